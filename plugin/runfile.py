@@ -1,0 +1,161 @@
+"""The run file: one YAML page that says what a capture records and that replays it.
+
+What lives here: the keys, their defaults, their checks, reading and writing.
+What does not: doing any of it (`stratalens.jobs`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stratalens.store.errors import InputError, near
+
+
+class StageEntry(BaseModel):
+    """One checkpoint to record: a folder, a revision of the model on its hub, or a LoRA adapter on it.
+
+    With none of `path`, `revision` and `adapter` the stage is the model itself.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    path: Path | None = None
+    revision: str | None = None
+    adapter: Path | None = None
+    order: int | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> StageEntry:
+        given = [key for key in ("path", "revision", "adapter") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"stage {self.name!r} gives {' and '.join(given)}; a stage has one source, keep one of them"
+            )
+        return self
+
+
+class RunFile(BaseModel):
+    """Everything `stratalens capture` needs to know.
+
+    Relative paths are taken from the folder of the run file, so that a run
+    replays from any working directory.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    prompts: Path
+    store: Path
+    stages: tuple[StageEntry, ...] = ()
+    sites: tuple[str, ...] = ("resid_post",)
+    layers: tuple[int, ...] | None = None
+    positions: tuple[str, ...] | Literal["all"] = ("last",)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    device: str | None = None
+    statistics: bool | tuple[str, ...] = True
+    by: str = "trained_stage"
+
+    @model_validator(mode="after")
+    def _distinct_stages(self) -> RunFile:
+        names = [stage.name for stage in self.stages]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"stage names must differ; given more than once: {', '.join(map(repr, twice))}")
+        return self
+
+
+def read_run_file(path: str | Path) -> RunFile:
+    """Read and check a run file.
+
+    Parameters
+    ----------
+    path
+        A YAML file with the keys of `RunFile`.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is not YAML, has unknown keys (the near ones are
+        named) or values of the wrong kind (which key, what was given).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"run file {path} does not exist. Give the path of a YAML file; its keys are {_keys()}"
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"run file {path} is not readable as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"run file {path} must hold `key: value` lines; its keys are {_keys()}")
+    try:
+        run = RunFile.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(_explain(path, error)) from error
+    return _anchored(run, path.resolve().parent)
+
+
+def write_run_file(run: RunFile, path: str | Path) -> None:
+    """Write the complete run, defaults spelled out, so that it replays exactly."""
+    target = Path(path)
+    text = yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    temporary = target.with_name(target.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(target)
+
+
+def _anchored(run: RunFile, folder: Path) -> RunFile:
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else folder / path.expanduser()
+
+    stages = tuple(
+        stage.model_copy(update={"path": absolute(stage.path), "adapter": absolute(stage.adapter)})
+        for stage in run.stages
+    )
+    # A model may be a hub name or a folder; only a folder that is there is a path.
+    model = str(folder / run.model) if (folder / run.model).is_dir() else run.model
+    update: dict[str, Any] = {
+        "model": model,
+        "stages": stages,
+        "prompts": absolute(run.prompts),
+        "store": absolute(run.store),
+    }
+    return run.model_copy(update=update)
+
+
+def _keys() -> str:
+    return ", ".join(RunFile.model_fields)
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = [f"run file {path} is wrong:"]
+    for problem in error.errors():
+        where = (
+            ".".join(str(part) for part in problem["loc"] if not _is_union_branch(part)) or "the whole file"
+        )
+        if problem["type"] == "extra_forbidden":
+            key = str(problem["loc"][-1])
+            valid = StageEntry.model_fields if problem["loc"][0] == "stages" else RunFile.model_fields
+            lines.append(f"  {where}: unknown key {key!r}; {near(key, valid)}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {where}: missing; add a line `{problem['loc'][-1]}: ...`")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(
+                f"  {where}: {message} (given: {problem['input']!r})" if problem["loc"] else f"  {message}"
+            )
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _is_union_branch(part: object) -> bool:
+    # pydantic adds the tried type of a union to the location; the user never wrote it
+    return isinstance(part, str) and (
+        part.startswith(("literal[", "tuple[", "function-", "constrained-")) or part in {"int", "bool"}
+    )
