@@ -67,13 +67,9 @@ def alternate(
     return timings
 
 
-def table(
-    timings: Mapping[str, Sequence[Timing]], baseline: str, extra: Mapping[str, str] | None = None
-) -> str:
+def table(timings: Mapping[str, Sequence[Timing]], baseline: str, extra: Mapping[str, str] | None = None) -> str:
     """Median (min .. max) seconds of each, and the median of its ratios to `baseline`, taken round by round."""
-    lines = [
-        f"{'':32s} {'wall s (min .. max)':>28s} {'cpu s':>9s} {'wall ratio (min .. max)':>28s} {'cpu ratio':>10s}"
-    ]
+    lines = [f"{'':32s} {'wall s (min .. max)':>28s} {'cpu s':>9s} {'wall ratio (min .. max)':>28s} {'cpu ratio':>10s}"]
     for name, runs in timings.items():
         wall = [run.wall for run in runs]
         pairs = list(zip(runs, timings[baseline], strict=True))

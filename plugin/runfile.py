@@ -86,9 +86,7 @@ def read_run_file(path: str | Path) -> RunFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"run file {path} does not exist. Give the path of a YAML file; its keys are {_keys()}"
-        )
+        raise InputError(f"run file {path} does not exist. Give the path of a YAML file; its keys are {_keys()}")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -137,9 +135,7 @@ def _keys() -> str:
 def _explain(path: Path, error: ValidationError) -> str:
     lines = [f"run file {path} is wrong:"]
     for problem in error.errors():
-        where = (
-            ".".join(str(part) for part in problem["loc"] if not _is_union_branch(part)) or "the whole file"
-        )
+        where = ".".join(str(part) for part in problem["loc"] if not _is_union_branch(part)) or "the whole file"
         if problem["type"] == "extra_forbidden":
             key = str(problem["loc"][-1])
             valid = StageEntry.model_fields if problem["loc"][0] == "stages" else RunFile.model_fields
@@ -148,9 +144,7 @@ def _explain(path: Path, error: ValidationError) -> str:
             lines.append(f"  {where}: missing; add a line `{problem['loc'][-1]}: ...`")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(
-                f"  {where}: {message} (given: {problem['input']!r})" if problem["loc"] else f"  {message}"
-            )
+            lines.append(f"  {where}: {message} (given: {problem['input']!r})" if problem["loc"] else f"  {message}")
     return "\n".join(dict.fromkeys(lines))
 
 
