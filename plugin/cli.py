@@ -1,0 +1,196 @@
+"""The command line. Each command is thin: it reads its arguments and calls `stratalens.jobs`.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stratalens.console import (
+    Debug,
+    emit_json,
+    emit_table,
+    emit_text,
+    guarded,
+    human_bytes,
+    note,
+)
+
+app = typer.Typer(
+    name="stratalens",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Activations of every layer and every training checkpoint, in one labelled store.",
+)
+
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="An activation store, e.g. run.zarr")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        emit_text(f"stratalens {version('stratalens')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    Debug.on = debug
+
+
+@app.command(epilog="Example: stratalens demo --quick --out /tmp/demo")
+@guarded
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the store, the report and the summary.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Entities, partition and training order of the data.", min=0)] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="The whole line in two minutes; proves nothing.")] = False,
+) -> None:
+    """Fine-tune a real model through six stages, record it, analyse it, report."""
+    from stratalens.recency.demo import run_demo
+
+    run_demo(out, seed=seed, quick=quick)
+
+
+@app.command(epilog="Example: stratalens forecast run.yaml")
+@guarded
+def forecast(run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")], as_json: AsJson = False) -> None:
+    """Bytes, files, tokens and memory of a capture; nothing is written."""
+    from stratalens.jobs import forecast_run
+    from stratalens.runfile import read_run_file
+
+    result = forecast_run(read_run_file(run_file))
+    if as_json:
+        emit_json(result)
+        return
+    shown = {key: human_bytes(value) if key.endswith("bytes") else value for key, value in result.items()}
+    emit_table(f"forecast of {run_file}", ["what", "how much"], list(shown.items()))
+
+
+@app.command(epilog="Example: stratalens capture run.yaml")
+@guarded
+def capture(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to record; see docs for its keys.")],
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on in a store that is there, or refuse one that is.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Record even if the disk seems too small.")] = False,
+) -> None:
+    """Record the activations of every stage of a run file."""
+    from stratalens.jobs import capture_run
+    from stratalens.runfile import read_run_file
+
+    store = capture_run(read_run_file(run_file), resume=resume, force=force)
+    note(f"recorded {store}")
+
+
+@app.command(epilog="Example: stratalens info run.zarr --json")
+@guarded
+def info(store: StorePath, as_json: AsJson = False) -> None:
+    """Dims, sites, size, completeness by stage and site, provenance."""
+    from stratalens.jobs import show_info
+    from stratalens.store.info import info as read_info
+
+    facts = read_info(store)
+    if as_json:
+        emit_json(facts)
+    else:
+        show_info(facts)
+
+
+@app.command(epilog="Example: stratalens verify run.zarr --repair")
+@guarded
+def verify(
+    store: StorePath,
+    as_json: AsJson = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mark damaged shards as missing, so that a resume records them again.")
+    ] = False,
+) -> None:
+    """Read everything back against its checksums; exit 1 if damaged."""
+    from stratalens.jobs import verify_job
+
+    report = verify_job(store, repair=repair)
+    if as_json:
+        emit_json(report)
+    else:
+        for problem in report["damaged"]:
+            emit_text(f"damaged\t{problem}")
+        for gap in report["missing"]:
+            emit_text(f"missing\t{gap}")
+        emit_text("ok" if report["ok"] else f"{len(report['damaged'])} damaged")
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: stratalens analyze run.zarr --by trained_stage --verbs centroids,probes")
+@guarded
+def analyze(
+    store: StorePath,
+    by: Annotated[str | None, typer.Option(help="Label column; default: the run's, else trained_stage.")] = None,
+    verbs: Annotated[
+        str, typer.Option(help="Comma-separated: centroids, probes, controls.")
+    ] = "centroids,probes,controls",
+    site: Annotated[str | None, typer.Option(help="Site to analyse; default: the first one recorded.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    scheduler: Annotated[str | None, typer.Option(metavar="URL", help="Address of a dask cluster.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Results folder; default: STORE.results.")] = None,
+    seed: Annotated[int, typer.Option(help="Splits, permutations and resamples.", min=0)] = 0,
+) -> None:
+    """Ask every layer and stage at once; labelled results beside the store."""
+    from stratalens.jobs import analyze_store
+
+    folder = analyze_store(
+        store,
+        by=by,
+        verbs=[verb.strip() for verb in verbs.split(",") if verb.strip()],
+        site=site,
+        backend=backend,
+        scheduler=scheduler,
+        out=out,
+        seed=seed,
+    )
+    note(f"wrote {folder}")
+
+
+@app.command(epilog="Example: stratalens report run.zarr -o report.html")
+@guarded
+def report(
+    store: StorePath,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
+    by: Annotated[str | None, typer.Option(help="Label column; default: the run's, else trained_stage.")] = None,
+) -> None:
+    """One standalone HTML page; analyses that are not there yet are run."""
+    from stratalens.jobs import report_store
+
+    note(f"wrote {report_store(store, out, by=by)}")
+
+
+@app.command(epilog="Example: stratalens export run.zarr --site resid_post --layer 12 --to layer12.npy")
+@guarded
+def export(
+    store: StorePath,
+    site: Annotated[str, typer.Option(help="A recorded site, e.g. resid_post.")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors or .npy file.")],
+    layer: Annotated[int | None, typer.Option(help="Block index; leave out for sites outside the blocks.")] = None,
+) -> None:
+    """One site at one layer, all stages, as a plain array file."""
+    from stratalens.jobs import export_site
+
+    export_site(store, site=site, layer=layer, target=to)
+    note(f"wrote {to}")
+
+
+def main() -> None:
+    """Entry point of the `stratalens` command."""
+    app()

@@ -1,0 +1,122 @@
+"""How the command line speaks: results on standard output, everything else on standard error.
+
+What lives here: tables, notes and the mapping from errors to exit codes.
+What does not: any command (`stratalens.cli`).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stratalens.store.errors import InputError, StratalensError
+
+P = ParamSpec("P")
+
+EXIT_FAILED = 1
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class Debug:
+    """Whether errors show their traceback; set once by the `--debug` option."""
+
+    on = False
+
+
+def note(message: str) -> None:
+    """One line to the person watching, on standard error."""
+    print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def emit_json(value: Mapping[str, Any]) -> None:
+    """The one JSON object of a `--json` run, on standard output."""
+    print(json.dumps(value, indent=2, default=str, allow_nan=False))  # noqa: T201
+
+
+def emit_text(text: str) -> None:
+    """Plain result text, on standard output."""
+    print(text)  # noqa: T201
+
+
+def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table: drawn on a terminal, tab-separated lines when piped."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        emit_text(f"# {title}")
+        for line in [list(columns), *rows]:
+            emit_text("\t".join(line))
+        return
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # markup in a stage or entity name is text, not a colour
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    Console().print(table)
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in binary units.
+
+    >>> human_bytes(3 * 2**30)
+    '3.0 GiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn errors raised on purpose into one clear message and the exit code of their kind.
+
+    2 when the input is wrong, 1 when data are damaged, the disk is full or
+    the job failed, 130 after Ctrl-C. Anything else is a defect and keeps its
+    traceback.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            note("interrupted; what was committed is kept, the same command goes on from there")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            # the reader of a pipe went away (`| head`): nothing is wrong here
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except StratalensError as error:
+            _show(error, str(error))
+            raise typer.Exit(EXIT_WRONG_INPUT if isinstance(error, InputError) else EXIT_FAILED) from None
+        except OSError as error:
+            _show(error, _explain(error))
+            raise typer.Exit(EXIT_FAILED) from None
+
+    return run
+
+
+def _show(error: BaseException, message: str) -> None:
+    if Debug.on:
+        traceback.print_exception(error, file=sys.stderr)
+    notes = "".join(f"\n  {extra}" for extra in getattr(error, "__notes__", ()))
+    note(f"error: {message}{notes}")
+
+
+def _explain(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"no space left on the disk{where}; what was committed is kept. Free some space, then run this again"
+    return f"{error.strerror or error}{where}"
