@@ -1,0 +1,147 @@
+"""Results kept beside the store (`run.zarr.results/`), so that an interrupted sweep goes on where it stopped.
+
+One labelled zarr group for each analysis and its parameters, with one chunk a
+slab; `done` says which slabs are in it. Its name is a hash of everything the
+results depend on, so that a result of other data or parameters is never used.
+Stores themselves are never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from stratalens.analyses.assemble import Layout
+from stratalens.analyses.labels import Array
+from stratalens.analyses.slabs import SiteData, Slab
+from stratalens.store.errors import InputError
+
+FORMAT = 1  # change it when the meaning of any cached result changes
+
+
+class SlabCache:
+    """Finished slabs of one analysis of one store."""
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.identity = identity
+        self._open: xr.Dataset | None = None
+        self._done: Array | None = None
+        self._layout: Layout | None = None
+        if path.exists():
+            self._load()
+
+    @classmethod
+    def beside(
+        cls, source: SiteData, name: str, params: dict[str, Any], rows: list[Array], must: bool = False
+    ) -> SlabCache | None:
+        """The cache of an analysis of this data; None where it cannot have one.
+
+        It needs a Dataset from open_store (its content key and its place) that is still lazy: values
+        changed in memory have no name that a cache could know them by.
+
+        Raises:
+            InputError: `must` is set, but the data has no cache; says why.
+        """
+        key, place = source.data.attrs.get("stratalens_key", ""), str(source.data.attrs.get("path", ""))
+        reason = None
+        if not key or not place:
+            reason = "the data does not come from stratalens.open_store(path)"
+        elif source.array.chunks is None:
+            reason = "the data is in memory or opened with chunks=None"
+        elif "://" in place or not os.access(Path(place).resolve().parent, os.W_OK):
+            reason = f"the folder of {place!r} cannot be written to"
+        if reason is not None:
+            if must:
+                raise InputError(f"results cannot be cached: {reason}; leave cache= out")
+            return None
+        identity = {
+            "format": FORMAT,
+            "analysis": name,
+            "site": source.site,
+            "store": key,
+            "array": source.array.data.name,  # dask's name: a hash of every selection and operation since opening
+            "rows": digest(rows),
+            "params": {k: digest(v) if isinstance(v, np.ndarray) else v for k, v in params.items()},
+        }
+        word = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:20]
+        readable = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:40]
+        return cls(results_folder(place) / f"{readable}-{word}", identity)
+
+    def get(self, slab: Slab) -> xr.Dataset | None:
+        """Result of one slab, None where it is not finished."""
+        if self._open is None or self._done is None or not self._done[slab.position]:
+            return None
+        found = self._open.isel(stage=slab.position[0], layer=slab.position[1]).drop_vars("done")
+        return found.load()
+
+    def put(self, slab: Slab, result: xr.Dataset, shape: tuple[int, int]) -> None:
+        """Keep the result of one slab; `done` is written last."""
+        if self._layout is None:
+            self._create(result, shape)
+        assert self._layout is not None
+        group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+        for name, values in zip(self._layout.names, self._layout.arrays(result, slab.where), strict=True):
+            _array(group, name)[slab.position] = values
+        _array(group, "done")[slab.position] = True
+
+    def _create(self, result: xr.Dataset, shape: tuple[int, int]) -> None:
+        """An empty group of the right shape, put in place by one rename."""
+        self._layout = Layout(result)
+        blank = [np.zeros((*shape, *result[n].shape), result[n].dtype) for n in self._layout.names]
+        whole = self._layout.dataset(blank)
+        whole["done"] = (("stage", "layer"), np.zeros(shape, bool))
+        whole.attrs["identity"] = json.dumps(self.identity, sort_keys=True, default=str)
+        chunks = {str(n): {"chunks": (1, 1, *(max(1, s) for s in v.shape[2:]))} for n, v in whole.data_vars.items()}
+        temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
+        whole.to_zarr(temporary, mode="w-", zarr_format=3, consolidated=False, encoding=chunks)
+        try:
+            temporary.rename(self.path)
+        except OSError:  # another process was first, with the same identity
+            shutil.rmtree(temporary)
+
+    def _load(self) -> None:
+        self._open = xr.open_zarr(self.path, chunks=None, consolidated=False)
+        stored = self._open.attrs.get("identity")
+        if stored != json.dumps(self.identity, sort_keys=True, default=str):
+            raise InputError(f"{self.path} does not belong to this analysis; remove it")
+        self._done = np.asarray(self._open["done"].values)
+        example = self._open.isel(stage=0, layer=0).drop_vars("done")
+        self._layout = Layout(example.drop_attrs(deep=False).load())
+
+
+def results_folder(store: str | Path) -> Path:
+    """Where results of a store are kept: `run.zarr` -> `run.zarr.results`."""
+    path = Path(store)
+    return path.with_name(path.name + ".results")
+
+
+def clear_results(store: str | Path) -> None:
+    """Remove all cached results of a store; the store itself is not touched."""
+    shutil.rmtree(results_folder(store), ignore_errors=True)
+
+
+def digest(value: Any) -> str:
+    """Hash of an array, or of a list of arrays: their values, shapes and dtypes."""
+    h = hashlib.sha256()
+    for array in value if isinstance(value, list) else [value]:
+        array = np.asarray(array)
+        h.update(f"{array.dtype.str}{array.shape}".encode())
+        h.update(repr(array.tolist()).encode() if array.dtype.kind in "OTU" else np.ascontiguousarray(array).tobytes())
+    return h.hexdigest()
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    found = group[name]
+    assert isinstance(found, zarr.Array)
+    return found
