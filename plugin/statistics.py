@@ -9,11 +9,14 @@ moments (Chan, Golub, LeVeque, "Algorithms for computing the sample variance",
 The American Statistician 37, 1983): deviations from the mean as rounded to
 float32, scaled to at most 1 so that their fourth powers neither overflow nor
 vanish, then corrected for what the rounding of the mean left over.
+
+On the CPU the statistics of a row do not depend, to the last bit, on the rows
+computed beside it, so that batch size and resumed runs change nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -38,8 +41,10 @@ PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 97, 99)
 
 # Values in a tile: on the CPU all intermediate results are made from a tile
 # while it is in the cache, elsewhere it bounds their memory (128 MiB each).
-_TILE_CPU = 1 << 18
+_TILE_CPU = 1 << 17
 _TILE_DEVICE = 1 << 25
+
+_LEAST_SCALE = 2.0**-120  # its reciprocal is finite in float32
 
 
 def activation_statistics(x: Tensor, feature_ndim: int = 1) -> dict[str, Tensor]:
@@ -70,8 +75,8 @@ def activation_statistics(x: Tensor, feature_ndim: int = 1) -> dict[str, Tensor]
     (5.099, 8.0, 0.0, 3.0)
     """
     leading = x.shape[: x.ndim - feature_ndim]
-    stacked = _over_tiles(_moments, x.detach().reshape(leading.numel(), -1))
-    return {name: stacked[i].reshape(leading) for i, name in enumerate(ACTIVATION_STATISTICS)}
+    found = _moments(x.detach().reshape(leading.numel(), -1))
+    return {name: found[i].reshape(leading) for i, name in enumerate(ACTIVATION_STATISTICS)}
 
 
 def output_statistics(logits: Tensor) -> dict[str, Tensor]:
@@ -102,83 +107,107 @@ def output_statistics(logits: Tensor) -> dict[str, Tensor]:
     """
     leading = logits.shape[:-1]
     rows = logits.detach().reshape(leading.numel(), -1)
-    moments = _over_tiles(_moments, rows)
+    names = ("entropy", "max_logprob", "logsumexp")
+    # one walk over the logits: each tile is converted and read once from memory
+    sums, distribution, percentile = _over_tiles(_of_logits, rows, 9 + 3 + len(PERCENTILES)).split_with_sizes([9, 3, len(PERCENTILES)])
+    moments = _from_sums(sums, rows.shape[-1])
     found = {f"logit_{name}": moments[i].reshape(leading) for i, name in enumerate(ACTIVATION_STATISTICS)}
-    entropy, max_logprob, logsumexp = (part.reshape(leading) for part in _over_tiles(_distribution, rows))
-    found.update(entropy=entropy, max_logprob=max_logprob, logsumexp=logsumexp)
-    percentile = _over_tiles(_percentiles, rows)
+    found.update({name: distribution[i].reshape(leading) for i, name in enumerate(names)})
     found["logit_percentile"] = percentile.T.reshape(*leading, len(PERCENTILES))
     return found
 
 
-def _over_tiles(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """Results (statistic, row) of a function of tiles of rows."""
-    parts = [function(tile) for tile in _tiles(rows)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _tiles(rows: Tensor) -> Iterator[Tensor]:
-    count = (_TILE_CPU if rows.device.type == "cpu" else _TILE_DEVICE) // max(rows.shape[-1], 1)
-    return iter(torch.split(rows, max(count, 1)))
+def _over_tiles(function: Callable[[Tensor], Tensor], rows: Tensor, count: int) -> Tensor:
+    """`function` of all rows (n, d), tile by tile, shape (count, n)."""
+    on_cpu = rows.device.type == "cpu"
+    size = max((_TILE_CPU if on_cpu else _TILE_DEVICE) // max(rows.shape[-1], 1), 2)
+    found = torch.empty((count, len(rows)), dtype=torch.float32, device=rows.device)
+    for start in range(0, len(rows), size):
+        tile = rows[start : start + size].float()
+        # torch sums a lone row in another order than one among others
+        alone = on_cpu and len(tile) == 1
+        result = function(tile.expand(2, -1).contiguous() if alone else tile)
+        found[:, start : start + size] = result[:, : len(tile)]
+    return found
 
 
 def _moments(rows: Tensor) -> Tensor:
     """The activation statistics of (n, d) rows, shape (8, n), in their order."""
-    x = rows.float()
-    low, high = torch.aminmax(x, dim=-1)
-    mean = x.mean(dim=-1)
-    l1 = torch.linalg.vector_norm(x, ord=1, dim=-1)
-    # the largest deviation; a constant row has none, also where its mean is rounded
-    scale = torch.where(high > low, torch.maximum(high - mean, mean - low), 0.0)
-    safe = torch.where(scale == 0, 1.0, scale)
-    c = (x - mean.unsqueeze(-1)).div_(safe.unsqueeze(-1))
-    r1 = c.mean(dim=-1)  # what the rounding of the mean left over: tiny
+    return _from_sums(_over_tiles(_sums, rows, 9), rows.shape[-1])
+
+
+def _sums(x: Tensor) -> Tensor:
+    """One tile's maximum, minimum, mean, l1, scale and raw moments of the scaled deviations, shape (9, n)."""
+    d = x.shape[-1]
+    high, low, mean, l1 = x.amax(dim=-1), x.amin(dim=-1), x.mean(dim=-1), x.abs().sum(dim=-1)
+    scale = torch.maximum(high - mean, mean - low).clamp_(min=_LEAST_SCALE)
+    c = (x - mean.unsqueeze(-1)).mul_(scale.reciprocal().unsqueeze(-1))
     c2 = c * c
-    r2 = c2.mean(dim=-1)
-    r3 = c.mul_(c2).mean(dim=-1)
-    r4 = c2.mul_(c2).mean(dim=-1)
+    r1 = c.mean(dim=-1)  # what the rounding of the mean left over: tiny
+    return torch.stack([high, low, mean, l1, scale, r1, _dot(c, c) / d, _dot(c, c2) / d, _dot(c2, c2) / d])
+
+
+def _from_sums(sums: Tensor, d: int) -> Tensor:
+    """The activation statistics, shape (8, n).
+
+    Only +, -, *, / and square roots: they round alike in vector and scalar
+    code, so a row's place among the others changes nothing.
+    """
+    high, low, mean, l1, scale, r1, r2, r3, r4 = sums
+    constant = high - low == 0
     # central moments from moments about a point that is off by r1
     square = r1 * r1
-    m2 = torch.where(scale == 0, 0.0, r2 - square)
+    m2 = (r2 - square).masked_fill_(constant, 0.0)
     m3 = r3 - 3 * r1 * r2 + 2 * r1 * square
     m4 = r4 - 4 * r1 * r3 + 6 * square * r2 - 3 * square * square
-    mean = torch.where(scale == 0, high, mean + r1 * safe)
+    mean = torch.where(constant, high, mean + r1 * scale)
     deviation = m2.sqrt()
-    std = deviation * safe
-    # sum x^2 = n (variance + mean^2): both terms positive, nothing cancels and nothing overflows
-    l2 = torch.hypot(std, mean) * x.shape[-1] ** 0.5
-    skewness = m3 / (m2 * deviation)
-    kurtosis = m4 / (m2 * m2) - 3
+    std = deviation * scale
+    # sum x^2 = d (variance + mean^2): both terms positive, so nothing cancels; in units of the larger one
+    unit = torch.maximum(std, mean.abs()).clamp_(min=_LEAST_SCALE)
+    l2 = ((std / unit).square() + (mean / unit).square()).mul_(d).sqrt_() * unit
     undefined = m2 == 0
-    nan = torch.nan
-    return torch.stack(
-        [l2, l1, mean, std, high, low, skewness.masked_fill(undefined, nan), kurtosis.masked_fill(undefined, nan)]
-    )
+    skewness = (m3 / (m2 * deviation)).masked_fill_(undefined, torch.nan)
+    kurtosis = (m4 / (m2 * m2) - 3).masked_fill_(undefined, torch.nan)
+    return torch.stack([l2, l1, mean, std, high, low, skewness, kurtosis])
 
 
-def _distribution(rows: Tensor) -> Tensor:
-    """Entropy, max_logprob and logsumexp of (n, vocabulary) logits, shape (3, n)."""
-    high = rows.amax(dim=-1).float()
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row-wise dot products in full float32, shape (n,)."""
+    if a.device.type == "cpu":
+        # one pass without a product array; BLAS, untouched by torch's reduced-precision matmul settings
+        return torch.from_numpy(np.vecdot(a.numpy(), b.numpy()))
+    return (a * b).sum(dim=-1)
+
+
+def _of_logits(z: Tensor) -> Tensor:
+    """Sums, distribution and percentiles of (n, vocabulary) float32 logits, one below the other."""
+    return torch.cat([_sums(z), _distribution(z), _percentiles(z)])
+
+
+def _distribution(z: Tensor) -> Tensor:
+    """Entropy, max_logprob and logsumexp of (n, vocabulary) float32 logits, shape (3, n)."""
+    high = z.amax(dim=-1)
     # exp(-200) is 0 in float32: clamping changes no sum, and keeps 0 * -inf away
-    z = (rows.float() - high.unsqueeze(-1)).clamp_(min=-200.0)
-    p = z.exp()
+    shifted = (z - high.unsqueeze(-1)).clamp_(min=-200.0)
+    p = shifted.exp()
     total = p.sum(dim=-1)
     log_total = total.log()
-    entropy = log_total - p.mul_(z).sum(dim=-1) / total
+    entropy = log_total - _dot(p, shifted) / total
     return torch.stack([entropy, -log_total, high + log_total])
 
 
-def _percentiles(rows: Tensor) -> Tensor:
-    """`PERCENTILES` of (n, d) rows, shape (percentile, n)."""
-    if rows.device.type == "cpu":
+def _percentiles(z: Tensor) -> Tensor:
+    """`PERCENTILES` of (n, d) float32 rows, shape (percentile, n)."""
+    if z.device.type == "cpu":
         # NumPy sorts with vector instructions: 20 times torch's speed at 49k values a row
-        ordered = torch.from_numpy(np.sort(rows.float().numpy(), axis=-1))
+        ordered = torch.from_numpy(np.sort(z.numpy(), axis=-1))
     else:
-        ordered = torch.sort(rows.float(), dim=-1).values
-    where = np.asarray(PERCENTILES) / 100 * (rows.shape[-1] - 1)
+        ordered = torch.sort(z, dim=-1).values
+    last = z.shape[-1] - 1
+    where = np.asarray(PERCENTILES) / 100 * last
     below = np.floor(where).astype(np.int64)
-    above = np.minimum(below + 1, rows.shape[-1] - 1)
-    fraction = torch.as_tensor(where - below, dtype=torch.float32, device=rows.device)
-    a = ordered[:, torch.as_tensor(below, device=rows.device)]
-    b = ordered[:, torch.as_tensor(above, device=rows.device)]
-    return torch.lerp(a, b, fraction).T
+    fraction = torch.as_tensor(where - below, dtype=torch.float32, device=z.device)
+    a = ordered[:, torch.as_tensor(below, device=z.device)]
+    b = ordered[:, torch.as_tensor(np.minimum(below + 1, last), device=z.device)]
+    return torch.where(fraction == 0, a, a + (b - a) * fraction).T
