@@ -36,6 +36,10 @@ class DamagedError(StratalensError):
     """Bytes on disk differ from their checksum, or a file is missing."""
 
 
+class NoSpaceError(InputError):
+    """The disk cannot hold what is to be written; what is committed is safe."""
+
+
 class NotRecordedError(StratalensError):
     """The rows asked for were never recorded (missing is not zero)."""
 

@@ -1,0 +1,275 @@
+"""Making a store, or finding that it is there and fits; adding sites to one that is."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata as packages
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stratalens.store import labels, metadata, provenance
+from stratalens.store.errors import DamagedError, InputError, StoreExistsError, near
+from stratalens.store.layout import MEMORY_LIMIT, choose_geometry
+from stratalens.store.locks import structure_lock
+from stratalens.store.manifest import Store, add_group, load, log
+from stratalens.store.schema import AXES, Variable, check_name, recorded_variable, with_flag
+from stratalens.store.storage import PRIVATE, TEMPORARY, LocalStorage
+
+RESERVED = ("stage", "stage_order", "weights_fingerprint", "layer", "token", "exposure")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("stratalens", "numpy", "zarr", "transformer-lens", "torch", "transformers"):
+        try:
+            found[name] = packages.version(name)
+        except packages.PackageNotFoundError:
+            continue
+    return found
+
+
+def _columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    for needed in ("entity", "entity_id"):
+        if needed not in entities:
+            raise InputError(f"entities has no {needed!r}: {near(needed, entities)}")
+    columns = {}
+    for name, values in entities.items():
+        check_name(name, "label column")
+        if name in RESERVED or (name in AXES and name != "entity"):
+            raise InputError(
+                f"label column {name!r} has the name of a dim or coordinate of the store: rename it "
+                f"(reserved: {', '.join(RESERVED)})"
+            )
+        columns[name] = labels.normalise(name, values)
+    rows = len(columns["entity"])
+    if rows == 0:
+        raise InputError("the table has no rows: a store needs at least one prompt")
+    for name, column in columns.items():
+        if len(column) != rows:
+            raise InputError(f"label column {name!r} has {len(column)} values, 'entity' has {rows}: give one for each")
+    if columns["entity"].dtype != object:
+        columns["entity"] = np.array([str(v) for v in columns["entity"]], dtype=object)
+    seen: dict[str, int] = {}
+    for row, text in enumerate(columns["entity"]):
+        if text in seen:
+            raise InputError(f"prompt id {text!r} stands in rows {seen[text]} and {row}: prompt ids must be unique")
+        seen[text] = row
+    return columns
+
+
+def _tokens(tokens: Sequence[str] | Sequence[int]) -> tuple[str, ...] | tuple[int, ...]:
+    found: list[Any] = list(tokens)
+    if not found or len(set(found)) != len(found):
+        raise InputError(f"positions must be one or more different ones, got {found}")
+    if all(isinstance(t, str) for t in found):
+        return tuple(str(t) for t in found)
+    if all(isinstance(t, int | np.integer) and not isinstance(t, bool) for t in found):
+        return tuple(int(t) for t in found)
+    raise InputError(f"positions must be all names or all offsets, got {found}")
+
+
+def _grouped(variables: Sequence[Variable], group: int, label_names: Sequence[str]) -> list[Variable]:
+    names: set[str] = {*label_names, *RESERVED, *AXES}
+    flag = recorded_variable(group)
+    coords: dict[str, tuple[int, ...]] = {}
+    for variable in [*variables, flag]:
+        if variable.name in names:
+            raise InputError(f"{variable.name!r} is the name of two arrays of the store: rename one of them")
+        names.add(variable.name)
+        for dim, values in variable.coords.items():
+            if coords.setdefault(dim, tuple(values)) != tuple(values):
+                raise InputError(f"{variable.name!r} gives dim {dim!r} other coordinate values than another variable")
+    if taken := names & set(coords):
+        raise InputError(f"{sorted(taken)[0]!r} is both a feature dim and an array of the store: rename one of them")
+    sizes: dict[str, tuple[str, int]] = {}
+    for variable in variables:
+        for dim, size in zip(variable.feature_dims, variable.shape, strict=True):
+            other, held = sizes.setdefault(dim, (variable.name, size))
+            if held != size:
+                raise InputError(
+                    f"{variable.name} has {size} along {dim!r}, {other} has {held}: give one of them another dim name"
+                )
+    return [*(with_flag(v, group) for v in variables), flag]
+
+
+def create(
+    path: str | os.PathLike[str],
+    *,
+    entities: Mapping[str, ArrayLike],
+    layers: Sequence[int],
+    tokens: Sequence[str] | Sequence[int],
+    variables: Sequence[Variable],
+    provenance: Mapping[str, Any] | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    block_size: int | None = None,
+    exist_ok: bool = True,
+    recorded_with: Mapping[str, str] | None = None,
+    storage: LocalStorage | None = None,
+) -> Store:
+    """Make a store at `path`, or open the one that is there if it fits what is asked.
+
+    Parameters
+    ----------
+    path
+        Folder of the store; its parent is created.
+    entities
+        Label columns, one value for each row: ``entity`` (unique prompt ids),
+        ``entity_id``, and any others.
+    layers
+        Block indices that are recorded (may be empty).
+    tokens
+        Names of the recorded positions, or right-aligned offsets ``-n .. -1``.
+    variables
+        What is recorded, without the `recorded` flags.
+    provenance
+        Store-level facts that refuse on mismatch, JSON.
+    memory_limit
+        Bytes that the two block buffers of a writer may take together.
+    block_size
+        Rows of a block, if the automatic choice is not wanted.
+    exist_ok
+        False refuses a store that is there already.
+    recorded_with
+        Library versions beyond the automatic ones; recorded, never compared.
+
+    Returns
+    -------
+    Store
+        Variables that an existing store does not have yet are added to it.
+
+    Raises
+    ------
+    InputError, MismatchError, StoreExistsError
+        Nothing was written.
+    """
+    storage = storage or LocalStorage(path)
+    columns = _columns(entities)
+    types = {name: labels.data_type(column) for name, column in columns.items()}
+    digest = labels.digest(columns)
+    given = metadata.plain(provenance or {}, "provenance")
+    axes = ([int(n) for n in layers], _tokens(tokens))
+    if len(set(axes[0])) != len(axes[0]):
+        raise InputError(f"layers must be different ones, got {axes[0]}")
+    if not variables:
+        raise InputError("nothing to record: give at least one variable")
+    for variable in variables:
+        if variable.has("layer") and not axes[0]:
+            raise InputError(f"{variable.name} has a layer dim but no layers are given: name the layers to record")
+    grouped = _grouped(variables, 0, list(columns))
+    rows = len(columns["entity"])
+    full = isinstance(axes[1][0], int)
+    geometry = choose_geometry(
+        grouped,
+        entities=rows,
+        layers=len(axes[0]),
+        tokens=len(axes[1]),
+        full_sequence=full,
+        memory_limit=memory_limit,
+        block_size=block_size,
+    )
+    if storage.root.exists() and not storage.root.is_dir():
+        raise StoreExistsError(f"{storage.root} is a file, a store is a folder: choose another path")
+    _refuse_foreign(storage)
+    try:
+        storage.make_folder(TEMPORARY)
+        storage.make_folder(f"{PRIVATE}/commits")
+        storage.make_folder(f"{PRIVATE}/claims")
+    except OSError as error:
+        raise InputError(f"{storage.root} cannot be written ({error.strerror}): choose another path") from error
+    with structure_lock(storage.path(PRIVATE)):
+        if storage.get(metadata.ROOT) is not None:
+            if not exist_ok:
+                raise StoreExistsError(f"{storage.root} holds a store already: choose another path, or resume it")
+            return _join(load(storage), columns, types, digest, axes, variables, given)
+        if storage.list(f"{PRIVATE}/commits"):
+            raise DamagedError(
+                f"{storage.root} holds recorded data but its zarr.json is gone: `stratalens verify --repair` puts back "
+                "the copy that the store keeps"
+            )
+        _clear_interrupted(storage)
+        store = Store(
+            storage=storage,
+            block_size=geometry.block_size,
+            entities=rows,
+            layers=tuple(axes[0]),
+            tokens=axes[1],
+            groups=(tuple(grouped),),
+            label_types=types,
+            label_digest=digest,
+            provenance=given,
+            recorded_with={**_versions(), **(recorded_with or {})},
+        )
+        write_labels(store, columns)
+        store = store.publish()
+        log(storage, "created")
+        return store
+
+
+def write_labels(store: Store, columns: Mapping[str, NDArray[Any]], *, only_damaged: bool = False) -> None:
+    """Write the chunk files of the label columns; with `only_damaged`, those that fail their checksum."""
+    files = []
+    for name, column in columns.items():
+        store.storage.make_folder(name)
+        for number, data in enumerate(labels.encode_chunks(column, store.label_chunk)):
+            key = f"{name}/c.{number}"
+            if only_damaged:
+                try:
+                    labels.decode_chunk(store.storage.get(key), labels.data_type(column), key)
+                except DamagedError:
+                    files.append((key, (data,)))
+            else:
+                files.append((key, (data,)))
+    if files:
+        store.storage.put_many(files)
+
+
+def _join(
+    store: Store,
+    columns: Mapping[str, NDArray[Any]],
+    types: Mapping[str, str],
+    digest: str,
+    axes: tuple[list[int], tuple[str, ...] | tuple[int, ...]],
+    variables: Sequence[Variable],
+    given: Mapping[str, Any],
+) -> Store:
+    provenance.check_same_table(store, entities=len(columns["entity"]), label_types=types, digest=digest)
+    provenance.check_axes(store, layers=axes[0], tokens=axes[1])
+    fresh = provenance.new_variables(store, variables)
+    provenance.compare(store, store.provenance, given)
+    write_labels(store, columns, only_damaged=True)
+    if not fresh:
+        return store
+    held = [name for name in store.layouts if name not in {v.name for v in fresh}]
+    grouped = _grouped(fresh, len(store.groups), [*columns, *held])
+    store = add_group(store, grouped)
+    log(store.storage, "variables added", names=[v.name for v in fresh])
+    return store
+
+
+def _refuse_foreign(storage: LocalStorage) -> None:
+    names = storage.list("")
+    if PRIVATE in names or not names:
+        return
+    if metadata.ROOT in names:
+        raise StoreExistsError(
+            f"{storage.root} holds a zarr hierarchy that stratalens did not write: choose another path"
+        )
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    raise StoreExistsError(f"{storage.root} is not empty and holds no store ({shown}): choose another path")
+
+
+def _clear_interrupted(storage: LocalStorage) -> None:
+    """Remove what a creation that never reached its root zarr.json has left."""
+    for name in storage.list(""):
+        if name == PRIVATE:
+            continue
+        folder = storage.path(name)
+        files = [f"{name}/{n}" for n in storage.list(name)]
+        if folder.is_dir() and not folder.is_symlink() and all(f.split("/")[1][:2] in ("c.", "za") for f in files):
+            storage.delete(files)
+            folder.rmdir()
+    storage.delete([metadata.ROOT_COPY])

@@ -1,0 +1,72 @@
+"""What a store holds, in one JSON-able dict: dims, sites, bytes, files, completeness, provenance."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from stratalens.store.manifest import load
+from stratalens.store.metadata import FORMAT_VERSION
+from stratalens.store.storage import LocalStorage
+
+
+def info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a store from its metadata and commit records; no data is read.
+
+    Returns
+    -------
+    dict
+        ``path, format, complete, dims, layers, tokens, labels, sites`` (for each
+        variable dims, dtype, hook, bytes), ``stages`` (name, order, fingerprint,
+        provenance), ``completeness`` ({stage: {variable: fraction of rows
+        committed}}), ``bytes, files, blocks, block_size, provenance, recorded_with``.
+    """
+    store = load(LocalStorage(path))
+    state = store.commits()
+    geometry = store.geometry
+    sizes = [stop - start for start, stop in (geometry.rows(b) for b in range(geometry.blocks))]
+    total = nfiles = 0
+    variables: dict[str, Any] = {}
+    grid: dict[str, dict[str, float]] = {s.name: {} for s in store.stages}
+    for name, layout in store.layouts.items():
+        present = state.present[store.group_of[name]]
+        files = int(present.sum())
+        total += files * layout.file_nbytes
+        nfiles += files
+        variable = layout.variable
+        variables[name] = {
+            "dims": dict(zip(variable.dims, layout.array_shape(len(store.stages), store.entities), strict=True)),
+            "dtype": variable.dtype,
+            "kind": variable.attrs.get("kind", ""),
+            "hook": variable.attrs.get("hook", ""),
+            "doc": variable.doc,
+            "bytes": files * layout.file_nbytes,
+        }
+        if variable.attrs.get("kind") != "flag":
+            for index, stage in enumerate(store.stages):
+                rows = sum(size for size, there in zip(sizes, present[index], strict=True) if there)
+                grid[stage.name][name] = rows / store.entities
+    return {
+        "path": str(store.storage.root),
+        "format": FORMAT_VERSION,
+        "complete": bool(state.present.all()) and bool(store.stages),
+        "dims": {
+            "stage": len(store.stages),
+            "layer": len(store.layers),
+            "entity": store.entities,
+            "token": len(store.tokens),
+        },
+        "layers": list(store.layers),
+        "tokens": list(store.tokens),
+        "labels": dict(store.label_types),
+        "sites": [n for n, v in variables.items() if v["kind"] == "site"],
+        "variables": variables,
+        "stages": [s.to_json() for s in sorted(store.stages, key=lambda s: s.order)],
+        "completeness": grid,
+        "bytes": total,
+        "files": nfiles,
+        "blocks": geometry.blocks,
+        "block_size": store.block_size,
+        "provenance": dict(store.provenance),
+        "recorded_with": dict(store.recorded_with),
+    }

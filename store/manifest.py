@@ -1,0 +1,267 @@
+"""What a store says about itself: variables, labels, stages, provenance; and how that changes.
+
+A `Store` is the parsed root zarr.json with the storage it came from. Stages and
+variables are added here, under the structure lock, by replacing the root
+atomically; blocks are committed in `writer` through `commits`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from stratalens.store import commits, labels, metadata
+from stratalens.store.checksum import crc32c
+from stratalens.store.errors import DamagedError, InputError
+from stratalens.store.layout import ArrayLayout, Geometry
+from stratalens.store.metadata import FORMAT_VERSION, Json
+from stratalens.store.schema import Variable
+from stratalens.store.storage import PRIVATE, LocalStorage
+
+HISTORY = f"{PRIVATE}/history.jsonl"
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One recorded training checkpoint."""
+
+    name: str
+    order: int
+    fingerprint: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> Json:
+        """Plain dict for the root zarr.json."""
+        return {
+            "name": self.name,
+            "order": self.order,
+            "fingerprint": self.fingerprint,
+            "provenance": dict(self.provenance),
+        }
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store as its root zarr.json describes it at one moment."""
+
+    storage: LocalStorage
+    block_size: int
+    entities: int
+    layers: tuple[int, ...]
+    tokens: tuple[str, ...] | tuple[int, ...]
+    groups: tuple[tuple[Variable, ...], ...]
+    label_types: Mapping[str, str]
+    label_digest: str
+    provenance: Mapping[str, Any]
+    recorded_with: Mapping[str, Any]
+    stages: tuple[StageEntry, ...] = ()
+    checksum: str = ""
+
+    @property
+    def path(self) -> str:
+        """Where the store is."""
+        return str(self.storage.root)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """How entities are cut into blocks."""
+        full = bool(self.tokens) and isinstance(self.tokens[0], int)
+        return Geometry(self.block_size, self.entities, len(self.layers), len(self.tokens), full)
+
+    @cached_property
+    def layouts(self) -> dict[str, ArrayLayout]:
+        """Layout of every data variable, `recorded` flags included."""
+        return {v.name: self.geometry.layout(v) for group in self.groups for v in group}
+
+    @cached_property
+    def group_of(self) -> dict[str, int]:
+        """Which group each variable was added with."""
+        return {v.name: number for number, group in enumerate(self.groups) for v in group}
+
+    @property
+    def label_chunk(self) -> int:
+        """Labels in one chunk file."""
+        return min(labels.LABEL_CHUNK, self.entities)
+
+    def stage_index(self, name: str) -> int | None:
+        """Position of a stage along the stage axis on disk."""
+        return next((i for i, s in enumerate(self.stages) if s.name == name), None)
+
+    def commits(self) -> commits.Commits:
+        """What is committed at this moment."""
+        return commits.load(self.storage, [s.name for s in self.stages], len(self.groups), self.geometry.blocks)
+
+    # -- documents ------------------------------------------------------------------
+    def coordinates(self) -> dict[str, tuple[Json, list[bytes]]]:
+        """Metadata and chunk files of the coordinates that are not labels."""
+        found: dict[str, tuple[Json, list[bytes]]] = {}
+
+        def add(name: str, values: Any, chunk: int, **attributes: Any) -> None:
+            column = labels.normalise(name, values)
+            dtype = labels.data_type(column)
+            found[name] = (
+                metadata.label_metadata(attributes.pop("dim", name), len(column), chunk, dtype, attributes),
+                labels.encode_chunks(column, chunk),
+            )
+
+        names = np.array([s.name for s in self.stages], dtype=object)
+        orders = np.array([s.order for s in self.stages], dtype=np.int64)
+        prints = np.array([s.fingerprint for s in self.stages], dtype=object)
+        # One stage in one file: adding a stage leaves the files of the others alone.
+        add("stage", names, 1, long_name="training checkpoint that was recorded")
+        add("stage_order", orders, 1, dim="stage", long_name="place of the stage in training")
+        add("weights_fingerprint", prints, 1, dim="stage", long_name="hash of the weights of the stage")
+        if self.layers:
+            add("layer", np.array(self.layers, dtype=np.int64), len(self.layers), long_name="block index")
+        tokens = np.array(self.tokens, dtype=np.int64 if isinstance(self.tokens[0], int) else object)
+        add("token", tokens, len(tokens), long_name="recorded position")
+        for group in self.groups:
+            for variable in group:
+                for dim, values in variable.coords.items():
+                    add(dim, np.array(values, dtype=np.int64), len(values))
+        return found
+
+    def arrays(self) -> dict[str, Json]:
+        """zarr.json of every array."""
+        documents = {name: document for name, (document, _) in self.coordinates().items()}
+        for name, dtype in self.label_types.items():
+            documents[name] = metadata.label_metadata("entity", self.entities, self.label_chunk, dtype, {})
+        for name, layout in self.layouts.items():
+            documents[name] = metadata.variable_metadata(layout, len(self.stages), self.entities)
+        return documents
+
+    def attributes(self) -> Json:
+        """Attributes of the root group."""
+        return {
+            "stratalens": {
+                "format_version": FORMAT_VERSION,
+                "block_size": self.block_size,
+                "entities": self.entities,
+                "layers": list(self.layers),
+                "tokens": list(self.tokens),
+                "groups": [[v.to_json() for v in group] for group in self.groups],
+                "labels": dict(self.label_types),
+                "label_digest": self.label_digest,
+                "provenance": dict(self.provenance),
+                "recorded_with": dict(self.recorded_with),
+                "stages": [s.to_json() for s in self.stages],
+            }
+        }
+
+    def publish(self, *, everything: bool = False) -> Store:
+        """Write metadata that is not yet as this object says, the root last; return the store as published."""
+        storage = self.storage
+        wanted: list[tuple[str, bytes]] = []
+        documents = self.arrays()
+        for name, (_, files) in self.coordinates().items():
+            wanted += [(f"{name}/c.{i}", data) for i, data in enumerate(files)]
+        wanted += [(f"{name}/zarr.json", metadata.canonical(document)) for name, document in documents.items()]
+        root = metadata.seal(self.attributes(), documents)
+        for name in documents:
+            storage.make_folder(name)
+        changed = [(k, (v,)) for k, v in wanted if everything or storage.get(k) != v]
+        if changed:
+            storage.put_many(changed)
+        for key in (metadata.ROOT_COPY, metadata.ROOT):
+            if storage.get(key) != root:
+                storage.put(key, root)
+        return load(storage)
+
+
+def load(storage: LocalStorage, *, copy: bool = False) -> Store:
+    """Read the root zarr.json (or the copy of it that the store keeps)."""
+    key = metadata.ROOT_COPY if copy else metadata.ROOT
+    where = str(storage.path(key))
+    raw = storage.get(key)
+    if raw is None:
+        raise absent(storage)
+    state = _state(raw, storage)
+    version = str(state.get("format_version", ""))
+    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+        raise InputError(
+            f"{storage.root} has format version {version!r}; this stratalens reads {FORMAT_VERSION.split('.')[0]}.x. "
+            "Install a newer one: pip install --upgrade stratalens"
+        )
+    state = metadata.unseal(raw, where)["attributes"]["stratalens"]
+    tokens = tuple(state["tokens"])
+    return Store(
+        storage=storage,
+        block_size=state["block_size"],
+        entities=state["entities"],
+        layers=tuple(state["layers"]),
+        tokens=tokens,
+        groups=tuple(tuple(Variable.from_json(v) for v in group) for group in state["groups"]),
+        label_types=dict(state["labels"]),
+        label_digest=state["label_digest"],
+        provenance=dict(state["provenance"]),
+        recorded_with=dict(state["recorded_with"]),
+        stages=tuple(
+            StageEntry(s["name"], s["order"], s["fingerprint"], dict(s["provenance"])) for s in state["stages"]
+        ),
+        checksum=state["checksum"],
+    )
+
+
+def _state(raw: bytes, storage: LocalStorage) -> Json:
+    try:
+        document = json.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        if storage.get(metadata.ROOT_COPY) is None:
+            raise InputError(f"{storage.root} holds a zarr.json that is not JSON ({error}): it is no store") from None
+        raise DamagedError(
+            f"{storage.path(metadata.ROOT)} was damaged or edited: it is not JSON. `stratalens verify --repair` puts "
+            "back the copy that the store keeps."
+        ) from error
+    state = document.get("attributes", {}).get("stratalens") if isinstance(document, dict) else None
+    if not isinstance(state, dict):
+        if storage.get(metadata.ROOT_COPY) is not None:
+            raise DamagedError(
+                f"{storage.path(metadata.ROOT)} lost its `stratalens` attribute. `stratalens verify --repair` puts "
+                "back the copy that the store keeps."
+            )
+        raise InputError(
+            f"{storage.root} is a zarr hierarchy that stratalens did not write: open it with xarray.open_zarr, or "
+            "choose another path to record to"
+        )
+    return state
+
+
+def absent(storage: LocalStorage) -> InputError:
+    """The error for a path that holds no store."""
+    root = storage.root
+    if not root.exists():
+        return InputError(f"there is no store at {root}: record one with stratalens.capture(..., {str(root)!r})")
+    if root.is_file():
+        return InputError(f"{root} is a file, a store is a folder: give the folder that holds zarr.json")
+    if storage.list(PRIVATE):
+        return InputError(
+            f"{root} is a store whose creation was interrupted, or whose zarr.json was removed: run the capture "
+            "again, or `stratalens verify --repair`"
+        )
+    inner = sorted(p.name for p in root.iterdir() if (p / PRIVATE).is_dir())
+    hint = f"; did you mean {root / inner[0]}?" if inner else ""
+    return InputError(f"{root} holds no store (no zarr.json){hint}")
+
+
+def add_stage(store: Store, entry: StageEntry) -> Store:
+    """The store with one more stage, published."""
+    return replace(store, stages=(*store.stages, entry)).publish()
+
+
+def add_group(store: Store, variables: Sequence[Variable]) -> Store:
+    """The store with one more group of variables, published; what is there is left as it is."""
+    return replace(store, groups=(*store.groups, tuple(variables))).publish()
+
+
+def log(storage: LocalStorage, event: str, **details: Any) -> None:
+    """Append one line to the history: the only place that holds times."""
+    body = json.dumps({"time": time.time(), "event": event, **details}, sort_keys=True, ensure_ascii=False)
+    line = f"{body} {crc32c(body.encode()):08x}\n".encode()
+    with storage.path(HISTORY).open("ab", buffering=0) as file:
+        file.write(line)

@@ -1,0 +1,130 @@
+"""Provenance that refuses: each field of what is being added against what the store holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stratalens.store.errors import InputError, MismatchError
+from stratalens.store.manifest import StageEntry, Store
+from stratalens.store.schema import Variable
+
+_MEND = {
+    "tokenizer_fingerprint": "load the tokenizer that the store was recorded with, or record to another store",
+    "token_ids_digest": "give the same prompts and tokenizer settings, or record to another store",
+    "label_digest": "give the same prompt table (rows, order and labels), or record to another store",
+    "processing": "load the model with the same processing flags, or record to another store",
+    "model": "give the model that the store was recorded with, or record to another store",
+    "positions": "ask for the same positions, or record to another store",
+    "hooks": "record through the same hook points, or to another store",
+    "dtype": "ask for the same dtype, or record to another store",
+}
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def mismatch(
+    store: Store, field: str, held: Any, given: Any, mend: str | None = None, where: str = ""
+) -> MismatchError:
+    """The error that names the field, both values and the mend."""
+    return MismatchError(
+        f"{field} differs{where}: {store.path} holds {_show(held)}, given is {_show(given)}. "
+        f"To mend it: {mend or _MEND.get(field, 'give the same value, or record to another store')}."
+    )
+
+
+def compare(store: Store, held: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> None:
+    """Raise for the first field, in sorted order, that is not the same on both sides."""
+    for field in sorted({*held, *given}):
+        if field not in held or field not in given or held[field] != given[field]:
+            raise mismatch(store, field, held.get(field), given.get(field), where=where)
+
+
+def check_same_table(store: Store, *, entities: int, label_types: Mapping[str, str], digest: str) -> None:
+    """Raise unless the rows and labels are those of the store."""
+    if entities != store.entities:
+        raise mismatch(
+            store, "number of prompts", store.entities, entities, "give the same prompt table; more prompts make "
+            "another store, and open_store([a, b]) joins the two"
+        )  # fmt: skip
+    if dict(label_types) != dict(store.label_types):
+        raise mismatch(store, "label columns", dict(store.label_types), dict(label_types), _MEND["label_digest"])
+    if digest != store.label_digest:
+        raise mismatch(store, "label_digest", store.label_digest, digest)
+
+
+def check_axes(store: Store, *, layers: Sequence[int], tokens: Sequence[Any]) -> None:
+    """Raise unless layers and positions are those of the store."""
+    if list(layers) != list(store.layers):
+        raise mismatch(store, "layers", list(store.layers), list(layers), "record the same layers, or another store")
+    if list(tokens) != list(store.tokens):
+        raise mismatch(store, "positions", list(store.tokens), list(tokens))
+
+
+def new_variables(store: Store, variables: Sequence[Variable]) -> list[Variable]:
+    """Those of `variables` that the store does not have; raises where a known one differs."""
+    held = {v.name: v for group in store.groups for v in group if v.attrs.get("kind") != "flag"}
+    fresh = []
+    for variable in variables:
+        if variable.name not in held:
+            fresh.append(variable)
+            continue
+        old = held[variable.name]
+        for field, mend in (
+            ("dtype", _MEND["dtype"]),
+            ("dims", "record the same site, or give it another name"),
+            ("shape", "record the same model, or give the site another name"),
+        ):
+            if getattr(old, field) != getattr(variable, field):
+                raise mismatch(
+                    store, f"{field} of {variable.name}", getattr(old, field), getattr(variable, field), mend
+                )
+        hook = old.attrs.get("hook")
+        if hook != variable.attrs.get("hook"):
+            raise mismatch(store, f"hook of {variable.name}", hook, variable.attrs.get("hook"), _MEND["hooks"])
+    wanted = {v.name for v in variables}
+    if absent := [name for name in held if name not in wanted]:
+        raise mismatch(
+            store, "variables", sorted(held), sorted(wanted),
+            f"record {', '.join(absent)} too (a block is recorded whole), or record to another store",
+        )  # fmt: skip
+    return fresh
+
+
+def check_stage(store: Store, entry: StageEntry, *, allow_same_weights: bool = False) -> int | None:
+    """Index of the stage if the store has it; raises where it differs from what is there."""
+    if not entry.name.strip() or entry.name in (".", "..") or any(c in "/\\" or ord(c) < 32 for c in entry.name):
+        raise InputError(
+            f"stage name {entry.name!r} is not usable: give a name without slashes and control characters that is "
+            "not empty, '.' or '..'"
+        )
+    index = store.stage_index(entry.name)
+    if index is not None:
+        held, where = store.stages[index], f" for stage {entry.name!r}"
+        if held.fingerprint != entry.fingerprint:
+            raise mismatch(
+                store, "weights_fingerprint", held.fingerprint, entry.fingerprint,
+                "load the weights this stage was recorded from, or give these weights a stage name of their own", where,
+            )  # fmt: skip
+        if held.order != entry.order:
+            raise mismatch(store, "stage_order", held.order, entry.order, "give the stage the same order", where)
+        compare(store, held.provenance, entry.provenance, where)
+        return index
+    for other in store.stages:
+        if other.order == entry.order:
+            raise mismatch(
+                store, "stage_order", f"{other.name}: {other.order}", f"{entry.name}: {entry.order}",
+                "give every stage an order of its own",
+            )  # fmt: skip
+        if other.fingerprint == entry.fingerprint and not allow_same_weights:
+            raise mismatch(
+                store, "weights_fingerprint", f"{other.name}: {other.fingerprint}",
+                f"{entry.name}: {entry.fingerprint}",
+                "two stages have the same weights; check the checkpoint's path or revision, or pass "
+                "allow_same_weights=True if that is meant",
+            )  # fmt: skip
+    return None

@@ -1,0 +1,116 @@
+"""File images: a block of one variable in memory exactly as it will lie on disk.
+
+Each inner chunk's C-ordered bytes are followed by room for its crc32c, and a
+shard ends with its index; so sealing a block is one pass over it and writing it
+needs no copy. Reading is in `slabs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratalens.store.checksum import crc32c, extend
+from stratalens.store.layout import CRC_BYTES, ArrayLayout
+from stratalens.store.schema import Variable
+
+_PIECE = 1 << 20
+
+
+def index_bytes(layout: ArrayLayout) -> bytes:
+    """The index of a shard with its crc32c: (offset, length) of every inner chunk; the same for all files."""
+    index = np.empty((layout.inner_count, 2), dtype="<u8")
+    index[:, 0] = np.arange(layout.inner_count, dtype=np.uint64) * layout.inner_stride
+    index[:, 1] = layout.inner_stride
+    raw = index.tobytes()
+    return raw + crc32c(raw).to_bytes(CRC_BYTES, "little")
+
+
+class FileImage:
+    """One file of one variable in memory.
+
+    Parameters
+    ----------
+    layout
+        Geometry of the variable.
+    memory
+        [array, shape: (layout.file_nbytes,), uint8]
+
+    Attributes
+    ----------
+    values
+        View of the memory [shape: (layer, token run, row, token in run, *features)] in storage dtype.
+    """
+
+    def __init__(self, layout: ArrayLayout, memory: NDArray[np.uint8]) -> None:
+        self.layout = layout
+        self.memory = memory
+        variable: Variable = layout.variable
+        dtype = variable.storage_dtype
+        inner = (layout.block_size, layout.token_chunk, *variable.shape)
+        steps = [dtype.itemsize]
+        for size in reversed(inner[1:]):
+            steps.append(steps[-1] * size)
+        if layout.sharded:
+            outer = (layout.token_chunks * layout.inner_stride, layout.inner_stride)
+        else:
+            outer = (layout.block_size * layout.row_nbytes, 0)
+        self.values: NDArray[np.generic] = np.ndarray(
+            (layout.layers, layout.token_chunks, *inner),
+            dtype=dtype,
+            buffer=memory.data,
+            strides=(*outer, *reversed(steps)),
+        )
+        self._index = index_bytes(layout) if layout.sharded else b""
+        self.digest = 0
+
+    def clear(self, rows: int) -> None:
+        """Fill what lies behind `rows` rows and behind the last token."""
+        fill = self.layout.variable.fill
+        self.values[:, :, rows:] = fill
+        behind = self.layout.tokens - (self.layout.token_chunks - 1) * self.layout.token_chunk
+        self.values[:, -1, :, behind:] = fill
+
+    def put(
+        self, layers: slice | NDArray[np.intp], rows: slice | NDArray[np.intp], values: NDArray[np.generic]
+    ) -> None:
+        """Copy values [shape: (layer, row, token, *features)] to their place."""
+        layout = self.layout
+        for run in range(layout.token_chunks):
+            first = run * layout.token_chunk
+            part = values[:, :, first : first + layout.token_chunk]
+            if isinstance(layers, slice):
+                self.values[layers, run][:, rows, : part.shape[2]] = part
+            else:
+                for position, layer in enumerate(layers):
+                    self.values[layer, run][rows, : part.shape[2]] = part[position]
+
+    def fill(self, rows: NDArray[np.intp]) -> None:
+        """Mark rows as never recorded."""
+        self.values[:, :, rows] = self.layout.variable.fill
+
+    def seal(self) -> Iterator[NDArray[np.uint8]]:
+        """Compute the checksums and yield the file's bytes piece by piece; `digest` is known afterwards.
+
+        The digest is the crc32c over the crc32c of every inner chunk, in order.
+        """
+        layout, memory = self.layout, self.memory
+        self.digest = 0
+        start = 0
+        for number in range(layout.inner_count):
+            at = number * layout.inner_stride
+            end = at + layout.inner_nbytes
+            crc = extend(0, memory[at:end]).to_bytes(CRC_BYTES, "little")
+            tail = memory[end : end + CRC_BYTES]
+            tail[:] = np.frombuffer(crc, dtype=np.uint8)
+            self.digest = extend(self.digest, tail)
+            # Written while it is still in the processor's cache.
+            if end + CRC_BYTES - start >= _PIECE:
+                yield memory[start : end + CRC_BYTES]
+                start = end + CRC_BYTES
+        if self._index:
+            memory[layout.file_nbytes - layout.index_nbytes :] = np.frombuffer(self._index, dtype=np.uint8)
+        if start < layout.file_nbytes:
+            yield memory[start:]

@@ -1,0 +1,229 @@
+"""Durable files: the few operations on a folder that the store is built from.
+
+Everything above speaks in keys (paths relative to the store) and in whole
+objects, never in open files, so another backend needs only these methods.
+`put_many` makes a set of objects durable before any of them becomes visible
+under its key: write to temporary names, fsync, rename, fsync the folders.
+What a commit means is decided in `manifest` and `writer`.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratalens.store.errors import DamagedError, InputError, NoSpaceError, StratalensError
+
+PRIVATE = ".stratalens"
+TEMPORARY = f"{PRIVATE}/tmp"
+
+Buffer = bytes | NDArray[Any]
+
+
+class LocalStorage:
+    """A store's folder on a local or mounted file system.
+
+    The `_`-methods are the only places that change the disk; tests replace
+    them to record, fail or reorder what happens there.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self._token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._counter = itertools.count()
+
+    def __repr__(self) -> str:
+        return f"LocalStorage({str(self.root)!r})"
+
+    def __reduce__(self) -> tuple[type[LocalStorage], tuple[str]]:
+        return type(self), (str(self.root),)
+
+    def path(self, key: str) -> Path:
+        """Path of a key."""
+        return self.root / key if key else self.root
+
+    # -- what changes the disk ------------------------------------------------
+    def _open(self, path: Path) -> int:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+    def _write(self, descriptor: int, data: memoryview) -> int:
+        return os.write(descriptor, data)
+
+    def _fsync(self, descriptor: int, path: Path) -> None:
+        os.fsync(descriptor)
+
+    def _rename(self, source: Path, target: Path) -> None:
+        source.replace(target)
+
+    def _fsync_folder(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _mkdir(self, path: Path) -> None:
+        path.mkdir()
+
+    def _unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    # -- folders ----------------------------------------------------------------
+    def make_folder(self, key: str) -> None:
+        """Create the folder of `key` and its parents, durably."""
+        path = self.path(key)
+        missing = []
+        while not path.is_dir():
+            missing.append(path)
+            path = path.parent
+        for folder in reversed(missing):
+            try:
+                self._mkdir(folder)
+            except FileExistsError:
+                if not folder.is_dir():
+                    raise InputError(f"{folder} is a file, a folder is needed there: choose another path") from None
+            self._fsync_folder(folder.parent)
+
+    # -- writing ------------------------------------------------------------------
+    def put(self, key: str, data: Buffer) -> None:
+        """Make one object durable under `key`, replacing what was there atomically."""
+        self.put_many([(key, (data,))])
+
+    def put_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> None:
+        """Make objects durable, then visible in the order given.
+
+        The pieces of each object may be generated while it is written. If
+        anything fails, none of the objects that were not yet visible is left.
+        """
+        written: list[tuple[Path, str, int]] = []
+        try:
+            for key, pieces in objects:
+                temporary = self.path(f"{TEMPORARY}/{self._token}-{next(self._counter)}")
+                descriptor = self._open(temporary)
+                written.append((temporary, key, descriptor))
+                for piece in pieces:
+                    view = (memoryview(piece) if isinstance(piece, bytes) else piece.data).cast("B")
+                    while view.nbytes:
+                        view = view[self._write(descriptor, view) :]
+            for position, (temporary, key, descriptor) in enumerate(written):
+                self._fsync(descriptor, temporary)
+                written[position] = (temporary, key, -1)
+                os.close(descriptor)
+            folders: dict[Path, None] = {}
+            for temporary, key, _ in written:
+                target = self.path(key)
+                self._rename(temporary, target)
+                folders[target.parent] = None
+            for folder in folders:
+                self._fsync_folder(folder)
+        except BaseException as error:
+            for temporary, _, descriptor in written:
+                if descriptor >= 0:
+                    os.close(descriptor)
+                if temporary.exists():
+                    self._unlink(temporary)
+            if isinstance(error, OSError):
+                raise self._explain(error) from error
+            raise
+
+    def _explain(self, error: OSError) -> StratalensError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(self.root).free if self.root.is_dir() else 0
+            return NoSpaceError(
+                f"no space left for {self.root} ({error.strerror}; {free / 1e6:.0f} MB free): what was committed so "
+                "far is safe. Free some space and run the same call again; it resumes."
+            )
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return InputError(
+                f"{self.root} cannot be written ({error.strerror}): make it writable or choose another path"
+            )
+        return StratalensError(
+            f"writing to {self.root} failed: {error}. What was committed so far is safe; run the same call again "
+            "to resume."
+        )
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects (those that are not there are ignored), durably."""
+        folders: dict[Path, None] = {}
+        for key in keys:
+            path = self.path(key)
+            self._unlink(path)
+            folders[path.parent] = None
+        for folder in folders:
+            if folder.is_dir():
+                self._fsync_folder(folder)
+
+    def remove_temporaries(self, own_only: bool) -> None:
+        """Remove temporary files: this writer's, or everybody's (only under the exclusive lock)."""
+        folder = self.path(TEMPORARY)
+        if folder.is_dir():
+            for path in folder.iterdir():
+                if not own_only or path.name.startswith(self._token + "-"):
+                    self._unlink(path)
+
+    # -- reading --------------------------------------------------------------------
+    def get(self, key: str) -> bytes | None:
+        """Bytes of an object, or None where there is none."""
+        try:
+            return self.path(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, folder: str) -> list[str]:
+        """Sorted names in a folder (empty where it does not exist)."""
+        try:
+            return sorted(p.name for p in self.path(folder).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object, or None where there is none."""
+        try:
+            return self.path(key).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def open_read(self, key: str) -> ReadHandle | None:
+        """Handle for positioned reads, or None where there is no object."""
+        try:
+            return ReadHandle(os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise DamagedError(f"{self.path(key)} cannot be read: {error}") from error
+
+
+class ReadHandle:
+    """Positioned reads straight into memory; a context manager."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __enter__(self) -> ReadHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
+        """Fill the buffers one after the other from `offset`; False if the object ends before."""
+        pending = [b.data.cast("B") for b in buffers if b.nbytes]
+        while pending:
+            got = os.preadv(self._descriptor, pending[:512], offset)
+            if got == 0:
+                return False
+            offset += got
+            while pending and got >= pending[0].nbytes:
+                got -= pending.pop(0).nbytes
+            if got:
+                pending[0] = pending[0][got:]
+        return True
