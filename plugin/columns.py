@@ -14,27 +14,25 @@ import numpy as np
 import pandas as pd
 
 from stratalens.store.errors import InputError
+from stratalens.store.schema import AXES, OUTPUTS, STATISTICS
 
-# Names that the store gives to its own dims, coordinates and variables. A label
-# of the same name would be two things in one Dataset. A store refuses what
-# collides with the sites that it really holds; this list is checked before any
-# model is loaded.
-_DIMS = ("stage", "layer", "token", "d_model", "d_mlp", "head", "d_head", "kv_head", "percentile")
-_COORDS = ("stage_order", "weights_fingerprint", "recorded", "exposure")
-_OUTPUTS = (
-    "loss", "running_loss", "answer_loss", "entropy", "max_logprob", "logsumexp",
-    "logit_max", "logit_min", "logit_mean", "logit_std", "logit_l1", "logit_l2",
-    "logit_skewness", "logit_kurtosis", "logit_percentile",
-)  # fmt: skip
+# Sites that have a short name; `stratalens.sites` would know them too, but a
+# prompt table should be checked without loading torch.
 _SITES = (
     "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_pre", "mlp_post",
     "mlp_out", "z", "q", "k", "v", "result", "pattern", "attn_scores", "embed", "pos_embed", "ln_final",
 )  # fmt: skip
-_STATISTICS = ("l2", "l1", "mean", "std", "max", "min", "skewness", "kurtosis")
+_FEATURES = ("d_model", "d_mlp", "head", "d_head", "kv_head", "percentile")
+_COORDS = ("stage_order", "weights_fingerprint", "recorded", "exposure", "entity_text")
 
 RESERVED = frozenset(
-    (*_DIMS, *_COORDS, *_OUTPUTS, *_SITES, *(f"{site}_{name}" for site in _SITES for name in _STATISTICS))
-)
+    (*AXES, *_FEATURES, *_COORDS, *OUTPUTS, "logit_percentile", "answer_loss", *_SITES)
+    + tuple(f"{site}_{name}" for site in _SITES for name in STATISTICS)
+) - {"entity"}
+"""Names that the store gives to its own dims, coordinates and variables, which no label may have.
+
+What collides with a site that has no short name is refused when the store is made.
+"""
 
 
 def name_rows(rows: Iterable[int], limit: int = 8) -> str:
@@ -139,8 +137,6 @@ def label_values(column: pd.Series[Any], source: str) -> np.ndarray[Any, Any]:
         if column.isna().any():
             raise _missing(name, source, missing_rows(column))
         column = column.astype(column.cat.categories.dtype)
-    if column.dtype == object:
-        column = pd.Series(column.infer_objects(), name=column.name)
     if column.dtype == object:
         return _from_objects(column, name, source)
     kind = getattr(column.dtype, "kind", "O")

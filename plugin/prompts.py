@@ -180,9 +180,6 @@ def _checked_columns(frame: pd.DataFrame, source: str) -> dict[str, pd.Series[An
     if not len(frame):
         raise InputError(f"{source}: the table has columns but no rows; nothing would be recorded")
     frame = frame.reset_index(drop=True)
-    for clash in ("entity_text",):
-        if clash in names:
-            raise InputError(f"{source}: column {clash!r} is the store's name for the text of 'entity'; rename it")
     return {name: frame[name] for name in names}
 
 

@@ -109,7 +109,9 @@ def output_statistics(logits: Tensor) -> dict[str, Tensor]:
     rows = logits.detach().reshape(leading.numel(), -1)
     names = ("entropy", "max_logprob", "logsumexp")
     # one walk over the logits: each tile is converted and read once from memory
-    sums, distribution, percentile = _over_tiles(_of_logits, rows, 9 + 3 + len(PERCENTILES)).split_with_sizes([9, 3, len(PERCENTILES)])
+    sums, distribution, percentile = _over_tiles(_of_logits, rows, 9 + 3 + len(PERCENTILES)).split_with_sizes(
+        [9, 3, len(PERCENTILES)]
+    )
     moments = _from_sums(sums, rows.shape[-1])
     found = {f"logit_{name}": moments[i].reshape(leading) for i, name in enumerate(ACTIVATION_STATISTICS)}
     found.update({name: distribution[i].reshape(leading) for i, name in enumerate(names)})

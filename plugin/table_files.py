@@ -135,8 +135,9 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
 
 
 def _inferred(values: list[Any]) -> Any:
-    nested = any(isinstance(value, list | dict) for value in values)
-    return pd.Series(values, dtype=object) if nested else pd.array(values)
+    # text stays what it is: pandas' own text arrays fail on what has no UTF-8 form, without saying where
+    objects = any(isinstance(value, str | list | dict) for value in values)
+    return pd.Series(values, dtype=object) if objects else pd.array(values)
 
 
 def _read_parquet(file: Path) -> pd.DataFrame:
