@@ -31,7 +31,8 @@ def exposure(ds: Data, groups: Groups) -> xr.DataArray | None:
     known = ds.get("exposure") if isinstance(ds, xr.Dataset) else ds.coords.get("exposure")
     if known is not None and groups.by == "trained_stage" and "entity" in known.dims:
         rows = [int(np.flatnonzero(groups.codes == g)[0]) for g in range(len(groups))]
-        return known.isel(entity=rows).rename(entity="group").drop_vars(_extra(known)).assign_coords(group=groups.names)
+        known = known.drop_vars(_extra(known)).isel(entity=rows).compute(scheduler="synchronous")
+        return known.rename(entity="group").assign_coords(group=groups.names)
     orders = stage_orders(ds)
     names = [str(name) for name in groups.names]
     if orders is None or "stage" not in ds.dims or not all(name in orders for name in names):
