@@ -25,10 +25,10 @@ _SITES = (
 _FEATURES = ("d_model", "d_mlp", "head", "d_head", "kv_head", "percentile")
 _COORDS = ("stage_order", "weights_fingerprint", "recorded", "exposure", "entity_text")
 
-RESERVED = frozenset(
-    (*AXES, *_FEATURES, *_COORDS, *OUTPUTS, "logit_percentile", "answer_loss", *_SITES)
-    + tuple(f"{site}_{name}" for site in _SITES for name in STATISTICS)
-) - {"entity"}
+_OUTPUTS = (*OUTPUTS, "logit_percentile", "answer_loss")
+_STATISTICS = (f"{site}_{name}" for site in _SITES for name in STATISTICS)
+
+RESERVED = frozenset((*AXES, *_FEATURES, *_COORDS, *_OUTPUTS, *_SITES, *_STATISTICS)) - {"entity"}
 """Names that the store gives to its own dims, coordinates and variables, which no label may have.
 
 What collides with a site that has no short name is refused when the store is made.

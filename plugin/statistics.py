@@ -201,11 +201,9 @@ def _distribution(z: Tensor) -> Tensor:
 
 def _percentiles(z: Tensor) -> Tensor:
     """`PERCENTILES` of (n, d) float32 rows, shape (percentile, n)."""
-    if z.device.type == "cpu":
-        # NumPy sorts with vector instructions: 20 times torch's speed at 49k values a row
-        ordered = torch.from_numpy(np.sort(z.numpy(), axis=-1))
-    else:
-        ordered = torch.sort(z, dim=-1).values
+    # NumPy sorts with vector instructions: 20 times torch's speed on the CPU at 49k values a row
+    on_cpu = z.device.type == "cpu"
+    ordered = torch.from_numpy(np.sort(z.numpy(), axis=-1)) if on_cpu else z.sort(dim=-1).values
     last = z.shape[-1] - 1
     where = np.asarray(PERCENTILES) / 100 * last
     below = np.floor(where).astype(np.int64)
