@@ -1,0 +1,237 @@
+"""From activations of one token to fitted probes: every method behind one call, penalties chosen where asked.
+
+Which rows train which probe comes from probe_plan.py; how each method is solved is in logistic.py, softmax.py
+and closed_form.py. Nothing here scores a probe, except to choose a penalty inside its training rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stratalens.analyses import closed_form
+from stratalens.analyses.backend import logistic_estimator, resolve, to_numpy
+from stratalens.analyses.logistic import LinearFit, fit_logistic
+from stratalens.analyses.pairs import MULTICLASS, ORDINAL, training_signs
+from stratalens.analyses.softmax import fit_softmax
+from stratalens.store.errors import InputError, near
+
+Floats = npt.NDArray[np.floating]
+METHODS = ("logistic", *closed_form.METHODS)
+SOLVERS = ("batched", "library")
+# Tried by C="cv": from a nearly constant probe to a nearly unpenalised one.
+CANDIDATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How probes are fitted; the fields are the arguments of `probe`."""
+
+    method: str = "logistic"
+    C: float | str | Sequence[float] = 0.1
+    standardize: bool = False
+    solver: str = "batched"
+    tol: float = 1e-6
+    backend: str = "cpu"
+    kind: str = "binary"
+
+    @property
+    def candidates(self) -> tuple[float, ...]:
+        """Inverse penalties to choose from; one where it is given."""
+        if isinstance(self.C, str):
+            return CANDIDATES
+        return tuple(float(c) for c in np.atleast_1d(np.asarray(self.C, dtype=np.float64)))
+
+    def check(self, folds: int) -> None:
+        """Refuse what cannot be fitted.
+
+        Raises:
+            InputError: an unknown method, solver or penalty, or a combination that has no meaning.
+        """
+        if self.method not in METHODS:
+            raise InputError(f"method={self.method!r}: {near(str(self.method), METHODS)}")
+        if self.solver not in SOLVERS:
+            raise InputError(f"solver={self.solver!r}: {near(str(self.solver), SOLVERS)}")
+        if self.solver == "library" and (self.method != "logistic" or self.kind != "binary"):
+            raise InputError("solver='library' is for logistic probes of two classes; leave solver= out")
+        if self.kind == MULTICLASS and self.method != "logistic":
+            raise InputError(f"pairs='multiclass' needs method='logistic', not {self.method!r}")
+        if self.kind == ORDINAL and self.method not in ("ridge", "logistic"):
+            raise InputError(f"pairs='ordinal' is a ridge regression; method={self.method!r} has no meaning there")
+        if isinstance(self.C, str) and self.C != "cv":
+            raise InputError(f"C={self.C!r}; give a positive number, a list of them, or 'cv'")
+        candidates = self.candidates
+        if not candidates or not all(np.isfinite(c) and c > 0 for c in candidates):
+            raise InputError(f"C={self.C!r}; inverse penalties must be positive and finite, e.g. 0.1")
+        if not self.tol > 0:
+            raise InputError(f"tol={self.tol}; it must be positive, e.g. 1e-6")
+        if len(candidates) > 1:
+            if self.method in ("lda", "diffmeans"):
+                raise InputError(f"method={self.method!r} has no penalty to choose; leave C= out")
+            if folds < 3:
+                raise InputError(f"choosing C inside the training folds needs at least 3 folds, not {folds}")
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Fitted probes of one token.
+
+    Attributes:
+        coef: [array-like, shape: (pair, folds + 1, d)], or (group, folds + 1, d) for multiclass; the refit last.
+        intercept: [array-like, shape: (pair or group, folds + 1)] float64.
+        converged: [array-like, shape: (pair, folds + 1)].
+        iterations: [array-like, shape: (pair, folds + 1)].
+        penalty: [array-like, shape: (pair, folds + 1)] the C of each fit.
+    """
+
+    coef: Floats
+    intercept: npt.NDArray[np.float64]
+    converged: npt.NDArray[np.bool_]
+    iterations: npt.NDArray[np.int64]
+    penalty: npt.NDArray[np.float64]
+
+
+def fit_probes(
+    X: Floats,
+    signs: npt.NDArray[np.int8],
+    codes: npt.NDArray[np.int64],
+    fold: npt.NDArray[np.int64],
+    folds: int,
+    trainable: npt.NDArray[np.bool_],
+    settings: Settings,
+) -> Probes:
+    """Fit every probe without each fold, and on all training rows.
+
+    Args:
+        X: [array-like, shape: (n, d)] activations of one token.
+        signs: [array-like, shape: (n, pair)] targets, as in `Contrasts`.
+        codes: [array-like, shape: (n,)] group of each row.
+        fold: [array-like, shape: (n,)].
+        folds: their number.
+        trainable: [array-like, shape: (n,)] rows that may be trained on.
+        settings: how.
+    """
+    fit = _fitter(X, codes, settings)
+    targets = training_signs(signs, fold, folds, trainable)
+    candidates = settings.candidates
+    if len(candidates) == 1:
+        penalty = np.full(targets.shape[1:], candidates[0])
+    else:
+        penalty = _choose(fit, X, signs, codes, fold, folds, trainable, settings)
+    found = fit(targets, penalty)
+    shape = targets.shape[1:]
+    return Probes(
+        found.coef.reshape(-1, shape[1], X.shape[1]),
+        found.intercept.reshape(-1, shape[1]),
+        found.converged.reshape(shape),
+        found.iterations.reshape(shape),
+        penalty,
+    )
+
+
+Fitter = Callable[[npt.NDArray[np.int8], npt.NDArray[np.float64]], LinearFit]
+
+
+def _fitter(X: Floats, codes: npt.NDArray[np.int64], settings: Settings) -> Fitter:
+    """Function of (targets (n, P, K), C (P, K)) that fits P * K probes (multiclass: classes * K), K fastest."""
+    backend = resolve(settings.backend)
+
+    def fit(targets: npt.NDArray[np.int8], C: npt.NDArray[np.float64]) -> LinearFit:
+        flat = targets.reshape(len(X), -1)
+        if settings.kind == ORDINAL:
+            return closed_form.fit_order(
+                X, targets, codes, codes.astype(np.float64), alpha=1 / C.ravel(), standardize=settings.standardize
+            )
+        if settings.kind == MULTICLASS:
+            return fit_softmax(
+                X, codes, targets[:, 0] != 0, C=C.ravel(), standardize=settings.standardize, tol=settings.tol,
+                backend=backend,
+            )  # fmt: skip
+        if settings.method != "logistic":
+            return closed_form.fit_closed_form(
+                X, targets, codes, settings.method, alpha=1 / C.ravel(), standardize=settings.standardize
+            )
+        if settings.solver == "library":
+            return _fit_library(X, flat, C.ravel(), settings)
+        return fit_logistic(
+            X, flat, C=C.ravel(), standardize=settings.standardize, blocks=codes, tol=settings.tol, backend=backend
+        )
+
+    return fit
+
+
+def _fit_library(X: Floats, signs: npt.NDArray[np.int8], C: npt.NDArray[np.float64], settings: Settings) -> LinearFit:
+    """One scikit-learn or cuML fit after the other; the reference that the batched solver is held to."""
+    backend = resolve(settings.backend)
+    coef = np.zeros((signs.shape[1], X.shape[1]), dtype=X.dtype)
+    intercept = np.zeros(len(coef))
+    iterations = np.zeros(len(coef), dtype=np.int64)
+    limit = 5000
+    for i in range(len(coef)):
+        rows = np.flatnonzero(signs[:, i])
+        inside = X[rows]
+        mean, scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
+        if settings.standardize:
+            mean, scale = inside.mean(axis=0, dtype=np.float64), inside.std(axis=0, dtype=np.float64)
+            scale[scale == 0] = 1
+            inside = ((inside - mean) / scale).astype(X.dtype)
+        model: Any = logistic_estimator(backend, C=float(C[i]), tol=settings.tol, max_iter=limit)
+        model.fit(backend.asarray(inside), backend.asarray((signs[rows, i] > 0).astype(X.dtype)))
+        coef[i] = to_numpy(model.coef_).ravel() / scale
+        intercept[i] = float(to_numpy(model.intercept_).ravel()[0]) - float(coef[i] @ mean)
+        iterations[i] = int(np.max(to_numpy(np.asarray(model.n_iter_))))
+    return LinearFit(coef, intercept, iterations < limit, iterations)
+
+
+def _choose(
+    fit: Fitter, X: Floats, signs: npt.NDArray[np.int8], codes: npt.NDArray[np.int64],
+    fold: npt.NDArray[np.int64], folds: int, trainable: npt.NDArray[np.bool_], settings: Settings,
+) -> npt.NDArray[np.float64]:  # fmt: skip
+    """The penalty of every fit, by cross-validation inside its own training rows, shape (pair, folds + 1).
+
+    A fit without folds i and j says how well a penalty does on j for the probe that leaves out i, and the other way
+    round; a fit without fold i alone says it for the refit. The smallest mean loss wins, the stronger penalty
+    where two are equal.
+    """
+    left_out = [*combinations(range(folds), 2), *((i,) for i in range(folds))]
+    inside = np.stack([trainable & ~np.isin(fold, out) for out in left_out], axis=1)
+    targets = signs[:, :, None] * inside.astype(np.int8)[:, None, :]
+    candidates = sorted(settings.candidates)
+    loss = np.zeros((len(candidates), signs.shape[1], folds + 1))
+    for c, value in enumerate(candidates):
+        found = fit(targets, np.full(targets.shape[1:], value))
+        coef = found.coef.reshape(-1, len(left_out), X.shape[1])
+        intercept = found.intercept.reshape(-1, len(left_out))
+        for s, out in enumerate(left_out):
+            for judge in out:
+                rows = np.flatnonzero((fold == judge) & trainable)
+                score = coef[:, s] @ X[rows].T + intercept[:, s, None]
+                owner = folds if len(out) == 1 else (out[0] if judge == out[1] else out[1])
+                loss[c, :, owner] += _loss(score, signs[rows], codes[rows], settings)
+    return np.asarray(np.asarray(candidates)[loss.argmin(axis=0)], dtype=np.float64)
+
+
+def _loss(
+    score: Floats, signs: npt.NDArray[np.int8], codes: npt.NDArray[np.int64], settings: Settings
+) -> npt.NDArray[np.float64]:
+    """Mean loss of each probe on its own rows of `signs`, shape (pair,)."""
+    member = (signs != 0).T
+    score = score.astype(np.float64)
+    if settings.kind == MULTICLASS:
+        rows = member[0]
+        top = score.max(axis=0)
+        total = top + np.log(np.exp(score - top).sum(axis=0))
+        right = score[np.maximum(codes, 0), np.arange(len(codes))]
+        return np.array([(total - right)[rows].mean()])
+    if settings.kind == ORDINAL:
+        each = (score - codes) ** 2
+    elif settings.method == "ridge":
+        each = (score - signs.T) ** 2
+    else:
+        each = np.logaddexp(0, -signs.T * score)
+    return np.asarray((each * member).sum(axis=1) / np.maximum(member.sum(axis=1), 1), dtype=np.float64)

@@ -1,0 +1,189 @@
+"""Probes of one slab: fitted, scored on entities they never saw, with intervals and nulls, as a small Dataset.
+
+What all slabs share is in probe_plan.py; the verb in probes.py runs this on every stage and layer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from scipy.stats import rankdata
+
+from stratalens.analyses import scoring
+from stratalens.analyses.estimators import Probes, Settings, fit_probes
+from stratalens.analyses.folds import entity_strata
+from stratalens.analyses.pairs import MULTICLASS, ORDINAL
+from stratalens.analyses.probe_plan import Plan
+from stratalens.analyses.slabs import Slab
+from stratalens.store.errors import InputError
+
+Floats = npt.NDArray[np.floating]
+# What `accuracy` is called for each kind of probe.
+QUALITY = {"binary": "accuracy", MULTICLASS: "accuracy", ORDINAL: "r2"}
+Variables = dict[str, tuple[tuple[str, ...], npt.NDArray[np.generic]]]
+
+
+class ProbeSlab:
+    """The function of one slab; a class so that a cluster can pickle it.
+
+    Args:
+        plan: what all slabs share.
+        settings: how probes are fitted.
+        normalize: divide activation vectors by their L2 norm.
+        fold_coefs: return the probes of every fold.
+    """
+
+    def __init__(self, plan: Plan, settings: Settings, normalize: bool = False, fold_coefs: bool = False) -> None:
+        self.plan, self.settings, self.normalize, self.fold_coefs = plan, settings, normalize, fold_coefs
+
+    def __call__(self, slab: Slab) -> xr.Dataset:
+        """Dataset with dims token, pair, fold, entity (all rows of the data; NaN where unused) and features."""
+        values = slab.values()
+        slab.refuse_nonfinite(values)
+        plan = self.plan.take(slab.rows)
+        tokens = []
+        for t in range(values.shape[1]):
+            X = np.ascontiguousarray(values[:, t])
+            if self.normalize:
+                X = unit_rows(X, slab.where)
+            tokens.append(probe_token(X, plan, self.settings, self.fold_coefs))
+        out: dict[str, tuple[tuple[str, ...], npt.NDArray[np.generic]]] = {}
+        for name, (dims, first) in tokens[0].items():
+            stacked = np.stack([token[name][1] for token in tokens]) if len(tokens) > 1 else first[None]
+            if dims[-1] == "entity" and len(slab.rows) < len(self.plan.codes):
+                whole = np.full((*stacked.shape[:-1], len(self.plan.codes)), np.nan, dtype=stacked.dtype)
+                whole[..., slab.rows] = stacked
+                stacked = whole
+            if dims[-1] == "feature":
+                dims = (*dims[:-1], *slab.feature_dims)
+                stacked = stacked.reshape(*stacked.shape[:-1], *slab.feature_shape)
+            out[name] = (("token", *dims), stacked)
+        return xr.Dataset(out)
+
+
+def probe_token(X: Floats, plan: Plan, settings: Settings, fold_coefs: bool = False) -> Variables:
+    """Everything about the probes of one token.
+
+    Args:
+        X: [array-like, shape: (n, d)] activations of the plan's rows.
+        plan: of exactly these rows.
+        settings: how.
+        fold_coefs: also return the probes of every fold.
+
+    Returns:
+        {name: (dims, values)} with dims among pair, group, fold, entity, feature.
+    """
+    fitted = _fit(X, plan, settings, plan.contrasts.signs)
+    kind = plan.contrasts.kind
+    rank = "group" if kind == MULTICLASS else "pair"
+    coef, intercept = fitted.coef, fitted.intercept
+    score = scoring.own_fold_scores(X, coef[:, :-1], intercept[:, :-1], plan.fold)
+    out: Variables = {
+        "coef": ((rank, "feature"), coef[:, -1]),
+        "intercept": ((rank,), intercept[:, -1]),
+        "converged": (("pair",), np.asarray(fitted.converged.all(axis=1))),
+        "iterations": (("pair",), fitted.iterations.max(axis=1)),
+        "penalty": (("pair",), fitted.penalty[:, -1]),
+        "score": ((rank, "entity"), score),
+    }
+    if fold_coefs:
+        out["fold_coef"] = ((rank, "fold", "feature"), coef[:, :-1])
+        out["fold_intercept"] = ((rank, "fold"), intercept[:, :-1])
+    out |= _quality(score, plan)
+    name = QUALITY[kind]
+    if plan.permutations:
+        null = np.stack([_null(X, plan, settings, i) for i in range(plan.permutations)])
+        out[f"{name}_null"] = (("pair",), null.mean(axis=0))
+        better = (null >= np.asarray(out[f"{name}_mean"][1])).sum(axis=0)
+        out[f"{name}_p"] = (("pair",), (1 + better) / (1 + plan.permutations))
+    return out
+
+
+def unit_rows(X: Floats, where: str = "activations") -> Floats:
+    """Rows divided by their L2 norm.
+
+    Raises:
+        InputError: a row of zeros, which has no direction.
+    """
+    length = np.linalg.norm(X, axis=1, keepdims=True)
+    if not (length > 0).all():
+        raise InputError(
+            f"{where}: {int((length == 0).sum())} activation vectors are zero and have no direction; "
+            f"leave normalize= out, or these rows"
+        )
+    return np.asarray(X / length, dtype=X.dtype)
+
+
+def _fit(X: Floats, plan: Plan, settings: Settings, signs: npt.NDArray[np.int8]) -> Probes:
+    return fit_probes(X, signs, plan.codes, plan.fold, plan.folds, plan.trainable, settings)
+
+
+def _right(score: Floats, plan: Plan, test: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
+    """Test rows that are classified rightly, shape (pair, n)."""
+    if plan.contrasts.kind == MULTICLASS:
+        right: npt.NDArray[np.bool_] = ((score.argmax(axis=0) == plan.codes) & (test[:, 0] != 0))[None]
+        return right
+    return scoring.is_right(score, test)
+
+
+def _auc(score: Floats, plan: Plan, test: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
+    """AUC of each fold; for several classes the mean over each class against the rest."""
+    if plan.contrasts.kind != MULTICLASS:
+        return scoring.fold_auc(score, test, plan.fold, plan.folds)
+    own = np.where(plan.codes[:, None] == np.arange(len(score)), 1, -1).astype(np.int8)
+    each = scoring.fold_auc(score, own * test, plan.fold, plan.folds)
+    return np.asarray(each.mean(axis=0, keepdims=True), dtype=np.float64)
+
+
+def _quality(score: Floats, plan: Plan) -> Variables:
+    """How right the scores are: in each fold, and over all test rows with an interval."""
+    strata = entity_strata(plan.codes, plan.units)
+    draws = scoring.bootstrap_weights(strata, plan.resamples, plan.seed)
+    test = plan.test_signs
+    if plan.contrasts.kind == ORDINAL:
+        each, top, bottom = _order_quality(score[0], plan)
+        unexplained, worse, better = scoring.cluster_interval(top, bottom, plan.units, draws)
+        return each | {
+            "r2_mean": (("pair",), 1 - unexplained),
+            "r2_low": (("pair",), 1 - better),
+            "r2_high": (("pair",), 1 - worse),
+        }
+    right, counted = _right(score, plan, test), (test != 0).T
+    mean, low, high = scoring.cluster_interval(right, counted, plan.units, draws)
+    return {
+        "accuracy": (("pair", "fold"), scoring.fold_means(right, counted, plan.fold, plan.folds)),
+        "auc": (("pair", "fold"), _auc(score, plan, test)),
+        "accuracy_mean": (("pair",), mean),
+        "accuracy_low": (("pair",), low),
+        "accuracy_high": (("pair",), high),
+    }
+
+
+def _null(X: Floats, plan: Plan, settings: Settings, index: int) -> npt.NDArray[np.float64]:
+    """Quality of every probe after one shuffle of the labels over entities, shape (pair,)."""
+    shuffled = plan.shuffled(index)
+    fitted = _fit(X, shuffled, settings, shuffled.contrasts.signs)
+    score = scoring.own_fold_scores(X, fitted.coef[:, :-1], fitted.intercept[:, :-1], plan.fold)
+    if plan.contrasts.kind == ORDINAL:
+        _, top, bottom = _order_quality(score[0], shuffled)
+        return np.asarray(1 - top.sum(axis=1) / bottom.sum(axis=1), dtype=np.float64)
+    test = shuffled.test_signs
+    return np.asarray(_right(score, shuffled, test).sum(axis=1) / (test != 0).sum(axis=0), dtype=np.float64)
+
+
+def _order_quality(score: Floats, plan: Plan) -> tuple[Variables, Floats, Floats]:
+    """R2 and Spearman's correlation with the order in each fold; squared errors and deviations of every row (1, n)."""
+    counted = plan.test_signs[:, 0] != 0
+    r2, rho = np.full(plan.folds, np.nan), np.full(plan.folds, np.nan)
+    truth = plan.codes.astype(np.float64)
+    error = np.where(counted, (score - truth) ** 2, 0.0)
+    deviation = np.where(counted, (truth - truth[counted].mean()) ** 2, 0.0)
+    for k in range(plan.folds):
+        rows = np.flatnonzero((plan.fold == k) & counted)
+        if len(rows) > 1 and np.ptp(truth[rows]) > 0:
+            r2[k] = 1 - error[rows].sum() / deviation[rows].sum()
+            if np.ptp(score[rows]) > 0:
+                rho[k] = np.corrcoef(rankdata(score[rows]), rankdata(truth[rows]))[0, 1]
+    each: Variables = {"r2": (("pair", "fold"), r2[None]), "rank_correlation": (("pair", "fold"), rho[None])}
+    return each, error[None], deviation[None]
