@@ -124,7 +124,8 @@ class Corpus:
             _write_lines(folder / f"train-{stage}.jsonl", [_question_row(q) for q in questions])
         _write_lines(folder / "test.jsonl", [_question_row(q) for q in self.test])
         prompts = self.prompts()
-        _write_lines(folder / "prompts.jsonl", prompts.to_dict("records"))
+        rows = [dict(zip(prompts.columns, row, strict=True)) for row in prompts.itertuples(index=False)]
+        _write_lines(folder / "prompts.jsonl", rows)
         (folder / "corpus.json").write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
 
 

@@ -94,7 +94,7 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -> Pr
     for special in ((described.get("post_processor") or {}).get("special_tokens") or {}).values():
         special["ids"] = [new_of_old[old] for old in special["ids"]]
     specials = {name: getattr(tokenizer, name) for name in _SPECIAL if getattr(tokenizer, name) is not None}
-    small = PreTrainedTokenizerFast(
+    small: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=Tokenizer.from_str(json.dumps(described)),
         model_max_length=tokenizer.model_max_length,
         padding_side=tokenizer.padding_side,
@@ -117,7 +117,9 @@ def cut_model(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
         old = getattr(config, name, None)
         if isinstance(old, int):
             setattr(config, name, new_of_old.get(old))
-    small = type(model)(config).to(next(model.parameters()).dtype)
+    small = type(model)(config)
+    for parameter in small.parameters():
+        parameter.data = parameter.data.to(next(model.parameters()).dtype)
     cut = _vocabulary_names(model)
     state = {name: value[rows] if name in cut else value for name, value in model.state_dict().items()}
     small.load_state_dict(state)
@@ -127,7 +129,7 @@ def cut_model(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
 
 def _vocabulary_names(model: PreTrainedModel) -> set[str]:
     """Names of the state that has one row for every token: embedding and head, weights and biases."""
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
     found = set()
     for owner, module in model.named_modules():
         if any(module is wanted for wanted in modules):
