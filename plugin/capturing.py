@@ -1,0 +1,314 @@
+"""capture(): a whole table, one or many stages, into one store.
+
+Every stage is loaded, recorded and freed. Rows run block by block of the store
+and length group by length group (plan.py), through the leanest forward pass that
+the kind of model has (models.py), so that what is recorded depends on neither
+batch size nor interruption. For a loop of one's own there is recorder.py.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from stratalens.fingerprints import weights_fingerprint
+from stratalens.models import Adapter, ForwardFunction, adapt, evaluation_mode
+from stratalens.outputs import Sequences
+from stratalens.plan import BatchSize, Group, out_of_memory, plan_block
+from stratalens.prompts import PromptTable
+from stratalens.recipe import Recipe
+from stratalens.recording import Positions, Probe, RecordingStore, create_store, give
+from stratalens.stages import Checkpoint, Stage, as_loadable, as_stages, check_checkpoint, loaded
+from stratalens.store.errors import InputError
+from stratalens.store.layout import MEMORY_LIMIT
+from stratalens.store.manifest import StageEntry
+from stratalens.opening import open_store
+
+#: Called after every batch with (stage, rows of this stage that are recorded, rows in all).
+ProgressFunction = Callable[[str, int, int], None]
+
+
+def capture(
+    stages: Any,
+    table: PromptTable,
+    path: str | os.PathLike[str],
+    *,
+    sites: Sequence[str] | str = ("resid_post",),
+    layers: Sequence[int] | None = None,
+    positions: Positions = ("last",),
+    dtype: str = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    statistics: bool | Sequence[str] = True,
+    resume: bool = True,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    missing: Literal["raise", "nan"] = "raise",
+    nonfinite: Literal["raise", "keep"] = "raise",
+    forward: ForwardFunction | None = None,
+    progress: bool | ProgressFunction | None = None,
+    allow_same_weights: bool = False,
+    memory_limit: int = MEMORY_LIMIT,
+) -> xr.Dataset:
+    """Record activations of a table of prompts at every stage, and open the store.
+
+    On a store that is there already, stages that are complete are verified against the
+    fingerprint of their weights and skipped, unfinished ones resumed, new ones added.
+    A model's hooks, training flags and gradient mode are afterwards as before.
+
+    Args:
+        stages: one hooked model (its stage is called "model"), or, in training order,
+            {name: model | function returning one | checkpoint folder | Checkpoint | Revision |
+            LoraAdapter}.
+        table: the prompts.
+        path: folder of the store.
+        sites: short names (`resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`,
+            `mlp_post`, `z`, `q`, `k`, `v`, `embed`, `ln_final`) or full TransformerLens names.
+        layers: block indices, None for all.
+        positions: `last`, `-1` .. `-k`, `entity_first`, `entity_last`, `<span>_first`, `<span>_last`,
+            or "all".
+        dtype: "auto" (the model's own), "float32", "bfloat16" or "float16".
+        batch_size: rows per forward pass, or "auto" by memory; halved when memory runs out. It
+            never changes what is recorded.
+        statistics: True for all, False for none, or names (see `stratalens.recipe`). All of them
+            need the output layer at every token for `running_loss`; without it at the recorded
+            positions only.
+        resume: False refuses a store that is there already.
+        tokenizer: None takes the first model's.
+        device: None runs every model where it is.
+        missing: "raise" or "nan" for positions that a prompt does not have.
+        nonfinite: "raise" or "keep" for activations that are NaN or infinite.
+        forward: `(model, ids, mask) -> logits or anything` for a HookedRootModule of one's own.
+        progress: True, False, a function (stage, rows done, rows in all), or None for a bar on a
+            terminal or in a notebook.
+        allow_same_weights: accept two stages with the same weights.
+        memory_limit: bytes that the two block buffers may take together.
+
+    Returns:
+        The store as a lazy Dataset (`stratalens.open_store`).
+
+    Raises:
+        InputError: what was asked for is wrong; nothing was written.
+        MismatchError: a stage does not fit what the store records.
+        NonFiniteError: an activation is NaN or infinite, or overflows the dtype asked for.
+    """
+    listed = as_stages(stages)
+    for stage in listed:
+        source = as_loadable(stage.source)
+        if isinstance(source, Checkpoint):  # all of them before the first one is loaded
+            check_checkpoint(source.folder_path)
+    store: RecordingStore | None = None
+    try:
+        for stage in listed:
+            with loaded(stage, tokenizer, device) as model:
+                adapter = adapt(model, forward)
+                if store is None:
+                    store = create_store(
+                        path,
+                        table,
+                        model,
+                        sites=sites,
+                        layers=layers,
+                        positions=positions,
+                        dtype=dtype,
+                        statistics=statistics,
+                        resume=resume,
+                        tokenizer=tokenizer,
+                        missing=missing,
+                        nonfinite=nonfinite,
+                        forward=forward,
+                        memory_limit=memory_limit,
+                    )
+                    listed_orders = orders(listed, store.writer.store.stages, named=not isinstance(stages, list))
+                _record_stage(
+                    store, adapter, stage, listed_orders[stage.name], batch_size, allow_same_weights, progress
+                )
+                del adapter, model
+            _free()
+    except BaseException as error:
+        if store is not None:
+            store.__exit__(type(error), error, error.__traceback__)
+        raise
+    if store is not None:
+        store.close()
+    return open_store(path)
+
+
+def _free() -> None:
+    """Let go of a stage's memory before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def orders(listed: Sequence[Stage], held: Sequence[StageEntry], named: bool) -> dict[str, int]:
+    """Place in training order of every stage.
+
+    Stages of a new store are numbered as listed. On a store that has stages already, known
+    ones keep their number and others follow the one listed before them; where none is known,
+    all follow the last one of the store.
+
+    >>> orders([Stage("b", 0, None)], [StageEntry("a", 0, "")], True)
+    {'b': 1}
+    """
+    if not held or not named:
+        return {s.name: s.order for s in listed}
+    known = {s.name: s.order for s in held}
+    last = -1 if any(s.name in known for s in listed) else max(known.values())
+    found: dict[str, int] = {}
+    for stage in listed:
+        order = known.get(stage.name, last + 1)
+        if order <= last:
+            raise InputError(
+                f"stages are listed in another order than the store has them: {stage.name!r} is number {order} "
+                f"there, but follows number {last} here. List them in training order; the store has {known}."
+            )
+        found[stage.name] = last = order
+    return found
+
+
+def _record_stage(
+    store: RecordingStore,
+    adapter: Adapter,
+    stage: Stage,
+    order: int,
+    batch_size: int | Literal["auto"],
+    allow_same_weights: bool,
+    progress: bool | ProgressFunction | None,
+) -> None:
+    """Record what is left of one stage."""
+    probe = store.probe(adapter, stage.name)
+    recipe = store.recipe
+    size = BatchSize(batch_size, adapter, bytes_per_token(adapter, recipe, probe.outputs.split))
+    entry = store.writer.stage(
+        stage.name, order=order, fingerprint=weights_fingerprint(adapter), allow_same_weights=allow_same_weights
+    )
+    with entry as writer:
+        blocks = list(writer.pending())
+        total = len(store.table)
+        done = total - sum(len(b) for b in blocks)
+        with Progress(stage.name, done, total, progress) as bar:
+            if not blocks:
+                return
+            run = Runner(probe, stage.name, recipe)
+            with probe, evaluation_mode(adapter.model):
+                for block in blocks:
+                    buffer = writer.buffer(block)
+                    try:
+                        for group in plan_block(block.rows, recipe.lengths):
+                            for rows, values in run.group(group, size):
+                                give(buffer, rows, values, recipe)
+                                bar.advance(len(rows))
+                        writer.submit(buffer)
+                    except BaseException:
+                        getattr(buffer, "discard", lambda: None)()
+                        raise
+
+
+class Runner:
+    """Forward passes over groups of rows, as lean as the recipe allows."""
+
+    def __init__(self, probe: Probe, stage: str, recipe: Recipe) -> None:
+        self.probe, self.stage, self.recipe = probe, stage, recipe
+        adapter, selection = probe.adapter, recipe.selection
+        full = selection.needs_full_logits or (bool(recipe.outputs) and not probe.outputs.split)
+        self._output: Literal["none", "logits"] = "logits" if full else "none"
+        self._stop = None if full or recipe.outputs else selection.stop_at_layer(adapter)
+
+    def group(self, group: Group, size: BatchSize) -> Any:
+        """Yield (rows, values) batch by batch; a batch that does not fit in memory runs again in halves."""
+        start = 0
+        while start < len(group.rows):
+            rows = group.rows[start : start + size.rows(group.pad_to)]
+            try:
+                values = self.batch(rows, group.pad_to)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if not size.shrink(len(rows), group.pad_to):
+                    error.add_note(
+                        f"stage {self.stage!r}: memory does not hold a single row of {group.pad_to} tokens. Use "
+                        "another device, a smaller dtype, fewer sites or shorter prompts."
+                    )
+                    raise
+                values = None
+            if values is None:  # outside of the except clause, whose traceback holds the tensors
+                self.probe.tap.abandon()
+                _free()
+                continue
+            yield rows, values
+            start += len(rows)
+
+    def batch(self, rows: NDArray[np.int64], pad_to: int) -> dict[str, NDArray[Any]]:
+        """One forward pass and what it gives for every variable."""
+        recipe, adapter = self.recipe, self.probe.adapter
+        tokenized = recipe.tokenized
+        ids, mask = tokenized.batch(rows, pad_to, answers=recipe.runs_answers)
+        index = recipe.index[rows]
+        if recipe.positions.is_all:  # columns that no row of the batch has
+            index = index[:, int((index >= 0).any(axis=0).argmax()) :]
+        self.probe.tap.begin(index)
+        device = adapter.device
+        result = adapter.run(
+            torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), self._output, self._stop
+        )
+        end = tokenized.lengths[rows]
+        batch = Sequences(ids, np.zeros_like(end), index, end, recipe.lengths[rows])
+        return self.probe.values(self.stage, rows, batch, result if isinstance(result, Tensor) else None)
+
+
+def bytes_per_token(adapter: Adapter, recipe: Recipe, split: bool) -> int:
+    """Rough memory of one token in a forward pass without gradients, for the automatic batch size."""
+    width = max(adapter.size("d_mlp") or 0, 4 * (adapter.size("d_model") or 1024))
+    element = torch.finfo(adapter.dtype).bits // 8
+    needed = 8 * width * element
+    if recipe.outputs and not split:
+        needed += 3 * 4 * (adapter.size("d_vocab") or 50_000)
+    per_position = sum(
+        int(np.prod(s.feature_shape)) * (len(recipe.selection.layers) if s.in_blocks else 1)
+        for s in recipe.selection.sites
+    )
+    share = 1.0 if recipe.positions.is_all else len(recipe.labels) / max(float(recipe.lengths.mean()), 1.0)
+    return needed + int(3 * per_position * element * share)
+
+
+class Progress:
+    """Rows done, rows per second and time left, on standard error or through a function."""
+
+    def __init__(self, stage: str, done: int, total: int, shown: bool | ProgressFunction | None) -> None:
+        self.stage, self.done, self.total = stage, done, total
+        self._report = shown if callable(shown) else None
+        visible = False if callable(shown) else (sys.stderr.isatty() or _in_notebook()) if shown is None else shown
+        self._bar = tqdm(
+            total=total, initial=done, desc=stage, unit="row", disable=not visible, file=sys.stderr, leave=True
+        )
+
+    def advance(self, rows: int) -> None:
+        """Count rows that were recorded."""
+        self.done += rows
+        self._bar.update(rows)
+        if self._report is not None:
+            self._report(self.stage, self.done, self.total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"

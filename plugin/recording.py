@@ -1,0 +1,247 @@
+"""The store that is being recorded: decided once by `create_store`, held against every stage's model.
+
+Also what is common to `Recorder` and `capture()`: a stage's model with its hooks
+(`Probe`), and putting a batch's values into a block of the store (`give`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stratalens import positions as named_positions
+from stratalens import sites as site_names
+from stratalens.models import Adapter, ForwardFunction, adapt
+from stratalens.outputs import OutputTap, Sequences, probe_logits
+from stratalens.prompts import PromptTable
+from stratalens.recipe import Recipe, choose_statistics, describe_model, storage_dtypes
+from stratalens.store.buffers import BlockBuffer
+from stratalens.store.create import create
+from stratalens.store.errors import InputError, near
+from stratalens.store.layout import MEMORY_LIMIT
+from stratalens.store.writer import ActivationWriter
+from stratalens.tap import Tap, check_finite, to_host
+
+Positions = Sequence[str] | str
+
+
+class Probe:
+    """One model, looked at for a recording: its adapter, its sites, its output statistics, its hooks.
+
+    Used as a context manager: hooks are on it only inside.
+    """
+
+    def __init__(self, adapter: Adapter, recipe: Recipe, probe_ids: Tensor) -> None:
+        self.adapter = adapter
+        self.recipe = recipe
+        self.tap = Tap(adapter, recipe)
+        self.outputs = OutputTap(adapter, recipe.outputs, probe_ids)
+
+    def __enter__(self) -> Self:
+        try:
+            self.tap.attach()
+            self.outputs.attach()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.tap.detach()
+        self.outputs.detach()
+
+    def values(
+        self, stage: str, rows: NDArray[np.int64], batch: Sequences, logits: Tensor | None
+    ) -> dict[str, NDArray[Any]]:
+        """What the batch that has just run gives for every variable of the store, on the host."""
+        caught = self.tap.caught()
+        with torch.no_grad():
+            caught |= self.outputs.statistics(batch, logits)
+            values = to_host(caught)
+        check_finite(self.recipe, values, stage, rows, batch.index)
+        return {name: value for name, value in values.items() if "/" not in name}
+
+
+@dataclass
+class RecordingStore:
+    """A store being recorded; made by `create_store`, closed by leaving its `with` or by `close()`.
+
+    Attributes:
+        recipe: what is recorded.
+        writer: the writer underneath.
+        table: the prompts.
+    """
+
+    recipe: Recipe
+    writer: ActivationWriter
+    table: PromptTable
+
+    @property
+    def path(self) -> str:
+        """Folder of the store."""
+        return str(self.writer.store.path)
+
+    def probe(self, adapter: Adapter, stage: str) -> Probe:
+        """Hold a stage's model against the recipe and make it ready.
+
+        Raises:
+            MismatchError: the model does not fit what the store records.
+            InputError: it lacks a site or a layer.
+        """
+        ids = probe_ids(self.recipe.tokenized.ids)
+        selection = self.recipe.selection
+        block = selection.layers[0] if selection.layers else 0
+        names = [s.name if s.name in site_names.SHORT_NAMES else s.hook_at(block) for s in selection.sites]
+        again = site_names.resolve(adapter, names, selection.layers or None, ids)
+        self.recipe.check_model(adapter, again, stage)
+        return Probe(adapter, self.recipe, ids)
+
+    def close(self) -> None:
+        """Write what is queued and let go of the store."""
+        self.writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.writer.__exit__(kind, error, trace)
+
+
+def probe_ids(rows: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Token ids that are certainly valid, for tiny forward passes: the first eight of the table."""
+    ids = np.concatenate([*rows[:8]])[:8]
+    return torch.from_numpy(np.resize(ids, 8).astype(np.int64))
+
+
+def create_store(
+    path: str | os.PathLike[str],
+    table: PromptTable,
+    model: Any,
+    *,
+    sites: Sequence[str] | str = ("resid_post",),
+    layers: Sequence[int] | None = None,
+    positions: Positions = ("last",),
+    dtype: str = "auto",
+    statistics: bool | Sequence[str] = True,
+    resume: bool = True,
+    tokenizer: Any = None,
+    missing: Literal["raise", "nan"] = "raise",
+    nonfinite: Literal["raise", "keep"] = "raise",
+    forward: ForwardFunction | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> RecordingStore:
+    """Make a store for a model's activations on a table of prompts, or open the one that is there.
+
+    Args:
+        path: folder of the store.
+        table: the prompts; row numbers of the table are what `Recorder.batch` takes.
+        model: a hooked model, of the shape of all stages to be recorded.
+        sites: short names (`resid_post`, `z`, ...) or full TransformerLens names.
+        layers: block indices, None for all.
+        positions: names (`last`, `-2`, `entity_last`, `<span>_first`), or "all".
+        dtype: "auto" (the model's own), "float32", "bfloat16" or "float16".
+        statistics: True for all, False for none, or names.
+        resume: False refuses a store that is there already.
+        tokenizer: None takes the model's.
+        missing: "raise" or "nan" for positions that a prompt does not have.
+        nonfinite: "raise" or "keep" for activations that are NaN or infinite.
+        forward: `(model, ids, mask) -> logits or anything` for a HookedRootModule of one's own.
+        memory_limit: bytes that the two block buffers may take together.
+
+    Returns:
+        The open store, to be handed to `Recorder` and closed at the end.
+
+    Raises:
+        InputError: a site, layer, position, dtype or statistic is wrong; nothing was written.
+        MismatchError: the store there was recorded otherwise.
+    """
+    if nonfinite not in ("raise", "keep"):
+        raise InputError(f"nonfinite={nonfinite!r}: {near(str(nonfinite), ('raise', 'keep'))}")
+    adapter = adapt(model, forward)
+    tokenized = table.tokenize(tokenizer if tokenizer is not None else adapter.tokenizer, max_length=adapter.max_length)
+    resolved = named_positions.resolve(positions, table, tokenized, missing)
+    ids = probe_ids(tokenized.ids)
+    selection = site_names.resolve(adapter, sites, layers, ids)
+    site_statistics, outputs = choose_statistics(
+        statistics, tokenized.answer_ids is not None, probe_logits(adapter, ids) is not None, adapter.kind
+    )
+    recipe = Recipe(
+        selection=selection,
+        tokenized=tokenized,
+        positions=resolved,
+        dtypes=storage_dtypes(dtype, selection),
+        site_statistics=site_statistics,
+        outputs=outputs,
+        nonfinite=nonfinite,
+        entities=table.labels()["entity"],
+        processing=adapter.flags(),
+        model=describe_model(adapter),
+    )
+    store = create(
+        path,
+        entities=table.labels(),
+        layers=selection.layers,
+        tokens=resolved.labels,
+        variables=recipe.variables(),
+        provenance=recipe.provenance(),
+        memory_limit=memory_limit,
+        exist_ok=resume,
+        recorded_with={"model": adapter.name},
+    )
+    allocate = pinned if adapter.device.type == "cuda" else None
+    return RecordingStore(recipe, ActivationWriter(store, allocate=allocate), table)
+
+
+def pinned(size: int) -> NDArray[np.uint8]:
+    """Page-locked host memory, from which and to which a GPU copies at full speed."""
+    memory: NDArray[np.uint8] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+    return memory
+
+
+def widen(value: NDArray[Any], columns: int, axis: int, dtype: str) -> NDArray[Any]:
+    """Put columns of missing values in front of the token axis, up to `columns` of them in all."""
+    lacking = columns - value.shape[axis]
+    if not lacking:
+        return value
+    width = [(0, 0)] * value.ndim
+    width[axis] = (lacking, 0)
+    return np.pad(value, width, constant_values=0x7FC0 if dtype == "bfloat16" else np.nan)
+
+
+def give(
+    buffer: BlockBuffer,
+    rows: NDArray[np.int64],
+    values: Mapping[str, NDArray[Any]],
+    recipe: Recipe,
+    inside: NDArray[np.intp] | None = None,
+) -> None:
+    """Write one batch's values into a block buffer.
+
+    Args:
+        buffer: the block.
+        rows: table rows, all inside the block.
+        values: by variable, with a layer axis in front where the site has one.
+        recipe: what is recorded.
+        inside: which rows of the batch these are; None for all of them.
+    """
+    columns = len(recipe.labels)
+    for variable in recipe.variables_by_name.values():
+        value = values[variable.name]
+        axis = 1 if variable.has("layer") else 0
+        if inside is not None and len(inside) != value.shape[axis]:
+            value = np.take(value, inside, axis=axis)
+        if variable.has("token"):
+            value = widen(value, columns, axis + 1, variable.dtype)
+        buffer.write(variable.name, rows, value)
