@@ -110,7 +110,7 @@ def open_store(
     for name, layout in first.layouts.items():
         if layout.variable.attrs.get("kind") == "flag":
             continue
-        data[name] = _variable(layout.variable, [p.variables[name] for p in parts], chunks)
+        data[name] = _variable(layout.variable, [p.variables[name] for p in parts], chunks, [p.key for p in parts])
     flags = [p.recorded for p in parts]
     data["recorded"] = lazy(("stage", "entity"), _join(flags, 1), {"long_name": recorded_variable(0).doc})
     if len(first.groups) > 1:
@@ -190,7 +190,7 @@ def _join(parts: Sequence[LazyArray], axis: int) -> LazyArray:
     return parts[0] if len(parts) == 1 else Joined(parts, axis)
 
 
-def _variable(variable: Variable, parts: Sequence[LazyArray], chunks: str | None) -> xr.Variable:
+def _variable(variable: Variable, parts: Sequence[LazyArray], chunks: str | None, keys: Sequence[str]) -> xr.Variable:
     attrs: dict[str, Any] = {**variable.attrs, "stored_dtype": variable.dtype}
     if variable.doc:
         attrs["long_name"] = variable.doc
@@ -203,11 +203,13 @@ def _variable(variable: Variable, parts: Sequence[LazyArray], chunks: str | None
     da: Any = dask.array
 
     arrays = []
-    for part in parts:
+    for part, key in zip(parts, keys, strict=True):
         assert isinstance(part, VariableArray)
         source = part.sequential()
+        # Named after the content: cached results find the same selection again in another process.
+        name = f"{variable.name}-{hashlib.sha256(f'{key} {variable.name} {part.dtype}'.encode()).hexdigest()[:32]}"
         arrays.append(
-            da.from_array(source, chunks=part.dask_chunks(), name=False, meta=np.empty((0,) * part.ndim, part.dtype))
+            da.from_array(source, chunks=part.dask_chunks(), name=name, meta=np.empty((0,) * part.ndim, part.dtype))
         )
     joined = arrays[0] if len(arrays) == 1 else da.concatenate(arrays, axis=variable.dims.index("entity"))
     return xr.Variable(variable.dims, joined, attrs=attrs)
@@ -235,7 +237,7 @@ def _attributes(parts: Sequence[_Part]) -> dict[str, Any]:
     keys = [p.key for p in parts]
     paths = [os.path.abspath(p.store.path) for p in parts]  # noqa: PTH100 - links stay as the user named them
     return {
-        "model": str(first.provenance.get("model", "")),
+        "model": str(first.recorded_with.get("model", "")),
         "path": paths[0] if len(paths) == 1 else paths,
         "stratalens_format": metadata.FORMAT_VERSION,
         "stratalens_key": keys[0] if len(keys) == 1 else hashlib.sha256(" ".join(keys).encode()).hexdigest(),
