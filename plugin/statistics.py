@@ -75,7 +75,8 @@ def activation_statistics(x: Tensor, feature_ndim: int = 1) -> dict[str, Tensor]
     (5.099, 8.0, 0.0, 3.0)
     """
     leading = x.shape[: x.ndim - feature_ndim]
-    found = _moments(x.detach().reshape(leading.numel(), -1))
+    width = x.shape[x.ndim - feature_ndim :].numel()
+    found = _moments(x.detach().reshape(leading.numel(), width))
     return {name: found[i].reshape(leading) for i, name in enumerate(ACTIVATION_STATISTICS)}
 
 
@@ -106,7 +107,7 @@ def output_statistics(logits: Tensor) -> dict[str, Tensor]:
     (1.3863, -1.3863)
     """
     leading = logits.shape[:-1]
-    rows = logits.detach().reshape(leading.numel(), -1)
+    rows = logits.detach().reshape(leading.numel(), logits.shape[-1])
     names = ("entropy", "max_logprob", "logsumexp")
     # one walk over the logits: each tile is converted and read once from memory
     sums, distribution, percentile = _over_tiles(_of_logits, rows, 9 + 3 + len(PERCENTILES)).split_with_sizes(
