@@ -1,0 +1,241 @@
+"""What the commands do: a run file captured, a store described, verified, analysed, reported, exported.
+
+The command line (`stratalens.cli`) reads arguments, this module joins plugin,
+store and analyses; each is imported when its job runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from stratalens.console import emit_table, human_bytes, note
+from stratalens.runfile import RunFile, StageEntry, write_run_file
+from stratalens.store.errors import InputError, near
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from stratalens.stages import Source, Stage
+
+
+def run_stages(run: RunFile) -> list[Stage]:
+    """Stages of a run file, in training order; without any, the model itself is the stage called "model"."""
+    from stratalens.stages import Stage
+
+    entries = run.stages or (StageEntry(name="model"),)
+    given = [entry.order for entry in entries]
+    if any(order is None for order in given) and any(order is not None for order in given):
+        raise InputError("stages: give every stage an `order`, or none (they are then numbered as listed, from 0)")
+    orders = [i if order is None else order for i, order in enumerate(given)]
+    listed = [Stage(entry.name, order, _source(run, entry)) for entry, order in zip(entries, orders, strict=True)]
+    return sorted(listed, key=lambda stage: stage.order)
+
+
+def _source(run: RunFile, entry: StageEntry) -> Source:
+    from stratalens.stages import Checkpoint, LoraAdapter, Revision
+
+    if entry.path is not None:
+        return Checkpoint(entry.path)
+    if entry.adapter is not None:
+        return LoraAdapter(entry.adapter, base=run.model)
+    if entry.revision is not None:
+        return Revision(run.model, entry.revision)
+    return Checkpoint(run.model) if Path(run.model).is_dir() else Revision(run.model, "main")
+
+
+def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> Path:
+    """Record every stage of a run file; the complete run file is written beside the store.
+
+    Args:
+        run: the run.
+        resume: False refuses a store that is there already.
+        force: record even where the disk seems too small for the whole store.
+
+    Returns:
+        The store.
+    """
+    from stratalens.capture import capture
+    from stratalens.prompts import PromptTable
+
+    table = PromptTable.read(run.prompts)
+    stages = run_stages(run)
+    run.store.parent.mkdir(parents=True, exist_ok=True)
+    capture(
+        stages,
+        table,
+        run.store,
+        sites=run.sites,
+        layers=run.layers,
+        positions=run.positions,
+        dtype=run.dtype,
+        batch_size=run.batch_size,
+        device=run.device,
+        statistics=run.statistics,
+        resume=resume,
+        force=force,
+    )
+    write_run_file(run, run.store.with_name(run.store.name + ".run.yaml"))
+    return run.store
+
+
+def forecast_run(run: RunFile) -> dict[str, Any]:
+    """What a capture will need: bytes, files, tokens, memory. The model is looked at, nothing is written."""
+    from stratalens.forecast import forecast
+    from stratalens.prompts import PromptTable
+
+    return forecast(
+        run_stages(run),
+        PromptTable.read(run.prompts),
+        sites=run.sites,
+        layers=run.layers,
+        positions=run.positions,
+        dtype=run.dtype,
+        statistics=run.statistics,
+    )
+
+
+def show_info(facts: dict[str, Any]) -> None:
+    """Print what `stratalens.store.info` found, for a person."""
+    dims = ", ".join(f"{name} {size}" for name, size in facts["dims"].items())
+    state = "complete" if facts["complete"] else "not complete"
+    emit_table(
+        f"{facts['path']}: {state}",
+        ["what", "value"],
+        [
+            ("dims", dims),
+            ("tokens", ", ".join(map(str, facts["tokens"]))),
+            ("size", f"{human_bytes(facts['bytes'])} in {facts['files']} files"),
+            ("rows a block", facts["block_size"]),
+            ("labels", ", ".join(facts["labels"])),
+            ("format", facts["format"]),
+        ],
+    )
+    emit_table(
+        "sites",
+        ["site", "dtype", "dims", "hook", "size"],
+        [
+            (name, v["dtype"], ", ".join(f"{d} {n}" for d, n in v["dims"].items()), v["hook"], human_bytes(v["bytes"]))
+            for name, v in facts["variables"].items()
+            if v["kind"] == "site"
+        ],
+    )
+    sites = facts["sites"]
+    emit_table(
+        "completeness (share of rows recorded)",
+        ["stage", "order", "weights", *sites],
+        [
+            (
+                stage["name"],
+                stage["order"],
+                stage["fingerprint"][:12],
+                *(f"{facts['completeness'][stage['name']][s]:.0%}" for s in sites),
+            )
+            for stage in facts["stages"]
+        ],
+    )
+    emit_table(
+        "provenance (must match)", ["what", "value"], sorted((k, str(v)) for k, v in facts["provenance"].items())
+    )
+
+
+def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
+    """Verify a store with a progress bar; with `repair`, mark what is damaged as missing first."""
+    from stratalens.store.repair import repair_store
+    from stratalens.store.verify import verify_store
+
+    with tqdm(unit="B", unit_scale=True, desc="verify", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = verify_store(store, progress=advance)
+    if repair and not report.ok:
+        for line in repair_store(store):
+            note(line)
+        report = verify_store(store)
+    return report.to_json()
+
+
+def analyze_store(
+    store: str,
+    *,
+    by: str | None,
+    verbs: Sequence[str],
+    site: str | None,
+    backend: str,
+    scheduler: str | None,
+    out: Path | None,
+    seed: int,
+) -> Path:
+    """Run the verbs on a store and write each result as a labelled zarr group.
+
+    Returns:
+        The folder with the results.
+    """
+    from stratalens.analyses.results import write_results
+    from stratalens.analyses.suite import run_suite
+    from stratalens.opening import open_store
+
+    ds = open_store(store)
+    with _cluster(scheduler):
+        results = run_suite(
+            ds, by=_by(ds, store, by), verbs=verbs, site=site, backend=backend, seed=seed, progress=note
+        )
+    folder = out if out is not None else Path(f"{store.rstrip('/')}.results") / "latest"
+    write_results(results, folder)
+    return folder
+
+
+def report_store(store: str, out: Path, *, by: str | None) -> Path:
+    """Write the report of a store; analyses whose results are cached beside it are not run again."""
+    from stratalens.analyses.report import report
+    from stratalens.analyses.suite import VERBS, run_suite
+    from stratalens.opening import open_store
+    from stratalens.store.info import info
+
+    ds = open_store(store)
+    results = run_suite(ds, by=_by(ds, store, by), verbs=VERBS, progress=note)
+    return report(results, out, store_info=info(store), title=f"stratalens: {Path(store).name}")
+
+
+def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
+    """The label column: the one given, else that of the run file beside the store, else trained_stage."""
+    from stratalens.runfile import read_run_file
+
+    beside = Path(f"{store.rstrip('/')}.run.yaml")
+    chosen = by or (read_run_file(beside).by if beside.is_file() else "trained_stage")
+    columns = [str(name) for name, coord in ds.coords.items() if coord.dims == ("entity",) and name != "entity"]
+    if chosen not in columns:
+        raise InputError(f"--by {chosen!r} is not a label column of {store}; {near(chosen, columns)}")
+    return chosen
+
+
+def _cluster(scheduler: str | None) -> Any:
+    if scheduler is None:
+        return nullcontext()
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise InputError("--scheduler needs dask's cluster part: pip install 'stratalens[cluster]'") from error
+    try:
+        return Client(scheduler, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise InputError(f"no dask scheduler answers at {scheduler!r} ({error}); give its tcp://host:port") from error
+
+
+def export_site(store: str, *, site: str, layer: int | None, target: Path) -> None:
+    """Write one site at one layer, all stages, as .npy or .safetensors.
+
+    Raises:
+        InputError: unknown site, layer or file type; rows that were not recorded are an error of the store.
+    """
+    from stratalens.store.export import export_array
+
+    export_array(store, site=site, layer=layer, target=target)
