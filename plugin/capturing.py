@@ -33,7 +33,7 @@ from stratalens.stages import Checkpoint, Stage, as_loadable, as_stages, check_c
 from stratalens.store.errors import InputError
 from stratalens.store.layout import MEMORY_LIMIT
 from stratalens.store.manifest import StageEntry
-from stratalens.opening import open_store
+from stratalens.store.reader import open_store
 
 #: Called after every batch with (stage, rows of this stage that are recorded, rows in all).
 ProgressFunction = Callable[[str, int, int], None]

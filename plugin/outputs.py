@@ -4,7 +4,7 @@ The hidden state behind the final norm is caught, its needed rows go through the
 output layer, and the other positions never see the vocabulary. That an
 architecture can be taken apart so is tried once per model against its own
 logits; where it cannot, the full logits are used. The formulas are in
-statistics.py, losses excepted, which need the token ids.
+statistics.py and losses.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stratalens.losses import negative_log_likelihood
 from stratalens.models import Adapter, evaluation_mode
 from stratalens.statistics import output_statistics
 
@@ -113,7 +114,7 @@ class OutputTap:
                 token = torch.from_numpy(following.reshape(-1)[part[targets]]).to(flat.device)
                 picked = scores if len(targets) == len(part) else scores[at]
                 # position p holds the loss of token p, so it is written one further on
-                losses[rows[at] + 1] = torch.nn.functional.cross_entropy(picked, token, reduction="none")
+                losses[rows[at] + 1] = negative_log_likelihood(picked, token)
             kept = np.flatnonzero(distributions.reshape(-1)[part])
             if len(kept):
                 at = torch.from_numpy(kept).to(flat.device)
