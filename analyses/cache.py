@@ -53,10 +53,12 @@ class SlabCache:
         Raises:
             InputError: `must` is set, but the data has no cache; says why.
         """
-        key, place = source.data.attrs.get("stratalens_key", ""), str(source.data.attrs.get("path", ""))
+        key, place = source.data.attrs.get("stratalens_key", ""), source.data.attrs.get("path", "")
         reason = None
         if not key or not place:
             reason = "the data does not come from stratalens.open_store(path)"
+        elif not isinstance(place, str):
+            reason = "the data joins several stores"
         elif source.array.chunks is None:
             reason = "the data is in memory or opened with chunks=None"
         elif "://" in place or not os.access(Path(place).resolve().parent, os.W_OK):

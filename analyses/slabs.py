@@ -238,7 +238,8 @@ class SiteData:
         return found
 
     def _recorded(self) -> npt.NDArray[np.bool_]:
-        known = self.data.get("recorded") if isinstance(self.data, xr.Dataset) else self.data.coords.get("recorded")
+        flag = self.array.attrs.get("recorded", "recorded")  # sites that were added later have a flag of their own
+        known = self.data.get(flag) if isinstance(self.data, xr.Dataset) else self.data.coords.get(flag)
         if known is None:
             return np.ones((self.shape[0], self.array.sizes["entity"]), bool)
         if "stage" not in known.dims:
