@@ -73,7 +73,8 @@ class Corpus:
     def prompts(self, templates: Sequence[str] | None = None) -> pd.DataFrame:
         """The recording prompts as a prompt table: one row for every entity and template.
 
-        The attributes come along as label columns; `answer` is the entity's
+        `half` tells the entities of the earlier stages from those of the later
+        ones. The attributes come along as label columns; `answer` is the entity's
         occupation, so that `answer_loss` says how well the fact is known.
 
         Raises:
@@ -91,6 +92,7 @@ class Corpus:
                 "entity_id": entity.entity_id,
                 "answer": f" {entity.attributes['occupation']}",
                 "trained_stage": entity.trained_stage,
+                "half": "early" if self.stages.index(entity.trained_stage) * 2 < len(self.stages) else "late",
                 "template": name,
                 **entity.attributes,
             }

@@ -64,8 +64,9 @@ class AnalysisSettings(BaseModel):
     C: Annotated[float, Field(gt=0)] = 0.1
     folds: Annotated[int, Field(ge=2)] = 5
     repeats: Positive = 20
-    permutations: Annotated[int, Field(ge=0)] = 1000
-    probe_permutations: Annotated[int, Field(ge=0)] = 20
+    permutations: Annotated[int, Field(ge=0)] = 1000  # of the plane, at the headline place
+    sweep_permutations: Annotated[int, Field(ge=0)] = 200  # of the plane, everywhere
+    probe_permutations: Annotated[int, Field(ge=0)] = 200  # of the probes, at the headline place
     bins: Annotated[int, Field(ge=2)] = 5
 
 
@@ -115,7 +116,7 @@ PRESETS: dict[str, StudySettings] = {
         entities_per_stage=24,
         train_questions=2,
         train=TrainSettings(epochs=2, batch_size=16, learning_rate=1e-3),
-        analysis=AnalysisSettings(repeats=10, permutations=100, probe_permutations=5, bins=2),
+        analysis=AnalysisSettings(repeats=5, permutations=100, sweep_permutations=20, probe_permutations=20, bins=2),
     ),
     "cpu": StudySettings(
         preset="cpu",

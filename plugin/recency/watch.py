@@ -1,0 +1,73 @@
+"""What a long run says while it goes: which step, how far, about how long still. Standard error only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+
+class Watch:
+    """Progress of a run in named phases.
+
+    Args:
+        shares: phase -> its usual share of the whole time, in order; only the
+            estimate of the time left comes from them.
+        quiet: say nothing (times are still kept).
+    """
+
+    def __init__(self, shares: Mapping[str, float], quiet: bool = False) -> None:
+        self.shares = dict(shares)
+        self.quiet = quiet
+        self.seconds: dict[str, float] = {}
+        self._phase = ""
+        self._began = 0.0
+        self._told = 0.0
+        self._first: tuple[float, float] | None = None
+
+    @contextmanager
+    def phase(self, name: str, what: str) -> Iterator[None]:
+        """One phase; says what it is about, and how long it took."""
+        self._phase, self._began, self._told, self._first = name, time.monotonic(), 0.0, None
+        place = list(self.shares).index(name) + 1
+        self.say(f"[{place}/{len(self.shares)}] {what}")
+        yield
+        self.seconds[name] = time.monotonic() - self._began
+        self.say(f"[{place}/{len(self.shares)}] {name}: done in {span(self.seconds[name])}")
+
+    def tell(self, what: str, done: float, total: float) -> None:
+        """How far the phase is; at most one line every few seconds, and one at its end."""
+        now = time.monotonic()
+        if self._first is None:  # what was there before, from an earlier run, takes no time now
+            self._first = (now, done)
+        if done < total and now - self._told < 5:
+            return
+        self._told = now
+        began, before = self._first
+        line = f"      {what}"
+        if done > before:
+            whole = (now - began) / (done - before) * total
+            left = whole * (1 - done / total)
+            later = list(self.shares)[list(self.shares).index(self._phase) + 1 :]
+            left += whole * sum(self.shares[name] for name in later) / self.shares[self._phase]
+            line += f"; about {span(left)} left in all"
+        self.say(line)
+
+    def say(self, line: str) -> None:
+        """One line, now."""
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def span(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> span(4.2), span(75), span(600)
+    ('4 s', '1 min 15 s', '10 min')
+    """
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min" if minutes >= 10 or not rest else f"{minutes} min {rest} s"
