@@ -1,0 +1,34 @@
+"""Plots of results: each function returns a HoloViews object with sliders for what is left of stage, layer, token.
+
+Nothing here calls show(). `save` writes a figure to PDF, SVG or PNG (Matplotlib) or
+to a standalone HTML page whose sliders work without Python.
+"""
+
+from __future__ import annotations
+
+from stratalens.analyses.plots.distributions import loss_curves, statistic_distributions, statistic_quantiles
+from stratalens.analyses.plots.drift import probe_generalisation, stage_drift
+from stratalens.analyses.plots.grids import cosine_matrix, layer_token_map, pair_matrix, stage_layer_map
+from stratalens.analyses.plots.palette import stage_colors
+from stratalens.analyses.plots.paths import centroid_path
+from stratalens.analyses.plots.saving import save
+from stratalens.analyses.plots.scatter import entity_scatter
+from stratalens.analyses.plots.sweeps import control_comparison, layer_sweep
+
+__all__ = [
+    "centroid_path",
+    "control_comparison",
+    "cosine_matrix",
+    "entity_scatter",
+    "layer_sweep",
+    "layer_token_map",
+    "loss_curves",
+    "pair_matrix",
+    "probe_generalisation",
+    "save",
+    "stage_colors",
+    "stage_drift",
+    "stage_layer_map",
+    "statistic_distributions",
+    "statistic_quantiles",
+]

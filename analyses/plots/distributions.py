@@ -1,0 +1,199 @@
+"""How norms, losses and confidence differ between groups, and how training went."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from stratalens.analyses.labels import groups as label_groups
+from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.palette import group_names, stage_colors, trained_order
+from stratalens.analyses.plots.picture import (
+    Axis,
+    Mark,
+    Picture,
+    Place,
+    Table,
+    lookup,
+    message_picture,
+    padded,
+    plain,
+    site_of,
+    split_dims,
+    values_of,
+)
+from stratalens.store.errors import InputError
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+OUTPUT_STATISTICS = ("loss", "running_loss", "entropy", "max_logprob", "logit_l2")
+
+
+def statistic_quantiles(
+    ds: xr.Dataset, by: str = "trained_stage", statistics: Sequence[str] | None = None
+) -> xr.Dataset:
+    """Quantiles of per-row statistics within each group, one statistic read at a time.
+
+    Args:
+        ds: an open store (or a Dataset of the same shape) with label column `by`.
+        by: label column that names the groups.
+        statistics: variables with dims among stage, layer, entity, token; default the norms
+            `*_l2` and the output statistics that the store has.
+
+    Returns:
+        Dataset `quantile` (statistic, stage, layer, token, group, q) in units of the
+        standard deviation over all rows at that place, from the mean there; statistics without
+        a layer are the same at every layer. `spread` (statistic, stage, layer, token): largest
+        difference between two groups' medians.
+    """
+    names = list(statistics) if statistics is not None else default_statistics(ds)
+    missing = [n for n in names if n not in ds]
+    if missing:
+        raise InputError(
+            f"no statistic {missing[0]!r} in the store; valid: {', '.join(default_statistics(ds)) or 'none'}"
+        )
+    if not names:
+        raise InputError("the store has no statistics; record it with sl.capture(..., statistics=True)")
+    found = label_groups(ds, by)
+    parts = [_quantiles(ds[name].astype("float64").load(), np.asarray(found.codes), len(found.names)) for name in names]
+    quantile = xr.concat(
+        xr.broadcast(*parts), dim=pd.Index(names, name="statistic"), coords="minimal", compat="override", join="outer"
+    )
+    quantile = quantile.assign_coords(group=np.array(found.names, dtype=object))
+    median = quantile.sel(q=0.5, drop=True)
+    spread = median.max("group") - median.min("group")
+    attrs = {"by": by, "site": ds.attrs.get("site", "")}
+    return xr.Dataset({"quantile": quantile, "spread": spread}, attrs=attrs)
+
+
+def default_statistics(ds: xr.Dataset) -> list[str]:
+    """Norms and output statistics that a store has and a figure shows by default."""
+    norms = [str(n) for n in ds.data_vars if str(n).endswith("_l2") and not str(n).startswith("logit")]
+    usable = [n for n in norms if set(ds[n].dims) <= {"stage", "layer", "entity", "token"}]
+    return usable + [n for n in OUTPUT_STATISTICS if n in ds]
+
+
+def _quantiles(values: xr.DataArray, codes: np.ndarray, count: int) -> xr.DataArray:
+    inside = values.isel(entity=codes >= 0)
+    standard = (inside - inside.mean("entity")) / inside.std("entity").where(lambda s: s > 0)
+    kept = codes[codes >= 0]
+    parts = [standard.isel(entity=kept == g).quantile(QUANTILES, dim="entity") for g in range(count)]
+    joined = xr.concat(parts, dim="group", coords="minimal", compat="override")
+    return joined.rename(quantile="q")
+
+
+def statistic_distributions_picture(data: xr.Dataset, by: str = "trained_stage") -> Picture:
+    """Describe `statistic_distributions` without drawing it."""
+    title = "Norms, losses and confidence by group"
+    quantiles = data if "quantile" in data.data_vars else statistic_quantiles(data, by)
+    array = quantiles["quantile"]
+    groups = group_names(quantiles)
+    names = [str(s) for s in values_of(quantiles, "statistic")]
+    if not groups:
+        return message_picture("statistic_distributions", title, "There are no groups to compare.", quantiles)
+    trained, untrained = trained_order(quantiles)
+    tint = stage_colors(groups, trained, untrained)
+    sliders, fixed = split_dims(array, ("statistic", "group", "q"))
+    shift = (np.arange(len(groups)) - (len(groups) - 1) / 2) * 0.8 / max(len(groups), 1)
+    x = (np.arange(len(names))[:, None] + shift[None]).ravel()
+    colors = [tint[g] for _ in names for g in groups]
+    who = [plain(g) for _ in names for g in groups]
+    what = [plain(n) for n in names for _ in groups]
+    read = lookup(array, ("statistic", "group", "q"))
+    finite = array.values[np.isfinite(array.values)]
+    top = float(np.abs(finite).max()) * 1.05 if finite.size else 1.0
+
+    def tables(place: Place) -> dict[str, Table]:
+        q = read(place).reshape(-1, len(QUANTILES))
+        return {
+            "zero": {"x0": [-0.5], "y0": [0.0], "x1": [len(names) - 0.5], "y1": [0.0]},
+            "tails": {"x0": x, "y0": q[:, 0], "x1": x, "y1": q[:, 4], "color": colors},
+            "middles": {"x0": x, "y0": q[:, 1], "x1": x, "y1": q[:, 3], "color": colors},
+            "medians": {"x": x, "y": q[:, 2], "color": colors, "group": who, "statistic": what},
+        }
+
+    hover = {"statistic": "statistic", "group": "group", "y": "median (standard deviations)"}
+    return Picture(
+        name="statistic_distributions",
+        title=title,
+        x=Axis("statistic", ticks=[(float(i), plain(n, 20)) for i, n in enumerate(names)], rotate=len(names) > 3),
+        y=Axis("standard deviations from the mean of all rows"),
+        marks=[
+            Mark("zero", "segments", role="ink", width=1.2, dash="dashed"),
+            Mark("tails", "segments", width=1.5, alpha=0.8),
+            Mark("middles", "segments", width=6, alpha=0.55),
+            Mark("medians", "points", hover=hover, size=8),
+        ],
+        tables=tables,
+        limits=lambda place: (-0.5, len(names) - 0.5, -top, top),
+        sliders=sliders,
+        fixed=fixed,
+        site=site_of(quantiles),
+        legend={plain(g): tint[g] for g in groups},
+    )
+
+
+def statistic_distributions(ds: xr.Dataset, by: str = "trained_stage", dynamic: bool | None = None) -> Any:
+    """Draw medians, quartiles and 5-95 % ranges of norms, losses and confidence for each group.
+
+    Args:
+        ds: an open store with statistics, or the result of `statistic_quantiles`.
+        by: label column that names the groups.
+        dynamic: see `to_holoviews`.
+    """
+    return to_holoviews(statistic_distributions_picture(ds, by), dynamic)
+
+
+def loss_curves_picture(losses: pd.DataFrame, known: Sequence[str] = ()) -> Picture:
+    """Describe `loss_curves` without drawing it."""
+    title = "Training loss of each stage"
+    missing = [c for c in ("stage", "step", "loss") if c not in losses]
+    if missing:
+        raise InputError(f"loss curves need the columns stage, step and loss; {', '.join(missing)} missing")
+    if losses.empty:
+        return message_picture("loss_curves", title, "No training losses were kept.")
+    stages: list[Hashable] = list(dict.fromkeys(losses["stage"]))
+    tint = stage_colors([str(s) for s in stages], known)
+    lines: dict[str, list[Any]] = {k: [] for k in ("x0", "y0", "x1", "y1", "color")}
+    dots: dict[str, list[Any]] = {k: [] for k in ("x", "y", "color", "stage")}
+    for stage in stages:
+        part = losses[losses["stage"] == stage]
+        x, y = part["step"].to_numpy(float), part["loss"].to_numpy(float)
+        lines["x0"].extend(x[:-1])
+        lines["x1"].extend(x[1:])
+        lines["y0"].extend(y[:-1])
+        lines["y1"].extend(y[1:])
+        lines["color"].extend([tint[str(stage)]] * (len(x) - 1))
+        dots["x"].extend(x)
+        dots["y"].extend(y)
+        dots["color"].extend([tint[str(stage)]] * len(x))
+        dots["stage"].extend([plain(stage)] * len(x))
+    x0, x1 = padded(float(np.min(dots["x"])), float(np.max(dots["x"])), 0.02)
+    tables: dict[str, Table] = {"lines": lines, "steps": dots}
+    return Picture(
+        name="loss_curves",
+        title=title,
+        x=Axis("optimiser step, all stages in a row"),
+        y=Axis("training loss (nats per token)"),
+        marks=[
+            Mark("lines", "segments", width=2),
+            Mark("steps", "points", hover={"stage": "stage", "x": "step", "y": "loss"}, size=4),
+        ],
+        tables=lambda place: tables,
+        limits=lambda place: (x0, x1, 0.0, float(np.nanmax(dots["y"])) * 1.08),
+        height=280,
+        legend={plain(s): tint[str(s)] for s in stages},
+    )
+
+
+def loss_curves(losses: pd.DataFrame, known: Sequence[str] = ()) -> Any:
+    """Draw the training loss of each stage, one after the other.
+
+    Args:
+        losses: columns stage, step, loss (nats per token), in the order of training.
+        known: all trained stages in order, so that colours agree with other figures.
+    """
+    return to_holoviews(loss_curves_picture(losses, known))

@@ -1,0 +1,171 @@
+"""Draws a `Picture` as HoloViews objects (Bokeh first, Matplotlib for papers). No numbers are made here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import mul
+from typing import Any
+
+import holoviews as hv
+import holoviews.plotting.bokeh
+import numpy as np
+from bokeh.models import HoverTool
+
+from stratalens.analyses.plots.picture import Axis, Mark, Picture, Place, Table
+
+MAX_STATIC_FRAMES = 16  # HoloViews needs time that grows with the square of the frames of a HoloMap
+INK = "#222222"
+QUIET = "#767676"
+
+
+def to_holoviews(picture: Picture, dynamic: bool | None = None) -> Any:
+    """Return an Overlay, or with sliders a HoloMap (few frames) or a DynamicMap (many; needs a running Python).
+
+    Args:
+        picture: what to draw.
+        dynamic: True or False chooses DynamicMap or HoloMap; None: DynamicMap above
+            16 frames. `save(obj, "fig.html")` writes working sliders for both.
+    """
+    if not hv.Store.loaded_backends() or hv.Store.current_backend not in hv.Store.loaded_backends():
+        hv.Store.set_current_backend("bokeh")
+    if not picture.sliders:
+        return remember(frame(picture, {}), picture)
+    count = int(np.prod([len(v) for v in picture.sliders.values()]))
+    dims = [hv.Dimension(dim, values=list(values), default=values[-1]) for dim, values in picture.sliders.items()]
+    if dynamic or (dynamic is None and count > MAX_STATIC_FRAMES):
+
+        def draw(*key: Any) -> Any:
+            return frame(picture, dict(zip(picture.sliders, key, strict=True)))
+
+        return remember(hv.DynamicMap(draw, kdims=dims), picture)
+    frames = [(tuple(place.values()), frame(picture, place)) for place in picture.places()]
+    return remember(hv.HoloMap(frames, kdims=dims, sort=False), picture)
+
+
+def remember(obj: Any, picture: Picture) -> Any:
+    """Leave the picture with the object, so that saving it as a page can use it."""
+    obj.stratalens_picture = picture
+    return obj
+
+
+def frame(picture: Picture, place: Place) -> Any:
+    """One drawn place of the sliders, as an Overlay with options for both backends."""
+    tables = picture.tables(place)
+    layers = [_element(mark, tables[mark.name], picture) for mark in picture.marks if mark.name in tables]
+    overlay = hv.Overlay(layers) if len(layers) != 1 else reduce(mul, [*layers, hv.Points([])])
+    x0, x1, y0, y1 = picture.limits(place)
+    both = {
+        "title": picture.heading(place),
+        "xlabel": picture.x.label or " ",
+        "ylabel": picture.y.label or " ",
+        "xlim": (x0, x1),
+        "ylim": (y0, y1),
+        "show_legend": False,
+        **_ticks("x", picture.x),
+        **_ticks("y", picture.y),
+    }
+    bokeh = {"responsive": True, "height": picture.height, "min_width": 280, "fontsize": {"title": "11pt"}}
+    overlay = overlay.opts(hv.opts.Overlay(**both, **bokeh, backend="bokeh"))
+    if "matplotlib" in hv.Store.loaded_backends():
+        overlay = overlay.opts(hv.opts.Overlay(**both, aspect=1.5, fig_inches=5, backend="matplotlib"))
+    return overlay
+
+
+def _ticks(which: str, axis: Axis) -> dict[str, Any]:
+    if axis.ticks is None:
+        return {}
+    options: dict[str, Any] = {f"{which}ticks": [(p, t) for p, t in axis.ticks] or 0}
+    if axis.rotate:
+        options[f"{which}rotation"] = 60
+    return options
+
+
+def _element(mark: Mark, table: Table, picture: Picture) -> Any:
+    return _ELEMENTS[mark.kind](mark, table, picture)
+
+
+def _hover(mark: Mark) -> list[Any]:
+    if not mark.hover:
+        return []
+    return [HoverTool(tooltips=[(label, f"@{{{column}}}") for column, label in mark.hover.items()])]
+
+
+def _color(mark: Mark, table: Table) -> Any:
+    if "color" in table:
+        return hv.dim("color")
+    return INK if mark.role == "ink" else QUIET
+
+
+def _apply(element: Any, bokeh: Mapping[str, Any], matplotlib: Mapping[str, Any]) -> Any:
+    element = element.opts(**bokeh, backend="bokeh")
+    if "matplotlib" in hv.Store.loaded_backends():
+        element = element.opts(**matplotlib, backend="matplotlib")
+    return element
+
+
+def _extra(table: Table, used: tuple[str, ...]) -> list[str]:
+    return [column for column in table if column not in used]
+
+
+def _points(mark: Mark, table: Table, picture: Picture) -> Any:
+    element = hv.Points(table, ["x", "y"], _extra(table, ("x", "y")))
+    color = _color(mark, table)
+    return _apply(
+        element,
+        {
+            "color": color,
+            "size": mark.size,
+            "alpha": mark.alpha,
+            "line_color": INK,
+            "line_width": 0.5,
+            "tools": _hover(mark),
+        },
+        {"color": color, "s": mark.size**2, "alpha": mark.alpha, "edgecolor": INK, "linewidth": 0.3},
+    )
+
+
+def _segments(mark: Mark, table: Table, picture: Picture) -> Any:
+    kdims = ["x0", "y0", "x1", "y1"]
+    element = hv.Segments(table, kdims, _extra(table, tuple(kdims)))
+    color = _color(mark, table)
+    return _apply(
+        element,
+        {"color": color, "line_width": mark.width, "alpha": mark.alpha, "line_dash": mark.dash, "tools": _hover(mark)},
+        {"color": color, "linewidth": mark.width * 0.7, "alpha": mark.alpha, "linestyle": mark.dash},
+    )
+
+
+def _cells(mark: Mark, table: Table, picture: Picture) -> Any:
+    kdims = ["x0", "y0", "x1", "y1"]
+    element = hv.Rectangles(table, kdims, ["value", *_extra(table, (*kdims, "value"))])
+    common = {"cmap": list(picture.palette), "clim": picture.clim, "colorbar": True}
+    return _apply(
+        element,
+        {
+            **common,
+            "color": "value",
+            "line_color": "#ffffff",
+            "tools": _hover(mark),
+            "colorbar_opts": {"title": picture.colorbar},
+        },
+        {**common, "color": "value", "clabel": picture.colorbar, "edgecolor": "#ffffff"},
+    )
+
+
+def _labels(mark: Mark, table: Table, picture: Picture) -> Any:
+    element = hv.Labels(table, ["x", "y"], ["text", *_extra(table, ("x", "y", "text"))])
+    ink = hv.dim("ink") if "ink" in table else INK
+    return _apply(
+        element,
+        {"text_color": ink, "text_font_size": f"{mark.size:g}pt", "yoffset": 0, "text_baseline": "middle"},
+        {"color": ink, "size": mark.size},
+    )
+
+
+_ELEMENTS: dict[str, Callable[[Mark, Table, Picture], Any]] = {
+    "points": _points,
+    "segments": _segments,
+    "cells": _cells,
+    "labels": _labels,
+}

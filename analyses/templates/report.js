@@ -1,0 +1,171 @@
+"use strict";
+/* Draws the figures and moves them between places. All text from data goes in as text, never as markup. */
+(function () {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const root = document.documentElement;
+  const figures = new Map();
+  const inks = { light: { ink: "#222222", quiet: "#767676", line: "#8a8f98" }, dark: { ink: "#eceef2", quiet: "#9aa0aa", line: "#7c828d" } };
+  let theme = "light";
+
+  function tint(color) { return theme === "dark" && data.dark[color] ? data.dark[color] : color; }
+
+  function place(state) {
+    let index = 0;
+    state.spec.frames.sliders.forEach((slider, i) => { index = index * slider.values.length + state.at[i]; });
+    return index;
+  }
+
+  function columns(state, mark) {
+    const { same, vary } = state.spec.frames;
+    const index = place(state), out = {};
+    for (const name in same[mark]) out[name] = same[mark][name];
+    for (const name in vary[mark]) out[name] = vary[mark][name][index];
+    return out;
+  }
+
+  function show(state) {
+    const index = place(state);
+    state.element.querySelector(".sentence").textContent = state.spec.sentences[index];
+    for (const mark in state.sources) {
+      const now = columns(state, mark), data = {};
+      for (const name in now) {
+        data[name] = name === "color" ? now[name].map(tint) : now[name].map((v) => (v === null ? NaN : v));
+      }
+      state.sources[mark].data = data;
+    }
+    const limits = state.spec.frames.limits, box = limits[limits.length === 1 ? 0 : index];
+    if (state.figure) {
+      state.figure.x_range.setv({ start: box[0], end: box[1], reset_start: box[0], reset_end: box[1] });
+      state.figure.y_range.setv({ start: box[2], end: box[3], reset_start: box[2], reset_end: box[3] });
+    }
+    const details = state.element.querySelector("details");
+    if (details && details.open) table(state, details);
+  }
+
+  function cell(kind, text, number) {
+    const element = document.createElement(kind);
+    element.textContent = text;
+    if (number) element.className = "num";
+    return element;
+  }
+
+  function table(state, details) {
+    const box = details.querySelector(".scroll");
+    box.replaceChildren();
+    for (const mark in state.spec.hover) {
+      const hover = state.spec.hover[mark], now = columns(state, mark), names = Object.keys(hover);
+      const grid = document.createElement("table"), head = document.createElement("tr");
+      names.forEach((name) => { const th = cell("th", hover[name]); th.scope = "col"; head.append(th); });
+      grid.append(document.createElement("thead"), document.createElement("tbody"));
+      grid.tHead.append(head);
+      const count = (now[names[0]] || []).length;
+      for (let i = 0; i < count; i++) {
+        const row = document.createElement("tr");
+        names.forEach((name) => { const v = now[name][i]; row.append(cell("td", v === null ? "not known" : String(v), typeof v === "number")); });
+        grid.tBodies[0].append(row);
+      }
+      if (count) box.append(grid);
+    }
+  }
+
+  function move(state, dim, value) {
+    const i = state.spec.frames.sliders.findIndex((slider) => slider.dim === dim);
+    if (i < 0) return false;
+    const slider = state.spec.frames.sliders[i], index = slider.values.indexOf(value);
+    if (index < 0) return false;
+    const input = state.element.querySelector('input[data-dim="' + dim + '"]');
+    input.value = String(index);
+    input.setAttribute("aria-valuetext", value);
+    state.element.querySelector('output[for="' + input.id + '"]').textContent = value;
+    if (state.at[i] === index) return false;
+    state.at[i] = index;
+    show(state);
+    return true;
+  }
+
+  function wire(state) {
+    state.element.querySelectorAll("input[type=range]").forEach((input) => {
+      input.addEventListener("input", () => {
+        const dim = input.dataset.dim;
+        const slider = state.spec.frames.sliders.find((s) => s.dim === dim);
+        const value = slider.values[Number(input.value)];
+        const link = document.getElementById("link-all"), linked = link !== null && link.checked;
+        move(state, dim, value);
+        if (linked) for (const other of figures.values()) if (other !== state) move(other, dim, value);
+      });
+    });
+    const details = state.element.querySelector("details");
+    if (details) details.addEventListener("toggle", () => { if (details.open) table(state, details); });
+  }
+
+  function paint(state) {
+    if (!state.figure) return;
+    const colors = inks[theme];
+    for (const model of state.figure.references()) {
+      if (/Axis$/.test(model.type)) {
+        model.setv({ major_label_text_color: colors.ink, axis_label_text_color: colors.ink, axis_line_color: colors.line, major_tick_line_color: colors.line });
+      } else if (model.type === "Grid") {
+        model.setv({ grid_line_color: colors.line });
+      } else if (model.type === "LabelSet" && model.tags[0] === "ink") {
+        model.setv({ text_color: { value: colors.ink } });
+      } else if (model.type === "GlyphRenderer") {
+        const glyph = model.glyph;
+        if (glyph.type === "Scatter") glyph.setv({ line_color: { value: colors.ink } });
+        if (model.tags[0] === "ink" || model.tags[0] === "quiet") glyph.setv({ line_color: { value: colors[model.tags[0]] } });
+      }
+    }
+    show(state);
+  }
+
+  function dress(name) {
+    theme = name;
+    root.dataset.theme = name;
+    const button = document.getElementById("theme");
+    if (button) button.textContent = name === "dark" ? "Light page" : "Dark page";
+    document.querySelectorAll(".swatch").forEach((swatch) => { swatch.style.background = tint(swatch.dataset.color); });
+    figures.forEach(paint);
+  }
+
+  function reveal(view) {
+    /* a finger on a figure scrolls the page; Bokeh would keep the gesture */
+    const canvas = view.canvas_view || (view.canvas && view.canvas);
+    if (canvas && canvas.events_el) canvas.events_el.style.touchAction = "pan-y pinch-zoom";
+  }
+
+  async function draw(id) {
+    const spec = data.figures[id], element = document.getElementById(id);
+    const state = { spec, element, sources: {}, figure: null, at: spec.frames.sliders.map((s) => s.values.length - 1) };
+    figures.set(id, state);
+    wire(state);
+    const views = await Bokeh.embed.embed_item(spec.item, id + "-plot");
+    state.figure = Bokeh.documents[Bokeh.documents.length - 1].roots()[0];
+    reveal(views.get_one(state.figure));
+    for (const model of state.figure.references()) {
+      if (model.type === "ColumnDataSource" && model.name) state.sources[model.name] = model;
+    }
+    paint(state);
+  }
+
+  async function start() {
+    const dark = window.matchMedia("(prefers-color-scheme: dark)");
+    dress(dark.matches ? "dark" : "light");
+    dark.addEventListener("change", () => dress(dark.matches ? "dark" : "light"));
+    const button = document.getElementById("theme");
+    if (button) button.addEventListener("click", () => dress(theme === "dark" ? "light" : "dark"));
+    let before = theme;
+    window.addEventListener("beforeprint", () => { before = theme; dress("light"); });
+    window.addEventListener("afterprint", () => dress(before));
+    for (const id of Object.keys(data.figures)) await draw(id);
+    window.stratalens = { figures };
+    root.dataset.ready = "true";
+  }
+
+  start().catch((error) => {
+    const note = document.createElement("p");
+    note.className = "banner";
+    note.textContent = "The figures could not be drawn in this browser: " + error.message;
+    document.querySelector("main").prepend(note);
+    root.dataset.ready = "failed";
+    console.error(error);
+  });
+})();
