@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from stratalens.analyses import closed_form
 from stratalens.analyses.backend import logistic_estimator, resolve, to_numpy
+from stratalens.analyses.boosting import BOOSTING
 from stratalens.analyses.logistic import LinearFit, fit_logistic
 from stratalens.analyses.pairs import MULTICLASS, ORDINAL, training_signs
 from stratalens.analyses.softmax import fit_softmax
@@ -53,7 +54,7 @@ class Settings:
         Raises:
             InputError: an unknown method, solver or penalty, or a combination that has no meaning.
         """
-        if self.method not in METHODS:
+        if self.method not in (*METHODS, BOOSTING):
             raise InputError(f"method={self.method!r}: {near(str(self.method), METHODS)}")
         if self.solver not in SOLVERS:
             raise InputError(f"solver={self.solver!r}: {near(str(self.solver), SOLVERS)}")
@@ -95,6 +96,15 @@ class Probes:
     iterations: npt.NDArray[np.int64]
     penalty: npt.NDArray[np.float64]
 
+    @staticmethod
+    def join(parts: Sequence[Probes]) -> Probes:
+        """Probes of several training sets side by side."""
+
+        def along(name: str) -> Any:
+            return np.concatenate([getattr(part, name) for part in parts], axis=1)
+
+        return Probes(along("coef"), along("intercept"), along("converged"), along("iterations"), along("penalty"))
+
 
 def fit_probes(
     X: Floats,
@@ -104,6 +114,7 @@ def fit_probes(
     folds: int,
     trainable: npt.NDArray[np.bool_],
     settings: Settings,
+    only: int | None = None,
 ) -> Probes:
     """Fit every probe without each fold, and on all training rows.
 
@@ -115,9 +126,12 @@ def fit_probes(
         folds: their number.
         trainable: [array-like, shape: (n,)] rows that may be trained on.
         settings: how.
+        only: fit one training set alone: that without this fold, or with all rows where it equals `folds`.
     """
     fit = _fitter(X, codes, settings)
     targets = training_signs(signs, fold, folds, trainable)
+    if only is not None:
+        targets = targets[:, :, [only]]
     candidates = settings.candidates
     if len(candidates) == 1:
         penalty = np.full(targets.shape[1:], candidates[0])

@@ -5,20 +5,25 @@ What all slabs share is in probe_plan.py; the verb in probes.py runs this on eve
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from scipy.stats import rankdata
 
 from stratalens.analyses import scoring
+from stratalens.analyses.boosting import BOOSTING, boosted_scores
 from stratalens.analyses.estimators import Probes, Settings, fit_probes
 from stratalens.analyses.folds import entity_strata
 from stratalens.analyses.pairs import MULTICLASS, ORDINAL
 from stratalens.analyses.probe_plan import Plan
+from stratalens.analyses.significance import p_value
 from stratalens.analyses.slabs import Slab
 from stratalens.store.errors import InputError
 
 Floats = npt.NDArray[np.floating]
+Prepare = Callable[[int], Floats]
 # What `accuracy` is called for each kind of probe.
 QUALITY = {"binary": "accuracy", MULTICLASS: "accuracy", ORDINAL: "r2"}
 Variables = dict[str, tuple[tuple[str, ...], npt.NDArray[np.generic]]]
@@ -48,21 +53,35 @@ class ProbeSlab:
             if self.normalize:
                 X = unit_rows(X, slab.where)
             tokens.append(probe_token(X, plan, self.settings, self.fold_coefs))
-        out: dict[str, tuple[tuple[str, ...], npt.NDArray[np.generic]]] = {}
-        for name, (dims, first) in tokens[0].items():
-            stacked = np.stack([token[name][1] for token in tokens]) if len(tokens) > 1 else first[None]
-            if dims[-1] == "entity" and len(slab.rows) < len(self.plan.codes):
-                whole = np.full((*stacked.shape[:-1], len(self.plan.codes)), np.nan, dtype=stacked.dtype)
-                whole[..., slab.rows] = stacked
-                stacked = whole
-            if dims[-1] == "feature":
-                dims = (*dims[:-1], *slab.feature_dims)
-                stacked = stacked.reshape(*stacked.shape[:-1], *slab.feature_shape)
-            out[name] = (("token", *dims), stacked)
-        return xr.Dataset(out)
+        return stack_tokens(tokens, slab, len(self.plan.codes))
 
 
-def probe_token(X: Floats, plan: Plan, settings: Settings, fold_coefs: bool = False) -> Variables:
+def stack_tokens(tokens: Sequence[Variables], slab: Slab, n_entities: int, features: str | None = None) -> xr.Dataset:
+    """One Dataset from the results of every token.
+
+    Rows that the slab does not use are NaN (0 in counts) along `entity`; the dim `feature` becomes `features`, or
+    the slab's own feature dims.
+    """
+    out: Variables = {}
+    for name, (dims, first) in tokens[0].items():
+        stacked = np.stack([token[name][1] for token in tokens]) if len(tokens) > 1 else first[None]
+        if dims[-1] == "entity" and len(slab.rows) < n_entities:
+            missing = np.nan if stacked.dtype.kind == "f" else 0
+            whole = np.full((*stacked.shape[:-1], n_entities), missing, dtype=stacked.dtype)
+            whole[..., slab.rows] = stacked
+            stacked = whole
+        if dims[-1] == "feature" and features is not None:
+            dims = (*dims[:-1], features)
+        elif dims[-1] == "feature":
+            dims = (*dims[:-1], *slab.feature_dims)
+            stacked = stacked.reshape(*stacked.shape[:-1], *slab.feature_shape)
+        out[name] = (("token", *dims), stacked)
+    return xr.Dataset(out)
+
+
+def probe_token(
+    X: Floats, plan: Plan, settings: Settings, fold_coefs: bool = False, prepare: Prepare | None = None
+) -> Variables:
     """Everything about the probes of one token.
 
     Args:
@@ -70,33 +89,33 @@ def probe_token(X: Floats, plan: Plan, settings: Settings, fold_coefs: bool = Fa
         plan: of exactly these rows.
         settings: how.
         fold_coefs: also return the probes of every fold.
+        prepare: from a fold's number (the number of folds for the refit) to the activations [shape: (n, d)] that
+            this fold's probes are fitted and scored on, made from that fold's training rows alone.
 
     Returns:
         {name: (dims, values)} with dims among pair, group, fold, entity, feature.
     """
-    fitted = _fit(X, plan, settings, plan.contrasts.signs)
+    fitted, score = _fit_and_score(X, plan, settings, prepare)
     kind = plan.contrasts.kind
     rank = "group" if kind == MULTICLASS else "pair"
-    coef, intercept = fitted.coef, fitted.intercept
-    score = scoring.own_fold_scores(X, coef[:, :-1], intercept[:, :-1], plan.fold)
-    out: Variables = {
-        "coef": ((rank, "feature"), coef[:, -1]),
-        "intercept": ((rank,), intercept[:, -1]),
-        "converged": (("pair",), np.asarray(fitted.converged.all(axis=1))),
-        "iterations": (("pair",), fitted.iterations.max(axis=1)),
-        "penalty": (("pair",), fitted.penalty[:, -1]),
-        "score": ((rank, "entity"), score),
-    }
-    if fold_coefs:
-        out["fold_coef"] = ((rank, "fold", "feature"), coef[:, :-1])
-        out["fold_intercept"] = ((rank, "fold"), intercept[:, :-1])
-    out |= _quality(score, plan)
-    name = QUALITY[kind]
+    out: Variables = {"score": ((rank, "entity"), score), **quality(score, plan)}
+    if fitted is not None:
+        coef, intercept = fitted.coef, fitted.intercept
+        out |= {
+            "coef": ((rank, "feature"), coef[:, -1]),
+            "intercept": ((rank,), intercept[:, -1]),
+            "converged": (("pair",), np.asarray(fitted.converged.all(axis=1))),
+            "iterations": (("pair",), fitted.iterations.max(axis=1)),
+            "penalty": (("pair",), fitted.penalty[:, -1]),
+        }
+        if fold_coefs:
+            out["fold_coef"] = ((rank, "fold", "feature"), coef[:, :-1])
+            out["fold_intercept"] = ((rank, "fold"), intercept[:, :-1])
     if plan.permutations:
-        null = np.stack([_null(X, plan, settings, i) for i in range(plan.permutations)])
+        name = QUALITY[kind]
+        null = np.stack([_null(X, plan, settings, prepare, i) for i in range(plan.permutations)])
         out[f"{name}_null"] = (("pair",), null.mean(axis=0))
-        better = (null >= np.asarray(out[f"{name}_mean"][1])).sum(axis=0)
-        out[f"{name}_p"] = (("pair",), (1 + better) / (1 + plan.permutations))
+        out[f"{name}_p"] = (("pair",), p_value(null, np.asarray(out[f"{name}_mean"][1])))
     return out
 
 
@@ -115,8 +134,28 @@ def unit_rows(X: Floats, where: str = "activations") -> Floats:
     return np.asarray(X / length, dtype=X.dtype)
 
 
-def _fit(X: Floats, plan: Plan, settings: Settings, signs: npt.NDArray[np.int8]) -> Probes:
-    return fit_probes(X, signs, plan.codes, plan.fold, plan.folds, plan.trainable, settings)
+def _fit_and_score(
+    X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None
+) -> tuple[Probes | None, npt.NDArray[np.float32]]:
+    """Probes (None where they are no linear functions) and out-of-fold scores, shape (pair or group, n)."""
+    signs = plan.contrasts.signs
+    if settings.method == BOOSTING:
+        return None, boosted_scores(X, signs, plan.fold, plan.folds, plan.trainable, plan.seed)
+    parts = (signs, plan.codes, plan.fold, plan.folds, plan.trainable, settings)
+    if prepare is None:
+        fitted = fit_probes(X, *parts)
+        return fitted, scoring.own_fold_scores(X, fitted.coef[:, :-1], fitted.intercept[:, :-1], plan.fold)
+    score: npt.NDArray[np.float32] | None = None
+    found = []
+    for k in range(plan.folds + 1):
+        ready = prepare(k)
+        found.append(fit_probes(ready, *parts, only=k))
+        own = plan.fold == k
+        if score is None:
+            score = np.empty((len(found[0].coef), len(X)), dtype=np.float32)
+        score[:, own] = found[k].coef[:, 0] @ ready[own].T + found[k].intercept[:, :1]
+    assert score is not None  # there are at least two folds
+    return Probes.join(found), score
 
 
 def _right(score: Floats, plan: Plan, test: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
@@ -136,7 +175,7 @@ def _auc(score: Floats, plan: Plan, test: npt.NDArray[np.int8]) -> npt.NDArray[n
     return np.asarray(each.mean(axis=0, keepdims=True), dtype=np.float64)
 
 
-def _quality(score: Floats, plan: Plan) -> Variables:
+def quality(score: Floats, plan: Plan) -> Variables:
     """How right the scores are: in each fold, and over all test rows with an interval."""
     strata = entity_strata(plan.codes, plan.units)
     draws = scoring.bootstrap_weights(strata, plan.resamples, plan.seed)
@@ -157,14 +196,15 @@ def _quality(score: Floats, plan: Plan) -> Variables:
         "accuracy_mean": (("pair",), mean),
         "accuracy_low": (("pair",), low),
         "accuracy_high": (("pair",), high),
+        "right": (("pair", "entity"), right.astype(np.int8)),
+        "tested": (("pair", "entity"), counted.astype(np.int8)),
     }
 
 
-def _null(X: Floats, plan: Plan, settings: Settings, index: int) -> npt.NDArray[np.float64]:
+def _null(X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None, index: int) -> npt.NDArray[np.float64]:
     """Quality of every probe after one shuffle of the labels over entities, shape (pair,)."""
     shuffled = plan.shuffled(index)
-    fitted = _fit(X, shuffled, settings, shuffled.contrasts.signs)
-    score = scoring.own_fold_scores(X, fitted.coef[:, :-1], fitted.intercept[:, :-1], plan.fold)
+    _, score = _fit_and_score(X, shuffled, settings, prepare)
     if plan.contrasts.kind == ORDINAL:
         _, top, bottom = _order_quality(score[0], shuffled)
         return np.asarray(1 - top.sum(axis=1) / bottom.sum(axis=1), dtype=np.float64)

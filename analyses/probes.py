@@ -144,10 +144,10 @@ def probe(
         workers=workers,
         progress=progress,
     )
-    return _labelled(result, plan, source).assign_attrs(source.attrs() | described)
+    return labelled(result, plan, source).assign_attrs(source.attrs() | described)
 
 
-def _labelled(result: xr.Dataset, plan: Plan, source: SiteData) -> xr.Dataset:
+def labelled(result: xr.Dataset, plan: Plan, source: SiteData) -> xr.Dataset:
     """Coordinates of pair, group, fold and entity; and what belongs to all slabs alike."""
     found = plan.contrasts
     result = result.assign_coords(

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from stratalens.analyses import significance
+
 Floats = npt.NDArray[np.floating]
 Signs = npt.NDArray[np.int8]
 Codes = npt.NDArray[np.int64]
@@ -91,7 +93,8 @@ def bootstrap_weights(strata: Codes, resamples: int = 1000, seed: int = 0) -> np
     The last few results are kept, as every slab of a call asks for the same.
 
     Args:
-        strata: [array-like, shape: (units,)] stratum of each entity; each keeps its number of entities.
+        strata: [array-like, shape: (units,)] stratum of each entity; each keeps its number of entities, negative ones
+            are never drawn.
         resamples: number of resamples.
         seed: of the draws.
 
@@ -104,13 +107,7 @@ def bootstrap_weights(strata: Codes, resamples: int = 1000, seed: int = 0) -> np
 @lru_cache(maxsize=4)
 def _draws(strata_bytes: bytes, resamples: int, seed: int) -> npt.NDArray[np.float32]:
     strata = np.frombuffer(strata_bytes, dtype=np.int64)
-    rng = np.random.default_rng(seed)
-    out = np.zeros((resamples, len(strata)), dtype=np.float32)
-    for stratum in np.unique(strata):
-        members = np.flatnonzero(strata == stratum)
-        n = len(members)
-        for row in out:
-            row[members] = np.bincount(rng.integers(n, size=n), minlength=n)
+    out = significance.bootstrap_weights(strata, resamples, np.random.default_rng(seed))
     out.flags.writeable = False
     return out
 
