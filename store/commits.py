@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,8 @@ class Commits:
         return bool(part.all())
 
 
-def _check(payload: Mapping[str, Any], name: str, where: str) -> None:
+def check(payload: Mapping[str, Any], name: str, where: str) -> None:
+    """Raise unless a record speaks of what its name says."""
     parts = f"{payload.get('stage', -1):04d}.{payload.get('group')}"
     if "block" in payload:
         parts += f".{payload['block']:07d}"
@@ -95,19 +96,21 @@ def _check(payload: Mapping[str, Any], name: str, where: str) -> None:
         raise DamagedError(f"commit record {where} speaks of {parts}: it was renamed or copied; delete it")
 
 
-def read_stage(storage: LocalStorage, stage: int, group: int, blocks: int) -> dict[str, dict[int, int]]:
-    """Digest of every committed file of one stage: {variable: {block: digest}}."""
+def read_stage(
+    storage: LocalStorage, stage: int, group: int, blocks: int, *, ignore: Collection[str] = ()
+) -> dict[str, dict[int, int]]:
+    """Digest of every committed file of one stage: {variable: {block: digest}}, without the records to ignore."""
     digests: dict[str, dict[int, int]] = {}
     prefix = f"{stage:04d}.{group}"
-    singles = [n for n in storage.list(FOLDER) if n.startswith(prefix + ".")]
+    singles = [n for n in storage.list(FOLDER) if n.startswith(prefix + ".") and n not in ignore]
     raw = [(n, data) for n in singles if (data := storage.get(f"{FOLDER}/{n}")) is not None]
     # Block records go away only after the compacted one is in place, so it is read last.
-    if (data := storage.get(f"{FOLDER}/{prefix}")) is not None:
+    if prefix not in ignore and (data := storage.get(f"{FOLDER}/{prefix}")) is not None:
         raw.insert(0, (prefix, data))
     for name, data in raw:
         where = str(storage.path(f"{FOLDER}/{name}"))
         payload = decode(data, where)
-        _check(payload, name, where)
+        check(payload, name, where)
         for variable, column in payload["files"].items():
             found = digests.setdefault(variable, {})
             if "block" in payload:
@@ -139,7 +142,7 @@ def load(storage: LocalStorage, stages: Iterable[str], groups: int, blocks: int)
     for name in sorted(read):
         where = str(storage.path(f"{FOLDER}/{name}"))
         payload = decode(read[name], where)
-        _check(payload, name, where)
+        check(payload, name, where)
         stage, group = int(payload["stage"]), int(payload["group"])
         if stage >= len(names) or group >= groups or payload["stage_name"] != names[stage]:
             continue

@@ -265,3 +265,19 @@ def log(storage: LocalStorage, event: str, **details: Any) -> None:
     line = f"{body} {crc32c(body.encode()):08x}\n".encode()
     with storage.path(HISTORY).open("ab", buffering=0) as file:
         file.write(line)
+
+
+def good_line(line: bytes) -> bool:
+    """Whether a line of the history is as it was written."""
+    body, space, tail = line.rpartition(b" ")
+    return bool(space) and tail == b"%08x\n" % crc32c(body)
+
+
+def mend_history(storage: LocalStorage) -> bool:
+    """Drop lines of the history that are torn or damaged; whether there were any."""
+    lines = (storage.get(HISTORY) or b"").splitlines(keepends=True)
+    good = [line for line in lines if good_line(line)]
+    if len(good) == len(lines):
+        return False
+    storage.put(HISTORY, b"".join(good))
+    return True
