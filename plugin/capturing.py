@@ -59,6 +59,7 @@ def capture(
     progress: bool | ProgressFunction | None = None,
     allow_same_weights: bool = False,
     memory_limit: int = MEMORY_LIMIT,
+    block_size: int | None = None,
 ) -> xr.Dataset:
     """Record activations of a table of prompts at every stage, and open the store.
 
@@ -93,6 +94,7 @@ def capture(
             terminal or in a notebook.
         allow_same_weights: accept two stages with the same weights.
         memory_limit: bytes that the two block buffers may take together.
+        block_size: rows that are committed together, a power of two; None chooses.
 
     Returns:
         The store as a lazy Dataset (`stratalens.open_store`).
@@ -128,6 +130,7 @@ def capture(
                         nonfinite=nonfinite,
                         forward=forward,
                         memory_limit=memory_limit,
+                        block_size=block_size,
                     )
                     listed_orders = orders(listed, store.writer.store.stages, named=not isinstance(stages, list))
                 _record_stage(

@@ -141,6 +141,7 @@ def create_store(
     nonfinite: Literal["raise", "keep"] = "raise",
     forward: ForwardFunction | None = None,
     memory_limit: int = MEMORY_LIMIT,
+    block_size: int | None = None,
 ) -> RecordingStore:
     """Make a store for a model's activations on a table of prompts, or open the one that is there.
 
@@ -159,6 +160,7 @@ def create_store(
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.
         forward: `(model, ids, mask) -> logits or anything` for a HookedRootModule of one's own.
         memory_limit: bytes that the two block buffers may take together.
+        block_size: rows that are committed together, a power of two; None chooses.
 
     Returns:
         The open store, to be handed to `Recorder` and closed at the end.
@@ -197,6 +199,7 @@ def create_store(
         variables=recipe.variables(),
         provenance=recipe.provenance(),
         memory_limit=memory_limit,
+        block_size=block_size,
         exist_ok=resume,
         recorded_with={"model": adapter.name},
     )
