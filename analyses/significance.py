@@ -102,9 +102,10 @@ def cluster_bootstrap(
     count = int(codes.max()) + 1
     flat = values.reshape(len(values), -1)
     have = ~np.isnan(flat)
-    sums, sizes = (np.zeros((count, flat.shape[1])) for _ in range(2))
-    np.add.at(sums, codes, np.where(have, flat, 0))
-    np.add.at(sizes, codes, have)
+    by_unit = np.argsort(codes, kind="stable")
+    starts = np.searchsorted(codes[by_unit], np.arange(count))
+    sums = np.add.reduceat(np.where(have, flat, 0)[by_unit], starts, axis=0)
+    sizes = np.add.reduceat(have[by_unit].astype(np.float64), starts, axis=0)
     stratum = np.zeros(count, int)
     if strata is not None:
         stratum[codes] = strata

@@ -1,0 +1,32 @@
+"""The vectors of a result: which variable, which dims are features, where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import xarray as xr
+
+from stratalens.store.errors import InputError
+
+# Dims of results that are no features.
+LABELS = {"stage", "layer", "token", "pair", "fold", "group", "method", "seed", "repeat", "component"}
+
+
+def vectors(source: xr.Dataset | xr.DataArray) -> tuple[xr.DataArray, list[Hashable]]:
+    """The vectors of a result, and the names of their feature dims."""
+    if isinstance(source, xr.Dataset):
+        name = next((n for n in ("coef", "centroid") if n in source), None)
+        if name is None:
+            raise InputError(f"no 'coef' or 'centroid' in the Dataset; it has {', '.join(map(str, source.data_vars))}")
+        source = source[name]
+    features = [d for d in source.dims if d not in LABELS and not str(d).endswith("_other")]
+    if not features:
+        raise InputError(f"the vectors have no feature dim (dims: {', '.join(map(str, source.dims))})")
+    return source, features
+
+
+def carried_attrs(source: xr.Dataset | xr.DataArray) -> dict[str, Any]:
+    """Attributes of a result that say where its vectors come from."""
+    keep = ("site", "hook", "method", "C", "target", "by", "normalize", "seed", "stratalens_key", "model")
+    return {k: source.attrs[k] for k in keep if k in source.attrs}
