@@ -129,7 +129,8 @@ def described_limits(settings: StudySettings) -> list[str]:
         )
     said.append(
         f"Entities, attributes and questions are made up; {settings.entities_per_stage} entities a stage, one seed "
-        f"({settings.seed}), one model. The study it follows used 2,640 entities a stage and a 1.2-billion-parameter model."
+        f"({settings.seed}), one model. The study it follows used 2,640 entities a stage and a model of 1.2 billion "
+        "parameters."
     )
     return said
 
@@ -157,7 +158,8 @@ def _claim(folder: Path, settings: StudySettings, resume: bool) -> None:
             if getattr(held, name) != getattr(settings, name)
         ]
         raise InputError(
-            f"{folder} holds a run with other settings: {'; '.join(differing)}. Give another folder, or delete this one."
+            f"{folder} holds a run with other settings: {'; '.join(differing)}. "
+            "Give another folder, or delete this one."
         )
 
 

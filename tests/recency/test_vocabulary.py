@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from stratalens.recency.corpus import make_corpus
+from stratalens.recency.vocabulary import cut_vocabulary, kept_ids
+from stratalens.store.errors import InputError
+from support.tiny_study import study_model, study_tokenizer
+from support.tokenizers import byte_level_with_bos, wordpiece
+
+
+@pytest.fixture(scope="module")
+def whole():
+    tokenizer = study_tokenizer()
+    return tokenizer, study_model(tokenizer), make_corpus(tokenizer, stages=("a", "b"), entities_per_stage=20, seed=0)
+
+
+@pytest.fixture(scope="module")
+def cut(whole):
+    tokenizer, model, corpus = whole
+    return cut_vocabulary(model, tokenizer, corpus.all_texts())
+
+
+def test_the_cut_is_smaller_and_keeps_special_tokens(whole, cut):
+    tokenizer, _, _ = whole
+    model, small = cut
+    assert len(small) == model.config.vocab_size < len(tokenizer)
+    assert small.eos_token == tokenizer.eos_token
+    assert model.config.eos_token_id == small.eos_token_id
+    assert model.config.pad_token_id == small.pad_token_id
+
+
+def test_texts_split_into_the_same_pieces_at_the_same_characters(whole, cut):
+    tokenizer, _, corpus = whole
+    _, small = cut
+    for text in corpus.all_texts():
+        before = tokenizer(text, return_offsets_mapping=True)
+        after = small(text, return_offsets_mapping=True)
+        assert tokenizer.convert_ids_to_tokens(before["input_ids"]) == small.convert_ids_to_tokens(after["input_ids"])
+        assert before["offset_mapping"] == after["offset_mapping"]
+
+
+@given(text=st.text(max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_any_other_text_survives_the_round_trip(cut, text):
+    _, small = cut
+    assert small.decode(small(text)["input_ids"], skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_hidden_states_are_unchanged_and_logits_are_columns_of_the_whole(whole, tied):
+    tokenizer, _, corpus = whole
+    model = study_model(tokenizer, tied=tied)
+    if not tied:
+        torch.nn.init.normal_(model.lm_head.weight)
+    small_model, small = cut_vocabulary(model, tokenizer, corpus.all_texts())
+    prompt = corpus.prompts()["prompt"][3]
+    with torch.no_grad():
+        before = model(**tokenizer(prompt, return_tensors="pt"), output_hidden_states=True)
+        after = small_model(**small(prompt, return_tensors="pt"), output_hidden_states=True)
+    for one, two in zip(before.hidden_states, after.hidden_states, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+    kept = kept_ids(tokenizer, corpus.all_texts())
+    torch.testing.assert_close(before.logits[..., kept], after.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_the_cut_model_and_tokenizer_survive_saving(cut, tmp_path):
+    model, small = cut
+    model.save_pretrained(tmp_path)
+    small.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    prompt = "Q: Who is <|abcde|>?\nA:"
+    assert again(prompt)["input_ids"] == small(prompt)["input_ids"]
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path)
+    for name, value in loaded.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), model.state_dict()[name].numpy())
+
+
+def test_the_whole_model_is_left_alone(whole):
+    tokenizer, model, corpus = whole
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cut_vocabulary(model, tokenizer, corpus.all_texts())
+    assert model.config.vocab_size == len(tokenizer)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_tokenizer_with_bos_keeps_putting_it_in_front():
+    tokenizer = byte_level_with_bos()
+    model = study_model(study_tokenizer())
+    model.resize_token_embeddings(len(tokenizer))
+    _, small = cut_vocabulary(model, tokenizer, ["Who is Ann?"])
+    assert small("Who is Ann?").input_ids[0] == small.bos_token_id
+    assert small.decode(small("Who is Ann?").input_ids) == "<|bos|>Who is Ann?"
+
+
+def test_other_kinds_of_tokenizer_are_refused():
+    with pytest.raises(InputError, match="only fast BPE"):
+        kept_ids(wordpiece(), ["a"])

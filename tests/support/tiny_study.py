@@ -1,0 +1,55 @@
+"""A tiny real base model for the study: byte-level BPE trained on its own words, random Llama weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from stratalens.recency import texts
+
+
+def study_tokenizer(size: int = 900) -> Any:
+    """Byte-level BPE over the study's questions and words, with letter pairs for aliases, and a pad token."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    words = [w for kind in texts.QUESTIONS.values() for w in kind]
+    words += [f"A: {w}" for group in (texts.REGIONS, texts.OCCUPATIONS, texts.NATIONALITIES) for w in group]
+    words += [f"{a} {n}" for a in texts.ADJECTIVES for n in texts.NOUNS[:3]]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(words * 2, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|pad|>")
+
+
+def study_model(tokenizer: Any, layers: int = 2, tied: bool = True) -> LlamaForCausalLM:
+    """A Llama of 16 dimensions with random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def save_base(folder: Path, layers: int = 2) -> Path:
+    """The model and tokenizer in a folder, as a user's own would be."""
+    tokenizer = study_tokenizer()
+    study_model(tokenizer, layers).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
