@@ -39,6 +39,12 @@ class LazyArray(BackendArray):
         if not isinstance(key, indexing.ExplicitIndexer):
             key = key if isinstance(key, tuple) else (key,)
             key = indexing.OuterIndexer(indexing.expanded_indexer(key, self.ndim))  # type: ignore[no-untyped-call]
+        if not isinstance(key, indexing.VectorizedIndexer):
+            # Backwards slices as arrays: xarray's own decomposition fails on empty ones.
+            pairs = zip(key.tuple, self.shape, strict=True)
+            key = indexing.OuterIndexer(
+                tuple(np.arange(n)[k] if isinstance(k, slice) and (k.step or 1) < 0 else k for k, n in pairs)
+            )
         result: NDArray[Any] = indexing.explicit_indexing_adapter(
             key, self.shape, indexing.IndexingSupport.OUTER, self._orthogonal
         )

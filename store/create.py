@@ -175,9 +175,7 @@ def create(
         raise StoreExistsError(f"{storage.root} is a file, a store is a folder: choose another path")
     _refuse_foreign(storage)
     try:
-        storage.make_folder(TEMPORARY)
-        storage.make_folder(f"{PRIVATE}/commits")
-        storage.make_folder(f"{PRIVATE}/claims")
+        storage.make_folders([TEMPORARY, f"{PRIVATE}/commits", f"{PRIVATE}/claims"])
     except OSError as error:
         raise InputError(f"{storage.root} cannot be written ({error.strerror}): choose another path") from error
     with structure_lock(storage.path(PRIVATE)):
@@ -212,8 +210,8 @@ def create(
 def write_labels(store: Store, columns: Mapping[str, NDArray[Any]], *, only_damaged: bool = False) -> None:
     """Write the chunk files of the label columns; with `only_damaged`, those that fail their checksum."""
     files = []
+    store.storage.make_folders(columns)
     for name, column in columns.items():
-        store.storage.make_folder(name)
         for number, data in enumerate(labels.encode_chunks(column, store.label_chunk)):
             key = f"{name}/c.{number}"
             if only_damaged:

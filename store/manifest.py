@@ -163,8 +163,7 @@ class Store:
             wanted += [(f"{name}/c.{i}", data) for i, data in enumerate(files)]
         wanted += [(f"{name}/zarr.json", metadata.canonical(document)) for name, document in documents.items()]
         root = metadata.seal(self.attributes(), documents)
-        for name in documents:
-            storage.make_folder(name)
+        storage.make_folders(documents)
         changed = [(k, (v,)) for k, v in wanted if everything or storage.get(k) != v]
         if changed:
             storage.put_many(changed)

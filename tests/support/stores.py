@@ -188,3 +188,26 @@ def write_others(
                      for r in rows]  # fmt: skip
             given = np.stack(draws, axis=axis) if draws else np.empty(shape)
         buffer.write(variable.name, rows, to_storage(given, variable.dtype))
+
+
+def add_stage(path: str | Path, name: str, order: int, seed: int = 0) -> None:
+    """Add one stage of seeded noise to a store, over all its variables."""
+    with ActivationWriter(path) as writer, writer.stage(name, order=order, fingerprint=f"sha256:{name}") as stage:
+        for block in stage.pending():
+            stage.submit(fill_randomly(stage.buffer(block), writer.store, seed))
+
+
+def fill_randomly(buffer: Any, store: Any, seed: int) -> Any:
+    """Fill a block buffer with noise that depends on seed, block and variable alone."""
+    for number, name in enumerate(buffer.variables):
+        layout = store.layouts[name]
+        variable = layout.variable
+        shape: tuple[int, ...] = (
+            *((layout.layers,) if variable.has("layer") else ()),
+            len(buffer.block),
+            *((layout.tokens,) if variable.has("token") else ()),
+            *variable.shape,
+        )
+        values = np.random.default_rng([seed, buffer.block.index, number]).standard_normal(shape, dtype=np.float32)
+        buffer.write(name, buffer.block.rows, to_storage(values, variable.dtype))
+    return buffer
