@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.plots.comparison import common_pairs
 from stratalens.analyses.plots.estimates import PARTS, beyond_null, estimate, extreme_pair, pair_mean
 from stratalens.analyses.plots.palette import group_names
 from stratalens.analyses.plots.picture import SLIDER_DIMS, Picture, Place, lookup, plain, values_of
@@ -168,7 +169,10 @@ def sweep_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
         every = read_mean({**place, "layer": layers[-1]})
         spot = ", ".join(f"{d} {plain(v)}" for d, v in {**picture.fixed, **place}.items() if d != "layer")
         who = plain(pair) if pair else "the groups"
-        text = f"At {spot or 'the only place'}, {who}: accuracy {interval(last)} at layer {layers[-1]}, {size_words(last)} ({last['null']:.2f})"
+        text = (
+            f"At {spot or 'the only place'}, {who}: accuracy {interval(last)} at layer {layers[-1]}, "
+            f"{size_words(last)} ({last['null']:.2f})"
+        )
         if len(layers) > 1:
             text += f"; {interval(first)} at layer {layers[0]}, {size_words(first)}"
         if pair and result.sizes.get("pair", 1) > 1:
@@ -179,14 +183,17 @@ def sweep_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
 
 
 def control_sentence(rows: Mapping[str, xr.Dataset], picture: Picture) -> Sentence:
-    """What is left of the mean accuracy under each control, in the order of the figure."""
-    readers = {label: reader(pair_mean(data)) for label, data in rows.items()}
+    """What is left of the accuracy under each control, in the order of the figure."""
+    narrowed = common_pairs(rows)
+    readers = {label: reader(pair_mean(data)) for label, data in narrowed.items()}
+    pairs = max((values_of(data, "pair") for data in narrowed.values()), key=len)
+    what = f"accuracy of {plain(pairs[0])}" if len(pairs) == 1 else f"mean accuracy over {len(pairs)} pairs"
 
     def say(place: Place) -> str:
         parts = []
         for label, read in readers.items():
-            n = read(place)
+            n = read({**picture.fixed, **place})
             parts.append(f"{plain(label)} {interval(n)}, {size_words(n)}")
-        return f"At {where(picture, place)}, mean accuracy over pairs: " + "; ".join(parts) + "."
+        return f"At {where(picture, place)}, {what}: " + "; ".join(parts) + "."
 
     return say

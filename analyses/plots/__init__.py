@@ -6,6 +6,7 @@ to a standalone HTML page whose sliders work without Python.
 
 from __future__ import annotations
 
+from stratalens.analyses.plots.comparison import control_comparison
 from stratalens.analyses.plots.distributions import loss_curves, statistic_distributions, statistic_quantiles
 from stratalens.analyses.plots.drift import probe_generalisation, stage_drift
 from stratalens.analyses.plots.grids import cosine_matrix, layer_token_map, pair_matrix, stage_layer_map
@@ -13,7 +14,7 @@ from stratalens.analyses.plots.palette import stage_colors
 from stratalens.analyses.plots.paths import centroid_path
 from stratalens.analyses.plots.saving import save
 from stratalens.analyses.plots.scatter import entity_scatter
-from stratalens.analyses.plots.sweeps import control_comparison, layer_sweep
+from stratalens.analyses.plots.sweeps import layer_sweep
 
 __all__ = [
     "centroid_path",

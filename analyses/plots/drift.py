@@ -129,7 +129,10 @@ def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
     """Describe `probe_generalisation` without drawing it."""
     if "group" not in scores.dims:
         raise InputError(
-            f"plots.probe_generalisation needs a dim 'group'; got {scores.dims}. Make it with sl.generalise(probes, ds)."
+
+                f"plots.probe_generalisation needs a dim 'group'; got {scores.dims}. Make it with sl.generalise(probes, "
+                "ds)."
+
         )
     title = "Mean score of every group along one pair's probe"
     groups = group_names(scores)
@@ -141,17 +144,23 @@ def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
     names = [plain(g) for g in groups]
 
     values = lookup(scores, ("group",))
+    bounds = [
+        lookup(scores[name].reset_coords(drop=True), ("group",)) for name in ("low", "high") if name in scores.coords
+    ]
 
     def tables(place: Place) -> dict[str, Table]:
         y = values(place)
-        return {
+        out: dict[str, Table] = {
             "zero": {"x0": [-0.5], "y0": [0.0], "x1": [len(groups) - 0.5], "y1": [0.0]},
             "stems": {"x0": x, "y0": np.zeros(len(x)), "x1": x, "y1": y, "color": colors},
             "scores": {"x": x, "y": y, "color": colors, "group": names},
         }
+        if len(bounds) == 2:
+            out["intervals"] = {"x0": x, "y0": bounds[0](place), "x1": x, "y1": bounds[1](place), "color": colors}
+        return out
 
     def limits(place: Place) -> tuple[float, float, float, float]:
-        y = values(place)
+        y = np.concatenate([values(place), *(read(place) for read in bounds)])
         y = y[np.isfinite(y)]
         low, high = padded(float(min(0.0, *y)), float(max(0.0, *y))) if y.size else (0.0, 1.0)
         return (-0.5, len(groups) - 0.5, low, high)
@@ -163,7 +172,8 @@ def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
         y=Axis("mean probe score (log-odds; 0: undecided)"),
         marks=[
             Mark("zero", "segments", role="ink", width=1.2, dash="dashed"),
-            Mark("stems", "segments", width=3, alpha=0.5),
+            Mark("stems", "segments", width=1.5, alpha=0.6),
+            *([Mark("intervals", "segments", width=6, alpha=0.4)] if len(bounds) == 2 else []),
             Mark("scores", "points", hover={"group": "group", "y": "mean score"}, size=11),
         ],
         tables=tables,

@@ -22,7 +22,7 @@ def estimate(data: xr.Dataset, name: str = "accuracy", chance: float | None = No
         data: result of a verb with a variable `name`.
         name: which variable.
         chance: level expected without any signal, where the result has no `<name>_null`;
-            default the result's attribute `chance`, else 1/2 for pairs.
+            default the result's variable or attribute `chance`, else 1/2.
 
     Returns:
         Dataset with float64 variables value, low, high, null and p (NaN where not known);
@@ -31,6 +31,8 @@ def estimate(data: xr.Dataset, name: str = "accuracy", chance: float | None = No
     array = data[name]
     replicate = [d for d in REPLICATES if d in array.dims]
     value = array.mean(replicate) if replicate else array
+    if f"{name}_mean" in data:  # over all held-out rows, as the interval is
+        value = data[f"{name}_mean"]
     if f"{name}_low" in data:
         low, high = data[f"{name}_low"], data[f"{name}_high"]
         how = str(data.attrs.get("interval", "95 % interval of the analysis"))
@@ -41,8 +43,13 @@ def estimate(data: xr.Dataset, name: str = "accuracy", chance: float | None = No
     else:
         low = high = xr.full_like(value, np.nan, dtype=float)
         how = "no interval"
-    base = chance if chance is not None else float(data.attrs.get("chance", 0.5))
-    null = data[f"{name}_null"] if f"{name}_null" in data else xr.full_like(value, base, dtype=float)
+    if f"{name}_null" in data:
+        null = data[f"{name}_null"]
+    elif chance is None and name == "accuracy" and "chance" in data:
+        null = data["chance"].broadcast_like(value)
+    else:
+        base = chance if chance is not None else float(data.attrs.get("chance", 0.5))
+        null = xr.full_like(value, base, dtype=float)
     p = data[f"{name}_p"] if f"{name}_p" in data else xr.full_like(value, np.nan, dtype=float)
     parts = {"value": value, "low": low, "high": high, "null": null, "p": p}
     cleaned = {k: v.astype(float).drop_vars("quantile", errors="ignore") for k, v in parts.items()}

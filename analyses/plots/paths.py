@@ -68,7 +68,11 @@ def centroid_path_picture(projection: xr.Dataset) -> Picture:
         middle, half = (y0 + y1) / 2, max((y1 - y0) / 2, 0.3 * (x1 - x0))
         return (x0, x1, middle - half, middle + half)
 
-    unit = "unit-norm activations" if projection.attrs.get("normalize") else "activation units"
+    unit = (
+        "unit-norm activations"
+        if projection.attrs.get("normalize", "none") not in ("none", False, 0)
+        else "activation units"
+    )
     first, last = plain(groups[0], 20), plain(groups[-1], 20)
     hover = {"group": "group", "x": "w1", "y": "w2"} | ({"interval": "w1, 95 %"} if intervals else {})
     marks = [

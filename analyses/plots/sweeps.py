@@ -1,14 +1,14 @@
-"""Scores along layers, and scores side by side with their controls; chance, intervals and nulls always drawn."""
+"""Scores along layers; chance, intervals and nulls always drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.plots.estimates import PARTS, beyond_null, estimate, extreme_pair, pair_mean
+from stratalens.analyses.plots.estimates import PARTS, estimate, extreme_pair, pair_mean
 from stratalens.analyses.plots.hv_backend import to_holoviews
 from stratalens.analyses.plots.palette import HIGHLIGHT, group_names, stage_colors, trained_order
 from stratalens.analyses.plots.picture import (
@@ -25,10 +25,8 @@ from stratalens.analyses.plots.picture import (
     split_dims,
     values_of,
 )
-from stratalens.store.errors import InputError
 
 MEAN_OF_PAIRS = "mean of all pairs"
-Readers = Sequence[Mapping[str, Callable[[Place], np.ndarray]]]
 
 
 def layer_sweep_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
@@ -166,125 +164,3 @@ def layer_sweep(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None
         HoloViews object with sliders for what is left of stage and token.
     """
     return to_holoviews(layer_sweep_picture(probes, name), dynamic)
-
-
-def control_rows(results: Mapping[str, xr.Dataset], name: str = "accuracy") -> dict[str, xr.Dataset]:
-    """One Dataset per row of the comparison; a matched probe is split into its samples."""
-    rows: dict[str, xr.Dataset] = {}
-    for label, data in results.items():
-        require(
-            data, name, "control_comparison", "sl.probe, sl.statistics_probe, sl.matched_probe or sl.residual_probe"
-        )
-        if "sample" in data[name].dims:
-            for sample in values_of(data, "sample"):
-                rows[f"{label}: {str(sample).replace('_', ' ')}"] = data.sel(sample=sample, drop=True)
-        else:
-            rows[label] = data
-    return rows
-
-
-def control_comparison_picture(
-    results: Mapping[str, xr.Dataset], name: str = "accuracy", pair: str | None = None
-) -> Picture:
-    """Describe `control_comparison` without drawing it."""
-    title = "The probe beside its controls"
-    if not results:
-        return message_picture("control_comparison", title, "No controls were given.")
-    rows = control_rows(results, name)
-    widest = max(rows.values(), key=lambda d: d[name].size)
-    sliders, fixed = split_dims(widest[name], ("pair", "fold", "repeat"))
-    chosen = pair or extreme_pair(widest)
-    known = [str(p) for p in values_of(widest, "pair")]
-    if chosen is not None and known and chosen not in known:
-        raise InputError(f"no pair {chosen!r} in these results; valid: {', '.join(known)}")
-    labels = list(rows)
-    heights = -np.arange(len(labels), dtype=float)
-    means = [_readers(pair_mean(d, name)) for d in rows.values()]
-    singles = [_readers(_one_pair(estimate(d, name), chosen)) for d in rows.values()]
-
-    def row_table(readers: Readers, place: Place, y: np.ndarray, color: str) -> tuple[Table, Table]:
-        got = {k: np.array([read[k](place) for read in readers]) for k in PARTS}
-        told = [beyond_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(labels))]
-        dots: Table = {
-            "x": got["value"],
-            "y": y,
-            "color": [color] * len(y),
-            "row": [plain(v) for v in labels],
-            "interval": [f"[{a:.3f}, {b:.3f}]" for a, b in zip(got["low"], got["high"], strict=True)],
-            "null": [f"{v:.3f}" for v in got["null"]],
-            "verdict": ["beyond chance" if t else "not told from chance" for t in told],
-        }
-        bars: Table = {"x0": got["low"], "y0": y, "x1": got["high"], "y1": y, "color": [color] * len(y)}
-        return dots, bars
-
-    pair_color = _later_color(widest)
-
-    def tables(place: Place) -> dict[str, Table]:
-        mean_dots, mean_bars = row_table(means, place, heights - 0.14, HIGHLIGHT)
-        null = np.array([read["null"](place) for read in means])
-        out = {"mean": mean_dots, "mean_bars": mean_bars}
-        out["null"] = {"x0": null, "y0": heights - 0.42, "x1": null, "y1": heights + 0.42}
-        if chosen is not None:
-            out["pair"], out["pair_bars"] = row_table(singles, place, heights + 0.14, pair_color)
-        return out
-
-    hover = {"row": "what was probed", "x": name, "interval": "95 %", "null": "chance or null", "verdict": "verdict"}
-    marks = [
-        Mark("null", "segments", role="ink", width=1.5, dash="dashed"),
-        Mark("mean_bars", "segments", width=5, alpha=0.35),
-        Mark("mean", "points", hover=hover, size=9),
-    ]
-    if chosen is not None:
-        marks += [Mark("pair_bars", "segments", width=5, alpha=0.35), Mark("pair", "points", hover=hover, size=9)]
-    legend = {MEAN_OF_PAIRS: HIGHLIGHT} | ({plain(chosen): pair_color} if chosen is not None else {})
-    return Picture(
-        name="control_comparison",
-        title=title,
-        x=Axis(f"held-out {name} (dashed: chance or null)"),
-        y=Axis("", ticks=[(float(h), plain(v, 34)) for h, v in zip(heights, labels, strict=True)]),
-        marks=marks,
-        tables=tables,
-        limits=lambda place: (0.35, 1.02, heights[-1] - 0.6, 0.6),
-        sliders=sliders,
-        fixed=fixed,
-        site=site_of(widest),
-        height=max(220, 90 + 46 * len(labels)),
-        legend=legend,
-    )
-
-
-def _readers(result: xr.Dataset) -> dict[str, Callable[[Place], np.ndarray]]:
-    return {k: lookup(result[k]) for k in PARTS}
-
-
-def _one_pair(result: xr.Dataset, pair: str | None) -> xr.Dataset:
-    if pair is None or "pair" not in result.dims:
-        return result
-    known = [str(p) for p in values_of(result, "pair")]
-    return result.isel(pair=known.index(pair)) if pair in known else result.isel(pair=0) * np.nan
-
-
-def _later_color(data: xr.Dataset) -> str:
-    """Colour of the last group: that of the stage it was trained in."""
-    groups = group_names(data)
-    trained, untrained = trained_order(data)
-    return stage_colors(groups[-1:], trained, untrained)[groups[-1]] if groups else HIGHLIGHT
-
-
-def control_comparison(
-    results: Mapping[str, xr.Dataset], name: str = "accuracy", pair: str | None = None, dynamic: bool | None = None
-) -> Any:
-    """Draw accuracies of several results side by side: the probe, and what its controls leave of it.
-
-    Args:
-        results: label to result of `sl.probe`, `sl.statistics_probe`, `sl.matched_probe` (one
-            row per sample) or `sl.residual_probe`.
-        name: "accuracy" or "auc".
-        pair: which pair is shown beside the mean of all; default the first versus the last group.
-        dynamic: see `to_holoviews`.
-
-    Returns:
-        HoloViews object with sliders for what is left of stage, layer and token; a result that has
-        no such dim (statistics of the output have no layer) shows the same value everywhere.
-    """
-    return to_holoviews(control_comparison_picture(results, name, pair), dynamic)

@@ -1,0 +1,208 @@
+"""Scores side by side with their controls, at the same places and for the same pairs; chance and nulls always drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from stratalens.analyses.plots.estimates import PARTS, beyond_null, estimate, extreme_pair, pair_mean
+from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.palette import HIGHLIGHT, stage_colors, trained_order
+from stratalens.analyses.plots.picture import (
+    SLIDER_DIMS,
+    Axis,
+    Mark,
+    Picture,
+    Place,
+    Table,
+    lookup,
+    message_picture,
+    plain,
+    require,
+    site_of,
+    values_of,
+)
+from stratalens.analyses.plots.sweeps import MEAN_OF_PAIRS
+from stratalens.store.errors import InputError
+
+Readers = Sequence[Mapping[str, Callable[[Place], np.ndarray]]]
+
+
+def control_rows(results: Mapping[str, xr.Dataset], name: str = "accuracy") -> dict[str, xr.Dataset]:
+    """One Dataset per row of the comparison; a matched probe is split into its samples."""
+    rows: dict[str, xr.Dataset] = {}
+    for label, data in results.items():
+        require(
+            data, name, "control_comparison", "sl.probe, sl.statistics_probe, sl.matched_probe or sl.residual_probe"
+        )
+        if "sample" in data[name].dims:
+            for sample in values_of(data, "sample"):
+                rows[f"{label}: {str(sample).replace('_', ' ')}"] = data.sel(sample=sample, drop=True)
+        else:
+            rows[label] = data
+    return rows
+
+
+def common_places(rows: Mapping[str, xr.Dataset], name: str) -> tuple[dict[str, list[Hashable]], Place]:
+    """(sliders, fixed) of the places that every result has; a result without a dim has all places of it.
+
+    Raises:
+        InputError: the results have no place in common.
+    """
+    sliders: dict[str, list[Hashable]] = {}
+    fixed: Place = {}
+    for dim in SLIDER_DIMS:
+        have = {label: values_of(data[name], dim) for label, data in rows.items() if values_of(data[name], dim)}
+        if not have:
+            continue
+        shared = [v for v in next(iter(have.values())) if all(v in values for values in have.values())]
+        if not shared:
+            raise InputError(f"control_comparison: these results have no {dim} in common: {have}")
+        if len(shared) > 1:
+            sliders[dim] = shared
+        else:
+            fixed[dim] = shared[0]
+    return sliders, fixed
+
+
+def common_pairs(rows: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """The same results, narrowed to the pairs that all of them have, so that their means compare.
+
+    Raises:
+        InputError: they have pairs, but none in common.
+    """
+    with_pairs = [data for data in rows.values() if "pair" in data.dims]
+    if not with_pairs:
+        return dict(rows)
+    shared = [str(p) for p in with_pairs[0]["pair"].values]
+    for data in with_pairs[1:]:
+        own = set(map(str, data["pair"].values))
+        shared = [p for p in shared if p in own]
+    if not shared:
+        raise InputError("control_comparison: these results have no pair in common")
+
+    def narrow(data: xr.Dataset) -> xr.Dataset:
+        own = [str(p) for p in data["pair"].values]
+        return data.isel(pair=[own.index(p) for p in shared])
+
+    return {label: narrow(data) if "pair" in data.dims else data for label, data in rows.items()}
+
+
+def control_comparison_picture(
+    results: Mapping[str, xr.Dataset], name: str = "accuracy", pair: str | None = None
+) -> Picture:
+    """Describe `control_comparison` without drawing it."""
+    title = "The probe beside its controls"
+    if not results:
+        return message_picture("control_comparison", title, "No controls were given.")
+    complete = control_rows(results, name)
+    rows = common_pairs(complete)
+    sliders, fixed = common_places(rows, name)
+    widest = max(rows.values(), key=lambda d: d[name].size)
+    known = [str(p) for p in values_of(widest, "pair")]
+    if pair is not None and pair not in known:
+        raise InputError(f"control_comparison: no pair {pair!r} in these results; valid: {', '.join(known)}")
+    chosen = pair or extreme_pair(widest)
+    several = len(known) > 1 or chosen is None
+    labels = list(rows)
+    heights = -np.arange(len(labels), dtype=float)
+    means = [_readers(pair_mean(d, name), fixed) for d in rows.values()]
+    singles = [_readers(_one_pair(estimate(d, name), chosen), fixed) for d in rows.values()]
+    gap = 0.14 if several and chosen is not None else 0.0
+
+    def row_table(readers: Readers, place: Place, y: np.ndarray, color: str) -> tuple[Table, Table]:
+        got = {k: np.array([read[k](place) for read in readers]) for k in PARTS}
+        told = [beyond_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(labels))]
+        dots: Table = {
+            "x": got["value"],
+            "y": y,
+            "color": [color] * len(y),
+            "row": [plain(v) for v in labels],
+            "interval": [f"[{a:.3f}, {b:.3f}]" for a, b in zip(got["low"], got["high"], strict=True)],
+            "null": [f"{v:.3f}" for v in got["null"]],
+            "verdict": ["beyond chance" if t else "not told from chance" for t in told],
+        }
+        bars: Table = {"x0": got["low"], "y0": y, "x1": got["high"], "y1": y, "color": [color] * len(y)}
+        return dots, bars
+
+    pair_color = _later_color(max(complete.values(), key=lambda d: d[name].size), chosen)
+
+    def tables(place: Place) -> dict[str, Table]:
+        null = np.array([read["null"](place) for read in means])
+        out: dict[str, Table] = {"null": {"x0": null, "y0": heights - 0.42, "x1": null, "y1": heights + 0.42}}
+        if several:
+            out["mean"], out["mean_bars"] = row_table(means, place, heights - gap, HIGHLIGHT)
+        if chosen is not None:
+            out["pair"], out["pair_bars"] = row_table(singles, place, heights + gap, pair_color)
+        return out
+
+    hover = {"row": "what was probed", "x": name, "interval": "95 %", "null": "chance or null", "verdict": "verdict"}
+    marks = [Mark("null", "segments", role="ink", width=1.5, dash="dashed")]
+    if several:
+        marks += [Mark("mean_bars", "segments", width=5, alpha=0.35), Mark("mean", "points", hover=hover, size=9)]
+    if chosen is not None:
+        marks += [Mark("pair_bars", "segments", width=5, alpha=0.35), Mark("pair", "points", hover=hover, size=9)]
+    legend = {plain(chosen): pair_color} if chosen is not None else {}
+    legend |= {MEAN_OF_PAIRS: HIGHLIGHT} if several else {}
+    return Picture(
+        name="control_comparison",
+        title=title,
+        x=Axis(f"held-out {name} (dashed: chance or null)"),
+        y=Axis("", ticks=[(float(h), plain(v, 34)) for h, v in zip(heights, labels, strict=True)]),
+        marks=marks,
+        tables=tables,
+        limits=lambda place: (0.35, 1.02, heights[-1] - 0.6, 0.6),
+        sliders=sliders,
+        fixed=fixed,
+        site=site_of(widest),
+        height=max(220, 90 + 46 * len(labels)),
+        legend=legend,
+    )
+
+
+def _readers(result: xr.Dataset, fixed: Place) -> dict[str, Callable[[Place], np.ndarray]]:
+    """Numbers at a place of the sliders, at the fixed place in all other dims."""
+    reads = {k: lookup(result[k]) for k in PARTS}
+
+    def at_place(read: Callable[[Place], np.ndarray]) -> Callable[[Place], np.ndarray]:
+        return lambda place: read({**fixed, **place})
+
+    return {k: at_place(read) for k, read in reads.items()}
+
+
+def _one_pair(result: xr.Dataset, pair: str | None) -> xr.Dataset:
+    if pair is None or "pair" not in result.dims:
+        return result
+    known = [str(p) for p in values_of(result, "pair")]
+    return result.isel(pair=known.index(pair)) if pair in known else result.isel(pair=0) * np.nan
+
+
+def _later_color(data: xr.Dataset, pair: str | None) -> str:
+    """Colour of the later group of the pair: that of the stage it was trained in."""
+    if pair is None:
+        return HIGHLIGHT
+    later = str(data["pair_second"].values[[str(p) for p in values_of(data, "pair")].index(pair)])
+    trained, untrained = trained_order(data)
+    return stage_colors([later], trained, untrained)[later]
+
+
+def control_comparison(
+    results: Mapping[str, xr.Dataset], name: str = "accuracy", pair: str | None = None, dynamic: bool | None = None
+) -> Any:
+    """Draw accuracies of several results side by side: the probe, and what its controls leave of it.
+
+    Args:
+        results: label to result of `sl.probe`, `sl.statistics_probe`, `sl.matched_probe` (one
+            row per sample) or `sl.residual_probe`.
+        name: "accuracy" or "auc".
+        pair: which pair is shown beside the mean of all; default the first versus the last group.
+        dynamic: see `to_holoviews`.
+
+    Returns:
+        HoloViews object with sliders for what is left of stage, layer and token; a result that has
+        no such dim (statistics of the output have no layer) shows the same value everywhere.
+    """
+    return to_holoviews(control_comparison_picture(results, name, pair), dynamic)
