@@ -1,7 +1,7 @@
 """From a store to other libraries: torch Datasets for training, TransformerLens's ActivationCache.
 
 What lives here: which part of a Dataset is meant, checked, and its conversion.
-What does not: how torch Datasets read (`torch_data.py`), and export to files
+What does not: how torch Datasets read (`torch_data.py`, `torch_batches.py`), and export to files
 (`stratalens.store.export`).
 """
 
@@ -15,7 +15,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stratalens.store.errors import InputError, NotRecordedError, near
-from stratalens.torch_data import ActivationDataset, ShuffledBatches, Source, as_tensor
+from stratalens.torch_batches import ShuffledBatches
+from stratalens.torch_data import ActivationDataset, Source, as_tensor
 
 __all__ = ["ActivationDataset", "ShuffledBatches", "to_activation_cache", "torch_dataset"]
 

@@ -1,7 +1,8 @@
-"""Activations of a store as torch Datasets: random access, and shuffled batches read block by block.
+"""Activations of a store as a torch Dataset with random access.
 
-What lives here: the Dataset classes and how they read. What does not: choosing
-site, layer and stages, and the checks of that choice (`bridges.py`).
+What lives here: how samples are numbered and read. What does not: shuffled
+batches (`torch_batches.py`), choosing site, layer and stages, and the checks of
+that choice (`bridges.py`).
 
 A sample is the activation of one (stage, entity, token). Samples are numbered
 in that order over the rows that were given; those that were not recorded are
@@ -10,19 +11,21 @@ left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from stratalens.store.errors import InputError, NotRecordedError
+
+if TYPE_CHECKING:
+    from stratalens.torch_batches import ShuffledBatches
 
 _BLOCK_BYTES = 16 << 20  # rows read at once where the array does not say how it is chunked
 
@@ -156,6 +159,8 @@ class ActivationDataset(Dataset[Sample]):
             buffer_bytes: memory for mixing, for each worker.
             drop_last: leave out a worker's last, smaller batch.
         """
+        from stratalens.torch_batches import ShuffledBatches
+
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: a batch has at least 1 sample")
         return ShuffledBatches(self, batch_size, shuffle, seed, buffer_bytes, drop_last)
@@ -203,96 +208,6 @@ class ActivationDataset(Dataset[Sample]):
                 f"{self.source.what}: nothing was recorded at stage {stage!r}, entity {entity!r}{at}; leave such "
                 "samples out: torch_dataset(..., skip_missing=True)"
             )
-
-
-class ShuffledBatches(IterableDataset[Sample]):
-    """Batches of an `ActivationDataset`, read by whole blocks; see `ActivationDataset.batches`."""
-
-    def __init__(
-        self,
-        data: ActivationDataset,
-        batch_size: int,
-        shuffle: bool,
-        seed: int | None,
-        buffer_bytes: int,
-        drop_last: bool,
-    ) -> None:
-        self.data = data
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.buffer_bytes = buffer_bytes
-        self.drop_last = drop_last
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Another order from the same seed; call it before every epoch, as for torch's DistributedSampler."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Sample]:
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        seed = self.seed
-        if seed is None:
-            # every worker must deal the blocks alike: torch gives worker i the seed (epoch's seed + i)
-            seed = worker.seed - worker.id if worker is not None else int(torch.randint(2**62, ()).item())
-        blocks = self.data.source.blocks()
-        if self.shuffle:
-            order = np.random.default_rng([seed, self.epoch]).permutation(len(blocks))
-            blocks = [blocks[i] for i in order]
-        mixer = np.random.default_rng([seed, self.epoch, number]) if self.shuffle else None
-        return self._batches(self._pools(blocks[number::workers]), mixer)
-
-    def _pools(self, blocks: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
-        """Blocks that are mixed with each other: half of the buffer, since the next pool is read meanwhile."""
-        pool: list[tuple[int, int, int]] = []
-        size = 0
-        for block in blocks:
-            nbytes = (block[2] - block[1]) * self.data.source.row_nbytes
-            if pool and size + nbytes > self.buffer_bytes // 2:
-                yield pool
-                pool, size = [], 0
-            pool.append(block)
-            size += nbytes
-        if pool:
-            yield pool
-
-    def _batches(
-        self, pools: Iterator[list[tuple[int, int, int]]], mixer: np.random.Generator | None
-    ) -> Iterator[Sample]:
-        rest: list[tuple[NDArray[Any], NDArray[np.int64]]] = []
-        waiting = 0
-        with ThreadPoolExecutor(1) as reader:
-            first = next(pools, None)
-            ahead = reader.submit(self._read, first) if first is not None else None
-            while ahead is not None:
-                values, entities = ahead.result()
-                following = next(pools, None)
-                ahead = reader.submit(self._read, following) if following is not None else None
-                order = mixer.permutation(len(values)) if mixer is not None else np.arange(len(values))
-                start = 0
-                while start < len(order):
-                    chosen = order[start : start + self.batch_size - waiting]
-                    rest.append((values[chosen], entities[chosen]))
-                    waiting += len(chosen)
-                    start += len(chosen)
-                    if waiting == self.batch_size:
-                        yield self._batch(rest)
-                        rest, waiting = [], 0
-            if waiting and not self.drop_last:
-                yield self._batch(rest)
-
-    def _read(self, pool: Sequence[tuple[int, int, int]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        parts = [self.data.read_block(block) for block in pool]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate([values for values, _ in parts]), np.concatenate([rows for _, rows in parts])
-
-    def _batch(self, parts: list[tuple[NDArray[Any], NDArray[np.int64]]]) -> Sample:
-        values, entities = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-        batch = as_tensor(values)
-        labels = self.data.labels
-        return batch if labels is None else (batch, torch.from_numpy(labels[entities]))
 
 
 def as_tensor(values: NDArray[Any]) -> Tensor:
