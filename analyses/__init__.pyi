@@ -1,4 +1,4 @@
-# ruff: noqa: TID252, D104 - lazy_loader reads relative imports
+# ruff: noqa: TID252 - lazy_loader reads relative imports
 from . import plots as plots
 from .alignment import principal_angles as principal_angles
 from .alignment import procrustes as procrustes

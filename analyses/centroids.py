@@ -15,13 +15,13 @@ import xarray as xr
 
 from stratalens.analyses.labels import Array, Data, Groups, clusters, groups, labels_by_cluster
 from stratalens.analyses.ordering import exposure
+from stratalens.analyses.resample import halves
 from stratalens.analyses.slab_means import GroupMeans, Projection
 from stratalens.analyses.slabs import SiteData
 from stratalens.analyses.sweep import run_slabs
 from stratalens.store.errors import InputError, near
 
 Normalize = bool | Literal["activations", "centroids"]
-LEAST_ENTITIES = 4  # in each group, so that no half is ever empty
 
 
 def centroids(
@@ -136,24 +136,24 @@ def project(
         are equal (e.g. the embedding of a token that all prompts share).
 
     Raises:
-        InputError: fewer than three groups, a group of fewer than four entities, entities in several groups,
-            activations that are constant everywhere. NotRecordedError: unrecorded rows.
+        InputError: fewer than three groups, a group of too few entities (four, with halves), entities in
+            several groups, activations that are constant everywhere. NotRecordedError: unrecorded rows.
     """
     source = SiteData(ds, site)
     scale = _normalize(normalize)
     found = groups(ds, by, order)
     units = clusters(ds, groups_by)
-    found.require(
-        classes=3, per_class=LEAST_ENTITIES, units=units, why="order needs three groups, halves four entities"
-    )
     labels_by_cluster(found, units)
+    least = halves(holdout, repeats, np.random.default_rng(seed)).least
+    why = f"order needs three groups, and splits with holdout={holdout} {least} entities of each"
+    found.require(classes=3, per_class=least, units=units, why=why)
     first, last = (0, len(found) - 1) if axis is None else (found.index(axis[0]), found.index(axis[1]))
     if first == last:
         raise InputError(f"axis={axis!r} needs two different groups of {by!r}: {', '.join(map(str, found.names))}")
     rows = source.rows(skip_missing, found.codes >= 0)
     for stage_rows in rows:
         Groups(by, found.names, np.where(np.isin(np.arange(len(units)), stage_rows), found.codes, -1), "").require(
-            per_class=LEAST_ENTITIES, units=units, why="recorded rows"
+            per_class=least, units=units, why="rows recorded at every stage"
         )
     function = Projection(
         found.codes, units, len(found), (first, last), scale, holdout, repeats, permutations, bootstrap, seed

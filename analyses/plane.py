@@ -71,7 +71,7 @@ def inner_products(slot_gram: Array, counts: Array, halves: Halves, unit: bool =
 def along_axis(inner: Inner, first: int, last: int) -> Array:
     """Coordinates of the shown centroids along w1 = unit(last - first) of the axis part, (..., H, G); centred."""
     k = inner.axis
-    length = np.sqrt(k[..., last, last] - 2 * k[..., first, last] + k[..., first, first])
+    length = _axis_length(k, first, last)
     with np.errstate(invalid="ignore", divide="ignore"):
         x = (inner.cross[..., last, :] - inner.cross[..., first, :]) / length[..., None]
     return np.asarray(x - x.mean(axis=-1, keepdims=True))
@@ -123,12 +123,11 @@ def coordinates(inner: Inner, first: int, last: int) -> Array:
     """
     x = along_axis(inner, first, last)
     a = _centre(inner.axis)
-    k = inner.axis
-    length = np.sqrt(k[..., last, last] - 2 * k[..., first, last] + k[..., first, first])[..., None]
+    length = _axis_length(inner.axis, first, last)[..., None]
     with np.errstate(invalid="ignore", divide="ignore"):
         alpha = (a[..., :, last] - a[..., :, first]) / length  # axis part's own coordinates on w1
     rest = a - alpha[..., :, None] * alpha[..., None, :]
-    bad = ~np.isfinite(rest).all(axis=(-1, -2))
+    bad = np.asarray(~np.isfinite(rest).all(axis=(-1, -2)))
     values, vectors = np.linalg.eigh(np.where(bad[..., None, None], 0, rest))
     weights, spread = vectors[..., -1], np.maximum(values[..., -1], 0)
     G = x.shape[-1]
@@ -146,3 +145,9 @@ def coordinates(inner: Inner, first: int, last: int) -> Array:
 def _centre(gram: Array) -> Array:
     gram = gram - gram.mean(axis=-1, keepdims=True)
     return np.asarray(gram - gram.mean(axis=-2, keepdims=True))
+
+
+def _axis_length(k: Array, first: int, last: int) -> Array:
+    """Length of last - first; NaN where they coincide, so that there is no axis."""
+    square = np.asarray(k[..., last, last] - 2 * k[..., first, last] + k[..., first, first])
+    return np.sqrt(np.where(square > 0, square, np.nan))

@@ -41,6 +41,12 @@ class Halves:
         """[array-like, shape: (H, C)] the complement of `axis`."""
         return 1.0 - self.axis
 
+    @property
+    def least(self) -> int:
+        """Entities that each group needs, so that no part of a split is ever empty."""
+        shown = int(self.shown[0].sum())
+        return self.cells - min(shown, self.cells - shown) + 1
+
 
 def halves(holdout: float, repeats: int, rng: np.random.Generator) -> Halves:
     """Splits that show about the fraction `holdout` of the entities: all unions of k out of C cells.

@@ -37,7 +37,8 @@ class GroupMeans:
             if self.normalize == "activations":
                 values = unit(values)
             member = (self.codes[rows][None, :] == np.arange(self.groups)[:, None]).astype(np.float32)
-            total += member @ values.reshape(len(rows), -1)
+            with np.errstate(invalid="ignore", over="ignore"):  # looked for below
+                total += member @ values.reshape(len(rows), -1)
         if not np.isfinite(total).all():
             find_nonfinite(slab)
         mean = total / np.bincount(self.codes[slab.rows], minlength=self.groups)[:, None]
@@ -131,23 +132,23 @@ class Projection:
         for rows, values in slab.blocks():
             if self.normalize == "activations":
                 values = unit(values)
-            square += np.einsum("ntd,ntd->t", values, values)
+            with np.errstate(invalid="ignore", over="ignore"):  # looked for below
+                square += np.einsum("ntd,ntd->t", values, values)
+            if not np.isfinite(square).all():
+                find_nonfinite(slab)
             if shift is None:  # any vector near the mean keeps float32 sums from cancelling
-                shift = values.mean(axis=0) if self.normalize != "centroids" else np.zeros_like(values[0])
+                near_mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
+                shift = near_mean if self.normalize != "centroids" else np.zeros_like(near_mean)
             target = where[done : done + len(rows)]
             if single:
-                np.subtract(values, shift, out=values)
-                sums[target] = values
+                sums[target] = values - shift
             else:
-                np.add.at(sums, target, values - shift)
+                order = np.argsort(target, kind="stable")
+                starts = np.flatnonzero(np.diff(target[order], prepend=-1))
+                sums[target[order][starts]] += np.add.reduceat((values - shift)[order], starts, axis=0)
             done += len(rows)
-        if not np.isfinite(square).all():
-            find_nonfinite(slab)
-        spread = (
-            np.einsum("ntd,ntd->t", sums, sums)
-            if self.normalize != "centroids"
-            else (((sums / counts[:, None, None] - (sums / counts[:, None, None]).mean(axis=0)) ** 2).sum(axis=(0, 2)))
-        )
+        centre = sums.mean(axis=0) * (self.normalize == "centroids")
+        spread = np.einsum("ntd,ntd->t", sums - centre, sums - centre)
         return sums, counts, labels, spread <= 1e-9 * np.maximum(square, 1e-30)
 
 

@@ -66,7 +66,7 @@ class Slab:
         return len(self.rows), self.array.shape[1], int(np.prod(self.feature_shape))
 
     def blocks(self) -> Iterator[tuple[Array, Array]]:
-        """Blocks of rows: (int64 rows (n,), float32 values (n, token, features)), in order.
+        """Blocks of rows: (int64 rows (n,), float32 values (n, token, features), read-only), in order.
 
         Aligned with the chunks of a dask array, so that every chunk is read once and by itself.
         """
@@ -77,10 +77,13 @@ class Slab:
             rows = self.rows[first:last]
             values = read(self.array[start:stop])
             values = values.reshape(len(values), self.array.shape[1], -1)
-            yield rows, values if len(rows) == stop - start else values[rows - start]
+            if len(rows) < stop - start:
+                values = values[rows - start]
+            values.flags.writeable = False  # it may be the user's own array
+            yield rows, values
 
     def values(self) -> Array:
-        """The whole slab, float32 (rows used, token, features); one array, filled block by block."""
+        """The whole slab, float32 (rows used, token, features), possibly read-only; filled block by block."""
         edges = self._edges()
         if len(edges) == 1:
             return next((values for _, values in self.blocks()), np.empty((0, *self.shape[1:]), np.float32))
@@ -94,6 +97,8 @@ class Slab:
     def load(self) -> xr.DataArray:
         """The whole slab as a labelled float32 DataArray (entity, token, features)."""
         values = self.values()
+        if not values.flags.writeable:
+            values = values.copy()
         kept = self.array.isel(entity=self.rows) if len(self.rows) < self.array.shape[0] else self.array
         return kept.copy(data=values.reshape(len(values), *self.array.shape[1:]))
 
@@ -255,9 +260,9 @@ class SiteData:
 def read(array: xr.DataArray) -> Array:
     """Values of a small lazy array as float32, computed in this very thread."""
     if array.chunks is None:  # never .data before this: it would load a lazily indexed array and keep it
-        return np.asarray(array.values, dtype=np.float32)
+        return np.asarray(array.values, dtype=np.float32).view()
     (values,) = _dask.compute(array.data, scheduler="synchronous")
-    return np.asarray(values, dtype=np.float32)
+    return np.asarray(values, dtype=np.float32).view()
 
 
 def _site_array(data: Data, site: str) -> xr.DataArray:

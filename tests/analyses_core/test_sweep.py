@@ -157,3 +157,17 @@ def test_bits_of_bfloat16_are_not_taken_for_activations() -> None:
     bits = xr.DataArray(np.zeros((4, 1, 3), np.uint16), dims=("entity", "token", "d_model"), name="resid_post")
     with pytest.raises(InputError, match="open_store"):
         sweep(bits, mean)
+
+
+def test_the_users_own_array_is_never_changed() -> None:
+    ds = planted(chunked=False)
+    before = ds.resid_post.values.copy()
+
+    def greedy(slab: xr.DataArray) -> xr.DataArray:
+        slab.values[:] = 0
+        return slab.mean("entity")
+
+    assert (sweep(ds, greedy, compute=True) == 0).all()
+    np.testing.assert_array_equal(ds.resid_post.values, before)
+    with pytest.raises(ValueError, match="read-only"):
+        run_slabs(ds, lambda slab: [np.negative(x, out=x) for _, x in slab.blocks()])
