@@ -133,10 +133,8 @@ def drift_sentence(centroids: xr.Dataset, picture: Picture) -> say.Sentence:
         mine, other = float(np.nanmean(value[own])), float(np.nanmean(value[~own]))
         words = "more" if mine > 1.05 * other else "less" if mine < 0.95 * other else "about as much"
         return (
-            (
-                f"At {say.where(picture, place)}, a group's centroid moves by {mine:.3f} of the mean norm "
-                "at its own stage and by "
-            )
+            f"At {say.where(picture, place)}, a group's centroid moves by {mine:.3f} of the mean norm "
+            f"at its own stage and by "
             f"{other:.3f} at the others: {words} when it is trained on; no test is made here."
         )
 

@@ -69,11 +69,9 @@ def limits(results: Mapping[str, Any]) -> list[str]:
         sizes = {d: probes.sizes[d] for d in ("stage", "layer", "token", "pair") if d in probes.dims}
         cells = int(np.prod(list(sizes.values()))) if sizes else 1
         points.append(
-
-                f"{cells} probes ({' x '.join(f'{n} {d}' for d, n in sizes.items()) or 'one place'}): the "
-                "best of them looks better than it is; headline numbers are taken at the last stage, the "
-                "deepest layer and the last token, chosen before looking."
-
+            f"{cells} probes ({' x '.join(f'{n} {d}' for d, n in sizes.items()) or 'one place'}): the "
+            "best of them looks better than it is; headline numbers are taken at the last stage, the "
+            "deepest layer and the last token, chosen before looking."
         )
         points.append(
             f"Intervals of accuracies: {estimate(probes).attrs['interval']}; they do not cover another training run."
@@ -87,9 +85,7 @@ def limits(results: Mapping[str, Any]) -> list[str]:
     sites = sorted({str(r.attrs.get("site")) for r in results.values() if hasattr(r, "attrs") and r.attrs.get("site")})
     if sites:
         points.append(
-
-                f"Only the site{'s' if len(sites) > 1 else ''} {', '.join(map(plain, sites))} and the recorded "
-                "token positions were looked at."
-
+            f"Only the site{'s' if len(sites) > 1 else ''} {', '.join(map(plain, sites))} and the recorded "
+            "token positions were looked at."
         )
     return points

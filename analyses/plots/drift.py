@@ -129,10 +129,8 @@ def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
     """Describe `probe_generalisation` without drawing it."""
     if "group" not in scores.dims:
         raise InputError(
-
-                f"plots.probe_generalisation needs a dim 'group'; got {scores.dims}. Make it with sl.generalise(probes, "
-                "ds)."
-
+            f"plots.probe_generalisation needs a dim 'group'; got {scores.dims}. Make it with sl.generalise(probes, "
+            "ds)."
         )
     title = "Mean score of every group along one pair's probe"
     groups = group_names(scores)
