@@ -60,6 +60,7 @@ def capture(
     allow_same_weights: bool = False,
     memory_limit: int = MEMORY_LIMIT,
     block_size: int | None = None,
+    force: bool = False,
 ) -> xr.Dataset:
     """Record activations of a table of prompts at every stage, and open the store.
 
@@ -95,6 +96,7 @@ def capture(
         allow_same_weights: accept two stages with the same weights.
         memory_limit: bytes that the two block buffers may take together.
         block_size: rows that are committed together, a power of two; None chooses.
+        force: record even where the disk seems too small for the whole store.
 
     Returns:
         The store as a lazy Dataset (`stratalens.open_store`).
@@ -118,7 +120,7 @@ def capture(
                     store = create_store(
                         path,
                         table,
-                        model,
+                        adapter,
                         sites=sites,
                         layers=layers,
                         positions=positions,
@@ -130,12 +132,15 @@ def capture(
                         nonfinite=nonfinite,
                         forward=forward,
                         memory_limit=memory_limit,
+                        stages=len(listed),
+                        force=force,
                         block_size=block_size,
                     )
                     listed_orders = orders(listed, store.writer.store.stages, named=not isinstance(stages, list))
                 _record_stage(
                     store, adapter, stage, listed_orders[stage.name], batch_size, allow_same_weights, progress
                 )
+                store.first = None
                 del adapter, model
             _free()
     except BaseException as error:

@@ -194,3 +194,7 @@ def export(
 def main() -> None:
     """Entry point of the `stratalens` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -60,7 +60,7 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> Pa
     Returns:
         The store.
     """
-    from stratalens.capture import capture
+    from stratalens.capturing import capture
     from stratalens.prompts import PromptTable
 
     table = PromptTable.read(run.prompts)
@@ -146,7 +146,6 @@ def show_info(facts: dict[str, Any]) -> None:
 
 def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
     """Verify a store with a progress bar; with `repair`, mark what is damaged as missing first."""
-    from stratalens.store.repair import repair_store
     from stratalens.store.verify import verify_store
 
     with tqdm(unit="B", unit_scale=True, desc="verify", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
@@ -155,11 +154,9 @@ def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = verify_store(store, progress=advance)
-    if repair and not report.ok:
-        for line in repair_store(store):
-            note(line)
-        report = verify_store(store)
+        report = verify_store(store, repair=repair, progress=advance)
+    for line in report.repaired:
+        note(line)
     return report.to_json()
 
 
@@ -185,11 +182,9 @@ def analyze_store(
 
     ds = open_store(store)
     with _cluster(scheduler):
-        results = run_suite(
-            ds, by=_by(ds, store, by), verbs=verbs, site=site, backend=backend, seed=seed, progress=note
-        )
+        suite = run_suite(ds, by=_by(ds, store, by), verbs=verbs, site=site, backend=backend, seed=seed, tell=note)
     folder = out if out is not None else Path(f"{store.rstrip('/')}.results") / "latest"
-    write_results(results, folder)
+    write_results(suite.results, folder)
     return folder
 
 
@@ -201,8 +196,9 @@ def report_store(store: str, out: Path, *, by: str | None) -> Path:
     from stratalens.store.info import info
 
     ds = open_store(store)
-    results = run_suite(ds, by=_by(ds, store, by), verbs=VERBS, progress=note)
-    return report(results, out, store_info=info(store), title=f"stratalens: {Path(store).name}")
+    suite = run_suite(ds, by=_by(ds, store, by), verbs=VERBS, tell=note)
+    title = f"stratalens: {Path(store).name}"
+    return report(suite.results, out, store_info=info(store), notes=suite.skipped, title=title)
 
 
 def _by(ds: xr.Dataset, store: str, by: str | None) -> str:

@@ -17,20 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stratalens import positions as named_positions
 from stratalens import sites as site_names
+from stratalens.choices import Positions, make_recipe, probe_ids
+from stratalens.forecast import check_room
 from stratalens.models import Adapter, ForwardFunction, adapt
-from stratalens.outputs import OutputTap, Sequences, probe_logits
+from stratalens.outputs import OutputTap, Sequences
 from stratalens.prompts import PromptTable
-from stratalens.recipe import Recipe, choose_statistics, describe_model, storage_dtypes
+from stratalens.recipe import Recipe
 from stratalens.store.buffers import BlockBuffer
 from stratalens.store.create import create
-from stratalens.store.errors import InputError, near
 from stratalens.store.layout import MEMORY_LIMIT
 from stratalens.store.writer import ActivationWriter
 from stratalens.tap import Tap, check_finite, to_host
-
-Positions = Sequence[str] | str
 
 
 class Probe:
@@ -39,11 +37,11 @@ class Probe:
     Used as a context manager: hooks are on it only inside.
     """
 
-    def __init__(self, adapter: Adapter, recipe: Recipe, probe_ids: Tensor) -> None:
+    def __init__(self, adapter: Adapter, recipe: Recipe) -> None:
         self.adapter = adapter
         self.recipe = recipe
         self.tap = Tap(adapter, recipe)
-        self.outputs = OutputTap(adapter, recipe.outputs, probe_ids)
+        self.outputs = OutputTap(adapter, recipe.outputs)
 
     def __enter__(self) -> Self:
         try:
@@ -80,11 +78,13 @@ class RecordingStore:
         recipe: what is recorded.
         writer: the writer underneath.
         table: the prompts.
+        first: the adapter that the recipe was made from, until another one is looked at.
     """
 
     recipe: Recipe
     writer: ActivationWriter
     table: PromptTable
+    first: Adapter | None = None
 
     @property
     def path(self) -> str:
@@ -98,13 +98,15 @@ class RecordingStore:
             MismatchError: the model does not fit what the store records.
             InputError: it lacks a site or a layer.
         """
-        ids = probe_ids(self.recipe.tokenized.ids)
-        selection = self.recipe.selection
+        if adapter is self.first:  # the recipe was made from it a moment ago
+            return Probe(adapter, self.recipe)
+        selection, ids = self.recipe.selection, probe_ids(self.recipe.tokenized.ids)
         block = selection.layers[0] if selection.layers else 0
         names = [s.name if s.name in site_names.SHORT_NAMES else s.hook_at(block) for s in selection.sites]
         again = site_names.resolve(adapter, names, selection.layers or None, ids)
         self.recipe.check_model(adapter, again, stage)
-        return Probe(adapter, self.recipe, ids)
+        self.first = None
+        return Probe(adapter, self.recipe)
 
     def close(self) -> None:
         """Write what is queued and let go of the store."""
@@ -117,12 +119,6 @@ class RecordingStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.writer.__exit__(kind, error, trace)
-
-
-def probe_ids(rows: Sequence[NDArray[np.int64]]) -> Tensor:
-    """Token ids that are certainly valid, for tiny forward passes: the first eight of the table."""
-    ids = np.concatenate([*rows[:8]])[:8]
-    return torch.from_numpy(np.resize(ids, 8).astype(np.int64))
 
 
 def create_store(
@@ -142,6 +138,8 @@ def create_store(
     forward: ForwardFunction | None = None,
     memory_limit: int = MEMORY_LIMIT,
     block_size: int | None = None,
+    stages: int = 1,
+    force: bool = False,
 ) -> RecordingStore:
     """Make a store for a model's activations on a table of prompts, or open the one that is there.
 
@@ -161,6 +159,8 @@ def create_store(
         forward: `(model, ids, mask) -> logits or anything` for a HookedRootModule of one's own.
         memory_limit: bytes that the two block buffers may take together.
         block_size: rows that are committed together, a power of two; None chooses.
+        stages: stages that will be recorded; the disk must have room for what is missing of them.
+        force: go on even where the disk seems too small.
 
     Returns:
         The open store, to be handed to `Recorder` and closed at the end.
@@ -169,33 +169,26 @@ def create_store(
         InputError: a site, layer, position, dtype or statistic is wrong; nothing was written.
         MismatchError: the store there was recorded otherwise.
     """
-    if nonfinite not in ("raise", "keep"):
-        raise InputError(f"nonfinite={nonfinite!r}: {near(str(nonfinite), ('raise', 'keep'))}")
     adapter = adapt(model, forward)
-    tokenized = table.tokenize(tokenizer if tokenizer is not None else adapter.tokenizer, max_length=adapter.max_length)
-    resolved = named_positions.resolve(positions, table, tokenized, missing)
-    ids = probe_ids(tokenized.ids)
-    selection = site_names.resolve(adapter, sites, layers, ids)
-    site_statistics, outputs = choose_statistics(
-        statistics, tokenized.answer_ids is not None, probe_logits(adapter, ids) is not None, adapter.kind
-    )
-    recipe = Recipe(
-        selection=selection,
-        tokenized=tokenized,
-        positions=resolved,
-        dtypes=storage_dtypes(dtype, selection),
-        site_statistics=site_statistics,
-        outputs=outputs,
+    recipe = make_recipe(
+        table,
+        adapter,
+        sites=sites,
+        layers=layers,
+        positions=positions,
+        dtype=dtype,
+        statistics=statistics,
+        tokenizer=tokenizer,
+        missing=missing,
         nonfinite=nonfinite,
-        entities=table.labels()["entity"],
-        processing=adapter.flags(),
-        model=describe_model(adapter),
     )
+    if not force:
+        check_room(path, recipe, stages=stages, memory_limit=memory_limit, block_size=block_size)
     store = create(
         path,
         entities=table.labels(),
-        layers=selection.layers,
-        tokens=resolved.labels,
+        layers=recipe.selection.layers,
+        tokens=recipe.labels,
         variables=recipe.variables(),
         provenance=recipe.provenance(),
         memory_limit=memory_limit,
@@ -204,7 +197,7 @@ def create_store(
         recorded_with={"model": adapter.name},
     )
     allocate = pinned if adapter.device.type == "cuda" else None
-    return RecordingStore(recipe, ActivationWriter(store, allocate=allocate), table)
+    return RecordingStore(recipe, ActivationWriter(store, allocate=allocate), table, adapter)
 
 
 def pinned(size: int) -> NDArray[np.uint8]:
