@@ -13,6 +13,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -51,11 +52,13 @@ class Adapter:
         kind: `TransformerBridge`, `HookedTransformer` or the class name of a HookedRootModule.
         n_layers: number of blocks, None where the hook names have no block index.
         final_norm: the module whose output is the hidden state that the head reads, or None.
+        probed: (logits, final hidden state or None) of the last probing pass that made logits, else None.
     """
 
     kind = "HookedRootModule"
     final_norm: nn.Module | None = None
     can_stop = False
+    probed: tuple[Tensor, Tensor | None] | None = None
 
     def __init__(self, model: nn.Module, forward: ForwardFunction | None = None) -> None:
         self.model = model
@@ -131,6 +134,28 @@ class Adapter:
         if self.forward is not None:
             return self.forward(self.model, ids, mask)
         return self.model(ids)
+
+    def probe_run(self, ids: Tensor, output: Output) -> None:
+        """One tiny forward pass without padding; what a pass with logits returned is kept in `probed`."""
+        seen: list[Any] = []
+        handle = None
+        if self.final_norm is not None:
+            handle = self.final_norm.register_forward_hook(lambda module, given, made: seen.append(made))
+        try:
+            result = self.run(ids, torch.ones_like(ids), output)
+        finally:
+            if handle is not None:
+                handle.remove()
+        if output == "logits":
+            made = seen[0][0] if seen and isinstance(seen[0], tuple) else seen[0] if seen else None
+            hidden = made if isinstance(made, Tensor) and made.ndim == 3 else None
+            usable = isinstance(result, Tensor) and result.ndim == 3 and result.is_floating_point()
+            self.probed = (result, hidden) if usable and result.shape[:2] == ids.shape else None
+
+    @cached_property
+    def processing(self) -> dict[str, Any]:
+        """`flags()`, worked out once."""
+        return self.flags()
 
     def head(self, hidden: Tensor) -> Tensor | None:
         """Logits (n, vocab) of rows (n, d_model) of `final_norm`'s output; None where that cannot be done."""
@@ -256,7 +281,8 @@ def measured_processing(model: Any) -> dict[str, bool]:
             except (AttributeError, NotImplementedError):
                 continue  # mixtures of experts, models without a head
             if isinstance(matrix, Tensor) and matrix.ndim == 2:
-                mean, spread = matrix.float().mean(-1).abs().max(), matrix.float().std()
+                few = matrix[:64].float()  # each row centred or not: a few of them tell
+                mean, spread = few.mean(-1).abs().max(), few.std()
                 found[key] = bool(mean <= 1e-4 * spread)
     return found
 

@@ -54,10 +54,10 @@ class OutputTap:
         split: whether the head is run on the needed rows only.
     """
 
-    def __init__(self, adapter: Adapter, names: tuple[str, ...], probe_ids: Tensor) -> None:
+    def __init__(self, adapter: Adapter, names: tuple[str, ...]) -> None:
         self.adapter = adapter
         self.names = names
-        self.split = bool(names) and head_is_separable(adapter, probe_ids)
+        self.split = bool(names) and head_is_separable(adapter)
         self._hidden: Tensor | None = None
         self._handle: Any = None
 
@@ -169,37 +169,20 @@ class OutputTap:
         return values
 
 
-def head_is_separable(adapter: Adapter, probe_ids: Tensor) -> bool:
-    """Whether final norm, then `adapter.head`, gives the model's own logits on a few tokens."""
-    logits = probe_logits(adapter, probe_ids)
-    if logits is None or adapter.final_norm is None:
+def head_is_separable(adapter: Adapter) -> bool:
+    """Whether final norm, then `adapter.head`, gave the model's own logits in the probing pass."""
+    if adapter.probed is None or adapter.probed[1] is None:
         return False
-    full, hidden = logits
+    full, hidden = adapter.probed
     if hidden is None or hidden.shape[:2] != full.shape[:2]:
         return False
     with evaluation_mode(adapter.model):
-        apart = adapter.head(hidden.reshape(-1, hidden.shape[-1]))
+        try:
+            apart = adapter.head(hidden.reshape(-1, hidden.shape[-1]))
+        except RuntimeError:  # something stands between norm and head that changes the width
+            return False
     if apart is None or apart.shape != full.reshape(-1, full.shape[-1]).shape:
         return False
     own = full.reshape(apart.shape).float()
     error = (apart.float() - own).abs().max()
     return bool(error <= _TOLERANCE.get(full.dtype, 1e-4) * own.std().clamp_min(1e-3))
-
-
-def probe_logits(adapter: Adapter, probe_ids: Tensor) -> tuple[Tensor, Tensor | None] | None:
-    """(logits, final hidden state) of a tiny forward pass; None where it does not return logits."""
-    ids = probe_ids[torch.arange(8) % len(probe_ids)].reshape(2, 4).to(adapter.device)
-    seen: list[Any] = []
-    handle = None
-    if adapter.final_norm is not None:
-        handle = adapter.final_norm.register_forward_hook(lambda m, i, o: seen.append(o))
-    try:
-        with evaluation_mode(adapter.model):
-            full = adapter.run(ids, torch.ones_like(ids), output="logits")
-    finally:
-        if handle is not None:
-            handle.remove()
-    if not isinstance(full, Tensor) or full.ndim != 3 or full.shape[:2] != ids.shape or not full.is_floating_point():
-        return None
-    hidden = seen[0][0] if seen and isinstance(seen[0], tuple) else seen[0] if seen else None
-    return full, hidden if isinstance(hidden, Tensor) and hidden.ndim == 3 else None

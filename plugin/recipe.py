@@ -106,7 +106,7 @@ class Recipe:
     def check_model(self, adapter: Adapter, selection: Selection, stage: str) -> None:
         """Raise MismatchError unless another stage's model fits this recipe."""
         pairs: list[tuple[str, Any, Any]] = [
-            ("processing flags", dict(self.processing), adapter.flags()),
+            ("processing flags", dict(self.processing), adapter.processing),
             ("model", dict(self.model), describe_model(adapter)),
         ]
         for old, new in zip(self.selection.sites, selection.sites, strict=True):

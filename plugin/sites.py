@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from stratalens.models import Adapter, evaluation_mode
+from stratalens.models import Adapter, Output, evaluation_mode
 from stratalens.store.errors import InputError, near
 
 #: Short name -> TransformerLens names in order of preference; the first one that the model has is taken.
@@ -236,15 +236,15 @@ def _probe(
                 f"site {name!r} ({hook}) fires only after model.{setter}(True). Call it on every stage's model "
                 "before recording, and leave it on."
             )
-    short, long = (observe(adapter, list(hooks), ids, length, "logits") for length in (_PROBE_SHORT, _PROBE_LONG))
-    lean = observe(adapter, list(hooks), ids, _PROBE_LONG, "none")
+    short = observe(adapter, list(hooks), ids, _PROBE_SHORT, "none")
+    long = observe(adapter, list(hooks), ids, _PROBE_LONG, "logits")
+    late_hooks = [hook for hook in hooks if len(short[hook]) != len(long[hook]) or _empty(short[hook])]
+    if late_hooks:  # the output layer was left out; these need it
+        short |= observe(adapter, late_hooks, ids, _PROBE_SHORT, "logits")
+    late = {hooks[hook][1] for hook in late_hooks}
     shapes: dict[str, list[Tensor]] = {}
-    late: set[str] = set()
     for hook, (name, template) in hooks.items():
-        value = _check_axes(name, hook, short[hook], long[hook])
-        shapes.setdefault(template, []).append(value)
-        if not lean[hook] or lean[hook][0].shape != value.shape:
-            late.add(template)
+        shapes.setdefault(template, []).append(_check_axes(name, hook, short[hook], long[hook]))
     dims: dict[str, int] = {}
     sites = []
     for name, template, _ in found:
@@ -263,16 +263,23 @@ def _probe(
     return sites
 
 
-def observe(
-    adapter: Adapter, hooks: Sequence[str], ids: Tensor, length: int, output: Any = "logits"
-) -> dict[str, list[Tensor]]:
+def probe_batch(ids: Tensor, length: int = _PROBE_LONG) -> Tensor:
+    """Two rows of `length` valid token ids."""
+    return ids[torch.arange(_PROBE_BATCH * length) % len(ids)].reshape(_PROBE_BATCH, length)
+
+
+def _empty(values: Sequence[Any]) -> bool:
+    return any(isinstance(v, Tensor) and v.numel() == 0 for v in values)
+
+
+def observe(adapter: Adapter, hooks: Sequence[str], ids: Tensor, length: int, output: Output) -> dict[str, list[Any]]:
     """Everything that fires at some hook points in one pass over (2, length) token ids."""
     fired: dict[str, list[Any]] = {hook: [] for hook in hooks}
-    batch = ids[torch.arange(_PROBE_BATCH * length) % len(ids)].reshape(_PROBE_BATCH, length).to(adapter.device)
+    batch = probe_batch(ids, length).to(adapter.device)
     attached = [(adapter.points[hook], attach(adapter.points[hook], fired[hook].append)) for hook in hooks]
     try:
         with evaluation_mode(adapter.model):
-            adapter.run(batch, torch.ones_like(batch), output=output)
+            adapter.probe_run(batch, output)
     finally:
         for point, handle in attached:
             detach(point, handle)

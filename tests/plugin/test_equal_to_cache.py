@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.models import BRIDGES, ON_39, TwoLayers, bridge, hooked_transformer, run_two_layers, table
 
 from stratalens.capturing import capture
 from stratalens.plan import plan_block
 from stratalens.sites import SHORT_NAMES
+from support.models import BRIDGES, ON_39, TwoLayers, bridge, hooked_transformer, run_two_layers, table
 
 SITES = (
     "resid_pre",

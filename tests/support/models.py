@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 import transformer_lens
 import transformers
-from support.tokenizers import byte_level
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
@@ -24,6 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from stratalens.models import HookedTransformer
 from stratalens.prompts import PromptTable
+from support.tokenizers import byte_level
 
 VOCABULARY = 400
 LAYERS = 3
