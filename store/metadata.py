@@ -29,8 +29,9 @@ Json = dict[str, Any]
 
 
 def canonical(document: Any) -> bytes:
-    """The one way a JSON document is written: sorted keys, two spaces, UTF-8, no NaN literals."""
-    return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    """The one way a JSON document is written: one line, sorted keys, UTF-8, no NaN literals."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
 
 
 def plain(value: Any, where: str) -> Any:

@@ -1,0 +1,254 @@
+"""Killed, interrupted, out of space, failing disk, loss of power: nothing half, nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+
+from stratalens.store import open_store, verify_store
+from stratalens.store.errors import NoSpaceError, StratalensError
+from stratalens.store.manifest import load
+from stratalens.store.storage import LocalStorage
+from stratalens.store.writer import ActivationWriter
+from support import streamer
+from support.streamer import content, never_shows_what_was_not_written, stream
+
+TESTS = Path(__file__).parents[1]
+KILLS = int(os.environ.get("STRATALENS_KILLS", "40"))
+
+
+def start(path: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "support.streamer", str(path), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(module_path: Path) -> dict[str, bytes]:
+    stream(module_path / "whole.zarr")
+    return content(module_path / "whole.zarr")
+
+
+class Dying(LocalStorage):
+    """Kills its process at the n-th change of the disk, before or in the middle of it."""
+
+    def __init__(self, root: Any, moment: int, half: bool) -> None:
+        super().__init__(root)
+        self.left, self.half, self.gate = moment, half, threading.Lock()
+
+    def tick(self) -> None:
+        with self.gate:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def _write(self, descriptor: int, data: memoryview) -> int:
+        if self.half and self.left == 1 and data.nbytes > 1:
+            os.write(descriptor, data[: data.nbytes // 2])
+        self.tick()
+        return super()._write(descriptor, data)
+
+    def _open(self, path: Path) -> int:
+        self.tick()
+        return super()._open(path)
+
+    def _fsync(self, descriptor: int, path: Path) -> None:
+        self.tick()
+        super()._fsync(descriptor, path)
+
+    def _rename(self, source: Path, target: Path) -> None:
+        self.tick()
+        super()._rename(source, target)
+
+    def _fsync_folder(self, path: Path) -> None:
+        self.tick()
+        super()._fsync_folder(path)
+
+    def _mkdir(self, path: Path) -> None:
+        self.tick()
+        super()._mkdir(path)
+
+    def _unlink(self, path: Path) -> None:
+        self.tick()
+        super()._unlink(path)
+
+
+class Counting(Dying):
+    """Counts the changes of the disk."""
+
+    def __init__(self, root: Any) -> None:
+        super().__init__(root, 0, False)
+
+    def tick(self) -> None:
+        with self.gate:
+            self.left += 1
+
+
+def killed_at(path: Path, moment: int, half: bool) -> bool:
+    """Run the writer in a forked process that kills itself at that moment; whether it did."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            stream(path, Dying(path, moment, half))
+            os._exit(0)
+        os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), "the writer failed instead of being killed"
+    return status != 0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_killed_at_any_change_of_the_disk(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    counting = Counting(tmp_path / "count.zarr")
+    stream(tmp_path / "count.zarr", counting)
+    generator = random.Random(0)
+    path = tmp_path / "run.zarr"
+    killed = 0
+    while killed < KILLS:
+        # Mostly from nothing to the end in steps, each kill somewhere in what is left.
+        if killed_at(path, generator.randint(1, counting.left), generator.random() < 0.5):
+            killed += 1
+            if (path / "zarr.json").exists():
+                never_shows_what_was_not_written(path)
+                assert verify_store(path).ok or (path / ".stratalens").exists()
+                xr.open_zarr(path).close()
+        if generator.random() < 0.25:
+            stream(path)
+            assert content(path) == whole
+            shutil.rmtree(path)
+    stream(path)
+    assert content(path) == whole
+    assert verify_store(path).ok
+
+
+def test_killed_from_outside(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    path = tmp_path / "run.zarr"
+    for _ in range(3):
+        process = start(path)
+        while process.poll() is None and not any((path / ".stratalens" / "commits").glob("*")):
+            pass
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+        never_shows_what_was_not_written(path)
+    stream(path)
+    assert content(path) == whole
+
+
+class Failing(LocalStorage):
+    """Fails the n-th write, fsync or rename with an errno."""
+
+    def __init__(self, root: Any, moment: int, code: int) -> None:
+        super().__init__(root)
+        self.left, self.code, self.gate = moment, code, threading.Lock()
+
+    def _tick(self) -> None:
+        with self.gate:
+            self.left -= 1
+            if self.left == 0:
+                raise OSError(self.code, os.strerror(self.code))
+
+    def _write(self, descriptor: int, data: memoryview) -> int:
+        self._tick()
+        return super()._write(descriptor, data)
+
+    def _fsync(self, descriptor: int, path: Path) -> None:
+        self._tick()
+        super()._fsync(descriptor, path)
+
+    def _rename(self, source: Path, target: Path) -> None:
+        self._tick()
+        super()._rename(source, target)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_failing_disk(tmp_path: Path, whole: dict[str, bytes], code: int) -> None:
+    generator = random.Random(code)
+    for number in range(12):
+        path = tmp_path / f"{number}.zarr"
+        expected = NoSpaceError if code == errno.ENOSPC else StratalensError
+        with pytest.raises(expected, match="again"):
+            stream(path, Failing(path, generator.randint(1, 240), code))
+        if (path / "zarr.json").exists():
+            never_shows_what_was_not_written(path)
+            temporaries = path / ".stratalens" / "tmp"
+            assert not list(temporaries.iterdir())
+        stream(path)
+        assert content(path) == whole
+
+
+def test_file_size_limit_is_a_full_disk(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    """The kernel itself refuses a write in the middle of a shard."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from support.streamer import stream, make\n"
+        "make(Path(sys.argv[1]))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (900, resource.RLIM_INFINITY))\n"
+        "stream(Path(sys.argv[1]))\n"
+    )
+    path = tmp_path / "run.zarr"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "NoSpaceError: no space left" in run.stderr
+    never_shows_what_was_not_written(path)
+    stream(path)
+    assert content(path) == whole
+
+
+def test_ctrl_c(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    for blocks in range(5):
+        path = tmp_path / f"{blocks}.zarr"
+        store = streamer.make(path)
+
+        def interrupted(store: Any, blocks: int) -> None:
+            with ActivationWriter(store) as writer, writer.stage("s0", order=0, fingerprint="sha256:s0") as stage:
+                for number, block in enumerate(stage.pending()):
+                    buffer = streamer.fill_randomly(stage.buffer(block), writer.store, seed=0)
+                    if number == blocks:
+                        raise KeyboardInterrupt
+                    stage.submit(buffer)
+                if blocks == 4:
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(store, blocks)
+        assert open_store(path).recorded.values.sum() == min(6 * blocks, streamer.ENTITIES)
+        never_shows_what_was_not_written(path)
+        stream(path)
+        assert content(path) == whole
+
+
+def test_an_error_in_the_background_surfaces_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    streamer.make(path)
+    storage = Failing(path, 10**9, errno.EIO)
+    writer = ActivationWriter(load(storage))
+    stage = writer.stage("s0", order=0, fingerprint="sha256:s0")
+    blocks = list(stage.pending())
+    storage.left = 3
+    stage.submit(streamer.fill_randomly(stage.buffer(blocks[0]), writer.store, 0))
+    writer.background.drain()
+    with pytest.raises(StratalensError, match=r"writing to .* failed"):
+        stage.buffer(blocks[1])
+    with pytest.raises(StratalensError, match=r"writing to .* failed"):
+        writer.close()
+    assert not open_store(path).recorded.values.any()
