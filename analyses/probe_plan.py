@@ -15,6 +15,7 @@ from stratalens.analyses import folds as splits
 from stratalens.analyses.labels import Data, clusters, column
 from stratalens.analyses.labels import groups as ordered_groups
 from stratalens.analyses.pairs import Contrasts, Pairs, contrasts, shuffled_labels
+from stratalens.analyses.scoring import bootstrap_weights
 from stratalens.store.errors import InputError
 
 
@@ -90,14 +91,22 @@ class Plan:
             "trainable": self.trainable, "testable": self.testable, "signs": self.contrasts.signs,
         }  # fmt: skip
 
-    def shuffled(self, index: int) -> Plan:
-        """The same plan with the labels moved between entities; `index` numbers the shuffle."""
+    def draws(self) -> npt.NDArray[np.float32]:
+        """Bootstrap weights of the entities, stratified by group, shape (resamples, units)."""
+        return bootstrap_weights(splits.entity_strata(self.codes, self.units), self.resamples, self.seed)
+
+    def shuffled(self, index: int, units: npt.NDArray[np.int64] | None = None) -> Plan:
+        """The same plan with the labels moved between entities; `index` numbers the shuffle.
+
+        `units` says what moves as one where that is something else than entities.
+        """
+        units = self.units if units is None else units
         seed = np.random.SeedSequence([self.seed, index])
         signs = self.contrasts.signs
         if self.contrasts.kind == "binary":
-            moved = shuffled_labels(signs, self.fold, self.units, seed)
+            moved = shuffled_labels(signs, self.fold, units, seed)
             return replace(self, contrasts=replace(self.contrasts, signs=moved))
-        codes = shuffled_labels((self.codes + 1)[:, None], self.fold, self.units, seed)[:, 0] - 1
+        codes = shuffled_labels((self.codes + 1)[:, None], self.fold, units, seed)[:, 0] - 1
         return replace(self, codes=codes)
 
     @property

@@ -15,7 +15,6 @@ from scipy.stats import rankdata
 from stratalens.analyses import scoring
 from stratalens.analyses.boosting import BOOSTING, boosted_scores
 from stratalens.analyses.estimators import Probes, Settings, fit_probes
-from stratalens.analyses.folds import entity_strata
 from stratalens.analyses.pairs import MULTICLASS, ORDINAL
 from stratalens.analyses.probe_plan import Plan
 from stratalens.analyses.significance import p_value
@@ -65,14 +64,15 @@ def stack_tokens(tokens: Sequence[Variables], slab: Slab, n_entities: int, featu
     out: Variables = {}
     for name, (dims, first) in tokens[0].items():
         stacked = np.stack([token[name][1] for token in tokens]) if len(tokens) > 1 else first[None]
-        if dims[-1] == "entity" and len(slab.rows) < n_entities:
+        last = dims[-1] if dims else ""
+        if last == "entity" and len(slab.rows) < n_entities:
             missing = np.nan if stacked.dtype.kind == "f" else 0
             whole = np.full((*stacked.shape[:-1], n_entities), missing, dtype=stacked.dtype)
             whole[..., slab.rows] = stacked
             stacked = whole
-        if dims[-1] == "feature" and features is not None:
+        if last == "feature" and features is not None:
             dims = (*dims[:-1], features)
-        elif dims[-1] == "feature":
+        elif last == "feature":
             dims = (*dims[:-1], *slab.feature_dims)
             stacked = stacked.reshape(*stacked.shape[:-1], *slab.feature_shape)
         out[name] = (("token", *dims), stacked)
@@ -175,30 +175,36 @@ def _auc(score: Floats, plan: Plan, test: npt.NDArray[np.int8]) -> npt.NDArray[n
     return np.asarray(each.mean(axis=0, keepdims=True), dtype=np.float64)
 
 
-def quality(score: Floats, plan: Plan) -> Variables:
-    """How right the scores are: in each fold, and over all test rows with an interval."""
-    strata = entity_strata(plan.codes, plan.units)
-    draws = scoring.bootstrap_weights(strata, plan.resamples, plan.seed)
+def quality(score: Floats, plan: Plan, resample: bool = True) -> Variables:
+    """How right the scores are: in each fold, and over all test rows with an interval (unless resample=False).
+
+    Args:
+        score: [array-like, shape: (pair or group, n)] out of fold.
+        plan: of exactly these rows.
+        resample: also give the means and intervals.
+    """
     test = plan.test_signs
     if plan.contrasts.kind == ORDINAL:
         each, top, bottom = _order_quality(score[0], plan)
-        unexplained, worse, better = scoring.cluster_interval(top, bottom, plan.units, draws)
+        unexplained, worse, better = scoring.cluster_interval(top, bottom, plan.units, plan.draws())
         return each | {
             "r2_mean": (("pair",), 1 - unexplained),
             "r2_low": (("pair",), 1 - better),
             "r2_high": (("pair",), 1 - worse),
         }
     right, counted = _right(score, plan, test), (test != 0).T
-    mean, low, high = scoring.cluster_interval(right, counted, plan.units, draws)
-    return {
+    out: Variables = {
         "accuracy": (("pair", "fold"), scoring.fold_means(right, counted, plan.fold, plan.folds)),
         "auc": (("pair", "fold"), _auc(score, plan, test)),
-        "accuracy_mean": (("pair",), mean),
-        "accuracy_low": (("pair",), low),
-        "accuracy_high": (("pair",), high),
         "right": (("pair", "entity"), right.astype(np.int8)),
         "tested": (("pair", "entity"), counted.astype(np.int8)),
     }
+    if resample:
+        mean, low, high = scoring.cluster_interval(right, counted, plan.units, plan.draws())
+        out["accuracy_mean"] = (("pair",), mean)
+        out["accuracy_low"] = (("pair",), low)
+        out["accuracy_high"] = (("pair",), high)
+    return out
 
 
 def _null(X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None, index: int) -> npt.NDArray[np.float64]:

@@ -48,6 +48,7 @@ def probe(
     scheduler: Any = "auto",
     workers: int | None = None,
     progress: bool | None = None,
+    plan: Plan | None = None,
 ) -> xr.Dataset:
     """Fit linear probes at every stage, layer and token, and score them on entities they never saw.
 
@@ -83,6 +84,7 @@ def probe(
         resamples: of the cluster bootstrap.
         skip_missing: leave out rows that were not recorded instead of refusing.
         cache, scheduler, workers, progress: as in `stratalens.analyses.sweep.run_slabs`.
+        plan: folds and targets laid out already, in place of those that the other arguments describe.
 
     Returns:
         Dataset with dims stage, layer, token (where the data has them), pair, fold, entity and features:
@@ -109,7 +111,7 @@ def probe(
         >>> found.pair.values.tolist(), bool((found.accuracy_mean > 0.9).all())
         (['red v blue'], True)
     """
-    plan = make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples)
+    plan = plan or make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples)
     settings = Settings(method, C, standardize, solver, tol, resolve(backend).name, plan.contrasts.kind)
     settings.check(folds)
     source = SiteData(ds, site)
@@ -147,13 +149,17 @@ def probe(
     return labelled(result, plan, source).assign_attrs(source.attrs() | described)
 
 
-def labelled(result: xr.Dataset, plan: Plan, source: SiteData) -> xr.Dataset:
+def labelled(result: xr.Dataset, plan: Plan, source: SiteData, folds: bool = True) -> xr.Dataset:
     """Coordinates of pair, group, fold and entity; and what belongs to all slabs alike."""
     found = plan.contrasts
     result = result.assign_coords(
-        pair=_text(found.names), pair_first=("pair", _text(found.first)), pair_second=("pair", _text(found.second)),
-        fold=np.arange(plan.folds),
-    )  # fmt: skip
+        pair=_text(found.names),
+        pair_first=("pair", _text(found.first)),
+        pair_second=("pair", _text(found.second)),
+    )
+    if folds:
+        result = result.assign_coords(fold=np.arange(plan.folds))
+        result["entity_fold"] = ("entity", np.where(plan.codes >= 0, plan.fold, -1))
     if "group" in result.dims:
         result = result.assign_coords(group=_text(plan.group_names))
     for name, coord in source.array.coords.items():
@@ -165,8 +171,7 @@ def labelled(result: xr.Dataset, plan: Plan, source: SiteData) -> xr.Dataset:
     elif found.kind == "binary":
         positive, negative = (found.signs > 0).sum(axis=0), (found.signs < 0).sum(axis=0)
         result["chance"] = ("pair", np.maximum(positive, negative) / (positive + negative))
-    result["entity_fold"] = ("entity", np.where(plan.codes >= 0, plan.fold, -1))
-    return result
+    return result.load()
 
 
 def _text(names: Sequence[str]) -> Any:

@@ -1,7 +1,7 @@
 """The per-row statistics that controls are made of: found in a Dataset, or computed from the activations.
 
 Which statistics there are, and their values for the rows and tokens of one slab. What is done with them is in
-statistics_probe.py, matching.py and residual.py.
+statistics_alone.py, matching.py and residual.py.
 """
 
 from __future__ import annotations

@@ -1,0 +1,185 @@
+"""The verb `residual_probe`: probes of activations with the statistics regressed out.
+
+The regression is fitted on each fold's training rows alone (cross-validated confound regression; Snoek, Miletic and
+Scholte, 2019). Which statistics there are is in statistic_values.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from sklearn.preprocessing import SplineTransformer
+
+from stratalens.analyses.backend import resolve
+from stratalens.analyses.estimators import Settings
+from stratalens.analyses.labels import Data
+from stratalens.analyses.pairs import Pairs
+from stratalens.analyses.probe_plan import Plan, make_plan
+from stratalens.analyses.probe_slab import probe_token, stack_tokens, unit_rows
+from stratalens.analyses.probes import labelled
+from stratalens.analyses.slabs import SiteData, Slab
+from stratalens.analyses.statistic_values import Statistics, usable
+from stratalens.analyses.sweep import run_slabs
+from stratalens.store.errors import InputError, near
+
+KINDS = ("linear", "spline")
+KNOTS = 5  # of each statistic's cubic spline, at quantiles of the training rows
+
+Floats = npt.NDArray[np.floating]
+
+
+def residual_probe(
+    ds: Data,
+    target: str = "trained_stage",
+    statistics: Sequence[str] | None = None,
+    kind: str = "linear",
+    site: str = "resid_post",
+    pairs: Pairs = "all",
+    method: str = "logistic",
+    C: float = 0.1,
+    folds: int = 5,
+    groups: str = "entity_id",
+    test: Mapping[str, object] | None = None,
+    backend: str = "auto",
+    permutations: int = 0,
+    seed: int = 0,
+    *,
+    order: Sequence[object] | None = None,
+    normalize: bool = False,
+    standardize: bool = False,
+    resamples: int = 1000,
+    skip_missing: bool = False,
+    scheduler: Any = "auto",
+    workers: int | None = None,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Probe what is left of the activations after the statistics are regressed out.
+
+    For each fold, every feature is regressed on the statistics over the training rows of all groups (never with the
+    labels), and the residuals of training and test rows under that regression are probed.
+
+    Args:
+        ds: Dataset with activations and statistics, or a DataArray of activations.
+        statistics: names; None = all of the site, and those of the output that `statistics_probe` takes.
+        kind: "linear", or "spline" (a cubic spline of each statistic, linear beyond the training range).
+        target, site, pairs, method, C (one number), folds, groups, test, backend, permutations, seed, order, normalize,
+            standardize, resamples, skip_missing, scheduler, workers, progress: as in `probe`.
+
+    Returns:
+        As `probe`, and explained (..., token): share of the activations' variance over the training rows that the
+        statistics explain.
+
+    Raises:
+        InputError: as `probe`; and an unknown statistic or kind, or a statistic undefined in some rows only.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r}: {near(str(kind), KINDS)}")
+    plan = make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples)
+    settings = Settings(method, C, standardize, backend=resolve(backend).name, kind=plan.contrasts.kind)
+    settings.check(folds)
+    if len(settings.candidates) > 1:
+        raise InputError("residual_probe takes one C; choose it with probe(C='cv') first")
+    source = SiteData(ds, site)
+    values = Statistics(ds, source.site, statistics)
+    rows = source.rows(skip_missing, wanted=plan.codes >= 0)
+    plan.check(rows, [str(source.label("stage", i)) for i in range(len(rows))])
+    result = run_slabs(
+        source,
+        _ResidualSlab(plan, settings, values, kind, normalize),
+        rows=rows,
+        name="residual_probe",
+        scheduler=scheduler,
+        workers=workers,
+        progress=progress,
+    )
+    described = {
+        "target": target, "method": method, "kind": kind, "statistics": list(values.names), "C": settings.candidates[0],
+        "folds": folds, "seed": seed, "normalize": int(normalize), "standardize": int(standardize),
+    }  # fmt: skip
+    return labelled(result, plan, source).assign_attrs(source.attrs() | described)
+
+
+class _ResidualSlab:
+    """One slab's probes of residuals; a class so that a cluster can pickle it."""
+
+    def __init__(self, plan: Plan, settings: Settings, statistics: Statistics, kind: str, normalize: bool) -> None:
+        self.plan, self.settings, self.statistics = plan, settings, statistics
+        self.kind, self.normalize = kind, normalize
+
+    def __call__(self, slab: Slab) -> xr.Dataset:
+        activations = slab.values()
+        slab.refuse_nonfinite(activations)
+        plan = self.plan.take(slab.rows)
+        values = self.statistics.values(slab, activations)
+        tokens = []
+        for t in range(activations.shape[1]):
+            X = np.ascontiguousarray(activations[:, t])
+            X = unit_rows(X, slab.where) if self.normalize else X
+            used = usable(values[:, t], self.statistics.names, slab.where)
+            residuals = Residuals(X, values[:, t][:, used], self.kind)
+
+            def prepare(fold: int, residuals: Residuals = residuals) -> Floats:
+                return residuals.without(plan.trainable & (plan.fold != fold))
+
+            variables = probe_token(X, plan, self.settings, prepare=prepare)
+            share = np.asarray(residuals.explained(plan.trainable))
+            tokens.append(variables | {"explained": ((), share)})
+        return stack_tokens(tokens, slab, len(self.plan.codes))
+
+
+class Residuals:
+    """Activations of one token with statistics regressed out.
+
+    Args:
+        X: [array-like, shape: (n, d)].
+        values: [array-like, shape: (n, statistic)], all finite; may have no column.
+        kind: "linear" or "spline".
+    """
+
+    def __init__(self, X: Floats, values: npt.NDArray[np.float64], kind: str) -> None:
+        self.X, self.values, self.kind = X, values, kind
+
+    def without(self, train: npt.NDArray[np.bool_]) -> Floats:
+        """Residuals of all rows under the regression fitted on the training rows, shape (n, d)."""
+        design = regressors(self.values, train, self.kind)
+        inside = design[train]
+        mean = self.X[train].mean(axis=0, dtype=np.float64)
+        # Least squares through the design's own basis: columns may be collinear (a norm and its square, say).
+        basis, size, turn = np.linalg.svd(inside, full_matrices=False)
+        solid = size > size.max(initial=0) * 1e-10
+        part = basis[:, solid].T.astype(self.X.dtype) @ (self.X[train] - mean.astype(self.X.dtype))
+        weights = (turn[solid].T / size[solid]) @ part.astype(np.float64)
+        return np.asarray(self.X - (design @ weights + mean).astype(self.X.dtype), dtype=self.X.dtype)
+
+    def explained(self, train: npt.NDArray[np.bool_]) -> float:
+        """Share of the variance over the training rows, all features together."""
+        left = float(self.without(train)[train].var(axis=0, dtype=np.float64).sum())
+        whole = float(self.X[train].var(axis=0, dtype=np.float64).sum())
+        return 1 - left / whole if whole > 0 else 0.0
+
+
+def regressors(values: npt.NDArray[np.float64], train: npt.NDArray[np.bool_], kind: str) -> npt.NDArray[np.float64]:
+    """Columns that the activations are regressed on, centred on the training rows, shape (n, columns).
+
+    Statistics are standardised on the training rows; those constant there are left out.
+    """
+    inside = values[train]
+    mean, spread = inside.mean(axis=0), inside.std(axis=0)
+    varied = spread > 1e-12 * np.maximum(1e-300, np.abs(inside).max(axis=0))
+    standard = (values[:, varied] - mean[varied]) / spread[varied]
+    if kind == "spline":
+        standard = np.concatenate(
+            [np.zeros((len(values), 0)), *(_spline(column, train) for column in standard.T)], axis=1
+        )
+    return np.asarray(standard - standard[train].mean(axis=0), dtype=np.float64)
+
+
+def _spline(column: npt.NDArray[np.float64], train: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    knots = np.unique(np.quantile(column[train], np.linspace(0, 1, KNOTS)))
+    transformer = SplineTransformer(degree=3, knots=knots[:, None], extrapolation="linear", include_bias=False)
+    transformer.fit(column[train][:, None])
+    return np.asarray(transformer.transform(column[:, None]), dtype=np.float64)
