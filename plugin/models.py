@@ -192,11 +192,17 @@ class BridgeAdapter(Adapter):
 
     def flags(self) -> dict[str, Any]:
         """Compatibility mode, and what weight processing it did."""
+        compatible = bool(getattr(self.model, "compatibility_mode", False))
+        processed = bool(getattr(self.model, "_weights_processed", False))
+        measured = measured_processing(self.model)
+        if not (compatible or processed):
+            # Nothing was folded: norms of ones are a fresh model's own, and training them must not look like a change.
+            measured = dict.fromkeys(measured, False)
         return {
             "kind": self.kind,
-            "compatibility_mode": bool(getattr(self.model, "compatibility_mode", False)),
-            "weights_processed": bool(getattr(self.model, "_weights_processed", False)),
-            **measured_processing(self.model),
+            "compatibility_mode": compatible,
+            "weights_processed": processed,
+            **measured,
         }
 
     def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:
