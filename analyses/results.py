@@ -1,0 +1,66 @@
+"""Results as labelled zarr groups in a folder, one for each: what `stratalens analyze` leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from stratalens.store.errors import InputError
+
+
+def write_results(results: Mapping[str, xr.Dataset | xr.DataArray], folder: str | os.PathLike[str]) -> Path:
+    """Write each result to `folder/<name>.zarr`; a group appears only when it is whole.
+
+    Args:
+        results: labelled results by name.
+        folder: made where missing; groups of the same name are replaced.
+
+    Raises:
+        InputError: `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder for the results")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, result in results.items():
+        target, half_made = folder / f"{name}.zarr", folder / f"{name}.zarr.part"
+        shutil.rmtree(half_made, ignore_errors=True)
+        _plain(result, name).to_zarr(half_made, zarr_format=3, consolidated=False)
+        shutil.rmtree(target, ignore_errors=True)
+        half_made.rename(target)
+    return folder
+
+
+def read_results(folder: str | os.PathLike[str]) -> dict[str, xr.Dataset]:
+    """Open every result that `write_results` left in a folder, by name.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"results folder {folder} does not exist; make it with: stratalens analyze STORE -o {folder}")
+    return {
+        path.name.removesuffix(".zarr"): xr.open_zarr(path, consolidated=False)
+        for path in sorted(folder.glob("*.zarr"))
+    }
+
+
+def _plain(result: xr.Dataset | xr.DataArray, name: str) -> xr.Dataset:
+    """The result as zarr takes it: text as StringDType, attributes as JSON."""
+    ds = result.to_dataset(name=result.name or name) if isinstance(result, xr.DataArray) else result
+    texts = {
+        key: variable.astype(np.dtypes.StringDType())
+        for key, variable in ds.variables.items()
+        if variable.dtype.kind in "OU"
+    }
+    ds = ds.assign_coords({k: v for k, v in texts.items() if k in ds.coords})
+    ds = ds.assign({k: v for k, v in texts.items() if k in ds.data_vars})
+    for variable in ds.variables.values():
+        variable.encoding = {}
+    return ds
