@@ -117,7 +117,7 @@ class Filled:
     """Results in memory, filled slab by slab in any order."""
 
     def __init__(self, layout: Layout, shape: tuple[int, int]) -> None:
-        self.layout = layout
+        self.layout, self.shape = layout, shape
         self.arrays = [np.empty((*shape, *layout.example[n].shape), layout.example[n].dtype) for n in layout.names]
 
     def put(self, slab: Slab, result: xr.Dataset) -> None:

@@ -1,7 +1,7 @@
 """Results kept beside the store (`run.zarr.results/`), so that an interrupted sweep goes on where it stopped.
 
 One labelled zarr group for each analysis and its parameters, with one chunk a
-slab; `done` says which slabs are in it. Its name is a hash of everything the
+stage; `done` says which slabs are in it. Its name is a hash of everything the
 results depend on, so that a result of other data or parameters is never used.
 Stores themselves are never written to.
 """
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from stratalens.analyses.assemble import Layout
+from stratalens.analyses.assemble import Filled
 from stratalens.analyses.labels import Array
 from stratalens.analyses.slabs import SiteData, Slab
 from stratalens.store.errors import InputError
 
+FLUSH_SECONDS = 2.0
 FORMAT = 1  # change it when the meaning of any cached result changes
 
 
@@ -36,8 +38,9 @@ class SlabCache:
         self.path = path
         self.identity = identity
         self._open: xr.Dataset | None = None
-        self._done: Array | None = None
-        self._layout: Layout | None = None
+        self._done: Any = None  # bool (stage, layer), once the shape is known
+        self._stages: set[int] = set()  # with slabs that are not written yet
+        self._flushed = time.monotonic()
         if path.exists():
             self._load()
 
@@ -82,29 +85,48 @@ class SlabCache:
 
     def get(self, slab: Slab) -> xr.Dataset | None:
         """Result of one slab, None where it is not finished."""
-        if self._open is None or self._done is None or not self._done[slab.position]:
+        if self._open is None or not self._done[slab.position]:
             return None
-        found = self._open.isel(stage=slab.position[0], layer=slab.position[1]).drop_vars("done")
-        return found.load()
+        found = self._open.isel(stage=slab.position[0], layer=slab.position[1]).drop_vars("done").load()
+        found.attrs.pop("identity", None)
+        texts = [name for name, v in found.variables.items() if v.dtype.kind == "T"]
+        return found.assign({n: found[n].astype(object) for n in texts if n in found.data_vars}).assign_coords(
+            {n: found[n].astype(object) for n in texts if n in found.coords}
+        )
 
-    def put(self, slab: Slab, result: xr.Dataset, shape: tuple[int, int]) -> None:
-        """Keep the result of one slab; `done` is written last."""
-        if self._layout is None:
-            self._create(result, shape)
-        assert self._layout is not None
+    def put(self, slab: Slab, filled: Filled) -> None:
+        """Keep the result of one slab, that `filled` already has; written every few seconds, and by `flush`."""
+        if self._done is None:
+            self._done = np.zeros(filled.shape, bool)
+        self._done[slab.position] = True
+        self._stages.add(slab.position[0])
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush(filled)
+
+    def flush(self, filled: Filled) -> None:
+        """Write what is new; `done` is written last, so that a slab which it names is whole."""
+        if not self._stages:
+            return
+        if not self.path.exists():
+            self._create(filled)
         group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
-        for name, values in zip(self._layout.names, self._layout.arrays(result, slab.where), strict=True):
-            _array(group, name)[slab.position] = values
-        _array(group, "done")[slab.position] = True
+        for name, values in zip(filled.layout.names, filled.arrays, strict=True):
+            for stage in self._stages:
+                kept = values[stage].copy()
+                kept[~self._done[stage]] = "" if values.dtype.kind in "OT" else 0
+                _array(group, name)[stage] = kept
+        for stage in self._stages:
+            _array(group, "done")[stage] = self._done[stage]
+        self._stages = set()
+        self._flushed = time.monotonic()
 
-    def _create(self, result: xr.Dataset, shape: tuple[int, int]) -> None:
+    def _create(self, filled: Filled) -> None:
         """An empty group of the right shape, put in place by one rename."""
-        self._layout = Layout(result)
-        blank = [np.zeros((*shape, *result[n].shape), result[n].dtype) for n in self._layout.names]
-        whole = self._layout.dataset(blank)
-        whole["done"] = (("stage", "layer"), np.zeros(shape, bool))
+        blank = [np.full(a.shape, "" if a.dtype.kind in "OT" else 0, a.dtype) for a in filled.arrays]
+        whole = filled.layout.dataset(blank)
+        whole["done"] = (("stage", "layer"), np.zeros(filled.shape, bool))
         whole.attrs["identity"] = json.dumps(self.identity, sort_keys=True, default=str)
-        chunks = {str(n): {"chunks": (1, 1, *(max(1, s) for s in v.shape[2:]))} for n, v in whole.data_vars.items()}
+        chunks = {str(n): {"chunks": (1, *(max(1, s) for s in v.shape[1:]))} for n, v in whole.data_vars.items()}
         temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         whole.to_zarr(temporary, mode="w-", zarr_format=3, consolidated=False, encoding=chunks)
         try:
@@ -117,9 +139,7 @@ class SlabCache:
         stored = self._open.attrs.get("identity")
         if stored != json.dumps(self.identity, sort_keys=True, default=str):
             raise InputError(f"{self.path} does not belong to this analysis; remove it")
-        self._done = np.asarray(self._open["done"].values)
-        example = self._open.isel(stage=0, layer=0).drop_vars("done")
-        self._layout = Layout(example.drop_attrs(deep=False).load())
+        self._done = np.array(self._open["done"].values)
 
 
 def results_folder(store: str | Path) -> Path:

@@ -120,11 +120,26 @@ class Slots:
             for n, (a, z) in zip(self.sizes, itertools.pairwise(starts), strict=True):
                 drawn = rng.integers(0, n, (b, n)) + (np.arange(b) * n)[:, None]
                 weights[:, self.orders[0, a:z]] = np.bincount(drawn.ravel(), minlength=b * n).reshape(b, n)
+            self._refill(weights, rng)
             for q, order in enumerate(self.orders):
                 mine = np.ascontiguousarray(weights[:, order])
                 for s, (a, z) in enumerate(itertools.pairwise(self.starts)):
                     np.matmul(mine[:, a:z], ordered[q][a:z], out=out[q, s])
             yield out.transpose(2, 0, 1, 3)
+
+    def _refill(self, weights: Array, rng: np.random.Generator) -> None:
+        """Replace samples that leave a group out of one part of a split (few entities) by others that do not."""
+        filled = np.ones(len(weights), bool)
+        for order in self.orders:
+            slots = np.add.reduceat(weights[:, order], np.minimum(self.starts[:-1], self.entities - 1), axis=1)
+            slots[:, self.slot_sizes == 0] = 0
+            cells = slots.reshape(len(weights), self.groups, -1)
+            for part in (self.halves.axis, self.halves.shown):
+                filled &= (cells @ part.T > 0).all(axis=(1, 2))
+        if not filled.any():
+            weights[:] = 1
+        elif not filled.all():
+            weights[~filled] = weights[rng.choice(np.flatnonzero(filled), int((~filled).sum()))]
 
     def permuted(self, sums: Array, draws: int, rng: np.random.Generator) -> Iterator[Array]:
         """Slot sums after permuting the labels over entities, in batches (b, Q, G * C, F).

@@ -151,18 +151,21 @@ def run_slabs(
         filled = filled or Filled(Layout(found), source.shape)
         filled.put(slab, found)
     hide = None if progress is None else not progress
-    with (
-        closing(_results(function, todo, scheduler, workers)) as results,
-        tqdm(
-            total=len(slabs), initial=len(slabs) - len(todo), desc=name, unit="slab", disable=hide, file=sys.stderr
-        ) as bar,
-    ):
-        for slab, result in results:
-            filled = filled or Filled(Layout(result), source.shape)
-            filled.put(slab, result)
-            if kept is not None:
-                kept.put(slab, result, source.shape)
-            bar.update()
+    begun = len(slabs) - len(todo)
+    try:
+        with (
+            closing(_results(function, todo, scheduler, workers)) as results,
+            tqdm(total=len(slabs), initial=begun, desc=name, unit="slab", disable=hide, file=sys.stderr) as bar,
+        ):
+            for slab, result in results:
+                filled = filled or Filled(Layout(result), source.shape)
+                filled.put(slab, result)
+                if kept is not None:
+                    kept.put(slab, filled)
+                bar.update()
+    finally:  # also when interrupted: what is finished is kept
+        if kept is not None and filled is not None:
+            kept.flush(filled)
     assert filled is not None  # SiteData has at least one slab
     return source.restore(filled.layout.dataset(filled.arrays))
 

@@ -1,0 +1,138 @@
+"""Finished slabs are kept, found again by content and parameters alone, and never confused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from stratalens.analyses.cache import clear_results, results_folder
+from stratalens.analyses.centroids import centroids, project
+from stratalens.analyses.slabs import Slab
+from stratalens.analyses.sweep import run_slabs, sweep
+from stratalens.store.errors import InputError
+from stratalens.store.reader import open_store
+from support.planted import planted
+from support.stores import make_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return make_store(tmp_path / "run.zarr", stages=4, layers=3, entities=36, tokens=("entity_last", "last"))
+
+
+def counting(calls: list[str]) -> object:
+    def function(slab: xr.DataArray) -> xr.Dataset:
+        calls.append(f"{slab.stage.item()}/{slab.layer.item()}")
+        return xr.Dataset({"mean": slab.mean("entity"), "name": ("token", np.array(["ä", "b"], object))})
+
+    return function
+
+
+def test_a_second_run_reads_nothing_and_gives_the_same(store: Path) -> None:
+    calls: list[str] = []
+    first = sweep(open_store(store), counting(calls), cache="means")
+    assert len(calls) == 12
+    second = sweep(open_store(store), counting(calls), cache="means")
+    assert len(calls) == 12
+    xr.testing.assert_identical(first, second)
+    assert second["name"].dtype == object
+    clear_results(store)
+    sweep(open_store(store), counting(calls), cache="means")
+    assert len(calls) == 24
+
+
+def test_an_interrupted_sweep_keeps_what_it_finished(store: Path) -> None:
+    ds, calls = open_store(store), []
+
+    def fails(slab: xr.DataArray) -> xr.DataArray:
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return slab.mean("entity")
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(ds, fails, cache="means", workers=1)
+    again: list[int] = []
+
+    def function(slab: xr.DataArray) -> xr.DataArray:
+        again.append(1)
+        return slab.mean("entity")
+
+    found = sweep(ds, function, cache="means", workers=1)
+    assert len(again) == 12 - 5
+    np.testing.assert_allclose(found, ds.resid_post.mean("entity"), atol=1e-6)
+
+
+def test_the_cache_is_labelled_zarr_that_anyone_can_open(store: Path) -> None:
+    expected = centroids(open_store(store), progress=False)
+    (folder,) = results_folder(store).iterdir()
+    found = xr.open_zarr(folder, consolidated=False)
+    np.testing.assert_array_equal(found.centroid, expected.centroid)
+    assert bool(found.done.all())
+
+
+def test_other_data_parameters_or_values_never_match(store: Path, tmp_path: Path) -> None:
+    ds = open_store(store)
+    base = centroids(ds, progress=False)
+
+    def entries() -> int:
+        return len(list(results_folder(store).iterdir()))
+
+    assert entries() == 1
+    centroids(ds, normalize=True, progress=False)
+    centroids(ds, order=["s2", "s1"], progress=False)
+    centroids(ds.sel(layer=[2]), progress=False)
+    doubled = centroids(ds.assign(resid_post=2 * ds.resid_post), progress=False)
+    assert entries() == 5
+    np.testing.assert_allclose(doubled.centroid, 2 * base.centroid, atol=1e-6)
+    flipped = ds.assign_coords(trained_stage=("entity", ds.trained_stage.values[::-1]))
+    assert not np.allclose(centroids(flipped, progress=False).centroid, base.centroid)
+    in_memory = ds.load()
+    in_memory["resid_post"] = in_memory.resid_post * 3
+    np.testing.assert_allclose(centroids(in_memory, progress=False).centroid, 3 * base.centroid, atol=1e-5)
+
+
+def test_more_stages_in_the_store_are_other_content(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "run.zarr", stages=4, stop_before="s3")
+    before = centroids(open_store(path).isel(stage=slice(0, 3)), order=["s1", "s2"], progress=False)
+    clear_results(path)
+    assert not results_folder(path).exists()
+    assert before.sizes["stage"] == 3
+
+
+def test_data_without_a_store_has_no_cache_and_says_so(store: Path) -> None:
+    ds = planted()
+    centroids(ds, progress=False)
+    with pytest.raises(InputError, match="open_store"):
+        centroids(ds, cache=True)
+    with pytest.raises(InputError, match="chunks=None"):
+        sweep(open_store(store, chunks=None), lambda slab: slab.mean("entity"), cache="x")
+
+
+def test_a_store_gives_the_results_of_its_arrays(store: Path) -> None:
+    ds = open_store(store)
+    lazy = open_store(store, chunks=None)
+    plain = ds.drop_attrs().load()
+    options = {"permutations": 19, "bootstrap": 19, "progress": False}
+    a, b, c = (project(data, **options) for data in (ds, lazy, plain))
+    xr.testing.assert_allclose(a.drop_attrs(), b.drop_attrs())
+    xr.testing.assert_allclose(a.drop_attrs(), c.drop_attrs())
+    xr.testing.assert_identical(a, project(open_store(store), **options))
+
+
+def test_results_of_any_dtype_come_back_as_they_were(store: Path) -> None:
+    ds = open_store(store)
+
+    def function(slab: Slab) -> xr.Dataset:
+        return xr.Dataset(
+            {"b": slab.position[0] > 1, "i": np.int32(slab.position[1]), "f": ("k", np.array([np.nan, 1.0], "f4"))},
+            coords={"k": np.array(["x", "y"], object)},
+        )
+
+    first = run_slabs(ds, function, cache="types", progress=False)
+    xr.testing.assert_identical(first, run_slabs(ds, function, cache="types", progress=False))
+    assert first.b.dtype == bool
+    assert first.i.dtype == np.int32
