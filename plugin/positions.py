@@ -135,29 +135,34 @@ def _span_tokens(name: str, table: PromptTable, tokenized: TokenizedPrompts) -> 
             "Python one) cannot say; load its fast version (AutoTokenizer.from_pretrained(..., use_fast=True)), "
             "or use the positions last, -1, -2, ..."
         )
-    spans = table.spans[name.rpartition("_")[0]]
-    tokens = np.full((len(spans), 2), -1, dtype=np.int64)
-    for row, (start, end) in enumerate(spans.tolist()):
-        if start >= 0:
-            tokens[row] = tokens_of_span(tokenized.offsets[row], start, end)
-    return tokens
+    return tokens_of_spans(tokenized.offsets, table.spans[name.rpartition("_")[0]])
 
 
-def tokens_of_span(offsets: Index, start: int, end: int) -> tuple[int, int]:
-    """First and last token that share a character with [start, end), or (-1, -1).
+def tokens_of_spans(offsets: Sequence[Index], spans: Index) -> Index:
+    """First and last token that share a character with each row's span, or (-1, -1).
 
     Special tokens have the empty span (0, 0) and share none.
 
     Args:
-        offsets: character spans of the tokens, shape (tokens, 2).
-        start: first character.
-        end: character behind the last one.
+        offsets: character spans of each row's tokens, shapes (tokens, 2).
+        spans: [start, end) of each row in characters, shape (rows, 2), -1 for none.
 
-    >>> tokens_of_span(np.array([[0, 0], [0, 3], [3, 7], [7, 8]]), 4, 7)
-    (2, 2)
+    Returns:
+        int64 of shape (rows, 2).
+
+    >>> tokens_of_spans([np.array([[0, 0], [0, 3], [3, 7], [7, 8]])], np.array([[4, 8]])).tolist()
+    [[2, 3]]
     """
-    shared = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 0] < offsets[:, 1]))
-    return (int(shared[0]), int(shared[-1])) if len(shared) else (-1, -1)
+    found = np.full((len(spans), 2), -1, dtype=np.int64)
+    lengths = np.array([len(row) for row in offsets])
+    row = np.repeat(np.arange(len(spans)), lengths)
+    flat = np.concatenate(offsets)
+    start, end = spans[row, 0], spans[row, 1]
+    shared = np.flatnonzero((flat[:, 0] < end) & (flat[:, 1] > start) & (flat[:, 0] < flat[:, 1]) & (start >= 0))
+    place = shared - (np.cumsum(lengths) - lengths)[row[shared]]
+    found[row[shared], 1] = place  # the last of several assignments stays
+    found[row[shared[::-1]], 0] = place[::-1]
+    return found
 
 
 def _unknown(name: str, table: PromptTable) -> InputError:

@@ -209,21 +209,24 @@ def fingerprint(tokenizer: Any) -> str:
     """Sha256 (hex) of everything that decides which ids a text gets.
 
     For a fast tokenizer: its serialised form without the padding and truncation
-    that the last call happened to leave there, and the special tokens that it
-    puts around an empty text. The padding token is left out, since loaders set
-    it when it is missing and it changes no id of a prompt. Two loaders that
-    prepend a BOS token and do not, get different fingerprints, as they should.
-    Stable across processes.
+    that the last call happened to leave there. The special tokens around a text
+    are not taken from the serialised form, which loaders rewrite to the same
+    effect, but from what they do to a text. The padding token is left out,
+    since loaders set it when it is missing and it changes no id of a prompt.
+    With and without a BOS token in front are different fingerprints, as they
+    should be. Stable across processes and across the loaders of TransformerLens.
     """
     _check(tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state: dict[str, Any]
     if backend is not None:
         state = json.loads(backend.to_str())
-        for key in ("padding", "truncation"):
+        for key in ("padding", "truncation", "post_processor"):
             state.pop(key, None)
     else:
         state = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    state["around an empty text"] = [int(token) for token in tokenizer("", add_special_tokens=True)["input_ids"]]
+    for special in (True, False):
+        ids = tokenizer("a", add_special_tokens=special)["input_ids"]
+        state[f"a, special tokens {special}"] = [int(token) for token in ids]
     text = json.dumps(state, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()

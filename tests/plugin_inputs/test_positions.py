@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from stratalens.positions import resolve, tokens_of_span
+from stratalens.positions import resolve, tokens_of_spans
 from stratalens.prompts import PromptTable
 from stratalens.store.errors import InputError
 from support.tokenizers import all_fast, byte_level, byte_level_with_bos, pure_python
@@ -150,7 +150,7 @@ def test_span_tokens_against_bytes(make, parts):
     text = before + span + after
     encoded = tokenizer(text, return_offsets_mapping=True)
     start, end = len(before), len(before) + len(span)
-    first, last = tokens_of_span(np.array(encoded["offset_mapping"]), start, end)
+    first, last = tokens_of_spans([np.array(encoded["offset_mapping"])], np.array([[start, end]]))[0]
     low, high = len(before.encode()), len((before + span).encode())
     touching = [
         token

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 
 from stratalens.prompts import PromptTable
 from stratalens.store.errors import InputError
@@ -130,6 +130,33 @@ def test_the_fingerprint_tells_tokenizers_apart():
     added.add_tokens(["<|new|>"])
     found["added"] = fingerprint(added)
     assert len(set(found.values())) == len(found)
+
+
+def test_the_fingerprint_sees_special_tokens_by_their_effect():
+    """TransformerLens rewrites the post-processor of a tokenizer that prepends BOS, to the same effect."""
+    plain, rewritten = byte_level_with_bos(), byte_level_with_bos()
+    backend = rewritten.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A", pair="<|bos|> $A <|bos|> $B", special_tokens=[("<|bos|>", rewritten.bos_token_id)]
+    )
+    assert backend.to_str() != plain.backend_tokenizer.to_str()
+    assert fingerprint(rewritten) == fingerprint(plain)
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A <|bos|>", special_tokens=[("<|bos|>", rewritten.bos_token_id)]
+    )
+    assert fingerprint(rewritten) != fingerprint(plain)
+
+
+def test_a_bridge_keeps_the_fingerprint(tmp_path):
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = byte_level_with_bos()
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    bridge = TransformerBridge.boot_transformers(str(tmp_path))
+    assert fingerprint(bridge.tokenizer) == fingerprint(tokenizer)
 
 
 def test_saving_and_loading_keeps_the_fingerprint(tmp_path):
