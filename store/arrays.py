@@ -21,7 +21,7 @@ from stratalens.store.schema import AXES
 from stratalens.store.slabs import Selection, SlabReader
 from stratalens.store.storage import LocalStorage
 
-DASK_BYTES = 32 << 20
+DASK_BYTES = 128 << 20
 
 
 class LazyArray(BackendArray):
@@ -120,7 +120,7 @@ class VariableArray(LazyArray):
         return values.view(self.view) if self.view is not None else values
 
     def dask_chunks(self) -> tuple[tuple[int, ...] | int, ...]:
-        """Chunks of several blocks for dask: one stage, one layer, about 32 MiB."""
+        """Chunks of several blocks for dask: one stage, one layer, up to 128 MiB, so that most slabs are one chunk."""
         layout = self.reader.layout
         per_row = (
             layout.inner_layers * layout.row_nbytes // layout.variable.storage_dtype.itemsize * self.dtype.itemsize

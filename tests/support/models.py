@@ -76,6 +76,7 @@ def hf_model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **cha
                     parameter.add_(0.1 * torch.randn_like(parameter))
                 else:
                     parameter.mul_(3.0)
+    model.config.architectures = [type(model).__name__]
     return model.to(dtype).eval()
 
 

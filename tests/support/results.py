@@ -200,7 +200,7 @@ def recorded_store(
     dims = ("stage", "layer", "entity", "token")
     out = (len(stages), len(label), len(tokens))
     activations = rng.normal(size=(*shape, 8)).astype(np.float32)
-    activations[..., 0] += shift[None, None, :, None]
+    activations[..., 0] += 5 * shift[None, None, :, None]
     units = {"units": "activation units"}
     return xr.Dataset(
         {

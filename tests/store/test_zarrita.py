@@ -1,0 +1,63 @@
+"""A reader in another language: zarrita.js reads the store's numbers and strings as the format document says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stratalens.store import open_store
+from support.stores import make_store
+
+VERSION = "0.5.4"
+SCRIPT = """
+import * as zarr from "zarrita";
+import { FileSystemStore } from "@zarrita/storage";
+const store = await zarr.withConsolidated(new FileSystemStore(process.argv[2])).catch(() => null)
+  ?? new FileSystemStore(process.argv[2]);
+const root = zarr.root(store);
+const out = {};
+for (const name of process.argv.slice(3)) {
+  const array = await zarr.open(root.resolve(name), { kind: "array" });
+  const { data, shape } = await zarr.get(array);
+  out[name] = { shape, dtype: array.dtype, data: Array.from(data, (v) => typeof v === "bigint" ? Number(v)
+    : typeof v === "number" && Number.isNaN(v) ? null : v) };
+}
+console.log(JSON.stringify(out));
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="needs node and npm")
+def test_javascript_reads_the_same_values(tmp_path: Path) -> None:
+    folder = tmp_path / "js"
+    folder.mkdir()
+    (folder / "package.json").write_text('{"type": "module", "private": true}')
+    (folder / "read.js").write_text(SCRIPT)
+    install = subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", f"zarrita@{VERSION}", "@zarrita/storage"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if install.returncode:
+        pytest.skip(f"npm cannot install zarrita here: {install.stderr[-200:]}")
+    for dtype in ("float32", "bfloat16"):
+        path = make_store(tmp_path / f"{dtype}.zarr", 3, 2, 11, ("last", "é"), 6, dtype, block_size=4,
+                          skip={"s1": [3]}, labels={"text": ["日本"] * 11, "count": range(11)})  # fmt: skip
+        ds = open_store(path, dtype="bits")
+        names = ["resid_post", "resid_post_l2", "loss", "stage", "stage_order", "token", "layer", "text", "count",
+                 "entity", "recorded"]  # fmt: skip
+        run = subprocess.run(
+            ["node", "read.js", str(path), *names], cwd=folder, capture_output=True, text=True, check=True
+        )
+        for name, found in json.loads(run.stdout).items():
+            expected = ds[name].values
+            assert tuple(found["shape"]) == expected.shape
+            flat = expected.ravel().tolist()
+            if expected.dtype.kind == "f":
+                got = np.array([np.nan if v is None else v for v in found["data"]], dtype=expected.dtype)
+                np.testing.assert_array_equal(got, expected.ravel())
+            else:
+                assert [type(e)(g) for e, g in zip(flat, found["data"], strict=True)] == flat, name
