@@ -51,7 +51,9 @@ AT_POSITIONS = (*SITE_STATISTICS, *(n for n in OUTPUT_STATISTICS if n not in ("l
 def prompts(count: int) -> PromptTable:
     """Questions of 20 to 60 tokens about random names."""
     rng = np.random.default_rng(0)
-    names = ["".join(rng.choice(list("bdfgklmnprstv")) + rng.choice(list("aeiou")) for _ in range(4)) for _ in range(count)]
+    names = [
+        "".join(rng.choice(list("bdfgklmnprstv")) + rng.choice(list("aeiou")) for _ in range(4)) for _ in range(count)
+    ]
     facts = ["is a painter from a small village in the north", "likes tea", "was born in spring", "owns two boats"]
     texts = []
     for name in names:
@@ -170,7 +172,16 @@ def spread(values: list[float]) -> str:
 
 def peak(arguments: argparse.Namespace, name: str) -> float:
     """MiB of resident memory at most, in a process of its own that does one thing."""
-    command = [sys.executable, __file__, "--alone", name, "--prompts", str(arguments.prompts), "--batch", str(arguments.batch)]
+    command = [
+        sys.executable,
+        __file__,
+        "--alone",
+        name,
+        "--prompts",
+        str(arguments.prompts),
+        "--batch",
+        str(arguments.batch),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["mib"])
 
@@ -193,16 +204,23 @@ def main() -> None:
         measured(ways(work)[arguments.alone])
         print(json.dumps({"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, load {os.getloadavg()[0]:.1f}"
+    )
     print(", ".join(f"{n} {version(n)}" for n in ("torch", "transformers", "transformer-lens", "numpy", "zarr")))
-    print(f"{arguments.prompts} prompts, {work.tokens} tokens, {len(work.batches)} batches, {work.model.cfg.n_layers} blocks\n")
+    print(
+        f"{arguments.prompts} prompts, {work.tokens} tokens, {len(work.batches)} batches, {work.model.cfg.n_layers} blocks\n"
+    )
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways(work)}
     measured(work.forward)  # warm up
     for number in range(arguments.rounds):
         order = list(ways(work).items())
         for name, function in order if number % 2 == 0 else order[::-1]:
             seconds[name].append(measured(function))
-            print(f"  round {number + 1}: {name}: {seconds[name][-1][0]:.2f} s, {seconds[name][-1][1]:.2f} s CPU", file=sys.stderr)
+            print(
+                f"  round {number + 1}: {name}: {seconds[name][-1][0]:.2f} s, {seconds[name][-1][1]:.2f} s CPU",
+                file=sys.stderr,
+            )
     print(f"{'':40}{'wall seconds':>28}{'CPU seconds':>28}{'peak MiB':>10}")
     for name, runs in seconds.items():
         memory = "" if arguments.no_memory else f"{peak(arguments, name):10.0f}"

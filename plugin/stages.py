@@ -8,6 +8,7 @@ what is recorded from them in capturing.py.
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,7 +134,10 @@ class LoraAdapter:
             raise InputError(f"adapter {str(folder)!r} names no base model. Pass LoraAdapter(folder, base=...).")
         if Path(base).is_dir():
             check_checkpoint(Path(base))
-        merged = PeftModel.from_pretrained(_from_pretrained(base, self.dtype), str(folder)).merge_and_unload()
+        plain = _from_pretrained(base, self.dtype)
+        with warnings.catch_warnings():  # peft asks transformers in a way that is going out of use
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            merged = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
         return boot(merged, base, tokenizer, device)
 
     def describe(self) -> dict[str, Any]:
