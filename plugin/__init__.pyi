@@ -1,6 +1,9 @@
 from .analyses import plots as plots
 from .analyses.centroids import centroids as centroids
 from .analyses.centroids import project as project
+from .analyses.controls import baseline_probe as baseline_probe
+from .analyses.controls import control_table as control_table
+from .analyses.controls import controls as controls
 from .analyses.controls import matched_probe as matched_probe
 from .analyses.controls import residual_probe as residual_probe
 from .analyses.controls import statistics_probe as statistics_probe
@@ -19,3 +22,4 @@ from .stages import Checkpoint as Checkpoint
 from .stages import LoraAdapter as LoraAdapter
 from .stages import Revision as Revision
 from .store.verify import verify_store as verify_store
+from .training import RecordingCallback as RecordingCallback

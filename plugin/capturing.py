@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from stratalens.fingerprints import weights_fingerprint
 from stratalens.models import Adapter, ForwardFunction, adapt, evaluation_mode
+from stratalens.opening import open_store
 from stratalens.outputs import Sequences
 from stratalens.plan import BatchSize, Group, out_of_memory, plan_block
 from stratalens.prompts import PromptTable
@@ -33,7 +34,6 @@ from stratalens.stages import Checkpoint, Stage, as_loadable, as_stages, check_c
 from stratalens.store.errors import InputError
 from stratalens.store.layout import MEMORY_LIMIT
 from stratalens.store.manifest import StageEntry
-from stratalens.store.reader import open_store
 
 #: Called after every batch with (stage, rows of this stage that are recorded, rows in all).
 ProgressFunction = Callable[[str, int, int], None]
