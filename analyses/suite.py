@@ -15,7 +15,6 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.centroids import centroids, project
-from stratalens.analyses.controls import matched_probe, residual_probe, statistics_probe
 from stratalens.analyses.directions import cosines, generalise
 from stratalens.analyses.labels import groups
 from stratalens.analyses.matched import matched_probe
