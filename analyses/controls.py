@@ -26,6 +26,17 @@ from stratalens.analyses.statistics_alone import statistics_probe
 from stratalens.analyses.sweep import run_slabs
 from stratalens.store.errors import InputError, near
 
+__all__ = [
+    "BASELINES",
+    "CONTROLS",
+    "baseline_probe",
+    "control_table",
+    "controls",
+    "matched_probe",
+    "residual_probe",
+    "statistics_probe",
+]
+
 CONTROLS = (
     "probe",
     "normalized",

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge, RidgeClassifier
+
+from stratalens.analyses.closed_form import fit_closed_form, fit_order
+from stratalens.analyses.folds import entity_folds
+from stratalens.analyses.pairs import training_signs
+from stratalens.store.errors import InputError
+
+
+def data(d: int = 30, dtype: str = "f8") -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Activations, group codes, folds and targets (n, pair, fold + refit) of two overlapping pairs."""
+    rng = np.random.default_rng(0)
+    codes = np.repeat([0, 1, 2], [70, 50, 60])
+    X = rng.normal(size=(180, d)) * np.linspace(0.2, 3, d) + 5 + codes[:, None] * 0.3 * rng.normal(size=d)
+    fold = entity_folds(codes, np.arange(180), 4)
+    signs = np.stack([(codes == 1) * 1 - (codes == 0) * 1, (codes == 2) * 1 - (codes == 0) * 1], axis=1)
+    return X.astype(dtype), codes, fold, training_signs(signs.astype(np.int8), fold, 4)
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    cosine = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
+    assert 1 - cosine < 1e-6
+    np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("d", [30, 250])
+def test_ridge_by_subtraction_equals_refits(d: int) -> None:
+    X, codes, _, targets = data(d)
+    fit = fit_closed_form(X, targets, codes, "ridge", alpha=3.0)
+    coef, intercept = fit.coef.reshape(2, 5, d), fit.intercept.reshape(2, 5)
+    for p in range(2):
+        for k in range(5):
+            rows = targets[:, p, k] != 0
+            expected = RidgeClassifier(alpha=3.0).fit(X[rows], targets[rows, p, k])
+            close(coef[p, k], expected.coef_.ravel())
+            np.testing.assert_allclose(intercept[p, k], np.ravel(expected.intercept_)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("d", [30, 250])
+def test_lda_equals_scikit_learn_with_shrinkage_auto(d: int) -> None:
+    X, codes, _, targets = data(d)
+    X[:, 4] = 2.0
+    fit = fit_closed_form(X, targets, codes, "lda")
+    coef, intercept = fit.coef.reshape(2, 5, d), fit.intercept.reshape(2, 5)
+    for p in range(2):
+        for k in range(5):
+            rows = targets[:, p, k] != 0
+            expected = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(X[rows], targets[rows, p, k])
+            close(coef[p, k], expected.coef_[0])
+            np.testing.assert_allclose(
+                X @ coef[p, k] + intercept[p, k], expected.decision_function(X), rtol=1e-5, atol=1e-4
+            )
+
+
+def test_diffmeans_is_the_difference_with_the_threshold_half_way() -> None:
+    X, codes, _, targets = data()
+    fit = fit_closed_form(X, targets, codes, "diffmeans")
+    rows = targets[:, 0, 2]
+    low, high = X[rows < 0].mean(axis=0), X[rows > 0].mean(axis=0)
+    close(fit.coef[2], high - low)
+    assert abs((low + high) / 2 @ fit.coef[2] + fit.intercept[2]) < 1e-8
+
+
+def test_float32_stays_close() -> None:
+    X, codes, _, targets = data()
+    for method in ("ridge", "lda", "diffmeans"):
+        exact = fit_closed_form(X, targets, codes, method)
+        fast = fit_closed_form(X.astype(np.float32), targets, codes, method)
+        for a, b in zip(fast.coef, exact.coef, strict=True):
+            assert 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b) < 1e-5
+
+
+def test_labels_that_are_torn_by_the_targets_are_counted_directly() -> None:
+    X, codes, _, targets = data()
+    rng = np.random.default_rng(1)
+    shuffled = targets * rng.choice([-1, 1], size=(len(X), 1, 1)).astype(np.int8)
+    fit = fit_closed_form(X, shuffled, codes, "lda")
+    rows = shuffled[:, 0, 1] != 0
+    expected = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(X[rows], shuffled[rows, 0, 1])
+    close(fit.coef[1], expected.coef_[0])
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_order_is_ridge_regression_on_the_position(standardize: bool) -> None:
+    X, codes, fold, _ = data()
+    inside = training_signs(np.ones((len(X), 1), dtype=np.int8), fold, 4)
+    fit = fit_order(X, inside, codes, codes.astype(float), alpha=2.0, standardize=standardize)
+    for k in range(5):
+        rows = inside[:, 0, k] != 0
+        scale = X[rows].std(axis=0) if standardize else np.ones(X.shape[1])
+        expected = Ridge(alpha=2.0).fit(X[rows] / scale, codes[rows])
+        close(fit.coef[k] * scale, expected.coef_)
+        np.testing.assert_allclose(fit.intercept[k], expected.intercept_, atol=1e-6)
+
+
+def test_unknown_method() -> None:
+    X, codes, _, targets = data()
+    with pytest.raises(InputError, match="ridge, lda, diffmeans"):
+        fit_closed_form(X, targets, codes, "svm")
