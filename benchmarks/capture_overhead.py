@@ -204,13 +204,11 @@ def main() -> None:
         measured(ways(work)[arguments.alone])
         print(json.dumps({"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return
-    print(
-        f"{platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"{platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    print(f"load before the run: {os.getloadavg()[0]:.1f} (where others use the machine, CPU seconds tell more)")
     print(", ".join(f"{n} {version(n)}" for n in ("torch", "transformers", "transformer-lens", "numpy", "zarr")))
-    print(
-        f"{arguments.prompts} prompts, {work.tokens} tokens, {len(work.batches)} batches, {work.model.cfg.n_layers} blocks\n"
-    )
+    sizes = f"{arguments.prompts} prompts, {work.tokens} tokens, {len(work.batches)} batches"
+    print(f"{sizes}, {work.model.cfg.n_layers} blocks\n")
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways(work)}
     measured(work.forward)  # warm up
     for number in range(arguments.rounds):

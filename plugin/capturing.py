@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from stratalens.choices import Positions
 from stratalens.fingerprints import weights_fingerprint
 from stratalens.models import Adapter, ForwardFunction, adapt, evaluation_mode
 from stratalens.opening import open_store
@@ -29,7 +30,7 @@ from stratalens.outputs import Sequences
 from stratalens.plan import BatchSize, Group, out_of_memory, plan_block
 from stratalens.prompts import PromptTable
 from stratalens.recipe import Recipe
-from stratalens.recording import Positions, Probe, RecordingStore, create_store, give
+from stratalens.recording import Probe, RecordingStore, create_store, give
 from stratalens.stages import Checkpoint, Stage, as_loadable, as_stages, check_checkpoint, loaded
 from stratalens.store.errors import InputError
 from stratalens.store.layout import MEMORY_LIMIT
@@ -87,7 +88,7 @@ def capture(
             positions only.
         resume: False refuses a store that is there already.
         tokenizer: None takes the first model's.
-        device: None runs every model where it is.
+        device: None runs models where they are, and checkpoints on a GPU where there is one.
         missing: "raise" or "nan" for positions that a prompt does not have.
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.
         forward: `(model, ids, mask) -> logits or anything` for a HookedRootModule of one's own.

@@ -169,7 +169,8 @@ class BridgeAdapter(Adapter):
 
     def __init__(self, model: nn.Module, forward: ForwardFunction | None = None) -> None:
         super().__init__(model, forward)
-        self.hf: Any = model.original_model
+        bridge: Any = model
+        self.hf = bridge.original_model
         blocks = getattr(model, "blocks", None)
         self.n_layers = len(blocks) if blocks is not None else None
         self.can_stop = forward is None and blocks is not None

@@ -293,7 +293,7 @@ def boot(
         hf_model: the model; the bridge puts its hooks into this very object.
         name: model name or folder, where the tokenizer is found if none is given.
         tokenizer: the tokenizer, or None.
-        device: where it shall run; None leaves it where it is.
+        device: where it shall run; None takes a GPU where there is one.
         revision: of the tokenizer.
     """
     from transformer_lens.model_bridge import TransformerBridge
@@ -304,8 +304,7 @@ def boot(
         if folder.is_dir() and not any(folder.glob("tokenizer*")):
             raise InputError(f"folder {name!r} holds no tokenizer. Save one there, or pass tokenizer=.")
         tokenizer = AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
-    if device is not None:
-        hf_model = hf_model.to(device)
+    hf_model = hf_model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     bridge: nn.Module = TransformerBridge.boot_transformers(
         name, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype
     )

@@ -164,17 +164,20 @@ def _blank(x: Tensor, gone: Tensor, site: Site, reduced: int) -> Tensor:
 def to_host(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     """All tensors as NumPy arrays, in one copy from the device; bfloat16 as its bits in uint16."""
     tensors = {k: v.contiguous() for k, v in values.items()}
-    if any(t.device.type != "cpu" for t in tensors.values()):
-        flat = torch.cat([t.reshape(-1).view(torch.uint8) for t in tensors.values()])
+    device = next((t.device for t in tensors.values() if t.device.type == "cuda"), None)
+    if device is not None:
+        flat = torch.cat([t.to(device).reshape(-1).view(torch.uint8) for t in tensors.values()])
         host = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=True)
         host.copy_(flat, non_blocking=True)
-        torch.cuda.current_stream(flat.device).synchronize()
+        torch.cuda.current_stream(device).synchronize()
         start, moved = 0, {}
         for name, t in tensors.items():
             size = t.numel() * t.element_size()
             moved[name] = host[start : start + size].clone().view(t.dtype).reshape(t.shape)
             start += size
         tensors = moved
+    else:
+        tensors = {k: t.cpu() for k, t in tensors.items()}
     return {k: (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy() for k, t in tensors.items()}
 
 
