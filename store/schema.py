@@ -35,7 +35,7 @@ DTYPES = (
 BFLOAT16_NAN = 0x7FC0
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 97, 99)
 
-_NAME = re.compile(r"^(?!__)(?![.])[^/\\\x00-\x1f\x7f]{1,200}$")
+_NAME = re.compile(r"(?!__)(?![.])[^/\\\x00-\x1f\x7f]{1,200}")
 
 
 def check_name(name: str, what: str) -> str:
@@ -47,7 +47,7 @@ def check_name(name: str, what: str) -> str:
     >>> check_name("resid_post", "site")
     'resid_post'
     """
-    if not _NAME.match(str(name)) or name == "zarr.json":
+    if not _NAME.fullmatch(str(name)) or name == "zarr.json":
         raise InputError(
             f"{what} {name!r} cannot name an array of a store: use 1 to 200 characters without slashes or "
             "control characters, not starting with '.' or '__'. Rename it."

@@ -182,6 +182,8 @@ class LocalStorage:
             return self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise _unreadable(self.path(key), error) from error
 
     def list(self, folder: str) -> list[str]:
         """Sorted names in a folder (empty where it does not exist)."""
@@ -189,6 +191,8 @@ class LocalStorage:
             return sorted(p.name for p in self.path(folder).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise _unreadable(self.path(folder), error) from error
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, or None where there is none."""
@@ -200,11 +204,19 @@ class LocalStorage:
     def open_read(self, key: str) -> ReadHandle | None:
         """Handle for positioned reads, or None where there is no object."""
         try:
-            return ReadHandle(os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC))
+            return ReadHandle(os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC), self.path(key))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise DamagedError(f"{self.path(key)} cannot be read: {error}") from error
+            raise _unreadable(self.path(key), error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> StratalensError:
+    if error.errno == errno.ELOOP:
+        return InputError(f"{path} is a link that leads back to itself (a loop): give the folder that is meant")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InputError(f"{path} may not be read ({error.strerror}): ask for permission, or run as its owner")
+    return DamagedError(f"{path} cannot be read ({error.strerror}): `stratalens verify` says what is affected")
 
 
 def _together(calls: Sequence[Callable[[], None]]) -> None:
@@ -221,8 +233,9 @@ def _together(calls: Sequence[Callable[[], None]]) -> None:
 class ReadHandle:
     """Positioned reads straight into memory; a context manager."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
+        self._path = path
 
     def __enter__(self) -> ReadHandle:
         return self
@@ -234,7 +247,10 @@ class ReadHandle:
         """Fill the buffers one after the other from `offset`; False if the object ends before."""
         pending = [b.data.cast("B") for b in buffers if b.nbytes]
         while pending:
-            got = os.preadv(self._descriptor, pending[:512], offset)
+            try:
+                got = os.preadv(self._descriptor, pending[:512], offset)
+            except OSError as error:
+                raise _unreadable(self._path, error) from error
             if got == 0:
                 return False
             offset += got

@@ -45,9 +45,9 @@ def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
         for shared in (False, True):
             with pytest.raises(StoreBusyError, match=rf"being written by process {os.getpid()} on"):
                 ActivationWriter(path, shared=shared)
-    with ActivationWriter(path, shared=True), ActivationWriter(path, shared=True):
-        with pytest.raises(StoreBusyError, match="shared=True"):
-            ActivationWriter(path)
+    one, two = ActivationWriter(path, shared=True), ActivationWriter(path, shared=True)
+    with one, two, pytest.raises(StoreBusyError, match="shared=True"):
+        ActivationWriter(path)
     ActivationWriter(path).close()
 
 

@@ -95,7 +95,7 @@ def test_geometry(entities: int, tokens: int) -> None:
 
 
 def test_rows_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match="two buffers of a single row need .* raise memory_limit"):
+    with pytest.raises(InputError, match=r"two buffers of a single row need .* raise memory_limit"):
         choose_geometry(VARIABLES, entities=5, layers=80, tokens=1, memory_limit=1 << 20)
 
 

@@ -13,7 +13,7 @@ import pytest
 from stratalens.store import open_store
 from support.stores import make_store
 
-VERSION = "0.5.4"
+VERSION = "0.7.5"
 SCRIPT = """
 import * as zarr from "zarrita";
 import { FileSystemStore } from "@zarrita/storage";
@@ -38,7 +38,7 @@ def test_javascript_reads_the_same_values(tmp_path: Path) -> None:
     (folder / "package.json").write_text('{"type": "module", "private": true}')
     (folder / "read.js").write_text(SCRIPT)
     install = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", f"zarrita@{VERSION}", "@zarrita/storage"],
+        ["npm", "install", "--no-audit", "--no-fund", f"zarrita@{VERSION}", "@zarrita/storage@0.2.0"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if install.returncode:
