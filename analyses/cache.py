@@ -26,6 +26,7 @@ from stratalens.analyses.assemble import Filled
 from stratalens.analyses.labels import Array
 from stratalens.analyses.slabs import SiteData, Slab
 from stratalens.store.errors import InputError
+from stratalens.store.locks import FileLock
 
 FLUSH_SECONDS = 2.0
 FORMAT = 1  # change it when the meaning of any cached result changes
@@ -41,6 +42,7 @@ class SlabCache:
         self._done: Any = None  # bool (stage, layer), once the shape is known
         self._stages: set[int] = set()  # with slabs that are not written yet
         self._flushed = time.monotonic()
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
         if path.exists():
             self._load()
 
@@ -107,6 +109,9 @@ class SlabCache:
         """Write what is new; `done` is written last, so that a slab which it names is whole."""
         if not self._stages:
             return
+        self.path.parent.mkdir(exist_ok=True)
+        if not self._lock.held and not self._lock.try_acquire():
+            return  # another process is at the very same analysis, and keeps it
         if not self.path.exists():
             self._create(filled)
         group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
@@ -120,6 +125,14 @@ class SlabCache:
         self._stages = set()
         self._flushed = time.monotonic()
 
+    def close(self, filled: Filled | None) -> None:
+        """Write what is left, and let other processes write."""
+        try:
+            if filled is not None:
+                self.flush(filled)
+        finally:
+            self._lock.release(unlink=True)
+
     def _create(self, filled: Filled) -> None:
         """An empty group of the right shape, put in place by one rename."""
         blank = [np.full(a.shape, "" if a.dtype.kind in "OT" else 0, a.dtype) for a in filled.arrays]
@@ -129,10 +142,7 @@ class SlabCache:
         chunks = {str(n): {"chunks": (1, *(max(1, s) for s in v.shape[1:]))} for n, v in whole.data_vars.items()}
         temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         whole.to_zarr(temporary, mode="w-", zarr_format=3, consolidated=False, encoding=chunks)
-        try:
-            temporary.rename(self.path)
-        except OSError:  # another process was first, with the same identity
-            shutil.rmtree(temporary)
+        temporary.rename(self.path)
 
     def _load(self) -> None:
         self._open = xr.open_zarr(self.path, chunks=None, consolidated=False)

@@ -11,6 +11,8 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import dask
+import dask.core
+import dask.local
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -261,7 +263,12 @@ def read(array: xr.DataArray) -> Array:
     """Values of a small lazy array as float32, computed in this very thread."""
     if array.chunks is None:  # never .data before this: it would load a lazily indexed array and keep it
         return np.asarray(array.values, dtype=np.float32).view()
-    (values,) = _dask.compute(array.data, scheduler="synchronous")
+    data = array.data
+    if data.npartitions == 1:  # as compute() does it, without the copy that it ends with
+        keys = list(_dask.core.flatten(data.__dask_keys__()))
+        (values,) = _dask.local.get_sync(data.__dask_optimize__(data.__dask_graph__(), keys), keys)
+    else:
+        (values,) = _dask.compute(data, scheduler="synchronous")
     return np.asarray(values, dtype=np.float32).view()
 
 

@@ -164,8 +164,8 @@ def run_slabs(
                     kept.put(slab, filled)
                 bar.update()
     finally:  # also when interrupted: what is finished is kept
-        if kept is not None and filled is not None:
-            kept.flush(filled)
+        if kept is not None:
+            kept.close(filled)
     assert filled is not None  # SiteData has at least one slab
     return source.restore(filled.layout.dataset(filled.arrays))
 

@@ -8,6 +8,7 @@ one out restores it.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from threadpoolctl import ThreadpoolController
 _lock = threading.Lock()
 _inside = 0
 _limiter: Any = None
+_libraries: list[Any] = [0, None]
 
 
 @contextmanager
@@ -30,8 +32,9 @@ def blas_threads(limit: int = 1) -> Iterator[None]:
     global _inside, _limiter
     with _lock:
         if _inside == 0:
-            # A new controller each time: libraries may have been loaded since the last one.
-            _limiter = ThreadpoolController().limit(limits=limit, user_api="blas")
+            if _libraries[0] != len(sys.modules):  # libraries may have been loaded since the last look, which costs
+                _libraries[:] = len(sys.modules), ThreadpoolController()
+            _limiter = _libraries[1].limit(limits=limit, user_api="blas")
         _inside += 1
     try:
         yield
