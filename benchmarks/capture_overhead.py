@@ -210,7 +210,8 @@ def main() -> None:
     sizes = f"{arguments.prompts} prompts, {work.tokens} tokens, {len(work.batches)} batches"
     print(f"{sizes}, {work.model.cfg.n_layers} blocks\n")
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways(work)}
-    measured(work.forward)  # warm up
+    measured(work.forward)  # warm up, and import what is imported on first use
+    measured(lambda f: work.capture(f, False))
     for number in range(arguments.rounds):
         order = list(ways(work).items())
         for name, function in order if number % 2 == 0 else order[::-1]:

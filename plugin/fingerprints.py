@@ -8,7 +8,9 @@ Hugging Face model agree. Names of files and folders play no part.
 from __future__ import annotations
 
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,11 +61,21 @@ def underlying_state(module: nn.Module) -> dict[str, Tensor]:
     """
     state = {k.replace(_WRAPPED, ""): v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     config = getattr(module, "config", None)
-    if config is None or not any(_WRAPPED[1:] in key for key in module.state_dict()):
+    if (
+        config is None
+        or getattr(type(module), "config_class", None) is None
+        or not any(_WRAPPED[1:] in key for key in module.state_dict())
+    ):
         return state
-    with torch.device("meta"):
-        own = set(type(module)(config).state_dict())
+    own = _own_names(type(module), config.to_json_string())
     return {k: v for k, v in state.items() if k in own}
+
+
+@lru_cache(maxsize=8)
+def _own_names(kind: Any, config: str) -> frozenset[str]:
+    """Names in the state dict of a fresh model of this class and config, which is built without memory."""
+    with torch.device("meta"):
+        return frozenset(kind(kind.config_class(**json.loads(config))).state_dict())
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
@@ -332,15 +332,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     `no_grad` and not `inference_mode`: masks and rotary tables that a model caches while
     we run must stay usable for training afterwards.
     """
-    modules: Mapping[nn.Module, bool] = {m: m.training for root in _roots(model) for m in root.modules()}
+    training = [module for root in _roots(model) for module in root.modules() if module.training]
     try:
-        for module in modules:
+        for module in training:
             module.training = False
         with torch.no_grad():
             yield
     finally:
-        for module, training in modules.items():
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def _roots(model: nn.Module) -> Iterator[nn.Module]:
