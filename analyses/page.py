@@ -85,7 +85,7 @@ def figure_data(panel: Panel, identity: str) -> dict[str, Any]:
     return {
         "item": page_item(picture, f"{identity}-plot"),
         "frames": frames(picture),
-        "sentences": [panel.sentence(place) for place in picture.places()],
+        "sentences": [picture.message or panel.sentence(place) for place in picture.places()],
         "hover": {m.name: dict(m.hover) for m in picture.marks if m.hover},
     }
 

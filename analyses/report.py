@@ -90,7 +90,7 @@ def in_short(sections: Sequence[Section]) -> list[str]:
     """What the main figures say at their first place."""
     panels = {panel.picture.name: panel for section in sections for panel in section.panels}
     main = [panels[name] for name in ("centroid_path", "layer_sweep", "control_comparison") if name in panels]
-    return [panel.sentence(panel.picture.default()) for panel in main]
+    return [panel.sentence(panel.picture.default()) for panel in main if not panel.picture.message]
 
 
 def _trained(results: Mapping[str, Any]) -> list[str]:

@@ -45,8 +45,8 @@ def stage_steps(centroids: xr.Dataset) -> xr.DataArray:
         else slice(None)
     )
     ordered = centroid.astype("float64").isel(stage=order)
-    moved = np.sqrt(((ordered - ordered.shift(stage=1)) ** 2).sum(features, skipna=False))
-    size = np.sqrt((ordered**2).sum(features)).mean("group")
+    moved = ((ordered - ordered.shift(stage=1)) ** 2).sum(features, skipna=False) ** 0.5
+    size = ((ordered**2).sum(features) ** 0.5).mean("group")
     return (moved / size).isel(stage=slice(1, None)).rename("moved").assign_attrs(centroids.attrs)
 
 

@@ -11,13 +11,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import bokeh.embed
+import bokeh.models
+import bokeh.plotting
 import numpy as np
-from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, LabelSet, Range1d
-from bokeh.plotting import figure
 from bokeh.transform import linear_cmap
 
 from stratalens.analyses.plots.picture import Axis, Mark, Picture, Table
+
+# Bokeh's annotations do not know the properties that its models take as arguments.
+models: Any = bokeh.models
+plotting: Any = bokeh.plotting
+embedding: Any = bokeh.embed
 
 INK = "#222222"
 QUIET = "#767676"
@@ -76,7 +81,7 @@ def frames(picture: Picture) -> dict[str, Any]:
 
 def page_item(picture: Picture, target: str) -> dict[str, Any]:
     """Bokeh's JSON of the figure, to be drawn into the element with id `target`."""
-    item: dict[str, Any] = json_item(bokeh_figure(picture), target)
+    item: dict[str, Any] = embedding.json_item(bokeh_figure(picture), target)
     return item
 
 
@@ -84,13 +89,13 @@ def bokeh_figure(picture: Picture) -> Any:
     """Draw a picture at its default place with Bokeh (no title: the page has it as a heading)."""
     place = picture.default()
     x0, x1, y0, y1 = picture.limits(place)
-    fig = figure(
+    fig = plotting.figure(
         name=picture.name,
         height=picture.height,
         sizing_mode="stretch_width",
         min_width=200,
-        x_range=Range1d(x0, x1),
-        y_range=Range1d(y0, y1),
+        x_range=models.Range1d(x0, x1),
+        y_range=models.Range1d(y0, y1),
         tools="box_zoom,reset,save",
         active_drag=None,
         background_fill_color=None,
@@ -123,14 +128,14 @@ def _axis(axis: Any, described: Axis) -> None:
     axis.axis_line_color = axis.major_tick_line_color = QUIET
     axis.minor_tick_line_color = None
     if described.ticks is not None:
-        axis.ticker = FixedTicker(ticks=[p for p, _ in described.ticks])
+        axis.ticker = models.FixedTicker(ticks=[p for p, _ in described.ticks])
         axis.major_label_overrides = {(int(p) if p == int(p) else p): t for p, t in described.ticks}
     if described.rotate:
         axis.major_label_orientation = math.pi / 3
 
 
 def _draw(fig: Any, mark: Mark, table: Table, picture: Picture) -> None:
-    source = ColumnDataSource({c: column(v) for c, v in table.items()}, name=mark.name)
+    source = models.ColumnDataSource({c: column(v) for c, v in table.items()}, name=mark.name)
     flat = {"ink": INK, "quiet": QUIET, "data": QUIET}[mark.role]
     color = "color" if "color" in table else flat
     tags = [mark.role if "color" not in table else "data"]
@@ -173,7 +178,7 @@ def _draw(fig: Any, mark: Mark, table: Table, picture: Picture) -> None:
         )
     else:
         fig.add_layout(
-            LabelSet(
+            models.LabelSet(
                 x="x",
                 y="y",
                 text="text",
@@ -194,7 +199,7 @@ def _draw(fig: Any, mark: Mark, table: Table, picture: Picture) -> None:
     drawn.tags = tags
     if mark.hover:
         tips = [(label, _field(name, table)) for name, label in mark.hover.items()]
-        fig.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
+        fig.add_tools(models.HoverTool(renderers=[drawn], tooltips=tips))
 
 
 def _field(name: str, table: Mapping[str, Any]) -> str:

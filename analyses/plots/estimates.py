@@ -73,7 +73,7 @@ def corrected_half_width(array: xr.DataArray, dims: list[str]) -> xr.DataArray:
     if k < 2:
         return xr.full_like(array.mean(dims), np.nan, dtype=float)
     spread = array.std(dims, ddof=1)
-    return spread * float(stats.t.ppf(0.975, k - 1)) * np.sqrt(1 / k + 1 / (k - 1))
+    return spread * (float(stats.t.ppf(0.975, k - 1)) * float(np.sqrt(1 / k + 1 / (k - 1))))
 
 
 def pair_mean(data: xr.Dataset, name: str = "accuracy") -> xr.Dataset:

@@ -14,7 +14,7 @@ from bokeh.models import HoverTool
 
 from stratalens.analyses.plots.picture import Axis, Mark, Picture, Place, Table
 
-MAX_STATIC_FRAMES = 16  # HoloViews needs time that grows with the square of the frames of a HoloMap
+MAX_STATIC_FRAMES = 12  # HoloViews needs time that grows with the square of the frames of a HoloMap
 INK = "#222222"
 QUIET = "#767676"
 
@@ -25,9 +25,9 @@ def to_holoviews(picture: Picture, dynamic: bool | None = None) -> Any:
     Args:
         picture: what to draw.
         dynamic: True or False chooses DynamicMap or HoloMap; None: DynamicMap above
-            16 frames. `save(obj, "fig.html")` writes working sliders for both.
+            12 frames. `save(obj, "fig.html")` writes working sliders for both.
     """
-    if not hv.Store.loaded_backends() or hv.Store.current_backend not in hv.Store.loaded_backends():
+    if hv.Store.current_backend not in hv.Store.loaded_backends():
         hv.Store.set_current_backend("bokeh")
     if not picture.sliders:
         return remember(frame(picture, {}), picture)
@@ -66,9 +66,9 @@ def frame(picture: Picture, place: Place) -> Any:
         **_ticks("y", picture.y),
     }
     bokeh = {"responsive": True, "height": picture.height, "min_width": 280, "fontsize": {"title": "11pt"}}
-    overlay = overlay.opts(hv.opts.Overlay(**both, **bokeh, backend="bokeh"))
+    overlay = overlay.opts(**both, **bokeh, backend="bokeh")
     if "matplotlib" in hv.Store.loaded_backends():
-        overlay = overlay.opts(hv.opts.Overlay(**both, aspect=1.5, fig_inches=5, backend="matplotlib"))
+        overlay = overlay.opts(**both, aspect=1.5, fig_inches=5, backend="matplotlib")
     return overlay
 
 

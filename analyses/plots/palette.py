@@ -96,12 +96,12 @@ def ink_on(color: str) -> str:
     """Black or white, whichever is easier to read on `color`.
 
     >>> ink_on("#2d004b"), ink_on("#f7f7f7")
-    ('#ffffff', '#111111')
+    ('#ffffff', '#000000')
     """
     channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     luminance = float(linear @ np.array([0.2126, 0.7152, 0.0722]))
-    return "#111111" if luminance > 0.18 else "#ffffff"
+    return "#000000" if luminance > 0.179 else "#ffffff"
 
 
 def inks_on(values: np.ndarray, low: float, high: float, palette: tuple[str, ...] = DIVERGING) -> list[str]:

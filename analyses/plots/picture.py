@@ -76,6 +76,7 @@ class Picture:
     height: int = 380
     legend: Mapping[str, str] = field(default_factory=dict)
     known: Sequence[str] = ()
+    message: str = ""
 
     def places(self) -> list[Place]:
         """All places of the sliders, in the order of their values."""
@@ -118,6 +119,7 @@ def message_picture(name: str, title: str, message: str, data: xr.Dataset | xr.D
         limits=lambda place: (0, 1, 0, 1),
         site=site_of(data) if data is not None else "",
         height=180,
+        message=message,
     )
 
 
@@ -207,14 +209,15 @@ def _plain_values(data: xr.DataArray, dim: str) -> list[Hashable]:
     return [v.item() if isinstance(v, np.generic) else v for v in values]
 
 
-def require(data: xr.Dataset, name: str, plot: str, made_by: str) -> xr.DataArray:
+def require(data: Any, name: str, plot: str, made_by: str) -> xr.DataArray:
     """Return a variable of a result, or refuse and say which verb makes it."""
     if not isinstance(data, xr.Dataset) or name not in data:
         have = ", ".join(map(str, data.data_vars)) if isinstance(data, xr.Dataset) else type(data).__name__
         raise InputError(
             f"plots.{plot} needs a Dataset with {name!r}; got {have or 'an empty Dataset'}. Make it with {made_by}."
         )
-    return data[name]
+    found: xr.DataArray = data[name]
+    return found
 
 
 def padded(low: float, high: float, share: float = 0.08) -> tuple[float, float]:

@@ -75,7 +75,7 @@ def _whole(picture: Picture, place: Mapping[str, Hashable]) -> dict[str, Hashabl
 class _matplotlib:  # noqa: N801
     """Loads HoloViews' Matplotlib backend and leaves the current backend as it was."""
 
-    def __enter__(self) -> dict[str, Any]:
+    def __enter__(self) -> Any:
         try:
             import holoviews.plotting.mpl  # noqa: F401
         except ImportError as error:

@@ -134,7 +134,7 @@ def entity_scatter(ds: xr.Dataset, by: str = "trained_stage", site: str = "resid
         HoloViews object; above 20,000 rows they are rasterised by datashader, which has to be installed
         (extra `explore`).
     """
-    plane = ds if "coordinate" in ds else entity_plane(ds, by, site, **place)
+    plane = ds if "coordinate" in ds else entity_plane(ds, by, site, 0, **place)
     picture = entity_scatter_picture(plane)
     if plane.sizes["entity"] <= MAX_POINTS:
         return to_holoviews(picture)

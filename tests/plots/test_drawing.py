@@ -1,0 +1,105 @@
+"""Figures as HoloViews objects and as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import holoviews as hv
+import pytest
+
+from stratalens.analyses import plots
+from stratalens.store.errors import InputError
+from support import results as made
+
+STAGES = ("base", "s1", "s2", "s3")
+TOKEN = ("last",)
+
+
+def _probes(**narrow: Any) -> Any:
+    return made.probes(STAGES, 2, TOKEN).isel(stage=[0, 3]).sel(narrow)
+
+
+MADE: dict[str, Callable[[], Any]] = {
+    "centroid_path": lambda: plots.centroid_path(made.projection(STAGES, 1, TOKEN)),
+    "layer_sweep": lambda: plots.layer_sweep(_probes()),
+    "pair_matrix": lambda: plots.pair_matrix(_probes()),
+    "cosine_matrix": lambda: plots.cosine_matrix(made.cosines(_probes())),
+    "control_comparison": lambda: plots.control_comparison({"a": _probes(), "b": made.matched(_probes())}),
+    "statistic_distributions": lambda: plots.statistic_distributions(made.recorded_store(STAGES, 1, TOKEN)),
+    "stage_drift": lambda: plots.stage_drift(made.centroids(STAGES, 2, TOKEN)),
+    "probe_generalisation": lambda: plots.probe_generalisation(made.generalise(_probes(stage=["s3"], layer=[1]))),
+    "stage_layer_map": lambda: plots.stage_layer_map(made.projection(STAGES, 2)["r2"], "r2", null=0.2),
+    "layer_token_map": lambda: plots.layer_token_map(made.projection(STAGES, 2)["r2"], "r2"),
+    "loss_curves": lambda: plots.loss_curves(made.losses(STAGES, 4)),
+    "entity_scatter": lambda: plots.entity_scatter(made.recorded_store(STAGES, 1, TOKEN)),
+    "message": lambda: plots.stage_drift(made.centroids(("model",), 1)),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_figure_renders_with_bokeh(name: str) -> None:
+    obj = MADE[name]()
+    assert isinstance(obj, hv.core.Dimensioned)
+    drawn = hv.render(obj, backend="bokeh")
+    assert drawn.title.text
+    if name not in ("loss_curves", "message"):
+        assert any(word in drawn.title.text for word in ("stage", "layer", "token"))
+
+
+def test_sliders_are_in_real_units() -> None:
+    obj = plots.centroid_path(made.projection(STAGES, 2), dynamic=True)
+    assert [d.name for d in obj.kdims] == ["stage", "layer", "token"]
+    assert list(obj.get_dimension("stage").values) == list(STAGES)
+    frame = obj["s2", 1, "last"]
+    assert "stage s2, layer 1, token last" in hv.render(frame).title.text
+
+
+def test_many_places_are_drawn_one_at_a_time() -> None:
+    few = plots.layer_sweep(made.probes(STAGES[:3], 2, TOKEN))
+    assert isinstance(few, hv.HoloMap)
+    assert not isinstance(few, hv.DynamicMap)
+    many = plots.pair_matrix(made.probes(STAGES, 13))
+    assert isinstance(many, hv.DynamicMap)
+    assert list(many.get_dimension("layer").values) == list(range(13))
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".svg", ".png"])
+def test_papers_get_vectors_with_fonts(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib", reason="PDF, SVG and PNG are drawn by Matplotlib")
+    target = plots.save(MADE["centroid_path"](), tmp_path / f"figure{suffix}", place={"stage": "s1"})
+    content = target.read_bytes()
+    if suffix == ".pdf":
+        assert content.startswith(b"%PDF")
+        assert b"/FontFile2" in content  # TrueType, embedded
+        assert b"/Subtype /Image" not in content
+    if suffix == ".svg":
+        assert b"stage s1" in content
+    assert hv.Store.current_backend == "bokeh"
+
+
+@pytest.mark.parametrize("name", ["centroid_path", "layer_sweep", "control_comparison", "entity_scatter", "message"])
+def test_every_kind_of_mark_is_drawn_for_papers(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib", reason="PDF, SVG and PNG are drawn by Matplotlib")
+    assert plots.save(MADE[name](), tmp_path / "figure.pdf").stat().st_size > 3000
+
+
+def test_a_page_of_one_figure_is_complete(tmp_path: Path) -> None:
+    page = plots.save(
+        plots.centroid_path(made.projection(STAGES, 2), dynamic=True), tmp_path / "figure.html"
+    ).read_text()
+    assert "<script src" not in page
+    assert 'type="range"' in page
+    assert "Centroids of held-out entities" in page
+
+
+def test_what_save_refuses(tmp_path: Path) -> None:
+    obj = plots.pair_matrix(_probes())
+    with pytest.raises(InputError, match=r"unknown suffix '\.gif'.*\.pdf"):
+        plots.save(obj, tmp_path / "a.gif")
+    with pytest.raises(InputError, match=r"no slider 'head'; valid: stage, layer"):
+        plots.save(obj, tmp_path / "a.pdf", place={"head": 1})
+    with pytest.raises(InputError, match=r"no stage 's9'; valid: base, s3"):
+        plots.save(obj, tmp_path / "a.pdf", place={"stage": "s9"})
+    assert list(tmp_path.iterdir()) == []

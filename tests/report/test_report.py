@@ -1,0 +1,127 @@
+"""The report as a file: sections, sentences, size, what is missing, what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stratalens.analyses.page import json_block
+from stratalens.analyses.plots.distributions import statistic_quantiles
+from stratalens.analyses.report import report
+from stratalens.analyses.sections import build_sections
+from stratalens.store.errors import InputError
+from support.results import planted_results, store_info
+
+QUESTIONS = [
+    "What was recorded", "Is there an order?", "How separable are the groups?", "Where is it: layer, token, stage?",
+    "Does it survive the controls?", "How do the directions relate?", "What is not known",
+]  # fmt: skip
+
+
+def write(path: Path, results: dict[str, Any], **options: Any) -> str:
+    return report(results, path / "report.html", store_info=options.pop("info", store_info()), **options).read_text()
+
+
+def sentences(page: str) -> dict[str, list[str]]:
+    found = re.search(r'id="data">(.*?)</script>', page, re.S)
+    assert found is not None
+    data = json.loads(found.group(1))
+    return {name: figure["sentences"] for name, figure in data["figures"].items()}
+
+
+def test_sections_come_in_the_order_of_the_questions(tmp_path: Path) -> None:
+    results = planted_results(("base", "s1", "s2"), 2)
+    results.pop("store")
+    page = write(tmp_path, results)
+    assert re.findall(r"<h2 id=\"[\w-]+\">(.*?)</h2>", page) == ["In short", *QUESTIONS]
+
+
+def test_it_is_small_enough_and_asks_for_nothing_at_the_size_of_the_demo(tmp_path: Path) -> None:
+    results = planted_results()
+    results["statistics"] = statistic_quantiles(results.pop("store"))
+    page = write(tmp_path, results)
+    assert len(page.encode()) < 8_000_000
+    outside = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", outside)
+    assert "<script src" not in page
+    assert "default-src 'none'" in page
+
+
+def test_without_results_every_section_says_how_to_get_them(tmp_path: Path) -> None:
+    page = write(tmp_path, {})
+    assert page.count("Not computed in this run.") == 5
+    assert "sl.project(ds" in page
+
+
+def test_the_quick_setting_says_that_it_proves_nothing(tmp_path: Path) -> None:
+    assert "proves nothing" in write(tmp_path, {}, quick=True)
+    assert "proves nothing" not in write(tmp_path, {})
+
+
+@pytest.mark.parametrize(("scale", "words"), [(1.0, "far above chance"), (0.0, "not told from chance")])
+def test_sentences_follow_the_numbers(tmp_path: Path, scale: float, words: str) -> None:
+    results = planted_results(("base", "s1", "s2", "s3"), 3, scale=scale)
+    results.pop("store")
+    said = sentences(write(tmp_path, results))["fig-where-layer-sweep"][-1]
+    value = float(results["probes"]["accuracy"].isel(stage=-1, layer=-1, token=-1, pair=1).mean())
+    assert results["probes"]["pair"].values[1] == "s1 v s3"
+    assert f"s1 v s3: accuracy {value:.2f}" in said
+    assert words in said
+
+
+def test_the_untrained_stage_shows_no_order_in_its_sentence(tmp_path: Path) -> None:
+    results = planted_results(("base", "s1", "s2", "s3"), 3)
+    results.pop("store")
+    said = sentences(write(tmp_path, results))["fig-order-centroid-path"]
+    assert "do not show training order" in said[0]
+    assert "follow training order" in said[-1]
+    assert "p ≤ 0.001" in said[-1]
+
+
+def test_control_by_time_uses_only_pairs_not_seen_yet() -> None:
+    results = planted_results(("base", "s1", "s2", "s3"), 3)
+    probes = results["probes"]
+    at_base = probes["accuracy"].isel(stage=0).mean("fold")
+    # s2 v s3 is also unseen at stage s1
+    unseen = probes["accuracy"].sel(stage="s1", pair="s2 v s3").mean("fold")
+    section = next(s for s in build_sections(results) if s.key == "controls")
+    (said,) = section.points
+    per_pair = [*at_base.mean(["layer", "token"]).values.tolist(), float(unseen.mean())]
+    planted = [float(f"{v:.2f}") for v in (min(per_pair), max(per_pair))]
+    assert f"{planted[0]:.2f} to {planted[1]:.2f}" in said
+
+
+def test_controls_made_at_one_stage_and_one_pair_are_compared_there_only(tmp_path: Path) -> None:
+    results = planted_results(("base", "s1", "s2", "s3"), 3)
+    results.pop("store")
+    for name in ("statistics_probe", "matched_probe", "residual_probe"):
+        results[name] = results[name].isel(stage=[-1], token=[-1]).sel(pair=["s1 v s3"])
+    said = sentences(write(tmp_path, results))["fig-controls-control-comparison"]
+    assert len(said) == 3  # one per layer: stage and token are fixed
+    assert said[-1].startswith("At stage s3, layer 2, token last, accuracy of s1 v s3: activations ")
+
+
+@pytest.mark.parametrize("stages", [("base", "s1", "s2"), ("model",)])
+def test_few_stages_still_make_a_page(tmp_path: Path, stages: tuple[str, ...]) -> None:
+    results = planted_results(stages, 1, ("last",))
+    results["statistics"] = statistic_quantiles(results.pop("store"))
+    assert "stratalens report" in write(tmp_path, results)
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown result 'probs'; .*probes"):
+        report({"probs": None}, tmp_path / "r.html", store_info={})
+    with pytest.raises(InputError, match=r"is a folder"):
+        report({}, tmp_path, store_info={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_blocks_cannot_be_left() -> None:
+    nasty = {"</script><!--": "\u2028 & <b>"}
+    block = json_block(nasty)
+    assert not set("<>&\u2028") & set(block)
+    assert json.loads(block) == nasty
