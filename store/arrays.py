@@ -64,7 +64,8 @@ class LazyArray(BackendArray):
             index = np.where(index < 0, index + size, index)
             if index.size and (index.min() < 0 or index.max() >= size):
                 raise IndexError(f"index out of bounds for axis {axis} with size {size}")
-            selections.append(index)
+            dense = index.size > 0 and bool((np.diff(index) == 1).all())
+            selections.append(slice(int(index[0]), int(index[-1]) + 1) if dense else index)
         values = self.select(selections)
         return values.squeeze(axis=tuple(scalars)) if scalars else values
 

@@ -95,6 +95,8 @@ class BlockBuffer:
 
     def _local(self, rows: ArrayLike) -> NDArray[np.intp]:
         local = np.atleast_1d(np.asarray(rows))
+        if local.size == 0:
+            return np.empty(0, dtype=np.intp)
         if local.ndim != 1 or local.dtype.kind not in "iu":
             raise InputError(f"rows must be a one-dimensional array of table rows (integers), got {local.dtype}")
         local = local.astype(np.intp) - self.block.start
