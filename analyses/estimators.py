@@ -60,6 +60,8 @@ class Settings:
             raise InputError(f"solver={self.solver!r}: {near(str(self.solver), SOLVERS)}")
         if self.solver == "library" and (self.method != "logistic" or self.kind != "binary"):
             raise InputError("solver='library' is for logistic probes of two classes; leave solver= out")
+        if self.backend == "gpu" and (self.method != "logistic" or self.kind == ORDINAL):
+            raise InputError("only logistic probes run on a GPU; use backend='auto' or 'cpu' for closed forms")
         if self.kind == MULTICLASS and self.method != "logistic":
             raise InputError(f"pairs='multiclass' needs method='logistic', not {self.method!r}")
         if self.kind == ORDINAL and self.method not in ("ridge", "logistic"):
@@ -76,6 +78,16 @@ class Settings:
                 raise InputError(f"method={self.method!r} has no penalty to choose; leave C= out")
             if folds < 3:
                 raise InputError(f"choosing C inside the training folds needs at least 3 folds, not {folds}")
+
+
+def device(backend: str, method: str, kind: str) -> str:
+    """Where probes are fitted: "auto" takes a GPU for logistic probes alone, as closed forms run on the CPU.
+
+    Raises:
+        InputError: an unknown backend, or a GPU was asked for and there is none.
+    """
+    closed = method != "logistic" or kind == ORDINAL
+    return resolve("cpu" if backend == "auto" and closed else backend).name
 
 
 @dataclass(frozen=True)

@@ -157,8 +157,8 @@ class _Batch:
 
     def objective(self, dtype: np.dtype[Any]) -> BinaryObjective:
         xp = self.backend.xp
-        X = self.X.astype(dtype, copy=False)
-        factor = curvature_factor(X, self.penalty.mean(axis=0))
+        X = xp.asarray(self.X.astype(dtype, copy=False))
+        factor = curvature_factor(xp, X, self.penalty.mean(axis=0))
         blocks = []
         for label in np.unique(self.labels):
             rows = np.flatnonzero(self.labels == label)
@@ -166,14 +166,14 @@ class _Batch:
             problems = np.flatnonzero((signs != 0).any(axis=0))
             blocks.append(
                 (
-                    xp.asarray(X[rows]),
+                    X[xp.asarray(rows)],
                     xp.asarray(problems),
                     xp.asarray(np.asfortranarray(signs[:, problems].astype(dtype))),
                 )
             )
         return BinaryObjective(
             xp, blocks, xp.asarray(self.count.astype(dtype)), xp.asarray(self.penalty.astype(dtype)),
-            xp.asarray(factor.astype(dtype)), xp.asarray(self.unit.astype(dtype)), self.rotated,
+            factor.astype(dtype), xp.asarray(self.unit.astype(dtype)), self.rotated,
         )  # fmt: skip
 
 

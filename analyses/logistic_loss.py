@@ -132,21 +132,20 @@ class BinaryObjective:
         return out
 
 
-def curvature_factor(X: npt.NDArray[np.floating], penalty: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def curvature_factor(xp: Any, X: Array, penalty: npt.NDArray[np.float64]) -> Array:
     """F with F.T @ F close to the inverse of TYPICAL_VARIANCE * cov(X) + diag(penalty), shape (d, d) float64.
 
     Only speed depends on it, so the Gram matrix is taken in the dtype of the data; scaling to a unit diagonal
     keeps its rounding harmless where features differ widely in size.
     """
     curvature = (X.T @ X).astype(np.float64) * (TYPICAL_VARIANCE / len(X))
-    curvature[np.diag_indices_from(curvature)] += penalty
-    size = np.sqrt(np.diagonal(curvature))
-    size[size == 0] = 1
+    diagonal = curvature.reshape(-1)[:: len(curvature) + 1]  # a view
+    diagonal += xp.asarray(penalty)
+    size = xp.sqrt(diagonal)
+    size = xp.where(size > 0, size, 1)
     curvature /= size[:, None] * size
-    curvature[np.diag_indices_from(curvature)] += 1e-5 if X.dtype == np.float32 else 1e-10
-    lower = np.linalg.cholesky(curvature)
-    factor: npt.NDArray[np.float64] = np.linalg.inv(lower) / size
-    return factor
+    diagonal += 1e-5 if X.dtype == np.float32 else 1e-10
+    return xp.linalg.inv(xp.linalg.cholesky(curvature)) / size
 
 
 def _columns(xp: Any, matrix: Array, mask: Array) -> Array:

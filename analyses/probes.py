@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.backend import resolve
-from stratalens.analyses.estimators import Settings
+from stratalens.analyses.estimators import Settings, device
 from stratalens.analyses.labels import Data
 from stratalens.analyses.pairs import MULTICLASS, Pairs
 from stratalens.analyses.probe_plan import Plan, make_plan
@@ -112,7 +111,9 @@ def probe(
         (['red v blue'], True)
     """
     plan = plan or make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples)
-    settings = Settings(method, C, standardize, solver, tol, resolve(backend).name, plan.contrasts.kind)
+    settings = Settings(
+        method, C, standardize, solver, tol, device(backend, method, plan.contrasts.kind), plan.contrasts.kind
+    )
     settings.check(folds)
     source = SiteData(ds, site)
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import xarray as xr
 from sklearn.preprocessing import SplineTransformer
 
-from stratalens.analyses.backend import resolve
-from stratalens.analyses.estimators import Settings
+from stratalens.analyses.estimators import Settings, device
 from stratalens.analyses.labels import Data
 from stratalens.analyses.pairs import Pairs
 from stratalens.analyses.probe_plan import Plan, make_plan
@@ -79,7 +78,9 @@ def residual_probe(
     if kind not in KINDS:
         raise InputError(f"kind={kind!r}: {near(str(kind), KINDS)}")
     plan = make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples)
-    settings = Settings(method, C, standardize, backend=resolve(backend).name, kind=plan.contrasts.kind)
+    settings = Settings(
+        method, C, standardize, backend=device(backend, method, plan.contrasts.kind), kind=plan.contrasts.kind
+    )
     settings.check(folds)
     if len(settings.candidates) > 1:
         raise InputError("residual_probe takes one C; choose it with probe(C='cv') first")
