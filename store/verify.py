@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,68 +23,14 @@ from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.layout import CRC_BYTES, ArrayLayout
 from stratalens.store.manifest import HISTORY, Store, absent, good_line, load
 from stratalens.store.shards import index_bytes
-from stratalens.store.slabs import cores, describe, scratch
+from stratalens.store.slabs import describe
 from stratalens.store.storage import LocalStorage
+from stratalens.store.threads import cores, scratch
+from stratalens.store.verify_report import Damage, VerifyReport
+
+__all__ = ["Damage", "VerifyReport", "check_file", "verify_store"]
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One damaged thing. `stage`, `site`, `layer` and `rows` say where, as far as it belongs to one."""
-
-    kind: str
-    path: str
-    what: str
-    stage: str = ""
-    site: str = ""
-    layer: int | None = None
-    rows: tuple[int, int] | None = None
-    name: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name or self.kind}: {self.what} ({self.path})"
-
-
-@dataclass
-class VerifyReport:
-    """What `verify_store` found.
-
-    Attributes
-    ----------
-    ok
-        Nothing is damaged. A store that is not complete yet may be ok.
-    damaged
-        Everything that is, one entry for each inner chunk, index, record or document.
-    missing
-        What was never recorded, by stage and entity rows.
-    repaired
-        What `repair` did, in words.
-    nbytes, files
-        How much was read.
-    """
-
-    damaged: list[Damage] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    repaired: list[str] = field(default_factory=list)
-    nbytes: int = 0
-    files: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is damaged."""
-        return not self.damaged
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dict for ``--json``."""
-        return {
-            "ok": self.ok,
-            "damaged": [{**vars(d), "text": str(d)} for d in self.damaged],
-            "missing": self.missing,
-            "repaired": self.repaired,
-            "bytes": self.nbytes,
-            "files": self.files,
-        }
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def test_the_damaged_chunk_is_named_and_reading_it_says_the_same(run: Path) -> N
             with pytest.raises(DamagedError, match="entity rows 12 to 17"):
                 ds.resid_post.isel(stage=1, layer=2, entity=13, token=0).load()
             ds.resid_post.sel(stage="s1", layer=1).load()
-            ds.resid_post.sel(stage="s1", layer=2).isel(entity=slice(0, 12)).load()
+            if chunks is None:  # a dask chunk is several blocks, and is read whole
+                ds.resid_post.sel(stage="s1", layer=2).isel(entity=slice(0, 12)).load()
     open_store(run, verify=False).resid_post.load()
 
 
