@@ -62,10 +62,8 @@ def _shown(name: str, panel: Panel, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def figure_page(picture: Picture) -> str:
-    """Page of a single figure."""
-    return render_page(
-        "figure.html", {"figure": Panel(picture, picture.heading)}, list(picture.known), title=picture.title
-    )
+    """Page of a single figure, always light: it goes beside other light figures."""
+    return render_page("figure.html", {"figure": Panel(picture, picture.heading)}, [], title=picture.title)
 
 
 @cache

@@ -75,7 +75,6 @@ class Picture:
     colorbar: str = ""
     height: int = 380
     legend: Mapping[str, str] = field(default_factory=dict)
-    known: Sequence[str] = ()
     message: str = ""
 
     def places(self) -> list[Place]:

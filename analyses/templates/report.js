@@ -148,8 +148,9 @@
 
   async function start() {
     const dark = window.matchMedia("(prefers-color-scheme: dark)");
-    dress(dark.matches ? "dark" : "light");
-    dark.addEventListener("change", () => dress(dark.matches ? "dark" : "light"));
+    const wanted = () => (dark.matches && !root.dataset.lightOnly ? "dark" : "light");
+    dress(wanted());
+    dark.addEventListener("change", () => dress(wanted()));
     const button = document.getElementById("theme");
     if (button) button.addEventListener("click", () => dress(theme === "dark" ? "light" : "dark"));
     let before = theme;
