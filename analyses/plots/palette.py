@@ -30,7 +30,7 @@ def ramp(n: int, dark: bool = False) -> list[str]:
     """Return `n` colours ordered from early to late, for a light (default) or a dark page.
 
     >>> ramp(1)
-    ['#0c0786']
+    ['#0C0786']
     >>> len(set(ramp(7))), len(set(ramp(7, dark=True)))
     (7, 7)
     """
