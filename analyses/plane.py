@@ -55,12 +55,14 @@ def inner_products(slot_gram: Array, counts: Array, halves: Halves, unit: bool =
     def part(left: Array, right: Array) -> Array:
         total = (pairs @ np.einsum("hc,hd->cdh", left, right).reshape(C * C, H)).reshape(B, G, G, H)
         n_left, n_right = rows @ left.T, rows @ right.T  # (B, G, H)
-        return np.asarray(np.moveaxis(total / (n_left[:, :, None] * n_right[:, None]), 3, 1))
+        with np.errstate(invalid="ignore", divide="ignore"):  # a bootstrap sample may leave a part without rows
+            return np.asarray(np.moveaxis(total / (n_left[:, :, None] * n_right[:, None]), 3, 1))
 
     inner = Inner(part(halves.axis, halves.axis), part(halves.axis, halves.shown), part(halves.shown, halves.shown))
     if not unit:
         return inner
-    a, s = (1 / np.sqrt(np.einsum("...gg->...g", m)) for m in (inner.axis, inner.shown))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        a, s = (1 / np.sqrt(np.einsum("...gg->...g", m)) for m in (inner.axis, inner.shown))
     return Inner(
         inner.axis * a[..., :, None] * a[..., None, :],
         inner.cross * a[..., :, None] * s[..., None, :],
@@ -85,6 +87,8 @@ def statistics(inner: Inner, first: int, last: int) -> dict[str, Array]:
     - rank_correlation, kendall: Spearman's and Kendall's between coordinate along w1 and group order;
     - inner_rank_correlation: Spearman's over the groups that the axis is not made from (NaN below two);
     - exact_order: share of the splits in which the order is exactly that of the groups.
+
+    NaN where a part of a split has no rows or all points coincide.
     """
     x = along_axis(inner, first, last)
     G = x.shape[-1]
@@ -97,15 +101,18 @@ def statistics(inner: Inner, first: int, last: int) -> dict[str, Array]:
         "inner_rank_correlation": spearman(x[..., others]) if len(others) > 1 else np.full(x.shape[:-1], np.nan),
         "exact_order": (np.diff(x, axis=-1) > 0).all(axis=-1).astype(float),
     }
-    return {name: values.mean(axis=-1) for name, values in found.items()}
+    undefined = ~np.isfinite(x).all(axis=-1)
+    return {name: np.where(undefined, np.nan, values).mean(axis=-1) for name, values in found.items()}
 
 
 def straightness(shown: Array) -> Array:
     """Share of the squared deviation of points that lies on their best line, from their Gram matrices (..., G, G)."""
     centred = _centre(shown)
     total = np.einsum("...gg->...", centred)
+    usable = np.isfinite(centred).all(axis=(-1, -2))
+    largest = np.linalg.eigvalsh(np.where(usable[..., None, None], centred, 0.0))[..., -1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.linalg.eigvalsh(centred)[..., -1] / total)
+        return np.asarray(np.where(usable, largest / total, np.nan))
 
 
 def spearman(x: Array) -> Array:

@@ -6,6 +6,7 @@ entity are no independent evidence. Everything is vectorised over resamples.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
@@ -33,10 +34,20 @@ def interval(
         estimate: [array-like, shape: (...)].
         level: coverage.
         bounds: values that the statistic can take; the interval is cut there.
+
+    NaN where more than half of the replicates are NaN.
     """
     tail = (1 - level) / 2
-    with np.errstate(invalid="ignore"):
-        low, middle, high = np.quantile(draws, [tail, 0.5, 1 - tail], axis=0)
+    undefined = np.isnan(draws)
+    levels = [tail, 0.5, 1 - tail]
+    if undefined.any():  # replicates that could not be computed say nothing; with most of them gone nor does the rest
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # all-NaN columns stay NaN
+            low, middle, high = np.nanquantile(draws, levels, axis=0)
+        few = undefined.mean(axis=0) > 0.5
+        low, middle, high = (np.where(few, np.nan, bound) for bound in (low, middle, high))
+    else:
+        low, middle, high = np.quantile(draws, levels, axis=0)
     return np.clip(estimate + low - middle, *bounds), np.clip(estimate + high - middle, *bounds)
 
 

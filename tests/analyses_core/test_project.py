@@ -279,3 +279,19 @@ def test_bad_input_is_refused_with_what_mends_it() -> None:
     for verb in (centroids, project):
         with pytest.raises(NonFiniteError, match=r"stage s2, layer 1.*entity r00004, token last"):
             verb(ds, progress=False)
+
+
+def test_groups_so_small_that_a_resample_can_leave_a_half_empty():
+    """Four entities a group: some bootstrap samples have no row in a half; they are left out of the interval."""
+    rng = np.random.default_rng(3)
+    codes = np.repeat(np.arange(3), 4)
+    values = rng.normal(size=(12, 1, 5)) + 3.0 * codes[:, None, None]
+    data = xr.DataArray(
+        values.astype(np.float32),
+        dims=("entity", "token", "d_model"),
+        coords={"group": ("entity", np.array(["a", "b", "c"], dtype=object)[codes])},
+    )
+    found = project(data, "group", order=["a", "b", "c"], permutations=20, progress=False)
+    assert bool(found.rank_correlation == 1)
+    assert np.isfinite(found.rank_correlation_low).all()
+    assert bool((found.r2_low <= found.r2).all())
