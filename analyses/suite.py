@@ -86,9 +86,10 @@ def run_suite(
             suite.skipped.append(f"projection: an order needs three groups, {by!r} has {len(found)}")
     if "probes" in verbs:
         say(f"probes of all pairs of {by}")
-        suite.results["probes"] = probe(ds, target=by, backend=backend, **common)
-        suite.results["cosines"] = cosines(suite.results["probes"], over="pair")
-        suite.results["generalise"] = generalise(suite.results["probes"], ds)
+        probes = probe(ds, target=by, backend=backend, **common)
+        suite.results["probes"] = probes
+        suite.results["cosines"] = cosines(probes, over="pair")
+        suite.results["generalise"] = generalise(probes, ds)
     if "controls" in verbs:
         say("controls: norms, losses and confidence alone, matched, regressed out")
         _controls(suite, ds, by, [(found.names[0], found.names[-1])], common)

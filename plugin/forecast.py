@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -101,7 +101,7 @@ def forecast(
         rows = lengths.argsort()[len(lengths) // 2 :][:_SAMPLE]  # of median length and above
         width = int(lengths[rows].max())
         ids, mask = recipe.tokenized.batch(rows, width, answers=recipe.runs_answers)
-        wanted = "logits" if recipe.outputs else "none"
+        wanted: Literal["none", "logits"] = "logits" if recipe.outputs else "none"
         with torch.no_grad(), evaluation_mode(adapter.model):
             start = time.perf_counter()
             adapter.run(

@@ -221,7 +221,7 @@ def _cluster(scheduler: str | None) -> Any:
     except ImportError as error:
         raise InputError("--scheduler needs dask's cluster part: pip install 'stratalens[cluster]'") from error
     try:
-        return Client(scheduler, timeout="10s")
+        return Client(scheduler, timeout="10s")  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise InputError(f"no dask scheduler answers at {scheduler!r} ({error}); give its tcp://host:port") from error
 

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pandas as pd
-from support.models import NAMES, save_checkpoint
 
 import stratalens as sl
+from support.models import NAMES, save_checkpoint
 
 README = Path(__file__).parents[2] / "README.md"
 
