@@ -58,7 +58,8 @@ def render_page(template: str, panels: Mapping[str, Panel], known: Sequence[str]
 
 
 def _shown(name: str, panel: Panel, data: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": name, "panel": panel, "bar": _bar(panel.picture), "data": data}
+    first = panel.picture.places().index(panel.picture.default())
+    return {"first": data["sentences"][first], "id": name, "panel": panel, "bar": _bar(panel.picture), "data": data}
 
 
 def figure_page(picture: Picture) -> str:

@@ -48,9 +48,10 @@ def frames(picture: Picture) -> dict[str, Any]:
     """All places of a picture: sliders, and per mark its constant and its varying columns.
 
     Returns:
-        JSON-able dict: `sliders` [{dim, values}], `places` (count), `same` {mark: {column: list}},
+        JSON-able dict: `sliders` [{dim, values, start}], `places` (count), `same` {mark: {column: list}},
         `vary` {mark: {column: [list per place]}}, `limits` [[x0, x1, y0, y1] per place, or one for all].
     """
+    start = picture.default()
     wanted = [mark.name for mark in picture.marks]
     tables = [picture.tables(p) for p in picture.places()]
     limits = [[rounded(v) for v in picture.limits(p)] for p in picture.places()]
@@ -71,7 +72,10 @@ def frames(picture: Picture) -> dict[str, Any]:
             else:
                 vary[mark][name] = cooked
     return {
-        "sliders": [{"dim": d, "values": [str(v) for v in values]} for d, values in picture.sliders.items()],
+        "sliders": [
+            {"dim": d, "values": [str(v) for v in values], "start": list(values).index(start[d])}
+            for d, values in picture.sliders.items()
+        ],
         "places": len(tables),
         "same": same,
         "vary": vary,

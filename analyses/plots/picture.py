@@ -82,8 +82,8 @@ class Picture:
         return [dict(zip(self.sliders, values, strict=True)) for values in product(*self.sliders.values())]
 
     def default(self) -> Place:
-        """Where the sliders stand at first: the last stage, the deepest layer, the last token."""
-        return {dim: values[-1] for dim, values in self.sliders.items()}
+        """Where the sliders stand at first: the last stage, the deepest layer, the token position "last"."""
+        return {dim: "last" if "last" in values else values[-1] for dim, values in self.sliders.items()}
 
     def heading(self, place: Place) -> str:
         """Title that always says site, stage, layer and token as far as the result has them."""

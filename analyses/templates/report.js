@@ -134,7 +134,7 @@
 
   async function draw(id) {
     const spec = data.figures[id], element = document.getElementById(id);
-    const state = { spec, element, sources: {}, figure: null, at: spec.frames.sliders.map((s) => s.values.length - 1) };
+    const state = { spec, element, sources: {}, figure: null, at: spec.frames.sliders.map((s) => s.start) };
     figures.set(id, state);
     wire(state);
     const views = await Bokeh.embed.embed_item(spec.item, id + "-plot");

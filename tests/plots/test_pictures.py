@@ -303,3 +303,9 @@ def test_frames_hold_every_place_once_and_round_to_four_digits(probes: xr.Datase
     assert set(got["same"]["pairs"]) >= {"x0", "earlier"}
     for i, place in enumerate(picture.places()):
         np.testing.assert_allclose(got["vary"]["pairs"]["value"][i], picture.tables(place)["pairs"]["value"], rtol=1e-3)
+
+
+def test_the_sliders_start_at_the_token_called_last_wherever_it_stands() -> None:
+    picture = pair_matrix_picture(made.probes(STAGES, 2, ("last", "entity_last")))
+    assert picture.default() == {"stage": "s3", "layer": 1, "token": "last"}
+    assert [s["start"] for s in frames(picture)["sliders"]] == [3, 1, 0]
