@@ -87,7 +87,9 @@ def analyse(ds: xr.Dataset, settings: StudySettings, watch: Watch) -> Findings:
             answers["norm halves" + stage] = sl.probe(data, site="ln_final", **early_late, **null)
     step("controls", "controls: norms, losses and confidence alone, matched, regressed out")
     if settings.record.statistics:
-        results["statistics_probe"] = sl.statistics_probe(last, target=BY, pairs=ends, folds=a.folds, **seeded)
+        alone: dict[str, Any] = {"target": BY, "pairs": ends, "folds": a.folds, **seeded}
+        results["statistics_probe"] = sl.statistics_probe(last, **alone)
+        answers["statistics_probe, untrained"] = sl.statistics_probe(start, **alone)
         results["matched_probe"] = sl.matched_probe(last, target=BY, pairs=ends, bins=a.bins, **seeded)
         results["residual_probe"] = sl.residual_probe(last, target=BY, pairs=ends, **fit)
     watch.tell("analyses", len(names), len(names))
@@ -129,6 +131,10 @@ def headline_rows(found: Findings, ds: xr.Dataset, settings: StudySettings) -> l
     ):
         if key in found.report:
             rows.append(rows_of(name, found.report[key], "accuracy", pair, 0.5, **place))
+    if "statistics_probe, untrained" in answers:
+        name = "first v last accuracy from norms, losses and confidence alone, untrained"
+        result = answers["statistics_probe, untrained"]
+        rows.append(rows_of(name, result, "accuracy", pair, 0.5, **{**place, "stage": UNTRAINED}))
     if "matched_probe" in found.report:
         for sample in found.report["matched_probe"]["sample"].values:
             name = f"first v last accuracy matched on norms, losses and confidence: {sample}"
