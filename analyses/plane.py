@@ -109,7 +109,7 @@ def straightness(shown: Array) -> Array:
     """Share of the squared deviation of points that lies on their best line, from their Gram matrices (..., G, G)."""
     centred = _centre(shown)
     total = np.einsum("...gg->...", centred)
-    usable = np.isfinite(centred).all(axis=(-1, -2))
+    usable = np.asarray(np.isfinite(centred).all(axis=(-1, -2)))
     largest = np.linalg.eigvalsh(np.where(usable[..., None, None], centred, 0.0))[..., -1]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(usable, largest / total, np.nan))

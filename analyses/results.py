@@ -53,7 +53,7 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, xr.Dataset]:
 
 def _plain(result: xr.Dataset | xr.DataArray, name: str) -> xr.Dataset:
     """The result as zarr takes it: text as StringDType, attributes as JSON."""
-    ds = result.to_dataset(name=result.name or name) if isinstance(result, xr.DataArray) else result
+    ds = result.to_dataset(name=name if result.name is None else result.name) if isinstance(result, xr.DataArray) else result
     texts = {
         key: variable.astype(np.dtypes.StringDType())
         for key, variable in ds.variables.items()

@@ -51,18 +51,18 @@ def emit_text(text: str) -> None:
 
 def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table: drawn on a terminal, tab-separated lines when piped."""
-    rows = [[str(cell) for cell in row] for row in rows]
+    lines = [[str(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         emit_text(f"# {title}")
-        for line in [list(columns), *rows]:
+        for line in [list(columns), *lines]:
             emit_text("\t".join(line))
         return
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
-    for row in rows:
+    for line in lines:
         # markup in a stage or entity name is text, not a colour
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        table.add_row(*(cell.replace("[", r"\[") for cell in line))
     Console().print(table)
 
 

@@ -101,7 +101,7 @@ def _selected(ds: xr.Dataset, site: str, layer: int | None) -> xr.DataArray:
     return array.isel(layer=layers.index(layer))
 
 
-def _fill(out: np.memmap, array: xr.DataArray) -> None:  # type: ignore[type-arg]
+def _fill(out: np.memmap, array: xr.DataArray) -> None:
     for stage in range(array.shape[0]):
         for start in range(0, array.shape[1], _ROWS):
             rows = slice(start, start + _ROWS)
@@ -109,7 +109,7 @@ def _fill(out: np.memmap, array: xr.DataArray) -> None:  # type: ignore[type-arg
     out.flush()
 
 
-def _safetensors(path: Path, name: str, array: xr.DataArray, facts: object) -> np.memmap:  # type: ignore[type-arg]
+def _safetensors(path: Path, name: str, array: xr.DataArray, facts: object) -> np.memmap:
     """An empty .safetensors file of one tensor, mapped for writing.
 
     The format (8 bytes of header length, JSON header padded with blanks, data) is written here because the
