@@ -151,7 +151,7 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
 
 def _cuda_states() -> list[torch.Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
 
 def _hooked_copy(model: nn.Module, tokenizer_folder: str) -> nn.Module:
@@ -163,7 +163,7 @@ def _hooked_copy(model: nn.Module, tokenizer_folder: str) -> nn.Module:
                 f"parameter {name!r} is sharded over processes, so no process has the whole model to record. "
                 "Save checkpoints instead and record them with stratalens.capture."
             )
-    twin = copy.deepcopy(inner)
+    twin: Any = copy.deepcopy(inner)
     # accelerate wraps `forward` of the very object that trains
     for wrapped in ("forward", "_original_forward"):
         twin.__dict__.pop(wrapped, None)

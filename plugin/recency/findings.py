@@ -90,7 +90,7 @@ def analyse(ds: xr.Dataset, settings: StudySettings, watch: Watch) -> Findings:
         alone: dict[str, Any] = {"target": BY, "pairs": ends, "folds": a.folds, **seeded}
         results["statistics_probe"] = sl.statistics_probe(last, **alone)
         answers["statistics_probe, untrained"] = sl.statistics_probe(start, **alone)
-        results["matched_probe"] = sl.matched_probe(last, target=BY, pairs=ends, bins=a.bins, **seeded)
+        results["matched_probe"] = sl.matched_probe(last, target=BY, pairs=ends, bins=a.bins, small="nan", **seeded)
         results["residual_probe"] = sl.residual_probe(last, target=BY, pairs=ends, **fit)
     watch.tell("analyses", len(names), len(names))
     return found
