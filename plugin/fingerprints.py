@@ -67,7 +67,8 @@ def underlying_state(module: nn.Module) -> dict[str, Tensor]:
         or not any(_WRAPPED[1:] in key for key in module.state_dict())
     ):
         return state
-    own = _own_names(type(module), config.to_json_string())
+    kind: Any = type(module)
+    own = _own_names(kind, config.to_json_string())
     return {k: v for k, v in state.items() if k in own}
 
 
