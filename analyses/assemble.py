@@ -6,7 +6,7 @@ once (`Filled`) or lazily (`lazy`). Running the slabs is in sweep.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dask
@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.labels import Array
+from stratalens.analyses.parcels import Common, Parcel, run_parcel
 from stratalens.analyses.slabs import Slab
-from stratalens.analyses.threads import blas_threads
 from stratalens.store.errors import InputError
 
 _dask: Any = dask  # their functions have no types
@@ -100,10 +100,12 @@ class Layout:
         coords = {k: c.variable for k, c in self.example.coords.items()}
         return xr.Dataset(variables, coords=coords, attrs=self.example.attrs)
 
-    def lazy(self, function: Callable[[Slab], xr.Dataset], slabs: Sequence[Slab], shape: tuple[int, int]) -> xr.Dataset:
+    def lazy(self, common: Common, slabs: Sequence[Slab], shape: tuple[int, int]) -> xr.Dataset:
         """Dask-backed Dataset, one task a slab; every variable of a slab comes from the same task."""
         one = _dask.delayed(_one, nout=len(self.names), traverse=False)
-        parts = [one(function, self, slab) for slab in slabs]
+        parcels = [common.pack(slab) for slab in slabs]
+        layout, shared = (_dask.delayed(part, traverse=False, pure=False) for part in (self, common))
+        parts = [one(layout, shared, parcel) for parcel in parcels]
         arrays = []
         for k, name in enumerate(self.names):
             example = self.example[name]
@@ -126,18 +128,8 @@ class Filled:
             whole[slab.position] = part
 
 
-def run_one(function: Callable[[Slab], xr.Dataset], slab: Slab) -> xr.Dataset:
-    """Run `function` on a slab with one BLAS thread; errors say at which slab."""
-    try:
-        with blas_threads():
-            return function(slab)
-    except Exception as error:
-        error.add_note(f"while working on {slab.where}")
-        raise
-
-
-def _one(function: Callable[[Slab], xr.Dataset], layout: Layout, slab: Slab) -> list[Array]:
-    return layout.arrays(run_one(function, slab), slab.where)
+def _one(layout: Layout, common: Common, parcel: Parcel) -> list[Array]:
+    return layout.arrays(run_parcel(parcel, common), parcel.where)
 
 
 def _fold(stacked: Any, shape: tuple[int, int]) -> Any:

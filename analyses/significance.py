@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.stats import false_discovery_control
 
 from stratalens.analyses.labels import Array
 from stratalens.store.errors import InputError
@@ -150,6 +149,8 @@ def fdr(
     >>> fdr(p).values.round(3).tolist()
     [[0.04, 0.04], [0.04, 0.5]]
     """
+    from scipy.stats import false_discovery_control  # more than a second, which every worker of a cluster would pay
+
     if method not in ("bh", "by"):
         raise InputError(f"method={method!r}: valid are bh, by")
     if isinstance(p, xr.Dataset):

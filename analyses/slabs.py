@@ -104,13 +104,6 @@ class Slab:
         kept = self.array.isel(entity=self.rows) if len(self.rows) < self.array.shape[0] else self.array
         return kept.copy(data=values.reshape(len(values), *self.array.shape[1:]))
 
-    def culled(self) -> Slab:
-        """The same slab without the tasks of all other slabs, cheap to send to a worker."""
-        if self.array.chunks is None:
-            return self
-        (data,) = _dask.optimize(self.array.data)
-        return Slab(self.array.copy(data=data), self.stage, self.layer, self.position, self.rows)
-
     def refuse_nonfinite(self, values: Array, rows: Array | None = None) -> None:
         """Raise NonFiniteError naming the first NaN or infinity of `values` (n, token, features)."""
         bad = ~np.isfinite(values).all(axis=-1)

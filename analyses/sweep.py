@@ -9,17 +9,18 @@ are threads of this process, or of the dask cluster whose client is active.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import xarray as xr
 from tqdm.auto import tqdm
 
-from stratalens.analyses.assemble import Filled, Layout, as_dataset, noise_slab, run_one, unwrap
+from stratalens.analyses.assemble import Filled, Layout, as_dataset, noise_slab, unwrap
 from stratalens.analyses.cache import SlabCache
 from stratalens.analyses.labels import Array, Data
+from stratalens.analyses.parcels import Common, run_one, run_parcel
 from stratalens.analyses.slabs import SiteData, Slab
 from stratalens.analyses.threads import blas_threads, cores, worker_count
 from stratalens.store.errors import InputError, near
@@ -93,7 +94,7 @@ def sweep(
             raise InputError("the stages differ in the rows they have; give template=, an example of one result")
         slabs = source.slabs(rows)
         example = as_dataset(template if template is not None else function(noise_slab(slabs[0])))
-        result = source.restore(Layout(example).lazy(run, slabs, source.shape))
+        result = source.restore(Layout(example).lazy(Common(run, source), slabs, source.shape))
     out = unwrap(result)
     return out if reduce is None else reduce(out)
 
@@ -154,7 +155,7 @@ def run_slabs(
     begun = len(slabs) - len(todo)
     try:
         with (
-            closing(_results(function, todo, scheduler, workers)) as results,
+            closing(_results(function, source, todo, scheduler, workers)) as results,
             tqdm(total=len(slabs), initial=begun, desc=name, unit="slab", disable=hide, file=sys.stderr) as bar,
         ):
             for slab, result in results:
@@ -170,18 +171,20 @@ def run_slabs(
     return source.restore(filled.layout.dataset(filled.arrays))
 
 
-def _results(function: SlabFunction, slabs: Sequence[Slab], scheduler: Any, workers: int | None) -> Results:
+def _results(
+    function: SlabFunction, source: SiteData, slabs: Sequence[Slab], scheduler: Any, workers: int | None
+) -> Results:
     """(slab, result) in the order in which they are finished; closing the iterator drops what has not begun."""
     if not slabs:
         return
-    client = _client(scheduler)
-    if client is not None:
-        yield from _on_cluster(client, function, slabs)
-    elif scheduler == "synchronous":
-        for slab in slabs:
-            yield slab, run_one(function, slab)
-    else:
-        yield from _on_threads(function, slabs, worker_count(workers, len(slabs)))
+    with _client(scheduler) as client:
+        if client is not None:
+            yield from _on_cluster(client, Common(function, source), slabs)
+        elif scheduler == "synchronous":
+            for slab in slabs:
+                yield slab, run_one(function, slab)
+        else:
+            yield from _on_threads(function, slabs, worker_count(workers, len(slabs)))
 
 
 def _on_threads(function: SlabFunction, slabs: Sequence[Slab], workers: int) -> Results:
@@ -203,37 +206,51 @@ def _on_threads(function: SlabFunction, slabs: Sequence[Slab], workers: int) -> 
                 yield running.pop(future), future.result()
 
 
-def _on_cluster(client: Any, function: SlabFunction, slabs: Sequence[Slab]) -> Results:
-    distributed = _distributed()
-    # Each worker reads its own slab; only the small results travel.
-    futures = {client.submit(run_one, function, slab.culled(), pure=False): slab for slab in slabs}
+def _on_cluster(client: Any, common: Common, slabs: Sequence[Slab]) -> Results:
+    """Each worker reads its own slabs; only parcels go there, and only the small results come back."""
+    parcels = [common.pack(slab) for slab in slabs]
+    # A task of its own, not scattered data: should a worker be lost, the scheduler makes it again on another one.
+    shared = client.submit(_itself, common, pure=False)
+    futures = dict(zip(client.map(run_parcel, parcels, common=shared, pure=False), slabs, strict=True))
     try:
-        for future in distributed.as_completed(list(futures)):
+        for future in _distributed().as_completed(list(futures), loop=client.loop):
             yield futures[future], future.result()
             future.release()
     finally:
-        client.cancel(list(futures))
+        client.cancel([*futures, shared])
 
 
-def _client(scheduler: Any) -> Any:
-    """The distributed client to use; None = this process."""
-    if isinstance(scheduler, str):
-        if scheduler in ("threads", "synchronous"):
-            return None
-        if scheduler == "auto":
-            if "distributed" not in sys.modules:
-                return None
-            try:
-                return _distributed().default_client()
-            except ValueError:
-                return None
-        if "://" in scheduler:
-            return _distributed().Client(scheduler, set_as_default=False)
+def _itself(common: Common) -> Common:
+    return common
+
+
+@contextmanager
+def _client(scheduler: Any) -> Iterator[Any]:
+    """The distributed client to use; None = this process. A connection that was made here is closed again."""
+    if isinstance(scheduler, str) and "://" in scheduler:
+        with _distributed().Client(scheduler, set_as_default=False) as client:
+            yield client
+    elif isinstance(scheduler, str):
         valid = ["auto", "threads", "synchronous"]
-        raise InputError(f"scheduler={scheduler!r}: {near(scheduler, valid)}, a distributed Client, or tcp://host:port")
-    if hasattr(scheduler, "submit"):
-        return scheduler
-    raise InputError(f"scheduler must be a word, an address or a distributed Client, not {type(scheduler).__name__}")
+        if scheduler not in valid:
+            words = near(scheduler, valid)
+            raise InputError(f"scheduler={scheduler!r}: {words}, a distributed Client, or tcp://host:port")
+        yield _default_client() if scheduler == "auto" else None
+    elif hasattr(scheduler, "submit"):
+        yield scheduler
+    else:
+        raise InputError(
+            f"scheduler must be a word, an address or a distributed Client, not {type(scheduler).__name__}"
+        )
+
+
+def _default_client() -> Any:
+    if "distributed" not in sys.modules:
+        return None
+    try:
+        return _distributed().default_client()
+    except ValueError:
+        return None
 
 
 def _distributed() -> Any:
