@@ -27,7 +27,7 @@ from store_write import D_MODEL, LAYERS, ROWS, TOKENS, make
 
 from stratalens.store import open_store
 from stratalens.store.checksum import extend
-from stratalens.store.slabs import PIECE, widen
+from stratalens.store.chunks import PIECE, widen
 from stratalens.store.threads import cores
 from stratalens.store.writer import ActivationWriter
 

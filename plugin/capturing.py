@@ -62,6 +62,7 @@ def capture(
     memory_limit: int = MEMORY_LIMIT,
     block_size: int | None = None,
     force: bool = False,
+    compression: str = "none",
 ) -> xr.Dataset:
     """Record activations of a table of prompts at every stage, and open the store.
 
@@ -98,6 +99,7 @@ def capture(
         memory_limit: bytes that the two block buffers may take together.
         block_size: rows that are committed together, a power of two; None chooses.
         force: record even where the disk seems too small for the whole store.
+        compression: "none", or "zstd" to pack the sites (about 1.3x; more where prompts begin alike).
 
     Returns:
         The store as a lazy Dataset (`stratalens.open_store`).
@@ -136,6 +138,7 @@ def capture(
                         stages=len(listed),
                         force=force,
                         block_size=block_size,
+                        compression=compression,
                     )
                     listed_orders = orders(listed, store.writer.store.stages, named=not isinstance(stages, list))
                 _record_stage(

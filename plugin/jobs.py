@@ -21,6 +21,7 @@ from stratalens.store.errors import InputError, near
 if TYPE_CHECKING:
     import xarray as xr
 
+    from stratalens.recency.settings import StudySettings
     from stratalens.stages import Source, Stage
 
 
@@ -74,6 +75,7 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> Pa
         layers=run.layers,
         positions=run.positions,
         dtype=run.dtype,
+        compression=run.compression,
         batch_size=run.batch_size,
         device=run.device,
         statistics=run.statistics,
@@ -82,6 +84,22 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> Pa
     )
     write_run_file(run, run.store.with_name(run.store.name + ".run.yaml"))
     return run.store
+
+
+def study_settings(run_file: Path | None, preset_name: str | None, seed: int | None) -> StudySettings:
+    """Settings of a study from a run file or a preset.
+
+    Raises:
+        InputError: both or neither are given, or the settings are wrong.
+    """
+    from stratalens.recency.settings import PRESETS, preset, read_settings, validate
+
+    if (run_file is None) == (preset_name is None):
+        raise InputError(f"give either a run file or --preset, one of {', '.join(PRESETS)}")
+    settings = read_settings(run_file) if run_file is not None else preset(str(preset_name))
+    if seed is None:
+        return settings
+    return validate({**settings.model_dump(), "seed": seed}, "--seed")
 
 
 def forecast_run(run: RunFile) -> dict[str, Any]:

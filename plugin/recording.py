@@ -140,6 +140,7 @@ def create_store(
     block_size: int | None = None,
     stages: int = 1,
     force: bool = False,
+    compression: str = "none",
 ) -> RecordingStore:
     """Make a store for a model's activations on a table of prompts, or open the one that is there.
 
@@ -161,6 +162,7 @@ def create_store(
         block_size: rows that are committed together, a power of two; None chooses.
         stages: stages that will be recorded; the disk must have room for what is missing of them.
         force: go on even where the disk seems too small.
+        compression: "none", or "zstd" to pack the sites.
 
     Returns:
         The open store, to be handed to `Recorder` and closed at the end.
@@ -195,6 +197,7 @@ def create_store(
         block_size=block_size,
         exist_ok=resume,
         recorded_with={"model": adapter.name},
+        compression=compression,
     )
     allocate = pinned if adapter.device.type == "cuda" else None
     return RecordingStore(recipe, ActivationWriter(store, allocate=allocate), table, adapter)

@@ -56,6 +56,7 @@ class RunFile(BaseModel):
     layers: tuple[int, ...] | None = None
     positions: tuple[str, ...] | Literal["all"] = ("last",)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compression: Literal["none", "zstd"] = "none"
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     device: str | None = None
     statistics: bool | tuple[str, ...] = True

@@ -17,8 +17,9 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from stratalens.store import labels
+from stratalens.store.chunks import Selection
 from stratalens.store.schema import AXES
-from stratalens.store.slabs import Selection, SlabReader
+from stratalens.store.slabs import SlabReader
 from stratalens.store.storage import LocalStorage
 
 DASK_BYTES = 128 << 20

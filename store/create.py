@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata as packages
 from typing import Any
 
@@ -108,6 +109,7 @@ def create(
     block_size: int | None = None,
     exist_ok: bool = True,
     recorded_with: Mapping[str, str] | None = None,
+    compression: str = "none",
     storage: LocalStorage | None = None,
 ) -> Store:
     """Make a store at `path`, or open the one that is there if it fits what is asked.
@@ -135,6 +137,8 @@ def create(
         False refuses a store that is there already.
     recorded_with
         Library versions beyond the automatic ones; recorded, never compared.
+    compression
+        "none", or "zstd" (level 1): how the sites are packed. Statistics stay as they are.
 
     Returns
     -------
@@ -156,6 +160,9 @@ def create(
         raise InputError(f"layers must be different ones, got {axes[0]}")
     if not variables:
         raise InputError("nothing to record: give at least one variable")
+    if compression != "none":
+        sites = [v.attrs.get("kind") == "site" for v in variables]
+        variables = [replace(v, compression=compression) if s else v for v, s in zip(variables, sites, strict=True)]
     for variable in variables:
         if variable.has("layer") and not axes[0]:
             raise InputError(f"{variable.name} has a layer dim but no layers are given: name the layers to record")

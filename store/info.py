@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+
 from stratalens.store.manifest import load
 from stratalens.store.metadata import FORMAT_VERSION
 from stratalens.store.storage import LocalStorage
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Describe a store from its metadata and commit records; no data is read.
+    """Describe a store from its metadata and commit records (and, where compressed, file sizes); no data is read.
 
     Returns
     -------
     dict
         ``path, format, complete, dims, layers, tokens, labels, sites`` (for each
-        variable dims, dtype, hook, bytes), ``stages`` (name, order, fingerprint,
+        variable dims, dtype, compression, hook, bytes on disk), ``stages`` (name, order, fingerprint,
         provenance), ``completeness`` ({stage: {variable: fraction of rows
         committed}}), ``bytes, files, blocks, block_size, provenance, recorded_with``.
     """
@@ -31,16 +33,22 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     for name, layout in store.layouts.items():
         present = state.present[store.group_of[name]]
         files = int(present.sum())
-        total += files * layout.file_nbytes
+        nbytes = files * layout.file_nbytes
+        if layout.compressed:
+            held = store.storage.sizes(name)
+            nbytes = sum(held.get(layout.file_name(int(s), int(b)), 0) for s, b in np.argwhere(present))
+        total += nbytes
         nfiles += files
         variable = layout.variable
         variables[name] = {
             "dims": dict(zip(variable.dims, layout.array_shape(len(store.stages), store.entities), strict=True)),
             "dtype": variable.dtype,
+            "compression": variable.compression,
             "kind": variable.attrs.get("kind", ""),
             "hook": variable.attrs.get("hook", ""),
             "doc": variable.doc,
-            "bytes": files * layout.file_nbytes,
+            "bytes": nbytes,
+            "bytes_uncompressed": files * layout.file_nbytes,
         }
         if variable.attrs.get("kind") != "flag":
             for index, stage in enumerate(store.stages):

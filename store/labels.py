@@ -21,6 +21,7 @@ from stratalens.store.errors import DamagedError, InputError
 
 LABEL_CHUNK = 65536
 _STRINGS = VLenUTF8()
+ZSTD_CODEC = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
 _ZSTD = Zstd(level=1)
 
 
@@ -70,7 +71,7 @@ def codecs(dtype: str) -> list[dict[str, Any]]:
     if dtype == "string":
         head: list[dict[str, Any]] = [
             {"name": "vlen-utf8", "configuration": {}},
-            {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
+            ZSTD_CODEC,
         ]
     else:
         head = [bytes_codec(dtype)]

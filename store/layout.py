@@ -41,6 +41,11 @@ class ArrayLayout:
         return bool(self.variable.sharded) or self.token_chunks > 1
 
     @property
+    def compressed(self) -> bool:
+        """Whether inner chunks are packed, so that their sizes are known only from the file."""
+        return self.variable.compression != "none"
+
+    @property
     def token_chunks(self) -> int:
         """Inner chunks along token."""
         return -(-self.tokens // self.token_chunk)
@@ -62,7 +67,7 @@ class ArrayLayout:
 
     @property
     def inner_nbytes(self) -> int:
-        """Bytes of one inner chunk without its crc32c."""
+        """Bytes of one inner chunk in memory, without its crc32c."""
         return self.inner_layers * self.block_size * self.row_nbytes
 
     @property
@@ -77,7 +82,7 @@ class ArrayLayout:
 
     @property
     def file_nbytes(self) -> int:
-        """Bytes of one file."""
+        """Bytes of one file; of a compressed one, of its image in memory before it is packed."""
         return self.inner_count * self.inner_stride + self.index_nbytes
 
     def _shape(self, stage: int, layer: int, entity: int, token: int) -> tuple[int, ...]:
@@ -101,9 +106,12 @@ class ArrayLayout:
 
     def key(self, stage: int, block: int) -> str:
         """Path of a file inside the store."""
+        return f"{self.variable.name}/{self.file_name(stage, block)}"
+
+    def file_name(self, stage: int, block: int) -> str:
+        """Name of a file inside the folder of its array."""
         index = {"stage": stage, "entity": block}
-        parts = ".".join(str(index.get(d, 0)) for d in self.variable.dims)
-        return f"{self.variable.name}/c.{parts}"
+        return "c." + ".".join(str(index.get(d, 0)) for d in self.variable.dims)
 
 
 @dataclass(frozen=True)
@@ -211,7 +219,7 @@ def forecast(
     """Bytes, files and buffer memory of a store with these variables.
 
     Labels and metadata (a few KB a variable, and the labels themselves) are not
-    counted; `files` counts data files, `commit_records` the largest number of
+    counted, and compressed sites as if they were not; `files` counts data files, `commit_records` the largest number of
     commit records that lie beside them while a stage is being written.
     """
     geometry = choose_geometry(

@@ -74,7 +74,8 @@ def variable_metadata(layout: ArrayLayout, stages: int, entities: int) -> Json:
     """zarr.json of a data variable."""
     variable = layout.variable
     dtype = variable.storage_dtype.name
-    inner = [labels.bytes_codec(dtype), {"name": "crc32c"}]
+    packing = [labels.ZSTD_CODEC] if layout.compressed else []
+    inner: list[Json] = [labels.bytes_codec(dtype), *packing, {"name": "crc32c"}]
     if layout.sharded:
         chain: list[Json] = [
             {

@@ -19,6 +19,7 @@ _MEND = {
     "positions": "ask for the same positions, or record to another store",
     "hooks": "record through the same hook points, or to another store",
     "dtype": "ask for the same dtype, or record to another store",
+    "compression": "ask for the same compression, or record to another store",
 }
 
 
@@ -76,6 +77,7 @@ def new_variables(store: Store, variables: Sequence[Variable]) -> list[Variable]
         old = held[variable.name]
         for field, mend in (
             ("dtype", _MEND["dtype"]),
+            ("compression", _MEND["compression"]),
             ("dims", "record the same site, or give it another name"),
             ("shape", "record the same model, or give the site another name"),
         ):

@@ -33,6 +33,7 @@ DTYPES = (
     "uint64",
 )
 BFLOAT16_NAN = 0x7FC0
+COMPRESSIONS = ("none", "zstd")
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 97, 99)
 
 _NAME = re.compile(r"(?!__)(?![.])[^/\\\x00-\x1f\x7f]{1,200}")
@@ -79,6 +80,9 @@ class Variable:
         a layer dim and feature dims.
     coords
         Values of feature dims that have labels, for instance ``{"percentile": (10, 50, 90)}``.
+    compression
+        "none", or "zstd": each inner chunk at level 1. About 1.3x on activations at a
+        fraction of the speed, more where prompts share their beginning.
     """
 
     name: str
@@ -90,11 +94,14 @@ class Variable:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     sharded: bool | None = None
     coords: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    compression: str = "none"
 
     def __post_init__(self) -> None:
         check_name(self.name, "variable")
         if self.dtype not in DTYPES:
             raise InputError(f"variable {self.name!r} has dtype {self.dtype!r}: {near(self.dtype, DTYPES)}")
+        if self.compression not in COMPRESSIONS:
+            raise InputError(f"compression is {self.compression!r}: {near(str(self.compression), COMPRESSIONS)}")
         axes = tuple(d for d in self.dims if d in AXES)
         if axes != self.dims[: len(axes)] or axes != tuple(a for a in AXES if a in axes):
             raise InputError(
@@ -141,7 +148,9 @@ class Variable:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict that `from_json` turns back into an equal variable."""
+        packed = {} if self.compression == "none" else {"compression": self.compression}
         return {
+            **packed,
             "name": self.name,
             "dims": list(self.dims),
             "shape": list(self.shape),
@@ -166,6 +175,7 @@ class Variable:
             attrs=dict(data["attrs"]),
             sharded=data["sharded"],
             coords={k: tuple(v) for k, v in data["coords"].items()},
+            compression=data.get("compression", "none"),
         )
 
 

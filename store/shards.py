@@ -7,9 +7,10 @@ needs no copy. Reading is in `slabs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numcodecs import zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from stratalens.store.checksum import crc32c, extend
@@ -20,12 +21,31 @@ _PIECE = 1 << 20
 
 
 def index_bytes(layout: ArrayLayout) -> bytes:
-    """The index of a shard with its crc32c: (offset, length) of every inner chunk; the same for all files."""
-    index = np.empty((layout.inner_count, 2), dtype="<u8")
-    index[:, 0] = np.arange(layout.inner_count, dtype=np.uint64) * layout.inner_stride
-    index[:, 1] = layout.inner_stride
+    """The index of a shard with its crc32c: (offset, length) of every inner chunk; of all files that are not packed."""
+    return pack_index([layout.inner_stride] * layout.inner_count)
+
+
+def pack_index(sizes: Sequence[int]) -> bytes:
+    """The index of a shard whose inner chunks take `sizes` bytes each, one behind the other."""
+    index = np.empty((len(sizes), 2), dtype="<u8")
+    index[:, 1] = sizes
+    index[:, 0] = np.cumsum(index[:, 1]) - index[:, 1]
     raw = index.tobytes()
     return raw + crc32c(raw).to_bytes(CRC_BYTES, "little")
+
+
+def parse_index(layout: ArrayLayout, raw: bytes, file_nbytes: int) -> NDArray[np.int64] | None:
+    """(offset, bytes with crc32c) of every inner chunk [shape: (chunk, 2)], or None where the index is damaged.
+
+    `raw` is the end of the file, `layout.index_nbytes` long; a plain file is its one chunk.
+    """
+    if not layout.sharded:
+        return np.array([[0, file_nbytes]], dtype=np.int64)
+    index = np.frombuffer(raw[:-CRC_BYTES], dtype="<u8").reshape(-1, 2)
+    sizes = index[:, 1].tolist()
+    if raw != pack_index(sizes) or sum(sizes) != file_nbytes - layout.index_nbytes or min(sizes) < CRC_BYTES:
+        return None
+    return index.astype(np.int64)
 
 
 class FileImage:
@@ -98,6 +118,9 @@ class FileImage:
         """
         layout, memory = self.layout, self.memory
         self.digest = 0
+        if layout.compressed:
+            yield from self._seal_packed()
+            return
         start = 0
         for number in range(layout.inner_count):
             at = number * layout.inner_stride
@@ -114,3 +137,18 @@ class FileImage:
             memory[layout.file_nbytes - layout.index_nbytes :] = np.frombuffer(self._index, dtype=np.uint8)
         if start < layout.file_nbytes:
             yield memory[start:]
+
+    def _seal_packed(self) -> Iterator[NDArray[np.uint8]]:
+        """The same for compressed inner chunks, which lie one behind the other at the sizes they have."""
+        layout, sizes = self.layout, []
+        for number in range(layout.inner_count):
+            at = number * layout.inner_stride
+            raw = zstd.compress(self.memory[at : at + layout.inner_nbytes], 1)
+            packed = np.frombuffer(raw, dtype=np.uint8)
+            tail = np.frombuffer(extend(0, packed).to_bytes(CRC_BYTES, "little"), dtype=np.uint8)
+            self.digest = extend(self.digest, tail)
+            sizes.append(packed.size + CRC_BYTES)
+            yield packed
+            yield tail
+        if layout.sharded:
+            yield np.frombuffer(pack_index(sizes), dtype=np.uint8)

@@ -1,4 +1,6 @@
-"""Reading: slabs of one variable straight from its files into NumPy memory.
+"""Reading: slabs of one variable straight from its files into NumPy memory; which files, and in parallel.
+
+What happens inside a file is in `chunks`.
 
 One layer over all entities is one contiguous read for each file, into the
 destination itself where nothing has to be decoded. Every inner chunk that is
@@ -16,22 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stratalens.store.checksum import extend
+from stratalens.store.chunks import ChunkFile, Fault, Selection
 from stratalens.store.errors import DamagedError
-from stratalens.store.layout import CRC_BYTES, ArrayLayout, runs
-from stratalens.store.storage import LocalStorage, ReadHandle
-from stratalens.store.threads import cores, run_tasks, scratch
+from stratalens.store.layout import ArrayLayout
+from stratalens.store.storage import LocalStorage
+from stratalens.store.threads import cores, run_tasks
 
-Selection = slice | NDArray[np.intp]
-PIECE = 1 << 18
 PARALLEL_FROM = 4 << 20
-
-
-def widen(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
-    """float32 values of bfloat16 bits, exactly, into `out`."""
-    wide = out.view(np.uint32)
-    wide[...] = bits
-    np.left_shift(wide, 16, out=wide)
 
 
 @dataclass
@@ -62,7 +55,7 @@ class SlabReader:
     layer_names: Sequence[int]
     decode: bool = False
     verify: bool = True
-    _checked: set[tuple[int, int, int]] = field(default_factory=set, repr=False)
+    _checked: dict[tuple[int, int], set[int]] = field(default_factory=dict, repr=False)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -116,7 +109,6 @@ class SlabReader:
         run_tasks(tasks, parallel=parallel and out.nbytes >= PARALLEL_FROM)
         return out
 
-    # -- one file ---------------------------------------------------------------------
     def _block(
         self,
         stage: int,
@@ -127,6 +119,7 @@ class SlabReader:
         out: NDArray[Any],
         target: Selection,
     ) -> None:
+        """Rows of one file."""
         layout = self.layout
         if not self.committed[stage, block]:
             fill = np.float32(np.nan) if self.decode else layout.variable.fill
@@ -136,163 +129,14 @@ class SlabReader:
         if handle is None:
             raise self._damaged(stage, block, None, "the file is missing")
         valid = min(self.entities - block * layout.block_size, layout.block_size)
-        whole_rows = isinstance(rows, slice) and (rows.start, rows.stop) == (0, valid)
-        all_tokens = list(tokens) == list(range(layout.tokens))
-        whole = whole_rows and all_tokens and isinstance(target, slice)
-        plain_rows = isinstance(rows, slice) and isinstance(target, slice)
-        thin = plain_rows and all_tokens and 2 * (rows.stop - rows.start) <= layout.block_size  # type: ignore[union-attr]
-        simple = layout.inner_layers == 1 and layout.token_chunks == 1
+        checked = self._checked.setdefault((stage, block), set())
         with handle:
-            if thin and simple and self._trusted(stage, block, layers):
-                self._thin(handle, stage, block, layers, rows, out, target)  # type: ignore[arg-type]
-            elif whole and layout.inner_layers == 1 and layout.token_chunks == 1:
-                self._whole(handle, stage, block, layers, out[:, target], valid)
-            else:
-                self._some(handle, stage, block, layers, rows, tokens, out, target)
-
-    def _trusted(self, stage: int, block: int, layers: Sequence[int]) -> bool:
-        """Whether nothing of these layers has to be checked before it may be used."""
-        return not self.verify or all((stage, block, layer) in self._checked for layer in layers)
-
-    def _thin(
-        self, handle: ReadHandle, stage: int, block: int, layers: Sequence[int], rows: slice, out: NDArray[Any],
-        target: slice,
-    ) -> None:  # fmt: skip
-        """Few rows of many layers: one small read for each layer, one pass to decode them together."""
-        layout = self.layout
-        nbytes = (rows.stop - rows.start) * layout.row_nbytes
-        memory = scratch(nbytes * len(layers))
-        start = rows.start * layout.row_nbytes
-        for position, layer in enumerate(layers):
-            piece = memory[position * nbytes : (position + 1) * nbytes]
-            if not handle.read_into((piece,), layer * layout.inner_stride + start):
-                raise self._damaged(stage, block, layer, "the file is too short")
-        values = memory.view(layout.variable.storage_dtype)
-        part = out[:, target]
-        if self.decode:
-            wide = np.empty(values.shape, dtype=np.float32)
-            widen(values, wide)
-            part[...] = wide.reshape(part.shape)
-        else:
-            part[...] = values.reshape(part.shape)
-
-    def _whole(
-        self, handle: ReadHandle, stage: int, block: int, layers: Sequence[int], out: NDArray[Any], valid: int
-    ) -> None:
-        """All rows of some layers, in file order, straight into `out` [shape: (layer, row, token, *features)]."""
-        layout = self.layout
-        used = valid * layout.row_nbytes
-        tail = layout.inner_nbytes - used + CRC_BYTES
-        if self.decode:
-            for position, layer in enumerate(layers):
-                self._widen(handle, stage, block, layer, out[position], used)
-            return
-        for position, first, length in runs(layers):
-            buffers, tails = [], []
-            for k in range(length):
-                tails.append(np.empty(tail, dtype=np.uint8))
-                buffers += [out[position + k].reshape(-1).view(np.uint8), tails[-1]]
-            if not handle.read_into(buffers, first * layout.inner_stride):
-                raise self._damaged(stage, block, first, "the file is too short")
-            if self.verify:
-                for k in range(length):
-                    crc = extend(extend(0, buffers[2 * k]), tails[k][:-CRC_BYTES])
-                    self._compare(crc, tails[k][-CRC_BYTES:], stage, block, first + k)
-
-    def _widen(
-        self, handle: ReadHandle, stage: int, block: int, layer: int, out: NDArray[np.float32], used: int
-    ) -> None:
-        """One inner chunk piece by piece: read, checksum and widen while it is in the processor's cache."""
-        layout = self.layout
-        offset = layer * layout.inner_stride
-        flat = out.reshape(-1)
-        crc = 0
-        for start in range(0, used, PIECE):
-            stop = min(start + PIECE, used)
-            memory = scratch(stop - start)
-            if not handle.read_into([memory], offset + start):
-                raise self._damaged(stage, block, layer, "the file is too short")
-            if self.verify:
-                crc = extend(crc, memory)
-            widen(memory.view(np.uint16), flat[start // 2 : stop // 2])
-        if self.verify:
-            tail = np.empty(layout.inner_nbytes - used + CRC_BYTES, dtype=np.uint8)
-            if not handle.read_into([tail], offset + used):
-                raise self._damaged(stage, block, layer, "the file is too short")
-            self._compare(extend(crc, tail[:-CRC_BYTES]), tail[-CRC_BYTES:], stage, block, layer)
-
-    def _some(
-        self,
-        handle: ReadHandle,
-        stage: int,
-        block: int,
-        layers: Sequence[int],
-        rows: Selection,
-        tokens: Sequence[int],
-        out: NDArray[Any],
-        target: Selection,
-    ) -> None:
-        """Any selection: chunk by chunk through scratch memory."""
-        layout = self.layout
-        run = layout.token_chunk
-        for chunk in sorted({t // run for t in tokens}):
-            wanted = [(position, t % run) for position, t in enumerate(tokens) if t // run == chunk]
-            places, inner = [p for p, _ in wanted], [t for _, t in wanted]
-            if not layout.sharded:
-                values = self._rows(handle, stage, block, 0, rows)
-                for position, layer in enumerate(layers):
-                    self._store(out[position], target, places, values[layer][:, inner])
-                continue
-            for position, layer in enumerate(layers):
-                values = self._rows(handle, stage, block, layer * layout.token_chunks + chunk, rows)
-                self._store(out[position], target, places, values[0][:, inner])
-
-    def _store(self, out: NDArray[Any], target: Selection, places: list[int], values: NDArray[Any]) -> None:
-        if self.decode:
-            decoded = np.empty(values.shape, dtype=np.float32)
-            widen(values, decoded)
-            values = decoded
-        if isinstance(target, slice):
-            out[target][:, places] = values
-        else:
-            out[np.ix_(target, np.asarray(places))] = values
-
-    def _rows(self, handle: ReadHandle, stage: int, block: int, number: int, rows: Selection) -> NDArray[Any]:
-        """Rows of one inner chunk [shape: (layer, row, token in run, *features)]; all of it is read to check it."""
-        layout, variable = self.layout, self.layout.variable
-        at = number * layout.inner_stride
-        shape = (layout.inner_layers, layout.block_size, layout.token_chunk, *variable.shape)
-        unchecked = self.verify and (stage, block, number) not in self._checked
-        low = rows.start if isinstance(rows, slice) else int(rows.min())
-        high = rows.stop if isinstance(rows, slice) else int(rows.max()) + 1
-        if not unchecked and layout.inner_layers == 1 and 2 * (high - low) <= layout.block_size:
-            count = high - low if isinstance(rows, slice) else len(rows)
-            sparse = not isinstance(rows, slice) and (high - low) * layout.row_nbytes > 4 * count * max(
-                layout.row_nbytes, 1 << 14
-            )
-            memory = scratch((count if sparse else high - low) * layout.row_nbytes)
-            jobs = (
-                [(memory[i * layout.row_nbytes :][: layout.row_nbytes], int(r)) for i, r in enumerate(rows)]
-                if sparse and not isinstance(rows, slice)
-                else [(memory, low)]
-            )
-            for piece, row in jobs:
-                if not handle.read_into([piece], at + row * layout.row_nbytes):
-                    raise self._damaged(stage, block, number, "the file is too short")
-            values = memory.view(variable.storage_dtype).reshape(1, -1, *shape[2:])
-            return values if sparse or isinstance(rows, slice) else values[:, rows - low]
-        memory = scratch(layout.inner_stride)
-        if not handle.read_into([memory], at):
-            raise self._damaged(stage, block, number, "the file is too short")
-        if self.verify:
-            self._compare(extend(0, memory[:-CRC_BYTES]), memory[-CRC_BYTES:], stage, block, number)
-            self._checked.add((stage, block, number))
-        return memory[:-CRC_BYTES].view(variable.storage_dtype).reshape(shape)[:, rows]
-
-    # -- what is wrong ------------------------------------------------------------------
-    def _compare(self, crc: int, held: NDArray[np.uint8], stage: int, block: int, number: int) -> None:
-        if crc != int.from_bytes(held.tobytes(), "little"):
-            raise self._damaged(stage, block, number, "its bytes differ from their checksum")
+            try:
+                ChunkFile(handle, layout, self.decode, self.verify, checked).read(
+                    layers, rows, tokens, out, target, valid
+                )
+            except Fault as fault:
+                raise self._damaged(stage, block, fault.number, fault.what) from None
 
     def _damaged(self, stage: int, block: int, number: int | None, what: str) -> DamagedError:
         where = describe(self.layout, self.stage_names[stage], self.layer_names, block, number, self.entities)

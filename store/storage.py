@@ -201,6 +201,16 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of every object in a folder, by name (empty where it does not exist)."""
+        try:
+            with os.scandir(self.path(folder)) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise _unreadable(self.path(folder), error) from error
+
     def open_read(self, key: str) -> ReadHandle | None:
         """Handle for positioned reads, or None where there is no object."""
         try:
@@ -242,6 +252,13 @@ class ReadHandle:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
+
+    def size(self) -> int:
+        """Bytes of the object."""
+        return os.fstat(self._descriptor).st_size
+
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Hint that this range is going to be read piece by piece; nothing to do where reads are cheap."""
 
     def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
         """Fill the buffers one after the other from `offset`; False if the object ends before."""

@@ -19,10 +19,11 @@ import numpy as np
 
 from stratalens.store import commits, labels, metadata
 from stratalens.store.checksum import extend
+from stratalens.store.chunks import BAD_INDEX, TOO_SHORT
 from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.layout import CRC_BYTES, ArrayLayout
 from stratalens.store.manifest import HISTORY, Store, absent, good_line, load
-from stratalens.store.shards import index_bytes
+from stratalens.store.shards import index_bytes, parse_index
 from stratalens.store.slabs import describe
 from stratalens.store.storage import LocalStorage
 from stratalens.store.threads import cores, scratch
@@ -39,6 +40,7 @@ class FileCheck:
 
     digest: int
     faults: tuple[tuple[int | None, str], ...] = ()
+    nbytes: int = 0
 
 
 def check_file(storage: LocalStorage, layout: ArrayLayout, key: str) -> FileCheck:
@@ -50,23 +52,30 @@ def check_file(storage: LocalStorage, layout: ArrayLayout, key: str) -> FileChec
     faults: list[tuple[int | None, str]] = []
     digest = 0
     with handle:
-        if size != layout.file_nbytes:
-            return FileCheck(0, ((None, f"the file has {size} bytes instead of {layout.file_nbytes}"),))
-        memory = scratch(layout.inner_stride)
-        for number in range(layout.inner_count):
-            if not handle.read_into([memory], number * layout.inner_stride):
-                return FileCheck(0, ((number, "the file is too short"),))
+        assert size is not None
+        if size != layout.file_nbytes and not layout.compressed:
+            return FileCheck(0, ((None, f"the file has {size} bytes instead of {layout.file_nbytes}"),), size)
+        handle.expect(0, size)
+        index = np.empty(layout.index_nbytes, dtype=np.uint8)
+        if size < layout.index_nbytes + CRC_BYTES or not handle.read_into([index], size - layout.index_nbytes):
+            return FileCheck(0, ((None, TOO_SHORT),), size)
+        places = parse_index(layout, index.tobytes(), size)
+        if not layout.compressed:
+            if index.tobytes() != (index_bytes(layout) if layout.sharded else b""):
+                faults.append((None, BAD_INDEX))
+            stride = layout.inner_stride
+            places = np.array([[k * stride, stride] for k in range(layout.inner_count)])
+        if places is None:
+            return FileCheck(0, ((None, BAD_INDEX),), size)
+        for number, (offset, nbytes) in enumerate(places.tolist()):
+            memory = scratch(nbytes)
+            if not handle.read_into([memory], offset):
+                return FileCheck(0, ((number, TOO_SHORT),), size)
             tail = memory[-CRC_BYTES:]
             if extend(0, memory[:-CRC_BYTES]) != int.from_bytes(tail.tobytes(), "little"):
                 faults.append((number, "bytes differ from their checksum"))
             digest = extend(digest, tail)
-        if layout.sharded:
-            index = np.empty(layout.index_nbytes, dtype=np.uint8)
-            if not handle.read_into([index], layout.file_nbytes - layout.index_nbytes):
-                faults.append((None, "the file is too short"))
-            elif index.tobytes() != index_bytes(layout):
-                faults.append((None, "the shard index is damaged"))
-    return FileCheck(digest, tuple(faults))
+    return FileCheck(digest, tuple(faults), size)
 
 
 def open_damaged(storage: LocalStorage, report: VerifyReport) -> Store | None:
@@ -229,7 +238,11 @@ def _check_data(store: Store, report: VerifyReport, bad: set[str], progress: Pro
                 low, high = geometry.rows(block)
                 names = ", ".join(v.name for v in variables if v.attrs.get("kind") == "site") or variables[0].name
                 report.missing.append(f"stage {entry.name!r}, {names}, entity rows {low} to {high - 1}")
-    total = sum(layout.file_nbytes for _, _, layout, _ in jobs)
+    sizes = {name: store.storage.sizes(name) for name, layout in store.layouts.items() if layout.compressed}
+    total = 0
+    for stage, block, layout, _ in jobs:
+        held = sizes.get(layout.variable.name)
+        total += layout.file_nbytes if held is None else held.get(layout.file_name(stage, block), 0)
     lock = threading.Lock()
 
     def look(job: tuple[int, int, ArrayLayout, int | None]) -> list[Damage]:
@@ -240,7 +253,7 @@ def _check_data(store: Store, report: VerifyReport, bad: set[str], progress: Pro
         if not faults and found.digest != digest:
             faults.append((None, "the file is whole but not the one that was committed"))
         with lock:
-            report.nbytes += layout.file_nbytes
+            report.nbytes += found.nbytes
             report.files += 1
             if progress is not None:
                 progress(report.nbytes, total)

@@ -12,13 +12,13 @@ import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from stratalens.store import labels, metadata
 from stratalens.store.checksum import crc32c
 from stratalens.store.layout import ArrayLayout, Geometry
 from stratalens.store.manifest import load
-from stratalens.store.schema import DTYPES, Variable
+from stratalens.store.schema import COMPRESSIONS, DTYPES, Variable
 from stratalens.store.shards import FileImage
 from stratalens.store.storage import LocalStorage
 from support.stores import make_store
@@ -40,6 +40,7 @@ def layouts(draw: st.DrawFn) -> tuple[ArrayLayout, int, int]:
         tuple(features),
         draw(st.sampled_from(DTYPES)),
         sharded=draw(st.booleans()) if layered and features else None,
+        compression=draw(st.sampled_from(COMPRESSIONS)),
     )
     base = Geometry(block, entities, layers, tokens, False).layout(variable)
     run = draw(st.integers(1, tokens)) if base.sharded else tokens
@@ -49,7 +50,8 @@ def layouts(draw: st.DrawFn) -> tuple[ArrayLayout, int, int]:
 
 def zarr_array(layout: ArrayLayout, shape: tuple[int, ...], store: Any, name: str = "x") -> zarr.Array[Any]:
     variable = layout.variable
-    inner = {"filters": None, "compressors": [Crc32cCodec()]}
+    packing = [ZstdCodec(level=1)] if layout.compressed else []
+    inner = {"filters": None, "compressors": [*packing, Crc32cCodec()]}
     return zarr.create_array(
         store,
         name=name,
@@ -144,12 +146,14 @@ LABELS = {
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("tokens", [("last", "-2"), tuple(range(-5, 0))])
-def test_plain_readers_agree_without_a_warning(tmp_path: Any, dtype: str, tokens: Any) -> None:
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_plain_readers_agree_without_a_warning(tmp_path: Any, dtype: str, tokens: Any, compression: str) -> None:
     from stratalens.store import open_store
 
     path = make_store(
-        tmp_path / "run.zarr", 3, [0, 4], 24, tokens, 6, dtype, LABELS, block_size=10, skip={"s1": [2, 13]}
-    )
+        tmp_path / "run.zarr", 3, [0, 4], 24, tokens, 6, dtype, LABELS, block_size=10, skip={"s1": [2, 13]},
+        compression=compression,
+    )  # fmt: skip
     ours = open_store(path, dtype="bits")
     plain = xr.open_zarr(path)
     assert set(plain.variables) | {"exposure"} == set(ours.variables)

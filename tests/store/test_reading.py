@@ -14,9 +14,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stratalens.store import chunks as chunks_module
 from stratalens.store import open_store
-from stratalens.store import slabs as slabs_module
 from stratalens.store.errors import InputError, MismatchError
+from stratalens.store.slabs import SlabReader
 from support.stores import make_store
 
 
@@ -93,7 +94,7 @@ def test_forms_of_bfloat16(stores: dict[str, Path]) -> None:
 def test_widening_is_exact_for_every_bit_pattern() -> None:
     bits = np.arange(2**16, dtype=np.uint16)
     out = np.empty(bits.shape, dtype=np.float32)
-    slabs_module.widen(bits, out)
+    chunks_module.widen(bits, out)
     expected = bits.view(ml_dtypes.bfloat16).astype(np.float32)
     finite = ~np.isnan(expected)
     np.testing.assert_array_equal(out[finite], expected[finite])
@@ -106,7 +107,7 @@ def test_opening_reads_no_data(stores: dict[str, Path], monkeypatch: pytest.Monk
         raise AssertionError("data was read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(slabs_module.SlabReader, "read", refuse)
+        patch.setattr(SlabReader, "read", refuse)
         for chunks in ("auto", None):
             ds = open_store(stores["float32"], chunks=chunks)  # type: ignore[arg-type]
             ds.resid_post.isel(layer=0).sel(stage="s1")

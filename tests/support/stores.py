@@ -72,6 +72,7 @@ def make_store(
     stop_before: str | None = None,
     block_size: int | None = None,
     provenance: Mapping[str, Any] | None = None,
+    compression: str = "none",
 ) -> Path:
     """Write a store of random activations and return its path.
 
@@ -108,6 +109,7 @@ def make_store(
             **(provenance or {}),
         },
         block_size=block_size,
+        compression=compression,
     )
     order = {name: i for i, name in enumerate(names)}
     with ActivationWriter(store) as writer:
