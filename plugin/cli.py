@@ -62,6 +62,25 @@ def demo(
     run_demo(out, seed=seed, quick=quick)
 
 
+@app.command(epilog="Example: stratalens study --preset cpu --out runs/cpu")
+@guarded
+def study(
+    run_file: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="Settings to replay.")] = None,
+    preset: Annotated[str | None, typer.Option(help="smoke, cpu or paper; instead of a run file.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything the run makes.")] = Path("study"),
+    seed: Annotated[int | None, typer.Option(help="Another seed than the settings'.", min=0)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on in a folder with an earlier run, or refuse it.")
+    ] = True,
+) -> None:
+    """The training-order study: corpus, sequential fine-tuning, recording, analyses, report."""
+    from stratalens.jobs import study_settings
+    from stratalens.recency.study import run_study
+
+    settings = study_settings(run_file, preset, seed)
+    run_study(settings, out, resume=resume, proves_nothing=settings.preset == "smoke")
+
+
 @app.command(epilog="Example: stratalens forecast run.yaml")
 @guarded
 def forecast(run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")], as_json: AsJson = False) -> None:

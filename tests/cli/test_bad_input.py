@@ -133,3 +133,21 @@ def test_a_full_disk_says_so_and_keeps_what_was_committed(place, invoke, monkeyp
     result = invoke("capture", place())
     check(result, ["GiB free", "--force"], place.folder)
     assert invoke("capture", place(), "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["either a run file or --preset", "smoke"]),
+        (["--preset", "smok"], ["smok", "smoke"]),
+        (["OUT/nothing.yaml"], ["nothing.yaml"]),
+        (["OUT/wrong.yaml"], ["epoch", "epochs"]),
+    ],
+)
+def test_bad_studies(arguments, words, tmp_path, invoke):
+    (tmp_path / "wrong.yaml").write_text("preset: custom\ntrain: {epoch: 3}\n")
+    placed = [a.replace("OUT", str(tmp_path)) for a in arguments]
+    result = invoke("study", *placed, "--out", tmp_path / "study")
+    assert result.exit_code == 2, result.output
+    assert [word for word in words if word not in result.stderr] == []
+    assert not (tmp_path / "study").exists()
