@@ -1,44 +1,30 @@
-"""Ridge, LDA and difference of means for all pairs and folds of a slab, from shared Gram matrices.
+"""Ridge, LDA and difference of means for all pairs and folds of a slab: exact, from what the fits share.
 
-Each group's Gram matrix is taken once, and that of a fold is subtracted from it, so that cross-validation
-costs no second pass over the rows: exactly the refits, not an approximation. Solved in float64.
+All fits of a slab share the rows' sums, and ridge and LDA the solver of probe_systems.py. Unlike linear.py, which
+works from moments and never sees the rows again, LDA here shrinks standardised features, as scikit-learn's
+shrinkage="auto" does, and nothing is kept for each group and fold that is as large as a Gram matrix in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
 from stratalens.analyses.logistic import LinearFit
+from stratalens.analyses.probe_systems import Doubles, Floats, Rows, Systems
 from stratalens.store.errors import InputError
 
-Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
 METHODS = ("ridge", "lda", "diffmeans")
-
-
-@dataclass
-class Moments:
-    """n, mean and scatter around the mean of some rows, in coordinates shifted by the slab's mean.
-
-    Attributes:
-        n: rows.
-        mean: [array-like, shape: (d,)] float64.
-        scatter: [array-like, shape: (d, d)] sum of (x - mean)(x - mean)^T, float64; empty where not needed.
-    """
-
-    n: int
-    mean: Doubles
-    scatter: Doubles
+Signs = npt.NDArray[np.int8]
+# Coefficients (P, K, d) of the shifted rows and intercepts (P, K).
+Fitted = tuple[Doubles, Doubles]
 
 
 def fit_closed_form(
     X: Floats,
-    signs: npt.NDArray[np.int8],
+    signs: Signs,
     labels: npt.NDArray[np.int64],
     method: str,
     *,
@@ -49,9 +35,8 @@ def fit_closed_form(
 
     Args:
         X: [array-like, shape: (n, d)] float32 or float64.
-        signs: [array-like, shape: (n, P, K)] int8 as from `training_signs`; the rows used by training set k must
-            be few fewer than those of the last one for speed, not for correctness.
-        labels: [array-like, shape: (n,)] a label of each row such that contrasts use whole labels.
+        signs: [array-like, shape: (n, P, K)] int8 as from `training_signs`: the last training set holds all rows.
+        labels: [array-like, shape: (n,)] a label of each row such that contrasts use whole labels, for speed.
         method: "ridge": least squares on -1 / +1 with penalty alpha |w|**2, unpenalised intercept (as
             scikit-learn's RidgeClassifier); "lda": class covariances each with Ledoit-Wolf shrinkage, weighted by
             the classes' shares (as LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")); "diffmeans":
@@ -68,31 +53,20 @@ def fit_closed_form(
     if method not in METHODS:
         raise InputError(f"method={method!r}; valid in closed form: {', '.join(METHODS)}")
     n_pairs, n_sets = signs.shape[1:]
-    shift = X.mean(axis=0, dtype=np.float64)
-    centred = X - shift.astype(X.dtype)
-    coef = np.zeros((n_pairs, n_sets, X.shape[1]), dtype=X.dtype)
-    intercept = np.zeros((n_pairs, n_sets))
     penalty = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (n_pairs * n_sets,)).reshape(n_pairs, n_sets)
-    for k, source in _training_sets(centred, signs, labels, scatter=method != "diffmeans" or standardize):
-        for p in range(n_pairs):
-            sign = signs[:, p, k]
-            if method == "ridge":
-                w, b = _ridge(centred, sign, source, penalty[p, k], standardize)
-            elif method == "lda":
-                w, b = _lda(source.moments(sign < 0), source.moments(sign > 0), centred, sign)
-            else:
-                w, b = _diffmeans(centred, sign, source, standardize)
-            coef[p, k] = w
-            intercept[p, k] = b - w @ shift
-    flat = n_pairs * n_sets
-    return LinearFit(
-        coef.reshape(flat, -1), intercept.ravel(), np.ones(flat, dtype=bool), np.zeros(flat, dtype=np.int64)
-    )
+
+    def fit(x: Floats, targets: Signs, codes: npt.NDArray[np.int64], strength: Doubles) -> Fitted:
+        sums = _Sums(x, targets, codes)
+        if method == "ridge":
+            return _ridge(sums, strength, standardize)
+        return _lda(sums) if method == "lda" else _diffmeans(sums, standardize)
+
+    return _split(X, signs, labels, penalty, fit, rotate=method == "ridge" and not standardize)
 
 
 def fit_order(
     X: Floats,
-    inside: npt.NDArray[np.int8],
+    inside: Signs,
     labels: npt.NDArray[np.int64],
     value: Doubles,
     *,
@@ -105,134 +79,205 @@ def fit_order(
         X: [array-like, shape: (n, d)].
         inside: [array-like, shape: (n, 1, K)] 1 = training row.
         labels: as in `fit_closed_form`.
-        value: [array-like, shape: (n,)] what is predicted.
+        value: [array-like, shape: (n,)] what is predicted, the same in all rows of a label.
         alpha: penalty, one or one for each training set.
         standardize: as in `fit_closed_form`.
     """
     n_sets = inside.shape[2]
-    shift = X.mean(axis=0, dtype=np.float64)
-    centred = X - shift.astype(X.dtype)
-    coef = np.zeros((n_sets, X.shape[1]), dtype=X.dtype)
-    intercept = np.zeros(n_sets)
-    penalty = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (n_sets,))
-    for k, source in _training_sets(centred, inside, labels, scatter=True):
-        member = inside[:, 0, k] != 0
-        w, b = _ridge(centred, np.where(member, value, 0.0), source, penalty[k], standardize, member)
-        coef[k] = w
-        intercept[k] = b - w @ shift
-    return LinearFit(coef, intercept, np.ones(n_sets, dtype=bool), np.zeros(n_sets, dtype=np.int64))
+    penalty = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (1, n_sets))
+    of_label = {int(code): float(value[labels == code][0]) for code in np.unique(labels)}
+
+    def fit(x: Floats, targets: Signs, codes: npt.NDArray[np.int64], strength: Doubles) -> Fitted:
+        sums = _Sums(x, targets, codes)
+        return _ridge(sums, strength, standardize, np.array([of_label[int(code)] for code in sums.names]))
+
+    return _split(X, inside, labels, penalty, fit, rotate=not standardize)
 
 
-class _TrainingSet:
-    """Moments of any union of labels within one training set, each computed once."""
-
-    def __init__(self, X: Floats, labels: npt.NDArray[np.int64], member: npt.NDArray[np.bool_],
-                 grams: dict[int, Floats]) -> None:  # fmt: skip
-        self.X, self.labels, self.member, self.grams = X, labels, member, grams
-        self.size = {g: int((member & (labels == g)).sum()) for g in np.unique(labels).tolist()}
-        self.cache: dict[bytes, Moments] = {}
-
-    def moments(self, rows: npt.NDArray[np.bool_]) -> Moments:
-        """Of these rows: from the labels' Gram matrices where the rows are whole labels, else directly."""
-        key = np.packbits(rows).tobytes()
-        if key not in self.cache:
-            n = int(rows.sum())
-            mean = (rows.astype(self.X.dtype) @ self.X).astype(np.float64) / n
-            found = np.unique(self.labels[rows]).tolist()
-            scatter = np.empty((0, 0))
-            if self.grams:
-                if n == sum(self.size[g] for g in found):
-                    scatter = np.zeros((self.X.shape[1],) * 2)
-                    for g in found:
-                        scatter += self.grams[g]
-                else:
-                    scatter = (self.X[rows].T @ self.X[rows]).astype(np.float64)
-                scatter -= n * np.outer(mean, mean)
-            self.cache[key] = Moments(n, mean, scatter)
-        return self.cache[key]
-
-
-def _training_sets(
-    X: Floats, signs: npt.NDArray[np.int8], labels: npt.NDArray[np.int64], scatter: bool
-) -> Iterator[tuple[int, _TrainingSet]]:
-    """Each training set with its labels' Gram matrices, by subtraction from the last one, which holds all rows."""
-    used = (signs != 0).any(axis=1)
-    whole = {g: used[:, -1] & (labels == g) for g in np.unique(labels).tolist()} if scatter else {}
-    total = {g: X[rows].T @ X[rows] for g, rows in whole.items()}
-    for k in range(signs.shape[2]):
-        grams = {}
-        for g, rows in whole.items():
-            out = rows & ~used[:, k]
-            fewer = int(out.sum()) * 2 < int(rows.sum())
-            inside = rows & used[:, k]
-            grams[g] = total[g] - X[out].T @ X[out] if fewer else X[inside].T @ X[inside]
-        yield k, _TrainingSet(X, labels, used[:, k], grams)
+def _split(
+    X: Floats, signs: Signs, labels: npt.NDArray[np.int64], penalty: Doubles,
+    fit: Callable[[Floats, Signs, npt.NDArray[np.int64], Doubles], Fitted], rotate: bool,
+) -> LinearFit:  # fmt: skip
+    """Fit contrasts together where they use whole labels, else each by itself; in the row space where that is small."""
+    n_pairs, n_sets = signs.shape[1:]
+    used = np.flatnonzero(signs.any(axis=(1, 2)))
+    shift = X[used].mean(axis=0, dtype=np.float64)
+    centred = X[used] - shift.astype(X.dtype)
+    signs, labels = signs[used], labels[used]
+    coef, intercept = np.zeros((n_pairs, n_sets, X.shape[1])), np.zeros((n_pairs, n_sets))
+    few = rotate and min((signs != 0).any(axis=2).sum(axis=0).min(initial=len(used)), len(used)) < X.shape[1]
+    together = _whole(signs, labels) and (n_pairs == 1 or not few)
+    for chosen in [slice(None)] if together else [slice(p, p + 1) for p in range(n_pairs)]:
+        for sets in [slice(None)] if together else _consistent(signs[:, chosen]):
+            part = signs[:, chosen, sets]
+            rows = slice(None) if together else np.flatnonzero(part.any(axis=(1, 2)))
+            part = part[rows]
+            own = not together and not _whole(part, labels[rows])
+            codes = part.max(axis=(1, 2)).astype(np.int64) if own else labels[rows]
+            x = centred[rows]
+            if rotate and len(x) < X.shape[1]:
+                # Fewer rows than features: the coefficients lie in the span of the rows, so look only there.
+                basis, triangle = np.linalg.qr(x.T)
+                w, b = fit(np.ascontiguousarray(triangle.T), part, codes, penalty[chosen, sets])
+                w = w @ basis.T.astype(np.float64)
+            else:
+                w, b = fit(x, part, codes, penalty[chosen, sets])
+            coef[chosen, sets], intercept[chosen, sets] = w, b - w @ shift.astype(X.dtype)
+    flat = n_pairs * n_sets
+    return LinearFit(
+        coef.reshape(flat, -1).astype(X.dtype), intercept.ravel(), np.ones(flat, dtype=bool),
+        np.zeros(flat, dtype=np.int64),
+    )  # fmt: skip
 
 
-def _ridge(
-    X: Floats, target: npt.NDArray[np.generic], source: _TrainingSet, alpha: float, standardize: bool,
-    member: npt.NDArray[np.bool_] | None = None,
-) -> tuple[Doubles, float]:  # fmt: skip
-    rows = target != 0 if member is None else member
-    all_rows = source.moments(rows)
-    y = target[rows].astype(np.float64)
-    response = (target.astype(X.dtype) @ X).astype(np.float64) - y.sum() * all_rows.mean
-    system = all_rows.scatter.copy()
-    scale = _deviation(all_rows) if standardize else np.ones(len(response))
-    system[np.diag_indices_from(system)] += alpha * scale**2
-    w = _solve(system, response)
-    return w, float(y.mean() - w @ all_rows.mean)
+def _whole(signs: Signs, labels: npt.NDArray[np.int64]) -> bool:
+    """Whether each contrast puts all rows of a label that some contrast uses into one class, or none of them."""
+    inside = np.asarray(signs.any(axis=1))
+    for code in np.unique(labels):
+        block = signs[labels == code]
+        low, high = block.min(axis=(0, 2)), block.max(axis=(0, 2))
+        if (low * high < 0).any():
+            return False
+        mine = (low + high) != 0
+        if not ((block[:, mine] != 0) == inside[labels == code][:, None, :]).all():
+            return False
+    return True
 
 
-def _diffmeans(X: Floats, sign: npt.NDArray[np.int8], source: _TrainingSet, standardize: bool) -> tuple[Doubles, float]:
-    low, high = source.moments(sign < 0), source.moments(sign > 0)
-    w = high.mean - low.mean
+def _consistent(signs: Signs) -> list[slice]:
+    """All training sets together where no row changes its class between them, else each by itself."""
+    if (signs.min(axis=(1, 2)) * signs.max(axis=(1, 2)) < 0).any():
+        return [slice(k, k + 1) for k in range(signs.shape[2])]
+    return [slice(None)]
+
+
+class _Sums:
+    """Rows by label, and the counts, means and variances of each class of each fit; negative class first."""
+
+    def __init__(self, X: Floats, signs: Signs, labels: npt.NDArray[np.int64]) -> None:
+        order = np.argsort(labels, kind="stable")
+        self.names, first = np.unique(labels[order], return_index=True)
+        ordered = signs[order]
+        rows = X[order]
+        self.rows = Rows(
+            rows, rows.astype(np.float64, copy=False), np.append(first, len(rows)), np.asarray(ordered.any(axis=1))
+        )
+        starts = [self.rows.block(g) for g in range(self.rows.labels)]
+        self.sign = np.array([np.sign(ordered[b].sum(axis=(0, 2), dtype=np.int64)) for b in starts], dtype=np.int8)
+        # (2, P, label): which labels make up each class.
+        self.member = np.stack([self.sign.T < 0, self.sign.T > 0]).astype(np.float64)
+        self.label_count = np.array([self.rows.inside[b].sum(axis=0) for b in starts], dtype=np.float64)
+        self.count = self.member @ self.label_count
+        self.label_sum = self.rows.sums()
+        self.sum = np.tensordot(self.member, self.label_sum, 1)
+        self.mean = self.sum / np.maximum(self.count, 1)[..., None]
+
+    def deviation(self, whole: bool) -> Doubles:
+        """Standard deviation of each feature, 1 where it is constant: (P, K, d) of both classes, or (2, P, K, d)."""
+        squares = np.tensordot(self.member, self.rows.sums(power=2), 1)
+        sums, count = self.sum, self.count
+        if whole:
+            squares, sums, count = squares.sum(axis=0), sums.sum(axis=0), count.sum(axis=0)
+        count = np.maximum(count, 1)[..., None]
+        mean = sums / count
+        variance = squares / count - mean**2
+        rounding = 64 * np.finfo(np.float32).eps * np.maximum(mean**2, np.finfo(np.float64).tiny)
+        constant = variance <= rounding
+        return np.where(constant, 1.0, np.sqrt(np.where(constant, 1.0, variance)))
+
+
+def _ridge(sums: _Sums, penalty: Doubles, standardize: bool, value: Doubles | None = None) -> Fitted:
+    """Least squares on the classes' signs, or on a value of each label."""
+    count = sums.count.sum(axis=0)
+    mean = sums.sum.sum(axis=0) / count[..., None]
+    # (P, label) target of each label's rows in each contrast.
+    target = sums.sign.T.astype(np.float64) if value is None else value * (sums.sign.T != 0)
+    total = target @ sums.label_count
+    right = np.tensordot(target, sums.label_sum, 1) - total[..., None] * mean
+    diagonal = penalty[..., None] * (sums.deviation(whole=True) ** 2 if standardize else np.ones(mean.shape[-1]))
+    ones = np.ones_like(sums.count)
+
+    def terms(k: int, grams: Floats) -> tuple[Doubles, Doubles]:
+        return ones[..., k], diagonal[:, k]
+
+    w = Systems(sums.rows, sums.sign, np.stack([mean, mean]), sums.count, right, terms).solve()
+    return w, total / count - np.einsum("pkd,pkd->pk", w, mean)
+
+
+def _diffmeans(sums: _Sums, standardize: bool) -> Fitted:
+    low, high = sums.mean
+    w = high - low
     if standardize:
-        w = w / _deviation(source.moments(sign != 0)) ** 2
-    return w, float(-w @ (high.mean + low.mean) / 2)
+        w = w / sums.deviation(whole=True) ** 2
+    return w, -np.einsum("pkd,pkd->pk", w, high + low) / 2
 
 
-def _lda(low: Moments, high: Moments, X: Floats, sign: npt.NDArray[np.int8]) -> tuple[Doubles, float]:
-    share = np.array([low.n, high.n]) / (low.n + high.n)
-    covariance = share[0] * _shrunk(low, X, sign < 0) + share[1] * _shrunk(high, X, sign > 0)
-    w = _solve(covariance, high.mean - low.mean)
-    return w, float(-w @ (high.mean + low.mean) / 2 + np.log(share[1] / share[0]))
+def _lda(sums: _Sums) -> Fitted:
+    """Each class's covariance with Ledoit-Wolf shrinkage of its standardised features, weighted by its share."""
+    low, high = sums.mean
+    share = sums.count / sums.count.sum(axis=0)
+    scale = sums.deviation(whole=False)
+    shrink = _LedoitWolf(sums, scale)
+
+    def terms(k: int, grams: Floats) -> tuple[Doubles, Doubles]:
+        amount, size = shrink(k, grams)
+        diagonal = ((share[..., k] * amount * size)[..., None] * scale[:, :, k] ** 2).sum(axis=0)
+        return share[..., k] * (1 - amount) / sums.count[..., k], diagonal
+
+    w = Systems(sums.rows, sums.sign, sums.mean, sums.count, high - low, terms).solve()
+    return w, -np.einsum("pkd,pkd->pk", w, high + low) / 2 + np.log(share[1] / share[0])
 
 
-def _shrunk(moments: Moments, X: Floats, rows: npt.NDArray[np.bool_]) -> Doubles:
-    """Covariance with Ledoit-Wolf shrinkage of the standardised features, scaled back (scikit-learn's "auto")."""
-    n, d = moments.n, len(moments.mean)
-    scale = _deviation(moments)
-    standard = moments.scatter / n / (scale[:, None] * scale)
-    weight = (1 / scale**2).astype(X.dtype)
-    centre = moments.mean
-    inside = X[rows]
-    # |(x - mean) / scale|**2 of every row, without making the standardised rows
-    length = (inside * inside) @ weight - 2 * (inside @ (centre / scale**2).astype(X.dtype))
-    length = length.astype(np.float64) + float((centre**2 / scale**2).sum())
-    trace = float(np.trace(standard))
-    mu = trace / d
-    square = float((standard**2).sum())
-    beta = (float((length**2).sum()) / n - square) / (d * n)
-    delta = (square - 2 * mu * trace + d * mu**2) / d
-    beta = min(beta, delta)
-    shrinkage = 0.0 if beta <= 0 else beta / delta
-    standard *= 1 - shrinkage
-    standard[np.diag_indices(d)] += shrinkage * mu
-    return np.asarray(standard * (scale[:, None] * scale), dtype=np.float64)
+class _LedoitWolf:
+    """How much each class's standardised features are shrunk, and towards which variance.
 
+    Ledoit and Wolf (2004), as scikit-learn's `ledoit_wolf` on standardised rows, which are not made. Classes that
+    several contrasts share are looked at once.
 
-def _deviation(moments: Moments) -> Doubles:
-    """Standard deviation of each feature; 1 where it is constant."""
-    variance = np.diagonal(moments.scatter) / moments.n
-    constant = variance <= 64 * np.finfo(np.float32).eps * np.maximum(moments.mean**2, np.finfo(np.float64).tiny)
-    return np.where(constant, 1.0, np.sqrt(np.where(constant, 1.0, variance)))
+    Args:
+        sums: of the rows.
+        scale: [array-like, shape: (2, P, K, d)] standard deviations of each class.
+    """
 
+    def __init__(self, sums: _Sums, scale: Doubles) -> None:
+        rows, d = sums.rows, sums.mean.shape[-1]
+        n_sets = rows.inside.shape[1]
+        self.shape = sums.count.shape[:2]
+        self.classes, self.owner = np.unique(sums.member.reshape(-1, rows.labels), axis=0, return_inverse=True)
+        first = np.array([np.flatnonzero(self.owner.ravel() == c)[0] for c in range(len(self.classes))])
+        self.count = sums.count.reshape(-1, n_sets)[first]
+        self.centre, deviation = (v.reshape(-1, n_sets, d)[first] for v in (sums.mean, scale))
+        self.weight = 1 / deviation**2
+        self.fourth = np.zeros(self.count.shape)
+        constant = (self.centre**2 * self.weight).sum(axis=-1)
+        for g in range(rows.labels):
+            x, inside = rows.exact[rows.block(g)], rows.inside[rows.block(g)]
+            mine = np.flatnonzero(self.classes[:, g])
+            # |(x - mean) / scale|**2 of every row, without making the standardised rows.
+            weight, centre = (v[mine].reshape(-1, d) for v in (self.weight, self.centre))
+            length = (x * x) @ weight.T - 2 * (x @ (centre * weight).T)
+            length = length.reshape(len(x), len(mine), n_sets) + constant[mine]
+            self.fourth[mine] += (length**2 * inside[:, None]).sum(axis=0)
 
-def _solve(matrix: Doubles, right: Doubles) -> Doubles:
-    """Symmetric solve; least squares of smallest norm where the matrix is singular."""
-    try:
-        factor = linalg.cho_factor(matrix, lower=True, check_finite=False)
-    except linalg.LinAlgError:
-        return np.asarray(linalg.lstsq(matrix, right)[0], dtype=np.float64)
-    return np.asarray(linalg.cho_solve(factor, right, check_finite=False), dtype=np.float64)
+    def __call__(self, k: int, grams: Floats) -> tuple[Doubles, Doubles]:
+        """Shrinkage and mean variance of each class in training set k, both (2, P)."""
+        d = grams.shape[1]
+        square, trace = np.zeros(len(self.classes)), np.zeros(len(self.classes))
+        scatter = np.empty_like(grams[0])
+        for c, labels in enumerate(self.classes):
+            n, weight = self.count[c, k], self.weight[c, k]
+            centre = (np.sqrt(n) * self.centre[c, k]).astype(scatter.dtype)
+            np.multiply(-centre[:, None], centre, out=scatter)
+            for g in np.flatnonzero(labels):
+                scatter += grams[g]
+            trace[c] = float(np.diagonal(scatter).astype(np.float64) @ weight) / n
+            inverse = np.sqrt(weight / n).astype(scatter.dtype)
+            scatter *= inverse[:, None]
+            scatter *= inverse
+            square[c] = float(np.einsum("ij,ij->i", scatter, scatter).sum(dtype=np.float64))
+        n, mean = self.count[:, k], trace / d
+        delta = (square - 2 * mean * trace + d * mean**2) / d
+        beta = np.minimum((self.fourth[:, k] / n - square) / (d * n), delta)
+        amount = np.where(beta <= 0, 0.0, beta / np.where(delta > 0, delta, 1))
+        owner = self.owner.ravel()
+        return amount[owner].reshape(self.shape), mean[owner].reshape(self.shape)
