@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stratalens.analyses.eigenvalues import largest_eigenvalue
 from stratalens.analyses.labels import Array
 from stratalens.analyses.resample import Halves
 
@@ -110,7 +111,7 @@ def straightness(shown: Array) -> Array:
     centred = _centre(shown)
     total = np.einsum("...gg->...", centred)
     usable = np.asarray(np.isfinite(centred).all(axis=(-1, -2)))
-    largest = np.linalg.eigvalsh(np.where(usable[..., None, None], centred, 0.0))[..., -1]
+    largest = largest_eigenvalue(np.where(usable[..., None, None], centred, 0.0))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(usable, largest / total, np.nan))
 
