@@ -75,7 +75,7 @@ def capture(
             {name: model | function returning one | checkpoint folder | Checkpoint | Revision |
             LoraAdapter}.
         table: the prompts.
-        path: folder of the store.
+        path: folder of the store, or an fsspec URL (s3://bucket/run.zarr).
         sites: short names (`resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`,
             `mlp_post`, `z`, `q`, `k`, `v`, `embed`, `ln_final`) or full TransformerLens names.
         layers: block indices, None for all.

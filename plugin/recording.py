@@ -145,7 +145,7 @@ def create_store(
     """Make a store for a model's activations on a table of prompts, or open the one that is there.
 
     Args:
-        path: folder of the store.
+        path: folder of the store, or an fsspec URL (s3://bucket/run.zarr).
         table: the prompts; row numbers of the table are what `Recorder.batch` takes.
         model: a hooked model, of the shape of all stages to be recorded.
         sites: short names (`resid_post`, `z`, ...) or full TransformerLens names.

@@ -19,8 +19,8 @@ from xarray.core import indexing
 from stratalens.store import labels
 from stratalens.store.chunks import Selection
 from stratalens.store.schema import AXES
+from stratalens.store.seam import Storage
 from stratalens.store.slabs import SlabReader
-from stratalens.store.storage import LocalStorage
 
 DASK_BYTES = 128 << 20
 
@@ -140,7 +140,7 @@ class VariableArray(LazyArray):
 class LabelArray(LazyArray):
     """One label column, decoded chunk by chunk when asked for."""
 
-    def __init__(self, storage: LocalStorage, name: str, size: int, chunk: int, data_type: str) -> None:
+    def __init__(self, storage: Storage, name: str, size: int, chunk: int, data_type: str) -> None:
         self.storage, self.name, self.chunk, self.data_type = storage, name, chunk, data_type
         self.shape = (size,)
         self.dtype = np.dtype(object) if data_type == "string" else np.dtype(data_type)

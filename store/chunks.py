@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from stratalens.store.checksum import extend
 from stratalens.store.layout import CRC_BYTES, ArrayLayout, runs
+from stratalens.store.seam import Handle
 from stratalens.store.shards import parse_index
-from stratalens.store.storage import ReadHandle
 from stratalens.store.threads import scratch
 
 Selection = slice | NDArray[np.intp]
@@ -59,7 +59,7 @@ class ChunkFile:
         Numbers of the inner chunks that were found whole before; grows.
     """
 
-    handle: ReadHandle
+    handle: Handle
     layout: ArrayLayout
     decode: bool = False
     verify: bool = True

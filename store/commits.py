@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stratalens.store.checksum import crc32c
 from stratalens.store.errors import DamagedError
-from stratalens.store.storage import PRIVATE, LocalStorage
+from stratalens.store.seam import PRIVATE, Storage
 
 FOLDER = f"{PRIVATE}/commits"
 _ABSENT = "--------"
@@ -97,7 +97,7 @@ def check(payload: Mapping[str, Any], name: str, where: str) -> None:
 
 
 def read_stage(
-    storage: LocalStorage, stage: int, group: int, blocks: int, *, ignore: Collection[str] = ()
+    storage: Storage, stage: int, group: int, blocks: int, *, ignore: Collection[str] = ()
 ) -> dict[str, dict[int, int]]:
     """Digest of every committed file of one stage: {variable: {block: digest}}, without the records to ignore."""
     digests: dict[str, dict[int, int]] = {}
@@ -123,7 +123,7 @@ def read_stage(
     return digests
 
 
-def load(storage: LocalStorage, stages: Iterable[str], groups: int, blocks: int) -> Commits:
+def load(storage: Storage, stages: Iterable[str], groups: int, blocks: int) -> Commits:
     """The commit state of a store, from its records."""
     names = list(stages)
     present = np.zeros((groups, len(names), blocks), dtype=bool)

@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from stratalens.store import labels, metadata, provenance
 from stratalens.store.errors import DamagedError, InputError, StoreExistsError, near
 from stratalens.store.layout import MEMORY_LIMIT, choose_geometry
-from stratalens.store.locks import structure_lock
 from stratalens.store.manifest import Store, add_group, load, log
+from stratalens.store.places import storage_at
 from stratalens.store.schema import AXES, Variable, check_name, recorded_variable, with_flag
-from stratalens.store.storage import PRIVATE, TEMPORARY, LocalStorage
+from stratalens.store.seam import PRIVATE, TEMPORARY, Storage
 
 RESERVED = ("stage", "stage_order", "weights_fingerprint", "layer", "token", "exposure")
 
@@ -110,7 +110,7 @@ def create(
     exist_ok: bool = True,
     recorded_with: Mapping[str, str] | None = None,
     compression: str = "none",
-    storage: LocalStorage | None = None,
+    storage: Storage | None = None,
 ) -> Store:
     """Make a store at `path`, or open the one that is there if it fits what is asked.
 
@@ -150,7 +150,7 @@ def create(
     InputError, MismatchError, StoreExistsError
         Nothing was written.
     """
-    storage = storage or LocalStorage(path)
+    storage = storage or storage_at(path)
     columns = _columns(entities)
     types = {name: labels.data_type(column) for name, column in columns.items()}
     digest = labels.digest(columns)
@@ -178,14 +178,14 @@ def create(
         memory_limit=memory_limit,
         block_size=block_size,
     )
-    if storage.root.exists() and not storage.root.is_dir():
+    if storage.kind() == "file":
         raise StoreExistsError(f"{storage.root} is a file, a store is a folder: choose another path")
     _refuse_foreign(storage)
     try:
         storage.make_folders([TEMPORARY, f"{PRIVATE}/commits", f"{PRIVATE}/claims"])
     except OSError as error:
         raise InputError(f"{storage.root} cannot be written ({error.strerror}): choose another path") from error
-    with structure_lock(storage.path(PRIVATE)):
+    with storage.structure_lock():
         if storage.get(metadata.ROOT) is not None:
             if not exist_ok:
                 raise StoreExistsError(f"{storage.root} holds a store already: choose another path, or resume it")
@@ -255,7 +255,7 @@ def _join(
     return store
 
 
-def _refuse_foreign(storage: LocalStorage) -> None:
+def _refuse_foreign(storage: Storage) -> None:
     names = storage.list("")
     if PRIVATE in names or not names:
         return
@@ -267,14 +267,13 @@ def _refuse_foreign(storage: LocalStorage) -> None:
     raise StoreExistsError(f"{storage.root} is not empty and holds no store ({shown}): choose another path")
 
 
-def _clear_interrupted(storage: LocalStorage) -> None:
+def _clear_interrupted(storage: Storage) -> None:
     """Remove what a creation that never reached its root zarr.json has left."""
     for name in storage.list(""):
         if name == PRIVATE:
             continue
-        folder = storage.path(name)
         files = [f"{name}/{n}" for n in storage.list(name)]
-        if folder.is_dir() and not folder.is_symlink() and all(f.split("/")[1][:2] in ("c.", "za") for f in files):
+        if storage.is_folder(name) and all(f.split("/")[1][:2] in ("c.", "za") for f in files):
             storage.delete(files)
-            folder.rmdir()
+            storage.remove_folder(name)
     storage.delete([metadata.ROOT_COPY])

@@ -10,8 +10,9 @@ from typing import Any
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
+from stratalens.store.places import is_url
 from stratalens.store.reader import open_store
-from stratalens.store.storage import PRIVATE
+from stratalens.store.seam import PRIVATE
 
 
 class StratalensBackend(BackendEntrypoint):
@@ -37,4 +38,6 @@ class StratalensBackend(BackendEntrypoint):
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Whether the path holds a store of ours."""
-        return isinstance(filename_or_obj, str | os.PathLike) and (Path(filename_or_obj) / PRIVATE).is_dir()
+        if not isinstance(filename_or_obj, str | os.PathLike) or is_url(filename_or_obj):
+            return False  # nobody is asked over a network; give engine="stratalens" for a URL
+        return (Path(filename_or_obj) / PRIVATE).is_dir()

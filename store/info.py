@@ -9,7 +9,7 @@ import numpy as np
 
 from stratalens.store.manifest import load
 from stratalens.store.metadata import FORMAT_VERSION
-from stratalens.store.storage import LocalStorage
+from stratalens.store.places import storage_at
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         provenance), ``completeness`` ({stage: {variable: fraction of rows
         committed}}), ``bytes, files, blocks, block_size, provenance, recorded_with``.
     """
-    store = load(LocalStorage(path))
+    store = load(storage_at(path))
     state = store.commits()
     geometry = store.geometry
     sizes = [stop - start for start, stop in (geometry.rows(b) for b in range(geometry.blocks))]

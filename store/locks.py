@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stratalens.store.errors import StoreBusyError, StratalensError
+from stratalens.store.seam import Lock
 
 PATIENCE = 60.0
 _STEP = 0.02
@@ -94,7 +95,7 @@ class FileLock:
         return self._descriptor >= 0
 
 
-def busy(path: Path, holder: str) -> StoreBusyError:
+def busy(path: object, holder: str) -> StoreBusyError:
     """The error for a store that somebody else is writing."""
     return StoreBusyError(
         f"{path} is being written by {holder}: wait until it has finished. Processes that belong to one job and "
@@ -103,14 +104,13 @@ def busy(path: Path, holder: str) -> StoreBusyError:
 
 
 @contextmanager
-def structure_lock(folder: Path) -> Iterator[None]:
+def waiting(lock: Lock, where: object) -> Iterator[None]:
     """Hold the lock around a change of the root metadata; waits for others, who hold it for moments."""
-    lock = FileLock(folder / "structure.lock")
     deadline = time.monotonic() + PATIENCE
     while not lock.try_acquire():
         if time.monotonic() > deadline:
             raise StoreBusyError(
-                f"{folder.parent}: another process has been changing stages or variables for {PATIENCE:.0f} s; "
+                f"{where}: another process has been changing stages or variables for {PATIENCE:.0f} s; "
                 "end it if it hangs, then run the same call again"
             )
         time.sleep(_STEP)

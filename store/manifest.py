@@ -22,7 +22,7 @@ from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.layout import ArrayLayout, Geometry
 from stratalens.store.metadata import FORMAT_VERSION, Json
 from stratalens.store.schema import Variable
-from stratalens.store.storage import PRIVATE, LocalStorage
+from stratalens.store.seam import PRIVATE, Storage
 
 HISTORY = f"{PRIVATE}/history.jsonl"
 
@@ -50,7 +50,7 @@ class StageEntry:
 class Store:
     """A store as its root zarr.json describes it at one moment."""
 
-    storage: LocalStorage
+    storage: Storage
     block_size: int
     entities: int
     layers: tuple[int, ...]
@@ -173,7 +173,7 @@ class Store:
         return load(storage)
 
 
-def load(storage: LocalStorage, *, copy: bool = False) -> Store:
+def load(storage: Storage, *, copy: bool = False) -> Store:
     """Read the root zarr.json (or the copy of it that the store keeps)."""
     key = metadata.ROOT_COPY if copy else metadata.ROOT
     where = str(storage.path(key))
@@ -207,7 +207,7 @@ def load(storage: LocalStorage, *, copy: bool = False) -> Store:
     )
 
 
-def _state(raw: bytes, storage: LocalStorage) -> Json:
+def _state(raw: bytes, storage: Storage) -> Json:
     try:
         document = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
@@ -231,20 +231,21 @@ def _state(raw: bytes, storage: LocalStorage) -> Json:
     return state
 
 
-def absent(storage: LocalStorage) -> InputError:
+def absent(storage: Storage) -> InputError:
     """The error for a path that holds no store."""
     root = storage.root
-    if not root.exists():
+    kind = storage.kind()
+    if kind == "nothing":
         return InputError(f"there is no store at {root}: record one with stratalens.capture(..., {str(root)!r})")
-    if root.is_file():
+    if kind == "file":
         return InputError(f"{root} is a file, a store is a folder: give the folder that holds zarr.json")
     if storage.list(PRIVATE):
         return InputError(
             f"{root} is a store whose creation was interrupted, or whose zarr.json was removed: run the capture "
             "again, or `stratalens verify --repair`"
         )
-    inner = sorted(p.name for p in root.iterdir() if (p / PRIVATE).is_dir())
-    hint = f"; did you mean {root / inner[0]}?" if inner else ""
+    inner = storage.inner_stores()
+    hint = f"; did you mean {storage.path(inner[0])}?" if inner else ""
     return InputError(f"{root} holds no store (no zarr.json){hint}")
 
 
@@ -258,12 +259,11 @@ def add_group(store: Store, variables: Sequence[Variable]) -> Store:
     return replace(store, groups=(*store.groups, tuple(variables))).publish()
 
 
-def log(storage: LocalStorage, event: str, **details: Any) -> None:
+def log(storage: Storage, event: str, **details: Any) -> None:
     """Append one line to the history: the only place that holds times."""
     body = json.dumps({"time": time.time(), "event": event, **details}, sort_keys=True, ensure_ascii=False)
     line = f"{body} {crc32c(body.encode()):08x}\n".encode()
-    with storage.path(HISTORY).open("ab", buffering=0) as file:
-        file.write(line)
+    storage.append(HISTORY, line)
 
 
 def good_line(line: bytes) -> bool:
@@ -272,7 +272,7 @@ def good_line(line: bytes) -> bool:
     return bool(space) and tail == b"%08x\n" % crc32c(body)
 
 
-def mend_history(storage: LocalStorage) -> bool:
+def mend_history(storage: Storage) -> bool:
     """Drop lines of the history that are torn or damaged; whether there were any."""
     lines = (storage.get(HISTORY) or b"").splitlines(keepends=True)
     good = [line for line in lines if good_line(line)]

@@ -30,10 +30,10 @@ from stratalens.store.arrays import (
 )
 from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.manifest import Store, load
+from stratalens.store.places import is_url, storage_at
 from stratalens.store.provenance import compare, mismatch
 from stratalens.store.schema import Variable, recorded_variable
 from stratalens.store.slabs import SlabReader
-from stratalens.store.storage import LocalStorage
 
 EAGER_LABELS = 200_000
 Path = str | os.PathLike[str]
@@ -62,7 +62,7 @@ def open_store(
     Parameters
     ----------
     path
-        Folder of a store, or a list of folders to join along entity.
+        Folder or fsspec URL of a store, or a list of them to join along entity.
     chunks
         "auto": dask arrays whose chunks are several blocks of one stage and
         layer; None: xarray's own lazy indexing, without dask.
@@ -102,7 +102,7 @@ def open_store(
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
         raise InputError("no path given: open_store takes a folder, or a list of folders")
-    parts = [_part(load(LocalStorage(p)), verify=verify, dtype=dtype) for p in paths]
+    parts = [_part(load(storage_at(p)), verify=verify, dtype=dtype) for p in paths]
     _check_joinable(parts)
     first = parts[0].store
     rank = sorted(range(len(first.stages)), key=lambda i: first.stages[i].order)
@@ -232,10 +232,14 @@ def _coordinates(store: Store, rank: Sequence[int]) -> dict[str, xr.Variable]:
     return coords
 
 
+def _absolute(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - links stay as the user named them
+
+
 def _attributes(parts: Sequence[_Part]) -> dict[str, Any]:
     first = parts[0].store
     keys = [p.key for p in parts]
-    paths = [os.path.abspath(p.store.path) for p in parts]  # noqa: PTH100 - links stay as the user named them
+    paths = [_absolute(p.store.path) for p in parts]
     return {
         "model": str(first.recorded_with.get("model", "")),
         "path": paths[0] if len(paths) == 1 else paths,

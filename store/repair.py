@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from stratalens.store import commits, metadata
 from stratalens.store.errors import DamagedError, InputError
-from stratalens.store.locks import FileLock, busy
+from stratalens.store.locks import busy
 from stratalens.store.manifest import Store, load, mend_history
 from stratalens.store.schema import recorded_variable
-from stratalens.store.storage import PRIVATE, TEMPORARY, LocalStorage
+from stratalens.store.seam import TEMPORARY, Storage
 from stratalens.store.verify import VerifyReport, check_file
 
 
-def mend(storage: LocalStorage, report: VerifyReport) -> list[str]:
+def mend(storage: Storage, report: VerifyReport) -> list[str]:
     """Put right what the report names; returns what was done, in words."""
     storage.make_folders([TEMPORARY])
-    lock = FileLock(storage.path(f"{PRIVATE}/lock"))
+    lock = storage.writer_lock()
     if not lock.try_acquire():
         raise busy(storage.root, lock.holder())
     try:
@@ -39,7 +39,7 @@ def mend(storage: LocalStorage, report: VerifyReport) -> list[str]:
         lock.release()
 
 
-def _mend_root(storage: LocalStorage, done: list[str]) -> Store:
+def _mend_root(storage: Storage, done: list[str]) -> Store:
     try:
         return load(storage)
     except (DamagedError, InputError):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stratalens.store.chunks import ChunkFile, Fault, Selection
 from stratalens.store.errors import DamagedError
 from stratalens.store.layout import ArrayLayout
-from stratalens.store.storage import LocalStorage
+from stratalens.store.seam import Storage
 from stratalens.store.threads import cores, run_tasks
 
 PARALLEL_FROM = 4 << 20
@@ -47,7 +47,7 @@ class SlabReader:
         Whether checksums are checked.
     """
 
-    storage: LocalStorage
+    storage: Storage
     layout: ArrayLayout
     entities: int
     committed: NDArray[np.bool_]

@@ -17,9 +17,7 @@ import numpy as np
 from stratalens.store import commits
 from stratalens.store.buffers import Block, BlockBuffer, Memory
 from stratalens.store.errors import InputError
-from stratalens.store.locks import structure_lock
 from stratalens.store.manifest import StageEntry, Store, log
-from stratalens.store.storage import PRIVATE
 
 if TYPE_CHECKING:
     from stratalens.store.writer import ActivationWriter
@@ -115,7 +113,7 @@ class StageWriter:
         background = self.writer.background
         background.drain()
         background.check()
-        with structure_lock(self._store.storage.path(PRIVATE)):
+        with self._store.storage.structure_lock():
             present = self._committed()
             names = set(self._store.storage.list(commits.FOLDER))
             for group in range(len(self._store.groups)):

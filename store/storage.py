@@ -16,19 +16,16 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from stratalens.store.errors import InputError, NoSpaceError, StratalensError
+from stratalens.store.handles import ReadHandle, unreadable
+from stratalens.store.locks import FileLock, waiting
+from stratalens.store.seam import PRIVATE, TEMPORARY, Buffer, Kind
 
-from stratalens.store.errors import DamagedError, InputError, NoSpaceError, StratalensError
-
-PRIVATE = ".stratalens"
-TEMPORARY = f"{PRIVATE}/tmp"
-
-Buffer = bytes | NDArray[Any]
+__all__ = ["PRIVATE", "TEMPORARY", "LocalStorage", "ReadHandle"]
 
 
 class LocalStorage:
@@ -102,6 +99,23 @@ class LocalStorage:
     def _fsync_folders(self, folders: Iterable[Path]) -> None:
         _together([partial(self._fsync_folder, folder) for folder in folders])
 
+    def kind(self) -> Kind:
+        """What lies at the root."""
+        return "folder" if self.root.is_dir() else "file" if self.root.exists() else "nothing"
+
+    def is_folder(self, key: str) -> bool:
+        """Whether the key is a folder, and no link to one."""
+        path = self.path(key)
+        return path.is_dir() and not path.is_symlink()
+
+    def inner_stores(self) -> list[str]:
+        """Stores in the folder, one level down."""
+        return sorted(p.name for p in self.root.iterdir() if (p / PRIVATE).is_dir())
+
+    def remove_folder(self, key: str) -> None:
+        """Remove an empty folder."""
+        self.path(key).rmdir()
+
     # -- writing ------------------------------------------------------------------
     def put(self, key: str, data: Buffer) -> None:
         """Make one object durable under `key`, replacing what was there atomically."""
@@ -158,6 +172,11 @@ class LocalStorage:
             "to resume."
         )
 
+    def append(self, key: str, line: bytes) -> None:
+        """Add to the end of a file; a line that is torn by a loss of power is found by its checksum."""
+        with self.path(key).open("ab", buffering=0) as file:
+            file.write(line)
+
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects (those that are not there are ignored), durably."""
         folders: dict[Path, None] = {}
@@ -183,7 +202,7 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _unreadable(self.path(key), error) from error
+            raise unreadable(self.path(key), error) from error
 
     def list(self, folder: str) -> list[str]:
         """Sorted names in a folder (empty where it does not exist)."""
@@ -192,7 +211,7 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise _unreadable(self.path(folder), error) from error
+            raise unreadable(self.path(folder), error) from error
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, or None where there is none."""
@@ -209,7 +228,7 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
-            raise _unreadable(self.path(folder), error) from error
+            raise unreadable(self.path(folder), error) from error
 
     def open_read(self, key: str) -> ReadHandle | None:
         """Handle for positioned reads, or None where there is no object."""
@@ -218,15 +237,25 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _unreadable(self.path(key), error) from error
+            raise unreadable(self.path(key), error) from error
 
+    # -- locks ------------------------------------------------------------------------
+    def writer_lock(self) -> FileLock:
+        """The lock of the store's writers."""
+        return FileLock(self.path(f"{PRIVATE}/lock"))
 
-def _unreadable(path: Path, error: OSError) -> StratalensError:
-    if error.errno == errno.ELOOP:
-        return InputError(f"{path} is a link that leads back to itself (a loop): give the folder that is meant")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return InputError(f"{path} may not be read ({error.strerror}): ask for permission, or run as its owner")
-    return DamagedError(f"{path} cannot be read ({error.strerror}): `stratalens verify` says what is affected")
+    def claim_lock(self, name: str) -> FileLock:
+        """The lock of one block."""
+        return FileLock(self.path(f"{PRIVATE}/claims/{name}"))
+
+    def clear_claims(self) -> None:
+        """Remove the lock files that killed writers have left; only under the exclusive lock."""
+        for name in self.list(f"{PRIVATE}/claims"):
+            self.path(f"{PRIVATE}/claims/{name}").unlink(missing_ok=True)
+
+    def structure_lock(self) -> AbstractContextManager[None]:
+        """Held around a change of the root metadata."""
+        return waiting(FileLock(self.path(f"{PRIVATE}/structure.lock")), self.root)
 
 
 def _together(calls: Sequence[Callable[[], None]]) -> None:
@@ -238,41 +267,3 @@ def _together(calls: Sequence[Callable[[], None]]) -> None:
     with ThreadPoolExecutor(min(16, len(calls)), thread_name_prefix="stratalens-fsync") as pool:
         for future in [pool.submit(call) for call in calls]:
             future.result()
-
-
-class ReadHandle:
-    """Positioned reads straight into memory; a context manager."""
-
-    def __init__(self, descriptor: int, path: Path) -> None:
-        self._descriptor = descriptor
-        self._path = path
-
-    def __enter__(self) -> ReadHandle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-    def size(self) -> int:
-        """Bytes of the object."""
-        return os.fstat(self._descriptor).st_size
-
-    def expect(self, offset: int, nbytes: int) -> None:
-        """Hint that this range is going to be read piece by piece; nothing to do where reads are cheap."""
-
-    def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
-        """Fill the buffers one after the other from `offset`; False if the object ends before."""
-        pending = [b.data.cast("B") for b in buffers if b.nbytes]
-        while pending:
-            try:
-                got = os.preadv(self._descriptor, pending[:512], offset)
-            except OSError as error:
-                raise _unreadable(self._path, error) from error
-            if got == 0:
-                return False
-            offset += got
-            while pending and got >= pending[0].nbytes:
-                got -= pending.pop(0).nbytes
-            if got:
-                pending[0] = pending[0][got:]
-        return True

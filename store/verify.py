@@ -23,9 +23,10 @@ from stratalens.store.chunks import BAD_INDEX, TOO_SHORT
 from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.layout import CRC_BYTES, ArrayLayout
 from stratalens.store.manifest import HISTORY, Store, absent, good_line, load
+from stratalens.store.places import storage_at
+from stratalens.store.seam import Storage
 from stratalens.store.shards import index_bytes, parse_index
 from stratalens.store.slabs import describe
-from stratalens.store.storage import LocalStorage
 from stratalens.store.threads import cores, scratch
 from stratalens.store.verify_report import Damage, VerifyReport
 
@@ -43,7 +44,7 @@ class FileCheck:
     nbytes: int = 0
 
 
-def check_file(storage: LocalStorage, layout: ArrayLayout, key: str) -> FileCheck:
+def check_file(storage: Storage, layout: ArrayLayout, key: str) -> FileCheck:
     """Read one data file whole and compare every byte of it with its checksums."""
     size = storage.size(key)
     handle = storage.open_read(key) if size is not None else None
@@ -78,7 +79,7 @@ def check_file(storage: LocalStorage, layout: ArrayLayout, key: str) -> FileChec
     return FileCheck(digest, tuple(faults), size)
 
 
-def open_damaged(storage: LocalStorage, report: VerifyReport) -> Store | None:
+def open_damaged(storage: Storage, report: VerifyReport) -> Store | None:
     """The store by its root zarr.json or, where that is damaged, by the copy of it."""
     store: Store | None = None
     try:
@@ -130,7 +131,7 @@ def verify_store(
     StoreBusyError
         With `repair`, while another process writes.
     """
-    storage = LocalStorage(path)
+    storage = storage_at(path)
     report = VerifyReport()
     store = open_damaged(storage, report)
     if store is not None:
@@ -202,7 +203,7 @@ def _check_labels(store: Store, report: VerifyReport) -> None:
         report.damaged.append(Damage("label", store.path, what, name="label columns"))
 
 
-def _check_history(storage: LocalStorage, report: VerifyReport) -> None:
+def _check_history(storage: Storage, report: VerifyReport) -> None:
     for number, line in enumerate((storage.get(HISTORY) or b"").splitlines(keepends=True), 1):
         if not good_line(line):
             where = str(storage.path(HISTORY))

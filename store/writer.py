@@ -14,11 +14,12 @@ from stratalens.store import commits, metadata
 from stratalens.store.background import Background
 from stratalens.store.buffers import Allocate, Block, Memory
 from stratalens.store.errors import InputError, StoreBusyError
-from stratalens.store.locks import FileLock, busy, structure_lock
+from stratalens.store.locks import busy
 from stratalens.store.manifest import StageEntry, Store, add_stage, load, log, mend_history
+from stratalens.store.places import storage_at
 from stratalens.store.provenance import check_stage
+from stratalens.store.seam import PRIVATE, Lock
 from stratalens.store.stagewriter import StageWriter, compact
-from stratalens.store.storage import PRIVATE, LocalStorage
 
 __all__ = ["ActivationWriter", "StageWriter"]
 
@@ -47,11 +48,11 @@ class ActivationWriter:
     def __init__(
         self, store: Store | str | os.PathLike[str], *, allocate: Allocate | None = None, shared: bool = False
     ) -> None:
-        self.store = store if isinstance(store, Store) else load(LocalStorage(store))
+        self.store = store if isinstance(store, Store) else load(storage_at(store))
         self.shared = shared
         self._storage = self.store.storage
         self._lock = self._take_lock()
-        self._claims: dict[tuple[int, int], FileLock] = {}
+        self._claims: dict[tuple[int, int], Lock] = {}
         try:
             self.store = load(self._storage)
             self.background = Background(lambda: Memory(self.store.layouts, allocate))
@@ -59,9 +60,8 @@ class ActivationWriter:
             self._lock.release()
             raise
 
-    def _take_lock(self) -> FileLock:
-        folder = self._storage.path(PRIVATE)
-        lock = FileLock(folder / "lock")
+    def _take_lock(self) -> Lock:
+        lock = self._storage.writer_lock()
         try:
             if lock.try_acquire():
                 lock.note()
@@ -87,9 +87,8 @@ class ActivationWriter:
         storage = self._storage
         storage.remove_temporaries(own_only=False)
         mend_history(storage)
-        for name in storage.list(f"{PRIVATE}/claims"):
-            storage.path(f"{PRIVATE}/claims/{name}").unlink(missing_ok=True)
-        with structure_lock(storage.path(PRIVATE)):
+        storage.clear_claims()
+        with storage.structure_lock():
             store = load(storage)
             documents = store.arrays()
             stages = len(store.stages)
@@ -97,15 +96,10 @@ class ActivationWriter:
                 extra = [n for n in storage.list(name) if n.startswith("c.") and int(n[2:]) >= stages]
                 storage.delete(f"{name}/{n}" for n in extra)
             for name in storage.list(""):
-                folder = storage.path(name)
-                if (
-                    name not in documents
-                    and name != PRIVATE
-                    and folder.is_dir()
-                    and storage.list(name) == ["zarr.json"]
-                ):
+                known = name in documents or name == PRIVATE
+                if not known and storage.is_folder(name) and storage.list(name) == ["zarr.json"]:
                     storage.delete([f"{name}/zarr.json"])
-                    folder.rmdir()
+                    storage.remove_folder(name)
             store.publish()
             self._finish_compactions(store)
 
@@ -159,7 +153,7 @@ class ActivationWriter:
         self.background.check()
         facts = metadata.plain(provenance or {}, "provenance")
         entry = StageEntry(str(name), int(order), str(fingerprint), facts)
-        with structure_lock(self._storage.path(PRIVATE)):
+        with self._storage.structure_lock():
             fresh = load(self._storage)
             if fresh.groups != self.store.groups:
                 raise StoreBusyError(
@@ -177,8 +171,7 @@ class ActivationWriter:
         """Make sure that no other living process writes this block."""
         if not self.shared or (stage, block) in self._claims:
             return
-        path = self._storage.path(f"{PRIVATE}/claims/{stage:04d}.{block:07d}")
-        lock = FileLock(path)
+        lock = self._storage.claim_lock(f"{stage:04d}.{block:07d}")
         if not lock.try_acquire():
             raise StoreBusyError(
                 f"block {block} of stage {self.store.stages[stage].name!r} in {self._storage.root} is being written by "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,34 @@ def test_ranks_write_one_store_together(tmp_path: Path) -> None:
         assert process.returncode == 0
     assert verify_store(path).ok
     assert open_store(path).recorded.values.all()
-    stream(path)
+    # Nobody came after them: the ranks packed the commit records of every stage themselves.
+    assert sorted(p.name for p in (path / ".stratalens" / "commits").iterdir()) == ["0000.0", "0001.0", "0002.0"]
+    assert content(path) == content(tmp_path / "alone.zarr")
+
+
+def test_a_pool_of_processes_writes_one_store(tmp_path: Path) -> None:
+    stream(tmp_path / "alone.zarr")
+    path = tmp_path / "run.zarr"
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for job in [pool.submit(stream, path, None, (number, 2)) for number in range(2)]:
+            job.result()
+    assert content(path) == content(tmp_path / "alone.zarr")
+
+
+def test_dask_workers_write_one_store(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    stream(tmp_path / "alone.zarr")
+    path = tmp_path / "run.zarr"
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path / "d")
+    )
+    with cluster, distributed.Client(cluster) as client:
+        workers = list(client.scheduler_info()["workers"])
+        jobs = [
+            client.submit(stream, path, None, (number, 2), workers=[worker], pure=False)
+            for number, worker in enumerate(workers)
+        ]
+        client.gather(jobs)
     assert content(path) == content(tmp_path / "alone.zarr")
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from stratalens.store import open_store
 from stratalens.store.create import create
 from stratalens.store.manifest import load
+from stratalens.store.places import storage_at
 from stratalens.store.schema import Variable, site_variable, statistic_variables
-from stratalens.store.storage import LocalStorage
+from stratalens.store.seam import Storage
 from stratalens.store.writer import ActivationWriter
 from support.stores import fill_randomly, make_labels
 
@@ -29,7 +30,7 @@ def variables() -> list[Variable]:
     return [site, other, *statistic_variables(site)[:1]]
 
 
-def make(path: Path, storage: LocalStorage | None = None) -> Any:
+def make(path: Path | str, storage: Storage | None = None) -> Any:
     return create(
         path,
         entities=make_labels(ENTITIES, STAGES),
@@ -42,7 +43,7 @@ def make(path: Path, storage: LocalStorage | None = None) -> Any:
     )
 
 
-def stream(path: Path, storage: LocalStorage | None = None, shared: tuple[int, int] | None = None) -> None:
+def stream(path: Path | str, storage: Storage | None = None, shared: tuple[int, int] | None = None) -> None:
     """Write the whole store, or what is missing of it."""
     rank, size = shared or (0, 1)
     with ActivationWriter(make(path, storage), shared=shared is not None) as writer:
@@ -76,9 +77,9 @@ def expected_values(store: Any, order: int) -> dict[str, np.ndarray]:
     return {name: np.concatenate(arrays, axis=1) for name, arrays in parts.items()}
 
 
-def never_shows_what_was_not_written(path: Path) -> None:
+def never_shows_what_was_not_written(path: Path | str) -> None:
     """Whatever the reader shows as recorded is what was given; everything else reads as missing."""
-    store = load(LocalStorage(path))
+    store = load(storage_at(path))
     ds = open_store(path, dtype="bits", chunks=None)
     for stage in ds.stage.values.tolist():
         given = expected_values(store, STAGES.index(stage))
@@ -94,4 +95,4 @@ def never_shows_what_was_not_written(path: Path) -> None:
 
 if __name__ == "__main__":
     rest = sys.argv[2:]
-    stream(Path(sys.argv[1]), shared=(int(rest[1]), int(rest[2])) if rest else None)
+    stream(sys.argv[1], shared=(int(rest[1]), int(rest[2])) if rest else None)

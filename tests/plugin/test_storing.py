@@ -1,23 +1,25 @@
-"""A capture with its sites packed: the run file's key, the same values, refusal to mix."""
+"""Where and how a capture is stored changes nothing in it: sites packed with zstd, a store on an fsspec URL."""
 
+import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xarray as xr
 
 from stratalens.capturing import capture
 from stratalens.runfile import RunFile
-from stratalens.store import info
+from stratalens.store import info, open_store, verify_store
 from stratalens.store.errors import MismatchError
 from support.models import TwoLayers, run_two_layers, table, tokenizer
 
 SITES = ("layers.{layer}.hook_state",)
 
 
-def record(path: Path, compression: str) -> xr.Dataset:
+def record(path: Path | str, compression: str = "none", **kwargs: Any) -> xr.Dataset:
     return capture(
         TwoLayers(), table(12), path, sites=SITES, tokenizer=tokenizer(), forward=run_two_layers, block_size=4,
-        compression=compression,
+        compression=compression, **kwargs,
     )  # fmt: skip
 
 
@@ -28,6 +30,21 @@ def test_packed_capture_holds_the_same_values(tmp_path: Path) -> None:
     assert {name for name, kind in kinds.items() if kind == "zstd"} == set(info(tmp_path / "b.zarr")["sites"])
     with pytest.raises(MismatchError, match="compression"):
         record(tmp_path / "b.zarr", "none")
+
+
+def test_capture_onto_a_url_resumes(tmp_path: Path) -> None:
+    url = f"memory://{uuid.uuid4().hex}/run.zarr"
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(url, progress=stop)
+    assert open_store(url).recorded.values.any()
+    assert not open_store(url).recorded.values.all()
+    xr.testing.assert_equal(record(url), record(tmp_path / "a.zarr"))
+    assert verify_store(url).ok
 
 
 def test_the_run_file_has_the_key() -> None:
