@@ -85,10 +85,10 @@ doctest: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --doctest-modules --pyargs stratalens
 
 unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" --durations=15
 
 unit39: $(VENV39)/.dev
-	OMP_NUM_THREADS=1 $(BIN39)/python -m pytest -q -n 2 --dist loadfile tests/plugin tests/plugin_inputs
+	OMP_NUM_THREADS=1 $(BIN39)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" tests/plugin tests/plugin_inputs
 
 constraints: $(VENV)/.dev $(VENV39)/.dev
 	$(PYTHON) constraints/pin.py $(BIN)/pip $(PINS) 4.x
