@@ -107,6 +107,40 @@ def drift(
     return out.transpose(*keep).assign_attrs({**carried_attrs(directions), "reference": reference, "dim": dim})
 
 
+def steps(centroids: xr.Dataset | xr.DataArray, over: str = "group") -> xr.Dataset:
+    """The path of centroids through activation space: how far apart successive ones are, and how sharply it turns.
+
+    Args:
+        centroids: result of `centroids`, or a DataArray of vectors in order along `over`.
+        over: dim along which they follow each other: group, stage or layer.
+
+    Returns:
+        Dataset over all dims but the features, each entry about the step that ends at its label:
+        distance from the previous one (NaN at the first); cosine and angle (radians) between the two, as seen
+        from the origin; turn (radians, NaN at the first and the last): the angle between the step that ends here
+        and the one that begins here, 0 on a straight line. Independent points in many dimensions turn by 2/3 pi at
+        each (two successive steps share a point, so that their cosine is -1/2), which the attribute `turn_random`
+        says; compare with it before calling a path straight or bent.
+
+    Raises:
+        InputError: fewer than two entries along `over`.
+
+    >>> path = xr.DataArray([[1.0, 0.0], [1.0, 1.0], [1.0, 3.0], [4.0, 3.0]], dims=("group", "d_model"))
+    >>> found = steps(path)
+    >>> found.distance.values.tolist(), found.turn.values.round(4).tolist()
+    ([nan, 1.0, 2.0, 3.0], [nan, 0.0, 1.5708, nan])
+    """
+    moved = drift(centroids, over, "previous")
+    array, features = vectors(centroids)
+    step = _unit(array - array.shift({over: 1}), features)
+    straight = xr.dot(step, step.shift({over: -1}), dim=features).clip(-1, 1)
+    out = moved[["distance", "cosine"]].assign(angle=np.arccos(moved.cosine), turn=np.arccos(straight))
+    out["angle"].attrs["units"] = out["turn"].attrs["units"] = "rad"
+    out = out.transpose(*moved.dims)
+    out.attrs = {**carried_attrs(centroids), "over": over, "turn_random": float(2 * np.pi / 3)}
+    return out
+
+
 def _unit(array: xr.DataArray, features: list[Hashable]) -> xr.DataArray:
     length: xr.DataArray = (array.astype(np.float64) ** 2).sum(features, skipna=False) ** 0.5
     unit: xr.DataArray = array / length.where(length > 0)

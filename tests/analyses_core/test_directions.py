@@ -9,7 +9,7 @@ from scipy.linalg import subspace_angles
 
 from stratalens.analyses.alignment import principal_angles, procrustes
 from stratalens.analyses.centroids import centroids
-from stratalens.analyses.directions import agreement, cosines, drift, generalise
+from stratalens.analyses.directions import agreement, cosines, drift, generalise, steps
 from stratalens.store.errors import InputError
 from support.planted import planted
 
@@ -157,3 +157,28 @@ def test_procrustes_undoes_a_rotation_and_only_that() -> None:
         procrustes(ds, reference="s9")
     with pytest.raises(InputError, match="has one"):
         procrustes(ds.isel(stage=0))
+
+
+def test_steps_of_a_line_a_corner_and_of_noise() -> None:
+    rng = np.random.default_rng(0)
+    line = np.outer(np.arange(5), rng.standard_normal(300)) + 10
+    noise = rng.standard_normal((2000, 300))
+    found = steps(xr.DataArray(line, dims=("group", "d_model")))
+    np.testing.assert_allclose(found.turn[1:-1], 0, atol=1e-6)
+    np.testing.assert_allclose(found.distance[1:], np.linalg.norm(line[1] - line[0]), rtol=1e-9)
+    assert np.isnan(found.turn[[0, -1]]).all()
+    turns = steps(xr.DataArray(noise, dims=("group", "d_model")))
+    assert abs(float(turns.turn.mean()) - turns.turn_random) < 0.01
+    with pytest.raises(InputError, match="two entries"):
+        steps(xr.DataArray(line[:1], dims=("group", "d_model")))
+
+
+def test_steps_of_centroids_know_their_place_and_groups() -> None:
+    ds = planted(groups=4, per_group=200, effect=5.0)
+    found = steps(centroids(ds, progress=False))
+    assert found.distance.dims == ("stage", "layer", "token", "group")
+    assert found.group.values.tolist() == ["s1", "s2", "s3", "s4"]
+    assert found.site == "resid_post"
+    last = found.isel(stage=-1, layer=-1)
+    assert (last.turn[:, 1:-1] < 0.3).all()
+    assert (found.isel(stage=0).turn[..., 1:-1] > 1.5).all(), "without an effect the path is a random walk"
