@@ -35,7 +35,7 @@ def facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Store", store + (f" in {files} files" if files else "")),
         ("Date", _text(given.pop("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"))),
         ("Machine", _text(given.pop("machine", _machine()))),
-        ("Versions", _text(given.pop("versions", None) or info.get("recorded_with") or _versions())),
+        ("Versions", _text(given.pop("versions", None) or _recorded_versions(info) or _versions())),
     ]
     rows += [(str(k).replace("_", " ").capitalize(), _text(v)) for k, v in given.items()]
     return [(plain(k, 80), plain(v, 600)) for k, v in rows]
@@ -106,6 +106,11 @@ def _bytes(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def _recorded_versions(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions that the store was recorded with; the model's name is said elsewhere."""
+    return {k: v for k, v in (info.get("recorded_with") or {}).items() if k != "model"}
 
 
 def _versions() -> dict[str, str]:

@@ -190,10 +190,35 @@ def control_sentence(rows: Mapping[str, xr.Dataset], picture: Picture) -> Senten
     what = f"accuracy of {plain(pairs[0])}" if len(pairs) == 1 else f"mean accuracy over {len(pairs)} pairs"
 
     def say(place: Place) -> str:
-        parts = []
+        parts, read_here = [], {}
         for label, read in readers.items():
-            n = read({**picture.fixed, **place})
+            n = read_here[label] = read({**picture.fixed, **place})
             parts.append(f"{plain(label)} {interval(n)}, {size_words(n)}")
-        return f"At {where(picture, place)}, {what}: " + "; ".join(parts) + "."
+        verdict = _verdict(read_here)
+        return f"At {where(picture, place)}, {what}: " + "; ".join(parts) + "." + (f" {verdict}" if verdict else "")
 
     return say
+
+
+def _verdict(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """What the controls together allow to be said, or nothing where a row is missing or not known."""
+    own, alone = rows.get("activations"), rows.get("norms, losses, confidence alone")
+    if own is None or alone is None or not np.isfinite([own["value"], alone["value"]]).all():
+        return ""
+    if size_words(own) == "not told from chance":
+        return "There is no effect here for the controls to explain."
+    left = {label: n for label, n in rows.items() if label in ("matched on them: matched", "with them regressed out")}
+    clear = [label for label, n in left.items() if n["value"] > n["null"] and n["low"] > n["null"]]
+    if alone["value"] >= own["value"]:
+        start = "Norms, losses and confidence alone tell the groups apart at least as well as the activations do"
+    elif size_words(alone) == "not told from chance":
+        start = "Norms, losses and confidence alone do not tell the groups apart"
+    else:
+        start = "Norms, losses and confidence alone go part of the way"
+    if not left:
+        return f"{start}."
+    if len(clear) == len(left):
+        return f"{start}; with them matched or regressed out, something is left."
+    if clear:
+        return f"{start}; only one of the two controls leaves something: {plain(clear[0])}."
+    return f"{start}; with them matched or regressed out, nothing is left that is told from chance."

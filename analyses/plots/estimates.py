@@ -12,6 +12,7 @@ import xarray as xr
 from scipy import stats
 
 REPLICATES = ("fold", "repeat")
+SHARES = ("accuracy", "auc")  # cannot leave 0 .. 1, nor can their intervals
 PARTS = ("value", "low", "high", "null", "p")
 
 
@@ -39,6 +40,8 @@ def estimate(data: xr.Dataset, name: str = "accuracy", chance: float | None = No
     elif replicate:
         half = corrected_half_width(array, replicate)
         low, high = value - half, value + half
+        if name in SHARES:
+            low, high = low.clip(0, 1), high.clip(0, 1)
         how = f"95 % interval over {'s and '.join(replicate)}s, corrected for overlapping training sets"
     else:
         low = high = xr.full_like(value, np.nan, dtype=float)
@@ -86,6 +89,8 @@ def pair_mean(data: xr.Dataset, name: str = "accuracy") -> xr.Dataset:
     if "pair" not in array.dims:
         return estimate(data, name)
     single = estimate(data, name)
+    if data.sizes["pair"] == 1:  # its own interval, not one made anew
+        return single.isel(pair=0, drop=True)
     replicate = [d for d in REPLICATES if d in array.dims]
     if replicate:
         averaged = xr.Dataset({name: array.mean("pair")}, attrs=data.attrs)

@@ -125,3 +125,28 @@ def test_json_blocks_cannot_be_left() -> None:
     block = json_block(nasty)
     assert not set("<>&\u2028") & set(block)
     assert json.loads(block) == nasty
+
+
+def _row(value, half=0.03, null=0.5):
+    return {"value": value, "low": value - half, "high": value + half, "null": null, "p": float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("own", "alone", "matched", "regressed", "words"),
+    [
+        (0.72, 1.0, 0.63, 0.56, "at least as well as the activations do; with them matched or regressed out, something"),
+        (0.90, 0.70, 0.80, 0.51, "part of the way; only one of the two controls leaves something: matched on them"),
+        (0.90, 0.51, 0.51, 0.50, "do not tell the groups apart; with them matched or regressed out, nothing is left"),
+        (0.51, 0.90, 0.50, 0.50, "no effect here"),
+    ],
+)
+def test_the_verdict_on_the_controls_follows_the_numbers(own, alone, matched, regressed, words):
+    from stratalens.analyses.sentences import _verdict
+
+    rows = {
+        "activations": _row(own),
+        "norms, losses, confidence alone": _row(alone),
+        "matched on them: matched": _row(matched),
+        "with them regressed out": _row(regressed),
+    }
+    assert words in _verdict(rows)
