@@ -33,13 +33,13 @@ def render_page(template: str, panels: Mapping[str, Panel], known: Sequence[str]
     """Return a whole page as text.
 
     Args:
-        template: name of a file in templates/.
+        template: name of a file in page-templates/.
         panels: figures by the id they get in the page.
         known: trained stages in order, for the colours of a dark page.
         values: what else the template asks for; text in it is escaped.
     """
     environment = Environment(
-        loader=PackageLoader("stratalens.analyses", "templates"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("stratalens.analyses", "page-templates"), autoescape=True, undefined=StrictUndefined
     )
     data = {name: figure_data(panel, name) for name, panel in panels.items()}
     block = json_block({"figures": data, "dark": dark_twins(known)})
@@ -75,7 +75,7 @@ def scripts() -> tuple[str, ...]:
 
 
 def _own(name: str) -> str:
-    return files("stratalens.analyses").joinpath("templates", name).read_text(encoding="utf-8")
+    return files("stratalens.analyses").joinpath("page-templates", name).read_text(encoding="utf-8")
 
 
 def figure_data(panel: Panel, identity: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One standalone HTML page that shows a run: figures with sliders, a computed sentence each, no remote request.
 
 What is asked in which order is in sections.py, sentences in sentences.py, how
-figures become a page in page.py and templates/. Nothing from the data is ever markup or script: text
+figures become a page in page.py and page-templates/. Nothing from the data is ever markup or script: text
 goes through Jinja's escaping or sits in JSON blocks, and the page's own
 Content-Security-Policy allows only the scripts whose hashes it names.
 """

@@ -53,13 +53,14 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, xr.Dataset]:
 
 def _plain(result: xr.Dataset | xr.DataArray, name: str) -> xr.Dataset:
     """The result as zarr takes it: text as StringDType, attributes as JSON."""
-    ds = result.to_dataset(name=name if result.name is None else result.name) if isinstance(result, xr.DataArray) else result
+    if isinstance(result, xr.DataArray):
+        result = result.to_dataset(name=name if result.name is None else result.name)
     texts = {
         key: variable.astype(np.dtypes.StringDType())
-        for key, variable in ds.variables.items()
+        for key, variable in result.variables.items()
         if variable.dtype.kind in "OU"
     }
-    ds = ds.assign_coords({k: v for k, v in texts.items() if k in ds.coords})
+    ds = result.assign_coords({k: v for k, v in texts.items() if k in result.coords})
     ds = ds.assign({k: v for k, v in texts.items() if k in ds.data_vars})
     for variable in ds.variables.values():
         variable.encoding = {}
