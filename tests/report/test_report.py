@@ -134,7 +134,7 @@ def _row(value, half=0.03, null=0.5):
 @pytest.mark.parametrize(
     ("own", "alone", "matched", "regressed", "words"),
     [
-        (0.72, 1.0, 0.63, 0.56, "at least as well as the activations do; with them matched or regressed out, something"),
+        (0.72, 1.0, 0.63, 0.56, "at least as well as the activations do; with them matched or regressed out, some"),
         (0.90, 0.70, 0.80, 0.51, "part of the way; only one of the two controls leaves something: matched on them"),
         (0.90, 0.51, 0.51, 0.50, "do not tell the groups apart; with them matched or regressed out, nothing is left"),
         (0.51, 0.90, 0.50, 0.50, "no effect here"),
