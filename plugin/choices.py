@@ -40,6 +40,11 @@ def make_recipe(
 
     Arguments and errors are those of `create_store`.
     """
+    if not isinstance(table, PromptTable):
+        raise InputError(
+            f"the table is {type(table).__name__}, not a PromptTable. "
+            "Read it first: stratalens.PromptTable.read('prompts.csv'), or .from_dataframe(df)."
+        )
     if nonfinite not in ("raise", "keep"):
         raise InputError(f"nonfinite={nonfinite!r}: {near(str(nonfinite), ('raise', 'keep'))}")
     tokenized = table.tokenize(tokenizer if tokenizer is not None else adapter.tokenizer, max_length=adapter.max_length)

@@ -99,7 +99,7 @@ def forecast(run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")], as_j
 @app.command(epilog="Example: stratalens capture run.yaml")
 @guarded
 def capture(
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to record; see docs for its keys.")],
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to record; its keys are in the README.")],
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on in a store that is there, or refuse one that is.")
     ] = True,

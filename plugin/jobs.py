@@ -45,6 +45,7 @@ def _source(run: RunFile, entry: StageEntry) -> Source:
         return Checkpoint(entry.path)
     if entry.adapter is not None:
         return LoraAdapter(entry.adapter, base=run.model)
+    assert run.model is not None  # the run file refuses such a stage without it
     if entry.revision is not None:
         return Revision(run.model, entry.revision)
     return Checkpoint(run.model) if Path(run.model).is_dir() else Revision(run.model, "main")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stratalens.store.errors import InputError, near
 
@@ -48,9 +48,9 @@ class RunFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str
     prompts: Path
     store: Path
+    model: str | None = None  # a hub name or a folder; not needed where every stage has a path
     stages: tuple[StageEntry, ...] = ()
     sites: tuple[str, ...] = ("resid_post",)
     layers: tuple[int, ...] | None = None
@@ -61,6 +61,24 @@ class RunFile(BaseModel):
     device: str | None = None
     statistics: bool | tuple[str, ...] = True
     by: str = "trained_stage"
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _listed(cls, given: Any) -> Any:
+        """`{base: folder}` and `[base]` mean what they look like."""
+        if isinstance(given, dict):
+            return tuple({"name": name, "path": path} for name, path in given.items())
+        if isinstance(given, list | tuple):
+            return tuple({"name": entry} if isinstance(entry, str) else entry for entry in given)
+        raise ValueError("must be a list such as [{name: base, path: checkpoints/base}], or {base: checkpoints/base}")
+
+    @model_validator(mode="after")
+    def _some_model(self) -> RunFile:
+        without = [stage.name for stage in self.stages if stage.path is None]
+        if self.model is None and (without or not self.stages):
+            who = f"stage {without[0]!r} has no path" if without else "there are no stages with a path"
+            raise ValueError(f"model: missing, and {who}; add a line `model: NAME or FOLDER`")
+        return self
 
     @model_validator(mode="after")
     def _distinct_stages(self) -> RunFile:
@@ -119,7 +137,7 @@ def _anchored(run: RunFile, folder: Path) -> RunFile:
         for stage in run.stages
     )
     # A model may be a hub name or a folder; only a folder that is there is a path.
-    model = str(folder / run.model) if (folder / run.model).is_dir() else run.model
+    model = str(folder / run.model) if run.model and (folder / run.model).is_dir() else run.model
     update: dict[str, Any] = {
         "model": model,
         "stages": stages,

@@ -28,6 +28,9 @@ def written(tmp_path, **keys):
         ({"dtype": "int8"}, ["dtype", "bfloat16", "'int8'"]),
         ({"batch_size": 0}, ["batch_size", "greater than or equal to 1"]),
         ({"layers": ["first"]}, ["layers.0", "'first'"]),
+        ({"stages": "base"}, ["stages", "{name: base, path: checkpoints/base}"]),
+        ({"model": None}, ["model", "missing"]),
+        ({"model": None, "stages": [{"name": "a", "revision": "x"}]}, ["'a' has no path"]),
     ],
 )
 def test_wrong_values_name_key_value_and_mend(tmp_path, keys, words):
@@ -37,7 +40,7 @@ def test_wrong_values_name_key_value_and_mend(tmp_path, keys, words):
 
 
 def test_missing_file_lists_the_keys(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.yaml does not exist.*model, prompts"):
+    with pytest.raises(InputError, match=r"nowhere\.yaml does not exist.*prompts, store, model"):
         read_run_file(tmp_path / "nowhere.yaml")
 
 
@@ -58,6 +61,14 @@ def test_paths_are_taken_from_the_folder_of_the_file(tmp_path, monkeypatch):
     assert run.store == tmp_path / "run.zarr"
     assert run.model == str(tmp_path / "weights")
     assert run.stages[0].path == tmp_path / "weights" / "a"
+
+
+def test_stages_may_be_written_as_a_mapping_and_need_no_model(tmp_path):
+    run = read_run_file(written(tmp_path, model=None, stages={"base": "checkpoints/base", "s1": "checkpoints/s1"}))
+    assert [(stage.name, stage.path) for stage in run.stages] == [
+        ("base", tmp_path / "checkpoints" / "base"),
+        ("s1", tmp_path / "checkpoints" / "s1"),
+    ]
 
 
 names = st.text(st.characters(categories=("L", "N", "P", "Z")), min_size=1, max_size=12)

@@ -38,3 +38,13 @@ def test_the_example_runs_as_written(tmp_path, monkeypatch, capsys):
     assert "resid_post" in (tmp_path / "sweep.html").read_text()
     assert sl.verify_store(tmp_path / "run.zarr").ok
     assert "week1 v week2" in capsys.readouterr().out
+
+
+def test_the_run_file_is_one(tmp_path):
+    from stratalens.runfile import read_run_file
+
+    (block,) = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "run.yaml").write_text(block)
+    run = read_run_file(tmp_path / "run.yaml")
+    assert [stage.name for stage in run.stages] == ["base", "week1", "week2"]
+    assert run.positions == ("entity_last", "last")
