@@ -49,7 +49,7 @@ def _options(
     Debug.on = debug
 
 
-@app.command(epilog="Example: stratalens demo --quick --out /tmp/demo")
+@app.command(epilog="Example: stratalens demo --quick --out quick-demo")
 @guarded
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the store, the report and the summary.")] = Path("demo"),
