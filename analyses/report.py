@@ -20,6 +20,7 @@ from stratalens.analyses.page import Panel, render_page
 from stratalens.analyses.plots.palette import trained_order
 from stratalens.analyses.plots.picture import plain
 from stratalens.analyses.sections import Section, build_sections
+from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError
 
 KEYS = (
@@ -80,10 +81,7 @@ def report(
     short = list(highlights) or in_short(sections)
     page = render(sections, store_info, title=title, quick=quick, trained=trained, highlights=short)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".part")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
-    return target
+    return write_text(target, page)
 
 
 def in_short(sections: Sequence[Section]) -> list[str]:

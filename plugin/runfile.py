@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError, near
 
 
@@ -121,11 +122,7 @@ def read_run_file(path: str | Path) -> RunFile:
 
 def write_run_file(run: RunFile, path: str | Path) -> None:
     """Write the complete run, defaults spelled out, so that it replays exactly."""
-    target = Path(path)
-    text = yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    temporary = target.with_name(target.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
+    write_text(path, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def _anchored(run: RunFile, folder: Path) -> RunFile:

@@ -19,6 +19,7 @@ import stratalens as sl
 from stratalens.recency.headline import Row, in_words, rows_of
 from stratalens.recency.settings import UNTRAINED, StudySettings
 from stratalens.recency.watch import Watch
+from stratalens.store.atomic import write_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -171,8 +172,5 @@ def write_report(
         title="Do a model's activations tell in which order it was trained?",
         quick=proves_nothing,
     )
-    summary = folder / "summary.json"
-    temporary = summary.with_name(summary.name + ".part")
-    temporary.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(summary)
+    summary = write_text(folder / "summary.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
     return page, summary

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stratalens.recency import texts
+from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError, near
 
 Positive = Annotated[int, Field(ge=1)]
@@ -179,10 +180,7 @@ def read_settings(path: str | Path) -> StudySettings:
 
 def write_settings(settings: StudySettings, path: str | Path) -> None:
     """Write the complete settings, defaults spelled out, so that the run replays."""
-    target = Path(path)
-    temporary = target.with_name(target.name + ".part")
-    temporary.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    temporary.replace(target)
+    write_text(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
 
 def validate(values: dict[str, Any], where: str) -> StudySettings:
