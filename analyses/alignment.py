@@ -13,10 +13,10 @@ import numpy as np
 import scipy.linalg
 import xarray as xr
 
+from stratalens.analyses.engine.slabs import SiteData, Slab
+from stratalens.analyses.engine.vectors import vectors
 from stratalens.analyses.labels import Array, Data, clusters
-from stratalens.analyses.slabs import SiteData, Slab
 from stratalens.analyses.sweep import run_slabs
-from stratalens.analyses.vectors import vectors
 from stratalens.store.errors import InputError, near
 
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.engine.slabs import SiteData
+from stratalens.analyses.geometry.resample import halves
+from stratalens.analyses.geometry.slab_means import GroupMeans, Projection
 from stratalens.analyses.labels import Array, Data, Groups, clusters, groups, labels_by_cluster
 from stratalens.analyses.ordering import exposure
-from stratalens.analyses.resample import halves
-from stratalens.analyses.slab_means import GroupMeans, Projection
-from stratalens.analyses.slabs import SiteData
 from stratalens.analyses.sweep import run_slabs
 from stratalens.store.errors import InputError, near
 

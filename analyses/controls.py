@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from stratalens.analyses import scoring
+from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.labels import Data
 from stratalens.analyses.matched import matched_probe
-from stratalens.analyses.pairs import Pairs
-from stratalens.analyses.probe_plan import Plan, make_plan
-from stratalens.analyses.probe_slab import Variables, quality, stack_tokens
 from stratalens.analyses.probes import labelled, probe
+from stratalens.analyses.probing import scoring
+from stratalens.analyses.probing.pairs import Pairs
+from stratalens.analyses.probing.probe_plan import Plan, make_plan
+from stratalens.analyses.probing.probe_slab import Variables, quality, stack_tokens
 from stratalens.analyses.residuals import residual_probe
-from stratalens.analyses.slabs import SiteData, Slab
 from stratalens.analyses.statistics_alone import statistics_probe
 from stratalens.analyses.sweep import run_slabs
 from stratalens.store.errors import InputError, near
@@ -235,7 +235,7 @@ def control_table(results: Mapping[str, xr.Dataset], reference: str = "probe", r
     Raises:
         InputError: no such reference, or results of different entities or pairs.
     """
-    from stratalens.analyses.tabulate import tabulate
+    from stratalens.analyses.probing.tabulate import tabulate
 
     if reference not in results:
         raise InputError(f"reference={reference!r} is not among the results: {near(reference, results)}")

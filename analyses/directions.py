@@ -12,8 +12,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.generalisation import generalise as generalise
-from stratalens.analyses.vectors import carried_attrs, vectors
+from stratalens.analyses.engine.vectors import carried_attrs, vectors
 from stratalens.store.errors import InputError, near
 
 

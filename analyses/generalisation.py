@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.engine.slabs import SiteData, Slab
+from stratalens.analyses.engine.vectors import carried_attrs, vectors
+from stratalens.analyses.geometry.plane import spearman
 from stratalens.analyses.labels import Array, Data, clusters, groups
-from stratalens.analyses.plane import spearman
 from stratalens.analyses.significance import cluster_bootstrap
-from stratalens.analyses.slabs import SiteData, Slab
 from stratalens.analyses.sweep import run_slabs
-from stratalens.analyses.vectors import carried_attrs, vectors
 from stratalens.store.errors import InputError, near
 
 

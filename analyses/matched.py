@@ -12,14 +12,14 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.backend import resolve
-from stratalens.analyses.folds import assert_disjoint, entity_halves
+from stratalens.analyses.engine.slabs import SiteData
 from stratalens.analyses.labels import Data
-from stratalens.analyses.matched_slab import SAMPLES, MatchedSlab, MatchOptions
-from stratalens.analyses.pairs import Pairs
-from stratalens.analyses.probe_plan import make_plan
 from stratalens.analyses.probes import labelled
-from stratalens.analyses.slabs import SiteData
-from stratalens.analyses.statistic_values import Statistics
+from stratalens.analyses.probing.folds import assert_disjoint, entity_halves
+from stratalens.analyses.probing.matched_slab import SAMPLES, MatchedSlab, MatchOptions
+from stratalens.analyses.probing.pairs import Pairs
+from stratalens.analyses.probing.probe_plan import make_plan
+from stratalens.analyses.probing.statistic_values import Statistics
 from stratalens.analyses.sweep import run_slabs
 from stratalens.store.errors import InputError, near
 

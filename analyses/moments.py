@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from stratalens.analyses.engine.slabs import Slab
 from stratalens.analyses.labels import Array
-from stratalens.analyses.slabs import Slab
 from stratalens.store.errors import InputError
 
 ROWS = 4096  # rows per float32 product before it is added up in float64

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.estimators import Settings, device
+from stratalens.analyses.engine.slabs import SiteData
+from stratalens.analyses.fitting.estimators import Settings, device
 from stratalens.analyses.labels import Data
-from stratalens.analyses.pairs import MULTICLASS, Pairs
-from stratalens.analyses.probe_plan import Plan, make_plan
-from stratalens.analyses.probe_slab import ProbeSlab
-from stratalens.analyses.slabs import SiteData
+from stratalens.analyses.probing.pairs import MULTICLASS, Pairs
+from stratalens.analyses.probing.probe_plan import Plan, make_plan
+from stratalens.analyses.probing.probe_slab import ProbeSlab
 from stratalens.analyses.sweep import run_slabs
 
 

@@ -1,7 +1,8 @@
 """One standalone HTML page that shows a run: figures with sliders, a computed sentence each, no remote request.
 
-What is asked in which order is in sections.py, sentences in sentences.py, how
-figures become a page in page.py and page-templates/. Nothing from the data is ever markup or script: text
+What is asked in which order is in reporting/sections.py, sentences in
+reporting/sentences.py, how figures become a page in reporting/page.py and
+reporting/page-templates/. Nothing from the data is ever markup or script: text
 goes through Jinja's escaping or sits in JSON blocks, and the page's own
 Content-Security-Policy allows only the scripts whose hashes it names.
 """
@@ -15,11 +16,11 @@ from typing import Any
 
 import xarray as xr
 
-from stratalens.analyses.facts import completeness, facts, fine_print, group_rows
-from stratalens.analyses.page import Panel, render_page
 from stratalens.analyses.plots.palette import trained_order
 from stratalens.analyses.plots.picture import plain
-from stratalens.analyses.sections import Section, build_sections
+from stratalens.analyses.reporting.facts import completeness, facts, fine_print, group_rows
+from stratalens.analyses.reporting.page import Panel, render_page
+from stratalens.analyses.reporting.sections import Section, build_sections
 from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError
 

@@ -14,14 +14,14 @@ import numpy.typing as npt
 import xarray as xr
 from sklearn.preprocessing import SplineTransformer
 
-from stratalens.analyses.estimators import Settings, device
+from stratalens.analyses.engine.slabs import SiteData, Slab
+from stratalens.analyses.fitting.estimators import Settings, device
 from stratalens.analyses.labels import Data
-from stratalens.analyses.pairs import Pairs
-from stratalens.analyses.probe_plan import Plan, make_plan
-from stratalens.analyses.probe_slab import probe_token, stack_tokens, unit_rows
 from stratalens.analyses.probes import labelled
-from stratalens.analyses.slabs import SiteData, Slab
-from stratalens.analyses.statistic_values import Statistics, usable
+from stratalens.analyses.probing.pairs import Pairs
+from stratalens.analyses.probing.probe_plan import Plan, make_plan
+from stratalens.analyses.probing.probe_slab import probe_token, stack_tokens, unit_rows
+from stratalens.analyses.probing.statistic_values import Statistics, usable
 from stratalens.analyses.sweep import run_slabs
 from stratalens.store.errors import InputError, near
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.boosting import BOOSTING
-from stratalens.analyses.estimators import Settings
+from stratalens.analyses.engine.slabs import SiteData, Slab
+from stratalens.analyses.fitting.boosting import BOOSTING
+from stratalens.analyses.fitting.estimators import Settings
 from stratalens.analyses.labels import Data
-from stratalens.analyses.pairs import MULTICLASS, ORDINAL, Pairs
-from stratalens.analyses.probe_plan import Plan, make_plan
-from stratalens.analyses.probe_slab import Variables, probe_token, stack_tokens
 from stratalens.analyses.probes import labelled
-from stratalens.analyses.slabs import SiteData, Slab
-from stratalens.analyses.statistic_values import Statistics, usable
+from stratalens.analyses.probing.pairs import MULTICLASS, ORDINAL, Pairs
+from stratalens.analyses.probing.probe_plan import Plan, make_plan
+from stratalens.analyses.probing.probe_slab import Variables, probe_token, stack_tokens
+from stratalens.analyses.probing.statistic_values import Statistics, usable
 from stratalens.analyses.sweep import run_slabs
 from stratalens.store.errors import InputError, near
 

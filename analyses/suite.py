@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.centroids import centroids, project
-from stratalens.analyses.directions import cosines, generalise
+from stratalens.analyses.directions import cosines
+from stratalens.analyses.generalisation import generalise
 from stratalens.analyses.labels import groups
 from stratalens.analyses.matched import matched_probe
 from stratalens.analyses.plots.distributions import statistic_quantiles

@@ -17,12 +17,12 @@ from typing import Any
 import xarray as xr
 from tqdm.auto import tqdm
 
-from stratalens.analyses.assemble import Filled, Layout, as_dataset, noise_slab, unwrap
-from stratalens.analyses.cache import SlabCache
+from stratalens.analyses.engine.assemble import Filled, Layout, as_dataset, noise_slab, unwrap
+from stratalens.analyses.engine.cache import SlabCache
+from stratalens.analyses.engine.parcels import Common, run_one, run_parcel
+from stratalens.analyses.engine.slabs import SiteData, Slab
+from stratalens.analyses.engine.threads import blas_threads, cores, worker_count
 from stratalens.analyses.labels import Array, Data
-from stratalens.analyses.parcels import Common, run_one, run_parcel
-from stratalens.analyses.slabs import SiteData, Slab
-from stratalens.analyses.threads import blas_threads, cores, worker_count
 from stratalens.store.errors import InputError, near
 
 SlabFunction = Callable[[Slab], xr.Dataset]

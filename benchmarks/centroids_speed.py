@@ -23,7 +23,7 @@ import xarray as xr
 from common import alternate, describe, peak_memory_mib, table
 
 from stratalens.analyses.centroids import centroids, project
-from stratalens.analyses.slabs import SiteData, Slab
+from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.sweep import run_slabs
 from stratalens.store import open_store
 from stratalens.store.create import create

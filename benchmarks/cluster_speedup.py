@@ -26,8 +26,8 @@ from centroids_speed import GROUPS, make
 from common import describe
 
 from stratalens.analyses.centroids import project
-from stratalens.analyses.parcels import Common
-from stratalens.analyses.slabs import SiteData, Slab
+from stratalens.analyses.engine.parcels import Common
+from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.sweep import run_slabs
 from stratalens.store import open_store
 

@@ -1,4 +1,6 @@
 from .analyses import plots as plots
+from .analyses.alignment import principal_angles as principal_angles
+from .analyses.alignment import procrustes as procrustes
 from .analyses.centroids import centroids as centroids
 from .analyses.centroids import project as project
 from .analyses.controls import baseline_probe as baseline_probe
@@ -7,9 +9,13 @@ from .analyses.controls import controls as controls
 from .analyses.controls import matched_probe as matched_probe
 from .analyses.controls import residual_probe as residual_probe
 from .analyses.controls import statistics_probe as statistics_probe
+from .analyses.directions import agreement as agreement
 from .analyses.directions import cosines as cosines
-from .analyses.directions import generalise as generalise
+from .analyses.directions import drift as drift
+from .analyses.engine.cache import clear_results as clear_results
+from .analyses.generalisation import generalise as generalise
 from .analyses.probes import probe as probe
+from .analyses.significance import fdr as fdr
 from .analyses.sweep import sweep as sweep
 from .bridges import to_activation_cache as to_activation_cache
 from .bridges import torch_dataset as torch_dataset

@@ -43,7 +43,7 @@ def save(
     picture = getattr(obj, "stratalens_picture", None)
     if suffix == ".html":
         if isinstance(picture, Picture):
-            from stratalens.analyses.page import figure_page
+            from stratalens.analyses.reporting.page import figure_page
 
             target.write_text(figure_page(picture), encoding="utf-8")
         else:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stratalens.analyses.cache import clear_results, results_folder
 from stratalens.analyses.centroids import centroids, project
-from stratalens.analyses.slabs import Slab
+from stratalens.analyses.engine.cache import clear_results, results_folder
+from stratalens.analyses.engine.slabs import Slab
 from stratalens.analyses.sweep import run_slabs, sweep
 from stratalens.store.errors import InputError
 from stratalens.store.reader import open_store

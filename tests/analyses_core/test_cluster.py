@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stratalens.analyses.cache import results_folder
 from stratalens.analyses.centroids import centroids, project
-from stratalens.analyses.parcels import Common
-from stratalens.analyses.slabs import SiteData, Slab
+from stratalens.analyses.engine.cache import results_folder
+from stratalens.analyses.engine.parcels import Common
+from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.sweep import run_slabs, sweep
 from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.reader import open_store

@@ -9,7 +9,8 @@ from scipy.linalg import subspace_angles
 
 from stratalens.analyses.alignment import principal_angles, procrustes
 from stratalens.analyses.centroids import centroids
-from stratalens.analyses.directions import agreement, cosines, drift, generalise, steps
+from stratalens.analyses.directions import agreement, cosines, drift, steps
+from stratalens.analyses.generalisation import generalise
 from stratalens.store.errors import InputError
 from support.planted import planted
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratalens.analyses.eigenvalues import largest_eigenvalue
-from stratalens.analyses.plane import straightness
+from stratalens.analyses.geometry.eigenvalues import largest_eigenvalue
+from stratalens.analyses.geometry.plane import straightness
 
 
 def with_eigenvalues(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:

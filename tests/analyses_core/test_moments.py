@@ -11,9 +11,9 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge, RidgeClassifier
 
-from stratalens.analyses.linear import difference_of_means, lda, pair_directions, pca, ridge
+from stratalens.analyses.engine.slabs import SiteData
+from stratalens.analyses.fitting.linear import difference_of_means, lda, pair_directions, pca, ridge
 from stratalens.analyses.moments import Moments, combine, moments
-from stratalens.analyses.slabs import SiteData
 from stratalens.store.errors import InputError, NonFiniteError
 from support.planted import planted
 

@@ -10,8 +10,8 @@ import xarray as xr
 from scipy.stats import binom, kendalltau, kstest, spearmanr
 
 from stratalens.analyses.centroids import centroids, project
+from stratalens.analyses.geometry.resample import Slots, halves
 from stratalens.analyses.labels import clusters, groups
-from stratalens.analyses.resample import Slots, halves
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError
 from support.planted import planted
 

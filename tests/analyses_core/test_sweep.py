@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stratalens.analyses.slabs import SiteData, Slab
+from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.sweep import run_slabs, sweep
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError
 from support.planted import planted

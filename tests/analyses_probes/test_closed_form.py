@@ -5,10 +5,10 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge, RidgeClassifier
 
-from stratalens.analyses import probe_systems
-from stratalens.analyses.closed_form import fit_closed_form, fit_order
-from stratalens.analyses.folds import entity_folds
-from stratalens.analyses.pairs import training_signs
+from stratalens.analyses.fitting import probe_systems
+from stratalens.analyses.fitting.closed_form import fit_closed_form, fit_order
+from stratalens.analyses.probing.folds import entity_folds
+from stratalens.analyses.probing.pairs import training_signs
 from stratalens.store.errors import InputError
 
 

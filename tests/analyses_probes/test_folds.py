@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratalens.analyses.folds import assert_disjoint, entity_folds, entity_halves, entity_strata
+from stratalens.analyses.probing.folds import assert_disjoint, entity_folds, entity_halves, entity_strata
 from stratalens.store.errors import InputError
 
 

@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from stratalens.analyses.backend import resolve
-from stratalens.analyses.logistic import fit_logistic
-from stratalens.analyses.softmax import fit_softmax
+from stratalens.analyses.fitting.logistic import fit_logistic
+from stratalens.analyses.fitting.softmax import fit_softmax
 from stratalens.store.errors import InputError
 
 

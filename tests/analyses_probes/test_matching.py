@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratalens.analyses.matching import (
+from stratalens.analyses.probing.matching import (
     joint_bins,
     match_bins,
     match_nearest,

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from sklearn.linear_model import LogisticRegression
 
-from stratalens.analyses.estimators import Settings, fit_probes
+from stratalens.analyses.fitting.estimators import Settings, fit_probes
 from stratalens.analyses.probes import probe
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError
 from support.planted import planted

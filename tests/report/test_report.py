@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from stratalens.analyses.page import json_block
 from stratalens.analyses.plots.distributions import statistic_quantiles
 from stratalens.analyses.report import report
-from stratalens.analyses.sections import build_sections
+from stratalens.analyses.reporting.page import json_block
+from stratalens.analyses.reporting.sections import build_sections
 from stratalens.store.errors import InputError
 from support.results import planted_results, store_info
 
@@ -141,7 +141,7 @@ def _row(value, half=0.03, null=0.5):
     ],
 )
 def test_the_verdict_on_the_controls_follows_the_numbers(own, alone, matched, regressed, words):
-    from stratalens.analyses.sentences import _verdict
+    from stratalens.analyses.reporting.sentences import _verdict
 
     rows = {
         "activations": _row(own),

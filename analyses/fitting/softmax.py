@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stratalens.analyses.backend import Backend, logistic_estimator, to_numpy
-from stratalens.analyses.logistic import LinearFit
+from stratalens.analyses.fitting.logistic import LinearFit
 
 
 def fit_softmax(

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from stratalens.analyses.engine.slabs import Slab, read
 from stratalens.analyses.labels import Data
-from stratalens.analyses.slabs import Slab, read
 from stratalens.store.errors import InputError, near
 
 Doubles = npt.NDArray[np.float64]

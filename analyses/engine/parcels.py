@@ -14,9 +14,9 @@ import dask
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.engine.slabs import SiteData, Slab
+from stratalens.analyses.engine.threads import blas_threads
 from stratalens.analyses.labels import Array
-from stratalens.analyses.slabs import SiteData, Slab
-from stratalens.analyses.threads import blas_threads
 
 _dask: Any = dask  # its functions have no types
 

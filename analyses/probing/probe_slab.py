@@ -12,13 +12,13 @@ import numpy.typing as npt
 import xarray as xr
 from scipy.stats import rankdata
 
-from stratalens.analyses import scoring
-from stratalens.analyses.boosting import BOOSTING, boosted_scores
-from stratalens.analyses.estimators import Probes, Settings, fit_probes
-from stratalens.analyses.pairs import MULTICLASS, ORDINAL
-from stratalens.analyses.probe_plan import Plan
+from stratalens.analyses.engine.slabs import Slab
+from stratalens.analyses.fitting.boosting import BOOSTING, boosted_scores
+from stratalens.analyses.fitting.estimators import Probes, Settings, fit_probes
+from stratalens.analyses.probing import scoring
+from stratalens.analyses.probing.pairs import MULTICLASS, ORDINAL
+from stratalens.analyses.probing.probe_plan import Plan
 from stratalens.analyses.significance import p_value
-from stratalens.analyses.slabs import Slab
 from stratalens.store.errors import InputError
 
 Floats = npt.NDArray[np.floating]

@@ -14,9 +14,9 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.engine.parcels import Common, Parcel, run_parcel
+from stratalens.analyses.engine.slabs import Slab
 from stratalens.analyses.labels import Array
-from stratalens.analyses.parcels import Common, Parcel, run_parcel
-from stratalens.analyses.slabs import Slab
 from stratalens.store.errors import InputError
 
 _dask: Any = dask  # their functions have no types

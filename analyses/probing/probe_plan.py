@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from stratalens.analyses import folds as splits
 from stratalens.analyses.labels import Data, clusters, column
 from stratalens.analyses.labels import groups as ordered_groups
-from stratalens.analyses.pairs import Contrasts, Pairs, contrasts, shuffled_labels
-from stratalens.analyses.scoring import bootstrap_weights
+from stratalens.analyses.probing import folds as splits
+from stratalens.analyses.probing.pairs import Contrasts, Pairs, contrasts, shuffled_labels
+from stratalens.analyses.probing.scoring import bootstrap_weights
 from stratalens.store.errors import InputError
 
 

@@ -7,10 +7,10 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata
 
-from stratalens.analyses import sentences as say
 from stratalens.analyses.plots.drift import stage_steps
 from stratalens.analyses.plots.palette import group_names
 from stratalens.analyses.plots.picture import Picture, Place, lookup, plain, values_of
+from stratalens.analyses.reporting import sentences as say
 
 
 def loss_sentence(losses: pd.DataFrame) -> say.Sentence:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stratalens.analyses.backend import Backend, resolve, to_numpy
-from stratalens.analyses.lbfgs import Minimum, minimise
-from stratalens.analyses.logistic_loss import BinaryObjective, curvature_factor
+from stratalens.analyses.fitting.lbfgs import Minimum, minimise
+from stratalens.analyses.fitting.logistic_loss import BinaryObjective, curvature_factor
 from stratalens.store.errors import InputError
 
 # Elements (rows x problems) of the predictor matrix of one batch; larger sets of problems go in several.

@@ -39,7 +39,9 @@ def render_page(template: str, panels: Mapping[str, Panel], known: Sequence[str]
         values: what else the template asks for; text in it is escaped.
     """
     environment = Environment(
-        loader=PackageLoader("stratalens.analyses", "page-templates"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("stratalens.analyses.reporting", "page-templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
     )
     data = {name: figure_data(panel, name) for name, panel in panels.items()}
     block = json_block({"figures": data, "dark": dark_twins(known)})
@@ -75,7 +77,7 @@ def scripts() -> tuple[str, ...]:
 
 
 def _own(name: str) -> str:
-    return files("stratalens.analyses").joinpath("page-templates", name).read_text(encoding="utf-8")
+    return files("stratalens.analyses.reporting").joinpath("page-templates", name).read_text(encoding="utf-8")
 
 
 def figure_data(panel: Panel, identity: str) -> dict[str, Any]:

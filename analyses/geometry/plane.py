@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stratalens.analyses.eigenvalues import largest_eigenvalue
+from stratalens.analyses.geometry.eigenvalues import largest_eigenvalue
+from stratalens.analyses.geometry.resample import Halves
 from stratalens.analyses.labels import Array
-from stratalens.analyses.resample import Halves
 
 STATISTICS = ("r2", "rank_correlation", "kendall", "inner_rank_correlation", "exact_order")
 

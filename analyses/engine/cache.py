@@ -22,9 +22,9 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from stratalens.analyses.assemble import Filled
+from stratalens.analyses.engine.assemble import Filled
+from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.labels import Array
-from stratalens.analyses.slabs import SiteData, Slab
 from stratalens.store.errors import InputError
 from stratalens.store.locks import FileLock
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stratalens.analyses.logistic import fit_logistic
-from stratalens.analyses.scoring import auc
+from stratalens.analyses.fitting.logistic import fit_logistic
+from stratalens.analyses.probing.scoring import auc
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from stratalens.analyses.logistic import LinearFit
-from stratalens.analyses.probe_systems import Doubles, Floats, Rows, Systems
+from stratalens.analyses.fitting.logistic import LinearFit
+from stratalens.analyses.fitting.probe_systems import Doubles, Floats, Rows, Systems
 from stratalens.store.errors import InputError
 
 METHODS = ("ridge", "lda", "diffmeans")

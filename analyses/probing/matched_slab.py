@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from stratalens.analyses import matching, scoring
 from stratalens.analyses.backend import resolve
-from stratalens.analyses.logistic import fit_logistic
-from stratalens.analyses.probe_plan import Plan
-from stratalens.analyses.probe_slab import Variables, stack_tokens, unit_rows
-from stratalens.analyses.slabs import Slab
-from stratalens.analyses.statistic_values import Statistics, usable
+from stratalens.analyses.engine.slabs import Slab
+from stratalens.analyses.fitting.logistic import fit_logistic
+from stratalens.analyses.probing import matching, scoring
+from stratalens.analyses.probing.probe_plan import Plan
+from stratalens.analyses.probing.probe_slab import Variables, stack_tokens, unit_rows
+from stratalens.analyses.probing.statistic_values import Statistics, usable
 from stratalens.store.errors import InputError
 
 SAMPLES = ("all", "matched", "random_subsample")

@@ -9,10 +9,6 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from stratalens.analyses import direction_sentences as more
-from stratalens.analyses import sentences as say
-from stratalens.analyses.limits import CONTROL_LABELS, limits, unseen_sentence
-from stratalens.analyses.page import Panel
 from stratalens.analyses.plots.comparison import control_comparison_picture, control_rows
 from stratalens.analyses.plots.distributions import loss_curves_picture, statistic_distributions_picture
 from stratalens.analyses.plots.drift import probe_generalisation_picture, stage_drift_picture
@@ -21,6 +17,10 @@ from stratalens.analyses.plots.grids import cosine_matrix_picture, pair_matrix_p
 from stratalens.analyses.plots.paths import centroid_path_picture
 from stratalens.analyses.plots.picture import plain, values_of
 from stratalens.analyses.plots.sweeps import layer_sweep_picture
+from stratalens.analyses.reporting import direction_sentences as more
+from stratalens.analyses.reporting import sentences as say
+from stratalens.analyses.reporting.limits import CONTROL_LABELS, limits, unseen_sentence
+from stratalens.analyses.reporting.page import Panel
 
 Results = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from stratalens.analyses.scoring import bootstrap_weights
+from stratalens.analyses.probing.scoring import bootstrap_weights
 from stratalens.store.errors import InputError
 
 PLACES = ("stage", "layer", "token", "pair")

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stratalens.analyses import closed_form
 from stratalens.analyses.backend import logistic_estimator, resolve, to_numpy
-from stratalens.analyses.boosting import BOOSTING
-from stratalens.analyses.logistic import LinearFit, fit_logistic
-from stratalens.analyses.pairs import MULTICLASS, ORDINAL, training_signs
-from stratalens.analyses.softmax import fit_softmax
+from stratalens.analyses.fitting import closed_form
+from stratalens.analyses.fitting.boosting import BOOSTING
+from stratalens.analyses.fitting.logistic import LinearFit, fit_logistic
+from stratalens.analyses.fitting.softmax import fit_softmax
+from stratalens.analyses.probing.pairs import MULTICLASS, ORDINAL, training_signs
 from stratalens.store.errors import InputError, near
 
 Floats = npt.NDArray[np.floating]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.engine.slabs import Slab
+from stratalens.analyses.geometry.plane import STATISTICS, coordinates, gram, inner_products, statistics
+from stratalens.analyses.geometry.resample import Slots, halves
 from stratalens.analyses.labels import Array
-from stratalens.analyses.plane import STATISTICS, coordinates, gram, inner_products, statistics
-from stratalens.analyses.resample import Slots, halves
 from stratalens.analyses.significance import interval, p_value
-from stratalens.analyses.slabs import Slab
 from stratalens.store.errors import InputError
 
 ROWS = 512  # rows that are summed while they are in the cache

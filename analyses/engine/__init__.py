@@ -1,0 +1,1 @@
+"""How one function reaches every slab: reading, threads and workers, assembling, caching."""

@@ -1,0 +1,1 @@
+"""Estimators: from rows and targets to coefficients, many problems at a time."""

@@ -1,0 +1,1 @@
+"""Geometry of group centroids as arrays: planes, resampling, eigenvalues."""

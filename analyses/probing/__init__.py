@@ -1,0 +1,1 @@
+"""What the probe verbs share: pairs, folds, plans, scores, matching."""

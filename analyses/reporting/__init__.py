@@ -1,0 +1,1 @@
+"""What the report is made of: facts, sections, sentences, and the page itself."""
