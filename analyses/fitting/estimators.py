@@ -127,6 +127,8 @@ def fit_probes(
     trainable: npt.NDArray[np.bool_],
     settings: Settings,
     only: int | None = None,
+    refit: bool = True,
+    penalty: Doubles | None = None,
 ) -> Probes:
     """Fit every probe without each fold, and on all training rows.
 
@@ -139,16 +141,16 @@ def fit_probes(
         trainable: [array-like, shape: (n,)] rows that may be trained on.
         settings: how.
         only: fit one training set alone: that without this fold, or with all rows where it equals `folds`.
+        refit: False leaves out the fit on all training rows.
+        penalty: [array-like, shape: (pair, training sets)] the C of each fit; None = chosen here, where there is a
+            choice.
     """
     fit = _fitter(X, codes, settings)
     targets = training_signs(signs, fold, folds, trainable)
-    if only is not None:
-        targets = targets[:, :, [only]]
-    candidates = settings.candidates
-    if len(candidates) == 1:
-        penalty = np.full(targets.shape[1:], candidates[0])
-    else:
-        penalty = _choose(fit, X, signs, codes, fold, folds, trainable, settings)
+    wanted = list(range(folds + refit)) if only is None else [only]
+    targets = targets[:, :, wanted]
+    if penalty is None:
+        penalty = choose_penalties(X, signs, codes, fold, folds, trainable, settings)[:, wanted]
     found = fit(targets, penalty)
     shape = targets.shape[1:]
     return Probes(
@@ -214,16 +216,22 @@ def _fit_library(X: Floats, signs: npt.NDArray[np.int8], C: npt.NDArray[np.float
     return LinearFit(coef, intercept, iterations < limit, iterations)
 
 
-def _choose(
-    fit: Fitter, X: Floats, signs: npt.NDArray[np.int8], codes: npt.NDArray[np.int64],
-    fold: npt.NDArray[np.int64], folds: int, trainable: npt.NDArray[np.bool_], settings: Settings,
-) -> npt.NDArray[np.float64]:  # fmt: skip
+def choose_penalties(
+    X: Floats, signs: npt.NDArray[np.int8], codes: npt.NDArray[np.int64], fold: npt.NDArray[np.int64], folds: int,
+    trainable: npt.NDArray[np.bool_], settings: Settings, prepare: Prepare | None = None,
+) -> Doubles:  # fmt: skip
     """The penalty of every fit, by cross-validation inside its own training rows, shape (pair, folds + 1).
 
     A fit without folds i and j says how well a penalty does on j for the probe that leaves out i, and the other way
     round; a fit without fold i alone says it for the refit. The smallest mean loss wins, the stronger penalty
     where two are equal.
+
+    Args:
+        X, signs, codes, fold, folds, trainable, settings: as in `fit_probes`.
+        prepare: from training rows [shape: (n,) bool] to the activations that are used with them.
     """
+    if len(settings.candidates) == 1:
+        return np.full((signs.shape[1], folds + 1), settings.candidates[0])
     left_out = [*combinations(range(folds), 2), *((i,) for i in range(folds))]
     inside = np.stack([trainable & ~np.isin(fold, out) for out in left_out], axis=1)
     targets = signs[:, :, None] * inside.astype(np.int8)[:, None, :]

@@ -5,7 +5,8 @@ What all slabs share is in probe_plan.py; the verb in probes.py runs this on eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from scipy.stats import rankdata
 
 from stratalens.analyses.engine.slabs import Slab
 from stratalens.analyses.fitting.boosting import BOOSTING, boosted_scores
-from stratalens.analyses.fitting.estimators import Probes, Settings, fit_probes
+from stratalens.analyses.fitting.estimators import Prepare, Probes, Settings, choose_penalties, fit_probes
 from stratalens.analyses.probing import scoring
 from stratalens.analyses.probing.pairs import MULTICLASS, ORDINAL
 from stratalens.analyses.probing.probe_plan import Plan
@@ -22,9 +23,10 @@ from stratalens.analyses.significance import p_value
 from stratalens.store.errors import InputError
 
 Floats = npt.NDArray[np.floating]
-Prepare = Callable[[int], Floats]
 # What `accuracy` is called for each kind of probe.
 QUALITY = {"binary": "accuracy", MULTICLASS: "accuracy", ORDINAL: "r2"}
+# Probes of shuffled labels that are fitted together, before folds.
+SHUFFLED_PROBES = 10
 Variables = dict[str, tuple[tuple[str, ...], npt.NDArray[np.generic]]]
 
 
@@ -89,8 +91,8 @@ def probe_token(
         plan: of exactly these rows.
         settings: how.
         fold_coefs: also return the probes of every fold.
-        prepare: from a fold's number (the number of folds for the refit) to the activations [shape: (n, d)] that
-            this fold's probes are fitted and scored on, made from that fold's training rows alone.
+        prepare: from training rows [shape: (n,) bool] to the activations [shape: (n, d)] that probes of these rows
+            are fitted and scored on, made from these rows alone.
 
     Returns:
         {name: (dims, values)} with dims among pair, group, fold, entity, feature.
@@ -113,7 +115,7 @@ def probe_token(
             out["fold_intercept"] = ((rank, "fold"), intercept[:, :-1])
     if plan.permutations:
         name = QUALITY[kind]
-        null = np.stack([_null(X, plan, settings, prepare, i) for i in range(plan.permutations)])
+        null = _null(X, plan, settings, prepare)
         out[f"{name}_null"] = (("pair",), null.mean(axis=0))
         out[f"{name}_p"] = (("pair",), p_value(null, np.asarray(out[f"{name}_mean"][1])))
     return out
@@ -135,21 +137,26 @@ def unit_rows(X: Floats, where: str = "activations") -> Floats:
 
 
 def _fit_and_score(
-    X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None
+    X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None, refit: bool = True
 ) -> tuple[Probes | None, npt.NDArray[np.float32]]:
-    """Probes (None where they are no linear functions) and out-of-fold scores, shape (pair or group, n)."""
+    """Probes (None where they are no linear functions) and out-of-fold scores, shape (pair or group, n).
+
+    Without `refit` the probes of all training rows, which score nothing, are left out.
+    """
     signs = plan.contrasts.signs
     if settings.method == BOOSTING:
         return None, boosted_scores(X, signs, plan.fold, plan.folds, plan.trainable, plan.seed)
     parts = (signs, plan.codes, plan.fold, plan.folds, plan.trainable, settings)
     if prepare is None:
-        fitted = fit_probes(X, *parts)
-        return fitted, scoring.own_fold_scores(X, fitted.coef[:, :-1], fitted.intercept[:, :-1], plan.fold)
+        fitted = fit_probes(X, *parts, refit=refit)
+        coef, intercept = fitted.coef[:, : plan.folds], fitted.intercept[:, : plan.folds]
+        return fitted, scoring.own_fold_scores(X, coef, intercept, plan.fold)
     score: npt.NDArray[np.float32] | None = None
     found = []
-    for k in range(plan.folds + 1):
-        ready = prepare(k)
-        found.append(fit_probes(ready, *parts, only=k))
+    penalty = choose_penalties(X, *parts, prepare=prepare)
+    for k in range(plan.folds + refit):
+        ready = prepare(plan.trainable & (plan.fold != k))
+        found.append(fit_probes(ready, *parts, only=k, penalty=penalty[:, [k]]))
         own = plan.fold == k
         if score is None:
             score = np.empty((len(found[0].coef), len(X)), dtype=np.float32)
@@ -207,11 +214,28 @@ def quality(score: Floats, plan: Plan, resample: bool = True) -> Variables:
     return out
 
 
-def _null(X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None, index: int) -> npt.NDArray[np.float64]:
-    """Quality of every probe after one shuffle of the labels over entities, shape (pair,)."""
-    shuffled = plan.shuffled(index)
-    _, score = _fit_and_score(X, shuffled, settings, prepare)
-    if plan.contrasts.kind == ORDINAL:
+def _null(X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None) -> npt.NDArray[np.float64]:
+    """Quality of every probe after each shuffle of the labels over entities, shape (permutation, pair)."""
+    if plan.contrasts.kind != "binary" or settings.method == BOOSTING:
+        return np.stack([_shuffled_quality(X, plan.shuffled(i), settings, prepare) for i in range(plan.permutations)])
+    # Shuffles keep rows and folds, so those of many shuffles are just more probes over the same rows: solved
+    # together they share every pass over X, its rotation and the preconditioner.
+    pairs = plan.contrasts.signs.shape[1]
+    size = max(1, SHUFFLED_PROBES // pairs)
+    found = []
+    for start in range(0, plan.permutations, size):
+        several = [plan.shuffled(i).contrasts.signs for i in range(start, min(start + size, plan.permutations))]
+        signs = np.concatenate(several, axis=1)
+        wide = replace(plan, contrasts=replace(plan.contrasts, signs=signs))
+        found.append(_shuffled_quality(X, wide, settings, prepare).reshape(len(several), pairs))
+    return np.concatenate(found)
+
+
+def _shuffled_quality(
+    X: Floats, shuffled: Plan, settings: Settings, prepare: Prepare | None
+) -> npt.NDArray[np.float64]:
+    _, score = _fit_and_score(X, shuffled, settings, prepare, refit=False)
+    if shuffled.contrasts.kind == ORDINAL:
         _, top, bottom = _order_quality(score[0], shuffled)
         return np.asarray(1 - top.sum(axis=1) / bottom.sum(axis=1), dtype=np.float64)
     test = shuffled.test_signs

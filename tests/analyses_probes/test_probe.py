@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from stratalens.analyses.fitting.estimators import Settings, fit_probes
 from stratalens.analyses.probes import probe
+from stratalens.analyses.probing import probe_slab
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError
 from support.planted import planted
 
@@ -40,6 +41,18 @@ def test_shapes_names_and_attributes_are_those_of_the_contract(ds: xr.Dataset, f
     assert found.attrs["target"] == "trained_stage"
     assert found.converged.all()
     assert all(isinstance(v.data, np.ndarray) for v in found.variables.values())
+
+
+@pytest.mark.parametrize("method", ["logistic", "ridge"])
+def test_shuffles_fitted_together_are_those_fitted_one_by_one(
+    ds: xr.Dataset, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ds.isel(stage=[1], layer=[0], token=[0])
+    together = probe(here, method=method, permutations=5, **QUIET)
+    monkeypatch.setattr(probe_slab, "SHUFFLED_PROBES", 1)
+    alone = probe(here, method=method, permutations=5, **QUIET)
+    np.testing.assert_allclose(together.accuracy_null, alone.accuracy_null, atol=1e-12)
+    np.testing.assert_array_equal(together.accuracy_p, alone.accuracy_p)
 
 
 def test_a_planted_effect_is_found_where_it_was_planted(ds: xr.Dataset, found: xr.Dataset) -> None:
