@@ -7,7 +7,7 @@ What does not: how torch Datasets read (`torch_data.py`, `torch_batches.py`), an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,13 @@ def to_activation_cache(
         _check_site(ds, site)
         if site not in held or "hook" not in ds[site].attrs:
             raise InputError(f"{site!r} holds no activations of a hook; {near(site, held)}")
-    names = [entity] if isinstance(entity, str) else list(entity)
+    names = [entity] if isinstance(entity, str) or not isinstance(entity, Iterable) else list(entity)
+    if numbers := [name for name in names if not isinstance(name, str)]:
+        raise InputError(
+            f"entity={numbers[0]!r}: rows are named by their prompt_id, a text such as {str(ds['entity'].values[0])!r}. "
+            f"For row number n give entity=ds.entity.values[n]; for all prompts about one entity give "
+            f"entity=ds.entity.values[ds.entity_id == 'its id']"
+        )
     if not names:
         raise InputError("entity names no prompt; give at least one prompt id of ds.entity")
     ds = ds.isel(entity=_places(ds, "entity", names))

@@ -209,7 +209,8 @@ def _record_stage(
         blocks = list(writer.pending())
         total = len(store.table)
         done = total - sum(len(b) for b in blocks)
-        with Progress(stage.name, done, total, progress) as bar:
+        shown = stage.name if blocks else f"{stage.name} (recorded before)"
+        with Progress(shown, done, total, progress) as bar:
             if not blocks:
                 return
             run = Runner(probe, stage.name, recipe)

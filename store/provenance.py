@@ -90,10 +90,12 @@ def new_variables(store: Store, variables: Sequence[Variable]) -> list[Variable]
             raise mismatch(store, f"hook of {variable.name}", hook, variable.attrs.get("hook"), _MEND["hooks"])
     wanted = {v.name for v in variables}
     if absent := [name for name in held if name not in wanted]:
-        raise mismatch(
-            store, "variables", sorted(held), sorted(wanted),
-            f"record {', '.join(absent)} too (a block is recorded whole), or record to another store",
-        )  # fmt: skip
+        sites = [name for name in absent if held[name].attrs.get("kind") == "site"]
+        named = ", ".join(sites or absent)
+        raise MismatchError(
+            f"{'sites' if sites else 'statistics'} differ: {store.path} records {named}, not asked for now. "
+            f"To mend it: record {named} too (a block is recorded whole), or record to another store."
+        )
     return fresh
 
 

@@ -97,7 +97,7 @@ def test_sites_added_later(tmp_path: Path) -> None:
     assert verify_store(path).ok
     plain = xr.open_zarr(path)
     np.testing.assert_array_equal(plain.recorded_1.values, np.ones((2, 10), bool))
-    with pytest.raises(MismatchError, match=r"variables differs.*record mlp_out"):
+    with pytest.raises(MismatchError, match=r"sites differ.*record mlp_out"):
         make(path)
 
 
