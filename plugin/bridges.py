@@ -108,7 +108,7 @@ def to_activation_cache(
     names = [entity] if isinstance(entity, str) or not isinstance(entity, Iterable) else list(entity)
     if numbers := [name for name in names if not isinstance(name, str)]:
         raise InputError(
-            f"entity={numbers[0]!r}: rows are named by their prompt_id, a text such as {str(ds['entity'].values[0])!r}. "
+            f"entity={numbers[0]!r}: rows are named by their prompt_id, such as {str(ds['entity'].values[0])!r}. "
             f"For row number n give entity=ds.entity.values[n]; for all prompts about one entity give "
             f"entity=ds.entity.values[ds.entity_id == 'its id']"
         )

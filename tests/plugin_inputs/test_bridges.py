@@ -288,7 +288,7 @@ def test_activation_cache_refuses(ds, tmp_path):
     with pytest.raises(InputError, match="unknown entity 'r00000' in "):
         to_activation_cache(ds, stage="s1", entity="r00000")
     for number in (0, [0]):
-        with pytest.raises(InputError, match="entity=0: rows are named by their prompt_id.* such as 'r000000'"):
+        with pytest.raises(InputError, match=r"entity=0: rows are named by their prompt_id.* such as 'r000000'"):
             to_activation_cache(ds, stage="s1", entity=number)
     with pytest.raises(InputError, match="unknown stage 's9'"):
         to_activation_cache(ds, stage="s9", entity="r000000")
