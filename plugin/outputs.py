@@ -157,7 +157,8 @@ class OutputTap:
         if "running_loss" in self.names:
             start = torch.from_numpy(batch.start).to(device)[:, None]
             steps = index - start
-            total = torch.nan_to_num(losses).double().cumsum(1).gather(1, index)
+            wide = torch.float32 if device.type == "mps" else torch.float64  # sums of long prompts keep their digits
+            total = torch.nan_to_num(losses).to(wide).cumsum(1).gather(1, index)
             mean = (total / steps).float()
             values["running_loss"] = mean.masked_fill_(gone | (steps < 1), torch.nan)
         if "answer_loss" in self.names:
