@@ -1,7 +1,7 @@
 """Statistics of activations and of output distributions, in float32 where the tensor is.
 
 What lives here: torch functions over the last dim of a tensor. What does not:
-losses (`losses.py`, offered here too), when any of this is called (`capture.py`), and what the
+losses (`losses.py`), when any of this is called (`capture.py`), and what the
 results are called in the store (`stratalens.store.schema`).
 
 Moments are those of the population (divided by n). They are corrected two-pass
@@ -22,19 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stratalens.losses import answer_loss, at_positions, negative_log_likelihood, running_mean, token_losses
-
-__all__ = [
-    "ACTIVATION_STATISTICS",
-    "PERCENTILES",
-    "activation_statistics",
-    "answer_loss",
-    "at_positions",
-    "negative_log_likelihood",
-    "output_statistics",
-    "running_mean",
-    "token_losses",
-]
+__all__ = ["ACTIVATION_STATISTICS", "PERCENTILES", "activation_statistics", "output_statistics"]
 
 ACTIVATION_STATISTICS = ("l2", "l1", "mean", "std", "max", "min", "skewness", "kurtosis")
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 97, 99)
