@@ -158,9 +158,17 @@ def show_info(facts: dict[str, Any]) -> None:
             for stage in facts["stages"]
         ],
     )
-    emit_table(
-        "provenance (must match)", ["what", "value"], sorted((k, str(v)) for k, v in facts["provenance"].items())
-    )
+    for title, held in (("provenance (must match)", "provenance"), ("recorded with (may differ)", "recorded_with")):
+        emit_table(title, ["what", "value"], sorted((name, _flat(value)) for name, value in facts[held].items()))
+
+
+def _flat(value: Any) -> str:
+    """Settings inside settings, on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_flat(inner)}" for name, inner in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
