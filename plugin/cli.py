@@ -195,6 +195,19 @@ def report(
     note(f"wrote {report_store(store, out, by=by)}")
 
 
+@app.command(epilog="Example: stratalens explore run.zarr --port 5010 --show")
+@guarded
+def explore(
+    store: StorePath,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes any free one.")] = 5006,
+    show: Annotated[bool, typer.Option("--show", help="Open the page in the system's browser.")] = False,
+) -> None:
+    """A live page on a store, on this machine only: rows, prompts, probes on demand. Ctrl-C ends it."""
+    from stratalens.jobs import explore_store
+
+    explore_store(store, port=port, show=show)
+
+
 @app.command(epilog="Example: stratalens export run.zarr --site resid_post --layer 12 --to layer12.npy")
 @guarded
 def export(

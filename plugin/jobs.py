@@ -228,6 +228,17 @@ def report_store(store: str, out: Path, *, by: str | None) -> Path:
     return report(suite.results, out, store_info=info(store), notes=suite.skipped, title=title)
 
 
+def explore_store(store: str, *, port: int, show: bool) -> None:
+    """Serve the live page of a store until Ctrl-C; the store is only read."""
+    from stratalens.analyses.explorer import explore
+    from stratalens.opening import open_store
+
+    try:
+        explore(open_store(store), port, show=show, tell=note)
+    except KeyboardInterrupt:
+        note("the explorer has ended")
+
+
 def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
     """The label column: the one given, else that of the run file beside the store, else trained_stage."""
     from stratalens.runfile import read_run_file

@@ -17,7 +17,7 @@ import bokeh.plotting
 import numpy as np
 from bokeh.transform import linear_cmap
 
-from stratalens.analyses.plots.picture import Axis, Mark, Picture, Table
+from stratalens.analyses.plots.picture import Axis, Mark, Picture, Place, Table
 
 # Bokeh's annotations do not know the properties that its models take as arguments.
 models: Any = bokeh.models
@@ -89,9 +89,9 @@ def page_item(picture: Picture, target: str) -> dict[str, Any]:
     return item
 
 
-def bokeh_figure(picture: Picture) -> Any:
-    """Draw a picture at its default place with Bokeh (no title: the page has it as a heading)."""
-    place = picture.default()
+def bokeh_figure(picture: Picture, place: Place | None = None) -> Any:
+    """Draw a picture at a place (default: its own) with Bokeh; no title: the page has it as a heading."""
+    place = picture.default() if place is None else place
     x0, x1, y0, y1 = picture.limits(place)
     fig = plotting.figure(
         name=picture.name,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.engine.slabs import SiteData
+from stratalens.analyses.geometry.row_plane import RowPlane, row_plane
+from stratalens.analyses.labels import Groups, clusters
 from stratalens.analyses.labels import groups as label_groups
 from stratalens.analyses.plots.hv_backend import to_holoviews
 from stratalens.analyses.plots.palette import stage_colors, trained_order
@@ -27,7 +30,7 @@ def entity_plane(
     """Project single rows into (w1, w2) made from the other half of the entities.
 
     Args:
-        ds: open store; `site` is read at one stage, layer and token.
+        ds: open store; `site` is read at one stage, layer and token, block by block.
         by: label column of the groups.
         site: variable with activations.
         seed: which half of the entities the axes are made from.
@@ -35,60 +38,59 @@ def entity_plane(
 
     Returns:
         Dataset `coordinate` (entity, component) in activation units for the rows of the held-out half,
-        with coords group, entity_id and label columns; attributes site, by, stage, layer, token.
+        with coords group, entity_id and label columns; `centroid` (group_name, component), their means;
+        attributes site, by, stage, layer, token. Rows that were not recorded there, or lack the token
+        position, are left out.
 
     w1 = unit(mean of last group - mean of first group); w2 = first principal component of the group
     means without w1 (Krasheninnikov, Turner, Krueger 2025).
+
+    Raises:
+        InputError: unknown site, column or place; fewer than two groups; a group without an entity in one half.
+        NotRecordedError: nothing was recorded there.
     """
-    if site not in ds:
-        raise InputError(f"entity_plane: no site {site!r}; {near(site, map(str, ds.data_vars))}")
-    array = ds[site]
-    chosen: Place = {}
-    for dim in ("stage", "layer", "token"):
-        if dim not in array.dims:
-            continue
-        values = values_of(array, dim)
-        chosen[dim] = place.get(dim, values[-1])
-        if chosen[dim] not in values:
-            raise InputError(f"entity_plane: no {dim} {chosen[dim]!r}; {near(str(chosen[dim]), map(str, values))}")
-        array = array.isel({dim: list(array[dim].values.tolist()).index(chosen[dim])})
-    slab = array.values.reshape(array.sizes["entity"], -1).astype(np.float64)
-    found = label_groups(ds, by)
-    codes = np.asarray(found.codes)
-    fitted = _half(ds, seed) & (codes >= 0)
-    if any(not (fitted & (codes == g)).any() for g in range(len(found.names))):
-        raise InputError(f"entity_plane: a group of {by!r} has no entity in one of the halves; take another seed")
-    means = np.stack([slab[fitted & (codes == g)].mean(0) for g in range(len(found.names))])
-    w1 = means[-1] - means[0]
-    w1 /= np.linalg.norm(w1)
-    centred = means - means.mean(0)
-    centred -= np.outer(centred @ w1, w1)
-    w2 = np.linalg.svd(centred, full_matrices=False)[2][0]
-    w2 -= (w2 @ w1) * w1
-    w2 /= np.linalg.norm(w2)
-    if centred[len(means) // 2] @ w2 < 0:
-        w2 = -w2
-    shown = ~fitted & (codes >= 0)
-    coords = {k: v[shown] if v.dims == ("entity",) else v for k, v in ds.coords.items() if v.dims == ("entity",)}
+    found, plane, chosen = place_plane(ds, by, site, seed, place)
+    names = np.asarray([str(n) for n in found.names], dtype=object)
+    coords = {str(k): v[plane.rows] for k, v in ds.coords.items() if v.dims == ("entity",)}
     result = xr.Dataset(
-        {"coordinate": (("entity", "component"), slab[shown] @ np.stack([w1, w2], 1))},
-        coords={**coords, "component": np.array(["w1", "w2"], dtype=object)},
+        {
+            "coordinate": (("entity", "component"), plane.coordinate.astype(np.float64)),
+            "centroid": (("group_name", "component"), plane.centroid),
+        },
+        coords={**coords, "component": np.array(["w1", "w2"], dtype=object), "group_name": names},
         attrs={"site": site, "by": by, "seed": seed, **{k: str(v) for k, v in chosen.items()}},
     )
-    result["group"] = ("entity", np.asarray(found.names, dtype=object)[codes[shown]])
-    result = result.set_coords("group")
-    trained, untrained = trained_order(ds.assign_coords(group=np.asarray(found.names, dtype=object)))
-    result.attrs["trained"], result.attrs["untrained"] = trained, untrained
+    result = result.assign_coords(group=("entity", names[plane.codes]))
+    result.attrs["trained"], result.attrs["untrained"] = trained_order(ds.assign_coords(group=names))
     return result
 
 
-def _half(ds: xr.Dataset, seed: int) -> np.ndarray:
-    """True for rows of the entities that the axes are made from: half of the entities, whole entities only."""
-    entities, index = np.unique(np.asarray(ds["entity_id"].values, dtype=str), return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(entities))
-    chosen = np.zeros(len(entities), dtype=bool)
-    chosen[order[: len(entities) // 2]] = True
-    return chosen[index]
+def place_plane(
+    ds: xr.Dataset, by: str, site: str, seed: int, place: Mapping[str, Hashable]
+) -> tuple[Groups, RowPlane, Place]:
+    """Groups, rows in the plane, and the place they were read at; arguments and errors as `entity_plane`."""
+    if site not in ds:
+        raise InputError(f"entity_plane: no site {site!r}; {near(site, map(str, ds.data_vars))}")
+    chosen: Place = {}
+    index: dict[str, list[int]] = {}
+    for dim in ("stage", "layer", "token"):
+        if dim not in ds[site].dims:
+            continue
+        values = values_of(ds[site], dim)
+        chosen[dim] = place.get(dim, values[-1])
+        if chosen[dim] not in values:
+            raise InputError(f"entity_plane: no {dim} {chosen[dim]!r}; {near(str(chosen[dim]), map(str, values))}")
+        index[dim] = [ds[site][dim].values.tolist().index(chosen[dim])]
+    found = label_groups(ds, by)
+    found.require(classes=2, per_class=2, units=(units := clusters(ds)), why="one half makes the axes, one is shown")
+    flag = ds[site].attrs.get("recorded", "recorded")
+    narrow = ds[[site, *([flag] if flag in ds else [])]].isel(index)
+    wanted = np.asarray(found.codes) >= 0
+    if flag in narrow:
+        wanted = wanted & np.asarray(narrow[flag].values, dtype=bool).reshape(-1)
+    source = SiteData(narrow, site)
+    (slab,) = source.slabs(source.rows(wanted=wanted))
+    return found, row_plane(slab, np.asarray(found.codes), units, len(found), seed), chosen
 
 
 def entity_scatter_picture(plane: xr.Dataset) -> Picture:
