@@ -1,6 +1,7 @@
-"""ds.strata: every verb as a method of a Dataset or DataArray, and nothing else.
+"""ds.strata: every verb as a method of a Dataset or DataArray, and how it looks in a notebook.
 
-Arguments and results are those of the functions of the same name.
+Arguments and results are those of the functions of the same name. `ds.strata` by itself in a
+notebook shows what a store holds, or what a result was made from.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class Strata:
 
     def __dir__(self) -> list[str]:
         return sorted(VERBS)
+
+    def _repr_html_(self) -> str:
+        from stratalens.analyses.notebook import data_html
+
+        return data_html(self._data)
 
 
 _xarray: Any = xr  # the registers have no types

@@ -16,6 +16,7 @@ from stratalens.store.buffers import Allocate, Block, Memory
 from stratalens.store.errors import InputError, StoreBusyError
 from stratalens.store.locks import busy
 from stratalens.store.manifest import StageEntry, Store, add_stage, load, log, mend_history
+from stratalens.store.measured import record_errors
 from stratalens.store.places import storage_at
 from stratalens.store.provenance import check_stage
 from stratalens.store.seam import PRIVATE, Lock
@@ -102,6 +103,7 @@ class ActivationWriter:
                     storage.remove_folder(name)
             store.publish()
             self._finish_compactions(store)
+            record_errors(store)
 
     def _finish_compactions(self, store: Store) -> None:
         names = set(self._storage.list(commits.FOLDER))
@@ -197,6 +199,12 @@ class ActivationWriter:
             self._lock.clear_note()
         self._lock.release()
         self.background.check()
+
+    def _repr_html_(self) -> str:
+        from stratalens.store.info import info
+        from stratalens.store.notebook import store_html
+
+        return store_html(info(self.store.storage.root))
 
     def __enter__(self) -> ActivationWriter:
         return self
