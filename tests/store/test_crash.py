@@ -23,7 +23,7 @@ from stratalens.store.manifest import load
 from stratalens.store.storage import LocalStorage
 from stratalens.store.writer import ActivationWriter
 from support import streamer
-from support.streamer import content, never_shows_what_was_not_written, stream
+from support.streamer import committed_files, content, never_shows_what_was_not_written, stream
 
 TESTS = Path(__file__).parents[1]
 KILLS = int(os.environ.get("STRATALENS_KILLS", "40"))
@@ -120,6 +120,7 @@ def test_killed_at_any_change_of_the_disk(tmp_path: Path, whole: dict[str, bytes
     generator = random.Random(0)
     path = tmp_path / "run.zarr"
     killed = 0
+    held: dict[str, tuple[int, int]] = {}
     while killed < KILLS:
         # Mostly from nothing to the end in steps, each kill somewhere in what is left.
         if killed_at(path, generator.randint(1, counting.left), generator.random() < 0.5):
@@ -128,10 +129,15 @@ def test_killed_at_any_change_of_the_disk(tmp_path: Path, whole: dict[str, bytes
                 never_shows_what_was_not_written(path)
                 assert verify_store(path).ok or (path / ".stratalens").exists()
                 xr.open_zarr(path).close()
+        now = committed_files(path)
+        assert held.items() <= now.items(), "a block was lost, or recorded twice"
+        held = now
         if generator.random() < 0.25:
             stream(path)
+            assert held.items() <= committed_files(path).items()
             assert content(path) == whole
             shutil.rmtree(path)
+            held = {}
     stream(path)
     assert content(path) == whole
     assert verify_store(path).ok

@@ -62,6 +62,19 @@ def content(path: Path) -> dict[str, bytes]:
     }
 
 
+def committed_files(path: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of writing of every data file that a commit record speaks of: a block written again shows."""
+    if not (path / "zarr.json").exists():
+        return {}
+    store = load(storage_at(path))
+    found = {}
+    for group, stage, block in np.argwhere(store.commits().present).tolist():
+        for variable in store.groups[group]:
+            facts = (path / store.layouts[variable.name].key(stage, block)).stat()
+            found[f"{variable.name} {stage} {block}"] = (facts.st_ino, facts.st_mtime_ns)
+    return found
+
+
 def expected_values(store: Any, order: int) -> dict[str, np.ndarray]:
     """What `stream` writes at one stage, by variable, in storage dtype, dims (layer, entity, ...)."""
     from stratalens.store.buffers import Block, BlockBuffer, Memory

@@ -1,0 +1,166 @@
+"""Peak memory of a capture, of a streamed write and of a full read sweep, at growing numbers of entities.
+
+    python benchmarks/store_memory.py [FOLDER] [--sizes 1 4 16] [--jobs capture write read]
+
+Each size runs in a process of its own. What is shown is how far the peak of resident
+memory rises while values stream, above what the process held when its labels, prompts
+and tokens were there (those grow with the rows, up to 2 kB each, and are shown beside
+it). It stays the same however many entities there are: two block buffers on writing,
+one slab's block of rows on reading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LAYERS, D_MODEL, BLOCK = 4, 2048, 128
+JOBS = ("capture", "write", "read")
+
+
+def write(path: Path, blocks: int) -> Callable[[], None]:
+    """Stream `blocks` blocks of 4 MiB into a store, with one small array of values."""
+    from stratalens.store import ActivationWriter, create
+    from stratalens.store.schema import site_variable
+
+    names = np.arange(blocks * BLOCK).astype(str).astype(object)
+    site = site_variable("resid_post", ["d_model"], [D_MODEL], "float32", "blocks.{layer}.hook_out")
+    store = create(
+        path,
+        entities={"entity": names, "entity_id": names},
+        layers=range(LAYERS),
+        tokens=["last"],
+        variables=[site],
+        block_size=BLOCK,
+    )
+    values = np.random.default_rng(0).standard_normal((1, BLOCK, 1, D_MODEL), dtype=np.float32)
+
+    def stream() -> None:
+        with ActivationWriter(store) as writer, writer.stage("s", order=0, fingerprint="f") as stage:
+            for block in stage.pending():
+                buffer = stage.buffer(block)
+                for layer in range(LAYERS):
+                    buffer.write("resid_post", block.rows, values, layers=[layer])
+                stage.submit(buffer)
+
+    return stream
+
+
+def read(path: Path, blocks: int) -> Callable[[], None]:
+    """Read every layer of what `write` left, block by block of rows, verified."""
+    from stratalens.store import open_store
+
+    site = open_store(path, chunks=None).resid_post
+
+    def sweep() -> None:
+        for layer in range(LAYERS):
+            for start in range(0, site.sizes["entity"], BLOCK):
+                site.isel(stage=0, layer=layer, entity=slice(start, start + BLOCK)).values.sum()
+
+    return sweep
+
+
+def record(path: Path, blocks: int) -> Callable[[], None]:
+    """capture() of a small random model with the same layers and width, statistics included."""
+    import pandas as pd
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformer_lens.hook_points import HookPoint
+    from transformer_lens.HookedRootModule import HookedRootModule
+    from transformers import PreTrainedTokenizerFast
+
+    from stratalens import PromptTable, capture
+
+    class Model(HookedRootModule):  # type: ignore[misc]
+        """Embeddings through `LAYERS` additions, a hook behind each."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(100, width)
+            self.steps = torch.nn.ParameterList(torch.nn.Parameter(torch.randn(width)) for _ in range(LAYERS))
+            self.layers = torch.nn.ModuleList(torch.nn.ModuleDict({"hook_state": HookPoint()}) for _ in range(LAYERS))
+            self.setup()
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            """Running means of what went before."""
+            x = self.embed(ids)
+            for step, layer in zip(self.steps, self.layers, strict=True):
+                x = layer["hook_state"](x + step)
+            return x
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, **{f"w{i}": i for i in range(1, 100)}}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]")
+    draws = np.random.default_rng(0).integers(1, 100, (blocks * BLOCK, 4))
+    table = PromptTable.from_dataframe(pd.DataFrame({"prompt": [" ".join(f"w{i}" for i in row) for row in draws]}))
+
+    def run(target: Path, width: int) -> None:
+        capture(
+            Model(width), table, target, sites=("layers.{layer}.hook_state",), positions=("last",),
+            tokenizer=tokenizer, forward=lambda m, ids, mask: m(ids, mask), block_size=BLOCK, batch_size=32,
+            progress=False,
+        )  # fmt: skip
+
+    # The same prompts through a narrow model: tokens, labels and what torch sets up at first are held from here on.
+    run(path.with_name(f"{path.name}.narrow"), 16)
+    return lambda: run(path, D_MODEL)
+
+
+def memory(key: str) -> float:
+    """MiB of resident memory now ("VmRSS") or at its highest ("VmHWM")."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{key}:")[1].split()[0]) / 1024
+
+
+def child(job: str, path: Path, blocks: int) -> None:
+    """Run one job; prints what it held before its values streamed, and how far it rose above that."""
+    work = {"capture": record, "write": write, "read": read}[job](path, blocks)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = memory("VmRSS")
+    work()
+    print(json.dumps({"before": before, "rise": memory("VmHWM") - before}))
+
+
+def measure(folder: Path, sizes: list[int], jobs: tuple[str, ...] = JOBS) -> dict[str, dict[int, dict[str, float]]]:
+    """For each job and size (times 8 blocks): MiB held before, and the rise above that."""
+    found: dict[str, dict[int, dict[str, float]]] = {job: {} for job in jobs}
+    for size in sizes:
+        for job in jobs:
+            path = folder / f"{size}-{job.replace('read', 'write')}.zarr"
+            command = [sys.executable, __file__, "--child", job, str(path), str(8 * size)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+            found[job][size] = json.loads(run.stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", nargs="?", default=tempfile.gettempdir())
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+    options = parser.parse_args()
+    block = LAYERS * BLOCK * D_MODEL * 4 / 2**20
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
+        for job, runs in measure(Path(folder), options.sizes, tuple(options.jobs)).items():
+            for size, run in runs.items():
+                print(
+                    f"{job:8} {size:3}x: {8 * size * BLOCK:6} rows, {8 * size * block:5.0f} MiB of values; peak "
+                    f"{run['rise']:5.1f} MiB above the {run['before']:.0f} MiB held before"
+                )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()
