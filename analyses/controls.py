@@ -20,7 +20,7 @@ from stratalens.analyses.probes import labelled, probe
 from stratalens.analyses.probing import scoring
 from stratalens.analyses.probing.pairs import Pairs
 from stratalens.analyses.probing.probe_plan import Plan, make_plan
-from stratalens.analyses.probing.probe_slab import Variables, quality, stack_tokens
+from stratalens.analyses.probing.probe_slab import Variables, quality, stack_tokens, unit_rows
 from stratalens.analyses.residuals import residual_probe
 from stratalens.analyses.statistics_alone import statistics_probe
 from stratalens.analyses.sweep import run_slabs
@@ -59,25 +59,32 @@ def baseline_probe(
     baseline: str = "random_direction",
     site: str = "resid_post",
     pairs: Pairs = "all",
-    C: float = 0.1,
+    C: float | str | Sequence[float] = 0.1,
     folds: int = 5,
     groups: str = "entity_id",
     seed: int = 0,
     *,
     directions: int = 20,
     order: Sequence[object] | None = None,
+    test: Mapping[str, object] | None = None,
+    normalize: bool = False,
+    tokens: str = "each",
+    resamples: int = 1000,
+    skip_missing: bool = False,
     **options: Any,
 ) -> xr.Dataset:
     """A probe that should know nothing.
 
     Args:
-        ds, target, site, pairs, C, folds, groups, seed, order: as in `probe`.
+        ds, target, site, pairs, C, folds, groups, seed, order, test, normalize, tokens, resamples, skip_missing: as in
+            `probe`.
         baseline: "random_direction": the mean of `directions` random directions, with sign and threshold set on
             the training rows; "shuffled_label": labels moved between rows; "shuffled_entity": labels moved between
             whole entities, which keep their rows together. The last two differ where entities have several rows: if
             only the second is at chance, the probe recognises entities, not their group.
         directions: number of random directions.
-        options: of `run_slabs` (scheduler, workers, progress), skip_missing, resamples.
+        options: of `run_slabs` (cache, scheduler, workers, progress); for shuffled labels also method, standardize and
+            whatever else `probe` takes.
 
     Returns:
         As `probe`; for random directions accuracy and its interval alone.
@@ -89,38 +96,56 @@ def baseline_probe(
         raise InputError(f"baseline={baseline!r}: {near(str(baseline), BASELINES)}")
     if directions < 1:
         raise InputError(f"directions={directions}; at least one is needed")
-    resamples = int(options.pop("resamples", 1000))
-    plan = make_plan(ds, target, pairs, folds, groups, None, order, 0, seed, resamples)
+    plan = make_plan(ds, target, pairs, folds, groups, test, order, 0, seed, resamples, tokens)
     if plan.contrasts.kind != "binary":
         raise InputError(f"pairs={pairs!r} has no baseline of two classes; use 'all', 'rest' or a list of pairs")
     if baseline != "random_direction":
         moved = plan.shuffled(0, np.arange(len(plan.units)) if baseline == "shuffled_label" else None)
         found = probe(
             ds, target, site, pairs, C=C, folds=folds, groups=groups, seed=seed, order=order, resamples=resamples,
-            plan=moved, **options,
+            test=test, normalize=normalize, skip_missing=skip_missing, plan=moved, **options,
         )  # fmt: skip
         return found.assign_attrs(baseline=baseline)
+    strange = set(options) - {"cache", "scheduler", "workers", "progress"}
+    if strange:
+        raise InputError(f"{strange.pop()}= has no meaning for random directions, which are not fitted; leave it out")
     source = SiteData(ds, site)
-    rows = source.rows(bool(options.pop("skip_missing", False)), wanted=plan.codes >= 0)
-    result = run_slabs(source, _RandomDirections(plan, directions), rows=rows, name=baseline, **options)
-    described = {"target": target, "method": "random direction", "directions": directions, "seed": seed}
+    rows = source.rows(skip_missing, wanted=plan.codes >= 0)
+    plan.check(rows, [str(source.label("stage", i)) for i in range(len(rows))])
+    result = run_slabs(
+        source,
+        _RandomDirections(plan, directions, normalize),
+        rows=rows,
+        name=baseline,
+        params={"directions": directions, "normalize": normalize} | plan.identity(),
+        **{"cache": None, **options},
+    )
+    described = {
+        "target": target,
+        "method": "random direction",
+        "directions": directions,
+        "seed": seed,
+        "tokens": tokens,
+    }
     return labelled(result, plan, source).assign_attrs(source.attrs() | described | {"baseline": baseline})
 
 
 class _RandomDirections:
     """Accuracy along random directions; a class so that a cluster can pickle it."""
 
-    def __init__(self, plan: Plan, directions: int) -> None:
-        self.plan, self.directions = plan, directions
+    def __init__(self, plan: Plan, directions: int, normalize: bool) -> None:
+        self.plan, self.directions, self.normalize = plan, directions, normalize
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         values = slab.values()
         slab.refuse_nonfinite(values)
+        if self.normalize:
+            values = unit_rows(values, slab.where)
         plan = self.plan.take(slab.rows)
         rng = np.random.default_rng([self.plan.seed, 1])
-        axes = rng.standard_normal((values.shape[2], self.directions)).astype(values.dtype)
-        tokens = [self._token(values[:, t] @ axes, plan) for t in range(values.shape[1])]
-        return stack_tokens(tokens, slab, len(self.plan.codes))
+        width = values.shape[2] * (values.shape[1] if plan.joint else 1)
+        axes = rng.standard_normal((width, self.directions)).astype(values.dtype)
+        return stack_tokens([self._token(X @ axes[: X.shape[1]], plan) for X in plan.features(values)], slab, self.plan)
 
     def _token(self, along: npt.NDArray[np.floating], plan: Plan) -> Variables:
         parts: list[Variables] = []
@@ -162,25 +187,27 @@ def controls(
     which: Sequence[str] = CONTROLS,
     *,
     matched_on: Sequence[str] | None = None,
-    C: float = 0.1,
+    C: float | str | Sequence[float] = 0.1,
     bins: int = 10,
     folds: int = 5,
     groups: str = "entity_id",
     seed: int = 0,
     order: Sequence[object] | None = None,
+    test: Mapping[str, object] | None = None,
+    tokens: str = "each",
     resamples: int = 1000,
     **options: Any,
 ) -> dict[str, xr.Dataset]:
     """Run the probe and its controls with the same folds.
 
     Args:
-        ds, target, site, pairs, C, folds, groups, seed, order, resamples: as in `probe`.
+        ds, target, site, pairs, C, folds, groups, seed, order, test, tokens, resamples: as in `probe`.
         statistics: for statistics_probe and residual_probe; None = all there are.
         which: names among CONTROLS.
         matched_on: statistics that classes are matched on; None = a few, see `matched_probe`. (All of them at once
             leave no joint bin with rows of both classes.)
         bins: of the matching.
-        options: skip_missing, scheduler, workers, progress.
+        options: skip_missing, cache, scheduler, workers, progress.
 
     Returns:
         {name: result of the verb}, as `sl.plots.control_comparison` and `control_table` take it.
@@ -192,7 +219,8 @@ def controls(
     if unknown:
         raise InputError(f"no control {unknown[0]!r}: {near(str(unknown[0]), CONTROLS)}")
     shared: dict[str, Any] = {
-        "site": site, "pairs": pairs, "groups": groups, "seed": seed, "order": order, "resamples": resamples, **options,
+        "site": site, "pairs": pairs, "groups": groups, "seed": seed, "order": order, "test": test, "tokens": tokens,
+        "resamples": resamples, **options,
     }  # fmt: skip
     made: dict[str, xr.Dataset] = {}
     for name in which:

@@ -6,6 +6,7 @@ they never saw. Relations between the directions themselves are in directions.py
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ def generalise(
     draws: int = 1000,
     seed: int = 0,
     skip_missing: bool = False,
+    cache: str | bool | None = None,
     scheduler: Any = "auto",
     workers: int | None = None,
     progress: bool | None = None,
@@ -44,6 +46,7 @@ def generalise(
         draws: resamples of entities for the intervals.
         seed: of the resamples.
         skip_missing: leave unrecorded rows of other data out.
+        cache: see `run_slabs`.
         scheduler: see `run_slabs`.
         workers: see `run_slabs`.
         progress: see `run_slabs`.
@@ -66,7 +69,9 @@ def generalise(
         used = _unseen(probes, ds) & (found.codes >= 0)
         if not used.any():
             raise InputError("the probes have seen every entity of this data; give data about other entities")
-        score = _applied(probes, ds, used, skip_missing, scheduler, workers, progress)
+        score = _applied(probes, ds, used, skip_missing, {
+            "cache": cache, "scheduler": scheduler, "workers": workers, "progress": progress,
+        })  # fmt: skip
     names = [d for d in ("stage", "layer", "token", "pair") if d in score.dims]
     values = score.transpose("entity", *names).values.astype(np.float64)
     units = clusters(ds)
@@ -91,8 +96,9 @@ def generalise(
 class _Apply:
     """Scores of the probes on one slab, (token, pair, entity), NaN for rows that are not used."""
 
-    def __init__(self, coef: Array, intercept: Array, entities: int, normalize: bool) -> None:
+    def __init__(self, coef: Array, intercept: Array, entities: int, normalize: bool, joint: bool) -> None:
         self.coef, self.intercept, self.entities, self.normalize = coef, intercept, entities, normalize
+        self.joint = joint  # one score of all tokens together
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         coef, intercept = self.coef[slab.position], self.intercept[slab.position]  # (T, P, D), (T, P)
@@ -100,13 +106,15 @@ class _Apply:
         for rows, x in slab.blocks():
             if self.normalize:
                 x = x / np.linalg.norm(x, axis=-1, keepdims=True)
-            out[:, :, rows] = np.einsum("ntd,tpd->tpn", x, coef, optimize=True) + intercept[:, :, None]
-        return xr.Dataset({"score": (("token", "pair", "entity"), out)})
+            along = np.einsum("ntd,tpd->tpn", x, coef, optimize=True)
+            if self.joint:
+                along = along.sum(axis=0, keepdims=True)
+            out[:, :, rows] = along + intercept[:, :, None]
+        dims = ("token", "pair", "entity")
+        return xr.Dataset({"score": (dims[1:], out[0]) if self.joint else (dims, out)})
 
 
-def _applied(
-    probes: xr.Dataset, ds: Data, used: Array, skip_missing: bool, scheduler: Any, workers: int | None, progress: Any
-) -> xr.DataArray:
+def _applied(probes: xr.Dataset, ds: Data, used: Array, skip_missing: bool, options: Mapping[str, Any]) -> xr.DataArray:
     for dim in ("stage", "layer", "token"):
         if dim in probes.dims and dim in ds.coords:
             lacking = [v for v in probes[dim].values.tolist() if v not in np.atleast_1d(ds[dim].values).tolist()]
@@ -118,18 +126,21 @@ def _applied(
     source = SiteData(ds, str(probes.attrs.get("site", "resid_post")))
     coef, features = vectors(probes)
     full = {d: 1 for d in ("stage", "layer", "token") if d not in coef.dims}
-    coef = coef.expand_dims(full).transpose("stage", "layer", "token", "pair", *features)
-    intercept = probes["intercept"].expand_dims(full).transpose("stage", "layer", "token", "pair")
+    joint, places = "token" in features, ("stage", "layer", "token", "pair")
+    features = [d for d in features if d != "token"]
+    coef = coef.expand_dims(full).transpose(*places, *features)
+    full |= {"token": 1} if joint else {}
+    intercept = probes["intercept"].expand_dims(full).transpose(*places)
     function = _Apply(
         coef.values.reshape(*coef.shape[:4], -1).astype(np.float32),
         intercept.values.astype(np.float32),
         source.array.sizes["entity"],
         bool(probes.attrs.get("normalize", False)),
+        joint,
     )
     rows = source.rows(skip_missing, used)
-    result = run_slabs(
-        source, function, rows=rows, name="generalise", scheduler=scheduler, workers=workers, progress=progress
-    )
+    params = {"coef": function.coef, "intercept": function.intercept, "normalize": function.normalize}
+    result = run_slabs(source, function, rows=rows, name="generalise", params=params, **options)
     pairs = {k: c.variable for k, c in probes.coords.items() if c.dims == ("pair",)}
     return result["score"].assign_coords(pairs)
 

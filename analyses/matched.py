@@ -5,7 +5,7 @@ How rows are matched is in matching.py; the statistics themselves are in statist
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import xarray as xr
 
 from stratalens.analyses.backend import resolve
 from stratalens.analyses.engine.slabs import SiteData
+from stratalens.analyses.fitting.estimators import Settings
 from stratalens.analyses.labels import Data
 from stratalens.analyses.probes import labelled
 from stratalens.analyses.probing.folds import assert_disjoint, entity_halves
@@ -24,6 +25,7 @@ from stratalens.analyses.sweep import run_slabs
 from stratalens.store.errors import InputError, near
 
 METHODS = ("bins", "nearest")
+INNER_FOLDS = 5  # that a penalty is chosen by
 
 
 def matched_probe(
@@ -35,17 +37,21 @@ def matched_probe(
     repeats: int = 5,
     site: str = "resid_post",
     pairs: Pairs = "all",
-    C: float = 0.1,
+    C: float | str | Sequence[float] = 0.1,
     groups: str = "entity_id",
     holdout: float = 0.2,
     backend: str = "auto",
     seed: int = 0,
     *,
     order: Sequence[object] | None = None,
+    test: Mapping[str, object] | None = None,
     normalize: bool = False,
+    standardize: bool = False,
+    tokens: str = "each",
     small: str = "raise",
     resamples: int = 1000,
     skip_missing: bool = False,
+    cache: str | bool | None = None,
     scheduler: Any = "auto",
     workers: int | None = None,
     progress: bool | None = None,
@@ -59,7 +65,10 @@ def matched_probe(
 
     Args:
         ds: Dataset with activations and statistics, or a DataArray of activations.
-        target, site, pairs ("ordinal" and "multiclass" excepted), C, groups, backend, order, normalize: as in `probe`.
+        target, site, pairs ("ordinal" and "multiclass" excepted), C (where there is a choice, inside the
+            training rows of each sample), groups, backend, order, test, normalize, standardize: as in `probe`.
+        tokens: "each", or "joint": one probe of all tokens' features; "bins" then keeps the rows that are kept at every
+            token, "nearest" goes by the log odds given the statistics of all of them; balance is of the worst token.
         statistics: what is matched, e.g. ("resid_post_l2", "loss"); None = the site's L2 norm, the loss and the
             entropy, where the data has them.
         method: "bins" (joint quantile bins, min(n1, n2) rows of each class in every bin) or "nearest" (one to one by
@@ -69,7 +78,7 @@ def matched_probe(
         holdout: share of the entities that is tested on.
         seed: of splits, matching and resamples.
         small: what to do where under 20 rows can be matched: "raise", or "nan".
-        resamples, skip_missing, scheduler, workers, progress: as in `probe`.
+        resamples, skip_missing, cache, scheduler, workers, progress: as in `probe`.
 
     Returns:
         Dataset: accuracy, auc (..., pair, repeat, sample) with sample = all, matched, random_subsample; accuracy_mean,
@@ -86,14 +95,18 @@ def matched_probe(
         raise InputError(f"method={method!r}: {near(str(method), METHODS)}")
     if small not in ("raise", "nan"):
         raise InputError(f"small={small!r}: valid are 'raise' and 'nan'")
-    plan = make_plan(ds, target, pairs, 2, groups, None, order, 0, seed, resamples)
+    settings = Settings("logistic", C, standardize, backend=resolve(backend).name)
+    settings.check(INNER_FOLDS)
+    inner = INNER_FOLDS if len(settings.candidates) > 1 else 2
+    plan = make_plan(ds, target, pairs, inner, groups, test, order, 0, seed, resamples, tokens)
     if plan.contrasts.kind != "binary":
         raise InputError(f"pairs={pairs!r} cannot be matched; use 'all', 'rest' or a list of pairs")
     held = entity_halves(plan.codes, plan.units, repeats, holdout, seed)
     for split in held:
         assert_disjoint(plan.units, ~split, split)
     signs = plan.contrasts.signs
-    least = min(int(((signs == side) & ~split[:, None]).sum(axis=0).min()) for split in held for side in (-1, 1))
+    inside = plan.trainable[None] & ~held
+    least = min(int(((signs == side) & split[:, None]).sum(axis=0).min()) for split in inside for side in (-1, 1))
     if method == "bins" and not 1 <= bins <= least:
         raise InputError(
             f"bins={bins}, but the smallest class has {least} training rows; use between 1 and {least} bins (fewer "
@@ -102,12 +115,14 @@ def matched_probe(
     source = SiteData(ds, site)
     values = Statistics(ds, source.site, _default(ds, source.site) if statistics is None else statistics)
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
-    options = MatchOptions(method, bins, C, small, normalize, resolve(backend).name)
+    options = MatchOptions(method, bins, settings, small, normalize)
     result = run_slabs(
         source,
         MatchedSlab(plan, held, values, options),
         rows=rows,
         name="matched_probe",
+        params={"held": held} | options.identity() | plan.identity() | values.identity(),
+        cache=cache,
         scheduler=scheduler,
         workers=workers,
         progress=progress,
@@ -123,11 +138,13 @@ def matched_probe(
         "method": method,
         "statistics": list(values.names),
         "bins": bins,
-        "C": C,
+        "C": settings.told,
         "repeats": repeats,
         "holdout": holdout,
         "seed": seed,
         "normalize": int(normalize),
+        "standardize": int(standardize),
+        "tokens": tokens,
     }
     return result.assign_attrs(source.attrs() | described)
 

@@ -43,10 +43,11 @@ def probe(
     fold_coefs: bool = False,
     resamples: int = 1000,
     skip_missing: bool = False,
-    cache: str | bool | None = False,
+    cache: str | bool | None = None,
     scheduler: Any = "auto",
     workers: int | None = None,
     progress: bool | None = None,
+    tokens: str = "each",
     plan: Plan | None = None,
 ) -> xr.Dataset:
     """Fit linear probes at every stage, layer and token, and score them on entities they never saw.
@@ -82,7 +83,10 @@ def probe(
         fold_coefs: also return `fold_coef` and `fold_intercept`, the probes that made `score`.
         resamples: of the cluster bootstrap.
         skip_missing: leave out rows that were not recorded instead of refusing.
-        cache, scheduler, workers, progress: as in `stratalens.analyses.sweep.run_slabs`.
+        cache, scheduler, workers, progress: as in `stratalens.analyses.sweep.run_slabs`; by default finished slabs,
+            shuffled refits included, are kept beside a store that the data was opened from.
+        tokens: "each" (probes of every token by itself) or "joint": one probe of all tokens' features side by side;
+            results then have no dim `token`, except coef (..., pair, token, features), where it is one of the features.
         plan: folds and targets laid out already, in place of those that the other arguments describe.
 
     Returns:
@@ -110,7 +114,7 @@ def probe(
         >>> found.pair.values.tolist(), bool((found.accuracy_mean > 0.9).all())
         (['red v blue'], True)
     """
-    plan = plan or make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples)
+    plan = plan or make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples, tokens)
     settings = Settings(
         method, C, standardize, solver, tol, device(backend, method, plan.contrasts.kind), plan.contrasts.kind
     )
@@ -118,12 +122,11 @@ def probe(
     source = SiteData(ds, site)
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
     plan.check(rows, [str(source.label("stage", i)) for i in range(len(rows))])
-    given = settings.candidates
     described = {
         "target": target,
         "pairs": plan.contrasts.kind,
         "method": method,
-        "C": C if isinstance(C, str) else list(given) if len(given) > 1 else given[0],
+        "C": settings.told,
         "folds": folds,
         "groups": groups,
         "test": "" if test is None else repr(dict(test)),
@@ -135,6 +138,7 @@ def probe(
         "tol": tol,
         "resamples": resamples,
         "backend": settings.backend,
+        "tokens": plan.tokens,
     }
     result = run_slabs(
         source,
@@ -142,7 +146,7 @@ def probe(
         rows=rows,
         cache=cache,
         name="probe",
-        params=described | {"fold_coefs": fold_coefs} | plan.identity(),
+        params=described | {"fold_coefs": fold_coefs} | settings.identity() | plan.identity(),
         scheduler=scheduler,
         workers=workers,
         progress=progress,
@@ -153,6 +157,8 @@ def probe(
 def labelled(result: xr.Dataset, plan: Plan, source: SiteData, folds: bool = True) -> xr.Dataset:
     """Coordinates of pair, group, fold and entity; and what belongs to all slabs alike."""
     found = plan.contrasts
+    for name in {"coef", "fold_coef"} & set(result.data_vars) if plan.joint else ():
+        result[name].attrs["tokens"] = plan.tokens
     result = result.assign_coords(
         pair=_text(found.names),
         pair_first=("pair", _text(found.first)),

@@ -39,7 +39,7 @@ def residual_probe(
     site: str = "resid_post",
     pairs: Pairs = "all",
     method: str = "logistic",
-    C: float = 0.1,
+    C: float | str | Sequence[float] = 0.1,
     folds: int = 5,
     groups: str = "entity_id",
     test: Mapping[str, object] | None = None,
@@ -52,9 +52,11 @@ def residual_probe(
     standardize: bool = False,
     resamples: int = 1000,
     skip_missing: bool = False,
+    cache: str | bool | None = None,
     scheduler: Any = "auto",
     workers: int | None = None,
     progress: bool | None = None,
+    tokens: str = "each",
 ) -> xr.Dataset:
     """Probe what is left of the activations after the statistics are regressed out.
 
@@ -65,8 +67,9 @@ def residual_probe(
         ds: Dataset with activations and statistics, or a DataArray of activations.
         statistics: names; None = all of the site, and those of the output that `statistics_probe` takes.
         kind: "linear", or "spline" (a cubic spline of each statistic, linear beyond the training range).
-        target, site, pairs, method, C (one number), folds, groups, test, backend, permutations, seed, order, normalize,
-            standardize, resamples, skip_missing, scheduler, workers, progress: as in `probe`.
+        target, site, pairs, method, C, folds, groups, test, backend, permutations, seed, order, normalize, standardize,
+            resamples, skip_missing, cache, scheduler, workers, progress, tokens: as in `probe`. C is chosen for
+            each fold by the residuals of its training rows, regressed anew without the rows that judge.
 
     Returns:
         As `probe`, and explained (..., token): share of the activations' variance over the training rows that the
@@ -77,30 +80,30 @@ def residual_probe(
     """
     if kind not in KINDS:
         raise InputError(f"kind={kind!r}: {near(str(kind), KINDS)}")
-    plan = make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples)
+    plan = make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples, tokens)
     settings = Settings(
         method, C, standardize, backend=device(backend, method, plan.contrasts.kind), kind=plan.contrasts.kind
     )
     settings.check(folds)
-    if len(settings.candidates) > 1:
-        raise InputError("residual_probe takes one C; choose it with probe(C='cv') first")
     source = SiteData(ds, site)
     values = Statistics(ds, source.site, statistics)
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
     plan.check(rows, [str(source.label("stage", i)) for i in range(len(rows))])
+    described = {
+        "target": target, "method": method, "kind": kind, "statistics": list(values.names), "C": settings.told,
+        "folds": folds, "seed": seed, "normalize": int(normalize), "standardize": int(standardize),
+    }  # fmt: skip
     result = run_slabs(
         source,
         _ResidualSlab(plan, settings, values, kind, normalize),
         rows=rows,
         name="residual_probe",
+        params=described | settings.identity() | plan.identity() | values.identity(),
+        cache=cache,
         scheduler=scheduler,
         workers=workers,
         progress=progress,
     )
-    described = {
-        "target": target, "method": method, "kind": kind, "statistics": list(values.names), "C": settings.candidates[0],
-        "folds": folds, "seed": seed, "normalize": int(normalize), "standardize": int(standardize),
-    }  # fmt: skip
     return labelled(result, plan, source).assign_attrs(source.attrs() | described)
 
 
@@ -117,19 +120,16 @@ class _ResidualSlab:
         plan = self.plan.take(slab.rows)
         values = self.statistics.values(slab, activations)
         tokens = []
-        for t in range(activations.shape[1]):
-            X = np.ascontiguousarray(activations[:, t])
-            X = unit_rows(X, slab.where) if self.normalize else X
-            used = usable(values[:, t], self.statistics.names, slab.where)
-            residuals = Residuals(X, values[:, t][:, used], self.kind)
-
-            def prepare(fold: int, residuals: Residuals = residuals) -> Floats:
-                return residuals.without(plan.trainable & (plan.fold != fold))
-
-            variables = probe_token(X, plan, self.settings, prepare=prepare)
+        if self.normalize:
+            activations = unit_rows(activations, slab.where)
+        names = self.statistics.names * (values.shape[1] if plan.joint else 1)
+        for X, columns in zip(plan.features(activations), plan.features(values), strict=True):
+            used = usable(columns, names, slab.where)
+            residuals = Residuals(X, columns[:, used], self.kind)
+            variables = probe_token(X, plan, self.settings, prepare=residuals.without)
             share = np.asarray(residuals.explained(plan.trainable))
             tokens.append(variables | {"explained": ((), share)})
-        return stack_tokens(tokens, slab, len(self.plan.codes))
+        return stack_tokens(tokens, slab, self.plan)
 
 
 class Residuals:

@@ -43,9 +43,11 @@ def statistics_probe(
     order: Sequence[object] | None = None,
     resamples: int = 1000,
     skip_missing: bool = False,
+    cache: str | bool | None = None,
     scheduler: Any = "auto",
     workers: int | None = None,
     progress: bool | None = None,
+    tokens: str = "each",
 ) -> xr.Dataset:
     """Probe per-row statistics instead of activations: the baseline that a probe has to beat.
 
@@ -53,13 +55,13 @@ def statistics_probe(
 
     Args:
         ds: Dataset with the statistics, or with activations to compute those of `site` from.
-        target, pairs, folds, groups, test, permutations, seed, order, resamples, skip_missing: as in `probe`.
+        target, pairs, folds, groups, test, permutations, seed, order, resamples, skip_missing, tokens: as in `probe`.
         statistics: names, e.g. ("resid_post_l2", "loss", "entropy"); None = all of the site, and the loss,
             running loss, entropy, largest log-probability and logsumexp where the data has them.
         model: "logistic" (L2, one direction) or "boosting" (HistGradientBoostingClassifier: any function).
         site: whose statistics are meant.
         C: inverse penalty of the logistic regression on standardised statistics.
-        scheduler, workers, progress: as in `run_slabs`.
+        cache, scheduler, workers, progress: as in `run_slabs`.
 
     Returns:
         As `probe`; coef has the dim `statistic` in place of the features (boosting has no coef). used (...,
@@ -81,7 +83,7 @@ def statistics_probe(
     """
     if model not in MODELS:
         raise InputError(f"model={model!r}: {near(str(model), MODELS)}")
-    plan = make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples)
+    plan = make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples, tokens)
     if model == BOOSTING and plan.contrasts.kind in (ORDINAL, MULTICLASS):
         raise InputError(f"model='boosting' tells two classes apart; pairs={plan.contrasts.kind!r} needs 'logistic'")
     method = "ridge" if plan.contrasts.kind == ORDINAL else model
@@ -95,12 +97,15 @@ def statistics_probe(
         _StatisticsSlab(plan, settings, values),
         rows=rows,
         name="statistics_probe",
+        params={"model": model} | settings.identity() | plan.identity() | values.identity(),
+        cache=cache,
         scheduler=scheduler,
         workers=workers,
         progress=progress,
     )
     result = labelled(result, plan, source).assign_coords(statistic=np.array(values.names, dtype=object))
-    described = {"target": target, "method": model, "statistics": list(values.names), "folds": folds, "seed": seed}
+    described: dict[str, object] = {"target": target, "method": model, "statistics": list(values.names), "folds": folds}
+    described |= {"seed": seed, "tokens": tokens} | ({} if model == BOOSTING else {"C": settings.told})
     return result.assign_attrs(source.attrs() | described | {"site": site, "pairs": plan.contrasts.kind})
 
 
@@ -135,14 +140,15 @@ class _StatisticsSlab:
         plan = self.plan.take(slab.rows)
         values = self.statistics.values(slab)
         found: list[tuple[Variables, Any]] = []
-        for t in range(values.shape[1]):
-            used = usable(values[:, t], self.statistics.names, slab.where)
+        names = self.statistics.names * (values.shape[1] if plan.joint else 1)
+        for columns in plan.features(values):
+            used = usable(columns, names, slab.where)
             # Statistics that are left out become zeros: standardised, they carry nothing.
-            X = np.where(used, values[:, t], 0.0)
+            X = np.where(used, columns, 0.0)
             variables = probe_token(X, plan, self.settings)
             found.append((variables if used.any() else _nothing(variables), used))
-        tokens: list[Variables] = [v | {"used": (("statistic",), used)} for v, used in found]
-        return stack_tokens(tokens, slab, len(self.plan.codes), "statistic")
+        tokens: list[Variables] = [v | {"used": (("feature",), used)} for v, used in found]
+        return stack_tokens(tokens, slab, self.plan, "statistic")
 
 
 def _nothing(variables: Variables) -> Variables:

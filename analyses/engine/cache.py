@@ -29,6 +29,7 @@ from stratalens.store.errors import InputError
 from stratalens.store.locks import FileLock
 
 FLUSH_SECONDS = 2.0
+FLUSH_SHARE = 0.05  # most of the time that writing may take, where results are large
 FORMAT = 1  # change it when the meaning of any cached result changes
 
 
@@ -42,6 +43,7 @@ class SlabCache:
         self._done: Any = None  # bool (stage, layer), once the shape is known
         self._stages: set[int] = set()  # with slabs that are not written yet
         self._flushed = time.monotonic()
+        self._pause = FLUSH_SECONDS
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
         if path.exists():
             self._load()
@@ -102,7 +104,7 @@ class SlabCache:
             self._done = np.zeros(filled.shape, bool)
         self._done[slab.position] = True
         self._stages.add(slab.position[0])
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+        if time.monotonic() - self._flushed > self._pause:
             self.flush(filled)
 
     def flush(self, filled: Filled) -> None:
@@ -110,6 +112,7 @@ class SlabCache:
         if not self._stages:
             return
         self.path.parent.mkdir(exist_ok=True)
+        begun = time.monotonic()
         if not self._lock.held and not self._lock.try_acquire():
             return  # another process is at the very same analysis, and keeps it
         if not self.path.exists():
@@ -124,6 +127,7 @@ class SlabCache:
             _array(group, "done")[stage] = self._done[stage]
         self._stages = set()
         self._flushed = time.monotonic()
+        self._pause = max(FLUSH_SECONDS, (self._flushed - begun) / FLUSH_SHARE)
 
     def close(self, filled: Filled | None) -> None:
         """Write what is left, and let other processes write."""

@@ -20,7 +20,8 @@ def vectors(source: xr.Dataset | xr.DataArray) -> tuple[xr.DataArray, list[Hasha
         if name is None:
             raise InputError(f"no 'coef' or 'centroid' in the Dataset; it has {', '.join(map(str, source.data_vars))}")
         source = source[name]
-    features = [d for d in source.dims if d not in LABELS and not str(d).endswith("_other")]
+    labels = LABELS - {"token"} if source.attrs.get("tokens") == "joint" else LABELS
+    features = [d for d in source.dims if d not in labels and not str(d).endswith("_other")]
     if not features:
         raise InputError(f"the vectors have no feature dim (dims: {', '.join(map(str, source.dims))})")
     return source, features

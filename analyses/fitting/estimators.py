@@ -23,6 +23,9 @@ from stratalens.analyses.probing.pairs import MULTICLASS, ORDINAL, training_sign
 from stratalens.store.errors import InputError, near
 
 Floats = npt.NDArray[np.floating]
+Doubles = npt.NDArray[np.float64]
+# From training rows (n,) bool to the activations (n, d) that go with them, made from these rows alone.
+Prepare = Callable[[npt.NDArray[np.bool_]], Floats]
 METHODS = ("logistic", *closed_form.METHODS)
 SOLVERS = ("batched", "library")
 # Tried by C="cv": from a nearly constant probe to a nearly unpenalised one.
@@ -47,6 +50,17 @@ class Settings:
         if isinstance(self.C, str):
             return CANDIDATES
         return tuple(float(c) for c in np.atleast_1d(np.asarray(self.C, dtype=np.float64)))
+
+    @property
+    def told(self) -> float | str | list[float]:
+        """C, or what it is chosen from, as attributes of a result say it."""
+        if isinstance(self.C, str):
+            return self.C
+        return list(self.candidates) if len(self.candidates) > 1 else self.candidates[0]
+
+    def identity(self) -> dict[str, Any]:
+        """Everything about the fits that results depend on, for a cache to know them by."""
+        return {f"fit_{k}": v for k, v in vars(self).items() if k != "C"} | {"fit_C": list(self.candidates)}
 
     def check(self, folds: int) -> None:
         """Refuse what cannot be fitted.
@@ -219,6 +233,7 @@ def _fit_library(X: Floats, signs: npt.NDArray[np.int8], C: npt.NDArray[np.float
 def choose_penalties(
     X: Floats, signs: npt.NDArray[np.int8], codes: npt.NDArray[np.int64], fold: npt.NDArray[np.int64], folds: int,
     trainable: npt.NDArray[np.bool_], settings: Settings, prepare: Prepare | None = None,
+    only_refit: bool = False,
 ) -> Doubles:  # fmt: skip
     """The penalty of every fit, by cross-validation inside its own training rows, shape (pair, folds + 1).
 
@@ -229,25 +244,38 @@ def choose_penalties(
     Args:
         X, signs, codes, fold, folds, trainable, settings: as in `fit_probes`.
         prepare: from training rows [shape: (n,) bool] to the activations that are used with them.
+        only_refit: look for that of the refit (the last) alone.
     """
     if len(settings.candidates) == 1:
         return np.full((signs.shape[1], folds + 1), settings.candidates[0])
-    left_out = [*combinations(range(folds), 2), *((i,) for i in range(folds))]
+    left_out = [*(() if only_refit else combinations(range(folds), 2)), *((i,) for i in range(folds))]
     inside = np.stack([trainable & ~np.isin(fold, out) for out in left_out], axis=1)
     targets = signs[:, :, None] * inside.astype(np.int8)[:, None, :]
     candidates = sorted(settings.candidates)
     loss = np.zeros((len(candidates), signs.shape[1], folds + 1))
-    for c, value in enumerate(candidates):
-        found = fit(targets, np.full(targets.shape[1:], value))
-        coef = found.coef.reshape(-1, len(left_out), X.shape[1])
-        intercept = found.intercept.reshape(-1, len(left_out))
-        for s, out in enumerate(left_out):
-            for judge in out:
+    # Activations that depend on the training rows are fitted set by set, others all at once.
+    for sets in [list(range(len(left_out)))] if prepare is None else [[s] for s in range(len(left_out))]:
+        ready = X if prepare is None else prepare(inside[:, sets[0]])
+        coefs, intercepts = _fit_grid(ready, codes, targets[:, :, sets], candidates, settings)
+        for at, s in enumerate(sets):
+            for judge in left_out[s]:
                 rows = np.flatnonzero((fold == judge) & trainable)
-                score = coef[:, s] @ X[rows].T + intercept[:, s, None]
-                owner = folds if len(out) == 1 else (out[0] if judge == out[1] else out[1])
-                loss[c, :, owner] += _loss(score, signs[rows], codes[rows], settings)
+                owner = folds if len(left_out[s]) == 1 else sum(left_out[s]) - judge
+                for c in range(len(candidates)):
+                    score = coefs[c, :, at] @ ready[rows].T + intercepts[c, :, at, None]
+                    loss[c, :, owner] += _loss(score, signs[rows], codes[rows], settings)
     return np.asarray(np.asarray(candidates)[loss.argmin(axis=0)], dtype=np.float64)
+
+
+def _fit_grid(
+    X: Floats, codes: npt.NDArray[np.int64], targets: npt.NDArray[np.int8], candidates: Sequence[float],
+    settings: Settings,
+) -> tuple[Floats, Doubles]:  # fmt: skip
+    """Every fit of `targets` (n, P, K) with each of A penalties: coefficients (A, P or G, K, d), intercepts."""
+    fit, shape = _fitter(X, codes, settings), targets.shape[1:]
+    found = [fit(targets, np.full(shape, value)) for value in candidates]
+    coef, intercept = np.stack([f.coef for f in found]), np.stack([f.intercept for f in found])
+    return coef.reshape(len(candidates), -1, shape[1], X.shape[1]), intercept.reshape(len(candidates), -1, shape[1])
 
 
 def _loss(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import xarray as xr
 
 from stratalens.analyses.backend import resolve
 from stratalens.analyses.engine.slabs import Slab
+from stratalens.analyses.fitting.estimators import Settings, choose_penalties
 from stratalens.analyses.fitting.logistic import fit_logistic
 from stratalens.analyses.probing import matching, scoring
 from stratalens.analyses.probing.probe_plan import Plan
@@ -31,10 +33,14 @@ class MatchOptions:
 
     method: str
     bins: int
-    C: float
+    settings: Settings
     small: str
     normalize: bool
-    backend: str
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that results depend on, for a cache to know them by."""
+        own = {k: v for k, v in vars(self).items() if k != "settings"}
+        return own | self.settings.identity()
 
 
 class MatchedSlab:
@@ -56,16 +62,17 @@ class MatchedSlab:
         slab.refuse_nonfinite(activations)
         plan, held = self.plan.take(slab.rows), self.held[:, slab.rows]
         values = self.statistics.values(slab, activations)
+        if self.options.normalize:
+            activations = unit_rows(activations, slab.where)
+        every = list(range(activations.shape[1]))
         tokens = []
-        for t in range(activations.shape[1]):
-            where = f"{slab.where}, token {_token(slab, t)}"
-            X = np.ascontiguousarray(activations[:, t])
-            X = unit_rows(X, where) if self.options.normalize else X
-            tokens.append(_one_token(X, values[:, t], self.statistics.names, plan, held, self.options, where))
-        return stack_tokens(tokens, slab, len(self.plan.codes))
+        for X, own in zip(plan.features(activations), [every] if plan.joint else [[t] for t in every], strict=True):
+            where = f"{slab.where}, token {', '.join(_token(slab, t) for t in own)}"
+            tokens.append(_one_probe(X, values[:, own], self.statistics.names, plan, held, self.options, where))
+        return stack_tokens(tokens, slab, self.plan)
 
 
-def _one_token(
+def _one_probe(
     X: npt.NDArray[np.floating],
     values: npt.NDArray[np.float64],
     names: Sequence[str],
@@ -74,37 +81,44 @@ def _one_token(
     options: MatchOptions,
     where: str,
 ) -> Variables:
-    used = usable(values, names, where)
+    """Matched probes of X (n, d), matched on values (n, token, statistic): rows are kept that are at every token."""
+    n_tokens = values.shape[1]
+    used = np.stack([usable(values[:, t], names, where) for t in range(n_tokens)])
     if not used.any():
         raise InputError(f"{where}: none of the statistics ({', '.join(names)}) is defined here; narrow the tokens")
     n_repeats, n_pairs = len(held), plan.contrasts.signs.shape[1]
     signs = np.zeros((len(X), n_pairs, n_repeats, len(SAMPLES)), dtype=np.int8)
-    balance = np.full((n_pairs, n_repeats, values.shape[1], 2), np.nan)
+    balance = np.full((n_pairs, n_repeats, n_tokens, values.shape[2], 2), np.nan)
     kept = np.zeros((n_pairs, n_repeats), dtype=np.int64)
     for p in range(n_pairs):
         for r in range(n_repeats):
             rng = np.random.default_rng([plan.seed, p, r])
-            rows = np.flatnonzero((plan.contrasts.signs[:, p] != 0) & ~held[r])
+            rows = np.flatnonzero((plan.contrasts.signs[:, p] != 0) & ~held[r] & plan.trainable)
             sign = plan.contrasts.signs[rows, p]
-            inside = values[np.ix_(rows, used)]
+            parts = [values[rows, t][:, used[t]] for t in range(n_tokens)]
             if options.method == "bins":
-                keep = matching.match_bins(inside, sign > 0, options.bins, rng)
+                each = [matching.match_bins(part, sign > 0, options.bins, rng) for part in parts]
+                keep = matching.even_out(np.logical_and.reduce(each), sign > 0, rng) if n_tokens > 1 else each[0]
             else:
-                keep = matching.match_nearest(inside, sign > 0, rng)
+                keep = matching.match_nearest(np.concatenate(parts, axis=1), sign > 0, rng)
             kept[p, r] = keep.sum()
-            balance[p, r, used, 0] = matching.standardised_difference(inside, sign > 0)
+            for t, part in enumerate(parts):
+                balance[p, r, t, used[t], 0] = matching.standardised_difference(part, sign > 0)
             signs[rows, p, r, 0] = sign
             if kept[p, r] < LEAST:
                 if options.small == "raise":
-                    raise InputError(_too_small(where, plan, p, kept[p, r], inside, sign, names, used, options))
+                    told = np.tile(np.asarray(names, dtype=object), n_tokens)[used.ravel()]
+                    joined = np.concatenate(parts, axis=1)
+                    raise InputError(_too_small(where, plan, p, kept[p, r], joined, sign, told, options))
                 continue
-            balance[p, r, used, 1] = matching.standardised_difference(inside[keep], sign[keep] > 0)
+            for t, part in enumerate(parts):
+                balance[p, r, t, used[t], 1] = matching.standardised_difference(part[keep], sign[keep] > 0)
             signs[rows[keep], p, r, 1] = sign[keep]
             for side in (-1, 1):
                 drawn = rng.choice(rows[sign == side], kept[p, r] // 2, replace=False)
                 signs[drawn, p, r, 2] = side
     return _scores(X, signs, plan, held, kept, options) | {
-        "balance": (("pair", "statistic", "balance_at"), _mean_over_repeats(balance)),
+        "balance": (("pair", "statistic", "balance_at"), _mean_over_repeats(_worst_token(balance))),
         "n_matched": (("pair", "repeat"), kept),
     }
 
@@ -121,7 +135,14 @@ def _scores(
     _, n_pairs, n_repeats, n_samples = signs.shape
     flat = signs.reshape(len(X), -1)
     fitted = np.flatnonzero((flat != 0).any(axis=0))
-    fit = fit_logistic(X, flat[:, fitted], C=options.C, blocks=plan.codes, backend=resolve(options.backend))
+    settings = options.settings
+    C = choose_penalties(
+        X, flat[:, fitted], plan.codes, plan.fold, plan.folds, plan.trainable, settings, only_refit=True
+    )[:, -1]
+    fit = fit_logistic(
+        X, flat[:, fitted], C=C, standardize=settings.standardize, blocks=plan.codes, tol=settings.tol,
+        backend=resolve(settings.backend),
+    )  # fmt: skip
     coef = np.full((flat.shape[1], X.shape[1]), np.nan, dtype=X.dtype)
     intercept = np.full(flat.shape[1], np.nan)
     coef[fitted], intercept[fitted] = fit.coef, fit.intercept
@@ -133,7 +154,7 @@ def _scores(
     right = np.zeros((n_pairs, n_samples, len(X)), dtype=np.int16)
     tested = np.zeros_like(right)
     for r in range(n_repeats):
-        rows = np.flatnonzero(held[r])
+        rows = np.flatnonzero(held[r] & plan.testable)
         for p in range(n_pairs):
             mine = rows[truth[rows, p] != 0]
             score = weights[p, r] @ X[mine].T + offsets[p, r, :, None]
@@ -176,19 +197,24 @@ def _too_small(
     kept: int,
     values: npt.NDArray[np.float64],
     sign: npt.NDArray[np.int8],
-    names: Sequence[str],
-    used: npt.NDArray[np.bool_],
+    names: npt.NDArray[np.object_],
     options: MatchOptions,
 ) -> str:
     best, area = matching.most_separating(values, sign > 0)
-    name = np.asarray(names, dtype=object)[used][best]
+    name = names[best]
     how = f"{options.bins} bins" if options.method == "bins" else "nearest neighbours"
     told = "separates the classes perfectly" if area == 1 else f"separates the classes most (AUC {area:.3f})"
     return (
         f"{where}, pair {plan.contrasts.names[pair]!r}: only {kept} of {len(sign)} training rows can be matched on "
-        f"{int(used.sum())} statistics ({how}), at least {LEAST} are needed; {name!r} {told}. Match on fewer "
+        f"{len(names)} statistics ({how}), at least {LEAST} are needed; {name!r} {told}. Match on fewer "
         f"statistics=(...) or with fewer bins=, or mark such places NaN with small='nan'"
     )
+
+
+def _worst_token(balance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The largest difference over the tokens (axis 2) that have one."""
+    known = np.isfinite(balance) | np.isinf(balance)
+    return np.where(known.any(axis=2), np.where(known, balance, -np.inf).max(axis=2), np.nan)
 
 
 def _mean_over_repeats(balance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

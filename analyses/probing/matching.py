@@ -108,6 +108,16 @@ def match_nearest(values: Doubles, positive: Bools, rng: np.random.Generator, ca
     return out
 
 
+def even_out(keep: Bools, positive: Bools, rng: np.random.Generator) -> Bools:
+    """As many kept rows of one class as of the other: the surplus is dropped at random."""
+    sides = [np.flatnonzero(keep & (positive == side)) for side in (False, True)]
+    size = min(map(len, sides))
+    out = np.zeros_like(keep)
+    for rows in sides:
+        out[rng.permutation(rows)[:size]] = True
+    return out
+
+
 def standardised_difference(values: Doubles, positive: Bools) -> Doubles:
     """Absolute standardised mean difference of each statistic between the classes, shape (statistic,).
 

@@ -16,7 +16,9 @@ from stratalens.analyses.labels import groups as ordered_groups
 from stratalens.analyses.probing import folds as splits
 from stratalens.analyses.probing.pairs import Contrasts, Pairs, contrasts, shuffled_labels
 from stratalens.analyses.probing.scoring import bootstrap_weights
-from stratalens.store.errors import InputError
+from stratalens.store.errors import InputError, near
+
+EACH, JOINT = "each", "joint"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Plan:
         trainable, testable: [shape: (entity,)] bool.
         contrasts: the probes.
         permutations, seed, resamples: numbers.
+        tokens: EACH (probes of every token by itself) or JOINT (of all tokens' features side by side).
     """
 
     target: str
@@ -47,6 +50,7 @@ class Plan:
     permutations: int
     seed: int
     resamples: int
+    tokens: str = EACH
 
     def take(self, rows: npt.NDArray[np.int64]) -> Plan:
         """The same plan for some of the rows; units are renumbered without gaps."""
@@ -89,6 +93,7 @@ class Plan:
         return {
             "codes": self.codes, "units": self.units, "fold": self.fold,
             "trainable": self.trainable, "testable": self.testable, "signs": self.contrasts.signs,
+            "counts": np.array([self.permutations, self.seed, self.resamples, self.joint]),
         }  # fmt: skip
 
     def draws(self) -> npt.NDArray[np.float32]:
@@ -110,6 +115,17 @@ class Plan:
         return replace(self, codes=codes)
 
     @property
+    def joint(self) -> bool:
+        """Whether all tokens make one vector."""
+        return self.tokens == JOINT
+
+    def features(self, values: npt.NDArray[np.floating]) -> list[npt.NDArray[np.floating]]:
+        """What is probed: values (n, token, d) as one (n, d) for each token, or a single (n, token * d)."""
+        if self.joint:
+            return [values.reshape(len(values), -1)]
+        return [np.ascontiguousarray(values[:, t]) for t in range(values.shape[1])]
+
+    @property
     def test_signs(self) -> npt.NDArray[np.int8]:
         """Truth on test rows, 0 elsewhere; shape (entity, pair)."""
         return self.contrasts.signs * self.testable[:, None].astype(np.int8)
@@ -129,7 +145,7 @@ def _class_columns(plan: Plan) -> list[tuple[str, npt.NDArray[np.bool_]]]:
 
 def make_plan(
     ds: Data, target: str, pairs: Pairs, folds: int, groups: str, test: Mapping[str, object] | None,
-    order: Sequence[object] | None, permutations: int, seed: int, resamples: int,
+    order: Sequence[object] | None, permutations: int, seed: int, resamples: int, tokens: str = EACH,
 ) -> Plan:  # fmt: skip
     """Lay out one call; the arguments are those of `probe`.
 
@@ -140,6 +156,8 @@ def make_plan(
         raise InputError(
             f"permutations={permutations} and resamples={resamples}; they are counts (resamples at least 1)"
         )
+    if tokens not in (EACH, JOINT):
+        raise InputError(f"tokens={tokens!r}: {near(str(tokens), [EACH, JOINT])}")
     found = ordered_groups(ds, target, order)
     units = clusters(ds, groups)
     splits.require_folds(found, units, folds)
@@ -152,7 +170,7 @@ def make_plan(
         splits.assert_disjoint(units, trainable & (fold != k), testable & (fold == k))
     return Plan(
         target, [str(n) for n in found.names], found.codes, units, fold, folds, trainable, testable,
-        contrasts(found, pairs), permutations, seed, resamples,
+        contrasts(found, pairs), permutations, seed, resamples, tokens,
     )  # fmt: skip
 
 

@@ -48,22 +48,20 @@ class ProbeSlab:
         values = slab.values()
         slab.refuse_nonfinite(values)
         plan = self.plan.take(slab.rows)
-        tokens = []
-        for t in range(values.shape[1]):
-            X = np.ascontiguousarray(values[:, t])
-            if self.normalize:
-                X = unit_rows(X, slab.where)
-            tokens.append(probe_token(X, plan, self.settings, self.fold_coefs))
-        return stack_tokens(tokens, slab, len(self.plan.codes))
+        if self.normalize:
+            values = unit_rows(values, slab.where)
+        tokens = [probe_token(X, plan, self.settings, self.fold_coefs) for X in plan.features(values)]
+        return stack_tokens(tokens, slab, self.plan)
 
 
-def stack_tokens(tokens: Sequence[Variables], slab: Slab, n_entities: int, features: str | None = None) -> xr.Dataset:
-    """One Dataset from the results of every token.
+def stack_tokens(tokens: Sequence[Variables], slab: Slab, plan: Plan, features: str | None = None) -> xr.Dataset:
+    """One Dataset from the results of every token; where `plan` (of all rows) joins them, `token` is a feature dim.
 
     Rows that the slab does not use are NaN (0 in counts) along `entity`; the dim `feature` becomes `features`, or
     the slab's own feature dims.
     """
     out: Variables = {}
+    n_entities = len(plan.codes)
     for name, (dims, first) in tokens[0].items():
         stacked = np.stack([token[name][1] for token in tokens]) if len(tokens) > 1 else first[None]
         last = dims[-1] if dims else ""
@@ -72,12 +70,12 @@ def stack_tokens(tokens: Sequence[Variables], slab: Slab, n_entities: int, featu
             whole = np.full((*stacked.shape[:-1], n_entities), missing, dtype=stacked.dtype)
             whole[..., slab.rows] = stacked
             stacked = whole
-        if last == "feature" and features is not None:
-            dims = (*dims[:-1], features)
-        elif last == "feature":
-            dims = (*dims[:-1], *slab.feature_dims)
-            stacked = stacked.reshape(*stacked.shape[:-1], *slab.feature_shape)
-        out[name] = (("token", *dims), stacked)
+        if last == "feature":
+            width, own = ((features,), (-1,)) if features is not None else (slab.feature_dims, slab.feature_shape)
+            joined, parts = (("token",), (slab.shape[1],)) if plan.joint else ((), ())
+            dims = (*dims[:-1], *joined, *width)
+            stacked = stacked.reshape(*stacked.shape[:-1], *parts, *own)
+        out[name] = (dims, stacked[0]) if plan.joint else (("token", *dims), stacked)
     return xr.Dataset(out)
 
 
@@ -122,12 +120,12 @@ def probe_token(
 
 
 def unit_rows(X: Floats, where: str = "activations") -> Floats:
-    """Rows divided by their L2 norm.
+    """Vectors of the last axis divided by their L2 norm.
 
     Raises:
         InputError: a row of zeros, which has no direction.
     """
-    length = np.linalg.norm(X, axis=1, keepdims=True)
+    length = np.linalg.norm(X, axis=-1, keepdims=True)
     if not (length > 0).all():
         raise InputError(
             f"{where}: {int((length == 0).sum())} activation vectors are zero and have no direction; "

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from stratalens.analyses.engine.cache import digest
 from stratalens.analyses.engine.slabs import Slab, read
 from stratalens.analyses.labels import Data
 from stratalens.store.errors import InputError, near
@@ -95,6 +96,18 @@ class Statistics:
             self.names.append(f"{name}[{told}]" if extra else name)
         missing = [d for d in LEADING if d not in array.dims and d != "entity"]
         self._parts.append(array.expand_dims(missing).transpose(*LEADING, *extra))
+
+    def identity(self) -> dict[str, list[str]]:
+        """What the values depend on besides the activations, for a cache to know them by."""
+        parts = [
+            part
+            if isinstance(part, str)
+            else str(part.data.name)  # dask's name: a hash of every operation since opening
+            if part.chunks is not None
+            else digest(part.values)
+            for part in self._parts
+        ]
+        return {"statistics": self.names, "statistic_parts": parts}
 
     def values(self, slab: Slab, activations: npt.NDArray[np.floating] | None = None) -> Doubles:
         """Of the slab's rows, float64 (rows, token, statistic); NaN where a statistic is not defined.

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.preprocessing import SplineTransformer
 
 from stratalens.analyses.controls import (
@@ -169,6 +170,33 @@ def test_residuals_are_those_of_scikit_learn_on_the_training_rows() -> None:
     np.testing.assert_allclose(Residuals(changed, values, "spline").without(train)[train], got[train], atol=1e-8)
 
 
+def test_residual_penalties_are_chosen_inside_the_training_rows() -> None:
+    made = planted(stages=2, layers=1, groups=2, per_group=40, effect=1.0, d=30, tokens=("last",))
+    ds = with_statistics(made.isel(stage=[1]))
+    grid, names = [1e-4, 1e-2, 1.0], ("resid_post_l2", "entropy")
+    found = residual_probe(ds, statistics=names, C=grid, folds=4, **QUIET)
+    x = ds.resid_post.values[0, 0, :, 0].astype("f8")
+    z = np.stack([ds[n].values.reshape(len(x)) for n in names], axis=1)
+    y, fold = ds.trained_stage.values == "s2", found.entity_fold.values
+    chosen = set()
+    for outer in range(4):
+        losses = np.zeros(3)
+        for inner in set(range(4)) - {outer}:
+            train, judge = ~np.isin(fold, [outer, inner]), fold == inner
+            left = x - LinearRegression().fit(z[train], x[train]).predict(z)
+            for i, c in enumerate(grid):
+                model = LogisticRegression(C=c, tol=1e-8, max_iter=1000).fit(left[train], y[train])
+                losses[i] += log_loss(y[judge], model.predict_proba(left[judge])[:, 1])
+        train, test = fold != outer, fold == outer
+        left = x - LinearRegression().fit(z[train], x[train]).predict(z)
+        best = grid[int(losses.argmin())]
+        chosen.add(best)
+        expected = LogisticRegression(C=best, tol=1e-8, max_iter=1000).fit(left[train], y[train])
+        score = found.score.squeeze().values[test]
+        np.testing.assert_allclose(score, expected.decision_function(left[test]), atol=2e-3)
+    assert chosen != {grid[0]}
+
+
 @pytest.mark.parametrize("baseline", ["random_direction", "shuffled_label", "shuffled_entity"])
 def test_baselines_know_nothing(baseline: str) -> None:
     ds = planted(stages=1, layers=1, groups=3, per_group=120, effect=0.0, d=12, tokens=("last",))
@@ -209,7 +237,7 @@ def test_one_table_says_what_is_left(real: xr.Dataset) -> None:
         (lambda ds: matched_probe(ds, method="exact", **QUIET), "nearest"),
         (lambda ds: matched_probe(ds, pairs="ordinal", **QUIET), "cannot be matched"),
         (lambda ds: residual_probe(ds, kind="cubic", **QUIET), "spline"),
-        (lambda ds: residual_probe(ds, C=[1.0, 2.0], **QUIET), "one C"),
+        (lambda ds: residual_probe(ds, C=[1.0, 2.0], folds=2, **QUIET), "at least 3 folds"),
         (lambda ds: controls(ds, which=("match",), **QUIET), "did you mean 'matched'"),
         (lambda ds: control_table({}), "not among the results"),
         (lambda ds: baseline_probe(ds, baseline="random", **QUIET), "random_direction"),
