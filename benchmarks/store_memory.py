@@ -103,10 +103,14 @@ def record(path: Path, blocks: int) -> Callable[[], None]:
     draws = np.random.default_rng(0).integers(1, 100, (blocks * BLOCK, 4))
     table = PromptTable.from_dataframe(pd.DataFrame({"prompt": [" ".join(f"w{i}" for i in row) for row in draws]}))
 
+    def silent(model: Model, ids: torch.Tensor, mask: torch.Tensor) -> None:
+        """A pass without logits."""
+        model(ids, mask)
+
     def run(target: Path, width: int) -> None:
         capture(
             Model(width), table, target, sites=("layers.{layer}.hook_state",), positions=("last",),
-            tokenizer=tokenizer, forward=lambda m, ids, mask: m(ids, mask), block_size=BLOCK, batch_size=32,
+            tokenizer=tokenizer, forward=silent, block_size=BLOCK, batch_size=32,
             progress=False,
         )  # fmt: skip
 

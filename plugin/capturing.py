@@ -81,7 +81,7 @@ def capture(
         layers: block indices, None for all.
         positions: `last`, `-1` .. `-k`, `entity_first`, `entity_last`, `<span>_first`, `<span>_last`,
             or "all".
-        dtype: "auto" (the model's own), "float32", "bfloat16" or "float16".
+        dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.
         batch_size: rows per forward pass, or "auto" by memory; halved when memory runs out. It
             never changes what is recorded.
         statistics: True for all, False for none, or names (see `stratalens.recipe`). All of them

@@ -47,6 +47,8 @@ def make_recipe(
         )
     if nonfinite not in ("raise", "keep"):
         raise InputError(f"nonfinite={nonfinite!r}: {near(str(nonfinite), ('raise', 'keep'))}")
+    if dtype == "int8" and nonfinite == "keep":
+        raise InputError("nonfinite='keep' and dtype='int8': int8 has no NaN or infinity; choose another dtype")
     tokenized = table.tokenize(tokenizer if tokenizer is not None else adapter.tokenizer, max_length=adapter.max_length)
     resolved = named_positions.resolve(positions, table, tokenized, missing)
     ids = probe_ids(tokenized.ids)

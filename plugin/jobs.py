@@ -7,7 +7,7 @@ store and analyses; each is imported when its job runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,7 @@ def show_info(facts: dict[str, Any]) -> None:
         "sites",
         ["site", "dtype", "dims", "hook", "size"],
         [
-            (name, v["dtype"], ", ".join(f"{d} {n}" for d, n in v["dims"].items()), v["hook"], human_bytes(v["bytes"]))
+            (name, _dtype(v), ", ".join(f"{d} {n}" for d, n in v["dims"].items()), v["hook"], human_bytes(v["bytes"]))
             for name, v in facts["variables"].items()
             if v["kind"] == "site"
         ],
@@ -169,6 +169,14 @@ def _flat(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def _dtype(variable: Mapping[str, Any]) -> str:
+    """dtype of a site; for one scaled to int8 with what that lost of its rows."""
+    if "mean_relative_error" not in variable:
+        return str(variable["dtype"])
+    mean, largest = variable["mean_relative_error"], variable["max_relative_error"]
+    return f"{variable['dtype']}, rows off by {mean:.2%} on average, {largest:.2%} at most"
 
 
 def verify_job(store: str, *, repair: bool) -> dict[str, Any]:

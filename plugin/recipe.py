@@ -24,7 +24,7 @@ from stratalens.tokens import TokenizedPrompts
 
 SITE_STATISTICS = tuple(schema.STATISTICS)
 OUTPUT_STATISTICS = (*schema.OUTPUTS, "logit_percentile", "answer_loss")
-STORE_DTYPES = ("float32", "bfloat16", "float16")
+STORE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64"}
 
 

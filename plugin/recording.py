@@ -151,7 +151,7 @@ def create_store(
         sites: short names (`resid_post`, `z`, ...) or full TransformerLens names.
         layers: block indices, None for all.
         positions: names (`last`, `-2`, `entity_last`, `<span>_first`), or "all".
-        dtype: "auto" (the model's own), "float32", "bfloat16" or "float16".
+        dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.
         statistics: True for all, False for none, or names.
         resume: False refuses a store that is there already.
         tokenizer: None takes the model's.

@@ -56,7 +56,7 @@ class RunFile(BaseModel):
     sites: tuple[str, ...] = ("resid_post",)
     layers: tuple[int, ...] | None = None
     positions: tuple[str, ...] | Literal["all"] = ("last",)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     compression: Literal["none", "zstd"] = "none"
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     device: str | None = None

@@ -28,6 +28,7 @@ TORCH_DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
+    "int8": torch.float32,  # scaled by row in the store's buffer
 }
 
 

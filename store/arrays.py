@@ -18,6 +18,7 @@ from xarray.core import indexing
 
 from stratalens.store import labels
 from stratalens.store.chunks import Selection
+from stratalens.store.scaling import restore
 from stratalens.store.schema import AXES
 from stratalens.store.seam import Storage
 from stratalens.store.slabs import SlabReader
@@ -121,12 +122,11 @@ class VariableArray(LazyArray):
                 values = values[(slice(None),) * axis + (chosen,)]
         return values.view(self.view) if self.view is not None else values
 
-    def dask_chunks(self) -> tuple[tuple[int, ...] | int, ...]:
+    def dask_chunks(self, itemsize: int | None = None) -> tuple[tuple[int, ...] | int, ...]:
         """Chunks of several blocks for dask: one stage, one layer, up to 128 MiB, so that most slabs are one chunk."""
         layout = self.reader.layout
-        per_row = (
-            layout.inner_layers * layout.row_nbytes // layout.variable.storage_dtype.itemsize * self.dtype.itemsize
-        )
+        items = layout.inner_layers * layout.row_nbytes // layout.variable.storage_dtype.itemsize
+        per_row = items * (itemsize or self.dtype.itemsize)
         blocks = max(1, DASK_BYTES // max(1, per_row * layout.block_size))
         sizes = {
             "stage": 1,
@@ -135,6 +135,27 @@ class VariableArray(LazyArray):
             "token": layout.token_chunk,
         }
         return tuple(sizes.get(dim, size) for dim, size in zip(layout.variable.dims, self.shape, strict=True))
+
+
+class ScaledArray(LazyArray):
+    """A site in int8 with the scales of its rows: float32 on reading."""
+
+    def __init__(self, numbers: VariableArray, scale: VariableArray) -> None:
+        self.numbers, self.scale = numbers, scale
+        self.shape = numbers.shape
+        self.dtype = np.dtype(np.float32)
+
+    def sequential(self) -> ScaledArray:
+        """The same array, read by the calling thread alone."""
+        return ScaledArray(self.numbers.sequential(), self.scale.sequential())
+
+    def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
+        """Values of an orthogonal selection."""
+        return restore(self.numbers.select(selections), self.scale.select(selections[:-1]))
+
+    def dask_chunks(self) -> tuple[tuple[int, ...] | int, ...]:
+        """Chunks for dask, by the size of the values that come out."""
+        return self.numbers.dask_chunks(self.dtype.itemsize)
 
 
 class LabelArray(LazyArray):

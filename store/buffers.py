@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stratalens.store.errors import InputError, near
 from stratalens.store.layout import ArrayLayout
+from stratalens.store.scaling import quantise
 from stratalens.store.shards import FileImage
 
 Allocate = Callable[[int], NDArray[np.uint8]]
@@ -77,7 +78,7 @@ class BlockBuffer:
         for name in block.variables:
             image = memory.images[name]
             image.clear(len(block))
-            if name not in self.flags:
+            if name not in self.flags and image.layout.variable.attrs.get("kind") not in ("scale", "error"):
                 self._given[name] = np.zeros((image.layout.layers, len(block)), dtype=bool)
 
     @property
@@ -126,7 +127,8 @@ class BlockBuffer:
             [array-like, shape: (n,), int] table rows inside the block.
         values
             [array, shape: (layer, n, token, *features)] in storage dtype (the
-            bits as uint16 for bfloat16); without the first dim for a variable
+            bits as uint16 for bfloat16; float32 for int8 that is scaled by
+            row); without the first dim for a variable
             without layers or where `layers` is an int; without token where the
             variable has none.
         layers
@@ -145,11 +147,10 @@ class BlockBuffer:
         array = np.asarray(values)
         if array.dtype.name == "bfloat16":
             array = array.view(np.uint16)
-        if array.dtype != kind.storage_dtype:
-            bits = " (bits of bfloat16)" if kind.dtype == "bfloat16" else ""
-            raise InputError(
-                f"{variable} is stored as {kind.storage_dtype.name}{bits}, got {array.dtype}: convert the values first"
-            )
+        taken = np.dtype(np.float32) if kind.scaled_by else kind.storage_dtype
+        if array.dtype != taken:
+            note = " (bits of bfloat16)" if kind.dtype == "bfloat16" else " (and scaled)" if kind.scaled_by else ""
+            raise InputError(f"{variable} takes {taken.name}{note}, got {array.dtype}: convert the values first")
         expected: tuple[int, ...] = (local.size, *((layout.tokens,) if kind.has("token") else ()), *kind.shape)
         if kind.has("layer") and not single:
             expected = (count, *expected)
@@ -158,7 +159,13 @@ class BlockBuffer:
         full = (count, local.size, layout.tokens, *kind.shape)
         contiguous = local.size > 0 and bool((np.diff(local) == 1).all())
         where = slice(int(local[0]), int(local[-1]) + 1) if contiguous else local
-        image.put(selected, where, array.reshape(full))
+        array = array.reshape(full)
+        if kind.scaled_by:
+            place = f"stage {self.stage!r}, {variable}, rows {self.block.start} to {self.block.stop - 1}"
+            array, scale, error = quantise(array, place)
+            memory.images[kind.scaled_by].put(selected, where, scale)
+            memory.images[kind.attrs["error"]].put(selected, where, error)
+        image.put(selected, where, array)
         self._given[variable][selected if isinstance(selected, slice) else selected[:, None], where] = True
 
     def skip(self, rows: ArrayLike) -> None:

@@ -17,6 +17,7 @@ from stratalens.store.errors import DamagedError, InputError, StoreExistsError, 
 from stratalens.store.layout import MEMORY_LIMIT, choose_geometry
 from stratalens.store.manifest import Store, add_group, load, log
 from stratalens.store.places import storage_at
+from stratalens.store.scaling import with_companions
 from stratalens.store.schema import AXES, Variable, check_name, recorded_variable, with_flag
 from stratalens.store.seam import PRIVATE, TEMPORARY, Storage
 
@@ -163,6 +164,7 @@ def create(
     if compression != "none":
         sites = [v.attrs.get("kind") == "site" for v in variables]
         variables = [replace(v, compression=compression) if s else v for v, s in zip(variables, sites, strict=True)]
+    variables = with_companions(variables)
     for variable in variables:
         if variable.has("layer") and not axes[0]:
             raise InputError(f"{variable.name} has a layer dim but no layers are given: name the layers to record")

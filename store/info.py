@@ -10,6 +10,7 @@ import numpy as np
 from stratalens.store.manifest import load
 from stratalens.store.metadata import FORMAT_VERSION
 from stratalens.store.places import storage_at
+from stratalens.store.scaling import overall
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -19,8 +20,8 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     -------
     dict
         ``path, format, complete, dims, layers, tokens, labels, sites`` (for each
-        variable dims, dtype, compression, hook, bytes on disk), ``stages`` (name, order, fingerprint,
-        provenance), ``completeness`` ({stage: {variable: fraction of rows
+        variable dims, dtype, compression, hook, bytes on disk, and for int8 what it
+        lost), ``stages`` (name, order, fingerprint, provenance), ``completeness`` ({stage: {variable: fraction of rows
         committed}}), ``bytes, files, blocks, block_size, provenance, recorded_with``.
     """
     store = load(storage_at(path))
@@ -47,6 +48,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
             "kind": variable.attrs.get("kind", ""),
             "hook": variable.attrs.get("hook", ""),
             "doc": variable.doc,
+            **overall(store.measured.get(name, ())),
             "bytes": nbytes,
             "bytes_uncompressed": files * layout.file_nbytes,
         }

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stratalens.store.errors import InputError
+from stratalens.store.scaling import with_companions
 from stratalens.store.schema import Variable, recorded_variable
 
 CHUNK_LIMIT = 4 << 20
@@ -222,6 +223,7 @@ def forecast(
     counted, and compressed sites as if they were not; `files` counts data files, `commit_records` the largest number of
     commit records that lie beside them while a stage is being written.
     """
+    variables = with_companions(variables)
     geometry = choose_geometry(
         variables,
         entities=entities,

@@ -21,6 +21,7 @@ from stratalens.store.checksum import crc32c
 from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.layout import ArrayLayout, Geometry
 from stratalens.store.metadata import FORMAT_VERSION, Json
+from stratalens.store.scaling import overall
 from stratalens.store.schema import Variable
 from stratalens.store.seam import PRIVATE, Storage
 
@@ -61,6 +62,8 @@ class Store:
     provenance: Mapping[str, Any]
     recorded_with: Mapping[str, Any]
     stages: tuple[StageEntry, ...] = ()
+    #: For each scaled variable and stage: [largest error, mean error, rows], or None (`measured`).
+    measured: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     checksum: str = ""
 
     @property
@@ -134,6 +137,7 @@ class Store:
             documents[name] = metadata.label_metadata("entity", self.entities, self.label_chunk, dtype, {})
         for name, layout in self.layouts.items():
             documents[name] = metadata.variable_metadata(layout, len(self.stages), self.entities)
+            documents[name]["attributes"] |= overall(self.measured.get(name, ()))
         return documents
 
     def attributes(self) -> Json:
@@ -151,6 +155,7 @@ class Store:
                 "provenance": dict(self.provenance),
                 "recorded_with": dict(self.recorded_with),
                 "stages": [s.to_json() for s in self.stages],
+                **({"measured": dict(self.measured)} if self.measured else {}),
             }
         }
 
@@ -203,6 +208,7 @@ def load(storage: Storage, *, copy: bool = False) -> Store:
         stages=tuple(
             StageEntry(s["name"], s["order"], s["fingerprint"], dict(s["provenance"])) for s in state["stages"]
         ),
+        measured=state.get("measured", {}),
         checksum=state["checksum"],
     )
 

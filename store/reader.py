@@ -25,6 +25,7 @@ from stratalens.store.arrays import (
     Joined,
     LabelArray,
     LazyArray,
+    ScaledArray,
     VariableArray,
     lazy,
 )
@@ -32,6 +33,7 @@ from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.manifest import Store, load
 from stratalens.store.places import is_url, storage_at
 from stratalens.store.provenance import compare, mismatch
+from stratalens.store.scaling import overall
 from stratalens.store.schema import Variable, recorded_variable
 from stratalens.store.slabs import SlabReader
 
@@ -71,7 +73,8 @@ def open_store(
         rows reads each chunk whole the first time it touches it.
     dtype
         What sites stored as bfloat16 are given as: float32 (exact), bfloat16
-        (ml_dtypes), or their bits as uint16.
+        (ml_dtypes), or their bits as uint16. Sites scaled to int8 are float32
+        too, or with "bits" the whole numbers, to be multiplied by `<site>_scale`.
 
     Returns
     -------
@@ -111,6 +114,7 @@ def open_store(
         if layout.variable.attrs.get("kind") == "flag":
             continue
         data[name] = _variable(layout.variable, [p.variables[name] for p in parts], chunks, [p.key for p in parts])
+        data[name].attrs |= overall([entry for p in parts for entry in p.store.measured.get(name, ())])
     flags = [p.recorded for p in parts]
     data["recorded"] = lazy(("stage", "entity"), _join(flags, 1), {"long_name": recorded_variable(0).doc})
     if len(first.groups) > 1:
@@ -176,6 +180,10 @@ def _part(store: Store, *, verify: bool, dtype: str) -> _Part:
 
             view = np.dtype(ml_dtypes.bfloat16)
         variables[name] = VariableArray(reader, rank, view=view)
+    for name, layout in store.layouts.items() if dtype != "bits" else ():
+        numbers, scale = variables[name], variables.get(layout.variable.scaled_by)
+        if isinstance(numbers, VariableArray) and isinstance(scale, VariableArray):
+            variables[name] = ScaledArray(numbers, scale)
     columns: dict[str, LazyArray] = {
         name: LabelArray(store.storage, name, store.entities, store.label_chunk, kind)
         for name, kind in store.label_types.items()
@@ -204,7 +212,7 @@ def _variable(variable: Variable, parts: Sequence[LazyArray], chunks: str | None
 
     arrays = []
     for part, key in zip(parts, keys, strict=True):
-        assert isinstance(part, VariableArray)
+        assert isinstance(part, VariableArray | ScaledArray)
         source = part.sequential()
         # Named after the content: cached results find the same selection again in another process.
         name = f"{variable.name}-{hashlib.sha256(f'{key} {variable.name} {part.dtype}'.encode()).hexdigest()[:32]}"

@@ -12,6 +12,7 @@ from stratalens.store import commits, metadata
 from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.locks import busy
 from stratalens.store.manifest import Store, load, mend_history
+from stratalens.store.measured import record_errors
 from stratalens.store.schema import recorded_variable
 from stratalens.store.seam import TEMPORARY, Storage
 from stratalens.store.verify import VerifyReport, check_file
@@ -34,6 +35,7 @@ def mend(storage: Storage, report: VerifyReport) -> list[str]:
             done.append("damaged lines of the history were dropped")
         _mend_records(store, report, done)
         _drop_blocks(store, report, done)
+        record_errors(store)
         return done
     finally:
         lock.release()

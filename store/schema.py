@@ -17,21 +17,8 @@ import numpy as np
 from stratalens.store.errors import InputError, near
 
 AXES = ("stage", "layer", "entity", "token")
-DTYPES = (
-    "float32",
-    "float16",
-    "bfloat16",
-    "float64",
-    "bool",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-)
+INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", *INTEGERS)
 BFLOAT16_NAN = 0x7FC0
 COMPRESSIONS = ("none", "zstd")
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 97, 99)
@@ -135,6 +122,11 @@ class Variable:
         return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype).newbyteorder("<")
 
     @property
+    def scaled_by(self) -> str:
+        """Name of the variable that holds the scale of each row, "" where there is none (only int8 has one)."""
+        return str(self.attrs.get("scale", "")) if self.dtype == "int8" else ""
+
+    @property
     def fill(self) -> Any:
         """What an element that was never written reads as, in storage dtype."""
         if self.dtype == "bfloat16":
@@ -216,7 +208,7 @@ def site_variable(
     *,
     doc: str = "",
 ) -> Variable:
-    """Activations at one site; it has a layer dim if `hook` contains ``{layer}``.
+    """Activations at one site; it has a layer dim if `hook` contains ``{layer}``; int8 is scaled by row (`scaling`).
 
     >>> site_variable("resid_post", ["d_model"], [64], "float32", "blocks.{layer}.hook_out").dims
     ('stage', 'layer', 'entity', 'token', 'd_model')
@@ -224,13 +216,14 @@ def site_variable(
     ('stage', 'entity', 'token', 'd_model')
     """
     layered = ("layer",) if "{layer}" in hook else ()
+    scaled = {"scale": f"{site}_scale", "error": f"{site}_error"} if dtype == "int8" else {}
     return Variable(
         name=site,
         dims=("stage", *layered, "entity", "token", *feature_dims),
         shape=tuple(int(n) for n in feature_shape),
         dtype=dtype,
         doc=doc or f"activations at {hook}",
-        attrs={"hook": hook, "kind": "site"},
+        attrs={"hook": hook, "kind": "site", **scaled},
     )
 
 

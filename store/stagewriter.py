@@ -17,7 +17,8 @@ import numpy as np
 from stratalens.store import commits
 from stratalens.store.buffers import Block, BlockBuffer, Memory
 from stratalens.store.errors import InputError
-from stratalens.store.manifest import StageEntry, Store, log
+from stratalens.store.manifest import StageEntry, Store, load, log
+from stratalens.store.measured import record_errors
 
 if TYPE_CHECKING:
     from stratalens.store.writer import ActivationWriter
@@ -120,6 +121,7 @@ class StageWriter:
                 if present[group].all() and any(n.startswith(f"{self.index:04d}.{group}.") for n in names):
                     compact(self._store, self.index, group)
                     log(self._store.storage, "stage complete", stage=self.name, group=group)
+            record_errors(load(self._store.storage))
 
     def __enter__(self) -> StageWriter:
         return self

@@ -22,7 +22,9 @@ HOOK = "blocks.{layer}.hook_out"
 
 
 def to_storage(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Values in storage dtype: bfloat16 rounded to nearest even, as its bits."""
+    """Values as the writer takes them: bfloat16 rounded to nearest even, as its bits; int8 as float32."""
+    if dtype == "int8":
+        return values.astype(np.float32)
     if dtype != "bfloat16":
         return values.astype(dtype)
     import ml_dtypes
