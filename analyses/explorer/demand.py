@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import panel as pn
+import panel
 
 from stratalens.analyses.explorer.answers import METHODS, PAIRS, QUESTIONS, SCOPES, Answers, Question
 from stratalens.analyses.explorer.figures import drawn, told
@@ -18,9 +18,8 @@ from stratalens.analyses.explorer.widgets import Status, button, choice
 from stratalens.analyses.plots.estimates import extreme_pair
 from stratalens.analyses.plots.picture import plain
 
-IDLE = (
-    "Nothing computed yet for this question at this place. One task is one stage and layer, at the token chosen above."
-)
+pn: Any = panel  # its functions have no types
+IDLE = "Nothing is computed yet for this question at this place. One task is one stage and layer, at the token above."
 
 
 class Demand:

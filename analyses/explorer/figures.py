@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import panel as pn
+import panel
 
 from stratalens.analyses.explorer.answers import Answers, Question
 from stratalens.analyses.explorer.inks import paint
@@ -18,6 +18,7 @@ from stratalens.analyses.plots.picture import Picture
 from stratalens.analyses.plots.sweeps import layer_sweep_picture
 from stratalens.analyses.reporting import sentences as say
 
+pn: Any = panel  # its functions have no types
 Told = tuple[Picture, say.Sentence]
 
 

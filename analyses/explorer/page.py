@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import panel as pn
+import panel
 import xarray as xr
 
 from stratalens.analyses.explorer.answers import Answers
@@ -19,6 +19,7 @@ from stratalens.analyses.explorer.source import Plane, Source, Where
 from stratalens.analyses.explorer.widgets import FILES, Key, Rows, Status, Stepper, Theme, button, choice, text_field
 from stratalens.analyses.plots.picture import plain
 
+pn: Any = panel  # its functions have no types
 MOST_LISTED = 100
 HINT = "Draw a box or a lasso around points, tap one, or find rows by their text: they are listed here."
 
@@ -63,7 +64,7 @@ class Explorer:
         for dim, stepper in self.steppers.items():
             values = self.source.values(self.site.value, dim)
             chosen[dim] = values[stepper.value] if values else None
-        return Where(self.site.value, self.by.value, **chosen)
+        return Where(self.site.value, self.by.value, chosen["stage"], chosen["layer"], chosen["token"])
 
     def refresh(self) -> None:
         """Show the place that the widgets say; while one is being read, only the latest wish is remembered."""
@@ -145,7 +146,7 @@ class Explorer:
             self.listing.param.update(columns=[], rows=[], caption=HINT, focus=-1)
             return
         where, shown = self.where(), self.selected[:MOST_LISTED]
-        columns, table = self.source.details(where, shown)
+        columns, table = self.source.details(where, shown.tolist())
         scores = self.demand.scores(shown)
         if scores is not None:
             name, values = scores

@@ -58,7 +58,7 @@ class Scatter:
     def _figure(self) -> Any:
         plotting: Any = bokeh.plotting
         fig = plotting.figure(
-            name="rows",
+            name="points",
             height=460,
             min_width=240,
             sizing_mode="stretch_width",
@@ -83,7 +83,7 @@ class Scatter:
             fill_color="color",
             fill_alpha=0.6,
             line_color=None,
-            name="rows",
+            name="points",
             **inert,
         )
         fig.scatter("x", "y", source=self.rings, size=11, fill_color=None, line_width=2, name="rings")
@@ -220,7 +220,7 @@ class Scatter:
         names = [str(i) for i in range(len(self.plane.groups))]
         xy = self._xy()[view]
         table = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]})
-        table["group"] = pd.Categorical.from_codes(self.plane.rows.codes[view], categories=names)
+        table["group"] = pd.Categorical.from_codes(self.plane.rows.codes[view], categories=pd.Index(names))
         canvas = datashader.Canvas(*PIXELS, x_range=(x.start, x.end), y_range=(y.start, y.end))
         counts = canvas.points(table, "x", "y", agg=datashader.count_cat("group"))
         image = shading.dynspread(shading.shade(counts, color_key=dict(zip(names, colors, strict=True)), min_alpha=90))
@@ -260,7 +260,7 @@ def enclosed(xy: np.ndarray, geometry: dict[str, Any]) -> np.ndarray:
     x, y = xy[:, 0].astype(float), xy[:, 1].astype(float)
     if geometry["type"] == "rect":
         x0, x1, y0, y1 = sorted((geometry["x0"], geometry["x1"])) + sorted((geometry["y0"], geometry["y1"]))
-        return (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
+        return np.asarray((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1))
     if geometry["type"] != "poly":
         return np.zeros(len(xy), dtype=bool)
     px, py = np.asarray(geometry["x"], dtype=float), np.asarray(geometry["y"], dtype=float)

@@ -39,12 +39,13 @@ def explore(
     Raises:
         InputError: the port is taken or not allowed, or the store has no site or no label column.
     """
-    import panel as pn
+    import panel
 
     from stratalens.analyses.explorer.answers import Answers
     from stratalens.analyses.explorer.page import page
     from stratalens.analyses.explorer.source import Source
 
+    pn: Any = panel  # its functions have no types
     chosen = free_port(port)
     source = Source(ds)
     shared = source, Answers(source)

@@ -5,19 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import panel as pn
+import panel
 import param
+from panel.custom import JSComponent
 
 FILES = Path(__file__).with_name("page-files")
 STYLE = (FILES / "widgets.css").read_text(encoding="utf-8")
+pn: Any = panel  # its functions have no types
 
 
-class Native(pn.custom.JSComponent):  # type: ignore[misc]
+class Native(JSComponent):
     """Base: the styles that all widgets of the page share."""
 
     _stylesheets = [STYLE]  # noqa: RUF012 - read by Panel as a class attribute
 
     __abstract = True
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(**params)  # type: ignore[no-untyped-call]
 
 
 class Stepper(Native):

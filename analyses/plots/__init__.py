@@ -14,13 +14,16 @@ from stratalens.analyses.plots.palette import stage_colors
 from stratalens.analyses.plots.paths import centroid_path
 from stratalens.analyses.plots.saving import save
 from stratalens.analyses.plots.scatter import entity_scatter
+from stratalens.analyses.plots.stages import direction_drift, forgetting
 from stratalens.analyses.plots.sweeps import layer_sweep
 
 __all__ = [
     "centroid_path",
     "control_comparison",
     "cosine_matrix",
+    "direction_drift",
     "entity_scatter",
+    "forgetting",
     "layer_sweep",
     "layer_token_map",
     "loss_curves",

@@ -32,6 +32,8 @@ MADE: dict[str, Callable[[], Any]] = {
     "probe_generalisation": lambda: plots.probe_generalisation(made.generalise(_probes(stage=["s3"], layer=[1]))),
     "stage_layer_map": lambda: plots.stage_layer_map(made.projection(STAGES, 2)["r2"], "r2", null=0.2),
     "layer_token_map": lambda: plots.layer_token_map(made.projection(STAGES, 2)["r2"], "r2"),
+    "direction_drift": lambda: plots.direction_drift(made.probes(STAGES, 2, TOKEN)),
+    "forgetting": lambda: plots.forgetting(made.recorded_store(STAGES, 1, TOKEN)),
     "loss_curves": lambda: plots.loss_curves(made.losses(STAGES, 4)),
     "entity_scatter": lambda: plots.entity_scatter(made.recorded_store(STAGES, 1, TOKEN)),
     "message": lambda: plots.stage_drift(made.centroids(("model",), 1)),

@@ -1,0 +1,82 @@
+"""How the documentation is built: `make docs`. Nothing is fetched, neither when it is built nor when it is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+project = "stratalens"
+author = "The stratalens developers"
+project_copyright = "The stratalens developers, Apache-2.0"
+release = version("stratalens")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build", "_generated/commands.md", "results/*"]
+root_doc = "index"
+nitpicky = False
+suppress_warnings = ["myst.xref_missing"]  # links from pages to files of the repository, which stay as they are
+
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = True
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"stratalens {release}"
+html_copy_source = False
+html_show_sourcelink = False
+html_static_path = ["_static"]
+html_theme_options = {"footer_icons": []}
+pygments_style = "default"
+pygments_dark_style = "native"
+
+
+def make_gallery() -> None:
+    """Draw the gallery's pictures and write its page, from the script that a reader sees."""
+    spec = importlib.util.spec_from_file_location("gallery", HERE / "gallery.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gallery"] = module
+    spec.loader.exec_module(module)
+    module.write(HERE / "_generated" / "gallery")
+
+
+def make_commands() -> None:
+    """Write a section for every command, from its own help."""
+    from typer.main import get_command
+
+    from stratalens.cli import app
+
+    parts = []
+    group = get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        arguments = " ".join(
+            p.make_metavar(None).strip("{}") for p in command.params if p.param_type_name == "argument"
+        )
+        usage = " ".join(part for part in ("stratalens", name, arguments, "[OPTIONS]") if part)
+        parts.append(f"## {name}\n\n{command.help}\n\n```text\n{usage}\n```\n")
+        for option in (p for p in command.params if getattr(p, "help", None)):
+            names = ", ".join(f"`{n}`" for n in (*option.opts, *option.secondary_opts))
+            default = option.default if option.param_type_name == "option" else None
+            tail = f" Default: `{default}`." if default not in (None, False, True) else ""
+            shown = f"`{option.make_metavar(None).strip('{}')}`" if option.param_type_name == "argument" else names
+            parts.append(f"- {shown}: {option.help}{tail}")
+        example = str(command.epilog or "").removeprefix("Example: ")
+        parts.append(f"\n```text\n{example}\n```\n" if example else "\n")
+    target = HERE / "_generated" / "commands.md"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("\n".join(parts), encoding="utf-8")
+
+
+make_gallery()
+make_commands()

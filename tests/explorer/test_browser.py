@@ -1,0 +1,262 @@
+"""The live page in a real browser, served by the command itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.stores import make_store
+
+CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+EVIL = '<img src=x onerror="window.pwned=1"><script>window.pwned=2</script>'
+
+SOURCE = """(name) => [...Bokeh.documents].flatMap(d => [...d._all_models.values()])
+    .find(m => m.name === name && m.data_source).data_source.data"""
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = 80
+    labels = {
+        "prompt": [f"Q: Who is e{i // 2:05d}? {EVIL if i == 0 else ''}" for i in range(rows)],
+        "lonely": ["only"] * rows,
+    }
+    folder = tmp_path_factory.mktemp("explore")
+    return make_store(
+        folder / "run.zarr", 4, 3, rows, ("first", "last"), 8, planted=2.0, prompts_per_entity=2, labels=labels,
+        skip={"s1": range(rows)},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def address(path: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "stratalens.cli", "explore", str(path), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert server.stderr is not None
+        said = ""
+        for line in server.stderr:
+            said += line
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                break
+        else:
+            raise AssertionError(said)
+        yield found.group()
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+    assert server.returncode == 0
+
+
+class Opened:
+    """The page, what it asked for and what it complained about."""
+
+    def __init__(self, browser: Any, address: str, width: int = 1366, scheme: str = "light") -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.asked: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda r: self.asked.append(r.url))
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        self.page.goto(address)
+        self.says("rows, resid_post at stage s3, layer 2, token last")
+
+    def says(self, text: str) -> Any:
+        """Wait until the page says so."""
+        found = self.page.get_by_text(text).first
+        found.wait_for(timeout=60_000)
+        return found
+
+    def column(self, renderer: str, column: str) -> list[Any]:
+        values: list[Any] = self.page.evaluate(f"([r, c]) => Array.from(({SOURCE})(r)[c])", [renderer, column])
+        return values
+
+    def until(self, renderer: str, column: str, test: str) -> None:
+        """Wait until a JavaScript test of a column `v` holds."""
+        self.page.wait_for_function(f"() => {{ const v = ({SOURCE})('{renderer}')['{column}']; return {test}; }}")
+
+    def remote(self) -> list[str]:
+        local = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
+        return [url for url in self.asked if not url.startswith(local)]
+
+    def slide(self, name: str, key: str) -> None:
+        self.page.get_by_role("slider", name=name).focus()
+        self.page.keyboard.press(key)
+
+    def drag(self, share: tuple[float, float, float, float]) -> None:
+        """Draw a box over shares of the figure's canvas."""
+        self.page.locator(".bk-Figure").first.scroll_into_view_if_needed()
+        box = self.page.locator(".bk-Figure canvas").first.bounding_box()
+        x0, y0, x1, y1 = share
+        mouse = self.page.mouse
+        mouse.move(box["x"] + box["width"] * x0, box["y"] + box["height"] * y0)
+        mouse.down()
+        mouse.move(box["x"] + box["width"] * x1, box["y"] + box["height"] * y1, steps=6)
+        mouse.up()
+
+
+@pytest.fixture
+def opened(browser: Any, address: str) -> Iterator[Opened]:
+    it = Opened(browser, address)
+    yield it
+    assert it.complaints == []
+    assert it.remote() == []
+    it.context.close()
+
+
+def test_sliders_move_the_rows_and_the_words(opened: Opened) -> None:
+    before = opened.column("points", "x")
+    assert len(before) == 40  # half of 80
+    opened.slide("layer", "ArrowLeft")
+    opened.says("rows, resid_post at stage s3, layer 1, token last")
+    opened.until("points", "x", f"Math.abs(v[0] - {before[0]}) > 1e-6 && v.length === 40")
+    opened.slide("token", "Home")
+    opened.says("rows, resid_post at stage s3, layer 1, token first")
+    assert opened.page.get_by_role("slider", name="token").get_attribute("aria-valuetext") == "first"
+
+
+def test_a_box_selects_rows_and_a_row_points_back(opened: Opened) -> None:
+    opened.drag((0.12, 0.02, 0.9, 0.85))
+    opened.says("rows selected; statistics of resid_post at stage s3, layer 2, token last")
+    rings = len(opened.column("rings", "x"))
+    table = opened.page.locator(".x-rows tbody tr")
+    assert table.count() == rings > 5
+    button = table.nth(1).get_by_role("button")
+    button.focus()
+    opened.page.keyboard.press("Enter")  # the keyboard is enough
+    opened.page.locator(".x-rows tr.pointed").wait_for()
+    opened.until("pointed", "text", "v.length === 1")
+    assert opened.column("pointed", "text") == [button.inner_text()]
+    opened.slide("layer", "Home")
+    opened.says("rows selected; statistics of resid_post at stage s3, layer 0, token last")
+    assert len(opened.column("rings", "x")) == rings  # the same rows, where they are at this layer
+
+
+def test_rows_are_found_by_their_text_and_never_become_markup(opened: Opened) -> None:
+    opened.page.get_by_role("textbox", name="Find rows").fill("window.pwned")
+    opened.page.keyboard.press("Enter")
+    opened.says("1 rows selected")
+    assert "onerror" in opened.page.locator(".x-rows td.prompt").inner_text()
+    assert opened.page.evaluate("window.pwned") is None
+    opened.page.get_by_role("textbox", name="Find rows").fill("nothing like it")
+    opened.page.keyboard.press("Enter")
+    opened.says("No row holds 'nothing like it'.")
+    opened.page.get_by_role("button", name="Clear selection").click()
+    opened.says("Draw a box or a lasso")
+
+
+def test_probes_are_computed_shown_and_kept(opened: Opened, browser: Any, address: str) -> None:
+    opened.page.get_by_role("button", name="Compute").click()
+    opened.says("Done: 3 of 3.")
+    opened.says("Probe accuracy by layer")
+    sentence = opened.says("s1 v s3: accuracy").inner_text()
+    assert re.search(r"accuracy (0\.[89]\d|1\.00) \(95 % .* at layer 2", sentence)
+    opened.page.get_by_role("textbox", name="Find rows").fill("e00003")
+    opened.page.keyboard.press("Enter")
+    opened.says("rows selected")
+    assert "score s1 v s3" in opened.page.locator(".x-rows thead").inner_text()
+    other = Opened(browser, address)  # another reader finds what this one computed
+    other.says("Probe accuracy by layer")
+    other.page.get_by_role("button", name="Compute").click()
+    other.says("All of this is computed already")
+    other.context.close()
+
+
+def test_a_computation_can_be_cancelled(opened: Opened) -> None:
+    opened.page.get_by_label("Question").select_option(label="Do the centroids lie in order? (projection)")
+    opened.page.get_by_label("Where").select_option(label="all layers and all stages")
+    opened.page.get_by_role("button", name="Compute").click()
+    opened.page.get_by_role("button", name="Cancel").click()
+    found = opened.says("done; what is done is kept")
+    assert re.match(r"Cancelled: \d of 12 done", found.inner_text())
+    assert opened.page.get_by_role("button", name="Compute").is_enabled()
+
+
+def test_errors_are_said_in_the_page_and_it_goes_on(opened: Opened) -> None:
+    opened.page.get_by_label("Groups (label column)").select_option("lonely")
+    alert = opened.page.get_by_role("alert")
+    alert.wait_for()
+    assert "at least 2 are needed" in alert.inner_text()
+    opened.page.get_by_label("Groups (label column)").select_option("trained_stage")
+    opened.says("40 of 80 rows, resid_post at stage s3, layer 2, token last")
+    opened.slide("stage", "Home")
+    opened.says("rows, resid_post at stage untrained")
+    opened.slide("stage", "ArrowRight")
+    assert "no row is left at stage s1" in opened.says("'resid_post'").inner_text()
+
+
+NAMELESS = """() => { const bad = [];
+  const walk = (root) => { for (const e of root.querySelectorAll("*")) {
+    if (e.matches("input, select, button, progress")) {
+      const label = e.getAttribute("aria-label") || e.title || e.textContent.trim() || [...(e.labels || [])].length;
+      if (!label) bad.push(e.outerHTML.slice(0, 200)); }
+    if (e.shadowRoot) walk(e.shadowRoot); } };
+  walk(document); return bad; }"""
+DIM = """() => { const bad = [];
+  const rgb = (s) => { const n = (s.match(/[0-9.]+/g) || []).map(Number);
+    return n.length < 3 || (n.length > 3 && n[3] < 1) ? null : n.slice(0, 3); };
+  const lum = (c) => { const f = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    return .2126 * f[0] + .7152 * f[1] + .0722 * f[2]; };
+  const up = (e) => e.parentElement || (e.getRootNode() instanceof ShadowRoot ? e.getRootNode().host : null);
+  const walk = (root) => { for (const e of root.querySelectorAll("*")) {
+    if (e.shadowRoot) walk(e.shadowRoot);
+    const text = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    if (!text || !e.getClientRects().length || e.closest(".bk-Figure, [disabled]")) continue;
+    if (["SCRIPT", "STYLE", "NOSCRIPT", "OPTION"].includes(e.tagName)) continue;
+    let back = null;
+    for (let p = e; p && !back; p = up(p)) back = rgb(getComputedStyle(p).backgroundColor);
+    const a = lum(rgb(getComputedStyle(e).color) || [0, 0, 0]), b = lum(back || [255, 255, 255]);
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (ratio < 4.5) bad.push([e.tagName, e.className, e.textContent.slice(0, 40), ratio]); } };
+  walk(document.body); return bad; }"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1366, "dark"), (390, "light"), (390, "dark")])
+def test_names_contrast_and_width(browser: Any, address: str, width: int, scheme: str) -> None:
+    it = Opened(browser, address, width, scheme)
+    it.page.get_by_role("textbox", name="Find rows").fill("e0000")
+    it.page.keyboard.press("Enter")
+    it.says("rows selected")
+    assert it.page.evaluate(NAMELESS) == []
+    assert it.page.evaluate(DIM) == []
+    assert it.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert it.page.locator("html").get_attribute("data-theme") == scheme
+    light = it.column("points", "color")
+    it.page.get_by_role("button", name=re.compile("(Light|Dark) page")).click()
+    it.until("points", "color", f"v[0] !== '{light[0]}'")
+    assert it.page.evaluate(DIM) == []
+    levels = it.page.evaluate("() => [...document.querySelectorAll('h1,h2')].map(e => +e.tagName[1])")
+    assert levels == [1, 2, 2, 2]
+    assert it.page.locator("html").get_attribute("lang") == "en"
+    assert (it.complaints, it.remote()) == ([], [])
+    it.context.close()
