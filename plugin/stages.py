@@ -104,7 +104,8 @@ class LoraAdapter:
 
     Attributes:
         folder: the adapter, with `adapter_config.json`.
-        base: base model name or folder; None takes the one that the adapter names.
+        base: base model name or folder; None takes the one that the adapter names, a relative path
+            ("../untrained") from the adapter's own folder.
         dtype: dtype to load the base in, "auto" for that of its weights.
     """
 
@@ -132,6 +133,8 @@ class LoraAdapter:
         base = str(self.base or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or "")
         if not base:
             raise InputError(f"adapter {str(folder)!r} names no base model. Pass LoraAdapter(folder, base=...).")
+        if self.base is None and base.startswith(("./", "../")):  # as a study writes it: beside the adapter
+            base = str((folder / base).resolve())
         if Path(base).is_dir():
             check_checkpoint(Path(base))
         plain = _from_pretrained(base, self.dtype)

@@ -47,7 +47,7 @@ def analyse(ds: xr.Dataset, settings: StudySettings, watch: Watch) -> Findings:
     """
     a = settings.analysis
     token = ds.token.values[:1]
-    last = ds.isel(stage=[-1]).sel(token=token)
+    last = ds.sel(stage=[settings.stage_names[-1]], token=token)  # what is trained after the stages comes later
     ends = [(settings.stage_names[0], settings.stage_names[-1])]
     top = last.isel(layer=[-1])
     seeded: dict[str, Any] = {"seed": settings.seed, "progress": False}
@@ -161,7 +161,7 @@ def write_report(
     store = folder / "run.zarr"
     results: dict[str, Any] = {**found.report, "losses": pd.DataFrame(list(curves))}
     if settings.record.statistics:
-        results["statistics"] = statistic_quantiles(ds.isel(stage=[-1]), by=BY)
+        results["statistics"] = statistic_quantiles(ds.sel(stage=[settings.stage_names[-1]]), by=BY)
     rows = headline_rows(found, ds, settings)
     words = [*in_words(rows), *(note for note in notes if note)]
     page = report(

@@ -18,6 +18,18 @@ from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError, near
 
 Positive = Annotated[int, Field(ge=1)]
+UNTRAINED = "untrained"
+
+
+class LoraSettings(BaseModel):
+    """The adapter that train.method lora trains: one, trained on from stage to stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: Positive = 8
+    alpha: Positive = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: tuple[str, ...] | None = None  # ends of module names, such as q_proj; None: every linear one but the head
 
 
 class TrainSettings(BaseModel):
@@ -25,6 +37,8 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    method: Literal["full", "lora"] = "full"
+    lora: LoraSettings = LoraSettings()
     epochs: Annotated[float, Field(gt=0)] = 5.0
     batch_size: Positive = 256
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
@@ -36,6 +50,18 @@ class TrainSettings(BaseModel):
     # auto: bfloat16 mixed precision where the processor multiplies it in hardware, else float32
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     save: Literal["no", "epoch"] = "no"  # epoch: an interrupted stage goes on from its last whole epoch
+
+
+class AfterSettings(BaseModel):
+    """A course of training after the last stage, on entities that the stages have taught already."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+    train_on: tuple[str, ...] = ()  # stages whose questions it repeats; none given: all of them, mixed
+    epochs: Annotated[float, Field(gt=0)] | None = None  # None: as a stage
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    checkpoints: Positive = 1  # evenly spaced along it; each is recorded as a stage
 
 
 class RecordSettings(BaseModel):
@@ -89,16 +115,29 @@ class StudySettings(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     device: str | None = None
     train: TrainSettings = TrainSettings()
+    stage_epochs: dict[str, Annotated[float, Field(gt=0)]] = {}  # other epochs for some stages, such as {s3: 15}
+    after: tuple[AfterSettings, ...] = ()
     record: RecordSettings = RecordSettings()
     analysis: AnalysisSettings = AnalysisSettings()
+
+    @model_validator(mode="after")
+    def _known_stages(self) -> StudySettings:
+        for extra in self.after:
+            if extra.name in (UNTRAINED, *self.stage_names):
+                raise ValueError(f"after: the name {extra.name!r} is taken by a stage; give another")
+        names = [extra.name for extra in self.after]
+        if len(set(names)) < len(names):
+            raise ValueError(f"after: names must differ, given {', '.join(names)}")
+        for name in (*self.stage_epochs, *(stage for extra in self.after for stage in extra.train_on)):
+            if name not in self.stage_names:
+                raise ValueError(f"there is no stage {name!r}: {near(name, self.stage_names)}")
+        return self
 
     @property
     def stage_names(self) -> tuple[str, ...]:
         """Names of the training stages, in training order."""
         return tuple(f"s{number}" for number in range(1, self.stages + 1))
 
-
-UNTRAINED = "untrained"
 
 DEMO_REASONS = (
     "How the settings were chosen, on other entities than those of this report: with 3 epochs over 5 questions in "

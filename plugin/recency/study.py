@@ -16,7 +16,8 @@ import stratalens as sl
 from stratalens.recency.corpus import Corpus, make_corpus
 from stratalens.recency.models import load_base, quiet_bars
 from stratalens.recency.settings import UNTRAINED, StudySettings, read_settings, write_settings
-from stratalens.recency.train import Step, loss_curves, train_stages
+from stratalens.recency.train import loss_curves, train_stages
+from stratalens.recency.trainer import Step
 from stratalens.recency.vocabulary import cut_vocabulary
 from stratalens.recency.watch import Watch, span
 from stratalens.store.errors import InputError
@@ -94,6 +95,8 @@ def run_study(
             base=source.identity,
             device=settings.device,
             progress=report_step,
+            stage_epochs=settings.stage_epochs,
+            after=settings.after,
         )
         curves = loss_curves(checkpoints)
 

@@ -7,7 +7,7 @@ import torch
 import stratalens as sl
 from stratalens.recency.corpus import make_corpus
 from stratalens.recency.settings import TrainSettings
-from stratalens.recency.train import make_trainer
+from stratalens.recency.trainer import make_trainer
 from stratalens.store.errors import InputError
 from stratalens.training import RecordingCallback
 from support.tiny_study import study_model, study_tokenizer

@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 
 from stratalens.recency.corpus import make_corpus
 from stratalens.recency.settings import TrainSettings
-from stratalens.recency.train import DivergedError, loss_curves, train_stages
+from stratalens.recency.train import loss_curves, train_stages
+from stratalens.recency.trainer import DivergedError
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
 
