@@ -41,6 +41,10 @@ TRIALS: dict[str, dict[str, Any]] = {
     "warm-up": {"train": {"warmup_steps": 8}},
     "gentler": {"train": {"learning_rate": 3e-4}},
     "natural-aliases": {"aliases": "natural"},
+    # as many updates from half of the work: batches half as large, half as many epochs
+    "small-batches": {"train": {"batch_size": 16, "epochs": 2}},
+    "small-batches-fewer-layers": {"layers": 6, "train": {"batch_size": 16, "epochs": 2}},
+    "three-fast-epochs": {"train": {"epochs": 3, "learning_rate": 7e-4}},
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Logits turned into float32 at once, in values: bounds the memory of a call.
-_TILE_CPU = 1 << 18
+_TILE_CPU = 1 << 22
 _TILE_DEVICE = 1 << 25
 
 
