@@ -149,8 +149,9 @@ class BlockBuffer:
             array = array.view(np.uint16)
         taken = np.dtype(np.float32) if kind.scaled_by else kind.storage_dtype
         if array.dtype != taken:
-            note = " (bits of bfloat16)" if kind.dtype == "bfloat16" else " (and scaled)" if kind.scaled_by else ""
-            raise InputError(f"{variable} takes {taken.name}{note}, got {array.dtype}: convert the values first")
+            form = {"bfloat16": "uint16 (bits of bfloat16)", "int8": "int8 scaled by row and takes float32"}
+            stored = form.get(kind.dtype, taken.name) if taken != kind.dtype else taken.name
+            raise InputError(f"{variable} is stored as {stored}, got {array.dtype}: convert the values first")
         expected: tuple[int, ...] = (local.size, *((layout.tokens,) if kind.has("token") else ()), *kind.shape)
         if kind.has("layer") and not single:
             expected = (count, *expected)

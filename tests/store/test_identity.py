@@ -39,7 +39,7 @@ def layouts(draw: st.DrawFn) -> tuple[ArrayLayout, int, int]:
         tuple(dims),
         tuple(features),
         draw(st.sampled_from(DTYPES)),
-        sharded=draw(st.booleans()) if layered and features else None,
+        sharded=draw(st.booleans()) if layered else None,
         compression=draw(st.sampled_from(COMPRESSIONS)),
     )
     base = Geometry(block, entities, layers, tokens, False).layout(variable)

@@ -195,7 +195,7 @@ def test_what_it_takes_and_what_it_refuses(tmp_path: Path) -> None:
     with ActivationWriter(store) as writer, writer.stage("t", order=1, fingerprint="g") as stage:
         block = next(stage.pending())
         buffer = stage.buffer(block)
-        with pytest.raises(InputError, match=r"embed takes float32 \(and scaled\), got int8"):
+        with pytest.raises(InputError, match="embed is stored as int8 scaled by row and takes float32, got int8"):
             buffer.write("embed", block.rows, np.zeros((8, 1, 8), np.int8))
         with pytest.raises(InputError, match="no variable"):
             buffer.write("embed_scal", block.rows, np.zeros((8, 1), np.float32))
