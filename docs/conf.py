@@ -58,19 +58,17 @@ def make_commands() -> None:
     from stratalens.cli import app
 
     parts = []
-    group = get_command(app)
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
-        arguments = " ".join(
-            p.make_metavar(None).strip("{}") for p in command.params if p.param_type_name == "argument"
-        )
-        usage = " ".join(part for part in ("stratalens", name, arguments, "[OPTIONS]") if part)
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = [p for p in command.params if p.param_type_name == "option"]
+        usage = " ".join(["stratalens", name, *(str(p.metavar) for p in arguments), "[OPTIONS]"])
         parts.append(f"## {name}\n\n{command.help}\n\n```text\n{usage}\n```\n")
-        for option in (p for p in command.params if getattr(p, "help", None)):
+        parts += [f"- `{p.metavar}`: {p.help}" for p in arguments if p.help]
+        for option in options:
             names = ", ".join(f"`{n}`" for n in (*option.opts, *option.secondary_opts))
-            default = option.default if option.param_type_name == "option" else None
-            tail = f" Default: `{default}`." if default not in (None, False, True) else ""
-            shown = f"`{option.make_metavar(None).strip('{}')}`" if option.param_type_name == "argument" else names
-            parts.append(f"- {shown}: {option.help}{tail}")
+            tail = f" Default: `{option.default}`." if option.default not in (None, False, True) else ""
+            parts.append(f"- {names}: {option.help}{tail}")
         example = str(command.epilog or "").removeprefix("Example: ")
         parts.append(f"\n```text\n{example}\n```\n" if example else "\n")
     target = HERE / "_generated" / "commands.md"

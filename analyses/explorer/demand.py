@@ -105,6 +105,9 @@ class Demand:
     def _other(self, event: Any) -> None:
         probes = self.kind.value == "probes"
         self.method.disabled = self.pairs.disabled = not probes
+        self._later(self._redraw)
+
+    def _redraw(self) -> None:
         self.draw(self._theme)
         self._changed()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,10 @@ class Explorer:
         self.site.param.watch(self._other_site, "value")
         for widget in (self.by, *self.steppers.values()):
             widget.param.watch(lambda event: self.refresh(), "value")
-        self.theme.param.watch(lambda event: self._paint(event.new), "value")
-        self.find.param.watch(lambda event: self._guard(self._search, event.new), "value")
-        self.clear.on_click(lambda event: self.select(np.empty(0, np.int64)))
-        self.listing.param.watch(lambda event: self._guard(self._point, event.new), "focus")
+        self.theme.param.watch(lambda event: self._later(partial(self._paint, event.new)), "value")
+        self.find.param.watch(lambda event: self._later(partial(self._search, event.new)), "value")
+        self.clear.on_click(lambda event: self._later(partial(self.select, np.empty(0, np.int64))))
+        self.listing.param.watch(lambda event: self._later(partial(self._point, event.new)), "focus")
 
     # -- what is shown --------------------------------------------------------
     def where(self) -> Where:
@@ -187,7 +188,7 @@ class Explorer:
             self.note.say(explain(error), "error")
 
     def _later(self, action: Callable[[], None]) -> None:
-        """Run in the page's own loop: widgets must not be changed from another thread."""
+        """Run in the page's own loop with the document's lock, which Bokeh's models need when they are changed."""
         if self._doc is None:
             self._guard(action)
         else:

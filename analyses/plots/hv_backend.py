@@ -52,9 +52,10 @@ def remember(obj: Any, picture: Picture) -> Any:
 def frame(picture: Picture, place: Place) -> Any:
     """One drawn place of the sliders, as an Overlay with options for both backends."""
     tables = picture.tables(place)
-    layers = [_element(mark, tables[mark.name], picture) for mark in picture.marks if mark.name in tables]
-    overlay = hv.Overlay(layers) if len(layers) != 1 else reduce(mul, [*layers, hv.Points([])])
     x0, x1, y0, y1 = picture.limits(place)
+    pixel = (y1 - y0) / picture.height
+    layers = [_element(mark, tables[mark.name], picture, pixel) for mark in picture.marks if mark.name in tables]
+    overlay = hv.Overlay(layers) if len(layers) != 1 else reduce(mul, [*layers, hv.Points([])])
     both = {
         "title": picture.heading(place),
         "xlabel": picture.x.label or " ",
@@ -68,7 +69,9 @@ def frame(picture: Picture, place: Place) -> Any:
     bokeh = {"responsive": True, "height": picture.height, "min_width": 280, "fontsize": {"title": "11pt"}}
     overlay = overlay.opts(**both, **bokeh, backend="bokeh")
     if "matplotlib" in hv.Store.loaded_backends():
-        overlay = overlay.opts(**both, aspect=1.5, fig_inches=5, backend="matplotlib")
+        size = {"title": 9, "labels": 8, "ticks": 8}
+        inches = (6.4, max(2.6, picture.height / 92))
+        overlay = overlay.opts(**both, aspect=None, fig_inches=inches, fontsize=size, backend="matplotlib")
     return overlay
 
 
@@ -81,7 +84,9 @@ def _ticks(which: str, axis: Axis) -> dict[str, Any]:
     return options
 
 
-def _element(mark: Mark, table: Table, picture: Picture) -> Any:
+def _element(mark: Mark, table: Table, picture: Picture, pixel: float) -> Any:
+    if mark.kind == "labels":
+        return _labels(mark, table, pixel)
     return _ELEMENTS[mark.kind](mark, table, picture)
 
 
@@ -121,7 +126,7 @@ def _points(mark: Mark, table: Table, picture: Picture) -> Any:
             "line_width": 0.5,
             "tools": _hover(mark),
         },
-        {"color": color, "s": mark.size**2, "alpha": mark.alpha, "edgecolor": INK, "linewidth": 0.3},
+        {"color": color, "s": (0.75 * mark.size) ** 2, "alpha": mark.alpha, "edgecolor": INK, "linewidth": 0.3},
     )
 
 
@@ -153,13 +158,14 @@ def _cells(mark: Mark, table: Table, picture: Picture) -> Any:
     )
 
 
-def _labels(mark: Mark, table: Table, picture: Picture) -> Any:
+def _labels(mark: Mark, table: Table, pixel: float) -> Any:
     element = hv.Labels(table, ["x", "y"], ["text", *_extra(table, ("x", "y", "text"))])
     ink = hv.dim("ink") if "ink" in table else INK
+    up = mark.offset * pixel  # in units of the axis
     return _apply(
         element,
-        {"text_color": ink, "text_font_size": f"{mark.size:g}pt", "yoffset": 0, "text_baseline": "middle"},
-        {"color": ink, "size": mark.size},
+        {"text_color": ink, "text_font_size": f"{mark.size:g}pt", "yoffset": up, "text_baseline": "middle"},
+        {"color": ink, "size": mark.size, "yoffset": up},
     )
 
 
@@ -167,5 +173,4 @@ _ELEMENTS: dict[str, Callable[[Mark, Table, Picture], Any]] = {
     "points": _points,
     "segments": _segments,
     "cells": _cells,
-    "labels": _labels,
 }

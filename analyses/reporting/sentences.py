@@ -201,24 +201,48 @@ def control_sentence(rows: Mapping[str, xr.Dataset], picture: Picture) -> Senten
 
 
 def _verdict(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """What the controls together allow to be said, or nothing where a row is missing or not known."""
+    """What is left of the effect after each control, in points above chance; nothing where a row is not known."""
     own, alone = rows.get("activations"), rows.get("norms, losses, confidence alone")
     if own is None or alone is None or not np.isfinite([own["value"], alone["value"]]).all():
         return ""
     if size_words(own) == "not told from chance":
         return "There is no effect here for the controls to explain."
-    left = {label: n for label, n in rows.items() if label in ("matched on them: matched", "with them regressed out")}
-    clear = [label for label, n in left.items() if n["value"] > n["null"] and n["low"] > n["null"]]
-    if alone["value"] >= own["value"]:
-        start = "Norms, losses and confidence alone tell the groups apart at least as well as the activations do"
-    elif size_words(alone) == "not told from chance":
+    effect = own["value"] - own["null"]
+    gap = alone["value"] - alone["null"]
+    if size_words(alone) == "not told from chance":
         start = "Norms, losses and confidence alone do not tell the groups apart"
+    elif alone["value"] >= own["value"]:
+        start = "Norms, losses and confidence alone tell the groups apart at least as well as the activations do"
     else:
         start = "Norms, losses and confidence alone go part of the way"
-    if not left:
-        return f"{start}."
-    if len(clear) == len(left):
-        return f"{start}; with them matched or regressed out, something is left."
-    if clear:
-        return f"{start}; only one of the two controls leaves something: {plain(clear[0])}."
-    return f"{start}; with them matched or regressed out, nothing is left that is told from chance."
+    text = f"{start} ({gap:.2f} above chance; the activations {effect:.2f})."
+    left = [
+        _left(
+            rows, "matched on them: matched", "among rows matched on them", "matched on them: random subsample", effect
+        ),
+        _left(rows, "with them regressed out", "with them regressed out", None, effect),
+    ]
+    told = [words for words in left if words]
+    if told:
+        text += f" Of the activations' {effect:.2f} above chance, " + "; ".join(told) + "."
+    return text
+
+
+def _left(rows: Mapping[str, Mapping[str, float]], row: str, where: str, against: str | None, effect: float) -> str:
+    """Points above chance that one control leaves, beside those of a sample of the same size where there is one."""
+    n = rows.get(row)
+    if n is None or not np.isfinite(n["value"]):
+        return ""
+    left = n["value"] - n["null"]
+    text = f"{left:.2f}"
+    if np.isfinite(n["low"]) and np.isfinite(n["high"]):
+        text += f" (95 % {n['low'] - n['null']:.2f} to {n['high'] - n['null']:.2f})"
+    text += f" is left {where}"
+    base = rows.get(against) if against else None
+    if base is not None and np.isfinite(base["value"]):
+        text += f", {base['value'] - base['null']:.2f} in a random subsample of that size"
+    elif effect > 0:
+        text += f", {100 * max(left, 0) / effect:.0f} % of it"
+    if size_words(n) == "not told from chance":
+        text += ", which is not told from chance"
+    return text

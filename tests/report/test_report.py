@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stratalens.analyses.plots.distributions import statistic_quantiles
@@ -134,19 +135,26 @@ def _row(value, half=0.03, null=0.5):
 @pytest.mark.parametrize(
     ("own", "alone", "matched", "regressed", "words"),
     [
-        (0.72, 1.0, 0.63, 0.56, "at least as well as the activations do; with them matched or regressed out, some"),
-        (0.90, 0.70, 0.80, 0.51, "part of the way; only one of the two controls leaves something: matched on them"),
-        (0.90, 0.51, 0.51, 0.50, "do not tell the groups apart; with them matched or regressed out, nothing is left"),
+        (0.72, 1.0, 0.63, 0.56, "at least as well as the activations do (0.50 above chance; the activations 0.22)."),
+        (0.72, 1.0, 0.63, 0.56, "Of the activations' 0.22 above chance, 0.13 (95 % 0.10 to 0.16) is left among rows"),
+        (0.72, 1.0, 0.63, 0.56, "matched on them, 0.17 in a random subsample of that size; 0.06 (95 % 0.03 to 0.09)"),
+        (0.72, 1.0, 0.63, 0.56, "is left with them regressed out, 27 % of it."),
+        (0.90, 0.70, 0.80, 0.51, "part of the way (0.20 above chance; the activations 0.40)."),
+        (0.90, 0.70, 0.80, 0.51, "0.01 (95 % -0.02 to 0.04) is left with them regressed out, 3 % of it, which is not"),
+        (0.90, 0.51, 0.51, 0.50, "do not tell the groups apart"),
+        (0.90, 0.51, 0.51, 0.48, "-0.02 (95 % -0.05 to 0.01) is left with them regressed out, 0 % of it, which is"),
         (0.51, 0.90, 0.50, 0.50, "no effect here"),
+        (0.90, 0.70, np.nan, 0.80, "Of the activations' 0.40 above chance, 0.30 (95 % 0.27 to 0.33) is left with"),
     ],
 )
-def test_the_verdict_on_the_controls_follows_the_numbers(own, alone, matched, regressed, words):
+def test_the_verdict_on_the_controls_says_what_is_left_with_numbers(own, alone, matched, regressed, words):
     from stratalens.analyses.reporting.sentences import _verdict
 
     rows = {
         "activations": _row(own),
         "norms, losses, confidence alone": _row(alone),
         "matched on them: matched": _row(matched),
+        "matched on them: random subsample": _row(0.67),
         "with them regressed out": _row(regressed),
     }
     assert words in _verdict(rows)
