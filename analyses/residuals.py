@@ -67,9 +67,9 @@ def residual_probe(
         ds: Dataset with activations and statistics, or a DataArray of activations.
         statistics: names; None = all of the site, and those of the output that `statistics_probe` takes.
         kind: "linear", or "spline" (a cubic spline of each statistic, linear beyond the training range).
-        target, site, pairs, method, C, folds, groups, test, backend, permutations, seed, order, normalize, standardize,
-            resamples, skip_missing, cache, scheduler, workers, progress, tokens: as in `probe`. C is chosen for
-            each fold by the residuals of its training rows, regressed anew without the rows that judge.
+        target, site, pairs, method, C, folds, groups, test, backend, permutations, seed, order: as in `probe`. C is
+            chosen for each fold by the residuals of its training rows, regressed anew without the rows that judge.
+        normalize, standardize, resamples, skip_missing, cache, scheduler, workers, progress, tokens: as in `probe`.
 
     Returns:
         As `probe`, and explained (..., token): share of the activations' variance over the training rows that the

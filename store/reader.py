@@ -79,7 +79,7 @@ def open_store(
     Returns
     -------
     xarray.Dataset
-        Variables with dims (stage, layer, entity, token, *features), stages by
+        Variables with dims ``(stage, layer, entity, token, *features)``, stages by
         stage_order; label columns as coords; `recorded` (stage, entity), and
         `exposure` (stage, entity) where there is a column `trained_stage`.
 
