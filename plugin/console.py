@@ -18,6 +18,7 @@ from typing import Any, ParamSpec
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stratalens.store.errors import InputError, StratalensError
 
@@ -57,12 +58,12 @@ def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
         for line in [list(columns), *lines]:
             emit_text("\t".join(line))
         return
-    table = Table(title=title, title_justify="left")
+    # as Text: markup in the name of a file, stage or entity is no colour
+    table = Table(title=Text(title), title_justify="left")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for line in lines:
-        # markup in a stage or entity name is text, not a colour
-        table.add_row(*(cell.replace("[", r"\[") for cell in line))
+        table.add_row(*map(Text, line))
     Console().print(table)
 
 
