@@ -70,8 +70,8 @@ def frame(picture: Picture, place: Place) -> Any:
     overlay = overlay.opts(**both, **bokeh, backend="bokeh")
     if "matplotlib" in hv.Store.loaded_backends():
         size = {"title": 9, "labels": 8, "ticks": 8}
-        inches = (6.4, max(2.6, picture.height / 92))
-        overlay = overlay.opts(**both, aspect=None, fig_inches=inches, fontsize=size, backend="matplotlib")
+        aspect = min(3.2, max(1.2, 580 / picture.height))
+        overlay = overlay.opts(**both, aspect=aspect, fig_inches=6.4, fontsize=size, backend="matplotlib")
     return overlay
 
 
@@ -161,7 +161,7 @@ def _cells(mark: Mark, table: Table, picture: Picture) -> Any:
 def _labels(mark: Mark, table: Table, pixel: float) -> Any:
     element = hv.Labels(table, ["x", "y"], ["text", *_extra(table, ("x", "y", "text"))])
     ink = hv.dim("ink") if "ink" in table else INK
-    up = mark.offset * pixel  # in units of the axis
+    up = 1.4 * mark.offset * pixel  # in units of the axis
     return _apply(
         element,
         {"text_color": ink, "text_font_size": f"{mark.size:g}pt", "yoffset": up, "text_baseline": "middle"},

@@ -86,7 +86,7 @@ def direction_drift_picture(probes: xr.Dataset, reference: Reference = "last") -
         name="direction_drift",
         title=title,
         x=Axis("recorded stage", ticks=[(float(i), s) for i, s in enumerate(stages)]),
-        y=Axis(f"cosine with the direction {AGAINST[reference]} (dashed: 95 % of unrelated ones)"),
+        y=Axis(f"cosine with that {AGAINST[reference]} (dashed: unrelated, 95 %)"),
         marks=[
             Mark("chance", "segments", role="ink", width=1.2, dash="dashed"),
             Mark("lines", "segments", width=1.5, alpha=0.7),
