@@ -17,10 +17,9 @@ release = metadata.version("stratalens")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "_generated/commands.md", "results/*"]
+exclude_patterns = ["_build", "_generated/commands.md"]
 root_doc = "index"
 nitpicky = False
-suppress_warnings = ["myst.xref_missing"]  # links from pages to files of the repository, which stay as they are
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"

@@ -7,7 +7,9 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata
 
+from stratalens.analyses.directions import drift
 from stratalens.analyses.plots.drift import stage_steps
+from stratalens.analyses.plots.estimates import extreme_pair
 from stratalens.analyses.plots.palette import group_names
 from stratalens.analyses.plots.picture import Picture, Place, lookup, plain, values_of
 from stratalens.analyses.reporting import sentences as say
@@ -85,6 +87,37 @@ def cosine_sentence(cosines: xr.DataArray, picture: Picture) -> say.Sentence:
             f"At {say.where(picture, place)}, the mean cosine between {kind} is {mean:.2f} "
             f"({int(use.sum())} comparisons; {null}): {words}; "
             f"the largest is {value[i, j]:.2f}, {plain(labels[i])} with {plain(labels[j])}."
+        )
+
+    return sentence
+
+
+def turn_sentence(probes: xr.Dataset, picture: Picture) -> say.Sentence:
+    """How near the first-versus-last direction of earlier stages is to that of the last one."""
+    names = values_of(probes, "stage")
+    present = probes["stage"].values.tolist()
+    cosine = drift(probes.isel(stage=[present.index(s) for s in names]), "stage", "last")["cosine"]
+    pair = extreme_pair(probes)
+    if "pair" in cosine.dims:
+        pairs = [str(p) for p in values_of(probes, "pair")]
+        cosine = cosine.isel(pair=pairs.index(pair)) if pair else cosine.mean("pair")
+    read = lookup(cosine, ("stage",))
+    known = {"stage", "layer", "token", "pair", "fold"}
+    width = int(np.prod([probes["coef"].sizes[d] for d in probes["coef"].dims if d not in known]))
+    band = 1.96 * width**-0.5
+
+    def sentence(place: Place) -> str:
+        value = read(place)[:-1]
+        if not np.isfinite(value).any():
+            return f"At {say.where(picture, place)} no direction is known at an earlier stage."
+        best = int(np.nanargmax(value))
+        beyond = int((value > band).sum())
+        who = f"the direction of {plain(pair)}" if pair else "the mean direction"
+        return (
+            f"At {say.where(picture, place)}, {who} at earlier stages has a cosine of {value[0]:.2f} "
+            f"({plain(names[0])}) to {value[-1]:.2f} ({plain(names[-2])}) with that at {plain(names[-1])}, the largest "
+            f"is {value[best]:.2f} at {plain(names[best])}; unrelated directions lie within ±{band:.2f}, {beyond} of "
+            f"{len(value)} stages above that."
         )
 
     return sentence

@@ -16,6 +16,7 @@ from stratalens.analyses.plots.estimates import estimate, extreme_pair, pair_mea
 from stratalens.analyses.plots.grids import cosine_matrix_picture, pair_matrix_picture, scalar_map_picture
 from stratalens.analyses.plots.paths import centroid_path_picture
 from stratalens.analyses.plots.picture import plain, values_of
+from stratalens.analyses.plots.stages import direction_drift_picture
 from stratalens.analyses.plots.sweeps import layer_sweep_picture
 from stratalens.analyses.reporting import direction_sentences as more
 from stratalens.analyses.reporting import sentences as say
@@ -210,6 +211,16 @@ def directions(results: Results) -> Section:
                     "Directions point to the later group. Pairs that share a group have a cosine by construction "
                     "(about 0.5 if they share the same end), so compare pairs that share none."
                 ),
+            )
+        )
+    probes = results.get("probes")
+    if probes is not None and "coef" in probes and probes["coef"].sizes.get("stage", 1) > 1:
+        picture = direction_drift_picture(probes)
+        section.panels.append(
+            Panel(
+                picture,
+                more.turn_sentence(probes, picture),
+                "The last stage is compared with itself there: 1 by construction. Each line is one pair.",
             )
         )
     if scores is not None:

@@ -110,7 +110,7 @@ def test_it_draws_everything_without_network_or_complaint(opened: Opened) -> Non
     assert opened.remote() == []
     assert opened.complaints == []
     figures = opened.page.locator("figure").count()
-    assert figures == 12
+    assert figures == 13
     drawn = "() => Bokeh.documents.length"
     assert opened.page.evaluate(drawn) == figures
 
