@@ -12,16 +12,26 @@ from typing import Any
 
 import xarray as xr
 
-# Verbs that take the data first, and the modules they live in.
+# Verbs that take the data (or a result) first, and the modules they live in.
 VERBS = {
     "sweep": "sweep",
     "centroids": "centroids",
     "project": "centroids",
+    "pca": "pca",
     "probe": "probes",
     "statistics_probe": "controls",
     "matched_probe": "controls",
     "residual_probe": "controls",
+    "baseline_probe": "controls",
+    "controls": "controls",
     "procrustes": "alignment",
+    "cosines": "directions",
+    "agreement": "directions",
+    "drift": "directions",
+    "steps": "directions",
+    "principal_angles": "alignment",
+    "generalise": "generalisation",
+    "fdr": "significance",
 }
 
 

@@ -124,7 +124,7 @@ def procrustes(
     fit = np.isin(units, chosen[: len(chosen) // 2])
     if len(chosen) < 4:
         raise InputError(f"procrustes needs at least four entities that all stages have; there are {len(chosen)}")
-    function = _Align(source.array[index], fit)
+    function = _Align(source.array[index], names[index], fit)
     result = run_slabs(
         source,
         function,
@@ -144,10 +144,11 @@ class _Align:
     """Alignment of one slab with the same layer of the reference stage."""
 
     reference: xr.DataArray
+    name: Hashable
     fit: Array
 
     def __call__(self, slab: Slab) -> xr.Dataset:
-        other = Slab(self.reference[slab.position[1]], "reference", slab.layer, slab.position, slab.rows)
+        other = Slab(self.reference[slab.position[1]], self.name, slab.layer, slab.position, slab.rows)
         x, y = slab.values(), other.values()
         slab.refuse_nonfinite(x)
         other.refuse_nonfinite(y)

@@ -20,7 +20,7 @@ from stratalens.analyses.probes import labelled, probe
 from stratalens.analyses.probing import scoring
 from stratalens.analyses.probing.pairs import Pairs
 from stratalens.analyses.probing.probe_plan import Plan, make_plan
-from stratalens.analyses.probing.probe_slab import Variables, quality, stack_tokens, unit_rows
+from stratalens.analyses.probing.probe_slab import Variables, constant, no_numbers, quality, stack_tokens, unit_rows
 from stratalens.analyses.residuals import residual_probe
 from stratalens.analyses.statistics_alone import statistics_probe
 from stratalens.analyses.sweep import run_slabs
@@ -145,9 +145,13 @@ class _RandomDirections:
         rng = np.random.default_rng([self.plan.seed, 1])
         width = values.shape[2] * (values.shape[1] if plan.joint else 1)
         axes = rng.standard_normal((width, self.directions)).astype(values.dtype)
-        return stack_tokens([self._token(X @ axes[: X.shape[1]], plan) for X in plan.features(values)], slab, self.plan)
+        return stack_tokens([self._token(X, axes, plan) for X in plan.features(values)], slab, self.plan)
 
-    def _token(self, along: npt.NDArray[np.floating], plan: Plan) -> Variables:
+    def _token(self, X: npt.NDArray[np.floating], axes: npt.NDArray[np.floating], plan: Plan) -> Variables:
+        if constant(X):
+            noise = np.random.default_rng(0).standard_normal(X.shape)
+            return no_numbers(self._token(noise, axes, plan))
+        along = X @ axes
         parts: list[Variables] = []
         for a in range(self.directions):
             score = np.empty((plan.contrasts.signs.shape[1], len(along)), dtype=np.float32)
@@ -175,6 +179,7 @@ class _RandomDirections:
             "accuracy_high": (("pair",), high_),
             "right": (("pair", "entity"), share.astype(np.float32)),
             "tested": (("pair", "entity"), tested),
+            "constant": ((), np.asarray(False)),
         }
 
 

@@ -1,16 +1,16 @@
 """One-pass sufficient statistics of activations: what can be known without reading them again.
 
-`Moments` holds, for each cell of rows (a group in a fold), the count, sum and
-shifted Gram matrix, and the two small extras that Ledoit-Wolf shrinkage needs.
-Moments add and subtract, so that a training fold is the total minus the fold.
-What is derived from them (LDA, ridge, PCA) is in linear.py. Written against the
-array API: NumPy and CuPy arrays alike.
+`Moments` holds, for each cell of rows (a group in a fold), the count, the sum and
+the shifted Gram matrix. Moments add and subtract, so that a training fold is the
+total minus the fold. What is derived from them is elsewhere: ridge and LDA with
+all their folds in fitting/closed_form.py, principal components in pca.py. Written
+against the array API: NumPy and CuPy arrays alike.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -29,33 +29,35 @@ LIMIT = 8 * 2**30  # bytes of Gram matrices of one token
 class Moments:
     """Sufficient statistics of rows x (n, d) relative to a shift, x' = x - shift.
 
-    With a leading dim for the cells, or without one for a single set of rows. All float64.
+    With a leading dim for the cells, or without one for a single set of rows; float64 unless asked for otherwise.
 
     Attributes:
         shift: [array-like, shape: (d,)] near the mean, so that nothing cancels.
         n: [array-like, shape: (C,)] rows.
         sum: [array-like, shape: (C, d)] sum of x'.
         gram: [array-like, shape: (C, d, d)] sum of the outer products of x'.
-        cubic: [array-like, shape: (C, d)] sum of |x'|^2 x'.
-        quartic: [array-like, shape: (C,)] sum of |x'|^4.
     """
 
     shift: Any
     n: Any
     sum: Any
     gram: Any
-    cubic: Any
-    quartic: Any
 
     @classmethod
-    def zeros(cls, cells: int, shift: Any) -> Moments:
+    def zeros(cls, cells: int, shift: Any, dtype: Any = None) -> Moments:
         """Empty cells, on the device of `shift`.
+
+        Args:
+            cells: their number.
+            shift: [array-like, shape: (d,)].
+            dtype: of the sums; None = float64.
 
         Raises:
             InputError: the Gram matrices would take more than 8 GiB.
         """
         xp = array_namespace(shift)
         d = int(shift.shape[0])
+        dtype = xp.float64 if dtype is None else dtype
         if cells * d * d * 8 > LIMIT:
             raise InputError(
                 f"{cells} cells (groups x folds) of {d} x {d} take {cells * d * d * 8 / 2**30:.1f} GiB of Gram "
@@ -64,19 +66,14 @@ class Moments:
         device = getattr(shift, "device", None)
 
         def blank(*shape: int) -> Any:
-            return xp.zeros(shape, dtype=xp.float64, **({} if xp is np or device == "cpu" else {"device": device}))
+            return xp.zeros(shape, dtype=dtype, **({} if xp is np or device == "cpu" else {"device": device}))
 
-        return cls(
-            xp.astype(shift, xp.float64),
-            blank(cells),
-            blank(cells, d),
-            blank(cells, d, d),
-            blank(cells, d),
-            blank(cells),
-        )
+        return cls(xp.astype(shift, xp.float64), blank(cells), blank(cells, d), blank(cells, d, d))
 
     @classmethod
-    def of(cls, x: Any, cells: Array | None = None, count: int | None = None, shift: Any = None) -> Moments:
+    def of(
+        cls, x: Any, cells: Array | None = None, count: int | None = None, shift: Any = None, dtype: Any = None
+    ) -> Moments:
         """Moments of rows in memory.
 
         Args:
@@ -84,6 +81,7 @@ class Moments:
             cells: [array-like, shape: (n,)] int cell of each row, NumPy, -1 = left out; None = one cell.
             count: number of cells; None = as many as named.
             shift: [array-like, shape: (d,)]; None = mean of the first rows.
+            dtype: of the sums; None = float64.
 
         >>> m = Moments.of(np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]]), np.array([0, 0, 1]))
         >>> m.n.tolist(), m.take([0, 1]).mean.tolist()
@@ -93,7 +91,7 @@ class Moments:
         cells = np.zeros(int(x.shape[0]), np.int64) if cells is None else np.asarray(cells)
         if shift is None:
             shift = xp.mean(x[:ROWS, :], axis=0)
-        out = cls.zeros(int(cells.max()) + 1 if count is None else count, shift)
+        out = cls.zeros(int(cells.max()) + 1 if count is None else count, shift, dtype)
         out.add_rows(x, cells)
         return out
 
@@ -107,12 +105,9 @@ class Moments:
             for begin in range(int(a), int(z), ROWS):
                 rows = order[begin : min(int(z), begin + ROWS)]
                 part = xp.take(x, xp.asarray(rows), axis=0) - shift
-                length = xp.sum(part * part, axis=1)
                 self.n[c] += len(rows)
-                self.sum[c, :] += xp.sum(part, axis=0, dtype=xp.float64)
-                self.gram[c, :, :] += xp.astype(xp.matmul(part.T, part), xp.float64)
-                self.cubic[c, :] += xp.astype(xp.matmul(length, part), xp.float64)
-                self.quartic[c] += xp.sum(length * length, dtype=xp.float64)
+                self.sum[c, :] += xp.astype(xp.sum(part, axis=0, dtype=xp.float64), self.sum.dtype)
+                self.gram[c, :, :] += xp.astype(xp.matmul(part.T, part), self.gram.dtype, copy=False)
 
     def take(self, cells: Sequence[int] | Array) -> Moments:
         """One set of rows: the union of some cells."""
@@ -144,29 +139,6 @@ class Moments:
         m = self.sum / self.n[..., None]
         return self.gram / self.n[..., None, None] - m[..., :, None] * m[..., None, :]
 
-    def ledoit_wolf(self) -> float:
-        """Shrinkage of Ledoit and Wolf (2004) of a single set of rows, exactly as scikit-learn's `ledoit_wolf`.
-
-        Its fourth moment about the mean m follows from |x' - m|^2 = |x'|^2 - 2 m.x' + |m|^2.
-        """
-        xp = array_namespace(self.sum)
-        n, d = float(self.n), int(self.sum.shape[0])
-        m = self.sum / n
-        S = self.covariance
-        mm = float(m @ m)
-        fourth = (
-            float(self.quartic)
-            - 4 * float(m @ self.cubic)
-            + 4 * float(m @ self.gram @ m)
-            + 2 * mm * float(xp.linalg.trace(self.gram))
-            - 4 * mm * float(m @ self.sum)
-            + n * mm * mm
-        )
-        trace, square = float(xp.linalg.trace(S)), float(xp.sum(S * S))
-        delta = (square - trace * trace / d) / d
-        beta = min((fourth / n - square) / (d * n), delta)
-        return 0.0 if beta <= 0 or delta <= 0 else beta / delta
-
     def _same_shift(self, other: Moments) -> None:
         if self.shift is not other.shift and not bool((self.shift == other.shift).all()):
             raise InputError("moments with different shifts cannot be combined; make them with the same shift=")
@@ -195,11 +167,3 @@ def moments(slab: Slab, cells: Array, count: int) -> list[Moments]:
         for t, moment in enumerate(out):
             moment.add_rows(values[:, t], cells[rows])
     return out
-
-
-def combine(parts: Iterable[Moments]) -> Moments:
-    """Sum of moments of different rows (other chunks, other workers) with one shift."""
-    first, *rest = parts
-    for other in rest:
-        first = first + other
-    return first

@@ -19,6 +19,7 @@ from stratalens.analyses.probing.pairs import MULTICLASS, Pairs
 from stratalens.analyses.probing.probe_plan import Plan, make_plan
 from stratalens.analyses.probing.probe_slab import ProbeSlab
 from stratalens.analyses.sweep import run_slabs
+from stratalens.store.errors import InputError
 
 
 def probe(
@@ -93,7 +94,9 @@ def probe(
         Dataset with dims stage, layer, token (where the data has them), pair, fold, entity and features:
         accuracy, auc (..., pair, fold); accuracy_mean, accuracy_low, accuracy_high (..., pair) over all test rows,
         95 % cluster bootstrap over entities; coef (..., pair, features), intercept, converged (all fits), iterations
-        (most), penalty (C of the refit), chance (pair: share of the larger class); score (..., pair, entity):
+        (most), penalty (C of the refit), constant (...: True where all rows are equal, as with the embedding of a token
+        that all prompts share; all numbers are NaN there), chance (pair: share of the larger class); score (..., pair,
+        entity):
         out-of-fold score of every entity in any group, also outside the pair, by the probe that never saw its fold;
         entity_fold (entity; -1 = in no group). With permutations: accuracy_null, accuracy_p. For "ordinal" r2 and
         rank_correlation take the place of accuracy and auc; for "multiclass" coef, intercept and score have a dim
@@ -101,7 +104,8 @@ def probe(
 
     Raises:
         InputError: unknown names; one class; a group with fewer entities than folds; a continuous or mixed
-            target; a test selection that leaves nothing to train or test on; backend="gpu" without a GPU.
+            target; a test selection that leaves nothing to train or test on; activations that are the same in all rows
+            at all places; backend="gpu" without a GPU.
         NotRecordedError: rows of a stage were not recorded.
         NonFiniteError: NaN or infinity in the activations, naming where.
 
@@ -156,6 +160,8 @@ def probe(
 
 def labelled(result: xr.Dataset, plan: Plan, source: SiteData, folds: bool = True) -> xr.Dataset:
     """Coordinates of pair, group, fold and entity; and what belongs to all slabs alike."""
+    if "constant" in result and bool(result["constant"].all()):
+        raise InputError(f"{source.site!r} is the same in all rows, at all places asked for; there is nothing to probe")
     found = plan.contrasts
     for name in {"coef", "fold_coef"} & set(result.data_vars) if plan.joint else ():
         result[name].attrs["tokens"] = plan.tokens

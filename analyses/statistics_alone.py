@@ -146,14 +146,7 @@ class _StatisticsSlab:
             # Statistics that are left out become zeros: standardised, they carry nothing.
             X = np.where(used, columns, 0.0)
             variables = probe_token(X, plan, self.settings)
-            found.append((variables if used.any() else _nothing(variables), used))
+            variables["constant"] = ((), np.asarray(bool(variables["constant"][1]) and used.any()))
+            found.append((variables, used))
         tokens: list[Variables] = [v | {"used": (("feature",), used)} for v, used in found]
         return stack_tokens(tokens, slab, self.plan, "statistic")
-
-
-def _nothing(variables: Variables) -> Variables:
-    """The same with every number NaN."""
-    return {
-        name: (dims, np.full_like(values, np.nan) if values.dtype.kind == "f" else values)
-        for name, (dims, values) in variables.items()
-    }

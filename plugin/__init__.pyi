@@ -12,8 +12,10 @@ from .analyses.controls import statistics_probe as statistics_probe
 from .analyses.directions import agreement as agreement
 from .analyses.directions import cosines as cosines
 from .analyses.directions import drift as drift
+from .analyses.directions import steps as steps
 from .analyses.engine.cache import clear_results as clear_results
 from .analyses.generalisation import generalise as generalise
+from .analyses.pca import pca as pca
 from .analyses.probes import probe as probe
 from .analyses.significance import fdr as fdr
 from .analyses.sweep import sweep as sweep

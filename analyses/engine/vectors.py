@@ -16,9 +16,11 @@ LABELS = {"stage", "layer", "token", "pair", "fold", "group", "method", "seed", 
 def vectors(source: xr.Dataset | xr.DataArray) -> tuple[xr.DataArray, list[Hashable]]:
     """The vectors of a result, and the names of their feature dims."""
     if isinstance(source, xr.Dataset):
-        name = next((n for n in ("coef", "centroid") if n in source), None)
+        name = next((n for n in ("coef", "centroid", "vector") if n in source), None)
         if name is None:
-            raise InputError(f"no 'coef' or 'centroid' in the Dataset; it has {', '.join(map(str, source.data_vars))}")
+            raise InputError(
+                f"no 'coef', 'centroid' or 'vector' in the Dataset; it has {', '.join(map(str, source.data_vars))}"
+            )
         source = source[name]
     labels = LABELS - {"token"} if source.attrs.get("tokens") == "joint" else LABELS
     features = [d for d in source.dims if d not in labels and not str(d).endswith("_other")]

@@ -1,8 +1,7 @@
 """Ridge, LDA and difference of means for all pairs and folds of a slab: exact, from what the fits share.
 
-All fits of a slab share the rows' sums, and ridge and LDA the solver of probe_systems.py. Unlike linear.py, which
-works from moments and never sees the rows again, LDA here shrinks standardised features, as scikit-learn's
-shrinkage="auto" does, and nothing is kept for each group and fold that is as large as a Gram matrix in float64.
+All fits of a slab share the rows' moments by group and fold (label_rows.py), and ridge and LDA the solver of
+probe_systems.py. LDA shrinks standardised features, as scikit-learn's shrinkage="auto" does.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from stratalens.analyses.fitting.label_rows import Doubles, Floats, Rows
 from stratalens.analyses.fitting.logistic import LinearFit
-from stratalens.analyses.fitting.probe_systems import Doubles, Floats, Rows, Systems
+from stratalens.analyses.fitting.probe_systems import Systems
 from stratalens.store.errors import InputError
 
 METHODS = ("ridge", "lda", "diffmeans")
@@ -195,12 +195,9 @@ def _ridge(sums: _Sums, penalty: Doubles, standardize: bool, value: Doubles | No
     total = target @ sums.label_count
     right = np.tensordot(target, sums.label_sum, 1) - total[..., None] * mean
     diagonal = penalty[..., None] * (sums.deviation(whole=True) ** 2 if standardize else np.ones(mean.shape[-1]))
-    ones = np.ones_like(sums.count)
-
-    def terms(k: int, grams: Floats) -> tuple[Doubles, Doubles]:
-        return ones[..., k], diagonal[:, k]
-
-    w = Systems(sums.rows, sums.sign, np.stack([mean, mean]), sums.count, right, terms).solve()
+    weight = np.ones_like(sums.count)
+    diagonal = np.broadcast_to(diagonal, mean.shape)
+    w = Systems(sums.rows, sums.sign, np.stack([mean, mean]), sums.count, right, weight, diagonal).solve()
     return w, total / count - np.einsum("pkd,pkd->pk", w, mean)
 
 
@@ -217,14 +214,10 @@ def _lda(sums: _Sums) -> Fitted:
     low, high = sums.mean
     share = sums.count / sums.count.sum(axis=0)
     scale = sums.deviation(whole=False)
-    shrink = _LedoitWolf(sums, scale)
-
-    def terms(k: int, grams: Floats) -> tuple[Doubles, Doubles]:
-        amount, size = shrink(k, grams)
-        diagonal = ((share[..., k] * amount * size)[..., None] * scale[:, :, k] ** 2).sum(axis=0)
-        return share[..., k] * (1 - amount) / sums.count[..., k], diagonal
-
-    w = Systems(sums.rows, sums.sign, sums.mean, sums.count, high - low, terms).solve()
+    amount, size = _LedoitWolf(sums, scale)()
+    diagonal = np.einsum("cpk,cpkd->pkd", share * amount * size, scale**2)
+    weight = share * (1 - amount) / sums.count
+    w = Systems(sums.rows, sums.sign, sums.mean, sums.count, high - low, weight, diagonal).solve()
     return w, -np.einsum("pkd,pkd->pk", w, high + low) / 2 + np.log(share[1] / share[0])
 
 
@@ -241,6 +234,7 @@ class _LedoitWolf:
 
     def __init__(self, sums: _Sums, scale: Doubles) -> None:
         rows, d = sums.rows, sums.mean.shape[-1]
+        self.rows = rows
         n_sets = rows.inside.shape[1]
         self.shape = sums.count.shape[:2]
         self.classes, self.owner = np.unique(sums.member.reshape(-1, rows.labels), axis=0, return_inverse=True)
@@ -259,8 +253,16 @@ class _LedoitWolf:
             length = length.reshape(len(x), len(mine), n_sets) + constant[mine]
             self.fourth[mine] += (length**2 * inside[:, None]).sum(axis=0)
 
-    def __call__(self, k: int, grams: Floats) -> tuple[Doubles, Doubles]:
-        """Shrinkage and mean variance of each class in training set k, both (2, P)."""
+    def __call__(self) -> tuple[Doubles, Doubles]:
+        """Shrinkage and mean variance of each class in each training set, both (2, P, K)."""
+        grams_of, n_sets = self.rows.grams(), self.count.shape[1]
+        each = [self._one(k, grams_of(k)) for k in range(n_sets)]
+        amount, mean = (np.stack([one[i] for one in each], axis=-1) for i in range(2))
+        owner = self.owner.ravel()
+        return tuple(v[owner].reshape(*self.shape, n_sets) for v in (amount, mean))  # type: ignore[return-value]
+
+    def _one(self, k: int, grams: Floats) -> tuple[Doubles, Doubles]:
+        """Of every different class in training set k."""
         d = grams.shape[1]
         square, trace = np.zeros(len(self.classes)), np.zeros(len(self.classes))
         scatter = np.empty_like(grams[0])
@@ -278,6 +280,4 @@ class _LedoitWolf:
         n, mean = self.count[:, k], trace / d
         delta = (square - 2 * mean * trace + d * mean**2) / d
         beta = np.minimum((self.fourth[:, k] / n - square) / (d * n), delta)
-        amount = np.where(beta <= 0, 0.0, beta / np.where(delta > 0, delta, 1))
-        owner = self.owner.ravel()
-        return amount[owner].reshape(self.shape), mean[owner].reshape(self.shape)
+        return np.where(beta <= 0, 0.0, beta / np.where(delta > 0, delta, 1)), mean

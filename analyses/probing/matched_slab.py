@@ -6,7 +6,7 @@ The verb is in matched.py, the matching itself in matching.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from stratalens.analyses.fitting.estimators import Settings, choose_penalties
 from stratalens.analyses.fitting.logistic import fit_logistic
 from stratalens.analyses.probing import matching, scoring
 from stratalens.analyses.probing.probe_plan import Plan
-from stratalens.analyses.probing.probe_slab import Variables, stack_tokens, unit_rows
+from stratalens.analyses.probing.probe_slab import Variables, constant, no_numbers, stack_tokens, unit_rows
 from stratalens.analyses.probing.statistic_values import Statistics, usable
 from stratalens.store.errors import InputError
 
@@ -82,6 +82,10 @@ def _one_probe(
     where: str,
 ) -> Variables:
     """Matched probes of X (n, d), matched on values (n, token, statistic): rows are kept that are at every token."""
+    if constant(X):
+        noise = np.random.default_rng(0).standard_normal(X.shape).astype(X.dtype)
+        other = np.random.default_rng(1).standard_normal(values.shape)
+        return no_numbers(_one_probe(noise, other, names, plan, held, replace(options, small="nan"), where))
     n_tokens = values.shape[1]
     used = np.stack([usable(values[:, t], names, where) for t in range(n_tokens)])
     if not used.any():
@@ -118,6 +122,7 @@ def _one_probe(
                 drawn = rng.choice(rows[sign == side], kept[p, r] // 2, replace=False)
                 signs[drawn, p, r, 2] = side
     return _scores(X, signs, plan, held, kept, options) | {
+        "constant": ((), np.asarray(False)),
         "balance": (("pair", "statistic", "balance_at"), _mean_over_repeats(_worst_token(balance))),
         "n_matched": (("pair", "repeat"), kept),
     }

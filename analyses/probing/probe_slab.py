@@ -95,10 +95,13 @@ def probe_token(
     Returns:
         {name: (dims, values)} with dims among pair, group, fold, entity, feature.
     """
+    if constant(X):
+        once = replace(plan, permutations=min(plan.permutations, 1))
+        return no_numbers(probe_token(_noise(X), once, settings, fold_coefs))
     fitted, score = _fit_and_score(X, plan, settings, prepare)
     kind = plan.contrasts.kind
     rank = "group" if kind == MULTICLASS else "pair"
-    out: Variables = {"score": ((rank, "entity"), score), **quality(score, plan)}
+    out: Variables = {"score": ((rank, "entity"), score), **quality(score, plan), "constant": ((), np.asarray(False))}
     if fitted is not None:
         coef, intercept = fitted.coef, fitted.intercept
         out |= {
@@ -117,6 +120,27 @@ def probe_token(
         out[f"{name}_null"] = (("pair",), null.mean(axis=0))
         out[f"{name}_p"] = (("pair",), p_value(null, np.asarray(out[f"{name}_mean"][1])))
     return out
+
+
+def constant(X: Floats) -> bool:
+    """Whether all rows are equal, e.g. the embedding of a token that all prompts share: there is nothing to probe."""
+    return bool((X[:1] == X).all())
+
+
+def no_numbers(variables: Variables) -> Variables:
+    """What stands at a place where there is nothing to probe, from what would stand there for noise."""
+    blank: Variables = {}
+    for name, (dims, values) in variables.items():
+        if name == "constant":
+            values = np.asarray(True)
+        elif name not in ("converged", "penalty"):
+            values = np.full_like(values, np.nan if values.dtype.kind == "f" else 0)
+        blank[name] = (dims, values)
+    return blank
+
+
+def _noise(X: Floats) -> Floats:
+    return np.random.default_rng(0).standard_normal(X.shape).astype(X.dtype)
 
 
 def unit_rows(X: Floats, where: str = "activations") -> Floats:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
+import stratalens as sl
 from stratalens.analyses.centroids import centroids, project
 from stratalens.analyses.engine.cache import clear_results, results_folder
+from stratalens.analyses.engine.parcels import run_one
 from stratalens.analyses.engine.slabs import Slab
 from stratalens.analyses.sweep import run_slabs, sweep
 from stratalens.store.errors import InputError
@@ -93,6 +98,59 @@ def test_other_data_parameters_or_values_never_match(store: Path, tmp_path: Path
     in_memory = ds.load()
     in_memory["resid_post"] = in_memory.resid_post * 3
     np.testing.assert_allclose(centroids(in_memory, progress=False).centroid, 3 * base.centroid, atol=1e-5)
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Slabs that were worked on since."""
+    seen: list[object] = []
+
+    def counted(function: Callable[[Slab], object], slab: Slab) -> object:
+        seen.append(slab.position)
+        return run_one(function, slab)
+
+    monkeypatch.setattr("stratalens.analyses.sweep.run_one", counted)
+    return seen
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "centroids": centroids,
+    "project": partial(project, permutations=9, bootstrap=9),
+    "probe": partial(sl.probe, permutations=2, resamples=20, folds=3),
+    "statistics_probe": partial(sl.statistics_probe, statistics=("resid_post_l2",), resamples=20, folds=3),
+    "matched_probe": partial(sl.matched_probe, statistics=("resid_post_l2",), bins=1, small="nan", resamples=20),
+    "residual_probe": partial(sl.residual_probe, statistics=("resid_post_l2",), permutations=1, resamples=20, folds=3),
+    "baseline_probe": partial(sl.baseline_probe, resamples=20, folds=3),
+    "procrustes": sl.procrustes,
+    "pca": sl.pca,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_keeps_its_results(verb: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"progress": False, "workers": 1}
+    first = VERBS[verb](open_store(store).isel(layer=[1], stage=[2, 3]), **options)
+    seen = reads(monkeypatch)
+    second = VERBS[verb](open_store(store).isel(layer=[1], stage=[2, 3]), **options)
+    assert not seen, "nothing is read again, shuffled refits included"
+    xr.testing.assert_identical(first, second)
+    VERBS[verb](open_store(store).isel(layer=[1], stage=[2, 3]), **options, cache=False)
+    assert seen
+
+
+def test_a_probe_of_other_settings_is_made_anew(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ds = open_store(store).isel(layer=[0], stage=[1])
+    options: dict[str, Any] = {"progress": False, "workers": 1, "resamples": 20, "folds": 3}
+    sl.probe(ds, **options)
+    seen = reads(monkeypatch)
+    others: list[dict[str, Any]] = [
+        {"C": 1.0}, {"C": [0.1, 1.0]}, {"method": "ridge"}, {"seed": 1}, {"permutations": 1}, {"folds": 4},
+        {"standardize": True}, {"normalize": True}, {"pairs": "rest"}, {"tol": 1e-5}, {"resamples": 21},
+        {"tokens": "joint"}, {"fold_coefs": True}, {"site": "resid_post", "order": ["s2", "s1"]},
+    ]  # fmt: skip
+    for n, other in enumerate(others, start=1):
+        sl.probe(ds, **options | other)
+        assert len(seen) >= n, f"{other} is another question"
+        seen[n:] = []
 
 
 def test_more_stages_in_the_store_are_other_content(tmp_path: Path) -> None:

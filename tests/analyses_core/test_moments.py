@@ -1,25 +1,23 @@
-"""Moments against scikit-learn in float64: directions, accuracies, folds by subtraction, penalties, components."""
+"""Moments add, subtract and stream; components, ridge and LDA from them against scikit-learn in float64."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.covariance import LedoitWolf, ledoit_wolf
 from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import Ridge, RidgeClassifier
 
 from stratalens.analyses.engine.slabs import SiteData
-from stratalens.analyses.fitting.linear import difference_of_means, lda, pair_directions, pca, ridge
-from stratalens.analyses.moments import Moments, combine, moments
+from stratalens.analyses.fitting import label_rows
+from stratalens.analyses.fitting.label_rows import Rows
+from stratalens.analyses.moments import Moments, moments
+from stratalens.analyses.pca import pca
 from stratalens.store.errors import InputError, NonFiniteError
 from support.planted import planted
-
-
-def cosine_gap(a: np.ndarray, b: np.ndarray) -> float:
-    return 1 - float(a @ b) / float(np.linalg.norm(a) * np.linalg.norm(b))
 
 
 def data(n: int = 700, d: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -32,85 +30,43 @@ def data(n: int = 700, d: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarr
     return x.astype(np.float32), y
 
 
-def test_lda_equals_scikit_learn_with_and_without_shrinkage() -> None:
+@pytest.mark.parametrize("by", [None, "kind"])
+def test_pca_equals_scikit_learn(by: str | None) -> None:
     x, y = data()
-    m = Moments.of(x, y)
-    for shrinkage, model in (
-        ("ledoit_wolf", LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=LedoitWolf())),
-        (0.0, LinearDiscriminantAnalysis(solver="lsqr")),
-        (0.3, LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3)),
-    ):
-        found = lda(m.take([0]), m.take([1]), shrinkage)
-        model.fit(x.astype(np.float64), y)
-        assert cosine_gap(found.coef, model.coef_[0]) <= 1e-6
-        predicted = x @ found.coef + found.intercept > 0
-        assert abs(predicted.mean() - model.predict(x).mean()) <= 1e-3
-        np.testing.assert_allclose(found.coef, model.coef_[0], rtol=1e-2, atol=1e-3 * np.abs(model.coef_).max())
-
-
-def test_ledoit_wolf_equals_scikit_learn() -> None:
-    x, _ = data(n=60, d=80)
-    expected = ledoit_wolf(x.astype(np.float64))[1]
-    assert Moments.of(x).take([0]).ledoit_wolf() == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("alphas", [(1.0, 100.0), tuple(np.logspace(-1, 4, 24))])
-def test_ridge_path_equals_scikit_learn(alphas: tuple[float, ...]) -> None:
-    x, y = data()
-    m = Moments.of(x, y)
-    for alpha, found in list(zip(alphas, ridge(m.take([0]), m.take([1]), alphas), strict=True))[::7]:
-        model = Ridge(alpha=alpha).fit(x.astype(np.float64), 2.0 * y - 1)
-        assert cosine_gap(found.coef, model.coef_) <= 1e-6
-        assert found.intercept == pytest.approx(float(model.intercept_), rel=1e-3)
-
-
-@pytest.mark.parametrize("method", ["lda", "ridge", "diffmeans"])
-def test_folds_by_subtraction_equal_refits(method: str) -> None:
-    x, y = data(seed=1)
-    folds = 5
-    fold = np.random.default_rng(2).integers(0, folds, len(y))
-    coef, intercept = pair_directions(Moments.of(x, y * folds + fold), folds, (0, 1), method, alphas=(10.0,))
-    assert coef.shape == (folds + 1, 1, x.shape[1])
-    for k in range(folds + 1):
-        train, test = fold != k, (fold == k) if k < folds else np.ones(len(y), bool)
-        xt, yt = x[train].astype(np.float64), y[train]
-        if method == "diffmeans":
-            w = xt[yt == 1].mean(0) - xt[yt == 0].mean(0)
-            expected = (x[test] - (xt[yt == 1].mean(0) + xt[yt == 0].mean(0)) / 2) @ w > 0
-        else:
-            model = (
-                RidgeClassifier(alpha=10.0)
-                if method == "ridge"
-                else LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=LedoitWolf())
-            ).fit(xt, yt)
-            w, expected = np.ravel(model.coef_), model.predict(x[test])
-        assert cosine_gap(coef[k, 0], w) <= 1e-6
-        accuracy = np.mean((x[test] @ coef[k, 0] + intercept[k, 0] > 0) == y[test])
-        assert abs(accuracy - np.mean(expected == y[test])) <= 1e-3
-
-
-def test_a_group_inside_one_fold_is_refused() -> None:
-    x, y = data(n=40)
-    with pytest.raises(InputError, match="fold 1"):
-        pair_directions(Moments.of(x, y * 2 + 1, count=4), 2, (0, 1), "diffmeans")
-
-
-def test_pca_equals_scikit_learn() -> None:
-    x, _ = data()
-    components, variances, total = pca(Moments.of(x).take([0]), 4)
-    model = PCA(4).fit(x.astype(np.float64))
-    for mine, other in zip(components, model.components_, strict=True):
+    da = xr.DataArray(x[:, None], dims=("entity", "token", "d_model"), coords={"kind": ("entity", y)})
+    found = pca(da, components=4, by=by, progress=False).isel(token=0)
+    inside = x.astype(np.float64)
+    if by is not None:
+        inside = np.concatenate([inside[y == c] - inside[y == c].mean(axis=0) for c in (0, 1)])
+    model = PCA().fit(inside)
+    for mine, other in zip(found.vector.values, model.components_, strict=False):
         assert 1 - abs(float(mine @ other)) <= 1e-6
-    np.testing.assert_allclose(variances, model.explained_variance_ * (len(x) - 1) / len(x), rtol=1e-4)
-    np.testing.assert_allclose(variances / total, model.explained_variance_ratio_, rtol=1e-4)
+        assert mine[np.abs(mine).argmax()] > 0
+    variance = model.explained_variance_ * (len(x) - 1) / len(x)
+    np.testing.assert_allclose(found.variance, variance[:4], rtol=1e-4)
+    np.testing.assert_allclose(found.share, model.explained_variance_ratio_[:4], rtol=1e-4)
+    np.testing.assert_allclose(found.participation, variance.sum() ** 2 / (variance**2).sum(), rtol=1e-4)
 
 
-def test_difference_of_means_is_exact_far_from_zero() -> None:
-    x, y = data()
-    x = (x + 1000).astype(np.float32)
-    m = Moments.of(x, y)
-    w = x[y == 1].mean(0, dtype=np.float64) - x[y == 0].mean(0, dtype=np.float64)
-    np.testing.assert_allclose(difference_of_means(m.take([0]), m.take([1])).coef, w, atol=1e-4)
+def test_pca_of_every_place_and_of_heads() -> None:
+    ds = planted(stages=2, layers=2, d=8)
+    found = pca(ds, components=3, progress=False)
+    assert found.vector.dims == ("stage", "layer", "token", "component", "d_model")
+    assert found.attrs["hook"] == "blocks.{layer}.hook_resid_post"
+    heads = ds.resid_post.values.reshape(*ds.resid_post.shape[:4], 2, 4)
+    z = xr.DataArray(heads, dims=("stage", "layer", "entity", "token", "head", "d_head"))
+    by_head = pca(z, components=3, progress=False)
+    np.testing.assert_allclose(by_head.vector.values.reshape(found.vector.shape), found.vector, atol=1e-5)
+
+
+def test_pca_refuses_what_it_cannot_do() -> None:
+    ds = planted(stages=1, layers=1, d=8)
+    with pytest.raises(InputError, match="from 1 to 8"):
+        pca(ds, components=9, progress=False)
+    with pytest.raises(InputError, match="a variance needs two"):
+        pca(ds.isel(entity=[0]), components=1, progress=False)
+    constant = ds.assign(resid_post=xr.full_like(ds.resid_post, 3.3))
+    assert np.isnan(pca(constant, components=2, progress=False).variance).all()
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
@@ -120,11 +76,13 @@ def test_moments_add_and_subtract(seed: int, chunks: int) -> None:
     x = rng.standard_normal((57, 6)).astype(np.float32)
     shift = x[:5].mean(0)
     whole = Moments.of(x, shift=shift)
-    parts = [Moments.of(part, shift=shift) for part in np.array_split(x, chunks)]
-    for field in ("n", "sum", "gram", "cubic", "quartic"):
-        np.testing.assert_allclose(getattr(combine(parts), field), getattr(whole, field), rtol=1e-4, atol=1e-4)
-        left = combine(parts[1:])
-        np.testing.assert_allclose(getattr(whole - parts[0], field), getattr(left, field), rtol=1e-3, atol=1e-4)
+    first, *rest = (Moments.of(part, shift=shift) for part in np.array_split(x, chunks))
+    left = rest[0]
+    for part in rest[1:]:
+        left = left + part
+    for field in ("n", "sum", "gram"):
+        np.testing.assert_allclose(getattr(first + left, field), getattr(whole, field), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(getattr(whole - first, field), getattr(left, field), rtol=1e-3, atol=1e-4)
 
 
 def test_different_shifts_are_refused() -> None:
@@ -145,21 +103,29 @@ def test_a_slab_is_streamed_into_the_same_moments() -> None:
             np.testing.assert_allclose(found.covariance[cell], expected, atol=1e-5)
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 5), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_gram_matrices_of_training_sets_by_subtraction(seed: int, labels: int, sets: int, small: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((40, 5))
+    edges = np.concatenate([[0], np.sort(rng.integers(0, 41, labels - 1)), [40]])
+    inside = rng.random((40, sets)) < rng.random(sets)
+    rows = Rows(x, x, edges, inside)
+    limit, label_rows.CELL_BYTES = label_rows.CELL_BYTES, 0 if small else 2**20
+    try:
+        grams = rows.grams()
+        for k in range(sets):
+            expected = [x[a:z][inside[a:z, k]].T @ x[a:z][inside[a:z, k]] for a, z in itertools.pairwise(edges)]
+            np.testing.assert_allclose(grams(k), expected, atol=1e-10)
+    finally:
+        label_rows.CELL_BYTES = limit
+
+
 def test_nan_is_refused_with_its_place() -> None:
     ds = planted(layers=1, stages=1, chunked=False)
     ds.resid_post[0, 0, 7, 1, 3] = np.nan
     with pytest.raises(NonFiniteError, match="entity r00007, token last"):
         moments(SiteData(ds).slabs()[0], np.zeros(ds.sizes["entity"], int), 1)
-
-
-def test_a_singular_covariance_is_a_clear_error() -> None:
-    x, y = data(n=20)
-    x[:, 0] = 1
-    m = Moments.of(x, y)
-    with pytest.raises(InputError, match="singular"):
-        lda(m.take([0]), m.take([1]), 0.0)
-    with pytest.raises(InputError, match="positive"):
-        ridge(m.take([0]), m.take([1]), (0.0,))
 
 
 def test_gram_matrices_beyond_memory_are_refused() -> None:
@@ -175,7 +141,3 @@ def test_cupy_gives_the_same_moments() -> None:
     x, y = data()
     cpu, gpu = Moments.of(x, y), Moments.of(cupy.asarray(x), y)
     np.testing.assert_allclose(cupy.asnumpy(gpu.gram), cpu.gram, rtol=1e-4, atol=1e-2)
-    for mine, other in ((lda, {}), (difference_of_means, {})):
-        a = mine(cpu.take([0]), cpu.take([1]), **other).coef
-        b = cupy.asnumpy(mine(gpu.take([0]), gpu.take([1]), **other).coef)
-        assert cosine_gap(a, b) <= 1e-6

@@ -1,0 +1,175 @@
+"""What holds for every verb: it reads only what it needs, by itself, once asked; and it refuses what makes no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import stratalens as sl
+from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError
+from support.planted import planted
+
+QUIET: dict[str, Any] = {"progress": False, "workers": 1}
+FEW: dict[str, Any] = {**QUIET, "resamples": 20}
+OWN = ("resid_post_l2",)
+
+
+def mean(slab: xr.DataArray) -> xr.DataArray:
+    return slab.mean("entity")
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "sweep": lambda ds, **options: sl.sweep(ds, mean, compute=True, **{**QUIET, **options}),
+    "centroids": partial(sl.centroids, **QUIET),
+    "project": partial(sl.project, permutations=5, bootstrap=5, **QUIET),
+    "pca": partial(sl.pca, components=3, **QUIET),
+    "procrustes": partial(sl.procrustes, **QUIET),
+    "probe": partial(sl.probe, **FEW),
+    "multiclass": partial(sl.probe, pairs="multiclass", **FEW),
+    "ordinal": partial(sl.probe, pairs="ordinal", **FEW),
+    "lda": partial(sl.probe, method="lda", **FEW),
+    "statistics_probe": partial(sl.statistics_probe, statistics=OWN, **FEW),
+    "matched_probe": partial(sl.matched_probe, statistics=OWN, bins=2, small="nan", **FEW),
+    "residual_probe": partial(sl.residual_probe, statistics=OWN, **FEW),
+    "random_direction": partial(sl.baseline_probe, **FEW),
+    "shuffled_entity": partial(sl.baseline_probe, baseline="shuffled_entity", **FEW),
+}
+LABELLED = {name: verb for name, verb in VERBS.items() if name not in ("sweep", "pca", "procrustes")}
+PROBES = {name: verb for name, verb in LABELLED.items() if name not in ("centroids", "project")}
+
+
+@pytest.fixture(scope="module")
+def ds() -> xr.Dataset:
+    return planted(stages=2, layers=2, groups=3, per_group=30, d=8, tokens=("last",))
+
+
+def boom(*_: object, **__: object) -> None:
+    raise AssertionError("something was computed that nobody asked for")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_reads_its_own_slabs_and_nothing_through_a_scheduler(verb: str, ds: xr.Dataset) -> None:
+    """Each worker reads its slab by itself; the scheduler of the session, which would load whole arrays, is not."""
+    read: list[tuple[int, ...]] = []
+
+    def seen(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+        if block_info:
+            read.append(tuple(block_info[0]["chunk-location"]))
+        return block
+
+    labels = ds.drop_vars("resid_post").compute()
+    lazy = labels.assign(resid_post=(ds.resid_post.dims, ds.resid_post.data.map_blocks(seen, dtype="f4")))
+    narrowed = lazy.sel(layer=[1])
+    with dask.config.set(scheduler=boom):
+        result = VERBS[verb](narrowed)
+    assert result is not None
+    assert read, "it did read"
+    assert {place[1] for place in read} == {1}, "and not a layer that was not asked for"
+
+
+@pytest.mark.parametrize("verb", LABELLED)
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (lambda n: np.full(n, "one", object), "at least"),
+        (lambda n: np.linspace(0, 1, n), "continuous"),
+        (lambda n: np.array(["a", 1] * (n // 2), object), "mixed type"),
+        (lambda n: np.full(n, None, object), "missing"),
+    ],
+)
+def test_targets_that_make_no_groups_are_refused_before_anything_is_read(
+    verb: str, labels: Callable[[int], np.ndarray], message: str, ds: xr.Dataset
+) -> None:
+    column = "target" if verb in PROBES else "by"
+    unread = ds.assign(resid_post=(ds.resid_post.dims, ds.resid_post.data.map_blocks(boom, dtype="f4")))
+    strange = unread.assign_coords(kind=("entity", labels(ds.sizes["entity"])))
+    if verb == "centroids" and message == "at least":
+        return  # the mean of all rows is a mean
+    with pytest.raises(InputError, match=message):
+        LABELLED[verb](strange, **{column: "kind"})
+
+
+@pytest.mark.parametrize("verb", [v for v in PROBES if v != "matched_probe"])
+def test_a_class_smaller_than_the_folds_is_refused(verb: str, ds: xr.Dataset) -> None:
+    keep = (ds.trained_stage.values != "s2") | (np.cumsum(ds.trained_stage.values == "s2") <= 4)
+    with pytest.raises(InputError, match=r"too few entities in 'trained_stage': s2 \(4\).*5 folds"):
+        PROBES[verb](ds.isel(entity=keep))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_rows_that_were_not_recorded_are_refused_or_left_out(verb: str, ds: xr.Dataset) -> None:
+    recorded = ds.recorded.values.copy()
+    recorded[0, :3] = False
+    holes = ds.assign(recorded=(ds.recorded.dims, recorded))
+    with pytest.raises(NotRecordedError, match=r"missing at stage s0 \(3 of 90\).*skip_missing=True"):
+        VERBS[verb](holes)
+    assert VERBS[verb](holes, skip_missing=True) is not None
+
+
+@pytest.mark.parametrize("verb", [v for v in VERBS if v != "sweep"])
+def test_nan_among_the_activations_is_named(verb: str, ds: xr.Dataset) -> None:
+    values = ds.resid_post.values.copy()
+    values[1, 0, 7, 0, 3] = np.nan
+    bad = ds.assign(resid_post=(ds.resid_post.dims, values), resid_post_l2=(("stage", "entity"), np.ones((2, 90))))
+    if verb == "statistics_probe":
+        values = np.ones((2, 90))
+        values[1, 7] = np.nan
+        with pytest.raises(InputError, match=r"not defined in some rows: resid_post_l2 \(1 of 90\)"):
+            VERBS[verb](bad.assign(resid_post_l2=(("stage", "entity"), values)))
+        return
+    with pytest.raises(NonFiniteError, match=r"stage s3, layer 0.*r00007"):
+        VERBS[verb](bad)
+
+
+@pytest.mark.parametrize("verb", PROBES)
+def test_constant_activations_are_refused(verb: str, ds: xr.Dataset) -> None:
+    with pytest.raises(InputError, match="the same in all rows"):
+        PROBES[verb](ds.assign(resid_post=xr.full_like(ds.resid_post, 2.5)))
+
+
+def test_places_with_constant_activations_are_nan(ds: xr.Dataset) -> None:
+    values = ds.resid_post.values.copy()
+    values[0, 0] = 1.0
+    found = sl.probe(ds.assign(resid_post=(ds.resid_post.dims, values)), **FEW)
+    assert np.isnan(found.accuracy_mean.isel(stage=0, layer=0)).all()
+    assert np.isnan(found.coef.isel(stage=0, layer=0)).all()
+    assert found.accuracy_mean.isel(stage=1).notnull().all()
+    other = sl.probe(ds, **FEW)
+    xr.testing.assert_allclose(found.isel(stage=1), other.isel(stage=1))
+
+
+def test_one_constant_feature_changes_nothing(ds: xr.Dataset) -> None:
+    """Massive features of constant value are common in residual streams; they carry nothing and spoil nothing."""
+    values = np.concatenate([ds.resid_post.values, np.full((*ds.resid_post.shape[:4], 1), 40, "f4")], axis=-1)
+    more = ds.drop_vars("resid_post").assign(resid_post=(ds.resid_post.dims, values))
+    for method in ("logistic", "ridge", "lda", "diffmeans"):
+        for standardize in (False, True):
+            a, b = (sl.probe(d, method=method, standardize=standardize, **FEW) for d in (ds, more))
+            if method != "lda":  # whose shrinkage depends on the number of features
+                np.testing.assert_allclose(a.score, b.score, atol=2e-3)
+            assert (abs(b.coef.isel(d_model=-1)) < 1e-6).all()
+
+
+def test_groups_that_leak_are_refused(ds: xr.Dataset) -> None:
+    torn = np.array([f"e{i // 2}" for i in range(ds.sizes["entity"])], object)
+    with pytest.raises(InputError, match="entities have rows in several groups"):
+        sl.project(ds.assign_coords(entity_id=("entity", torn)), **QUIET)
+    torn[5] = ""
+    with pytest.raises(InputError, match=r"'entity_id' is missing in rows \[5\]; .* splits could leak"):
+        sl.probe(ds.assign_coords(entity_id=("entity", torn)), **FEW)
+    with pytest.raises(InputError, match="no label column 'entity_idd': did you mean 'entity_id'"):
+        sl.probe(ds, groups="entity_idd", **FEW)
+
+
+def test_more_bins_than_data_and_empty_matches_are_refused(ds: xr.Dataset) -> None:
+    with pytest.raises(InputError, match="bins=25, but the smallest class has 24 training rows"):
+        sl.matched_probe(ds, statistics=OWN, bins=25, **FEW)
+    apart = ds.assign(size=("entity", (ds.trained_stage.values == "s3") * 5.0 + np.arange(90) * 1e-3))
+    with pytest.raises(InputError, match=r"only 16 of 48 .*'size' separates the classes perfectly"):
+        sl.matched_probe(apart, statistics=("size",), pairs=[("s1", "s3")], bins=3, **FEW)
