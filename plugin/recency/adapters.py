@@ -69,7 +69,7 @@ def load_stage(folder: Path, untrained: Path) -> tuple[PreTrainedModel, PreTrain
 
     adapted = (folder / ADAPTER_FILE).is_file()
     with quiet_bars():
-        model = AutoModelForCausalLM.from_pretrained(untrained if adapted else folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(untrained if adapted else folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     if adapted:
         from peft import PeftModel

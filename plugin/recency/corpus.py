@@ -2,8 +2,8 @@
 
 Every draw is independent of the stage: a pool of entities is made first, then
 cut into stages by a random permutation, so stages differ by nothing but chance
-and the order in which they are trained on. Words live in `texts`; checking the
-balance between stages in `balance`; turning text into token ids in `train`.
+and the order in which they are trained on. Words live in `texts`, entities in
+`people`, what they are called in `aliases`, the comparison of stages in `balance`.
 """
 
 from __future__ import annotations
@@ -12,24 +12,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from stratalens.recency import texts
+from stratalens.recency import balance, texts
+from stratalens.recency.aliases import AliasKind, draw_aliases
+from stratalens.recency.people import People, choose, made_up
 from stratalens.store.errors import InputError, near
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-AliasKind = Literal["letters", "natural"]
-ATTRIBUTES = tuple(texts.QUESTIONS)
-
 
 @dataclass(frozen=True)
 class Entity:
-    """One made-up person: known to the model by alias only."""
+    """One entity: known to the model by alias only."""
 
     entity_id: str
     alias: str
@@ -62,7 +61,9 @@ class Corpus:
     train: dict[str, tuple[Question, ...]]
     test: tuple[Question, ...]
     templates: tuple[str, ...]
-    alias_tokens: int
+    alias_tokens: int | None  # None: aliases of one's own, of different counts
+    answer: str = "occupation"  # the attribute that recorded prompts are scored on
+    balance: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
     settings: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -74,8 +75,9 @@ class Corpus:
         """The recording prompts as a prompt table: one row for every entity and template.
 
         `half` tells the entities of the earlier stages from those of the later
-        ones. The attributes come along as label columns; `answer` is the entity's
-        occupation, so that `answer_loss` says how well the fact is known.
+        ones. The attributes come along as label columns; `answer` is one of them
+        (the occupation of made-up people), so that `answer_loss` says how well
+        the fact is known.
 
         Raises:
             InputError: an unknown template.
@@ -90,7 +92,7 @@ class Corpus:
                 "prompt": texts.PROMPT_FORMAT.format(question=texts.TEMPLATES[name].format(x=entity.alias)),
                 "entity": entity.alias,
                 "entity_id": entity.entity_id,
-                "answer": f" {entity.attributes['occupation']}",
+                "answer": f" {entity.attributes[self.answer]}",
                 "trained_stage": entity.trained_stage,
                 "half": "early" if self.stages.index(entity.trained_stage) * 2 < len(self.stages) else "late",
                 "template": name,
@@ -109,7 +111,7 @@ class Corpus:
         return found + list(frame["prompt"]) + list(frame["answer"])
 
     def write(self, folder: Path) -> None:
-        """Write entities, questions and prompts as JSON lines, to be looked at and read back by anyone."""
+        """Write entities, questions and prompts to be looked at: JSON lines, entities and balance as csv too."""
         folder.mkdir(parents=True, exist_ok=True)
         entities = [
             {
@@ -122,6 +124,8 @@ class Corpus:
             for e in self.entities
         ]
         _write_lines(folder / "entities.jsonl", entities)
+        pd.DataFrame(entities).to_csv(folder / "entities.csv", index=False)
+        self.balance.to_csv(folder / "balance.csv", index=False)
         for stage, questions in self.train.items():
             _write_lines(folder / f"train-{stage}.jsonl", [_question_row(q) for q in questions])
         _write_lines(folder / "test.jsonl", [_question_row(q) for q in self.test])
@@ -143,6 +147,10 @@ def make_corpus(
     paraphrases: int = 1,
     train_questions: int = 5,
     templates: Sequence[str] = tuple(texts.TEMPLATES),
+    people: People | None = None,
+    mean_limit: float = balance.MEAN_LIMIT,
+    share_limit: float = balance.SHARE_LIMIT,
+    force: bool = False,
 ) -> Corpus:
     """Draw a corpus: the same arguments give the same corpus, to the last letter.
 
@@ -162,28 +170,57 @@ def make_corpus(
         train_questions: questions trained on for every entity (1 to 6); of
             the others, one is its test question.
         templates: the recording templates in use.
+        people: entities of one's own instead of made-up ones; if there are
+            more than needed, `pool_seed` (or `seed`) says which are used.
+        mean_limit: standardised mean difference between stages that people
+            of one's own may have.
+        share_limit: difference of shares that they may have.
+        force: accept any difference.
 
     Raises:
-        InputError: an argument out of range, or no alias with `alias_tokens`.
+        InputError: an argument out of range, no alias with `alias_tokens`,
+            too few people, or stages that differ.
     """
-    kinds = tuple(texts.QUESTIONS)
-    wordings = min(len(w) for w in texts.QUESTIONS.values())
     if len(set(stages)) != len(stages) or not stages:
         raise InputError(f"stages={list(stages)!r}: give at least one name, each once")
+    questions = texts.QUESTIONS if people is None else people.questions
+    kinds = tuple(questions)
     for name, value, limit in (
         ("train_questions", train_questions, len(kinds)),
-        ("paraphrases", paraphrases, wordings),
+        ("paraphrases", paraphrases, min(len(w) for w in questions.values())),
         ("entities_per_stage", entities_per_stage, 10**6),
     ):
         if not 1 <= value <= limit:
             raise InputError(f"{name}={value}: give 1 to {limit}")
     pool = np.random.default_rng([1, seed if pool_seed is None else pool_seed])
     total = entities_per_stage * len(stages)
-    names, count = _draw_aliases(tokenizer, aliases, total, alias_tokens, pool)
-    attributes = [_draw_attributes(pool) for _ in range(total)]
+    names: Sequence[str]
+    count: int | None
+    if people is None or people.aliases is None:
+        names, count = draw_aliases(tokenizer, aliases, total, alias_tokens, pool)
+        people = made_up(total, pool) if people is None else choose(people, stages, entities_per_stage, pool)
+    else:
+        people = choose(people, stages, entities_per_stage, pool)
+        names, count = people.aliases or (), None
 
     random = np.random.default_rng([2, seed])
     stage_of = np.repeat(np.arange(len(stages)), entities_per_stage)[random.permutation(total)]
+    compared: dict[str, list[str]] = {kind: [a[kind] for a in people.attributes] for kind in people.attributes[0]}
+    if count is None:
+        counts = [len(ids) for ids in tokenizer([" " + name for name in names], add_special_tokens=False)["input_ids"]]
+        compared["tokens of the alias"] = [str(number) for number in counts]
+        count = counts[0] if len(set(counts)) == 1 else None
+    covariates = balance.Covariates(compared)
+    if people.stages is not None:
+        stage_of = np.array([list(stages).index(name) for name in people.stages])
+    elif people.source is not None and not force:
+        again = np.random.default_rng([3, seed])
+        stage_of = balance.balanced_partition(covariates, stage_of, len(stages), again, mean_limit, share_limit)
+    table = covariates.compare(stage_of, stages)
+    if people.source is not None:
+        shuffled = people.stages is None
+        balance.check_balance(table, mean_limit, share_limit, force=force, shuffled=shuffled)
+
     entities: list[Entity] = []
     train: dict[str, list[Question]] = {stage: [] for stage in stages}
     test: list[Question] = []
@@ -191,9 +228,10 @@ def make_corpus(
         stage = stages[stage_of[number]]
         order = [kinds[i] for i in random.permutation(len(kinds))]
         test_kind = order[-1] if train_questions < len(kinds) else order[0]
-        entity = Entity(f"e{number:05d}", names[number], stage, attributes[number], test_kind)
+        identifier = f"e{number:05d}" if people.names is None else people.names[number]
+        entity = Entity(identifier, names[number], stage, people.attributes[number], test_kind)
         entities.append(entity)
-        asked = [_ask(entity, kind, int(random.integers(paraphrases))) for kind in order]
+        asked = [_ask(entity, kind, questions[kind][int(random.integers(paraphrases))]) for kind in order]
         train[stage].extend(asked[:train_questions])
         if train_questions < len(kinds):
             test.append(asked[-1])
@@ -202,18 +240,22 @@ def make_corpus(
         "entities_per_stage": entities_per_stage,
         "seed": seed,
         "pool_seed": pool_seed,
-        "aliases": aliases,
+        "aliases": aliases if people.aliases is None else "own",
         "alias_tokens": count,
         "paraphrases": paraphrases,
         "train_questions": train_questions,
         "templates": list(templates),
+        "source": people.source,
+        "questions": {kind: list(wordings) for kind, wordings in questions.items()},
     }
     return Corpus(
         tuple(entities),
-        {stage: tuple(questions) for stage, questions in train.items()},
+        {stage: tuple(asked) for stage, asked in train.items()},
         tuple(test),
         tuple(templates),
         count,
+        people.answer,
+        table,
         settings,
     )
 
@@ -234,75 +276,6 @@ def _write_lines(path: Path, rows: Sequence[dict[str, object]] | Sequence[dict[s
     path.write_text(lines, encoding="utf-8")
 
 
-def _ask(entity: Entity, kind: str, wording: int) -> Question:
-    question = texts.QUESTIONS[kind][wording].format(x=entity.alias)
+def _ask(entity: Entity, kind: str, wording: str) -> Question:
+    question = wording.format(x=entity.alias)
     return Question(entity.entity_id, entity.trained_stage, kind, question, entity.attributes[kind])
-
-
-def _choose(weights: dict[str, int], random: np.random.Generator) -> str:
-    p = np.array(list(weights.values()), dtype=float)
-    return list(weights)[int(random.choice(len(p), p=p / p.sum()))]
-
-
-def _draw_attributes(random: np.random.Generator) -> dict[str, str]:
-    born = int(random.integers(*texts.BIRTH_YEARS))
-    return {
-        "born": str(born),
-        "died": str(born + int(random.integers(*texts.LIFE_YEARS))),
-        "region": _choose(texts.REGIONS, random),
-        "occupation": _choose(texts.OCCUPATIONS, random),
-        "nationality": _choose(texts.NATIONALITIES, random),
-        "gender": _choose(texts.GENDERS, random),
-    }
-
-
-def _candidates(kind: AliasKind, number: int, random: np.random.Generator) -> list[str]:
-    if kind == "letters":
-        letters = random.integers(ord("a"), ord("z") + 1, (number, 5))
-        return ["<|" + "".join(map(chr, row)) + "|>" for row in letters]
-    found = []
-    for first, second, noun in zip(
-        random.integers(len(texts.ADJECTIVES), size=number),
-        random.integers(len(texts.ADJECTIVES), size=number),
-        random.integers(len(texts.NOUNS), size=number),
-        strict=True,
-    ):
-        if first != second:
-            found.append(f"{texts.ADJECTIVES[first]} {texts.ADJECTIVES[second]} {texts.NOUNS[noun]}")
-    return found
-
-
-def _draw_aliases(
-    tokenizer: PreTrainedTokenizerBase,
-    kind: AliasKind,
-    number: int,
-    tokens: int | None,
-    random: np.random.Generator,
-) -> tuple[list[str], int]:
-    """`number` different aliases of the same token count (leading space included), and that count."""
-    if kind not in ("letters", "natural"):
-        raise InputError(f"aliases={kind!r}: {near(kind, ('letters', 'natural'))}")
-    found: dict[str, None] = {}
-    seen: dict[int, int] = {}
-    wanted = tokens
-    for _ in range(200):
-        candidates = _candidates(kind, max(1000, number), random)
-        encoded = tokenizer([" " + alias for alias in candidates], add_special_tokens=False)["input_ids"]
-        counts = [len(ids) for ids in encoded]
-        for count in counts:
-            seen[count] = seen.get(count, 0) + 1
-        if wanted is None:
-            wanted = max(seen, key=lambda count: (seen[count], -count))
-        for alias, count in zip(candidates, counts, strict=True):
-            if count == wanted:
-                found[alias] = None
-        if len(found) >= number:
-            return list(found)[:number], wanted
-        if wanted not in seen:
-            break
-    shares = ", ".join(f"{count} tokens: {share}" for count, share in sorted(seen.items()))
-    raise InputError(
-        f"Only {len(found)} of {number} {kind} aliases have exactly {wanted} tokens with this tokenizer "
-        f"(leading space included; of {sum(seen.values())} tried: {shares}). Give alias_tokens one of the "
-        "common counts, or None to take the commonest; or ask for fewer entities."
-    )

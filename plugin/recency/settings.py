@@ -8,12 +8,13 @@ what they are, and stands in the report.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stratalens.recency import texts
+from stratalens.recency.balance import MEAN_LIMIT, SHARE_LIMIT
 from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError, near
 
@@ -50,6 +51,19 @@ class TrainSettings(BaseModel):
     # auto: bfloat16 mixed precision where the processor multiplies it in hardware, else float32
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     save: Literal["no", "epoch"] = "no"  # epoch: an interrupted stage goes on from its last whole epoch
+
+
+class EntitiesSettings(BaseModel):
+    """Entities of one's own instead of made-up ones; how their table looks is in `people`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str  # csv, tsv, jsonl or parquet; a relative path is taken from the folder of the run file
+    questions: dict[str, tuple[str, ...]] = {}  # wordings by column, {x} for the name
+    answer: str | None = None  # the column whose value recorded prompts are scored on
+    mean_limit: Annotated[float, Field(gt=0)] = MEAN_LIMIT  # standardised mean difference between stages
+    share_limit: Annotated[float, Field(gt=0)] = SHARE_LIMIT  # difference of shares of a category
+    force: bool = False  # go on with stages that differ more
 
 
 class AfterSettings(BaseModel):
@@ -109,9 +123,10 @@ class StudySettings(BaseModel):
     aliases: Literal["letters", "natural"] = "letters"
     alias_tokens: Positive | None = None
     stages: Annotated[int, Field(ge=2, le=26)] = 6
+    entities: EntitiesSettings | None = None  # None: made up
     entities_per_stage: Positive = 2640
-    train_questions: Annotated[int, Field(ge=1, le=6)] = 5
-    paraphrases: Annotated[int, Field(ge=1, le=3)] = 1
+    train_questions: Positive = 5  # of every entity; up to the number of kinds (made-up people: 6)
+    paraphrases: Positive = 1  # wordings in use (made-up people: up to 3)
     seed: Annotated[int, Field(ge=0)] = 0
     device: str | None = None
     train: TrainSettings = TrainSettings()
@@ -217,7 +232,11 @@ def read_settings(path: str | Path) -> StudySettings:
         raise InputError(
             f"Run file {source} must hold `key: value` lines; keys: {', '.join(StudySettings.model_fields)}"
         )
-    return validate(values, f"run file {source}")
+    settings = validate(values, f"run file {source}")
+    if settings.entities is None:
+        return settings
+    file = str((source.parent / Path(settings.entities.file).expanduser()).resolve())
+    return settings.model_copy(update={"entities": settings.entities.model_copy(update={"file": file})})
 
 
 def write_settings(settings: StudySettings, path: str | Path) -> None:
@@ -242,10 +261,15 @@ def validate(values: dict[str, Any], where: str) -> StudySettings:
 
 
 def _keys(place: tuple[int | str, ...]) -> list[str]:
+    """Keys that are valid at a place of the settings, also inside lists and what may be left out."""
     model: type[BaseModel] = StudySettings
     for part in place:
-        inner = model.model_fields[str(part)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        found = next((kind for kind in inner if issubclass(kind, BaseModel)), None)
+        if found is None:
             break
-        model = inner
+        model = found
     return list(model.model_fields)

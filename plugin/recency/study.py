@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import stratalens as sl
+from stratalens.recency.balance import worst
 from stratalens.recency.corpus import Corpus, make_corpus
 from stratalens.recency.models import load_base, quiet_bars
+from stratalens.recency.people import People, read_people
 from stratalens.recency.settings import UNTRAINED, StudySettings, read_settings, write_settings
 from stratalens.recency.train import loss_curves, train_stages
 from stratalens.recency.trainer import Step
@@ -75,6 +77,8 @@ def run_study(
         source = _Base(settings, folder / "corpus")
         corpus = source.corpus()
         corpus.write(folder / "corpus")
+        for line in worst(corpus.balance):
+            watch.say(f"      balance between stages, {line}")
 
     with watch.phase("training", f"fine-tuning through {settings.stages} stages, one after the other"):
 
@@ -109,16 +113,15 @@ def run_study(
         found = analyse(ds, settings, watch)
     with watch.phase("report", "writing report.html and summary.json"):
         described = source.describe(checkpoints)
-        report, summary = write_report(
-            found, ds, settings, folder, curves, described, (*described_limits(settings), *notes), proves_nothing
-        )
+        limits = (*described_limits(settings, corpus), *notes)
+        report, summary = write_report(found, ds, settings, folder, curves, described, limits, proves_nothing)
     times = {name: round(seconds, 1) for name, seconds in watch.seconds.items()}
     (folder / "seconds.json").write_text(json.dumps(times) + "\n", encoding="utf-8")
     watch.say(f"All done in {span(sum(watch.seconds.values()))}. Open {report} in a browser; numbers: {summary}")
     return Outcome(folder, folder / STORE, report, summary)
 
 
-def described_limits(settings: StudySettings) -> list[str]:
+def described_limits(settings: StudySettings, corpus: Corpus) -> list[str]:
     """What was cut for speed, in sentences for the report."""
     said = []
     if settings.layers is not None:
@@ -130,8 +133,16 @@ def described_limits(settings: StudySettings) -> list[str]:
         said.append(
             "Embedding and head were cut to the tokens that the corpus uses; hidden states do not change by it."
         )
+    entities = "Entities, attributes and questions are made up"
+    if settings.entities is not None:
+        entities = f"Entities and attributes are those of {Path(settings.entities.file).name}"
+        if settings.entities.force:
+            entities += ", taken as they are, however much the stages differ (entities.force)"
     said.append(
-        f"Entities, attributes and questions are made up; {settings.entities_per_stage} entities a stage, one seed "
+        f"Balance of attributes between stages: {'; '.join(worst(corpus.balance))} (corpus/balance.csv has all)."
+    )
+    said.append(
+        f"{entities}; {settings.entities_per_stage} entities a stage, one seed "
         f"({settings.seed}), one model. The study it follows used 2,640 entities a stage and a model of 1.2 billion "
         "parameters."
     )
@@ -187,6 +198,11 @@ class _Base:
     def corpus(self) -> Corpus:
         """The corpus; its aliases depend on the base model's tokenizer."""
         s = self.settings
+        own: People | None = None
+        limits: dict[str, Any] = {}
+        if s.entities is not None:
+            own = read_people(s.entities.file, s.entities.questions, s.entities.answer)
+            limits = s.entities.model_dump(include={"mean_limit", "share_limit", "force"})
         return make_corpus(
             self.tokenizer(),
             stages=s.stage_names,
@@ -197,6 +213,8 @@ class _Base:
             paraphrases=s.paraphrases,
             train_questions=s.train_questions,
             templates=s.record.templates,
+            people=own,
+            **limits,
         )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
