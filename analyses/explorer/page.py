@@ -212,7 +212,8 @@ class Explorer:
         wide = {"sizing_mode": "stretch_width"}
         made.add_panel("theme", self.theme)
         chosen = (self.site, self.by, *self.steppers.values())
-        parts = [pn.Column(w, min_width=190, styles={"flex": "1 1 13rem"}, margin=0) for w in chosen]
+        flex = {"flex": "1 1 13rem"}
+        parts = [pn.Column(w, visible=w.param.visible, min_width=190, styles=flex, margin=0) for w in chosen]
         made.add_panel("places", pn.FlexBox(*parts, align_items="end", gap="0.2rem 1.2rem", **wide))
         figure = pn.pane.Bokeh(self.scatter.figure, height=470, **wide)
         made.add_panel("rows", pn.Column(self.note, figure, self.key, **wide))
