@@ -159,9 +159,13 @@ def loss_curves_picture(losses: pd.DataFrame, known: Sequence[str] = ()) -> Pict
     tint = stage_colors([str(s) for s in stages], known)
     lines: dict[str, list[Any]] = {k: [] for k in ("x0", "y0", "x1", "y1", "color")}
     dots: dict[str, list[Any]] = {k: [] for k in ("x", "y", "color", "stage")}
+    end = -np.inf
     for stage in stages:
         part = losses[losses["stage"] == stage]
         x, y = part["step"].to_numpy(float), part["loss"].to_numpy(float)
+        if x.min() <= end:  # its steps are counted from its own start
+            x = x + end
+        end = float(x.max())
         lines["x0"].extend(x[:-1])
         lines["x1"].extend(x[1:])
         lines["y0"].extend(y[:-1])
@@ -193,7 +197,8 @@ def loss_curves(losses: pd.DataFrame, known: Sequence[str] = ()) -> Any:
     """Draw the training loss of each stage, one after the other.
 
     Args:
-        losses: columns stage, step, loss (nats per token), in the order of training.
+        losses: columns stage, step, loss (nats per token), in the order of training; steps may be counted
+            through or from the start of each stage.
         known: all trained stages in order, so that colours agree with other figures.
     """
     return to_holoviews(loss_curves_picture(losses, known))

@@ -92,3 +92,13 @@ def test_a_plane_needs_entities_on_both_sides() -> None:
     flat = ds.assign(resid_post=xr.zeros_like(ds["resid_post"]))
     with pytest.raises(InputError, match="the same mean"):
         entity_plane(flat)
+
+
+def test_losses_counted_from_each_stages_start_stand_in_a_row() -> None:
+    from stratalens.analyses.plots.distributions import loss_curves_picture
+
+    losses = made.losses(STAGES, 5)
+    through = loss_curves_picture(losses).tables({})["steps"]["x"]
+    restarted = losses.assign(step=losses.groupby("stage", sort=False).cumcount() + 1)
+    again = loss_curves_picture(restarted).tables({})["steps"]["x"]
+    np.testing.assert_allclose(np.asarray(again) - 1, through)
