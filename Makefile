@@ -89,17 +89,17 @@ walls: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 doctest: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --doctest-modules --pyargs stratalens
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --doctest-modules --pyargs stratalens
 
 unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" --durations=15
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" --durations=15
 
 unit39: $(VENV39)/.dev
-	OMP_NUM_THREADS=1 $(BIN39)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" tests/plugin tests/plugin_inputs
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN39)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" tests/plugin tests/plugin_inputs
 
 docs: $(VENV)/.docs
 	rm -rf docs/_build docs/_generated
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 	@echo "the documentation is in docs/_build/index.html"
 
 constraints: $(VENV)/.dev $(VENV)/.docs $(VENV39)/.dev

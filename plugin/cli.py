@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,11 @@ from stratalens.console import (
     human_bytes,
     note,
 )
+
+# Threads of OpenMP (torch's matrix products) spin while they wait for each other. Where anything else wants a core, be
+# it only our own writer, a spinning thread keeps the one it waits for from running: benchmarks/waiting_threads.py
+# measures it. OpenMP reads this when torch is loaded; what the user has set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="stratalens",
@@ -221,6 +227,19 @@ def export(
 
     export_site(store, site=site, layer=layer, target=to)
     note(f"wrote {to}")
+
+
+@app.command(epilog="Example: stratalens commit run.zarr run.icechunk")
+@guarded
+def commit(
+    store: StorePath,
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="A folder, or s3://bucket/prefix.")],
+) -> None:
+    """Complete stages into an icechunk repository, one commit for each (extra icechunk)."""
+    from stratalens.store.versioned import commit_stages
+
+    for stage in commit_stages(store, repository):
+        note(f"committed stage {stage}")
 
 
 def main() -> None:
