@@ -44,7 +44,6 @@ TRIALS: dict[str, dict[str, Any]] = {
     # as many updates from half of the work: batches half as large, half as many epochs
     "small-batches": {"train": {"batch_size": 16, "epochs": 2}},
     "small-batches-fewer-layers": {"layers": 6, "train": {"batch_size": 16, "epochs": 2}},
-    "fewer-layers-three-fast-epochs": {"layers": 6, "train": {"epochs": 3, "learning_rate": 7e-4}},
     "three-fast-epochs": {"train": {"epochs": 3, "learning_rate": 7e-4}},
 }
 

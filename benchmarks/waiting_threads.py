@@ -3,7 +3,7 @@
 A tiny Llama-shaped model takes gradient steps in a process of its own, once by itself and once beside processes
 that keep every core busy, with OMP_WAIT_POLICY unset and PASSIVE in turn. The command line sets PASSIVE.
 
-    python benchmarks/waiting_threads.py [--steps 10] [--rounds 3]
+    python benchmarks/waiting_threads.py [--steps 5] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def measure(count: int, policy: str | None, company: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
