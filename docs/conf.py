@@ -19,6 +19,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "_generated/commands.md"]
 root_doc = "index"
+suppress_warnings = ["toc.empty_glob"]
 nitpicky = False
 
 autodoc_typehints = "description"

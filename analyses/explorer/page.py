@@ -175,10 +175,8 @@ class Explorer:
             self.scatter.point_at(None)
 
     def _hover(self, rows: np.ndarray) -> dict[str, list[str]]:
-        ds = self.source.ds.isel(entity=rows)
-        names = ds["entity"].values if "entity" in ds.coords else rows
-        label = "prompt" if "prompt" in ds.coords else self.by.value
-        return {"row": [plain(n, 60) for n in names], "label": [plain(v, 90) for v in ds[label].values]}
+        label = "prompt" if "prompt" in self.source.ds.coords else self.by.value
+        return {"row": self.source.texts("entity", rows, 60), "label": self.source.texts(label, rows, 90)}
 
     # -- plumbing ---------------------------------------------------------------
     def _guard(self, action: Callable[..., None], *args: Any) -> None:

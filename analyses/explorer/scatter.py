@@ -99,7 +99,7 @@ class Scatter:
         fig.add_tools(models.HoverTool(renderers=[means], tooltips=[("mean of", "@name"), ("w1", "@x"), ("w2", "@y")]))
         fig.on_event(events.SelectionGeometry, self._enclosed)
         fig.on_event(events.Tap, self._tapped)
-        fig.on_event(events.RangesUpdate, lambda event: self._fill())
+        fig.on_event(events.RangesUpdate, lambda event: self._zoomed())
         fig.on_event(events.Reset, lambda event: self._reset())
         fig.xaxis.axis_label = "w1: from the first group to the last (activation units)"
         fig.yaxis.axis_label = "w2: widest direction beside w1 (activation units)"
@@ -181,7 +181,8 @@ class Scatter:
         if self.plane is None:
             return
         colors = tint(self._colors, self._trained, self.theme)
-        view, xy, codes = self.in_view(), self._xy(), self.plane.rows.codes
+        xy, codes = self._xy(), self.plane.rows.codes
+        view = self.in_view() if len(xy) > MAX_POINTS else np.arange(len(xy))
         many = len(view) > MAX_POINTS
         drawn = np.empty(0, np.int64) if many else view
         rows = self.plane.rows.rows[drawn]
@@ -203,6 +204,11 @@ class Scatter:
         }
         self._ring()
         self.point_at(self._focus, (self.pointed.data["text"] or [""])[0])
+
+    def _zoomed(self) -> None:
+        """Only a plane too large to be drawn whole is drawn anew for what is in view."""
+        if len(self._xy()) > MAX_POINTS:
+            self._fill()
 
     def _ring(self) -> None:
         at = self._among(self._selection)[:MAX_POINTS]

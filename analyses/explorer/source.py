@@ -148,11 +148,16 @@ class Source:
         for name in (*head, *self.statistics(where.site), *tail):
             columns.append("row" if name == "entity" else name)
             if name in self.ds.coords:
-                parts.append([plain(v, 300) for v in self.ds[name].isel(entity=index).values])
+                parts.append(list[Any](self.texts(name, index)))
             else:
                 values = self.numbers(name, where, index)
                 parts.append([float(v) if np.isfinite(v) else None for v in values])
         return columns, [list(row) for row in zip(*parts, strict=True)]
+
+    def texts(self, name: str, rows: np.ndarray, limit: int = 300) -> list[str]:
+        """A label of some rows as text; their numbers where there is no such column."""
+        found = self.ds.coords[name].isel(entity=rows).values if name in self.ds.coords else rows
+        return [plain(v, limit) for v in found]
 
     def statistics(self, site: str) -> list[str]:
         """Statistics of single rows that the store has: those of the site, then those of the output."""

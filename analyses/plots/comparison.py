@@ -132,33 +132,37 @@ def control_comparison_picture(
 
     def tables(place: Place) -> dict[str, Table]:
         null = np.array([read["null"](place) for read in means])
-        out: dict[str, Table] = {"null": {"x0": null, "y0": heights - 0.42, "x1": null, "y1": heights + 0.42}}
+        out: dict[str, Table] = {"null": {"x0": null, "y0": heights - 0.42, "x1": null, "y1": heights + 0.28}}
+        out["rows"] = names
         if several:
             out["mean"], out["mean_bars"] = row_table(means, place, heights - gap, HIGHLIGHT)
         if chosen is not None:
             out["pair"], out["pair_bars"] = row_table(singles, place, heights + gap, pair_color)
         return out
 
+    # above each row, not beside it: on a narrow page tick labels would leave no room for the figure
+    names: Table = {"x": np.full(len(labels), 0.685), "y": heights + 0.38, "text": [plain(v, 44) for v in labels]}
     hover = {"row": "what was probed", "x": name, "interval": "95 %", "null": "chance or null", "verdict": "verdict"}
     marks = [Mark("null", "segments", role="ink", width=1.5, dash="dashed")]
     if several:
         marks += [Mark("mean_bars", "segments", width=5, alpha=0.35), Mark("mean", "points", hover=hover, size=9)]
     if chosen is not None:
         marks += [Mark("pair_bars", "segments", width=5, alpha=0.35), Mark("pair", "points", hover=hover, size=9)]
+    marks.append(Mark("rows", "labels", role="ink", size=9))
     legend = {plain(chosen): pair_color} if chosen is not None else {}
     legend |= {MEAN_OF_PAIRS: HIGHLIGHT} if several else {}
     return Picture(
         name="control_comparison",
         title=title,
         x=Axis(f"held-out {name} (dashed: chance or null)"),
-        y=Axis("", ticks=[(float(h), plain(v, 34)) for h, v in zip(heights, labels, strict=True)]),
+        y=Axis("", ticks=[]),
         marks=marks,
         tables=tables,
-        limits=lambda place: (0.35, 1.02, heights[-1] - 0.6, 0.6),
+        limits=lambda place: (0.35, 1.02, heights[-1] - 0.55, 0.65),
         sliders=sliders,
         fixed=fixed,
         site=site_of(widest),
-        height=max(220, 90 + 46 * len(labels)),
+        height=max(220, 80 + 52 * len(labels)),
         legend=legend,
     )
 

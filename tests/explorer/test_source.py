@@ -158,6 +158,18 @@ def test_answers_are_the_verbs_and_are_found_again_beside_the_store(source: Sour
     assert sorted(p.name for p in path.with_name("run.zarr.results").iterdir() if p.name.startswith("probe")) == kept
 
 
+def test_below_the_limit_all_rows_are_drawn_wherever_the_view_is(source: Source) -> None:
+    scatter = Scatter(
+        lambda rows: None, lambda rows: {"row": source.texts("entity", rows), "label": ["" for _ in rows]}
+    )
+    plane = source.plane(HERE)
+    scatter.show(plane, *source.colours(plane.groups))
+    scatter.figure.x_range.update(start=-1e-3, end=1e-3)
+    scatter.paint("dark")  # drawn anew while zoomed in
+    assert len(scatter.points.data["x"]) == len(plane.rows.rows)
+    assert scatter.points.data["row"] == list(source.ds.entity.values[plane.rows.rows])
+
+
 def test_above_the_limit_rows_become_a_picture_and_points_again_when_zoomed_in(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
