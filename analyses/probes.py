@@ -163,8 +163,8 @@ def labelled(result: xr.Dataset, plan: Plan, source: SiteData, folds: bool = Tru
     if "constant" in result and bool(result["constant"].all()):
         raise InputError(f"{source.site!r} is the same in all rows, at all places asked for; there is nothing to probe")
     found = plan.contrasts
-    for name in {"coef", "fold_coef"} & set(result.data_vars) if plan.joint else ():
-        result[name].attrs["tokens"] = plan.tokens
+    for variable in {"coef", "fold_coef"} & set(result.data_vars) if plan.joint else ():
+        result[variable].attrs["tokens"] = plan.tokens
     result = result.assign_coords(
         pair=_text(found.names),
         pair_first=("pair", _text(found.first)),

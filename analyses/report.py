@@ -35,6 +35,7 @@ KEYS = (
     "generalise",
     "statistics",
     "losses",
+    "control_table",
 )
 
 
@@ -53,8 +54,8 @@ def report(
     Args:
         results: results of the analyses by name: projection (`sl.project`), probes (`sl.probe`), cosines,
             centroids, statistics_probe, matched_probe, residual_probe, generalise, statistics (result of
-            `statistic_quantiles`), losses (DataFrame: stage, step, loss). Any may be absent; the page then
-            says which call makes it.
+            `statistic_quantiles`), losses (DataFrame: stage, step, loss), control_table. Any may be
+            absent; the page then says which call makes it.
         path: the HTML file; written to a temporary name and renamed.
         store_info: what the top of the page says: model, path, dims, sites, stages, tokens, bytes,
             completeness {stage: {site: share}}, versions, machine, date, groups {name: rows}; unknown keys

@@ -7,6 +7,7 @@ effect is largest if there is one. For anything else call the verbs yourself.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,14 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.centroids import centroids, project
+from stratalens.analyses.controls import BASELINES, control_table, controls
 from stratalens.analyses.directions import cosines
 from stratalens.analyses.generalisation import generalise
 from stratalens.analyses.labels import groups
 from stratalens.analyses.matched import matched_probe
 from stratalens.analyses.plots.distributions import statistic_quantiles
 from stratalens.analyses.probes import probe
+from stratalens.analyses.probing.matched_slab import LEAST
 from stratalens.analyses.residuals import residual_probe
 from stratalens.analyses.statistics_alone import statistics_probe
 from stratalens.store.errors import InputError, near
@@ -58,64 +61,127 @@ def run_suite(
         ds: an open store.
         by: label column whose groups are compared.
         verbs: "centroids" (centroids, projection), "probes" (all pairs, their cosines, scores of every group
-            along them), "controls" (statistics alone, matched, regressed out).
+            along them), "controls" (statistics alone, matched, regressed out; unit length, random directions and
+            shuffled labels; and the table of what each leaves of the effect).
         site: site to analyse; None takes the first one recorded.
         backend: "auto", "cpu" or "gpu", for the probes.
         seed: of splits, permutations and resamples.
         permutations: of the projection's null.
-        tell: called with a line before each step.
+        tell: called with a line before each step: which of how many, and about how long the rest will take.
 
     Raises:
         InputError: an unknown verb or site, or no site in the data; and whatever the verbs refuse that is not
             merely not applicable here.
     """
-    for verb in verbs:
-        if verb not in VERBS:
-            raise InputError(f"unknown verb {verb!r}; {near(verb, VERBS)}")
+    wanted = [verb_named(verb) for verb in verbs]
     chosen = _site(ds, site)
     found = groups(ds, by)
     suite = Suite()
     say = tell or (lambda line: None)
+    steps = _Steps([name for verb in VERBS if verb in wanted for name in STEPS[verb]], say)
     common: dict[str, Any] = {"site": chosen, "seed": seed}
-    if "centroids" in verbs:
-        say(f"centroids of {chosen} by {by}")
+    if "centroids" in wanted:
+        steps.begin("centroids", f"centroids of {chosen} by {by}")
         suite.results["centroids"] = centroids(ds, by=by, site=chosen)
+        steps.begin("plane", "their plane, on entities held out from it")
         if len(found) >= 3:
-            say("their plane, on entities held out from it")
             suite.results["projection"] = project(ds, by=by, permutations=permutations, **common)
         else:
             suite.skipped.append(f"projection: an order needs three groups, {by!r} has {len(found)}")
-    if "probes" in verbs:
-        say(f"probes of all pairs of {by}")
+    if "probes" in wanted:
+        steps.begin("probes", f"probes of all pairs of {by}")
         probes = probe(ds, target=by, backend=backend, **common)
         suite.results["probes"] = probes
         suite.results["cosines"] = cosines(probes, over="pair")
         suite.results["generalise"] = generalise(probes, ds)
-    if "controls" in verbs:
-        say("controls: norms, losses and confidence alone, matched, regressed out")
-        _controls(suite, ds, by, [(found.names[0], found.names[-1])], common)
+    if "controls" in wanted:
+        _controls(suite, ds, by, [(found.names[0], found.names[-1])], common, steps)
     for line in suite.skipped:
         say(f"left out: {line}")
     return suite
 
 
-def _controls(suite: Suite, ds: xr.Dataset, by: str, ends: list[tuple[object, object]], common: dict[str, Any]) -> None:
+def verb_named(word: str) -> str:
+    """The verb that a word means; the singular will do.
+
+    Raises:
+        InputError: there is none; says which is near.
+
+    >>> verb_named("probe")
+    'probes'
+    """
+    for verb in VERBS:
+        if word.strip().lower() in (verb, verb.removesuffix("s")):
+            return verb
+    raise InputError(f"unknown verb {word!r}; {near(word, VERBS)}")
+
+
+# Steps of each verb, and about how long they take against each other.
+STEPS = {
+    "centroids": {"centroids": 1.0, "plane": 12.0},
+    "probes": {"probes": 20.0},
+    "controls": {"alone": 2.0, "matched": 2.0, "regressed": 2.0, "baselines": 3.0},
+}
+
+
+class _Steps:
+    """Says which step begins, of how many, and about how long the rest will take."""
+
+    def __init__(self, names: Sequence[str], say: Callable[[str], None]) -> None:
+        weights = {name: weight for steps in STEPS.values() for name, weight in steps.items()}
+        self.weights = {name: weights[name] for name in names}
+        self.say, self.names, self.begun = say, list(names), time.monotonic()
+
+    def begin(self, name: str, what: str) -> None:
+        """Say that a step begins."""
+        number = self.names.index(name)
+        done = sum(self.weights[n] for n in self.names[:number])
+        left = ""
+        if done:
+            seconds = (time.monotonic() - self.begun) / done * (sum(self.weights.values()) - done)
+            left = f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {max(1, seconds):.0f} s left"
+        self.say(f"[{number + 1} of {len(self.names)}{left}] {what}")
+
+
+def _controls(
+    suite: Suite, ds: xr.Dataset, by: str, ends: list[tuple[object, object]], common: dict[str, Any], steps: _Steps
+) -> None:
     last = ds
     if "stage" in ds.dims:
         order = ds["stage_order"].values if "stage_order" in ds.coords else np.arange(ds.sizes["stage"])
         last = ds.isel(stage=[int(np.argmax(order))])
-    asked: dict[str, Callable[[], xr.Dataset | xr.DataArray]] = {
-        "statistics": lambda: statistic_quantiles(last, by=by),
-        "statistics_probe": lambda: statistics_probe(last, target=by, pairs=ends, **common),
-        "matched_probe": lambda: matched_probe(last, target=by, pairs=ends, **common),
-        "residual_probe": lambda: residual_probe(last, target=by, pairs=ends, **common),
-    }
-    for name, ask in asked.items():
+    asked: dict[str, tuple[str, str, Callable[[], xr.Dataset | xr.DataArray]]] = {
+        "statistics": (
+            "alone", "controls: norms, losses and confidence alone", lambda: statistic_quantiles(last, by=by)
+        ),
+        "statistics_probe": ("", "", lambda: statistics_probe(last, target=by, pairs=ends, **common)),
+        "matched_probe": (
+            "matched", "controls: matched", lambda: matched_probe(last, target=by, pairs=ends, small="nan", **common)
+        ),
+        "residual_probe": (
+            "regressed", "controls: regressed out", lambda: residual_probe(last, target=by, pairs=ends, **common)
+        ),
+    }  # fmt: skip
+    for name, (step, what, ask) in asked.items():
+        if step:
+            steps.begin(step, what)
         try:
             suite.results[name] = ask()
         except InputError as error:
             # a control that cannot be had (no statistics recorded, nothing left to match) is itself a finding
             suite.skipped.append(f"{name}: {error}")
+    matched = suite.results.get("matched_probe")
+    if isinstance(matched, xr.Dataset) and bool((matched["n_matched"] < LEAST).all()):
+        suite.skipped.append(
+            f"matched_probe: nowhere can {LEAST} rows be matched; with small='raise' it says which statistic "
+            f"separates the classes"
+        )
+    steps.begin("baselines", "controls: unit length, random directions, shuffled labels and entities; the table of all")
+    made = controls(last, by, pairs=ends, which=("probe", "normalized", *BASELINES), **common)
+    for name in ("statistics_probe", "matched_probe", "residual_probe"):
+        if isinstance(other := suite.results.get(name), xr.Dataset):
+            made[name.removesuffix("_probe")] = other
+    suite.results["control_table"] = control_table(made)
 
 
 def _site(ds: xr.Dataset, site: str | None) -> str:

@@ -3,7 +3,8 @@
 Each worker is a process with one thread and one BLAS thread, and reads its own slabs. Runs alternate between the two
 clusters, whose workers are started and have imported everything before. Aim: at least 1.6x on two idle cores; on a
 busy machine look at the CPU seconds too, which the workers themselves used and which must not grow with their
-number. Last it says how much was sent to the workers.
+number. What the machine itself can give is measured beside it: the same clusters at products of matrices in memory,
+which read and send nothing (two hyperthreads of one core are no two cores). Last it says how much was sent.
 
     python benchmarks/cluster_speedup.py [FOLDER] [--entities 1800] [--layers 6] [--stages 4] [--rounds 5]
 """
@@ -21,9 +22,11 @@ from typing import Any
 
 import cloudpickle
 import distributed
+import numpy as np
 import xarray as xr
 from centroids_speed import GROUPS, make
 from common import describe
+from threadpoolctl import threadpool_limits
 
 from stratalens.analyses.centroids import project
 from stratalens.analyses.engine.parcels import Common
@@ -41,6 +44,13 @@ def gram(slab: Slab) -> xr.Dataset:
         flat = values.reshape(-1, values.shape[-1])
         total += float((flat.T @ flat).trace())
     return xr.Dataset({"trace": total})
+
+
+def products(seed: int) -> float:
+    """Pure NumPy on arrays in memory, for comparison."""
+    with threadpool_limits(1):
+        x = np.random.default_rng(seed).standard_normal((3000, 576), dtype=np.float32)
+        return sum(float((x.T @ x).trace()) for _ in range(6))
 
 
 def used() -> float:
@@ -68,6 +78,9 @@ def main() -> None:
             clusters[n] = distributed.Client(cluster, set_as_default=False)
         quiet = {"cache": False, "progress": False}
         jobs = {
+            "pure NumPy, nothing read or sent": lambda client: client.gather(
+                client.map(products, range(options.stages * options.layers), pure=False)
+            ),
             "second moments": lambda client: run_slabs(ds, gram, scheduler=client, progress=False),
             "project, 200 permutations": lambda client: project(
                 ds, order=ORDER, permutations=200, bootstrap=100, scheduler=client, **quiet

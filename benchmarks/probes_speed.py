@@ -1,19 +1,22 @@
 """Workload P: how long all pairs x folds of linear probes take, against the loop a researcher writes today.
 
 Workload P is SmolLM2-sized: 30 layers x 6 groups x 1000 entities x 2 tokens x 576, all 15 pairs x 5 folds and one
-refit each at every layer and token (5400 fits). This measures some of its layers (--layers, default 1) and two
-tokens, and of the slow loops some of the pairs (--pairs, default 2), and scales up; it prints what it measured.
+refit each at every layer and token (5400 fits). This measures some of its layers (--layers) and both tokens, and of
+the slow loops some of the pairs (--pairs); both are scaled to the whole, and what was measured is printed.
 
-Compared in alternating runs, in CPU seconds (wall beside them), medians and spread:
+Compared in alternating runs, medians and spread of wall and CPU seconds:
 
-    naive    np.load, LogisticRegression with its defaults (C as ours), cross_val_score, BLAS threads as they come
-    tuned    the same loop in float32 at tol=1e-6 with one BLAS thread
-    ours     sl.probe for logistic, ridge, lda, diffmeans, one worker, scores, intervals and refits included
+    naive    np.load, LogisticRegression with its defaults (C as ours), cross_val_score, both cores, BLAS as it comes
+    tuned    the same loop in float32 at tol=1e-6, one BLAS thread, pinned to one core
+    ours     sl.probe for logistic, ridge, lda, diffmeans: two workers on two cores (--workers), fits, refits, scores,
+             AUCs and bootstrap intervals included
 
-    python benchmarks/probes_speed.py [--layers 1] [--pairs 2] [--repeats 3] [--activations FILE.npy]
+    python benchmarks/probes_speed.py [--layers 2] [--pairs 1] [--rounds 3] [--workers 2] [--activations FILE.npy]
 
 --activations takes a float array (layer, 6000, token, d) of real activations, groups in blocks of 1000; without it
-the activations are synthetic: a decaying spectrum, a large mean and two massive features, as residual streams have.
+the activations are synthetic: a decaying spectrum, a large mean and two massive features, as residual streams have;
+or, with --gaussian, independent features of equal size, the easiest case for scikit-learn's solver and so the smallest
+ratio to be had.
 """
 
 from __future__ import annotations
@@ -22,16 +25,18 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
+from common import Timing, alternate, describe, table
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import PredefinedSplit, cross_val_score
 from threadpoolctl import threadpool_limits
 
@@ -39,6 +44,17 @@ from stratalens.analyses.probes import probe
 
 GROUPS, PER_GROUP, WIDTH, LAYERS, TOKENS, FOLDS = 6, 1000, 576, 30, 2, 5
 ALL_PAIRS = list(combinations(range(GROUPS), 2))
+METHODS = ("logistic", "ridge", "lda", "diffmeans")
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def gaussian(layers: int, seed: int = 0) -> np.ndarray:
+    """Independent standard normal features and a growing difference between groups."""
+    rng = np.random.default_rng(seed)
+    out = rng.standard_normal((layers, GROUPS * PER_GROUP, TOKENS, WIDTH), dtype=np.float32)
+    step = np.repeat([0, 0.2, 0.4, 0.7, 1.2, 2.0], PER_GROUP).astype(np.float32)
+    out += step[:, None, None] * rng.standard_normal(WIDTH, dtype=np.float32) / np.sqrt(WIDTH, dtype=np.float32)
+    return out
 
 
 def synthetic(layers: int, seed: int = 0) -> np.ndarray:
@@ -86,92 +102,103 @@ def loop(file: Path, fold: np.ndarray, pairs: list[tuple[int, int]], tuned: bool
     return out
 
 
-def timed(function: Callable[[], object]) -> tuple[float, float, object]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = function()
-    return time.process_time() - cpu, time.perf_counter() - wall, result
+def on_cores(count: int) -> None:
+    """Keep this thread, and the threads it will start, on the first cores."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(CORES)[:count])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--activations", type=Path)
+    parser.add_argument("--first", type=int, default=0, help="first layer of --activations that is taken")
+    parser.add_argument("--gaussian", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
-    x = np.load(args.activations, mmap_mode="r")[: args.layers] if args.activations else synthetic(args.layers)
-    x = np.array(x, np.float32)
-    chosen = [ALL_PAIRS[i] for i in np.linspace(0, len(ALL_PAIRS) - 1, args.pairs).round().astype(int)]
-    share = len(ALL_PAIRS) / len(chosen)
-    kind = f"real activations from {args.activations.name}" if args.activations else "synthetic activations"
-    print(f"workload P: measured {x.shape[0]} of {LAYERS} layers, {x.shape[2]} tokens, {kind}; {os.cpu_count()} cores")
-    print(f"the loops: {len(chosen)} of {len(ALL_PAIRS)} pairs, scaled by {share:g}; ours: all pairs, one worker\n")
+    if args.activations:
+        x = np.array(np.load(args.activations, mmap_mode="r")[args.first :][: args.layers], np.float32)
+    else:
+        x = gaussian(args.layers) if args.gaussian else synthetic(args.layers)
+    chosen = [ALL_PAIRS[i] for i in np.linspace(0, len(ALL_PAIRS) - 1, args.pairs + 2).round().astype(int)[1:-1]]
+    whole = LAYERS / x.shape[0] * TOKENS / x.shape[2]
+    scale = {"naive": whole * len(ALL_PAIRS) / len(chosen), "tuned": whole * len(ALL_PAIRS) / len(chosen)}
+    print(describe("scikit-learn", "scipy", "xarray"))
+    kind = "real activations" if args.activations else "Gaussian" if args.gaussian else "synthetic residual stream"
+    print(f"# workload P: {x.shape[0]} of {LAYERS} layers, {x.shape[2]} tokens, {kind}; {args.workers} workers")
+    print(f"# the loops: {len(chosen)} of {len(ALL_PAIRS)} pairs; all scaled to the whole workload")
     data = as_data(x)
     fold = probe(data.isel(layer=[0], token=[0]), method="diffmeans", progress=False).entity_fold.values
-    methods = ("logistic", "ridge", "lda", "diffmeans")
-    cpu: dict[str, list[float]] = {name: [] for name in ("naive", "tuned", *methods)}
-    wall: dict[str, list[float]] = {name: [] for name in cpu}
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "activations.npy"
         np.save(file, x)
 
-        def run_loop(tuned: bool) -> object:
-            if not tuned:
-                return loop(file, fold, chosen, False)
+        def naive() -> None:
+            on_cores(args.workers)
+            found["naive"] = loop(file, fold, chosen, False)
+
+        def tuned() -> None:
+            on_cores(1)
             with threadpool_limits(1):
-                return loop(file, fold, chosen, True)
+                found["tuned"] = loop(file, fold, chosen, True)
 
-        def run_ours(method: str) -> object:
-            with threadpool_limits(1):
-                return probe(data, method=method, workers=1, progress=False)
+        def ours(method: str) -> None:
+            on_cores(args.workers)
+            found[method] = probe(data, method=method, workers=args.workers, progress=False)
 
-        for _ in range(args.repeats):
-            for name in cpu:
-                if name in methods:
-                    c, w, found[name] = timed(lambda name=name: run_ours(name))
-                    times = 1.0
-                else:
-                    c, w, found[name] = timed(lambda name=name: run_loop(name == "tuned"))
-                    times = share
-                cpu[name].append(c * times)
-                wall[name].append(w * times)
+        runs: dict[str, Any] = {"naive": naive, "tuned": tuned}
+        runs |= {method: partial(ours, method) for method in METHODS}
+        measured = alternate(runs, rounds=args.rounds)
+    timings = {
+        name: [Timing(t.wall * scale.get(name, whole), t.cpu * scale.get(name, whole)) for t in runs]
+        for name, runs in measured.items()
+    }
+    print(table(timings, "tuned"))
+    print("\ntimes as fast (median of the ratios round by round, min .. max):")
+    for name in METHODS:
+        told = []
+        for base in ("naive", "tuned"):
+            for unit in ("wall", "cpu"):
+                pairs = zip(timings[base], timings[name], strict=True)
+                ratio = sorted(getattr(a, unit) / getattr(b, unit) for a, b in pairs)
+                told.append(f"{base} {unit} {statistics.median(ratio):6.1f} ({ratio[0]:.1f} .. {ratio[-1]:.1f})")
+        print(f"{name:10s} " + "   ".join(told))
+    check(found, x, chosen)
 
-    middle = {name: statistics.median(values) for name, values in cpu.items()}
-    print(f"{'':10} {'CPU s':>8} {'(min .. max)':>18} {'wall s':>8} {'naive / it':>11} {'tuned / it':>11}")
-    for name, values in cpu.items():
-        spread = f"({min(values):.2f} .. {max(values):.2f})"
-        print(
-            f"{name:10} {middle[name]:8.2f} {spread:>18} {statistics.median(wall[name]):8.2f} "
-            f"{middle['naive'] / middle[name]:11.1f} {middle['tuned'] / middle[name]:11.1f}"
-        )
+
+def check(found: dict[str, Any], x: np.ndarray, chosen: list[tuple[int, int]]) -> None:
+    """How much the answers differ, from the loops' and from the exact solution."""
     ours = found["logistic"]
-    assert isinstance(ours, xr.Dataset)
     accuracy = ours.accuracy.mean("fold").values
     for name in ("naive", "tuned"):
-        theirs = found[name]
-        assert isinstance(theirs, dict)
-        gaps = [abs(accuracy[place] - value) for place, value in theirs.items()]
-        print(f"\naccuracy of logistic against {name}: mean difference {np.mean(gaps):.4f}, largest {max(gaps):.4f}")
+        gaps = [abs(accuracy[place] - value) for place, value in found[name].items()]
+        print(f"accuracy of logistic against {name}: mean difference {np.mean(gaps):.5f}, largest {max(gaps):.5f}")
     print(f"all of ours converged: {bool(ours.converged.all())}; most iterations: {int(ours.iterations.max())}")
-    exact = []
     codes = np.repeat(np.arange(GROUPS), PER_GROUP)
-    for p in sorted({ALL_PAIRS.index(pair) for pair in chosen}):
-        a, b = ALL_PAIRS[p]
-        rows = (codes == a) | (codes == b)
-        X, y = x[0, rows, 0].astype(np.float64), codes[rows] == b
-        best = LogisticRegression(C=0.1, tol=1e-10, max_iter=1000, solver="newton-cholesky").fit(X, y).coef_[0]
-        mine = ours.coef.values[0, 0, p].astype(np.float64)
-        with threadpool_limits(1):
-            theirs = LogisticRegression(C=0.1, tol=1e-6, max_iter=5000).fit(X.astype(np.float32), y).coef_[0]
-        exact.append(
-            [1 - v @ best / np.linalg.norm(v) / np.linalg.norm(best) for v in (mine, theirs.astype(np.float64))]
-        )
-    worst = np.max(exact, axis=0)
-    print(
-        f"1 - cos to the exact float64 solution, worst of {len(exact)}: ours {worst[0]:.1e}, tuned loop {worst[1]:.1e}"
-    )
+    a, b = chosen[0]
+    rows = (codes == a) | (codes == b)
+    X, y = x[0, rows, 0].astype(np.float64), codes[rows] == b
+    exact = {
+        "logistic": LogisticRegression(C=0.1, tol=1e-10, max_iter=1000, solver="newton-cholesky"),
+        "ridge": RidgeClassifier(alpha=10.0),
+        "lda": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+    }
+    with threadpool_limits(1):
+        loose = LogisticRegression(C=0.1, tol=1e-6, max_iter=5000).fit(X.astype(np.float32), y).coef_.ravel()
+        for name, model in exact.items():
+            best = model.fit(X, y).coef_.ravel()
+            mine = found[name].coef.values[0, 0, ALL_PAIRS.index((a, b))].astype(np.float64)
+            other = f", the tuned loop {gap(loose, best):.1e}" if name == "logistic" else ""
+            print(f"1 - cos of {name} to scikit-learn's exact float64 solution: ours {gap(mine, best):.1e}{other}")
+
+
+def gap(a: np.ndarray, b: np.ndarray) -> float:
+    """1 - cosine."""
+    return float(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
 if __name__ == "__main__":

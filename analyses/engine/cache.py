@@ -30,7 +30,7 @@ from stratalens.store.locks import FileLock
 
 FLUSH_SECONDS = 2.0
 FLUSH_SHARE = 0.05  # most of the time that writing may take, where results are large
-FORMAT = 1  # change it when the meaning of any cached result changes
+FORMAT = 2  # change it when the meaning of any cached result changes
 
 
 class SlabCache:

@@ -184,7 +184,7 @@ class _Task:
                 parts.append((X[here], mine, side, count))
 
         def product(vectors: Doubles) -> Doubles:
-            out = self.diagonal * vectors
+            out: Doubles = self.diagonal * vectors
             centre = np.einsum("csd,sd->cs", self.mean, vectors)
             for x, mine, side, count in parts:
                 along = vectors[mine].astype(x.dtype) @ x.T

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from stratalens.analyses.probing.scoring import bootstrap_weights
 from stratalens.store.errors import InputError, near
 
 EACH, JOINT = "each", "joint"
+Number = TypeVar("Number", bound=np.floating[Any])
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Plan:
         """Whether all tokens make one vector."""
         return self.tokens == JOINT
 
-    def features(self, values: npt.NDArray[np.floating]) -> list[npt.NDArray[np.floating]]:
+    def features(self, values: npt.NDArray[Number]) -> list[npt.NDArray[Number]]:
         """What is probed: values (n, token, d) as one (n, d) for each token, or a single (n, token * d)."""
         if self.joint:
             return [values.reshape(len(values), -1)]

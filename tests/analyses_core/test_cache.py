@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -108,7 +109,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         seen.append(slab.position)
         return run_one(function, slab)
 
-    monkeypatch.setattr("stratalens.analyses.sweep.run_one", counted)
+    monkeypatch.setattr(sys.modules["stratalens.analyses.sweep"], "run_one", counted)
     return seen
 
 
