@@ -122,7 +122,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "residual_probe": partial(sl.residual_probe, statistics=("resid_post_l2",), permutations=1, resamples=20, folds=3),
     "baseline_probe": partial(sl.baseline_probe, resamples=20, folds=3),
     "procrustes": sl.procrustes,
-    "pca": sl.pca,
+    "pca": partial(sl.pca, components=3),
 }
 
 
