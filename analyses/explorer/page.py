@@ -49,7 +49,7 @@ class Explorer:
         self.scatter = Scatter(self.select, self._hover)
         self.demand = Demand(answers, self.where, self._later, self._relist)
         self._shown: Where | None = None
-        self._busy = False
+        self._busy = self._closed = False
         self.site.param.watch(self._other_site, "value")
         for widget in (self.by, *self.steppers.values()):
             widget.param.watch(lambda event: self.refresh(), "value")
@@ -187,13 +187,16 @@ class Explorer:
 
     def _later(self, action: Callable[[], None]) -> None:
         """Run in the page's own loop with the document's lock, which Bokeh's models need when they are changed."""
+        if self._closed:
+            return  # nobody looks any more
         if self._doc is None:
             self._guard(action)
         else:
             self._doc.add_next_tick_callback(lambda: self._guard(action))
 
     def close(self) -> None:
-        """The reader left: begin nothing more."""
+        """The reader left: begin nothing more, and change nothing that is gone."""
+        self._closed = True
         self.demand.cancel()
 
     def template(self) -> Any:

@@ -83,16 +83,16 @@ class Theme(Native):
 def choice(label: str, options: Any, value: Any) -> Any:
     """A labelled drop-down list."""
     return pn.widgets.Select(
-        name=label, options=options, value=value, stylesheets=[STYLE], min_width=120, sizing_mode="stretch_width"
+        label=label, options=options, value=value, stylesheets=[STYLE], min_width=120, sizing_mode="stretch_width"
     )
 
 
 def button(label: str, primary: bool = False) -> Any:
     """A button."""
     kind = "primary" if primary else "default"
-    return pn.widgets.Button(name=label, button_type=kind, stylesheets=[STYLE], align="end")
+    return pn.widgets.Button(label=label, button_type=kind, stylesheets=[STYLE], align="end")
 
 
 def text_field(label: str, placeholder: str) -> Any:
     """A labelled field; its value changes on Enter."""
-    return pn.widgets.TextInput(name=label, placeholder=placeholder, stylesheets=[STYLE], sizing_mode="stretch_width")
+    return pn.widgets.TextInput(label=label, placeholder=placeholder, stylesheets=[STYLE], sizing_mode="stretch_width")
