@@ -89,8 +89,8 @@ def choice(label: str, options: Any, value: Any) -> Any:
 
 def button(label: str, primary: bool = False) -> Any:
     """A button."""
-    kind = "primary" if primary else "default"
-    return pn.widgets.Button(label=label, button_type=kind, stylesheets=[STYLE], align="end")
+    classes = ["x-primary"] if primary else []
+    return pn.widgets.Button(label=label, css_classes=classes, stylesheets=[STYLE], align="end")
 
 
 def text_field(label: str, placeholder: str) -> Any:
