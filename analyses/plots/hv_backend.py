@@ -70,8 +70,15 @@ def frame(picture: Picture, place: Place) -> Any:
     overlay = overlay.opts(**both, **bokeh, backend="bokeh")
     if "matplotlib" in hv.Store.loaded_backends():
         size = {"title": 9, "labels": 8, "ticks": 8}
-        aspect = min(3.2, max(1.2, 580 / picture.height))
-        overlay = overlay.opts(**both, aspect=aspect, fig_inches=6.4, fontsize=size, backend="matplotlib")
+        wide = min(3.2, max(1.2, 580 / picture.height))
+
+        def shape(plot: Any, element: Any) -> None:
+            # HoloViews sets a numeric aspect before the limits are final, and a narrow strip is left
+            plot.handles["axis"].set_box_aspect(1 / wide)
+
+        overlay = overlay.opts(
+            **both, aspect="auto", hooks=[shape], fig_inches=6.4, fontsize=size, backend="matplotlib"
+        )
     return overlay
 
 
