@@ -30,8 +30,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# Before NumPy and torch are imported: what is measured must not depend on idle threads spinning.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Read when torch is loaded: a thread that spins while it waits would count as work, and hold up the others.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pandas as pd
