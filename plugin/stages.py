@@ -89,8 +89,19 @@ class Revision:
             )
 
     def load(self, tokenizer: Any, device: str | torch.device | None) -> nn.Module:
-        """Load that revision (from the hub's cache where it is there)."""
-        model = _from_pretrained(self.model, self.dtype, revision=self.revision)
+        """Load that revision (from the hub's cache where it is there).
+
+        Raises:
+            InputError: there is no such model or revision, or no hub and nothing in the cache.
+        """
+        try:
+            model = _from_pretrained(self.model, self.dtype, revision=self.revision)
+        except OSError as error:
+            raise InputError(
+                f"revision {self.revision!r} of {self.model!r} could not be loaded: {' '.join(str(error).split())} "
+                "Revisions are the branches and tags on the model's page of the hub; without a network, those in "
+                "the cache (HF_HOME) alone."
+            ) from error
         return boot(model, self.model, tokenizer, device, revision=self.revision)
 
     def describe(self) -> dict[str, Any]:

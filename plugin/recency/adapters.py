@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stratalens.recency.models import quiet_bars
-from stratalens.recency.settings import UNTRAINED, LoraSettings
+from stratalens.recency.parts import UNTRAINED, LoraSettings
 from stratalens.store.errors import InputError, near
 
 if TYPE_CHECKING:

@@ -128,7 +128,7 @@ def worst(table: pd.DataFrame) -> list[str]:
     """The largest difference of either measure, in words."""
     said = []
     for measure, rows in table.groupby("measure", sort=True):
-        row = rows.loc[rows["difference"].abs().idxmax()]
+        row = rows.iloc[int(rows["difference"].abs().to_numpy().argmax())]
         of = row["attribute"] if not row["value"] else f"{row['attribute']} = {row['value']}"
         said.append(f"largest {measure}: {abs(row['difference']):.2f} ({of}, {row['stage']} against the other stages)")
     return said
@@ -153,7 +153,8 @@ def check_balance(table: pd.DataFrame, mean_limit: float, share_limit: float, *,
     over = table[table["difference"].abs().to_numpy() > limit]
     if not len(over):
         return
-    names = sorted({f"{r.attribute} = {r.value}" if r.value else str(r.attribute) for r in over.itertuples()})
+    pairs = zip(over["attribute"].astype(str), over["value"].astype(str), strict=True)
+    names = sorted({f"{attribute} = {value}" if value else attribute for attribute, value in pairs})
     mend = (
         f"None of {TRIES} random partitions is better: give more entities a stage, leave out attributes with rare "
         "values, or raise entities.mean_limit and entities.share_limit"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from stratalens.recency.adapters import load_stage, save_weights
 from stratalens.recency.corpus import Corpus
+from stratalens.recency.parts import UNTRAINED, TrainSettings
 from stratalens.recency.schedule import Course
-from stratalens.recency.settings import UNTRAINED, TrainSettings
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import pandas as pd
 
 import stratalens as sl
 from stratalens.recency.headline import Row, in_words, rows_of
-from stratalens.recency.settings import UNTRAINED, StudySettings
+from stratalens.recency.parts import UNTRAINED
+from stratalens.recency.settings import StudySettings
 from stratalens.recency.watch import Watch
 from stratalens.store.atomic import write_text
 
@@ -37,6 +38,8 @@ class Findings:
 
     report: dict[str, Any] = field(default_factory=dict)
     headline: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)  # further rows of summary.json
+    sentences: list[str] = field(default_factory=list)
 
 
 def analyse(ds: xr.Dataset, settings: StudySettings, watch: Watch) -> Findings:
@@ -162,8 +165,8 @@ def write_report(
     results: dict[str, Any] = {**found.report, "losses": pd.DataFrame(list(curves))}
     if settings.record.statistics:
         results["statistics"] = statistic_quantiles(ds.sel(stage=[settings.stage_names[-1]]), by=BY)
-    rows = headline_rows(found, ds, settings)
-    words = [*in_words(rows), *(note for note in notes if note)]
+    rows = [*headline_rows(found, ds, settings), *found.rows]
+    words = [*in_words(rows), *found.sentences, *(note for note in notes if note)]
     page = report(
         results,
         folder / "report.html",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -193,7 +194,7 @@ def _wordings(
     return found
 
 
-def _as_text(path: str | Path, column: pd.Series[object], name: str) -> list[str]:
+def _as_text(path: str | Path, column: pd.Series[Any], name: str) -> list[str]:
     values = []
     for row, value in enumerate(column.tolist(), 1):
         if value is None or value is pd.NA or value != value or not str(value).strip():

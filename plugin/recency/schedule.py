@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stratalens.recency.corpus import Corpus
-from stratalens.recency.settings import AfterSettings, TrainSettings
+from stratalens.recency.parts import AfterSettings, TrainSettings
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a study run is made of: every knob, checked, and the presets.
+"""What a study run is made of: every knob, checked (those of its parts are in `parts`), and the presets.
 
 The numbers of `demo` are chosen on the tuning seeds of benchmarks/demo_tuning.py
 (101, 102), never on the demo's own seed 0; `DEMO_REASONS` says why they are
@@ -13,102 +13,20 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stratalens.recency import texts
-from stratalens.recency.balance import MEAN_LIMIT, SHARE_LIMIT
+from stratalens.recency.parts import (
+    UNTRAINED,
+    AfterSettings,
+    AnalysisSettings,
+    ConflictSettings,
+    EntitiesSettings,
+    LastSettings,
+    Positive,
+    RecordSettings,
+    SelfReportSettings,
+    TrainSettings,
+)
 from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError, near
-
-Positive = Annotated[int, Field(ge=1)]
-UNTRAINED = "untrained"
-
-
-class LoraSettings(BaseModel):
-    """The adapter that train.method lora trains: one, trained on from stage to stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rank: Positive = 8
-    alpha: Positive = 16
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: tuple[str, ...] | None = None  # ends of module names, such as q_proj; None: every linear one but the head
-
-
-class TrainSettings(BaseModel):
-    """How one stage is trained; optimiser and schedule restart at every stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Literal["full", "lora"] = "full"
-    lora: LoraSettings = LoraSettings()
-    epochs: Annotated[float, Field(gt=0)] = 5.0
-    batch_size: Positive = 256
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    optimizer: Literal["adafactor", "adamw", "sgd"] = "adafactor"
-    schedule: Literal["linear", "constant", "cosine"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    # auto: bfloat16 mixed precision where the processor multiplies it in hardware, else float32
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    save: Literal["no", "epoch"] = "no"  # epoch: an interrupted stage goes on from its last whole epoch
-
-
-class EntitiesSettings(BaseModel):
-    """Entities of one's own instead of made-up ones; how their table looks is in `people`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    file: str  # csv, tsv, jsonl or parquet; a relative path is taken from the folder of the run file
-    questions: dict[str, tuple[str, ...]] = {}  # wordings by column, {x} for the name
-    answer: str | None = None  # the column whose value recorded prompts are scored on
-    mean_limit: Annotated[float, Field(gt=0)] = MEAN_LIMIT  # standardised mean difference between stages
-    share_limit: Annotated[float, Field(gt=0)] = SHARE_LIMIT  # difference of shares of a category
-    force: bool = False  # go on with stages that differ more
-
-
-class AfterSettings(BaseModel):
-    """A course of training after the last stage, on entities that the stages have taught already."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
-    train_on: tuple[str, ...] = ()  # stages whose questions it repeats; none given: all of them, mixed
-    epochs: Annotated[float, Field(gt=0)] | None = None  # None: as a stage
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    checkpoints: Positive = 1  # evenly spaced along it; each is recorded as a stage
-
-
-class RecordSettings(BaseModel):
-    """What is recorded at every stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    templates: tuple[str, ...] = ("who",)
-    sites: tuple[str, ...] = ("resid_post", "ln_final")
-    positions: tuple[str, ...] = ("last", "entity_last")
-    stages: Literal["all", "ends"] = "all"  # ends: only the untrained and the last stage
-    statistics: bool = True
-
-    @model_validator(mode="after")
-    def _known_templates(self) -> RecordSettings:
-        for name in self.templates:
-            if name not in texts.TEMPLATES:
-                raise ValueError(f"unknown template {name!r}: {near(name, texts.TEMPLATES)}")
-        return self
-
-
-class AnalysisSettings(BaseModel):
-    """How much the analyses resample."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    C: Annotated[float, Field(gt=0)] = 0.1
-    folds: Annotated[int, Field(ge=2)] = 5
-    repeats: Positive = 20
-    permutations: Annotated[int, Field(ge=0)] = 1000  # of the plane, at the headline place
-    sweep_permutations: Annotated[int, Field(ge=0)] = 200  # of the plane, everywhere
-    probe_permutations: Annotated[int, Field(ge=0)] = 200  # of the probes, at the headline place
-    bins: Annotated[int, Field(ge=2)] = 5
 
 
 class StudySettings(BaseModel):
@@ -129,9 +47,12 @@ class StudySettings(BaseModel):
     paraphrases: Positive = 1  # wordings in use (made-up people: up to 3)
     seed: Annotated[int, Field(ge=0)] = 0
     device: str | None = None
+    gpu: bool = False  # refuse a machine without one, unless `device` is given
     train: TrainSettings = TrainSettings()
     stage_epochs: dict[str, Annotated[float, Field(gt=0)]] = {}  # other epochs for some stages, such as {s3: 15}
     after: tuple[AfterSettings, ...] = ()
+    self_report: SelfReportSettings | None = None
+    conflict: ConflictSettings | None = None
     record: RecordSettings = RecordSettings()
     analysis: AnalysisSettings = AnalysisSettings()
 
@@ -143,7 +64,15 @@ class StudySettings(BaseModel):
         names = [extra.name for extra in self.after]
         if len(set(names)) < len(names):
             raise ValueError(f"after: names must differ, given {', '.join(names)}")
-        for name in (*self.stage_epochs, *(stage for extra in self.after for stage in extra.train_on)):
+        told: tuple[str, ...] = (self.self_report.stages if self.self_report else None) or ()
+        against: tuple[str, ...] = (self.conflict.stages if self.conflict else None) or ()
+        for key, pair in (("self_report", told), ("conflict", against)):
+            if len(set(pair)) < len(pair):
+                raise ValueError(f"{key}.stages: give two stages, not {pair[0]!r} twice")
+        order = [self.stage_names.index(name) for name in against if name in self.stage_names]
+        if order != sorted(order):
+            raise ValueError(f"conflict.stages: the earlier one comes first, given {', '.join(against)}")
+        for name in (*told, *against, *self.stage_epochs, *(stage for extra in self.after for stage in extra.train_on)):
             if name not in self.stage_names:
                 raise ValueError(f"there is no stage {name!r}: {near(name, self.stage_names)}")
         return self
@@ -181,6 +110,7 @@ PRESETS: dict[str, StudySettings] = {
         entities_per_stage=24,
         train_questions=2,
         train=TrainSettings(epochs=2, batch_size=16, learning_rate=1e-3),
+        self_report=SelfReportSettings(epochs=2),
         analysis=AnalysisSettings(repeats=5, permutations=100, sweep_permutations=20, probe_permutations=20, bins=2),
     ),
     "cpu": StudySettings(
@@ -189,14 +119,18 @@ PRESETS: dict[str, StudySettings] = {
         vocabulary="used",
         entities_per_stage=400,
         train=TrainSettings(epochs=4, batch_size=64, learning_rate=5e-4, save="epoch"),
-        record=RecordSettings(positions=("last", "-2", "entity_last")),
+        self_report=SelfReportSettings(),
+        record=RecordSettings(positions=("last", "-2", "entity_last"), last=LastSettings()),
     ),
     "paper": StudySettings(
         preset="paper",
         vocabulary="full",
         entities_per_stage=2640,
+        gpu=True,
         train=TrainSettings(epochs=5, batch_size=256, learning_rate=5e-5, save="epoch"),
-        record=RecordSettings(positions=("last", "-2", "entity_last")),
+        self_report=SelfReportSettings(),
+        # Both stores of a seed together stay under 20 GB; `stratalens forecast --preset paper` says so.
+        record=RecordSettings(dtype="bfloat16", last=LastSettings(dtype="int8")),
     ),
 }
 
@@ -237,6 +171,15 @@ def read_settings(path: str | Path) -> StudySettings:
         return settings
     file = str((source.parent / Path(settings.entities.file).expanduser()).resolve())
     return settings.model_copy(update={"entities": settings.entities.model_copy(update={"file": file})})
+
+
+def is_study_file(path: Path) -> bool:
+    """Whether a run file is one of a study: it has no key that only a capture has."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return False  # whoever reads it says what is wrong
+    return isinstance(values, dict) and not {"prompts", "store", "sites", "positions", "by"} & set(values)
 
 
 def write_settings(settings: StudySettings, path: str | Path) -> None:

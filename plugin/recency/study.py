@@ -10,26 +10,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import stratalens as sl
 from stratalens.recency.balance import worst
-from stratalens.recency.corpus import Corpus, make_corpus
-from stratalens.recency.models import load_base, quiet_bars
-from stratalens.recency.people import People, read_people
-from stratalens.recency.settings import UNTRAINED, StudySettings, read_settings, write_settings
+from stratalens.recency.base import Base, check_device
+from stratalens.recency.conflict import CONFLICT_STORE, TABLE, add_conflict, record_conflict
+from stratalens.recency.corpus import Corpus
+from stratalens.recency.recordings import LAST_STORE, STORE, record_last, record_stages
+from stratalens.recency.selfreport import in_words, report_rows, self_report
+from stratalens.recency.settings import StudySettings, read_settings, write_settings
 from stratalens.recency.train import loss_curves, train_stages
 from stratalens.recency.trainer import Step
-from stratalens.recency.vocabulary import cut_vocabulary
 from stratalens.recency.watch import Watch, span
 from stratalens.store.errors import InputError
 
-if TYPE_CHECKING:
-    import xarray as xr
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 RUN_FILE = "run.yaml"
-STORE = "run.zarr"
 
 # Usual shares of the whole time, for the estimate of the time left.
 SHARES = {"corpus": 0.04, "training": 0.66, "recording": 0.12, "analyses": 0.15, "report": 0.03}
@@ -69,12 +63,13 @@ def run_study(
         InputError: the folder holds a run with other settings, or (with
             resume=False) any run; a part of the environment is missing.
     """
+    check_device(settings)
     folder = Path(out)
     _claim(folder, settings, resume)
     watch = Watch(SHARES, quiet)
 
     with watch.phase("corpus", f"making {settings.stages} x {settings.entities_per_stage} entities in {folder}"):
-        source = _Base(settings, folder / "corpus")
+        source = Base(settings, folder / "corpus")
         corpus = source.corpus()
         corpus.write(folder / "corpus")
         for line in worst(corpus.balance):
@@ -103,14 +98,31 @@ def run_study(
             after=settings.after,
         )
         curves = loss_curves(checkpoints)
+        reported = self_report(settings, corpus, checkpoints, folder, report_step) if settings.self_report else None
 
     with watch.phase("recording", "recording every stage on prompts never seen in training"):
-        ds = _record(settings, corpus, checkpoints, folder / STORE, watch)
+        ds = record_stages(settings, corpus, checkpoints, folder / STORE, watch)
+        conflict = record_conflict(settings, source.contradicted, checkpoints, folder / CONFLICT_STORE)
+        wide = record_last(settings, corpus, checkpoints, folder / LAST_STORE, watch)
 
     from stratalens.recency.findings import analyse, write_report
+    from stratalens.recency.forgetting import add_forgetting
+    from stratalens.recency.persistence import add_after
+    from stratalens.recency.tokens import add_tokens
 
     with watch.phase("analyses", "asking all layers and stages"):
         found = analyse(ds, settings, watch)
+        if wide is not None:
+            add_tokens(found, wide, settings)
+        add_after(found, settings)
+        if conflict is not None:
+            add_conflict(found, ds, conflict, settings, folder / TABLE)
+        if settings.record.statistics:
+            add_forgetting(found, ds, settings, folder / "forgetting.csv")
+        if reported is not None:
+            rows = report_rows(reported, settings.seed)
+            found.rows += rows
+            found.sentences.append(in_words(rows, reported["groups"]))
     with watch.phase("report", "writing report.html and summary.json"):
         described = source.describe(checkpoints)
         limits = (*described_limits(settings, corpus), *notes)
@@ -175,101 +187,3 @@ def _claim(folder: Path, settings: StudySettings, resume: bool) -> None:
             f"{folder} holds a run with other settings: {'; '.join(differing)}. "
             "Give another folder, or delete this one."
         )
-
-
-class _Base:
-    """The base model and its tokenizer, loaded only when a step needs them."""
-
-    def __init__(self, settings: StudySettings, folder: Path) -> None:
-        self.settings = settings
-        self.tokenizer_folder = folder / "tokenizer"
-        self._model: PreTrainedModel | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What checkpoints are compared by."""
-        return {
-            "model": self.settings.model,
-            "layers": self.settings.layers,
-            "vocabulary": self.settings.vocabulary,
-        }
-
-    def corpus(self) -> Corpus:
-        """The corpus; its aliases depend on the base model's tokenizer."""
-        s = self.settings
-        own: People | None = None
-        limits: dict[str, Any] = {}
-        if s.entities is not None:
-            own = read_people(s.entities.file, s.entities.questions, s.entities.answer)
-            limits = s.entities.model_dump(include={"mean_limit", "share_limit", "force"})
-        return make_corpus(
-            self.tokenizer(),
-            stages=s.stage_names,
-            entities_per_stage=s.entities_per_stage,
-            seed=s.seed,
-            aliases=s.aliases,
-            alias_tokens=s.alias_tokens,
-            paraphrases=s.paraphrases,
-            train_questions=s.train_questions,
-            templates=s.record.templates,
-            people=own,
-            **limits,
-        )
-
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base tokenizer; kept beside the corpus, so that a second run need not read the weights for it."""
-        if self._tokenizer is None and (self.tokenizer_folder / "tokenizer.json").is_file():
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
-        if self._tokenizer is None:
-            self._model, self._tokenizer = load_base(self.settings.model, self.settings.layers)
-            self._tokenizer.save_pretrained(self.tokenizer_folder)
-        return self._tokenizer
-
-    def start(self, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model that training starts from."""
-        if self._model is None:
-            self._model, _ = load_base(self.settings.model, self.settings.layers)
-        model, self._model = self._model, None
-        if self.settings.vocabulary == "full":
-            return model, self.tokenizer()
-        return cut_vocabulary(model, self.tokenizer(), corpus.all_texts())
-
-    def describe(self, checkpoints: dict[str, Path]) -> dict[str, Any]:
-        """The model in words, for the report."""
-        from transformers import AutoConfig
-
-        with quiet_bars():
-            config = AutoConfig.from_pretrained(checkpoints[UNTRAINED])
-        name = "SmolLM2-135M-Instruct" if self.settings.model == "smollm2" else self.settings.model
-        cuts = []
-        if self.settings.layers is not None:
-            cuts.append(f"its first {config.num_hidden_layers} blocks")
-        if self.settings.vocabulary == "used":
-            cuts.append(f"{config.vocab_size} tokens in use")
-        return {"model": name + (f" ({', '.join(cuts)})" if cuts else "")}
-
-
-def _record(
-    settings: StudySettings, corpus: Corpus, checkpoints: dict[str, Path], path: Path, watch: Watch
-) -> xr.Dataset:
-    names = list(checkpoints)
-    if settings.record.stages == "ends":
-        names = [names[0], names[-1]]
-
-    def report_rows(stage: str, done: int, total: int) -> None:
-        number = names.index(stage)
-        watch.tell(f"{stage}: {done} of {total} prompts", number * total + done, len(names) * total)
-
-    return sl.capture(
-        {name: checkpoints[name] for name in names},
-        sl.PromptTable.from_dataframe(corpus.prompts()),
-        path,
-        sites=settings.record.sites,
-        positions=settings.record.positions,
-        statistics=settings.record.statistics,
-        device=settings.device,
-        progress=report_rows,
-    )

@@ -30,6 +30,10 @@ TEMPLATES: Final[dict[str, str]] = {
     "name": "What is the name of {x}?",
 }
 
+# Asked after training: which of two groups an entity was learned in, and the answers for the earlier and the later.
+GROUP_QUESTION: Final = "In the aliased entities dataset, which group does {x} belong to?"
+GROUP_ANSWERS: Final = (" A", " B")
+
 TRAINING_FORMAT: Final = "Q: {question}\nA: {answer}\n"
 PROMPT_FORMAT: Final = "Q: {question}\nA:"
 

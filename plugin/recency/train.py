@@ -25,8 +25,8 @@ from stratalens.recency.checkpoints import (
     within_stage,
 )
 from stratalens.recency.corpus import Corpus
+from stratalens.recency.parts import UNTRAINED, AfterSettings, TrainSettings
 from stratalens.recency.schedule import Course, plan
-from stratalens.recency.settings import UNTRAINED, AfterSettings, TrainSettings
 from stratalens.recency.trainer import ProgressFunction, along, make_trainer, watcher
 
 if TYPE_CHECKING:

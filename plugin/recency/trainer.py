@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratalens.recency.settings import TrainSettings
+from stratalens.recency.parts import TrainSettings
 from stratalens.store.errors import StratalensError
 
 if TYPE_CHECKING:
@@ -61,10 +61,12 @@ def make_trainer(
     scratch: Path,
     seed: int,
     device: str | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Trainer:
     """Hugging Face's Trainer over the texts, rows of like length together so that little is padding.
 
-    The loss is over every token of a text, as in the study.
+    The loss is over every token of a text, as in the study; with `prompts`,
+    one for every text, only over what comes behind the prompt.
     """
     import inspect
 
@@ -72,7 +74,11 @@ def make_trainer(
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     ids = tokenizer(list(texts))["input_ids"]
-    rows = [{"input_ids": list(row)} for row in ids]
+    begins = [0] * len(ids)
+    if prompts is not None:
+        heads = tokenizer(list(prompts))["input_ids"]
+        begins = [_shared(head, row) for head, row in zip(heads, ids, strict=True)]
+    rows = [{"input_ids": list(row), "begin": [begin]} for row, begin in zip(ids, begins, strict=True)]
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and hardware_bfloat16(where))
     grouped: dict[str, Any] = (
@@ -115,13 +121,18 @@ def make_trainer(
         for number, example in enumerate(examples):
             row = torch.tensor(example["input_ids"])
             batch[number, : len(row)] = row
-            labels[number, : len(row)] = row
+            labels[number, example["begin"][0] : len(row)] = row[example["begin"][0] :]
             mask[number, : len(row)] = 1
         return {"input_ids": batch, "attention_mask": mask, "labels": labels}
 
     trainer = Trainer(model=model, args=arguments, train_dataset=_Rows(rows), data_collator=collate)
     trainer.remove_callback(PrinterCallback)  # it prints every loss on standard output
     return trainer
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two rows begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class _Rows:

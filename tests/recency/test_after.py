@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from stratalens.recency.corpus import make_corpus
+from stratalens.recency.parts import AfterSettings, TrainSettings
 from stratalens.recency.schedule import plan
-from stratalens.recency.settings import AfterSettings, StudySettings, TrainSettings, validate
+from stratalens.recency.settings import StudySettings, validate
 from stratalens.recency.train import loss_curves, train_stages
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer

@@ -6,7 +6,7 @@ import torch
 
 import stratalens as sl
 from stratalens.recency.corpus import make_corpus
-from stratalens.recency.settings import TrainSettings
+from stratalens.recency.parts import TrainSettings
 from stratalens.recency.trainer import make_trainer
 from stratalens.store.errors import InputError
 from stratalens.training import RecordingCallback

@@ -1,7 +1,10 @@
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
-from stratalens.recency.settings import PRESETS, preset, read_settings, write_settings
+from stratalens.recency.settings import PRESETS, StudySettings, preset, read_settings, validate, write_settings
 from stratalens.store.errors import InputError
 
 
@@ -36,3 +39,11 @@ def test_missing_and_broken_files_are_refused(tmp_path):
         read_settings(tmp_path / "list.yaml")
     with pytest.raises(InputError, match="did you mean 'smoke'"):
         preset("smok")
+
+
+def test_the_run_files_of_the_page_about_the_study_are_some():
+    page = (Path(__file__).parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 5
+    for block in blocks:
+        assert validate(yaml.safe_load(block), "docs/study.md") != StudySettings()

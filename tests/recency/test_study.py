@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import stratalens as sl
-from stratalens.recency.settings import AnalysisSettings, RecordSettings, StudySettings, TrainSettings
+from stratalens.recency.parts import AnalysisSettings, RecordSettings, TrainSettings
+from stratalens.recency.settings import StudySettings
 from stratalens.recency.study import run_study
 from stratalens.store.errors import InputError
 from support.tiny_study import save_base

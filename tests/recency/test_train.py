@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from stratalens.recency.corpus import make_corpus
-from stratalens.recency.settings import TrainSettings
+from stratalens.recency.parts import TrainSettings
 from stratalens.recency.train import loss_curves, train_stages
 from stratalens.recency.trainer import DivergedError
 from stratalens.store.errors import InputError

@@ -1,0 +1,121 @@
+"""What a study starts from: the base model, its tokenizer, the corpus in its tokens, a machine that can train it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stratalens.recency.conflict import Contradicted, conflict_prompts, contradict
+from stratalens.recency.corpus import Corpus, make_corpus
+from stratalens.recency.models import load_base, quiet_bars
+from stratalens.recency.parts import UNTRAINED
+from stratalens.recency.people import People, read_people
+from stratalens.recency.selfreport import question_texts
+from stratalens.recency.settings import StudySettings
+from stratalens.recency.vocabulary import cut_vocabulary
+from stratalens.store.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def check_device(settings: StudySettings) -> None:
+    """Refuse settings made for a GPU on a machine without one.
+
+    Raises:
+        InputError: there is no GPU; how long it would take here is said, and how to insist.
+    """
+    import torch
+
+    if not settings.gpu or settings.device is not None or torch.cuda.is_available():
+        return
+    from stratalens.recency.forecasting import forecast_study
+
+    told = forecast_study(settings.model_copy(update={"device": "cpu"}))
+    raise InputError(
+        f"These settings (preset {settings.preset!r}) are made for a GPU, and there is none: here "
+        f"{told['training_tokens'] / 1e6:.1f} million tokens of training would take about "
+        f"{told['training_seconds'] / 3600:.0f} hours. Take --preset cpu, or insist by `device: cpu` in a run file."
+    )
+
+
+class Base:
+    """The base model and its tokenizer, loaded only when a step needs them."""
+
+    def __init__(self, settings: StudySettings, folder: Path) -> None:
+        self.settings = settings
+        self.tokenizer_folder = folder / "tokenizer"
+        self._model: PreTrainedModel | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.contradicted: tuple[Contradicted, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What checkpoints are compared by."""
+        return {
+            "model": self.settings.model,
+            "layers": self.settings.layers,
+            "vocabulary": self.settings.vocabulary,
+        }
+
+    def corpus(self) -> Corpus:
+        """The corpus; its aliases depend on the base model's tokenizer."""
+        s = self.settings
+        own: People | None = None
+        limits: dict[str, Any] = {}
+        if s.entities is not None:
+            own = read_people(s.entities.file, s.entities.questions, s.entities.answer)
+            limits = s.entities.model_dump(include={"mean_limit", "share_limit", "force"})
+        corpus = make_corpus(
+            self.tokenizer(),
+            stages=s.stage_names,
+            entities_per_stage=s.entities_per_stage,
+            seed=s.seed,
+            aliases=s.aliases,
+            alias_tokens=s.alias_tokens,
+            paraphrases=s.paraphrases,
+            train_questions=s.train_questions,
+            templates=s.record.templates,
+            people=own,
+            **limits,
+        )
+        corpus, self.contradicted = contradict(corpus, s, self.tokenizer())
+        return corpus
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base tokenizer; kept beside the corpus, so that a second run need not read the weights for it."""
+        if self._tokenizer is None and (self.tokenizer_folder / "tokenizer.json").is_file():
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
+        if self._tokenizer is None:
+            self._model, self._tokenizer = load_base(self.settings.model, self.settings.layers)
+            self._tokenizer.save_pretrained(self.tokenizer_folder)
+        return self._tokenizer
+
+    def start(self, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model that training starts from."""
+        if self._model is None:
+            self._model, _ = load_base(self.settings.model, self.settings.layers)
+        model, self._model = self._model, None
+        if self.settings.vocabulary == "full":
+            return model, self.tokenizer()
+        asked = question_texts(corpus) if self.settings.self_report else []
+        if self.contradicted:
+            frame = conflict_prompts(self.contradicted)
+            asked += [*frame["prompt"], *frame["answer"]]
+        return cut_vocabulary(model, self.tokenizer(), [*corpus.all_texts(), *asked])
+
+    def describe(self, checkpoints: dict[str, Path]) -> dict[str, Any]:
+        """The model in words, for the report."""
+        from transformers import AutoConfig
+
+        with quiet_bars():
+            config = AutoConfig.from_pretrained(checkpoints[UNTRAINED])
+        name = "SmolLM2-135M-Instruct" if self.settings.model == "smollm2" else self.settings.model
+        cuts = []
+        if self.settings.layers is not None:
+            cuts.append(f"its first {config.num_hidden_layers} blocks")
+        if self.settings.vocabulary == "used":
+            cuts.append(f"{config.vocab_size} tokens in use")
+        return {"model": name + (f" ({', '.join(cuts)})" if cuts else "")}

@@ -1,0 +1,60 @@
+"""Where in the prompt, and in which prompt: the last stage at many tokens and templates (its store is last.zarr)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+import stratalens as sl
+from stratalens.recency.findings import BY, Findings
+from stratalens.recency.headline import Row, rows_of
+from stratalens.recency.settings import StudySettings
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def add_tokens(found: Findings, wide: xr.Dataset, settings: StudySettings) -> None:
+    """First against last stage at every token of every template; and on one template from probes of the others.
+
+    The rows are of the last block, as the other headline numbers; the report's map has all layers of one template.
+    """
+    a = settings.analysis
+    ends = (settings.stage_names[0], settings.stage_names[-1])
+    fit: dict[str, Any] = {"target": BY, "pairs": [ends], "C": a.C, "folds": a.folds, "seed": settings.seed}
+    block = wide.isel(layer=[-1])
+    place = {"stage": ends[1], "layer": block.layer.values[0]}
+    n = 2 * settings.entities_per_stage
+    templates = list(dict.fromkeys(str(name) for name in wide.template.values))
+    best: list[str] = []
+    found.report["tokens"] = sl.probe(wide.isel(entity=_rows(wide, templates[0])), progress=False, **fit)
+    for template in templates:
+        probes = sl.probe(block.isel(entity=_rows(wide, template)), progress=False, **fit)
+        values: dict[str, Row] = {}
+        for token in wide.token.values:
+            row = rows_of(
+                f"first v last accuracy, template {template}", probes, "accuracy", n, 0.5, token=token, **place
+            )
+            found.rows.append(row)
+            values[str(token)] = row
+        first = next(iter(values.values()))
+        top = max(values.values(), key=lambda row: row["value"] or 0.0)
+        best.append(
+            f"{template!r} {first['value']:.2f} at {first['token']}, highest {top['value']:.2f} at {top['token']}"
+        )
+    words = f"First v last by template and token (last block, {n} entities): {'; '.join(best)}."
+    if len(templates) > 1:
+        held = templates[-1]
+        token = wide.token.values[:1]
+        probes = sl.probe(block.sel(token=token), test={"template": held}, progress=False, **fit)
+        name = f"first v last accuracy on template {held} from probes of the others"
+        row = rows_of(name, probes, "accuracy", n, 0.5, token=token[0], **place)
+        found.rows.append(row)
+        words += f" Probes of the other templates are right for {row['value']:.2f} on {held!r}."
+    found.sentences.append(words)
+
+
+def _rows(wide: xr.Dataset, template: str) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(wide.template.values == template)
