@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from stratalens.console import emit_table, human_bytes, note
-from stratalens.runfile import RunFile, StageEntry, write_run_file
+from stratalens.runfile import RunFile, StageEntry, beside, read_beside, write_run_file
 from stratalens.store.errors import InputError, near
+from stratalens.store.places import is_url
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,7 +52,7 @@ def _source(run: RunFile, entry: StageEntry) -> Source:
     return Checkpoint(run.model) if Path(run.model).is_dir() else Revision(run.model, "main")
 
 
-def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> Path:
+def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> str | Path:
     """Record every stage of a run file; the complete run file is written beside the store.
 
     Args:
@@ -67,7 +68,8 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> Pa
 
     table = PromptTable.read(run.prompts)
     stages = run_stages(run)
-    run.store.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(run.store, Path):
+        run.store.parent.mkdir(parents=True, exist_ok=True)
     capture(
         stages,
         table,
@@ -83,7 +85,7 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> Pa
         resume=resume,
         force=force,
     )
-    write_run_file(run, run.store.with_name(run.store.name + ".run.yaml"))
+    write_run_file(run, beside(run.store))
     return run.store
 
 
@@ -218,9 +220,15 @@ def analyze_store(
     ds = open_store(store)
     with _cluster(scheduler):
         suite = run_suite(ds, by=_by(ds, store, by), verbs=verbs, site=site, backend=backend, seed=seed, tell=note)
-    folder = out if out is not None else Path(f"{store.rstrip('/')}.results") / "latest"
+    folder = out if out is not None else _results(store) / "latest"
     write_results(suite.results, folder)
     return folder
+
+
+def _results(store: str) -> Path:
+    """Folder beside a store; for one behind a URL, in the working directory."""
+    name = store.rstrip("/")
+    return Path(f"{name.rsplit('/', 1)[1] if is_url(name) else name}.results")
 
 
 def report_store(store: str, out: Path, *, by: str | None) -> Path:
@@ -249,10 +257,8 @@ def explore_store(store: str, *, port: int, show: bool) -> None:
 
 def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
     """The label column: the one given, else that of the run file beside the store, else trained_stage."""
-    from stratalens.runfile import read_run_file
-
-    beside = Path(f"{store.rstrip('/')}.run.yaml")
-    chosen = by or (read_run_file(beside).by if beside.is_file() else "trained_stage")
+    run = None if by else read_beside(store)
+    chosen = by or (run.by if run is not None else "trained_stage")
     columns = [str(name) for name, coord in ds.coords.items() if coord.dims == ("entity",) and name != "entity"]
     if chosen not in columns:
         raise InputError(f"--by {chosen!r} is not a label column of {store}; {near(chosen, columns)}")

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError, near
+from stratalens.store.places import is_url
 
 
 class StageEntry(BaseModel):
@@ -50,7 +52,7 @@ class RunFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompts: Path
-    store: Path
+    store: Path | str  # a folder, or an fsspec URL such as s3://bucket/run.zarr
     model: str | None = None  # a hub name or a folder; not needed where every stage has a path
     stages: tuple[StageEntry, ...] = ()
     sites: tuple[str, ...] = ("resid_post",)
@@ -62,6 +64,14 @@ class RunFile(BaseModel):
     device: str | None = None
     statistics: bool | tuple[str, ...] = True
     by: str = "trained_stage"
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _place(cls, given: Any) -> Any:
+        """A URL stays text; as a path it would lose a slash."""
+        if not isinstance(given, str | Path) or not str(given):
+            raise ValueError("must be a folder, or a URL such as s3://bucket/run.zarr")
+        return str(given) if is_url(str(given)) else Path(str(given).removeprefix("file://"))
 
     @field_validator("stages", mode="before")
     @classmethod
@@ -108,21 +118,54 @@ def read_run_file(path: str | Path) -> RunFile:
     if not path.is_file():
         raise InputError(f"run file {path} does not exist. Give the path of a YAML file; its keys are {_keys()}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"run file {path} is not readable as YAML: {error}") from error
+    return _anchored(_validated(text, path), path.resolve().parent)
+
+
+def _validated(text: str, path: str | Path) -> RunFile:
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise InputError(f"run file {path} is not readable as YAML: {error}") from error
     if not isinstance(raw, dict):
         raise InputError(f"run file {path} must hold `key: value` lines; its keys are {_keys()}")
     try:
-        run = RunFile.model_validate(raw)
+        return RunFile.model_validate(raw)
     except ValidationError as error:
         raise InputError(_explain(path, error)) from error
-    return _anchored(run, path.resolve().parent)
 
 
 def write_run_file(run: RunFile, path: str | Path) -> None:
-    """Write the complete run, defaults spelled out, so that it replays exactly."""
-    write_text(path, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    """Write the complete run, defaults spelled out, so that it replays exactly; to a file or an fsspec URL."""
+    text = yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    if is_url(path):
+        filesystem, place = url_to_fs(str(path))
+        filesystem.pipe_file(place, text.encode())
+    else:
+        write_text(path, text)
+
+
+def beside(store: str | Path) -> str | Path:
+    """Where the run file of a store lies.
+
+    >>> beside("s3://bucket/run.zarr/"), beside(Path("runs/run.zarr")).name
+    ('s3://bucket/run.zarr.run.yaml', 'run.zarr.run.yaml')
+    """
+    text = f"{str(store).rstrip('/')}.run.yaml"
+    return text if is_url(text) else Path(text)
+
+
+def read_beside(store: str | Path) -> RunFile | None:
+    """The run that a store was recorded with, or None where no run file lies beside it."""
+    path = beside(store)
+    if isinstance(path, Path):
+        return read_run_file(path) if path.is_file() else None
+    filesystem, place = url_to_fs(path)
+    if not filesystem.exists(place):
+        return None
+    return _validated(filesystem.cat_file(place).decode(), path)
 
 
 def _anchored(run: RunFile, folder: Path) -> RunFile:
@@ -139,7 +182,7 @@ def _anchored(run: RunFile, folder: Path) -> RunFile:
         "model": model,
         "stages": stages,
         "prompts": absolute(run.prompts),
-        "store": absolute(run.store),
+        "store": absolute(run.store) if isinstance(run.store, Path) else run.store,
     }
     return run.model_copy(update=update)
 
@@ -148,7 +191,7 @@ def _keys() -> str:
     return ", ".join(RunFile.model_fields)
 
 
-def _explain(path: Path, error: ValidationError) -> str:
+def _explain(path: str | Path, error: ValidationError) -> str:
     lines = [f"run file {path} is wrong:"]
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"] if not _is_union_branch(part)) or "the whole file"

@@ -25,7 +25,7 @@ def written(tmp_path, **keys):
         ({"stages": [{"path": "x"}]}, ["stages.0.name", "missing"]),
         ({"stages": [{"name": "a", "path": "x", "revision": "y"}]}, ["path and revision", "keep one"]),
         ({"stages": [{"name": "a"}, {"name": "a"}]}, ["more than once", "'a'"]),
-        ({"dtype": "int8"}, ["dtype", "bfloat16", "'int8'"]),
+        ({"dtype": "int4"}, ["dtype", "bfloat16", "'int4'"]),
         ({"batch_size": 0}, ["batch_size", "greater than or equal to 1"]),
         ({"layers": ["first"]}, ["layers.0", "'first'"]),
         ({"stages": "base"}, ["stages", "{name: base, path: checkpoints/base}"]),
