@@ -1,8 +1,10 @@
-"""The one background thread that seals, writes and commits blocks.
+"""Background threads: one seals and writes blocks, one makes them durable and commits them.
 
-At most two blocks exist at a time: those being filled and those being written
-together; asking for a third waits. An error in the thread is raised at the
-next call from the thread that fills, and again at close.
+At most two blocks exist in memory at a time: those being filled and those being
+written together; asking for a third waits. A block that is written needs its memory no
+more, only waits for the disk; those waits go on while the next block is written. At
+most two blocks wait so. An error in a thread is raised at the next call from the thread
+that fills, and again at close.
 """
 
 from __future__ import annotations
@@ -14,42 +16,66 @@ from types import TracebackType
 
 from stratalens.store.buffers import Memory
 from stratalens.store.errors import InputError
+from stratalens.store.seam import Pending
 
-Job = Callable[[], None]
+Job = Callable[[], Pending]
 BUFFERS = 2
 
 
 class Background:
-    """A worker thread with a pool of `BUFFERS` block memories."""
+    """Worker threads with a pool of `BUFFERS` block memories."""
 
     def __init__(self, make_memory: Callable[[], Memory]) -> None:
         self._make_memory = make_memory
         self._free: list[Memory] = []
         self._made = 0
-        self._queued = 0
+        self._queued = 0  # blocks that are not committed
+        self._writing = 0  # those of them that still need their memory
         self._open = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self._jobs: queue.SimpleQueue[tuple[Job, Memory] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._written: queue.Queue[Pending | None] = queue.Queue(maxsize=1)
+        self._threads: list[threading.Thread] = []
 
-    def _run(self) -> None:
+    def _write(self) -> None:
         while (item := self._jobs.get()) is not None:
             job, memory = item
+            written: Pending | None = None
             error: BaseException | None = None
             if self._error is None:
                 try:
-                    job()
+                    written = job()
                 except BaseException as caught:  # handed to the caller, who raises it
                     error = caught
             with self._changed:
                 self._error = self._error or error
-                self._queued -= 1
+                self._writing -= 1
+                if written is None:
+                    self._queued -= 1
                 self._free.append(memory)
+                self._changed.notify_all()
+            if written is not None:
+                self._written.put(written)
+        self._written.put(None)
+
+    def _commit(self) -> None:
+        while (written := self._written.get()) is not None:
+            error: BaseException | None = None
+            try:
+                if self._error is None:
+                    written.publish()
+                else:
+                    written.discard()
+            except BaseException as caught:  # handed to the caller, who raises it
+                error = caught
+            with self._changed:
+                self._error = self._error or error
+                self._queued -= 1
                 self._changed.notify_all()
 
     def check(self) -> None:
-        """Raise what went wrong in the thread."""
+        """Raise what went wrong in a thread."""
         if self._error is not None:
             raise self._error
 
@@ -65,7 +91,7 @@ class Background:
                     self._made += 1
                     self._open += 1
                     break
-                if self._queued == 0:
+                if self._writing == 0:
                     raise InputError(
                         f"more than {BUFFERS} blocks are open at once: submit or discard a buffer before asking for "
                         "another (rows may come in any order inside a block, not across the whole table)"
@@ -91,9 +117,11 @@ class Background:
         with self._changed:
             self._open -= 1
             self._queued += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="stratalens-writer", daemon=True)
-                self._thread.start()
+            self._writing += 1
+            if not self._threads:
+                for name, work in (("writer", self._write), ("committer", self._commit)):
+                    self._threads.append(threading.Thread(target=work, name=f"stratalens-{name}", daemon=True))
+                    self._threads[-1].start()
         self._jobs.put((job, memory))
 
     def drain(self) -> None:
@@ -103,11 +131,11 @@ class Background:
                 self._changed.wait()
 
     def close(self) -> None:
-        """Finish what is queued and end the thread; errors stay for `check`."""
-        if self._thread is not None:
+        """Finish what is queued and end the threads; errors stay for `check`."""
+        if self._threads:
             self._jobs.put(None)
-            self._thread.join()
-            self._thread = None
+        while self._threads:
+            self._threads.pop().join()
         self._free.clear()
 
     def __enter__(self) -> Background:

@@ -92,6 +92,11 @@ class RemoteStorage:
             for job in jobs:
                 job.result()
 
+    def write_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> Uploaded:
+        """`put_many`: an object that is there is durable, and nobody looks for it before its commit record."""
+        self.put_many(objects)
+        return Uploaded()
+
     def _put(self, key: str, data: bytes) -> None:
         try:
             self._fs.pipe_file(self._at(key), data)
@@ -209,6 +214,16 @@ class RemoteStorage:
             f"{what} {self.path(key)} failed: {error}. What was committed so far is safe; run the same call again to "
             "resume."
         )
+
+
+class Uploaded:
+    """Objects for which nothing is left to do."""
+
+    def publish(self) -> None:
+        """They are durable and visible."""
+
+    def discard(self) -> None:
+        """They stay; without a commit record they do not exist, and the next writer replaces them."""
 
 
 class RemoteHandle:

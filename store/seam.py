@@ -33,6 +33,16 @@ class Handle(AbstractContextManager["Handle"], Protocol):
         """Fill the buffers one after the other from `offset`; False if the object ends before."""
 
 
+class Pending(Protocol):
+    """What is written and not yet durable."""
+
+    def publish(self) -> None:
+        """Make it durable, then visible."""
+
+    def discard(self) -> None:
+        """Leave nothing of it that can be seen."""
+
+
 class Lock(Protocol):
     """A lock that falls when its holder dies."""
 
@@ -89,6 +99,9 @@ class Storage(Protocol):
 
     def put_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> None:
         """Make objects durable and visible, each atomically."""
+
+    def write_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> Pending:
+        """The first half of `put_many`; the memory of the objects is free when this returns."""
 
     def append(self, key: str, line: bytes) -> None:
         """Add to the end of an object."""

@@ -8,7 +8,8 @@ not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from stratalens.store.buffers import Block, BlockBuffer, Memory
 from stratalens.store.errors import InputError
 from stratalens.store.manifest import StageEntry, Store, load, log
 from stratalens.store.measured import record_errors
+from stratalens.store.seam import Pending, Storage
 
 if TYPE_CHECKING:
     from stratalens.store.writer import ActivationWriter
@@ -90,19 +92,21 @@ class StageWriter:
             raise InputError("this buffer belongs to another stage: submit it where it was made")
         memory = buffer.finish()
         self._present[:, buffer.block.index] = True
-        self.writer.background.submit(lambda: self._commit(buffer.block, memory), memory)
+        self.writer.background.submit(lambda: self._write(buffer.block, memory), memory)
 
-    def _commit(self, block: Block, memory: Memory) -> None:
+    def _write(self, block: Block, memory: Memory) -> Pending:
+        """Write a block's files; what is returned makes them durable and puts the commit record."""
         storage, store = self._store.storage, self._store
         images = {name: memory.images[name] for name in block.variables}
-        storage.put_many((image.layout.key(self.index, block.index), image.seal()) for image in images.values())
+        files = storage.write_many(
+            (image.layout.key(self.index, block.index), image.seal()) for image in images.values()
+        )
         records = []
         for group in sorted({store.group_of[name] for name in images}):
-            files = {name: image.digest for name, image in images.items() if store.group_of[name] == group}
-            record = commits.block_record(self.index, self.name, block.index, group, files)
+            digests = {name: image.digest for name, image in images.items() if store.group_of[name] == group}
+            record = commits.block_record(self.index, self.name, block.index, group, digests)
             records.append((commits.block_key(self.index, block.index, group), (record,)))
-        storage.put_many(records)
-        self.writer.unclaim(self.index, block.index)
+        return Commit(files, storage, records, lambda: self.writer.unclaim(self.index, block.index))
 
     def release(self, block: Block, memory: Memory) -> None:
         """Take back the memory of a buffer that is not going to be written."""
@@ -133,6 +137,26 @@ class StageWriter:
             self.close()
         else:
             self.writer.background.drain()
+
+
+@dataclass
+class Commit:
+    """A written block: its files are made durable and visible, then its records, then others may have it."""
+
+    files: Pending
+    storage: Storage
+    records: list[tuple[str, tuple[bytes]]]
+    done: Callable[[], None]
+
+    def publish(self) -> None:
+        """Commit the block."""
+        self.files.publish()
+        self.storage.put_many(self.records)
+        self.done()
+
+    def discard(self) -> None:
+        """Give it up."""
+        self.files.discard()
 
 
 class StageBuffer(BlockBuffer):

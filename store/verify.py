@@ -46,14 +46,13 @@ class FileCheck:
 
 def check_file(storage: Storage, layout: ArrayLayout, key: str) -> FileCheck:
     """Read one data file whole and compare every byte of it with its checksums."""
-    size = storage.size(key)
-    handle = storage.open_read(key) if size is not None else None
+    handle = storage.open_read(key)
     if handle is None:
         return FileCheck(0, ((None, "the file is missing"),))
     faults: list[tuple[int | None, str]] = []
     digest = 0
     with handle:
-        assert size is not None
+        size = handle.size()
         if size != layout.file_nbytes and not layout.compressed:
             return FileCheck(0, ((None, f"the file has {size} bytes instead of {layout.file_nbytes}"),), size)
         handle.expect(0, size)

@@ -220,6 +220,23 @@ def test_file_size_limit_is_a_full_disk(tmp_path: Path, whole: dict[str, bytes])
     assert content(path) == whole
 
 
+def test_a_file_system_that_is_full(tmp_path: Path) -> None:
+    """A tmpfs too small for the store, at several sizes; with room the same call ends as the uninterrupted store."""
+    command = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    probe = [*command, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount a tmpfs")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
+    for kibibytes in (96, 260):
+        folder = tmp_path / str(kibibytes) / "disk"
+        folder.mkdir(parents=True)
+        run = subprocess.run(
+            [*command, sys.executable, "-m", "support.full_disk", str(folder), str(kibibytes)],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.stdout.startswith("full "), run.stderr[-2000:]
+
+
 def test_ctrl_c(tmp_path: Path, whole: dict[str, bytes]) -> None:
     for blocks in range(5):
         path = tmp_path / f"{blocks}.zarr"

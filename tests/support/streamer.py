@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,16 @@ def make(path: Path | str, storage: Storage | None = None) -> Any:
     )
 
 
-def stream(path: Path | str, storage: Storage | None = None, shared: tuple[int, int] | None = None) -> None:
-    """Write the whole store, or what is missing of it."""
+def stream(
+    path: Path | str,
+    storage: Storage | None = None,
+    shared: tuple[int, int] | None = None,
+    stages: Sequence[str] = STAGES,
+) -> None:
+    """Write the whole store (or its first stages), or what is missing of it."""
     rank, size = shared or (0, 1)
     with ActivationWriter(make(path, storage), shared=shared is not None) as writer:
-        for order, name in enumerate(STAGES):
+        for order, name in enumerate(stages):
             with writer.stage(name, order=order, fingerprint=f"sha256:{name}") as stage:
                 for block in stage.pending(rank, size):
                     stage.submit(fill_randomly(stage.buffer(block), writer.store, seed=order))

@@ -1,0 +1,36 @@
+"""Streams into a store on a file system that is too small, then on the same one with room.
+
+`unshare --mount python -m support.full_disk FOLDER KIBIBYTES`: mounts a tmpfs of that size on the folder, where only
+this process sees it, and leaves a line for each attempt.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from stratalens.store.errors import NoSpaceError
+from support.streamer import content, never_shows_what_was_not_written, stream
+
+
+def main(folder: Path, kibibytes: int) -> None:
+    stream(folder.parent / "whole.zarr")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", folder], check=True)
+    path = folder / "run.zarr"
+    full = 0
+    for size in (kibibytes, 2 * kibibytes, 3 * kibibytes, 65536):
+        subprocess.run(["mount", "-o", f"remount,size={size}k", folder], check=True)
+        try:
+            stream(path)
+        except NoSpaceError:
+            full += 1
+            if (path / "zarr.json").exists():
+                never_shows_what_was_not_written(path)
+    assert full, "the disk was never full"
+    assert content(path) == content(folder.parent / "whole.zarr")
+    sys.stdout.write(f"full {full}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
