@@ -35,6 +35,7 @@ KEYS = (
     "generalise",
     "statistics",
     "losses",
+    "tokens",
     "control_table",
 )
 
@@ -54,7 +55,8 @@ def report(
     Args:
         results: results of the analyses by name: projection (`sl.project`), probes (`sl.probe`), cosines,
             centroids, statistics_probe, matched_probe, residual_probe, generalise, statistics (result of
-            `statistic_quantiles`), losses (DataFrame: stage, step, loss), control_table. Any may be
+            `statistic_quantiles`), losses (DataFrame: stage, step, loss), control_table, tokens (`sl.probe` of one
+            pair at many tokens, for a map of its own). Any may be
             absent; the page then says which call makes it.
         path: the HTML file; written to a temporary name and renamed.
         store_info: what the top of the page says: model, path, dims, sites, stages, tokens, bytes,

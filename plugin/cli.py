@@ -87,19 +87,32 @@ def study(
     run_study(settings, out, resume=resume, proves_nothing=settings.preset == "smoke")
 
 
-@app.command(epilog="Example: stratalens forecast run.yaml")
+@app.command(epilog="Example: stratalens forecast --preset paper")
 @guarded
-def forecast(run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml")], as_json: AsJson = False) -> None:
-    """Bytes, files, tokens and memory of a capture; nothing is written."""
-    from stratalens.jobs import forecast_run
+def forecast(
+    run_file: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.yaml]", help="Run file of a capture or of a study.")
+    ] = None,
+    as_json: AsJson = False,
+    preset: Annotated[str | None, typer.Option(help="smoke, cpu or paper: a study, instead of a run file.")] = None,
+) -> None:
+    """Bytes, files, tokens, memory and time of a capture or a study; nothing is written."""
+    from stratalens.jobs import forecast_run, study_settings
+    from stratalens.recency.settings import is_study_file
     from stratalens.runfile import read_run_file
 
-    result = forecast_run(read_run_file(run_file))
+    if run_file is not None and preset is None and not is_study_file(run_file):
+        result = forecast_run(read_run_file(run_file))
+    else:
+        from stratalens.recency.forecasting import flat, forecast_study
+
+        told = forecast_study(study_settings(run_file, preset, None))
+        result = told if as_json else flat(told)
     if as_json:
         emit_json(result)
         return
     shown = {key: human_bytes(value) if key.endswith("bytes") else value for key, value in result.items()}
-    emit_table(f"forecast of {run_file}", ["what", "how much"], list(shown.items()))
+    emit_table(f"forecast of {run_file or preset}", ["what", "how much"], list(shown.items()))
 
 
 @app.command(epilog="Example: stratalens capture run.yaml")

@@ -45,6 +45,7 @@ def build_sections(results: Results, notes: Sequence[str] = (), known: Sequence[
         order(results),
         separable(results),
         places(results),
+        *in_the_prompt(results),
         controls(results),
         directions(results),
         Section("unknown", "What is not known", points=[*limits(results), *notes]),
@@ -151,6 +152,18 @@ def places(results: Results) -> Section:
             picture = scalar_map_picture(scalar, x, y, label, (0.0, 1.0), 0.5)
             section.panels.append(Panel(picture, say.map_sentence(scalar, picture, label, 0.5), reading))
     return section
+
+
+def in_the_prompt(results: Results) -> list[Section]:
+    """At which token of the prompt, where one stage was recorded at many of them; nothing otherwise."""
+    probes = results.get("tokens")
+    if probes is None:
+        return []
+    scalar, label = _headline_scalar(probes)
+    picture = scalar_map_picture(scalar, "layer", "token", label, (0.0, 1.0), 0.5)
+    sentence = say.map_sentence(scalar, picture, label, 0.5)
+    panel = Panel(picture, sentence, "White is chance. Negative positions count from the end of the prompt.")
+    return [Section("prompt", "At which token of the prompt?", panels=[panel])]
 
 
 def _headline_scalar(probes: xr.Dataset) -> tuple[xr.DataArray, str]:
