@@ -1,6 +1,6 @@
 """What was tried before the demo's settings were fixed, and how to try it again.
 
-Trains each trial on a tuning seed (never the demo's own seed 0) and measures,
+Trains each trial on a tuning seed (never the demo's own seed 1) and measures,
 with plain transformers and scikit-learn, what the demo will show: five-fold
 accuracy of early against late and first against last entities at the last
 token, and the places of held-out centroids along the axis from first to last;
@@ -31,7 +31,7 @@ from stratalens.recency.smollm import load_smollm2
 from stratalens.recency.train import load_checkpoint, loss_curves, train_stages
 from stratalens.recency.vocabulary import cut_vocabulary
 
-TUNING_SEEDS = (101, 102)
+TUNING_SEEDS = (0, 101, 102)
 
 # Where the trials started: 8 blocks, 4 epochs at 5e-4, all else as in the preset "demo".
 START: dict[str, Any] = {"layers": 8, "train": {"epochs": 4, "learning_rate": 5e-4}}
@@ -159,7 +159,7 @@ def run(trial: str, seed: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trial", choices=sorted(TRIALS), default="demo")
-    parser.add_argument("--seed", type=int, choices=TUNING_SEEDS, default=TUNING_SEEDS[0])
+    parser.add_argument("--seed", type=int, choices=TUNING_SEEDS, default=101)
     parser.add_argument("--list", action="store_true", help="print the trials and end")
     given = parser.parse_args()
     if given.list:

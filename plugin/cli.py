@@ -59,7 +59,7 @@ def _options(
 @guarded
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the store, the report and the summary.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Entities, partition and training order of the data.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Entities, partition and training order of the data.", min=0)] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="The whole line in two minutes; proves nothing.")] = False,
 ) -> None:
     """Fine-tune a real model through six stages, record it, analyse it, report."""
