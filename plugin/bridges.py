@@ -105,7 +105,7 @@ def to_activation_cache(
         _check_site(ds, site)
         if site not in held or "hook" not in ds[site].attrs:
             raise InputError(f"{site!r} holds no activations of a hook; {near(site, held)}")
-    names = [entity] if isinstance(entity, str) or not isinstance(entity, Iterable) else list(entity)
+    names: list[Any] = [entity] if isinstance(entity, str) or not isinstance(entity, Iterable) else list(entity)
     if numbers := [name for name in names if not isinstance(name, str)]:
         raise InputError(
             f"entity={numbers[0]!r}: rows are named by their prompt_id, such as {str(ds['entity'].values[0])!r}. "

@@ -91,7 +91,7 @@ def study(
 @guarded
 def forecast(
     run_file: Annotated[
-        Path | None, typer.Argument(metavar="[RUN.yaml]", help="Run file of a capture or of a study.")
+        Path | None, typer.Argument(metavar="RUN.yaml", help="Run file of a capture or of a study.")
     ] = None,
     as_json: AsJson = False,
     preset: Annotated[str | None, typer.Option(help="smoke, cpu or paper: a study, instead of a run file.")] = None,

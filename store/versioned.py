@@ -91,7 +91,8 @@ def open_commits(repository: Path | icechunk.Storage, stage: str | None = None) 
         if stage not in commits:
             raise InputError(f"no commit of stage {stage!r} in {repository}: {near(stage, sorted(commits))}")
         session = repo.readonly_session(snapshot_id=commits[stage])
-    return xr.open_zarr(session.store, consolidated=False)
+    opened: xr.Dataset = xr.open_zarr(session.store, consolidated=False)
+    return opened
 
 
 def _repository(place: Path | icechunk.Storage, *, create: bool) -> Any:
@@ -165,9 +166,9 @@ def _commit(repo: Any, part: Store, index: int) -> None:
         for block in range(part.geometry.blocks):
             key = layout.key(index, block)
             if faults := check_file(part.storage, layout, key).faults:
-                number, what = faults[0]
+                chunk, what = faults[0]
                 raise DamagedError(
-                    f"{damage(part, position, block, layout, number, what)}; stage {entry.name!r} was not committed. "
+                    f"{damage(part, position, block, layout, chunk, what)}; stage {entry.name!r} was not committed. "
                     "`stratalens verify --repair` marks it as missing, then the capture, run again, records it anew."
                 )
             place = layout.key(position, block).replace("/c.", "/c/").replace(".", "/")
