@@ -24,6 +24,7 @@ def add_tokens(found: Findings, wide: xr.Dataset, settings: StudySettings) -> No
     a = settings.analysis
     ends = (settings.stage_names[0], settings.stage_names[-1])
     fit: dict[str, Any] = {"target": BY, "pairs": [ends], "C": a.C, "folds": a.folds, "seed": settings.seed}
+    fit["order"] = list(settings.stage_names)  # the store has one stage only
     block = wide.isel(layer=[-1])
     place = {"stage": ends[1], "layer": block.layer.values[0]}
     n = 2 * settings.entities_per_stage

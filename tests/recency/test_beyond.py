@@ -26,6 +26,7 @@ from stratalens.store.errors import InputError
 from stratalens.store.info import info
 from support.tiny_study import save_base
 
+pytestmark = pytest.mark.slow
 ANALYSIS = AnalysisSettings(repeats=3, permutations=20, sweep_permutations=10, probe_permutations=4, bins=2)
 
 
@@ -140,9 +141,7 @@ def test_the_forecast_is_what_the_run_needed(settings, done):
     for name in ("run.zarr", "last.zarr"):
         facts = info(str(done.folder / name))
         assert told["stores"][name]["bytes"] == pytest.approx(facts["bytes"], rel=0.05)
-        assert told["stores"][name]["rows"] * len(facts["stages"]) == sum(
-            int(n) for n in [sl.open_store(done.folder / name).recorded.sum()]
-        )
+        assert told["stores"][name]["rows"] == int(sl.open_store(done.folder / name).recorded.sum())
     weights = sum(p.stat().st_size for p in (done.folder / "checkpoints").rglob("*.safetensors"))
     assert told["checkpoint_bytes"] == pytest.approx(weights, rel=0.3)  # headers weigh in models so small
     assert told["training_seconds"] > 0
