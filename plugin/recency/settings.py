@@ -40,7 +40,7 @@ class StudySettings(BaseModel):
     vocabulary: Literal["used", "full"] = "full"  # used: cut to the tokens in use
     aliases: Literal["letters", "natural"] = "letters"
     alias_tokens: Positive | None = None
-    stages: Annotated[int, Field(ge=2, le=26)] = 6
+    stages: Annotated[int, Field(ge=3, le=26)] = 6  # an order needs three
     entities: EntitiesSettings | None = None  # None: made up
     entities_per_stage: Positive = 2640
     train_questions: Positive = 5  # of every entity; up to the number of kinds (made-up people: 6)

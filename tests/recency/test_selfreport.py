@@ -21,11 +21,13 @@ TRAIN = TrainSettings(epochs=1, batch_size=16, learning_rate=1e-2, precision="fl
 @pytest.fixture(scope="module")
 def parts():
     tokenizer = study_tokenizer()
-    return tokenizer, make_corpus(tokenizer, stages=("s1", "s2"), entities_per_stage=10, seed=0, train_questions=2)
+    return tokenizer, make_corpus(
+        tokenizer, stages=("s1", "s2", "s3"), entities_per_stage=10, seed=0, train_questions=2
+    )
 
 
 def settings(**more):
-    return StudySettings(stages=2, entities_per_stage=10, train=TRAIN, record=RecordSettings(), device="cpu", **more)
+    return StudySettings(stages=3, entities_per_stage=10, train=TRAIN, record=RecordSettings(), device="cpu", **more)
 
 
 def test_no_entity_is_both_taught_and_asked_and_groups_are_equal(parts):
