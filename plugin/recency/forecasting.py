@@ -64,7 +64,7 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         if is_adapter(trained):
             model = trained.merge_and_unload()
 
-        hooked = boot(model, scratch, tokenizer, settings.device)
+        hooked = boot(model, scratch, None, settings.device)  # as a recording finds its tokenizer
         wanted = {STORE: (stages, corpus.prompts(), main_recording(settings))}
         if settings.record.last is not None:
             last = corpus.prompts(settings.record.last.templates).drop(columns="answer")

@@ -52,6 +52,13 @@ def cut_vocabulary(
                 f"The cut tokenizer splits {text!r} differently from the whole one; this tokenizer's merges "
                 "cannot be cut. Train with the whole vocabulary instead (vocabulary='full')."
             )
+    rows = int(model.config.vocab_size)
+    if kept[-1] >= rows:
+        raise InputError(
+            f"The tokenizer has the id {kept[-1]}, the model has {rows} tokens: they do not belong together, "
+            "or the tokenizer has a token that was added later. Train with the whole vocabulary (vocabulary='full') if "
+            "the corpus does not use it."
+        )
     return cut_model(model, kept), small_tokenizer
 
 
