@@ -34,7 +34,6 @@ html_theme = "furo"
 html_title = f"stratalens {release}"
 html_copy_source = False
 html_show_sourcelink = False
-html_static_path = ["_static"]
 html_theme_options = {"footer_icons": []}
 pygments_style = "default"
 pygments_dark_style = "native"
