@@ -93,14 +93,8 @@ def order(results: Results) -> Section:
     if "rank_correlation" in projection and {"stage", "layer"} <= set(projection["rank_correlation"].coords):
         rank = projection["rank_correlation"].assign_attrs(projection.attrs)
         label = "rank correlation with training order"
-        picture = scalar_map_picture(rank, "stage", "layer", label, (-1.0, 1.0), 0.0)
-        section.panels.append(
-            Panel(
-                picture,
-                say.map_sentence(rank, picture, label, 0.0),
-                "Stages before training are a control: there is nothing to be ordered yet.",
-            )
-        )
+        reading = "Stages before training are a control: there is nothing to be ordered yet."
+        section.panels.append(_map_panel(rank, "stage", "layer", label, (-1.0, 1.0), 0.0, reading))
     return section
 
 
@@ -149,8 +143,7 @@ def places(results: Results) -> Section:
         ("layer", "token", "White is chance. Positions are those that were recorded."),
     ):
         if {x, y} <= coords and max(scalar.sizes.get(x, 1), scalar.sizes.get(y, 1)) > 1:
-            picture = scalar_map_picture(scalar, x, y, label, (0.0, 1.0), 0.5)
-            section.panels.append(Panel(picture, say.map_sentence(scalar, picture, label, 0.5), reading))
+            section.panels.append(_map_panel(scalar, x, y, label, (0.0, 1.0), 0.5, reading))
     return section
 
 
@@ -160,10 +153,17 @@ def in_the_prompt(results: Results) -> list[Section]:
     if probes is None:
         return []
     scalar, label = _headline_scalar(probes)
-    picture = scalar_map_picture(scalar, "layer", "token", label, (0.0, 1.0), 0.5)
-    sentence = say.map_sentence(scalar, picture, label, 0.5)
-    panel = Panel(picture, sentence, "White is chance. Negative positions count from the end of the prompt.")
+    reading = "White is chance. Negative positions count from the end of the prompt."
+    panel = _map_panel(scalar, "layer", "token", label, (0.0, 1.0), 0.5, reading)
     return [Section("prompt", "At which token of the prompt?", panels=[panel])]
+
+
+def _map_panel(
+    scalar: xr.DataArray, x: str, y: str, label: str, limits: tuple[float, float], chance: float, reading: str
+) -> Panel:
+    """A map of one number over two dims, with its sentence."""
+    picture = scalar_map_picture(scalar, x, y, label, limits, chance)
+    return Panel(picture, say.map_sentence(scalar, picture, label, chance), reading)
 
 
 def _headline_scalar(probes: xr.Dataset) -> tuple[xr.DataArray, str]:

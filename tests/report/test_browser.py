@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,30 +11,13 @@ import pytest
 
 from stratalens.analyses.plots.distributions import statistic_quantiles
 from stratalens.analyses.report import report
+from support.browser import NEEDS_CHROMIUM, chromium  # noqa: F401 - the fixture `browser`
 from support.results import planted_results, store_info
 
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 EVIL = '</script><script>window.pwned=1</script><img src=x onerror="window.pwned=2">'
 MATH = "$$x^2$$ \\(a\\)"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
+pytestmark = NEEDS_CHROMIUM
 
 
 def everything(stages: tuple[str, ...], layers: int = 3) -> dict[str, Any]:
