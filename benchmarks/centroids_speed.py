@@ -1,26 +1,22 @@
 """Centroids of a whole store against merely reading the same slabs, and what the held-out projection costs.
 
-Reading means: verified, decoded to float32, block by block, with the same workers. Alternating runs; the ratio
-(speed of centroids / speed of reading) is taken within each round. Aim: at least 0.7.
+Reading means: verified, decoded to float32, block by block, with the same workers; nothing that looks at every value
+can be faster. Alternating runs; ratios are taken within each round.
 
-    python benchmarks/centroids_speed.py [FOLDER] [--entities 1800] [--layers 12] [--rounds 7] [--projection]
-
-With --projection: `project` with 1000 permutations, 1000 bootstrap samples and 20 splits over 7 stages (--stages) x 12
-layers x 2 tokens x 1800 entities x 576, wall seconds and seconds a slab.
+    python benchmarks/centroids_speed.py [FOLDER] [--entities 1800] [--layers 12] [--stages 3] [--rounds 7]
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from common import alternate, describe, peak_memory_mib, table
+from common import alternate, peak_memory_mib, scratch, time_once
+from report import Column, Report, Table, arguments, parse, ratios
 
 from stratalens.analyses.centroids import centroids, project
 from stratalens.analyses.engine.slabs import SiteData, Slab
@@ -30,6 +26,7 @@ from stratalens.store.create import create
 from stratalens.store.schema import site_variable
 from stratalens.store.writer import ActivationWriter
 
+TITLE, THEME = "Centroids against merely reading", "Analyses"
 WIDTH, TOKENS, GROUPS = 576, ("entity_last", "last"), 6
 
 
@@ -70,49 +67,59 @@ def read(slab: Slab) -> xr.Dataset:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", nargs="?", default="/dev/shm")
+    parser = arguments(__doc__)
+    parser.add_argument("folder", nargs="?", default=scratch())
     parser.add_argument("--entities", type=int, default=1800)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--stages", type=int, help="3; with --projection 7")
+    parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--projection", action="store_true")
-    options = parser.parse_args()
-    print(describe("xarray", "dask"))
+    options = parse(parser, quick={"entities": 600, "layers": 4, "stages": 1, "rounds": 3})
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
     try:
-        stages = options.stages or (7 if options.projection else 3)
-        ds = open_store(make(folder / "run.zarr", stages, options.layers, options.entities))
-        size = ds.resid_post.size * 4 / 2**20
-        print(f"# {dict(ds.resid_post.sizes)}, {size:.0f} MiB as float32, page cache")
-        if options.projection:
-            start, cpu = time.perf_counter(), time.process_time()
-            project(ds, order=[f"s{g + 1}" for g in range(GROUPS)], cache=False, progress=False)
-            wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-            slabs = stages * options.layers
-            print(f"project: {wall:.1f} s wall, {cpu:.1f} s CPU, {cpu / slabs:.2f} CPU s a slab")
-            return
-        source = SiteData(ds)
-        order = [f"s{g + 1}" for g in range(GROUPS)]
-        found = alternate(
-            {
-                "read only": lambda: run_slabs(source, read, progress=False),
-                "centroids": lambda: centroids(ds, order=order, cache=False, progress=False),
-            },
-            rounds=options.rounds,
-        )
-        print(table(found, "read only"))
-        pairs = list(zip(found["read only"], found["centroids"], strict=True))
-        for unit in ("cpu", "wall"):  # CPU seconds are the fairer measure where others use the machine too
-            ratios = sorted(getattr(a, unit) / getattr(b, unit) for a, b in pairs)
-            print(
-                f"speed of centroids / speed of reading, in {unit} seconds: {statistics.median(ratios):.2f} "
-                f"({ratios[0]:.2f} .. {ratios[-1]:.2f})"
-            )
-        print(f"{size / statistics.median(r.wall for r in found['read only']):.0f} MiB/s read")
-        print(f"peak memory {peak_memory_mib():.0f} MiB")
+        with Report(__file__, options, "xarray", "dask", "scipy", folders=[folder]) as report:
+            run(report, folder, options)
     finally:
         shutil.rmtree(folder)
+
+
+def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
+    ds = open_store(make(folder / "run.zarr", options.stages, options.layers, options.entities))
+    size = ds.resid_post.size * 4 / 2**20
+    source = SiteData(ds)
+    order = [f"s{g + 1}" for g in range(GROUPS)]
+    found = alternate(
+        {
+            "read only": lambda: run_slabs(source, read, progress=False),
+            "centroids": lambda: centroids(ds, order=order, cache=False, progress=False),
+        },
+        rounds=options.rounds,
+    )
+    report.timings(
+        "centroids",
+        f"Centroids of {size:.0f} MiB of float32 against reading it",
+        found,
+        "read only",
+        ours=["centroids"],
+        amount=size,
+        unit="MiB",
+        note=f"{dict(ds.resid_post.sizes)} in bfloat16, page cache; peak memory {peak_memory_mib():.0f} MiB",
+    )
+    for unit in ("wall", "cpu"):  # CPU seconds are the fairer measure where others use the machine too
+        speed = ratios(found["read only"], found["centroids"], unit)
+        report.aim(f"speed of centroids by that of reading, {unit} seconds", speed, at_least=0.7)
+
+    def projected() -> None:
+        project(ds, order=order, cache=False, progress=False)
+
+    turns = [time_once(projected)]
+    slabs = options.stages * options.layers
+    table = Table("projection", "Held-out projection", [
+        Column("name", ""), Column("slabs", "slabs"), Column("wall", "wall", "s"), Column("cpu", "CPU", "s"),
+        Column("each", "CPU of a slab", "s"),
+    ], note="1000 permutations, 1000 bootstrap samples, 20 splits")  # fmt: skip
+    wall, cpu = [t.wall for t in turns], [t.cpu for t in turns]
+    table.add(name="project", slabs=slabs, wall=wall, cpu=cpu, each=[c / slabs for c in cpu])
+    report.add(table)
 
 
 if __name__ == "__main__":

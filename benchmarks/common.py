@@ -1,20 +1,25 @@
 """What every benchmark prints and how it measures: the machine, the versions, alternating runs, medians and spread.
 
-Import it from a script in this folder: `from common import alternate, describe, table`.
+Import it from a script in this folder: `from common import alternate, Timing`. The
+tables and the document that the suite wants are in `report`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
+import random
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,25 +30,87 @@ class Timing:
     cpu: float
 
 
+def versions_of(*packages: str) -> dict[str, str]:
+    """Installed versions by name, "not installed" where there is none."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine(folders: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """What a number belongs to: processor, cores, memory, system, Python, load, and what the folders lie on."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": _processor(),
+        "cores": usable,
+        "memory_gib": round(_memory_gib(), 1),
+        "os": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+        "folders": [filesystem(f) for f in folders],
+    }
+
+
 def describe(*packages: str) -> str:
     """One line on the machine and the versions that a number belongs to."""
-    versions = []
-    for package in ("stratalens", "numpy", *packages):
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            versions.append(f"{package} not installed")
+    known = machine()
+    versions = ", ".join(f"{name} {found}" for name, found in versions_of("stratalens", "numpy", *packages).items())
     return (
-        f"# {_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}; {', '.join(versions)}; load {os.getloadavg()[0]:.1f}"
+        f"# {known['cpu']}, {known['cores']} cores, {known['memory_gib']:.0f} GiB, {known['os']}, "
+        f"Python {known['python']}; {versions}; load {known['load']:.1f}"
     )
 
 
+def filesystem(folder: str | Path) -> dict[str, str]:
+    """Type of a folder's file system ("tmpfs", "ext4") and its kind: memory or disk."""
+    best, kind = "", "unknown"
+    mounts = Path("/proc/mounts")
+    if mounts.exists():
+        place = Path(folder).resolve()
+        for line in mounts.read_text().splitlines():
+            point, type_ = line.split()[1:3]
+            if place.is_relative_to(point) and len(point) >= len(best):
+                best, kind = point, type_
+    return {"filesystem": kind, "kind": "memory" if kind in ("tmpfs", "ramfs") else "disk"}
+
+
+def scratch() -> str:
+    """Folder in memory where there is one (Linux), else the system's own for temporary files."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
+
+
+def is_installed(module: str) -> bool:
+    """Whether a peer can be imported, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def drop_cache(folder: str | Path) -> None:
+    """Write back everything in a folder (or one file) and take it out of the page cache (Linux).
+
+    Pages that some process holds mapped stay, so drop no file while a memmap of it is open. A virtual machine's host
+    may hold the file still: "cold" means that this system has to ask its disk.
+    """
+    top = Path(folder)
+    for path in [top] if top.is_file() else top.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
 def time_once(function: Callable[[], object]) -> Timing:
-    """Run once; wall and CPU seconds."""
+    """Run once; wall and CPU seconds. A function that returns a Timing has measured its own part."""
     cpu, wall = time.process_time(), time.perf_counter()
-    function()
-    return Timing(time.perf_counter() - wall, time.process_time() - cpu)
+    result = function()
+    timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
+    return result if isinstance(result, Timing) else timing
 
 
 def alternate(
@@ -51,19 +118,27 @@ def alternate(
     rounds: int = 7,
     warmup: int = 1,
     before: Callable[[], object] | None = None,
+    shuffle: bool = False,
 ) -> dict[str, list[Timing]]:
     """Run the functions in turn, A B C A B C ..., so that a drift of the machine meets all of them alike.
 
-    `before` runs before every timed call, untimed (to drop a file, say).
+    `before` runs before every timed call, untimed (to drop a file, say). With `shuffle`, each round has an order of
+    its own (the same ones in every run), so that nobody always follows the same other.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in functions}
+    dice = random.Random(0)
     for turn in range(-warmup, rounds):
-        for name, function in functions.items():
+        order = list(functions.items())
+        if shuffle:
+            dice.shuffle(order)
+        for name, function in order:
             if before is not None:
                 before()
             timing = time_once(function)
             if turn >= 0:
                 timings[name].append(timing)
+        if sys.stderr.isatty():
+            print(f"\r  round {turn + 1} of {rounds} ", end="\n" if turn + 1 == rounds else "", file=sys.stderr)
     return timings
 
 
