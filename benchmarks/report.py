@@ -16,7 +16,8 @@ A script that defines TITLE and THEME at its top is a benchmark of the suite. It
         report.aim("speed of ours by that of raw", [a.wall / b.wall for a, b in zip(...)], at_least=0.85)
 
 The document: format, name, title, theme, date, seconds, quick, command, settings, machine, versions, tables, aims,
-skipped, notes. A table: key, title, columns (key, label, unit), rows, baseline, ours, note. A cell: text, a number,
+skipped, notes. A table: key, title, columns (key, label, unit), rows, baseline, ours,
+note, against. A cell: text, a number,
 None, or {"median", "min", "max", "n"}. A row with "missing" says why a peer could not be measured.
 """
 
@@ -53,6 +54,11 @@ def ratios(runs: Sequence[Timing], base: Sequence[Timing], unit: str = "wall") -
     return [getattr(a, unit) / getattr(b, unit) for a, b in pairs if getattr(b, unit) > 0]
 
 
+def versus(runs: Mapping[str, Sequence[Timing]], ours: Sequence[str]) -> dict[str, dict[str, float]]:
+    """How many times as long as the first of ours each of the others took, round by round."""
+    return {name: spread(ratios(turns, runs[ours[0]])) for name, turns in runs.items() if ours and name not in ours}
+
+
 @dataclass(frozen=True)
 class Column:
     """A column: key in the rows, heading, unit ("" for none)."""
@@ -66,7 +72,8 @@ class Column:
 class Table:
     """Rows of cells under columns.
 
-    `ours` are the names (cells of the first column) of our rows, `baseline` is that which ratios were taken to.
+    `ours` are the names (cells of the first column) of our rows, `baseline` is that which ratios were taken to, and
+    `against` holds, for each thing measured, how many times as long as our first row every other took (see `versus`).
     """
 
     key: str
@@ -76,6 +83,7 @@ class Table:
     baseline: str | None = None
     ours: list[str] = field(default_factory=list)
     note: str = ""
+    against: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def add(self, **cells: Cell | Sequence[float]) -> None:
         """One row; a list of numbers becomes their median and spread."""
@@ -228,6 +236,7 @@ class Report:
         columns += [Column("ratio", "time, ratio"), Column("cpu_ratio", "CPU, ratio")]
         columns += [Column(label, *_unit(label)) for label in extra or {}]
         made = Table(key, title, columns, baseline=baseline, ours=list(ours), note=note)
+        made.against = {"wall": versus(runs, ours)} if ours else {}
         for name, turns in runs.items():
             cells: dict[str, Any] = {"name": name, "wall": [t.wall for t in turns], "cpu": [t.cpu for t in turns]}
             if amount is not None:
