@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from stratalens.choices import Positions
@@ -146,7 +146,8 @@ def capture(
                 )
                 store.first = None
                 del adapter, model
-            _free()
+            if not isinstance(stage.source, nn.Module):  # the caller holds on to a model of their own
+                _free()
     except BaseException as error:
         if store is not None:
             store.__exit__(type(error), error, error.__traceback__)

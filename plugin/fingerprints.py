@@ -59,12 +59,13 @@ def underlying_state(module: nn.Module) -> dict[str, Tensor]:
     projections. The class itself, built without memory from its config, says
     which names are its own.
     """
-    state = {k.replace(_WRAPPED, ""): v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+    found = module.state_dict()
+    state = {k.replace(_WRAPPED, ""): v for k, v in found.items() if isinstance(v, Tensor)}
     config = getattr(module, "config", None)
     if (
         config is None
         or getattr(type(module), "config_class", None) is None
-        or not any(_WRAPPED[1:] in key for key in module.state_dict())
+        or not any(_WRAPPED[1:] in key for key in found)
     ):
         return state
     kind: Any = type(module)
