@@ -118,7 +118,7 @@ PRESETS: dict[str, StudySettings] = {
         layers=12,
         vocabulary="used",
         entities_per_stage=400,
-        train=TrainSettings(epochs=4, batch_size=64, learning_rate=5e-4, save="epoch"),
+        train=TrainSettings(epochs=4, batch_size=32, learning_rate=5e-4, save="epoch"),
         self_report=SelfReportSettings(),
         record=RecordSettings(positions=("last", "-2", "entity_last"), last=LastSettings()),
     ),
