@@ -38,31 +38,32 @@ class LazyArray(BackendArray):
         return len(self.shape)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        if not isinstance(key, indexing.ExplicitIndexer):
-            key = key if isinstance(key, tuple) else (key,)
-            key = indexing.OuterIndexer(indexing.expanded_indexer(key, self.ndim))  # type: ignore[no-untyped-call]
-        if not isinstance(key, indexing.VectorizedIndexer):
-            # Backwards slices as arrays: xarray's own decomposition fails on empty ones.
-            pairs = zip(key.tuple, self.shape, strict=True)
-            key = indexing.OuterIndexer(
-                tuple(np.arange(n)[k] if isinstance(k, slice) and (k.step or 1) < 0 else k for k, n in pairs)
+        if isinstance(key, indexing.VectorizedIndexer):
+            result: NDArray[Any] = indexing.explicit_indexing_adapter(
+                key, self.shape, indexing.IndexingSupport.OUTER, self._orthogonal
             )
-        result: NDArray[Any] = indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._orthogonal
-        )
-        return result
+            return result
+        if isinstance(key, indexing.ExplicitIndexer):
+            return self._orthogonal(key.tuple)
+        key = key if isinstance(key, tuple) else (key,)
+        return self._orthogonal(indexing.expanded_indexer(key, self.ndim))  # type: ignore[no-untyped-call]
 
     def _orthogonal(self, key: tuple[Any, ...]) -> NDArray[Any]:
         selections: list[Selection] = []
         scalars = []
         for axis, (part, size) in enumerate(zip(key, self.shape, strict=True)):
             if isinstance(part, slice):
-                selections.append(part)
+                backwards = part.step is not None and part.step < 0
+                selections.append(np.arange(size)[part] if backwards else part)
+                continue
+            if isinstance(part, int | np.integer) or np.ndim(part) == 0:
+                place = int(part) + size if part < 0 else int(part)
+                if not 0 <= place < size:
+                    raise IndexError(f"index {part} is out of bounds for axis {axis} with size {size}")
+                scalars.append(axis)
+                selections.append(slice(place, place + 1))
                 continue
             index = np.asarray(part, dtype=np.intp)
-            if index.ndim == 0:
-                scalars.append(axis)
-            index = np.atleast_1d(index)
             index = np.where(index < 0, index + size, index)
             if index.size and (index.min() < 0 or index.max() >= size):
                 raise IndexError(f"index out of bounds for axis {axis} with size {size}")
@@ -92,18 +93,12 @@ class VariableArray(LazyArray):
         stages: Sequence[int],
         *,
         view: np.dtype[Any] | None = None,
-        parallel: bool = True,
     ) -> None:
         self.reader = reader
         self.stages = list(stages)
         self.view = view
-        self.parallel = parallel
         self.shape = reader.layout.array_shape(len(self.stages), reader.entities)
         self.dtype = view or reader.dtype.newbyteorder("=")
-
-    def sequential(self) -> VariableArray:
-        """The same array, read by the calling thread alone."""
-        return VariableArray(self.reader, self.stages, view=self.view, parallel=False)
 
     def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
         """Values of an orthogonal selection."""
@@ -112,7 +107,7 @@ class VariableArray(LazyArray):
         layers = positions(by_dim["layer"], self.reader.layout.layers) if variable.has("layer") else [0]
         tokens = positions(by_dim["token"], self.reader.layout.tokens) if variable.has("token") else [0]
         stages = [self.stages[i] for i in positions(by_dim["stage"], len(self.stages))]
-        values = self.reader.read(stages, layers, by_dim["entity"], tokens, parallel=self.parallel)
+        values = self.reader.read(stages, layers, by_dim["entity"], tokens)
         lacking = [axis for axis, name in enumerate(AXES) if not variable.has(name)]
         if lacking:
             values = values.squeeze(axis=tuple(lacking))
@@ -144,10 +139,6 @@ class ScaledArray(LazyArray):
         self.numbers, self.scale = numbers, scale
         self.shape = numbers.shape
         self.dtype = np.dtype(np.float32)
-
-    def sequential(self) -> ScaledArray:
-        """The same array, read by the calling thread alone."""
-        return ScaledArray(self.numbers.sequential(), self.scale.sequential())
 
     def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
         """Values of an orthogonal selection."""

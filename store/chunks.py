@@ -35,7 +35,7 @@ class Fault(Exception):  # noqa: N818 - never leaves the package: it becomes a D
 
 
 def widen(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
-    """float32 values of bfloat16 bits, exactly, into `out`."""
+    """float32 values of bfloat16 bits, exactly, into `out` of the same shape."""
     wide = out.view(np.uint32)
     wide[...] = bits
     np.left_shift(wide, 16, out=wide)
@@ -77,8 +77,7 @@ class ChunkFile:
     ) -> None:
         """Put rows of the file at `out[:, target]` [shape: (layer, row, token, *features)]; `valid` rows are real."""
         layout = self.layout
-        all_tokens = list(tokens) == list(range(layout.tokens))
-        simple = layout.inner_layers == 1 and layout.token_chunks == 1 and all_tokens
+        simple = layout.inner_layers == 1 and layout.token_chunks == 1 and list(tokens) == list(range(layout.tokens))
         if simple and isinstance(rows, slice) and isinstance(target, slice):
             if (rows.start, rows.stop) == (0, valid):
                 self._whole(layers, out[:, target], valid)
@@ -177,21 +176,22 @@ class ChunkFile:
         """Few rows of many layers: one small read for each layer, one pass to decode them together."""
         layout = self.layout
         nbytes = (rows.stop - rows.start) * layout.row_nbytes
-        memory = scratch(nbytes * len(layers))
-        start = rows.start * layout.row_nbytes
-        for position, layer in enumerate(layers):
-            piece = memory[position * nbytes : (position + 1) * nbytes]
-            if not self.handle.read_into((piece,), layer * layout.inner_stride + start):
-                raise Fault(layer, TOO_SHORT)
-        self._assign(out[:, target], memory.view(layout.variable.storage_dtype))
+        start, stride = rows.start * layout.row_nbytes, layout.inner_stride
+        whole = out[:, target]
+        direct = whole.flags.c_contiguous and not self.decode
+        memory = whole.reshape(-1).view(np.uint8) if direct else scratch(nbytes * len(layers))
+        if not self.handle.read_pieces(memory, nbytes, [layer * stride + start for layer in layers]):
+            raise Fault(layers[0], TOO_SHORT)
+        if not direct:
+            self._assign(whole, memory.view(layout.variable.storage_dtype))
 
     def _assign(self, out: NDArray[Any], values: NDArray[Any]) -> None:
         """Values in storage order into `out` of as many elements."""
+        values = values.reshape(out.shape)
         if self.decode:
-            wide = np.empty(values.shape, dtype=np.float32)
-            widen(values, wide)
-            values = wide
-        out[...] = values.reshape(out.shape)
+            widen(values, out)
+        else:
+            out[...] = values
 
     def _some(
         self, layers: Sequence[int], rows: Selection, tokens: Sequence[int], out: NDArray[Any], target: Selection

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stratalens.store.errors import DamagedError, InputError, StratalensError
 
 
-def unreadable(path: Path, error: OSError) -> StratalensError:
+def unreadable(path: str | Path, error: OSError) -> StratalensError:
     """The error for a file or folder that cannot be read."""
     if error.errno == errno.ELOOP:
         return InputError(f"{path} is a link that leads back to itself (a loop): give the folder that is meant")
@@ -22,10 +22,13 @@ def unreadable(path: Path, error: OSError) -> StratalensError:
     return DamagedError(f"{path} cannot be read ({error.strerror}): `stratalens verify` says what is affected")
 
 
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux: says that a read would wait for the disk instead of waiting
+
+
 class ReadHandle:
     """Positioned reads straight into memory; a context manager."""
 
-    def __init__(self, descriptor: int, path: Path) -> None:
+    def __init__(self, descriptor: int, path: str) -> None:
         self._descriptor = descriptor
         self._path = path
 
@@ -58,3 +61,34 @@ class ReadHandle:
             if got:
                 pending[0] = pending[0][got:]
         return True
+
+    def read_pieces(self, memory: NDArray[np.uint8], nbytes: int, offsets: Sequence[int]) -> bool:
+        """Fill `memory` with pieces of `nbytes` from these offsets, one behind the other.
+
+        What is not in the page cache is asked for all at once, and without what lies
+        around it, so that the disk does not answer one piece after the other.
+        """
+        view, descriptor, flags = memory.data, self._descriptor, _NOWAIT
+        try:
+            for number, offset in enumerate(offsets):
+                piece = (view[number * nbytes : (number + 1) * nbytes],)
+                try:
+                    got = os.preadv(descriptor, piece, offset, flags)
+                except OSError as error:
+                    if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                        raise
+                    if error.errno == errno.EAGAIN:
+                        self._announce(nbytes, offsets[number:])
+                    got = os.preadv(descriptor, piece, offset)
+                flags = 0
+                if got < nbytes and not self.read_into([memory[number * nbytes + got : (number + 1) * nbytes]], offset + got):
+                    return False
+        except OSError as error:
+            raise unreadable(self._path, error) from error
+        return True
+
+    def _announce(self, nbytes: int, offsets: Sequence[int]) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            for offset in offsets:
+                os.posix_fadvise(self._descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)

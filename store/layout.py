@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from stratalens.store.errors import InputError
 from stratalens.store.scaling import with_companions
@@ -36,52 +37,52 @@ class ArrayLayout:
     tokens: int
     token_chunk: int
 
-    @property
+    @cached_property
     def sharded(self) -> bool:
         """Whether a file is a zarr shard of several inner chunks with an index."""
         return bool(self.variable.sharded) or self.token_chunks > 1
 
-    @property
+    @cached_property
     def compressed(self) -> bool:
         """Whether inner chunks are packed, so that their sizes are known only from the file."""
         return self.variable.compression != "none"
 
-    @property
+    @cached_property
     def token_chunks(self) -> int:
         """Inner chunks along token."""
         return -(-self.tokens // self.token_chunk)
 
-    @property
+    @cached_property
     def inner_layers(self) -> int:
         """Layers in one inner chunk: one in a shard, all in a plain file."""
         return 1 if self.sharded else self.layers
 
-    @property
+    @cached_property
     def inner_count(self) -> int:
         """Inner chunks in one file."""
         return self.layers * self.token_chunks if self.sharded else 1
 
-    @property
+    @cached_property
     def row_nbytes(self) -> int:
         """Bytes of one entity row in one inner chunk of one layer."""
         return self.token_chunk * math.prod(self.variable.shape) * self.variable.storage_dtype.itemsize
 
-    @property
+    @cached_property
     def inner_nbytes(self) -> int:
         """Bytes of one inner chunk in memory, without its crc32c."""
         return self.inner_layers * self.block_size * self.row_nbytes
 
-    @property
+    @cached_property
     def inner_stride(self) -> int:
         """Bytes from one inner chunk to the next."""
         return self.inner_nbytes + CRC_BYTES
 
-    @property
+    @cached_property
     def index_nbytes(self) -> int:
         """Bytes of the shard index with its crc32c, 0 for a plain file."""
         return self.inner_count * 16 + CRC_BYTES if self.sharded else 0
 
-    @property
+    @cached_property
     def file_nbytes(self) -> int:
         """Bytes of one file; of a compressed one, of its image in memory before it is packed."""
         return self.inner_count * self.inner_stride + self.index_nbytes
@@ -95,12 +96,12 @@ class ArrayLayout:
         """Shape of the zarr array."""
         return self._shape(stages, self.layers, entities, self.tokens)
 
-    @property
+    @cached_property
     def file_shape(self) -> tuple[int, ...]:
         """Chunk shape of the zarr array (the shard, where it is sharded)."""
         return self._shape(1, self.layers, self.block_size, self.token_chunks * self.token_chunk)
 
-    @property
+    @cached_property
     def inner_shape(self) -> tuple[int, ...]:
         """Shape of one inner chunk, dims as in the array."""
         return self._shape(1, self.inner_layers, self.block_size, self.token_chunk)
@@ -111,8 +112,12 @@ class ArrayLayout:
 
     def file_name(self, stage: int, block: int) -> str:
         """Name of a file inside the folder of its array."""
-        index = {"stage": stage, "entity": block}
-        return "c." + ".".join(str(index.get(d, 0)) for d in self.variable.dims)
+        return self._file_name.format(stage, block)
+
+    @cached_property
+    def _file_name(self) -> str:
+        index = {"stage": "{0}", "entity": "{1}"}
+        return "c." + ".".join(index.get(d, "0") for d in self.variable.dims)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def _measure(store: Store, name: str, stage: int) -> Entry:
     largest, total, rows = 0.0, 0.0, 0
     for block in range(store.geometry.blocks):
         part = slice(*store.geometry.rows(block))
-        values = reader.read([stage], range(layout.layers), part, range(layout.tokens), parallel=False)
+        values = reader.read([stage], range(layout.layers), part, range(layout.tokens))
         values = values[~np.isnan(values)]
         if values.size:
             largest, total = max(largest, float(values.max())), total + float(values.sum(dtype=np.float64))

@@ -213,11 +213,10 @@ def _variable(variable: Variable, parts: Sequence[LazyArray], chunks: str | None
     arrays = []
     for part, key in zip(parts, keys, strict=True):
         assert isinstance(part, VariableArray | ScaledArray)
-        source = part.sequential()
         # Named after the content: cached results find the same selection again in another process.
         name = f"{variable.name}-{hashlib.sha256(f'{key} {variable.name} {part.dtype}'.encode()).hexdigest()[:32]}"
         arrays.append(
-            da.from_array(source, chunks=part.dask_chunks(), name=name, meta=np.empty((0,) * part.ndim, part.dtype))
+            da.from_array(part, chunks=part.dask_chunks(), name=name, meta=np.empty((0,) * part.ndim, part.dtype))
         )
     joined = arrays[0] if len(arrays) == 1 else da.concatenate(arrays, axis=variable.dims.index("entity"))
     return xr.Variable(variable.dims, joined, attrs=attrs)

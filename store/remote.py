@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from stratalens.store.errors import DamagedError, InputError, StratalensError
+from stratalens.store.errors import InputError, StratalensError
 from stratalens.store.leases import LeaseLock
 from stratalens.store.locks import waiting
 from stratalens.store.seam import PRIVATE, TEMPORARY, Buffer, Kind
@@ -27,6 +27,8 @@ UPLOADS = 8
 
 class RemoteStorage:
     """A store behind an fsspec URL."""
+
+    waiting = True
 
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
@@ -177,17 +179,22 @@ class RemoteStorage:
         except FileNotFoundError:
             return None
 
-    def open_read(self, key: str) -> RemoteHandle | None:
-        """Handle for positioned reads, or None where there is no object."""
-        size = self.size(key)
-        return None if size is None else RemoteHandle(self, key, size)
+    def open_read(self, key: str) -> RemoteHandle:
+        """Handle for positioned reads; that there is no object shows at the first one, as FileNotFoundError."""
+        return RemoteHandle(self, key)
 
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes of a part of an object."""
+    def read_ranges(self, key: str, nbytes: int, offsets: Sequence[int]) -> list[bytes]:
+        """Bytes of parts of an object, asked for at the same time; shorter where the object ends."""
+        places, stops = [self._at(key)] * len(offsets), [offset + nbytes for offset in offsets]
         try:
-            return cast("bytes", self._fs.cat_file(self._at(key), start=start, end=stop))
+            return cast("list[bytes]", self._fs.cat_ranges(places, list(offsets), stops, on_error="raise"))
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            raise DamagedError(f"{self.path(key)} cannot be read ({error})") from error
+            size = self.size(key)
+            if size is not None and max(offsets) >= size:  # S3 refuses a range that begins behind the end
+                return [self.read_ranges(key, nbytes, [o])[0] if o < size else b"" for o in offsets]
+            raise self._failed("reading", key, error) from error
 
     # -- locks --------------------------------------------------------------------------------
     def writer_lock(self) -> LeaseLock:
@@ -229,8 +236,8 @@ class Uploaded:
 class RemoteHandle:
     """Ranged reads of one object; a range that is expected is fetched once."""
 
-    def __init__(self, storage: RemoteStorage, key: str, size: int) -> None:
-        self._storage, self._key, self._size = storage, key, size
+    def __init__(self, storage: RemoteStorage, key: str) -> None:
+        self._storage, self._key = storage, key
         self._held = (0, b"")
 
     def __enter__(self) -> RemoteHandle:
@@ -241,25 +248,35 @@ class RemoteHandle:
 
     def size(self) -> int:
         """Bytes of the object."""
-        return self._size
+        size = self._storage.size(self._key)
+        if size is None:
+            raise FileNotFoundError(self._storage.path(self._key))
+        return size
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Fetch a range that is going to be read piece by piece."""
-        stop = min(offset + nbytes, self._size)
-        self._held = (offset, self._storage.read_range(self._key, offset, stop) if stop > offset else b"")
+        self._held = (offset, self._storage.read_ranges(self._key, nbytes, [offset])[0])
 
     def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
         """Fill the buffers one after the other from `offset` with one request; False if the object ends before."""
         total = sum(b.nbytes for b in buffers)
-        if offset + total > self._size:
-            return False
         if total == 0:
             return True
         start, data = self._held
         if offset < start or offset + total > start + len(data):
-            start, data = offset, self._storage.read_range(self._key, offset, offset + total)
+            start, data = offset, self._storage.read_ranges(self._key, total, [offset])[0]
+            if len(data) < total:
+                return False
         at = offset - start
         for buffer in buffers:
             buffer[...] = np.frombuffer(data, dtype=np.uint8, count=buffer.nbytes, offset=at)
             at += buffer.nbytes
+        return True
+
+    def read_pieces(self, memory: NDArray[np.uint8], nbytes: int, offsets: Sequence[int]) -> bool:
+        """Fill `memory` with pieces of `nbytes` from these offsets, one behind the other; False if the object ends."""
+        pieces = self._storage.read_ranges(self._key, nbytes, offsets)
+        if any(len(piece) < nbytes for piece in pieces):
+            return False
+        memory[...] = np.frombuffer(b"".join(pieces), dtype=np.uint8)
         return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ class Variable:
         """Whether `dim` is one of the dims."""
         return dim in self.dims
 
-    @property
+    @cached_property
     def storage_dtype(self) -> np.dtype[Any]:
         """NumPy dtype of the bytes on disk (uint16 for bfloat16)."""
         return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype).newbyteorder("<")

@@ -32,6 +32,9 @@ class Handle(AbstractContextManager["Handle"], Protocol):
     def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
         """Fill the buffers one after the other from `offset`; False if the object ends before."""
 
+    def read_pieces(self, memory: NDArray[np.uint8], nbytes: int, offsets: Sequence[int]) -> bool:
+        """Fill `memory` with pieces of `nbytes` from these offsets, one behind the other; False if the object ends."""
+
 
 class Pending(Protocol):
     """What is written and not yet durable."""
@@ -75,6 +78,10 @@ class Storage(Protocol):
     @property
     def root(self) -> Any:
         """Path or URL of the store."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a read waits for a network, so that many at a time pay off."""
 
     def path(self, key: str) -> Any:
         """Path or URL of a key, for messages."""
@@ -125,7 +132,7 @@ class Storage(Protocol):
         """Bytes of an object, or None where there is none."""
 
     def open_read(self, key: str) -> Handle | None:
-        """Handle for positioned reads, or None where there is no object."""
+        """Handle for positioned reads, or None where there is no object (or its first read raises FileNotFoundError)."""
 
     def writer_lock(self) -> Lock:
         """The lock of the store's writers."""

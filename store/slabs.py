@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from stratalens.store.seam import Storage
 from stratalens.store.threads import cores, run_tasks
 
 PARALLEL_FROM = 4 << 20
+MISSING = "the file is missing"
 
 
 @dataclass
@@ -63,51 +65,54 @@ class SlabReader:
         return np.dtype(np.float32) if self.decode else self.layout.variable.storage_dtype
 
     def read(
-        self,
-        stages: Sequence[int],
-        layers: Sequence[int],
-        entities: Selection,
-        tokens: Sequence[int],
-        *,
-        parallel: bool = True,
+        self, stages: Sequence[int], layers: Sequence[int], entities: Selection, tokens: Sequence[int]
     ) -> NDArray[Any]:
         """Values [shape: (stage, layer, entity, token, *features)] of an orthogonal selection."""
         layout = self.layout
         if isinstance(entities, slice):
             start, stop, step = entities.indices(self.entities)
-            count = len(range(start, stop, step))
             if step != 1:
                 entities = np.arange(start, stop, step)
+            count = len(range(start, stop, step))
         else:
             count = len(entities)
         out = np.empty((len(stages), len(layers), count, len(tokens), *layout.variable.shape), dtype=self.dtype)
-        tasks: list[Callable[[], None]] = []
         if out.size == 0:
             return out
-        size = layout.block_size
-        if isinstance(entities, slice):
-            parts: list[tuple[int, Selection, Selection]] = []
-            for block in range(start // size, (stop - 1) // size + 1):
-                low, high = max(start, block * size), min(stop, (block + 1) * size)
-                parts.append((block, slice(low - block * size, high - block * size), slice(low - start, high - start)))
-        else:
-            order = np.argsort(entities // size, kind="stable")
-            blocks, firsts = np.unique(entities[order] // size, return_index=True)
-            pieces = np.split(order, firsts[1:])
-            parts = [(int(b), entities[p] - int(b) * size, p) for b, p in zip(blocks, pieces, strict=True)]
-        step = len(layers) if not layout.sharded or len(parts) * len(stages) > 1 else max(1, len(layers) // cores())
+        parts = self._parts(entities)
+        waiting = self.storage.waiting
+        alone = out.nbytes < PARALLEL_FROM and not waiting
+        step = len(layers)
+        if not alone and layout.sharded and len(parts) * len(stages) == 1:
+            step = max(1, len(layers) // cores())
+        tasks: list[Callable[[], None]] = []
         for position, stage in enumerate(stages):
             for block, rows, target in parts:
                 for first in range(0, len(layers), step):
-                    chosen = layers[first : first + step]
                     view = out[position, first : first + step]
-                    tasks.append(
-                        lambda s=stage, b=block, c=chosen, r=rows, v=view, t=target: (  # type: ignore[misc]
-                            self._block(s, b, c, r, tokens, v, t)
-                        )
-                    )
-        run_tasks(tasks, parallel=parallel and out.nbytes >= PARALLEL_FROM)
+                    chosen = layers[first : first + step]
+                    if alone:
+                        self._block(stage, block, chosen, rows, tokens, view, target)
+                    else:
+                        tasks.append(partial(self._block, stage, block, chosen, rows, tokens, view, target))
+        if tasks:
+            run_tasks(tasks, waiting=waiting)
         return out
+
+    def _parts(self, entities: Selection) -> list[tuple[int, Selection, Selection]]:
+        """(block, rows in the block, rows in the result) of a selection."""
+        size = self.layout.block_size
+        if isinstance(entities, slice):
+            start, stop, _ = entities.indices(self.entities)
+            found: list[tuple[int, Selection, Selection]] = []
+            for block in range(start // size, (stop - 1) // size + 1):
+                low, high = max(start, block * size), min(stop, (block + 1) * size)
+                found.append((block, slice(low - block * size, high - block * size), slice(low - start, high - start)))
+            return found
+        order = np.argsort(entities // size, kind="stable")
+        blocks, firsts = np.unique(entities[order] // size, return_index=True)
+        pieces = np.split(order, firsts[1:])
+        return [(int(b), entities[p] - int(b) * size, p) for b, p in zip(blocks, pieces, strict=True)]
 
     def _block(
         self,
@@ -127,7 +132,7 @@ class SlabReader:
             return
         handle = self.storage.open_read(layout.key(stage, block))
         if handle is None:
-            raise self._damaged(stage, block, None, "the file is missing")
+            raise self._damaged(stage, block, None, MISSING)
         valid = min(self.entities - block * layout.block_size, layout.block_size)
         checked = self._checked.setdefault((stage, block), set())
         with handle:
@@ -135,6 +140,8 @@ class SlabReader:
                 ChunkFile(handle, layout, self.decode, self.verify, checked).read(
                     layers, rows, tokens, out, target, valid
                 )
+            except FileNotFoundError:
+                raise self._damaged(stage, block, None, MISSING) from None
             except Fault as fault:
                 raise self._damaged(stage, block, fault.number, fault.what) from None
 

@@ -34,8 +34,11 @@ class LocalStorage:
     them to record, fail or reorder what happens there.
     """
 
+    waiting = False
+
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
+        self._root = str(self.root)  # joining Paths takes longer than opening a file
         self._token = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._counter = itertools.count()
 
@@ -221,12 +224,13 @@ class LocalStorage:
 
     def open_read(self, key: str) -> ReadHandle | None:
         """Handle for positioned reads, or None where there is no object."""
+        path = f"{self._root}/{key}"
         try:
-            return ReadHandle(os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC), self.path(key))
+            return ReadHandle(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise unreadable(self.path(key), error) from error
+            raise unreadable(path, error) from error
 
     # -- locks ------------------------------------------------------------------------
     def writer_lock(self) -> FileLock:

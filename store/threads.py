@@ -1,25 +1,32 @@
-"""Threads of the reading side: one shared pool, and memory that a thread uses again."""
+"""Threads of the reading side: helpers on one shared pool, and memory that a thread uses again."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+Task = Callable[[], None]
+WAITING = 16  # reads at a time where they wait for a network rather than for the processor
+
 _pool: ThreadPoolExecutor | None = None
+_reading = 0
+_lock = threading.Lock()
 _scratch = threading.local()
 
 
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
+def _after_fork() -> None:
+    global _pool, _reading, _lock
+    _pool, _reading, _lock = None, 0, threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_pool)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def cores() -> int:
@@ -27,17 +34,50 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_tasks(tasks: Sequence[Callable[[], None]], *, parallel: bool) -> None:
-    """Run tasks on one shared pool with a thread for each core, or one after the other."""
-    global _pool
-    if not parallel or len(tasks) < 2 or cores() < 2:
-        for task in tasks:
+def _drain(tasks: deque[Task]) -> None:
+    while True:
+        try:
+            task = tasks.popleft()
+        except IndexError:
+            return
+        try:
             task()
-        return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(cores(), thread_name_prefix="stratalens-read")
-    for future in [_pool.submit(task) for task in tasks]:
-        future.result()
+        except BaseException:
+            tasks.clear()
+            raise
+
+
+def run_tasks(tasks: Sequence[Task], *, waiting: bool = False) -> None:
+    """Run tasks in the calling thread, with helpers where processors are free.
+
+    All callers together have one thread for each core at most: several threads that read
+    (a sweep's, dask's) read each on its own, one alone is helped. A child of multiprocessing
+    (a worker of dask or of torch's DataLoader) has siblings that use the other cores, and gets
+    no help. Reads that wait for a network (`waiting`) get `WAITING` threads.
+    """
+    global _pool, _reading
+    with _lock:
+        _reading += 1
+        free = cores() - _reading if multiprocessing.parent_process() is None else 0
+        if waiting:
+            free = WAITING - 1
+        helpers = max(0, min(free, len(tasks) - 1))
+        if helpers and _pool is None:
+            _pool = ThreadPoolExecutor(max(cores(), WAITING), thread_name_prefix="stratalens-read")
+        pool = _pool
+    left = deque(tasks)
+    jobs = [pool.submit(_drain, left) for _ in range(helpers)] if pool is not None else []
+    try:
+        _drain(left)
+        for job in jobs:
+            if not job.cancel():
+                job.result()
+    finally:
+        for job in jobs:  # after an error: nobody writes into the caller's memory any more
+            if not job.cancel():
+                job.exception()
+        with _lock:
+            _reading -= 1
 
 
 def scratch(nbytes: int) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ from stratalens.store.manifest import HISTORY, Store, absent, good_line, load
 from stratalens.store.places import storage_at
 from stratalens.store.seam import Storage
 from stratalens.store.shards import index_bytes, parse_index
-from stratalens.store.slabs import describe
+from stratalens.store.slabs import MISSING, describe
 from stratalens.store.threads import cores, scratch
 from stratalens.store.verify_report import Damage, VerifyReport
 
@@ -48,11 +48,14 @@ def check_file(storage: Storage, layout: ArrayLayout, key: str) -> FileCheck:
     """Read one data file whole and compare every byte of it with its checksums."""
     handle = storage.open_read(key)
     if handle is None:
-        return FileCheck(0, ((None, "the file is missing"),))
+        return FileCheck(0, ((None, MISSING),))
     faults: list[tuple[int | None, str]] = []
     digest = 0
     with handle:
-        size = handle.size()
+        try:
+            size = handle.size()
+        except FileNotFoundError:
+            return FileCheck(0, ((None, MISSING),))
         if size != layout.file_nbytes and not layout.compressed:
             return FileCheck(0, ((None, f"the file has {size} bytes instead of {layout.file_nbytes}"),), size)
         handle.expect(0, size)
