@@ -39,7 +39,8 @@ import pandas as pd
 import torch
 
 from stratalens import PromptTable, capture
-from stratalens.models import adapt, evaluation_mode
+from stratalens.models import adapt
+from stratalens.modes import evaluation_mode
 from stratalens.plan import plan_block
 from stratalens.recipe import OUTPUT_STATISTICS, SITE_STATISTICS
 

@@ -1,17 +1,15 @@
 """Peak memory of a capture, of a streamed write and of a full read sweep, at growing numbers of entities.
 
-    python benchmarks/store_memory.py [FOLDER] [--sizes 1 4 16] [--jobs capture write read]
+Each size runs in a process of its own. What is shown is how far the peak of resident memory rises while values stream,
+above what the process held when its labels, prompts and tokens were there (those grow with the rows, up to 2 kB each,
+and are shown beside it). It should stay the same however many entities there are: two block buffers on writing, one
+slab's block of rows on reading. The capture is of a random model that only adds up vectors, as wide as a real one.
 
-Each size runs in a process of its own. What is shown is how far the peak of resident
-memory rises while values stream, above what the process held when its labels, prompts
-and tokens were there (those grow with the rows, up to 2 kB each, and are shown beside
-it). It stays the same however many entities there are: two block buffers on writing,
-one slab's block of rows on reading.
+    python benchmarks/store_memory.py [FOLDER] [--sizes 1 4 16] [--jobs capture write read]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -23,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+TITLE, THEME = "Peak memory of capture, writing and reading", "Growth"
 LAYERS, D_MODEL, BLOCK = 4, 2048, 128
 JOBS = ("capture", "write", "read")
 
@@ -148,19 +147,34 @@ def measure(folder: Path, sizes: list[int], jobs: tuple[str, ...] = JOBS) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    from report import Column, Report, Table, arguments, parse
+
+    parser = arguments(__doc__)
     parser.add_argument("folder", nargs="?", default=tempfile.gettempdir())
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
-    options = parser.parse_args()
+    options = parse(parser, quick={"sizes": [1, 4], "jobs": ["write", "read"]})
     block = LAYERS * BLOCK * D_MODEL * 4 / 2**20
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
-        for job, runs in measure(Path(folder), options.sizes, tuple(options.jobs)).items():
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder,
+        Report(__file__, options, "torch", "zarr", "xarray", folders=[folder]) as report,
+    ):
+        table = Table("peaks", "Peak of resident memory while values stream", [
+            Column("name", ""), Column("size", "size"), Column("rows", "rows"), Column("values", "values", "MiB"),
+            Column("rise", "peak above that", "MiB"), Column("before", "held before", "MiB"),
+        ])  # fmt: skip
+        found = measure(Path(folder), options.sizes, tuple(options.jobs))
+        for job, runs in found.items():
             for size, run in runs.items():
-                print(
-                    f"{job:8} {size:3}x: {8 * size * BLOCK:6} rows, {8 * size * block:5.0f} MiB of values; peak "
-                    f"{run['rise']:5.1f} MiB above the {run['before']:.0f} MiB held before"
-                )
+                held = {"rise": run["rise"], "before": run["before"]}
+                rows = 8 * size * BLOCK
+                table.add(name=job, size=f"{size}x", rows=rows, values=8 * size * block, **held)
+        report.add(table)
+        for job, runs in found.items():
+            least, most = min(options.sizes), max(options.sizes)
+            more = runs[most]["rise"] - runs[least]["rise"]
+            told = f"{job}: MiB of memory that {8 * (most - least) * block:.0f} MiB more of values take"
+            report.aim(told, more, at_most=12)
 
 
 if __name__ == "__main__":

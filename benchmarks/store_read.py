@@ -1,21 +1,19 @@
-"""How fast one layer over all entities (and one entity over all layers) is read, against the alternatives.
+"""How fast our own files are read: one layer over all entities, one entity over all layers, from the page cache.
 
-    python benchmarks/store_read.py [FOLDER] [--blocks N] [--repeats N]
+Values are bfloat16, so that reading is checking and widening to float32 in one go. *Single pass* is what nothing that
+checks and widens can be faster than: one thread a core, each piece read, added to its crc32c and widened while it is in
+the cache of the core. *readinto* is what nothing that reads into new memory can be faster than. zarr-python and
+TensorStore read the same files of ours, and their bits are widened as ours are.
 
-The files are in the page cache. Contestants run in a fresh random order in each
-repeat; ratios are taken within a repeat.
+    python benchmarks/store_read.py [FOLDER] [--blocks 12] [--rounds 15]
+
+Contestants run in a fresh order in each round, ratios are taken within one.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import random
 import shutil
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,29 +21,49 @@ from pathlib import Path
 import numpy as np
 import tensorstore
 import zarr
-from store_write import D_MODEL, LAYERS, ROWS, TOKENS, make
+from common import alternate, scratch
+from report import Report, arguments, parse, ratios
 
-from stratalens.store import open_store
+from stratalens.store import ActivationWriter, create, open_store
 from stratalens.store.checksum import extend
 from stratalens.store.chunks import PIECE, widen
+from stratalens.store.manifest import Store
+from stratalens.store.schema import site_variable
 from stratalens.store.threads import cores
-from stratalens.store.writer import ActivationWriter
+
+TITLE, THEME = "Reading our own files", "Store"
+LAYERS, D_MODEL, TOKENS, ROWS = 16, 2048, 1, 1024
+
+
+def make(folder: Path, blocks: int) -> Store:
+    """A bfloat16 store of 64 MiB blocks with inner chunks of 4 MiB."""
+    rows = ROWS * blocks
+    names = np.array([f"r{i}" for i in range(rows)], dtype=object)
+    return create(
+        folder / "ours.zarr",
+        entities={"entity": names, "entity_id": names},
+        layers=range(LAYERS),
+        tokens=["last"],
+        variables=[site_variable("resid_post", ["d_model"], [D_MODEL], "bfloat16", "blocks.{layer}.hook_out")],
+        block_size=ROWS,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", nargs="?", default="/dev/shm")
+    parser = arguments(__doc__)
+    parser.add_argument("folder", nargs="?", default=scratch())
     parser.add_argument("--blocks", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parse(parser, quick={"blocks": 4, "rounds": 4})
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
     try:
-        run(folder, options.blocks, options.repeats)
+        with Report(__file__, options, "zarr", "tensorstore", "xarray", "dask", folders=[folder]) as report:
+            run(report, folder, options.blocks, options.rounds)
     finally:
         shutil.rmtree(folder)
 
 
-def run(folder: Path, blocks: int, repeats: int) -> None:
+def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     values = np.random.default_rng(0).integers(0, 2**16, (LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.uint16)
     with ActivationWriter(make(folder, blocks)) as writer, writer.stage("s", order=0, fingerprint="f") as stage:
         for block in stage.pending():
@@ -93,6 +111,7 @@ def run(folder: Path, blocks: int, repeats: int) -> None:
         return work
 
     bits_fast = open_store(path, chunks=None, verify=False, dtype="bits").resid_post
+    dask_bits = open_store(path, verify=False, dtype="bits").resid_post
     checked = open_store(path, chunks=None).resid_post
     dask_checked = open_store(path).resid_post
     unchecked = open_store(path, chunks=None, verify=False).resid_post
@@ -112,62 +131,56 @@ def run(folder: Path, blocks: int, repeats: int) -> None:
         with files[0].open("rb", buffering=0) as file:
             file.readinto(bytearray(LAYERS * layout.row_nbytes))
 
-    print(platform.processor() or platform.machine(), f"{os.cpu_count()} cores", platform.python_version())
     total = blocks * size / 1e6
-    compare(
-        f"one layer over all entities, bits, not verified, {total:.0f} MB",
-        {
-            "readinto": fresh(readinto),
-            "stratalens": lambda: bits_fast.isel(stage=0, layer=layer).values,
-        },
-        total,
-        repeats,
+    ours = "stratalens, chunks=None"
+    bits = {
+        "readinto": fresh(readinto),
+        ours: lambda: bits_fast.isel(stage=0, layer=layer).values,
+        "stratalens": lambda: dask_bits.isel(stage=0, layer=layer).values,
+        "TensorStore": lambda: np.asarray(by_tensorstore[0, layer].read().result()),
+        "zarr-python": lambda: np.asarray(by_zarr[0, layer]),
+    }
+    runs = alternate(bits, rounds, shuffle=True)
+    title = f"One layer over all entities, bits, ours not verified: {total:.0f} MB"
+    report.timings("bits", title, runs, "readinto", ours=[ours, "stratalens"], amount=total)
+    report.aim(
+        "speed of unverified reading of a layer by that of readinto",
+        ratios(runs["readinto"], runs[ours]),
+        at_least=0.85,
     )
-    compare(
-        f"one layer over all entities, verified and widened to float32, {total:.0f} MB",
-        {
-            "single pass": fresh(single_pass),
-            "stratalens": lambda: checked.isel(stage=0, layer=layer).values,
-            "stratalens, dask": lambda: dask_checked.isel(stage=0, layer=layer).values,
-            "zarr-python": widened(lambda: np.asarray(by_zarr[0, layer])),
-            "tensorstore": widened(lambda: by_tensorstore[0, layer].read().result()),
-        },
-        total,
-        repeats,
-    )
-    compare(
-        f"one entity over all layers, not verified, {LAYERS * layout.row_nbytes / 1e3:.0f} kB",
-        {
-            "sequential read": sequential,
-            "stratalens": lambda: unchecked.isel(stage=0, entity=5).values,
-            "stratalens, verified before": lambda: checked.isel(stage=0, entity=5).values,
-        },
-        LAYERS * layout.row_nbytes / 1e6,
-        repeats * 5,
+    checks = {
+        "single pass": fresh(single_pass),
+        ours: lambda: checked.isel(stage=0, layer=layer).values,
+        "stratalens": lambda: dask_checked.isel(stage=0, layer=layer).values,
+        "TensorStore": widened(lambda: by_tensorstore[0, layer].read().result()),
+        "zarr-python": widened(lambda: np.asarray(by_zarr[0, layer])),
+    }
+    runs = alternate(checks, rounds, shuffle=True)
+    title = f"One layer over all entities, verified and widened to float32: {total:.0f} MB"
+    report.timings("checked", title, runs, "single pass", ours=[ours, "stratalens"], amount=total)
+    for name in (ours, "stratalens"):
+        told = f"speed of verified reading of a layer by that of a single pass, {name}"
+        report.aim(told, ratios(runs["single pass"], runs[name]), at_least=0.85)
+    for peer in ("TensorStore", "zarr-python"):
+        report.aim(
+            f"speed of verified reading of a layer by that of {peer}", ratios(runs[peer], runs[ours]), at_least=1
+        )
+    small = LAYERS * layout.row_nbytes / 1e6
+    entity = {
+        "sequential read": sequential,
+        ours: lambda: unchecked.isel(stage=0, entity=5).values,
+        "stratalens, chunks=None, chunks verified before": lambda: checked.isel(stage=0, entity=5).values,
+        "stratalens, chunks verified before": lambda: dask_checked.isel(stage=0, entity=5).values,
+    }
+    runs = alternate(entity, rounds * 5, shuffle=True)
+    title = f"One entity over all layers, not verified: {small * 1e3:.0f} kB"
+    report.timings("entity", title, runs, "sequential read", ours=list(entity)[1:], amount=small)
+    report.aim(
+        "time of one entity over all layers by that of as many bytes",
+        ratios(runs[ours], runs["sequential read"]),
+        at_most=3,
     )
     pool.shutdown()
-
-
-def compare(title: str, contestants: dict[str, Callable[[], object]], megabytes: float, repeats: int) -> None:
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for name in contestants:
-        contestants[name]()
-    for _ in range(repeats):
-        order = list(contestants.items())
-        random.shuffle(order)
-        for name, work in order:
-            start = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - start)
-    first = next(iter(times.values()))
-    print(f"\n{title}")
-    for name, walls in times.items():
-        ratio = sorted(r / w for r, w in zip(first, walls, strict=True))
-        speed = megabytes / statistics.median(walls)
-        print(
-            f"{name:28} {speed:7.0f} MB/s  of the first {statistics.median(ratio):.2f} "
-            f"({ratio[len(ratio) // 4]:.2f} .. {ratio[-len(ratio) // 4]:.2f})"
-        )
 
 
 if __name__ == "__main__":

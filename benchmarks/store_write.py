@@ -1,188 +1,126 @@
-"""How fast a store is written, against a raw file of the same bytes, zarr-python and TensorStore.
+"""How fast values that are in memory get into files, with nothing else going on.
 
-    python benchmarks/store_write.py [FOLDER ...] [--blocks N] [--repeats N]
+Blocks of values (layer, rows, token, d_model) in float16 arrive one after the other, as a forward pass hands them out,
+and each way of keeping them writes them in its own files; making the empty files beforehand is not counted, everything
+from the first block until the last byte is in its file is. On a disk, every way also waits until its bytes are there
+(fsync; ours does so for every block before it counts as recorded, the others once at the end). The baseline is what
+any way with checksums has to do: a raw file of the same bytes and the crc32c of each layer. *Buffers filled before*
+leaves out copying the values into our buffers, which capture does while the model computes.
 
-Each repeat runs all contestants one after the other in a fresh random order;
-ratios are taken within a repeat. Give a folder on tmpfs and one on a disk.
+    python benchmarks/store_write.py [FOLDER ...] [--blocks 4] [--rounds 5]
+
+Give a folder in memory and one on a disk. Contestants run in a fresh order in each round, ratios are taken within one.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import random
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import tensorstore
-import zarr
-from zarr.codecs import Crc32cCodec
+from common import Timing, alternate, filesystem, is_installed, scratch
+from formats import DTYPE, Format, Ours, Raw, RawChecked, Shape
+from peer_formats import PEERS
+from report import Report, arguments, parse, ratios
 
-from stratalens.store.checksum import RELEASES_GIL, extend
-from stratalens.store.create import create
-from stratalens.store.layout import ArrayLayout
-from stratalens.store.manifest import Store
-from stratalens.store.schema import site_variable
-from stratalens.store.writer import ActivationWriter
-
+TITLE, THEME = "Writing alone", "Store"
 LAYERS, D_MODEL, TOKENS, ROWS = 16, 2048, 1, 1024
+BASE = "raw file with crc32c"
+FILLED = "stratalens, buffers filled before"
 
 
-def make(folder: Path, blocks: int) -> Store:
-    """A bfloat16 store of 64 MiB blocks with inner chunks of 4 MiB."""
-    rows = ROWS * blocks
-    names = np.array([f"r{i}" for i in range(rows)], dtype=object)
-    return create(
-        folder / "ours.zarr",
-        entities={"entity": names, "entity_id": names},
-        layers=range(LAYERS),
-        tokens=["last"],
-        variables=[site_variable("resid_post", ["d_model"], [D_MODEL], "bfloat16", "blocks.{layer}.hook_out")],
-        block_size=ROWS,
-    )
+def write(kind: type[Format], base: Path, shape: Shape, values: np.ndarray, sync: bool) -> Timing:
+    """All blocks through one format; seconds of the writing alone."""
+    folder = Path(tempfile.mkdtemp(dir=base))
+    made = kind(folder / "files", shape, ROWS)
+    made.begin()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for start in range(0, shape[2], ROWS):
+        made.put(0, start, values)
+    made.finish(sync)
+    timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
+    shutil.rmtree(folder)
+    return timing
 
 
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
-def contestants(
-    folder: Path, blocks: int, values: np.ndarray, fsync: bool
-) -> dict[str, Callable[[], tuple[float, float]]]:
-    """Functions that write `blocks` blocks and return (wall, CPU) seconds of the writing alone."""
-    flat = values.reshape(LAYERS, -1).view(np.uint8)
-
-    def timed(work: Callable[[], None]) -> tuple[float, float]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        return time.perf_counter() - wall, time.process_time() - cpu
-
-    def raw() -> tuple[float, float]:
-        def work() -> None:
-            for block in range(blocks):
-                path = folder / f"raw{block}"
-                with path.open("wb", buffering=0) as file:
-                    for layer in range(LAYERS):
-                        crc = extend(0, flat[layer])
-                        file.write(flat[layer].data)
-                        file.write(crc.to_bytes(4, "little"))
-                    if fsync:
-                        os.fsync(file.fileno())
-
-        return timed(work)
-
-    def ours() -> tuple[float, float]:
-        store = make(folder, blocks)
-        writer = ActivationWriter(store)
-        stage = writer.stage("s", order=0, fingerprint="f")
-        buffers = []
-        for block in list(stage.pending())[:2]:  # filled beforehand: filling is the forward pass's time
-            buffer = stage.buffer(block)
-            buffer.write("resid_post", block.rows, values)
-            buffers.append(buffer)
-        pending = list(stage.pending())[2:]
-
-        def work() -> None:
-            for buffer in buffers:
-                stage.submit(buffer)
-            for block in pending:
-                again = stage.buffer(block)
-                again.skip([])
-                for given in again._given.values():  # the memory still holds the values
-                    given[...] = True
-                stage.submit(again)
-            stage.close()
-
-        result = timed(work)
-        writer.close()
-        return result
-
-    layout: ArrayLayout = make(folder, blocks).layouts["resid_post"]
-    shutil.rmtree(folder / "ours.zarr")
-
-    def by_zarr() -> tuple[float, float]:
-        array = zarr.create_array(
-            str(folder / "zarr.zarr"), shape=layout.array_shape(1, ROWS * blocks), dtype="uint16",
-            chunks=layout.inner_shape, shards=layout.file_shape, compressors=[Crc32cCodec()], filters=None,
-            config={"write_empty_chunks": True},
-        )  # fmt: skip
-
-        def work() -> None:
-            for block in range(blocks):
-                array[0:1, :, block * ROWS : (block + 1) * ROWS] = values[None]
-            if fsync:
-                for path in (folder / "zarr.zarr" / "c").rglob("*"):
-                    sync(path)
-
-        return timed(work)
-
-    def by_tensorstore() -> tuple[float, float]:
-        inner = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-        spec = {
-            "driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "ts.zarr"),
-                                           "file_io_sync": fsync},
-            "metadata": {
-                "shape": list(layout.array_shape(1, ROWS * blocks)), "data_type": "uint16",
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(layout.file_shape)}},
-                "codecs": [{"name": "sharding_indexed", "configuration": {
-                    "chunk_shape": list(layout.inner_shape), "codecs": inner,
-                    "index_codecs": inner, "index_location": "end"}}],
-            },
-            "create": True,
-        }  # fmt: skip
-        array = tensorstore.open(spec).result()
-
-        def work() -> None:
-            for block in range(blocks):
-                array[0:1, :, block * ROWS : (block + 1) * ROWS].write(values[None]).result()
-
-        return timed(work)
-
-    return {"raw + crc32c": raw, "stratalens": ours, "zarr-python": by_zarr, "tensorstore": by_tensorstore}
+def write_filled(base: Path, shape: Shape, values: np.ndarray) -> Timing:
+    """Ours with the values in its buffers already, as capture leaves them there while the model computes."""
+    folder = Path(tempfile.mkdtemp(dir=base))
+    made = Ours(folder / "files", shape, ROWS)
+    made.begin()
+    stage = made.writer.stage("s", order=0, fingerprint="f")
+    blocks = list(stage.pending())
+    buffers = []
+    for block in blocks[:2]:
+        buffer = stage.buffer(block)
+        buffer.write("resid_post", block.rows, values)
+        buffers.append(buffer)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for buffer in buffers:
+        stage.submit(buffer)
+    for block in blocks[2:]:
+        buffer = stage.buffer(block)
+        buffer.skip([])
+        for given in buffer._given.values():  # its memory is that of a block before, which holds the values
+            given[...] = True
+        stage.submit(buffer)
+    stage.close()
+    timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
+    made.writer.close()
+    shutil.rmtree(folder)
+    return timing
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folders", nargs="*", default=["/dev/shm", tempfile.gettempdir()])
-    parser.add_argument("--blocks", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
-    print(platform.processor() or platform.machine(), f"{os.cpu_count()} cores", platform.python_version())
-    print(f"numpy {np.__version__} zarr {zarr.__version__} crc32c without the GIL: {RELEASES_GIL}")
-    values = np.random.default_rng(0).integers(0, 2**16, (LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.uint16)
-    megabytes = values.nbytes * options.blocks / 1e6
-    for base in options.folders:
-        fsync = not str(base).startswith("/dev/shm")
-        times: dict[str, list[float]] = {}
-        cpus: dict[str, list[float]] = {}
-        for _ in range(options.repeats):
-            folder = Path(tempfile.mkdtemp(prefix="bench-", dir=base))
-            order = list(contestants(folder, options.blocks, values, fsync).items())
-            random.shuffle(order)
-            for name, run in order:
-                wall, cpu = run()
-                times.setdefault(name, []).append(wall)
-                cpus.setdefault(name, []).append(cpu)
-                shutil.rmtree(folder)
-                folder.mkdir()
-            shutil.rmtree(folder)
-        print(f"\n{base}: {megabytes:.0f} MB, {'with' if fsync else 'without a disk, so without'} fsync")
-        for name, walls in times.items():
-            speeds = sorted(megabytes / w for w in walls)
-            ratio = sorted(r / w for r, w in zip(times["raw + crc32c"], walls, strict=True))
-            print(
-                f"{name:14} {statistics.median(speeds):7.0f} MB/s ({speeds[0]:.0f} .. {speeds[-1]:.0f})  "
-                f"of raw {statistics.median(ratio):.2f} ({ratio[0]:.2f} .. {ratio[-1]:.2f})  "
-                f"CPU {statistics.median(cpus[name]):.2f} s"
-            )
+    parser = arguments(__doc__)
+    parser.add_argument("folders", nargs="*", default=[scratch(), tempfile.gettempdir()])
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parse(parser, quick={"blocks": 2, "rounds": 2})
+    packages = ("zarr", "tensorstore", "zarrs", "h5py", "safetensors", "pyarrow", "torch", "google-crc32c")
+    with Report(__file__, options, *packages, folders=options.folders) as report:
+        for folder in options.folders:
+            base = Path(tempfile.mkdtemp(prefix="bench-", dir=folder))
+            try:
+                measure(report, base, options.blocks, options.rounds)
+            finally:
+                shutil.rmtree(base)
+
+
+def measure(report: Report, base: Path, blocks: int, rounds: int) -> None:
+    """One table for a folder."""
+    shape = (1, LAYERS, ROWS * blocks, TOKENS, D_MODEL)
+    values = np.random.default_rng(0).standard_normal((LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.float32).astype(DTYPE)
+    megabytes = values.nbytes * blocks / 1e6
+    kind = filesystem(base)["kind"]
+    sync = kind == "disk"
+    missing = {k.name: f"not installed: pip install {k.module}" for k in PEERS if not is_installed(k.module or "numpy")}
+    ways: dict[str, Callable[[], Timing]] = {
+        k.name: partial(write, k, base, shape, values, sync)
+        for k in (RawChecked, Raw, Ours, *PEERS)
+        if k.name not in missing
+    }
+    ways[FILLED] = partial(write_filled, base, shape, values)
+    runs = alternate(ways, rounds, shuffle=True)
+    report.timings(
+        f"write-{kind}",
+        f"{megabytes:.0f} MB in blocks of {values.nbytes / 1e6:.0f} MB, {'with fsync' if sync else 'into memory'}",
+        runs,
+        BASE,
+        ours=["stratalens", FILLED],
+        amount=megabytes,
+        missing=missing,
+    )
+    aim = 0.85 if sync else 0.9
+    report.aim(f"writing speed by that of {BASE}, {kind}", ratios(runs[BASE], runs[FILLED]), at_least=aim)
+    if not sync:
+        for peer, least in (("TensorStore", 1.5), ("zarr-python, sharded, crc32c", 1.5)):
+            if peer in runs:
+                report.aim(f"writing speed by that of {peer}, {kind}", ratios(runs[peer], runs[FILLED]), at_least=least)
 
 
 if __name__ == "__main__":
