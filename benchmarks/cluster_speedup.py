@@ -10,6 +10,7 @@ core are no two cores); an aim of 1.6 is for two real cores. CPU seconds are tho
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -63,7 +64,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parse(parser, quick={"entities": 900, "layers": 4, "stages": 2, "rounds": 2})
+    parser.add_argument("--resamples", type=int, default=200, help="permutations of project, and bootstrap samples")
+    options = parse(parser, quick={"entities": 600, "layers": 3, "stages": 2, "rounds": 2, "resamples": 20})
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # closing a cluster is no news
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
     clusters: dict[int, Any] = {}
     try:
@@ -72,27 +75,27 @@ def main() -> None:
             for n in (1, 2):
                 cluster = distributed.LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=":0")
                 clusters[n] = distributed.Client(cluster, set_as_default=False)
-            run(report, ds, clusters, options.rounds)
+            run(report, ds, clusters, options.rounds, options.resamples)
     finally:
         for client in clusters.values():
             client.shutdown()
         shutil.rmtree(folder)
 
 
-def run(report: Report, ds: xr.Dataset, clusters: dict[int, Any], rounds: int) -> None:
+def run(report: Report, ds: xr.Dataset, clusters: dict[int, Any], rounds: int, resamples: int) -> None:
     size = ds.resid_post.size * 4 / 2**20
     slabs = ds.resid_post.sizes["stage"] * ds.resid_post.sizes["layer"]
     jobs = {
         "pure NumPy": lambda client: client.gather(client.map(products, range(slabs), pure=False)),
         "second moments": lambda client: run_slabs(ds, gram, scheduler=client, progress=False),
         "project": lambda client: project(
-            ds, order=ORDER, permutations=200, bootstrap=100, scheduler=client, cache=False, progress=False
+            ds, order=ORDER, permutations=resamples, bootstrap=resamples, scheduler=client, cache=False, progress=False
         ),
     }
     table = Table("speedup", f"Sweeps over {size:.0f} MiB of float32 in {slabs} slabs", [
         Column("name", ""), Column("one", "one worker", "s"), Column("one_cpu", "its CPU", "s"),
         Column("two", "two workers", "s"), Column("two_cpu", "their CPU", "s"), Column("speedup", "times as fast"),
-    ], note="project with 200 permutations and 100 bootstrap samples")  # fmt: skip
+    ], note=f"project with {resamples} permutations and bootstrap samples")  # fmt: skip
     gains = {}
     for name, job in jobs.items():
         runs: dict[int, list[Timing]] = {1: [], 2: []}

