@@ -22,12 +22,12 @@ from .analyses.sweep import sweep as sweep
 from .bridges import to_activation_cache as to_activation_cache
 from .bridges import torch_dataset as torch_dataset
 from .capturing import capture as capture
+from .checkpoints import Checkpoint as Checkpoint
+from .checkpoints import LoraAdapter as LoraAdapter
+from .checkpoints import Revision as Revision
 from .opening import open_store as open_store
 from .prompts import PromptTable as PromptTable
 from .recorder import Recorder as Recorder
 from .recording import create_store as create_store
-from .stages import Checkpoint as Checkpoint
-from .stages import LoraAdapter as LoraAdapter
-from .stages import Revision as Revision
 from .store.verify import verify_store as verify_store
 from .training import RecordingCallback as RecordingCallback

@@ -10,34 +10,31 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from stratalens.checkpoints import Checkpoint, as_loadable, check_checkpoint
 from stratalens.choices import Positions
 from stratalens.fingerprints import weights_fingerprint
-from stratalens.models import Adapter, ForwardFunction, adapt, evaluation_mode
+from stratalens.models import Adapter, ForwardFunction, adapt
+from stratalens.modes import evaluation_mode
 from stratalens.opening import open_store
 from stratalens.outputs import Sequences
 from stratalens.plan import BatchSize, Group, out_of_memory, plan_block
+from stratalens.progress import Progress, ProgressFunction
 from stratalens.prompts import PromptTable
 from stratalens.recipe import Recipe
 from stratalens.recording import Probe, RecordingStore, create_store, give
-from stratalens.stages import Checkpoint, Stage, as_loadable, as_stages, check_checkpoint, loaded
+from stratalens.stages import Stage, as_stages, loaded
 from stratalens.store.errors import InputError
 from stratalens.store.layout import MEMORY_LIMIT
 from stratalens.store.manifest import StageEntry
-
-#: Called after every batch with (stage, rows of this stage that are recorded, rows in all).
-ProgressFunction = Callable[[str, int, int], None]
 
 
 def capture(
@@ -294,35 +291,3 @@ def bytes_per_token(adapter: Adapter, recipe: Recipe, split: bool) -> int:
     )
     share = 1.0 if recipe.positions.is_all else len(recipe.labels) / max(float(recipe.lengths.mean()), 1.0)
     return needed + int(3 * per_position * element * share)
-
-
-class Progress:
-    """Rows done, rows per second and time left, on standard error or through a function."""
-
-    def __init__(self, stage: str, done: int, total: int, shown: bool | ProgressFunction | None) -> None:
-        self.stage, self.done, self.total = stage, done, total
-        self._report = shown if callable(shown) else None
-        visible = False if callable(shown) else (sys.stderr.isatty() or _in_notebook()) if shown is None else shown
-        self._bar = tqdm(
-            total=total, initial=done, desc=stage, unit="row", disable=not visible, file=sys.stderr, leave=True
-        )
-
-    def advance(self, rows: int) -> None:
-        """Count rows that were recorded."""
-        self.done += rows
-        self._bar.update(rows)
-        if self._report is not None:
-            self._report(self.stage, self.done, self.total)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
-
-
-def _in_notebook() -> bool:
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell"

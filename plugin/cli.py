@@ -258,7 +258,3 @@ def commit(
 def main() -> None:
     """Entry point of the `stratalens` command."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from stratalens.choices import make_recipe
-from stratalens.models import adapt, evaluation_mode
+from stratalens.models import adapt
+from stratalens.modes import evaluation_mode
 from stratalens.recipe import Recipe
 from stratalens.stages import Stage, loaded
 from stratalens.store.errors import InputError

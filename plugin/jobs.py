@@ -40,7 +40,7 @@ def run_stages(run: RunFile) -> list[Stage]:
 
 
 def _source(run: RunFile, entry: StageEntry) -> Source:
-    from stratalens.stages import Checkpoint, LoraAdapter, Revision
+    from stratalens.checkpoints import Checkpoint, LoraAdapter, Revision
 
     if entry.path is not None:
         return Checkpoint(entry.path)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.model_bridge import TransformerBridge
 
+from stratalens.processing import measured_processing
 from stratalens.store.errors import InputError
 
 #: What a forward pass is asked to return: nothing, or logits at every position.
@@ -267,33 +267,6 @@ class HookedTransformerAdapter(Adapter):
         return cap * torch.tanh(logits / cap) if cap and cap > 0 else logits
 
 
-def measured_processing(model: Any) -> dict[str, bool]:
-    """Whether norms are folded and weights centred, read off the weights themselves.
-
-    TransformerLens keeps no record of the flags that a model was loaded with. Folding
-    leaves no weight (HookedTransformer) or a weight of ones (bridge) in the first norm;
-    centring leaves columns with a mean of zero.
-    """
-    found: dict[str, bool] = {}
-    blocks = getattr(model, "blocks", None)
-    first = blocks[0] if blocks is not None and len(blocks) else None
-    norm = getattr(first, "ln1", None)
-    if norm is not None:
-        weight = getattr(norm, "w", None) if hasattr(norm, "w") else getattr(norm, "weight", None)
-        found["norms_folded"] = weight is None or bool((weight == weight.new_ones(())).all())
-    with torch.no_grad():
-        for key, module in (("writing_centred", getattr(first, "mlp", None)), ("unembed_centred", model)):
-            try:
-                matrix = module.W_out if key == "writing_centred" else module.W_U  # type: ignore[union-attr]
-            except (AttributeError, NotImplementedError):
-                continue  # mixtures of experts, models without a head
-            if isinstance(matrix, Tensor) and matrix.ndim == 2:
-                few = matrix[:64].float()  # each row centred or not: a few of them tell
-                mean, spread = few.mean(-1).abs().max(), few.std()
-                found[key] = bool(mean <= 1e-4 * spread)
-    return found
-
-
 def adapt(model: Any, forward: ForwardFunction | None = None) -> Adapter:
     """The adapter for a model.
 
@@ -323,28 +296,3 @@ def adapt(model: Any, forward: ForwardFunction | None = None) -> Adapter:
         f"{type(model).__name__} has no TransformerLens hooks. Valid: a TransformerBridge, a HookedTransformer "
         f"(TransformerLens 3.9) or a HookedRootModule. Wrap a Hugging Face model with {wrap}."
     )
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside, no gradients; every module's own training flag and the grad mode restored after.
-
-    `no_grad` and not `inference_mode`: masks and rotary tables that a model caches while
-    we run must stay usable for training afterwards.
-    """
-    training = [module for root in _roots(model) for module in root.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _roots(model: nn.Module) -> Iterator[nn.Module]:
-    yield model
-    inner = getattr(model, "original_model", None)
-    if isinstance(inner, nn.Module):  # not all of its modules are registered in the bridge
-        yield inner

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stratalens.losses import negative_log_likelihood
-from stratalens.models import Adapter, evaluation_mode
+from stratalens.models import Adapter
+from stratalens.modes import evaluation_mode
 from stratalens.statistics import output_statistics
 
 _LOSSES = ("loss", "running_loss", "answer_loss")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stratalens.models import Adapter
 from stratalens.positions import ResolvedPositions
-from stratalens.sites import Selection
+from stratalens.selection import Selection
 from stratalens.store import schema
 from stratalens.store.errors import InputError, MismatchError, near
 from stratalens.tokens import TokenizedPrompts

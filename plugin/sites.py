@@ -3,21 +3,20 @@
 A site is one variable of the store. Its hook name is a template with `{layer}`
 where the model has it in every block. Shapes, dtypes and whether a site has a
 position axis are not guessed from the config but seen in two tiny forward passes
-of different length. How values are taken off the hook points is in recorder.py.
+of different length (probing.py). What is chosen in the end is a Selection
+(selection.py). How values are taken off the hook points is in tap.py.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
-from stratalens.models import Adapter, Output, evaluation_mode
+from stratalens.models import Adapter
+from stratalens.probing import probe
+from stratalens.selection import Selection, variable_name
 from stratalens.store.errors import InputError, near
 
 #: Short name -> TransformerLens names in order of preference; the first one that the model has is taken.
@@ -40,72 +39,7 @@ SHORT_NAMES: Mapping[str, tuple[str, ...]] = {
     "ln_final": ("ln_final.hook_out", "unembed.hook_in", "ln_final.hook_normalized"),
 }
 
-# Lengths of the two probing passes. Only the position axis may differ between them.
-_PROBE_BATCH, _PROBE_SHORT, _PROBE_LONG = 2, 3, 4
 _INDEX = re.compile(r"(^|\.)(\d+)(?=\.|$)")
-_KEY_VALUE_SITE = re.compile(r"(^|[._])(rot_)?[kv]($|[._])")
-
-
-@dataclass(frozen=True)
-class Site:
-    """One variable to record.
-
-    Attributes:
-        name: variable name in the store.
-        hook: TransformerLens name, with `{layer}` where it is in every block.
-        feature_dims: names of the axes behind batch and position.
-        feature_shape: their sizes.
-        dtype: dtype that the model produces there.
-        after_head: fires only when the output layer runs on every position.
-    """
-
-    name: str
-    hook: str
-    feature_dims: tuple[str, ...]
-    feature_shape: tuple[int, ...]
-    dtype: torch.dtype
-    after_head: bool = False
-
-    @property
-    def in_blocks(self) -> bool:
-        """Whether the site exists once per block."""
-        return "{layer}" in self.hook
-
-    def hook_at(self, layer: int) -> str:
-        """TransformerLens name at one block."""
-        return self.hook.replace("{layer}", str(layer))
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Sites and layers of one recording.
-
-    Attributes:
-        sites: in the order asked for.
-        layers: block indices, ascending; empty where every site is outside the blocks.
-    """
-
-    sites: tuple[Site, ...]
-    layers: tuple[int, ...]
-
-    def points(self, adapter: Adapter) -> dict[str, list[HookPoint]]:
-        """Hook points of every site, one per layer (one for sites outside the blocks)."""
-        return {
-            s.name: [adapter.points[s.hook_at(n)] for n in (self.layers if s.in_blocks else (0,))] for s in self.sites
-        }
-
-    @property
-    def needs_full_logits(self) -> bool:
-        """Whether a site only fires when the output layer runs."""
-        return any(s.after_head for s in self.sites)
-
-    def stop_at_layer(self, adapter: Adapter) -> int | None:
-        """First block that no site needs, where the model can stop there."""
-        inside = all(s.in_blocks or _before_blocks(s) for s in self.sites)
-        last = max(self.layers) + 1 if any(s.in_blocks for s in self.sites) else 0
-        if adapter.can_stop and inside and adapter.n_layers is not None and last < adapter.n_layers:
-            return last
-        return None
 
 
 def resolve(adapter: Adapter, sites: Sequence[str] | str, layers: Sequence[int] | None, probe_ids: Tensor) -> Selection:
@@ -142,7 +76,7 @@ def resolve(adapter: Adapter, sites: Sequence[str] | str, layers: Sequence[int] 
         )
     for name, hook, _ in found:
         _check_present(adapter, name, hook, chosen)
-    return Selection(tuple(_probe(adapter, found, chosen, probe_ids)), chosen)
+    return Selection(tuple(probe(adapter, found, chosen, probe_ids)), chosen)
 
 
 def available(adapter: Adapter) -> list[str]:
@@ -171,19 +105,13 @@ def _template(adapter: Adapter, name: str) -> tuple[str, str, int | None]:
     if _exists(adapter, hook):
         index = int(match.group(2)) if match else None
         short = next((s for s, hooks in SHORT_NAMES.items() if hook in hooks and _first(adapter, s) == hook), None)
-        return short or _variable_name(hook), hook, index
+        return short or variable_name(hook), hook, index
     valid = [*available(adapter), *sorted({_INDEX.sub(r"\1{layer}", point) for point in adapter.points})]
     raise InputError(f"unknown site {name!r} on this {adapter.kind}: {near(name, valid, limit=40)}")
 
 
 def _first(adapter: Adapter, short: str) -> str | None:
     return next((hook for hook in SHORT_NAMES[short] if _exists(adapter, hook)), None)
-
-
-def _variable_name(hook: str) -> str:
-    """`blocks.{layer}.ln1.hook_normalized` -> `ln1_normalized`."""
-    tail = hook.split("{layer}.")[-1]
-    return "_".join(part.removeprefix("hook_") for part in tail.split("."))
 
 
 def _layers(adapter: Adapter, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -213,138 +141,3 @@ def _check_present(adapter: Adapter, name: str, hook: str, layers: Sequence[int]
         has = [n for n in range(adapter.n_layers or 0) if n not in absent]
         have = [n for n in has if hook.replace("{layer}", str(n)) in adapter.points]
         raise InputError(f"site {name!r} does not exist in layers {absent}. Pass layers= from {have}.")
-
-
-def _before_blocks(site: Site) -> bool:
-    return site.hook.startswith(("hook_embed", "hook_pos_embed", "hook_tokens", "embed.", "pos_embed."))
-
-
-# ---- probing ------------------------------------------------------------------------------
-
-
-def _probe(
-    adapter: Adapter, found: Sequence[tuple[str, str, int | None]], layers: Sequence[int], ids: Tensor
-) -> list[Site]:
-    hooks = {
-        hook.replace("{layer}", str(n)): (name, hook)
-        for name, hook, _ in found
-        for n in (layers if "{layer}" in hook else (0,))
-    }
-    for hook, (name, _) in hooks.items():
-        if setter := adapter.setter_for(hook):
-            raise InputError(
-                f"site {name!r} ({hook}) fires only after model.{setter}(True). Call it on every stage's model "
-                "before recording, and leave it on."
-            )
-    short = observe(adapter, list(hooks), ids, _PROBE_SHORT, "none")
-    long = observe(adapter, list(hooks), ids, _PROBE_LONG, "logits")
-    late_hooks = [hook for hook in hooks if len(short[hook]) != len(long[hook]) or _empty(short[hook])]
-    if late_hooks:  # the output layer was left out; these need it
-        short |= observe(adapter, late_hooks, ids, _PROBE_SHORT, "logits")
-    late = {hooks[hook][1] for hook in late_hooks}
-    shapes: dict[str, list[Tensor]] = {}
-    for hook, (name, template) in hooks.items():
-        shapes.setdefault(template, []).append(_check_axes(name, hook, short[hook], long[hook]))
-    dims: dict[str, int] = {}
-    sites = []
-    for name, template, _ in found:
-        values = shapes[template]
-        features = [tuple(v.shape[2:]) for v in values]
-        if len(set(features)) > 1:
-            listing = ", ".join(f"{layer}: {list(f)}" for layer, f in zip(layers, features, strict=True))
-            raise InputError(
-                f"site {name!r} differs in shape between layers ({listing}). Record layers of one shape at a time."
-            )
-        names = _feature_dims(adapter, template, features[0])
-        for axis, (dim, size) in enumerate(zip(names, features[0], strict=True)):
-            if dims.setdefault(dim, size) != size:  # one name, one size in a store
-                names[axis] = f"{name}_{dim}"
-        sites.append(Site(name, template, tuple(names), features[0], values[0].dtype, template in late))
-    return sites
-
-
-def probe_batch(ids: Tensor, length: int = _PROBE_LONG) -> Tensor:
-    """Two rows of `length` valid token ids."""
-    return ids[torch.arange(_PROBE_BATCH * length) % len(ids)].reshape(_PROBE_BATCH, length)
-
-
-def _empty(values: Sequence[Any]) -> bool:
-    return any(isinstance(v, Tensor) and v.numel() == 0 for v in values)
-
-
-def observe(adapter: Adapter, hooks: Sequence[str], ids: Tensor, length: int, output: Output) -> dict[str, list[Any]]:
-    """Everything that fires at some hook points in one pass over (2, length) token ids."""
-    fired: dict[str, list[Any]] = {hook: [] for hook in hooks}
-    batch = probe_batch(ids, length).to(adapter.device)
-    attached = [(adapter.points[hook], attach(adapter.points[hook], fired[hook].append)) for hook in hooks]
-    try:
-        with evaluation_mode(adapter.model):
-            adapter.probe_run(batch, output)
-    finally:
-        for point, handle in attached:
-            detach(point, handle)
-    return fired
-
-
-def attach(point: HookPoint, function: Any) -> Any:
-    """Add a forward hook that only looks on; returns its handle.
-
-    Goes through HookPoint.add_hook so that the value is the one that
-    run_with_cache sees (compatibility mode converts it), but keeps the handle, so
-    that removing it touches no hook of anybody else. The 3.9 line returns no handle.
-    """
-
-    def look(tensor: Any, *, hook: Any) -> None:
-        function(tensor)
-
-    point.add_hook(look)
-    return point.fwd_hooks[-1]
-
-
-def detach(point: HookPoint, handle: Any) -> None:
-    """Remove one hook that `attach` added; harmless where somebody reset all hooks meanwhile."""
-    handle.hook.remove()
-    point.fwd_hooks[:] = [h for h in point.fwd_hooks if h is not handle]
-
-
-def _check_axes(name: str, hook: str, short: list[Any], long: list[Any]) -> Tensor:
-    if not long:
-        raise InputError(
-            f"site {name!r} ({hook}) exists but did not fire in a forward pass of this model, so there is nothing to "
-            "record. Choose another site."
-        )
-    if len(long) > 1:
-        raise InputError(
-            f"site {name!r} ({hook}) fires {len(long)} times in one forward pass; record one that fires once."
-        )
-    a, b = short[0], long[0]
-    if not isinstance(b, Tensor) or not b.is_floating_point():
-        what = str(b.dtype) if isinstance(b, Tensor) else type(b).__name__
-        raise InputError(f"site {name!r} ({hook}) holds {what}, not floating-point activations. Choose another site.")
-    changed = [axis for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=False)) if m != n]
-    aligned = b.ndim >= 3 and changed == [1] and (a.shape[1], b.shape[1]) == (_PROBE_SHORT, _PROBE_LONG)
-    if not aligned or b.shape[0] not in (1, _PROBE_BATCH):
-        raise InputError(
-            f"site {name!r} ({hook}) has no position axis behind the batch axis: its shape is {list(b.shape)} for "
-            f"{_PROBE_BATCH} sequences of {_PROBE_LONG} tokens, so positions cannot be taken from it. "
-            "Choose a site of shape (batch, position, ...)."
-        )
-    return b
-
-
-def _feature_dims(adapter: Adapter, hook: str, shape: Sequence[int]) -> list[str]:
-    sizes = {name: adapter.size(name) for name in ("d_model", "d_mlp", "d_head", "n_heads", "n_key_value_heads")}
-    tail = hook.split("{layer}.")[-1].removeprefix("attn.").replace("hook_", "")
-    if len(shape) == 1:
-        known = {"d_model": sizes["d_model"], "d_mlp": sizes["d_mlp"], "d_head": sizes["d_head"]}
-        prefer = ["d_mlp", "d_model"] if tail in ("mlp.pre", "mlp.post", "mlp.pre_linear") else ["d_model", "d_mlp"]
-        return [next((d for d in [*prefer, "d_head"] if known[d] == shape[0]), f"{_variable_name(hook)}_dim")]
-    if len(shape) == 2:
-        key_value = bool(_KEY_VALUE_SITE.search(tail))
-        last = "d_head" if shape[1] == sizes["d_head"] else "d_model" if shape[1] == sizes["d_model"] else None
-        heads = sizes["n_key_value_heads"] or sizes["n_heads"] if key_value else sizes["n_heads"]
-        if last and (heads is None or shape[0] == heads or key_value):
-            return ["kv_head" if key_value else "head", last]
-        if key_value or tail in ("z", "q", "result"):
-            return ["kv_head" if key_value else "head", "d_head"]
-    return [f"{_variable_name(hook)}_dim{axis}" for axis in range(len(shape))]

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stratalens.hooks import attach, detach
 from stratalens.models import Adapter
 from stratalens.recipe import Recipe
-from stratalens.sites import Site, attach, detach
+from stratalens.selection import Site
 from stratalens.statistics import activation_statistics
 from stratalens.store.errors import InputError, NonFiniteError
 

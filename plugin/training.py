@@ -18,7 +18,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from stratalens.capturing import capture
-from stratalens.stages import boot, check_stage_name
+from stratalens.checkpoints import boot
+from stratalens.stages import check_stage_name
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:

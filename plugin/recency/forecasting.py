@@ -39,9 +39,10 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
     Raises:
         InputError: as the study itself: settings, tables, models.
     """
+    from stratalens.checkpoints import boot
     from stratalens.forecast import forecast
     from stratalens.prompts import PromptTable
-    from stratalens.stages import Stage, boot
+    from stratalens.stages import Stage
 
     with TemporaryDirectory() as scratch:
         source = Base(settings, Path(scratch) / "corpus")

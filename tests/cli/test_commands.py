@@ -120,7 +120,7 @@ def test_a_store_that_is_not_there_is_wrong_input(command, invoke, tmp_path):
 
 def test_the_installed_command_answers(tmp_path):
     def run(*arguments):
-        return subprocess.run([sys.executable, "-m", "stratalens.cli", *arguments], capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-m", "stratalens", *arguments], capture_output=True, text=True)
 
     assert run("--version").stdout.startswith("stratalens ")
     failed = run("info", str(tmp_path / "x.zarr"))

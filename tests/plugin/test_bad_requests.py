@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from stratalens.capturing import capture
-from stratalens.stages import Checkpoint, LoraAdapter, Revision, check_stage_name
+from stratalens.checkpoints import Checkpoint, LoraAdapter, Revision
+from stratalens.stages import check_stage_name
 from stratalens.store.errors import InputError, NonFiniteError
 from support.models import TwoLayers, bridge, hf_model, run_two_layers, save_checkpoint, table, tokenizer
 

@@ -41,7 +41,7 @@ def command(arguments, endpoint, home, cwd):
     environment = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         environment.pop(proxy, None)
-    call = [sys.executable, "-m", "stratalens.cli", *arguments]
+    call = [sys.executable, "-m", "stratalens", *arguments]
     return subprocess.run(call, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 

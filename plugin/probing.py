@@ -1,0 +1,138 @@
+"""Shapes, dtypes and position axes of hook points, seen in two tiny forward passes of different length."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stratalens.hooks import attach, detach
+from stratalens.models import Adapter, Output
+from stratalens.modes import evaluation_mode
+from stratalens.selection import Site, variable_name
+from stratalens.store.errors import InputError
+
+# Lengths of the two probing passes. Only the position axis may differ between them.
+_PROBE_BATCH, _PROBE_SHORT, _PROBE_LONG = 2, 3, 4
+_KEY_VALUE_SITE = re.compile(r"(^|[._])(rot_)?[kv]($|[._])")
+
+
+def probe(
+    adapter: Adapter, found: Sequence[tuple[str, str, int | None]], layers: Sequence[int], ids: Tensor
+) -> list[Site]:
+    """The sites, as two passes over valid token ids show them.
+
+    Args:
+        adapter: the model.
+        found: (variable name, hook template, block index or None) of every site.
+        layers: blocks in which sites with `{layer}` are looked at.
+        ids: valid token ids, shape (n,).
+
+    Raises:
+        InputError: a site that is silent, has no position axis, or differs between layers.
+    """
+    hooks = {
+        hook.replace("{layer}", str(n)): (name, hook)
+        for name, hook, _ in found
+        for n in (layers if "{layer}" in hook else (0,))
+    }
+    for hook, (name, _) in hooks.items():
+        if setter := adapter.setter_for(hook):
+            raise InputError(
+                f"site {name!r} ({hook}) fires only after model.{setter}(True). Call it on every stage's model "
+                "before recording, and leave it on."
+            )
+    short = observe(adapter, list(hooks), ids, _PROBE_SHORT, "none")
+    long = observe(adapter, list(hooks), ids, _PROBE_LONG, "logits")
+    late_hooks = [hook for hook in hooks if len(short[hook]) != len(long[hook]) or _empty(short[hook])]
+    if late_hooks:  # the output layer was left out; these need it
+        short |= observe(adapter, late_hooks, ids, _PROBE_SHORT, "logits")
+    late = {hooks[hook][1] for hook in late_hooks}
+    shapes: dict[str, list[Tensor]] = {}
+    for hook, (name, template) in hooks.items():
+        shapes.setdefault(template, []).append(_check_axes(name, hook, short[hook], long[hook]))
+    dims: dict[str, int] = {}
+    sites = []
+    for name, template, _ in found:
+        values = shapes[template]
+        features = [tuple(v.shape[2:]) for v in values]
+        if len(set(features)) > 1:
+            listing = ", ".join(f"{layer}: {list(f)}" for layer, f in zip(layers, features, strict=True))
+            raise InputError(
+                f"site {name!r} differs in shape between layers ({listing}). Record layers of one shape at a time."
+            )
+        names = _feature_dims(adapter, template, features[0])
+        for axis, (dim, size) in enumerate(zip(names, features[0], strict=True)):
+            if dims.setdefault(dim, size) != size:  # one name, one size in a store
+                names[axis] = f"{name}_{dim}"
+        sites.append(Site(name, template, tuple(names), features[0], values[0].dtype, template in late))
+    return sites
+
+
+def probe_batch(ids: Tensor, length: int = _PROBE_LONG) -> Tensor:
+    """Two rows of `length` valid token ids."""
+    return ids[torch.arange(_PROBE_BATCH * length) % len(ids)].reshape(_PROBE_BATCH, length)
+
+
+def _empty(values: Sequence[Any]) -> bool:
+    return any(isinstance(v, Tensor) and v.numel() == 0 for v in values)
+
+
+def observe(adapter: Adapter, hooks: Sequence[str], ids: Tensor, length: int, output: Output) -> dict[str, list[Any]]:
+    """Everything that fires at some hook points in one pass over (2, length) token ids."""
+    fired: dict[str, list[Any]] = {hook: [] for hook in hooks}
+    batch = probe_batch(ids, length).to(adapter.device)
+    attached = [(adapter.points[hook], attach(adapter.points[hook], fired[hook].append)) for hook in hooks]
+    try:
+        with evaluation_mode(adapter.model):
+            adapter.probe_run(batch, output)
+    finally:
+        for point, handle in attached:
+            detach(point, handle)
+    return fired
+
+
+def _check_axes(name: str, hook: str, short: list[Any], long: list[Any]) -> Tensor:
+    if not long:
+        raise InputError(
+            f"site {name!r} ({hook}) exists but did not fire in a forward pass of this model, so there is nothing to "
+            "record. Choose another site."
+        )
+    if len(long) > 1:
+        raise InputError(
+            f"site {name!r} ({hook}) fires {len(long)} times in one forward pass; record one that fires once."
+        )
+    a, b = short[0], long[0]
+    if not isinstance(b, Tensor) or not b.is_floating_point():
+        what = str(b.dtype) if isinstance(b, Tensor) else type(b).__name__
+        raise InputError(f"site {name!r} ({hook}) holds {what}, not floating-point activations. Choose another site.")
+    changed = [axis for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=False)) if m != n]
+    aligned = b.ndim >= 3 and changed == [1] and (a.shape[1], b.shape[1]) == (_PROBE_SHORT, _PROBE_LONG)
+    if not aligned or b.shape[0] not in (1, _PROBE_BATCH):
+        raise InputError(
+            f"site {name!r} ({hook}) has no position axis behind the batch axis: its shape is {list(b.shape)} for "
+            f"{_PROBE_BATCH} sequences of {_PROBE_LONG} tokens, so positions cannot be taken from it. "
+            "Choose a site of shape (batch, position, ...)."
+        )
+    return b
+
+
+def _feature_dims(adapter: Adapter, hook: str, shape: Sequence[int]) -> list[str]:
+    sizes = {name: adapter.size(name) for name in ("d_model", "d_mlp", "d_head", "n_heads", "n_key_value_heads")}
+    tail = hook.split("{layer}.")[-1].removeprefix("attn.").replace("hook_", "")
+    if len(shape) == 1:
+        known = {"d_model": sizes["d_model"], "d_mlp": sizes["d_mlp"], "d_head": sizes["d_head"]}
+        prefer = ["d_mlp", "d_model"] if tail in ("mlp.pre", "mlp.post", "mlp.pre_linear") else ["d_model", "d_mlp"]
+        return [next((d for d in [*prefer, "d_head"] if known[d] == shape[0]), f"{variable_name(hook)}_dim")]
+    if len(shape) == 2:
+        key_value = bool(_KEY_VALUE_SITE.search(tail))
+        last = "d_head" if shape[1] == sizes["d_head"] else "d_model" if shape[1] == sizes["d_model"] else None
+        heads = sizes["n_key_value_heads"] or sizes["n_heads"] if key_value else sizes["n_heads"]
+        if last and (heads is None or shape[0] == heads or key_value):
+            return ["kv_head" if key_value else "head", last]
+        if key_value or tail in ("z", "q", "result"):
+            return ["kv_head" if key_value else "head", "d_head"]
+    return [f"{variable_name(hook)}_dim{axis}" for axis in range(len(shape))]
