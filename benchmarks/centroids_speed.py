@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+
 from common import alternate, peak_memory_mib, scratch, time_once
 from report import Column, Report, Table, arguments, parse, ratios
-
 from stratalens.analyses.centroids import centroids, project
 from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.sweep import run_slabs

@@ -21,11 +21,11 @@ import cloudpickle
 import distributed
 import numpy as np
 import xarray as xr
+from threadpoolctl import threadpool_limits
+
 from centroids_speed import GROUPS, make
 from common import Timing, scratch
 from report import Column, Report, Table, arguments, parse, ratios
-from threadpoolctl import threadpool_limits
-
 from stratalens.analyses.centroids import project
 from stratalens.analyses.engine.parcels import Common
 from stratalens.analyses.engine.slabs import SiteData, Slab

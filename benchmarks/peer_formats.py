@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+
 from formats import DTYPE, Format
 from zarr_formats import OursByTensorStore, OursByZarr, TensorStore, ZarrDefault, Zarrs, ZarrSharded
 

@@ -34,14 +34,14 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from common import Timing, alternate, is_installed
-from report import Column, Report, Table, arguments, parse, ratios
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import PredefinedSplit, cross_val_score
 from threadpoolctl import threadpool_limits
 
+from common import Timing, alternate, is_installed
+from report import Column, Report, Table, arguments, parse, ratios
 from stratalens.analyses.probes import probe
 
 TITLE, THEME = "All pairs, folds, layers and tokens of linear probes", "Analyses"

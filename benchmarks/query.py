@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from common import Timing, alternate, drop_cache, is_installed, time_once
 from formats import DTYPE, Format, Ours, OursPlain, OursUnchecked, Raw, Shape
 from peer_formats import PEERS, READERS_OF_OURS

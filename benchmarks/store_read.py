@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import tensorstore
 import zarr
+
 from common import alternate, scratch
 from report import Report, arguments, parse, ratios
-
 from stratalens.store import ActivationWriter, create, open_store
 from stratalens.store.checksum import extend
 from stratalens.store.chunks import PIECE, widen

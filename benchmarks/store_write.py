@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+
 from common import Timing, alternate, filesystem, is_installed, scratch
 from formats import DTYPE, Format, Ours, Raw, RawChecked, Shape
 from peer_formats import PEERS

@@ -24,10 +24,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 from centroids_speed import GROUPS, TOKENS, WIDTH, make
 from common import peak_memory_mib, time_once
 from report import Column, Report, Table, arguments, parse
-
 from stratalens.analyses.centroids import centroids
 from stratalens.analyses.probes import probe
 from stratalens.store import open_store

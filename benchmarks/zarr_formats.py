@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+
 from formats import DTYPE, Format
 
 
