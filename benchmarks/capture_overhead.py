@@ -70,7 +70,7 @@ class Workload:
     def __init__(self, count: int, batch: int) -> None:
         from transformer_lens.model_bridge import TransformerBridge
 
-        from stratalens.recency.smollm import load_smollm2
+        from stratalens.recency.models.smollm import load_smollm2
 
         hf, tokenizer = load_smollm2()
         folder = Path(tempfile.mkdtemp(prefix="tokenizer-"))

@@ -25,11 +25,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from threadpoolctl import threadpool_limits
 
-from stratalens.recency.corpus import Corpus, make_corpus
-from stratalens.recency.settings import UNTRAINED, StudySettings, preset
-from stratalens.recency.smollm import load_smollm2
-from stratalens.recency.train import load_checkpoint, loss_curves, train_stages
-from stratalens.recency.vocabulary import cut_vocabulary
+from stratalens.recency.corpus.drawing import make_corpus
+from stratalens.recency.corpus.entities import Corpus
+from stratalens.recency.models.smollm import load_smollm2
+from stratalens.recency.models.vocabulary import cut_vocabulary
+from stratalens.recency.parts import UNTRAINED
+from stratalens.recency.presets import preset
+from stratalens.recency.settings import StudySettings
+from stratalens.recency.training.train import load_checkpoint, loss_curves, train_stages
 
 TUNING_SEEDS = (0, 101, 102)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 import stratalens as sl
-from stratalens.recency.smollm import load_smollm2
+from stratalens.recency.models.smollm import load_smollm2
 
 GROUPS, EACH = 6, 1000
 

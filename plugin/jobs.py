@@ -95,7 +95,8 @@ def study_settings(run_file: Path | None, preset_name: str | None, seed: int | N
     Raises:
         InputError: both or neither are given, or the settings are wrong.
     """
-    from stratalens.recency.settings import PRESETS, preset, read_settings, validate
+    from stratalens.recency.presets import PRESETS, preset
+    from stratalens.recency.settings import read_settings, validate
 
     if (run_file is None) == (preset_name is None):
         raise InputError(f"give either a run file or --preset, one of {', '.join(PRESETS)}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stratalens.recency.settings import DEMO_REASONS, preset
-from stratalens.recency.smollm import find_gguf
+from stratalens.recency.models.smollm import find_gguf
+from stratalens.recency.presets import DEMO_REASONS, preset
 from stratalens.recency.study import Outcome, run_study
 
 QUICK_NOTE = (

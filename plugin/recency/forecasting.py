@@ -12,20 +12,47 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from stratalens.recency.adapters import current_or_new, is_adapter
-from stratalens.recency.base import Base
-from stratalens.recency.conflict import CONFLICT_STORE, conflict_prompts, conflict_recording
-from stratalens.recency.corpus import Corpus
+from stratalens.recency.corpus.contradictions import conflict_prompts
+from stratalens.recency.corpus.entities import Corpus
+from stratalens.recency.models.base import Base
 from stratalens.recency.parts import UNTRAINED
-from stratalens.recency.recordings import LAST_STORE, STORE, last_recording, main_recording, recorded_stages
-from stratalens.recency.schedule import plan
+from stratalens.recency.recording.stores import (
+    CONFLICT_STORE,
+    LAST_STORE,
+    STORE,
+    conflict_recording,
+    last_recording,
+    main_recording,
+    recorded_stages,
+)
 from stratalens.recency.settings import StudySettings
-from stratalens.recency.trainer import make_trainer
+from stratalens.recency.training.adapters import current_or_new, is_adapter
+from stratalens.recency.training.schedule import plan
+from stratalens.recency.training.trainer import make_trainer
+from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCHES = (4, 12)  # rows of the two timed batches; their difference leaves out what a step costs by itself
+
+
+def check_device(settings: StudySettings) -> None:
+    """Refuse settings made for a GPU on a machine without one.
+
+    Raises:
+        InputError: there is no GPU; how long it would take here is said, and how to insist.
+    """
+    import torch
+
+    if not settings.gpu or settings.device is not None or torch.cuda.is_available():
+        return
+    told = forecast_study(settings.model_copy(update={"device": "cpu"}))
+    raise InputError(
+        f"These settings (preset {settings.preset!r}) are made for a GPU, and there is none: here "
+        f"{told['training_tokens'] / 1e6:.1f} million tokens of training would take about "
+        f"{told['training_seconds'] / 3600:.0f} hours. Take --preset cpu, or insist by `device: cpu` in a run file."
+    )
 
 
 def forecast_study(settings: StudySettings) -> dict[str, Any]:

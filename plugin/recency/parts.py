@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from stratalens.recency import texts
-from stratalens.recency.balance import MEAN_LIMIT, SHARE_LIMIT
+from stratalens.recency.corpus import texts
+from stratalens.recency.corpus.balance import MEAN_LIMIT, SHARE_LIMIT
 from stratalens.store.errors import near
 
 Positive = Annotated[int, Field(ge=1)]

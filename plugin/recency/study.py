@@ -11,15 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stratalens.recency.balance import worst
-from stratalens.recency.base import Base, check_device
-from stratalens.recency.conflict import CONFLICT_STORE, TABLE, add_conflict, record_conflict
-from stratalens.recency.corpus import Corpus
-from stratalens.recency.recordings import LAST_STORE, STORE, record_last, record_stages
-from stratalens.recency.selfreport import in_words, report_rows, self_report
+from stratalens.recency.corpus.balance import worst
+from stratalens.recency.corpus.entities import Corpus
+from stratalens.recency.forecasting import check_device
+from stratalens.recency.models.base import Base
+from stratalens.recency.recording.stores import (
+    CONFLICT_STORE,
+    LAST_STORE,
+    STORE,
+    record_conflict,
+    record_last,
+    record_stages,
+)
 from stratalens.recency.settings import StudySettings, read_settings, write_settings
-from stratalens.recency.train import loss_curves, train_stages
-from stratalens.recency.trainer import Step
+from stratalens.recency.training.selfreport import self_report
+from stratalens.recency.training.train import loss_curves, train_stages
+from stratalens.recency.training.trainer import Step
 from stratalens.recency.watch import Watch, span
 from stratalens.store.errors import InputError
 
@@ -105,10 +112,13 @@ def run_study(
         conflict = record_conflict(settings, source.contradicted, checkpoints, folder / CONFLICT_STORE)
         wide = record_last(settings, corpus, checkpoints, folder / LAST_STORE, watch)
 
-    from stratalens.recency.findings import analyse, write_report
-    from stratalens.recency.forgetting import add_forgetting
-    from stratalens.recency.persistence import add_after
-    from stratalens.recency.tokens import add_tokens
+    from stratalens.recency.findings.asking import analyse
+    from stratalens.recency.findings.conflict import TABLE, add_conflict
+    from stratalens.recency.findings.forgetting import add_forgetting
+    from stratalens.recency.findings.persistence import add_after
+    from stratalens.recency.findings.selfreport import in_words, report_rows
+    from stratalens.recency.findings.tokens import add_tokens
+    from stratalens.recency.findings.writing import write_report
 
     with watch.phase("analyses", "asking all layers and stages"):
         found = analyse(ds, settings, watch)

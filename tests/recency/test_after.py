@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stratalens.recency.corpus import make_corpus
+from stratalens.recency.corpus.drawing import make_corpus
 from stratalens.recency.parts import AfterSettings, TrainSettings
-from stratalens.recency.schedule import plan
 from stratalens.recency.settings import StudySettings, validate
-from stratalens.recency.train import loss_curves, train_stages
+from stratalens.recency.training.schedule import plan
+from stratalens.recency.training.train import loss_curves, train_stages
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
 

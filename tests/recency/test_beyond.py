@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 import stratalens as sl
+from stratalens.recency.findings.forgetting import relate
 from stratalens.recency.forecasting import flat, forecast_study
-from stratalens.recency.forgetting import relate
 from stratalens.recency.parts import (
     AfterSettings,
     AnalysisSettings,
@@ -20,7 +20,8 @@ from stratalens.recency.parts import (
     SelfReportSettings,
     TrainSettings,
 )
-from stratalens.recency.settings import StudySettings, preset, read_settings
+from stratalens.recency.presets import preset
+from stratalens.recency.settings import StudySettings, read_settings
 from stratalens.recency.study import run_study
 from stratalens.store.errors import InputError
 from stratalens.store.info import info

@@ -4,8 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from stratalens.recency import texts
-from stratalens.recency.corpus import make_corpus
+from stratalens.recency.corpus import texts
+from stratalens.recency.corpus.drawing import make_corpus
 from stratalens.store.errors import InputError
 from support.tiny_study import study_tokenizer
 

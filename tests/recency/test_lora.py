@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import stratalens as sl
-from stratalens.recency.checkpoints import load_checkpoint
-from stratalens.recency.corpus import make_corpus
+from stratalens.recency.corpus.drawing import make_corpus
 from stratalens.recency.parts import LoraSettings, TrainSettings
-from stratalens.recency.train import train_stages
+from stratalens.recency.training.checkpoints import load_checkpoint
+from stratalens.recency.training.train import train_stages
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
 

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratalens.recency.balance import Covariates
-from stratalens.recency.corpus import make_corpus
-from stratalens.recency.people import read_people
+from stratalens.recency.corpus.balance import Covariates
+from stratalens.recency.corpus.drawing import make_corpus
+from stratalens.recency.corpus.people import read_people
 from stratalens.recency.settings import read_settings
 from stratalens.store.errors import InputError
 from support.tiny_study import study_tokenizer

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import stratalens as sl
-from stratalens.recency.corpus import make_corpus
+from stratalens.recency.corpus.drawing import make_corpus
 from stratalens.recency.parts import TrainSettings
-from stratalens.recency.trainer import make_trainer
+from stratalens.recency.training.trainer import make_trainer
 from stratalens.store.errors import InputError
 from stratalens.training import RecordingCallback
 from support.tiny_study import study_model, study_tokenizer

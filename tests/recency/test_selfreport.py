@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from stratalens.recency import texts
-from stratalens.recency.corpus import make_corpus
+from stratalens.recency.corpus import texts
+from stratalens.recency.corpus.drawing import make_corpus
+from stratalens.recency.corpus.groups import split
+from stratalens.recency.findings.selfreport import in_words, report_rows
 from stratalens.recency.parts import RecordSettings, SelfReportSettings, TrainSettings
-from stratalens.recency.selfreport import ask, in_words, report_rows, self_report, split, teach
 from stratalens.recency.settings import StudySettings, validate
-from stratalens.recency.train import train_stages
-from stratalens.recency.trainer import make_trainer
+from stratalens.recency.training.selfreport import ask, self_report, teach
+from stratalens.recency.training.train import train_stages
+from stratalens.recency.training.trainer import make_trainer
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stratalens.recency.settings import PRESETS, StudySettings, preset, read_settings, validate, write_settings
+from stratalens.recency.presets import PRESETS, preset
+from stratalens.recency.settings import StudySettings, read_settings, validate, write_settings
 from stratalens.store.errors import InputError
 
 

@@ -4,8 +4,8 @@ from importlib import metadata
 import pytest
 import torch
 
-from stratalens.recency import smollm
 from stratalens.recency.demo import run_demo
+from stratalens.recency.models import smollm
 from stratalens.store.errors import InputError
 
 needs_weights = pytest.mark.skipif(

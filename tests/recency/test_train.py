@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stratalens.recency.corpus import make_corpus
+from stratalens.recency.corpus.drawing import make_corpus
 from stratalens.recency.parts import TrainSettings
-from stratalens.recency.train import loss_curves, train_stages
-from stratalens.recency.trainer import DivergedError
+from stratalens.recency.training.train import loss_curves, train_stages
+from stratalens.recency.training.trainer import DivergedError
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
 

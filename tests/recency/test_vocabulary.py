@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from stratalens.recency.corpus import make_corpus
-from stratalens.recency.vocabulary import cut_vocabulary, kept_ids
+from stratalens.recency.corpus.drawing import make_corpus
+from stratalens.recency.models.vocabulary import cut_vocabulary, kept_ids
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
 from support.tokenizers import byte_level_with_bos, wordpiece

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stratalens.recency import texts
+from stratalens.recency.corpus import texts
 
 
 def study_tokenizer(size: int = 900) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stratalens.recency.findings import Findings
-from stratalens.recency.headline import Row, rows_of
+from stratalens.recency.findings.asking import Findings
+from stratalens.recency.findings.headline import Row, rows_of
 from stratalens.recency.parts import AfterSettings
 from stratalens.recency.settings import StudySettings
 

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratalens.recency.adapters import load_stage, save_weights
-from stratalens.recency.corpus import Corpus
+from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.parts import UNTRAINED, TrainSettings
-from stratalens.recency.schedule import Course
+from stratalens.recency.training.adapters import load_stage, save_weights
+from stratalens.recency.training.schedule import Course
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:

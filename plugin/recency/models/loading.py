@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from stratalens.recency.smollm import load_smollm2
+from stratalens.recency.models.smollm import load_smollm2
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:

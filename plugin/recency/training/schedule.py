@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stratalens.recency.corpus import Corpus
+from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.parts import AfterSettings, TrainSettings
 
 

@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratalens.recency.adapters import current_or_new, load_stage
-from stratalens.recency.checkpoints import (
+from stratalens.recency.corpus.entities import Corpus
+from stratalens.recency.parts import UNTRAINED, AfterSettings, TrainSettings
+from stratalens.recency.training.adapters import current_or_new, load_stage
+from stratalens.recency.training.checkpoints import (
     RECORD,
     check_stage,
     identity_after,
@@ -24,10 +26,8 @@ from stratalens.recency.checkpoints import (
     save_stage,
     within_stage,
 )
-from stratalens.recency.corpus import Corpus
-from stratalens.recency.parts import UNTRAINED, AfterSettings, TrainSettings
-from stratalens.recency.schedule import Course, plan
-from stratalens.recency.trainer import ProgressFunction, along, make_trainer, watcher
+from stratalens.recency.training.schedule import Course, plan
+from stratalens.recency.training.trainer import ProgressFunction, along, make_trainer, watcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stratalens.recency import texts
+from stratalens.recency.corpus import texts
 from stratalens.store.errors import InputError, near
 
 if TYPE_CHECKING:

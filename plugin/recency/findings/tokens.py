@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 import stratalens as sl
-from stratalens.recency.findings import BY, Findings
-from stratalens.recency.headline import Row, rows_of
+from stratalens.recency.findings.asking import BY, Findings
+from stratalens.recency.findings.headline import Row, rows_of
 from stratalens.recency.settings import StudySettings
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import stratalens as sl
-from stratalens.recency.corpus import Corpus
+from stratalens.recency.corpus.contradictions import Contradicted, conflict_prompts
+from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.settings import StudySettings
 from stratalens.recency.watch import Watch
 from stratalens.stages import Stage
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 STORE = "run.zarr"
 LAST_STORE = "last.zarr"
+CONFLICT_STORE = "conflict.zarr"
 
 
 def recorded_stages(settings: StudySettings, checkpoints: Mapping[str, Path]) -> dict[str, Path]:
@@ -72,3 +74,19 @@ def record_last(
         progress=report_rows,
         **last_recording(settings),
     )
+
+
+def conflict_recording(settings: StudySettings) -> dict[str, Any]:
+    """What `stratalens.capture` is told for the store of contradicted entities."""
+    return {"sites": ("resid_post",), "positions": settings.record.positions[:1], "statistics": ("answer_loss",)}
+
+
+def record_conflict(
+    settings: StudySettings, entities: tuple[Contradicted, ...], checkpoints: Mapping[str, Path], path: Path
+) -> xr.Dataset | None:
+    """Record contradicted entities at every checkpoint; None where there are none."""
+    if not entities:
+        return None
+    table = sl.PromptTable.from_dataframe(conflict_prompts(entities))
+    options = conflict_recording(settings)
+    return sl.capture(dict(checkpoints), table, path, device=settings.device, progress=False, **options)

@@ -1,42 +1,22 @@
-"""What a study starts from: the base model, its tokenizer, the corpus in its tokens, a machine that can train it."""
+"""What a study starts from: the base model, its tokenizer, and the corpus in its tokens."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratalens.recency.conflict import Contradicted, conflict_prompts, contradict
-from stratalens.recency.corpus import Corpus, make_corpus
-from stratalens.recency.models import load_base, quiet_bars
+from stratalens.recency.corpus.contradictions import Contradicted, conflict_prompts, contradict
+from stratalens.recency.corpus.drawing import make_corpus
+from stratalens.recency.corpus.entities import Corpus
+from stratalens.recency.corpus.groups import question_texts
+from stratalens.recency.corpus.people import People, read_people
+from stratalens.recency.models.loading import load_base, quiet_bars
+from stratalens.recency.models.vocabulary import cut_vocabulary
 from stratalens.recency.parts import UNTRAINED
-from stratalens.recency.people import People, read_people
-from stratalens.recency.selfreport import question_texts
 from stratalens.recency.settings import StudySettings
-from stratalens.recency.vocabulary import cut_vocabulary
-from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def check_device(settings: StudySettings) -> None:
-    """Refuse settings made for a GPU on a machine without one.
-
-    Raises:
-        InputError: there is no GPU; how long it would take here is said, and how to insist.
-    """
-    import torch
-
-    if not settings.gpu or settings.device is not None or torch.cuda.is_available():
-        return
-    from stratalens.recency.forecasting import forecast_study
-
-    told = forecast_study(settings.model_copy(update={"device": "cpu"}))
-    raise InputError(
-        f"These settings (preset {settings.preset!r}) are made for a GPU, and there is none: here "
-        f"{told['training_tokens'] / 1e6:.1f} million tokens of training would take about "
-        f"{told['training_seconds'] / 3600:.0f} hours. Take --preset cpu, or insist by `device: cpu` in a run file."
-    )
 
 
 class Base:
@@ -79,7 +59,7 @@ class Base:
             people=own,
             **limits,
         )
-        corpus, self.contradicted = contradict(corpus, s, self.tokenizer())
+        corpus, self.contradicted = contradict(corpus, s.conflict, self.tokenizer(), s.aliases, s.seed)
         return corpus
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

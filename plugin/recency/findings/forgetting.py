@@ -20,8 +20,8 @@ from scipy.stats import rankdata
 
 import stratalens as sl
 from stratalens.analyses.significance import interval
-from stratalens.recency.findings import BY, HALVES, Findings
-from stratalens.recency.headline import Row
+from stratalens.recency.findings.asking import BY, HALVES, Findings
+from stratalens.recency.findings.headline import Row
 from stratalens.recency.settings import StudySettings
 from stratalens.store.atomic import write_text
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from stratalens.recency import texts
+from stratalens.recency.corpus import texts
 from stratalens.store.errors import InputError, near
 from stratalens.table_files import read_frame
 

@@ -1,0 +1,1 @@
+"""What training starts from: the base model, its tokenizer, a vocabulary cut to what is in use."""

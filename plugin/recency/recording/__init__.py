@@ -1,0 +1,1 @@
+"""What is measured on the checkpoints: the stores of activations."""
