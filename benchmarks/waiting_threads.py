@@ -4,6 +4,8 @@ A tiny Llama-shaped model takes gradient steps in a process of its own, once by 
 that keep every core busy, with OMP_WAIT_POLICY unset and PASSIVE in turn. The command line sets PASSIVE.
 
     python benchmarks/waiting_threads.py [--steps 5] [--rounds 3]
+
+Not part of the suite: it keeps every core busy on purpose, and its answer is one line of the command line.
 """
 
 from __future__ import annotations

@@ -1,0 +1,126 @@
+"""The benchmarks run, their documents are whole, and the page is made of them. No times are asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks"
+SMALLEST = {
+    "store_read": ["--blocks", "1", "--rounds", "1"],
+    "query": ["--layers", "2", "--entities", "64", "--rows", "32", "--rounds", "1"],
+}
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(FOLDER / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("documents")
+    for name, smallest in SMALLEST.items():
+        work = tmp_path_factory.mktemp(name)
+        done = run(f"{name}.py", str(work), "--quick", *smallest, "--json", str(folder / f"{name}.json"))
+        assert done.returncode == 0, done.stderr
+        assert list(work.iterdir()) == [], "files left behind"
+    return folder
+
+
+def cells(document: dict[str, Any]) -> list[Any]:
+    return [row.get(c["key"]) for t in document["tables"] for row in t["rows"] for c in t["columns"]]
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_writes_a_whole_document(documents: Path, name: str) -> None:
+    document = json.loads((documents / f"{name}.json").read_text())
+    assert document["name"] == name
+    assert document["quick"]
+    assert document["machine"]["cores"] >= 1
+    assert set(document["versions"]) > {"stratalens", "numpy"}
+    assert document["tables"]
+    for table in document["tables"]:
+        keys = {column["key"] for column in table["columns"]}
+        first = table["columns"][0]["key"]
+        names = [row[first] for row in table["rows"]]
+        assert set(table["ours"]) <= set(names)
+        assert table["baseline"] is None or table["baseline"] in names
+        for row in table["rows"]:
+            assert "missing" in row or set(row) <= keys
+    measured = [cell for cell in cells(document) if isinstance(cell, dict)]
+    assert measured
+    assert all(cell["min"] <= cell["median"] <= cell["max"] and cell["n"] >= 1 for cell in measured)
+    assert str(Path.home()) not in json.dumps(document), "a place on this machine in the document"
+
+
+def test_a_peer_that_is_not_installed_has_a_row_that_says_so(documents: Path) -> None:
+    """Every format of the list is in the table, measured or missing."""
+    document = json.loads((documents / "query.json").read_text())
+    source = "from peer_formats import PEERS; import json; print(json.dumps([p.name for p in PEERS]))"
+    done = subprocess.run([sys.executable, "-c", source], cwd=FOLDER, capture_output=True, text=True, check=True)
+    rows = {row["name"]: row for row in next(t for t in document["tables"] if t["key"] == "layer")["rows"]}
+    assert set(json.loads(done.stdout)) <= set(rows)
+    assert all("pip install" in row["missing"] for row in rows.values() if "missing" in row)
+
+
+def test_the_page_holds_every_table_and_every_aim(documents: Path, tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    done = run("page.py", "--results", str(documents), "--to", str(page))
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert "Measured with `--quick`" in text
+    for path in documents.glob("*.json"):
+        document = json.loads(path.read_text())
+        for table in document["tables"]:
+            assert f"#### {table['title']}" in text
+        for aim in document["aims"]:
+            assert aim["text"] in text
+
+
+def test_the_page_that_is_in_the_documentation_is_that_of_the_documents(tmp_path: Path) -> None:
+    """Nobody has typed anything into it, and no document is newer than it."""
+    page = tmp_path / "benchmarks.md"
+    done = run("page.py", "--to", str(page))
+    assert done.returncode == 0, done.stderr
+    assert page.read_text() == (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_the_suite_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
+    """Writing into a folder that does not exist fails in one benchmark; the suite ends with 1 and names it."""
+    listed = run("suite.py", "--list")
+    assert set(SMALLEST) <= {line.split()[0] for line in listed.stdout.splitlines()}
+    assert run("suite.py", "no_such_benchmark").returncode == 1
+    broken = tmp_path / "benchmarks"
+    broken.mkdir()
+    for name in ("suite.py", "report.py", "common.py"):
+        (broken / name).write_text((FOLDER / name).read_text())
+    head = '"""One."""\nfrom report import Report, arguments, parse\nTITLE, THEME = "One", "Store"\n'
+    good = head + "with Report(__file__, parse(arguments(__doc__))) as report:\n    report.note('measured')\n"
+    (broken / "a_bad.py").write_text(head + "raise SystemExit(3)\n")
+    (broken / "b_good.py").write_text(good)
+    done = subprocess.run([sys.executable, str(broken / "suite.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "FAILED a_bad: ended with status 3" in done.stdout
+    assert json.loads((broken / "results" / "b_good.json").read_text())["notes"] == ["measured"]
+    assert sorted(p.name for p in (broken / "results").iterdir()) == ["b_good.json"]
+
+
+def test_every_script_is_in_the_suite_or_says_why_not() -> None:
+    listed = {line.split()[0] for line in run("suite.py", "--list").stdout.splitlines()}
+    outside = {
+        path.stem
+        for path in FOLDER.glob("*.py")
+        if path.stem not in listed and "argparse.ArgumentParser" in path.read_text()
+    }
+    frame = {"suite", "page", "report"}
+    silent = {name for name in outside - frame if "Not part of the suite" not in (FOLDER / f"{name}.py").read_text()}
+    assert silent == set()
