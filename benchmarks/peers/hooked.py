@@ -1,0 +1,63 @@
+"""TransformerLens 4: `run_with_cache` of the bridge, its residual streams cast and put into files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from peers.savers import SAVERS, Saver
+from peers.way import Way, hugging_face
+from peers.work import Work
+
+
+def bridge(work: Work) -> Any:
+    """The model in TransformerLens, without compatibility mode: nothing folded, nothing centred."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    return TransformerBridge.boot_transformers(
+        str(work.model), hf_model=hugging_face(work), tokenizer=AutoTokenizer.from_pretrained(work.model), device="cpu"
+    )
+
+
+class RunWithCache(Way):
+    """The loop of the tutorials: only the wanted hooks are cached, no logits are asked for."""
+
+    saver: type[Saver]
+
+    def load(self, work: Work) -> Any:
+        self.model = bridge(work)
+        self.hooks = [f"blocks.{n}.hook_resid_post" for n in range(work.layers)]
+        return self.model.original_model.model.embed_tokens
+
+    @torch.inference_mode()
+    def run(self, work: Work, setting: str, folder: Path) -> None:
+        saver = self.saver(work, setting, folder)
+        for rows, ids, mask in work.batches(setting):
+            _, cache = self.model.run_with_cache(
+                torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_type=None,
+                names_filter=lambda name: name in self.hooks,
+            )  # fmt: skip
+            place, token = (torch.from_numpy(i) for i in work.wanted(setting, rows))
+            saver.put(rows, torch.stack([cache[name][place, token].half() for name in self.hooks]))
+        saver.finish()
+
+    def read(self, work: Work, setting: str, folder: Path, layer: int) -> np.ndarray:
+        return self.saver(work, setting, folder).read(layer)
+
+
+def way(saver: type[Saver]) -> type[RunWithCache]:
+    """`run_with_cache` with one way of saving."""
+    about = {
+        "saver": saver,
+        "name": f"run_with_cache, {saver.name}",
+        "packages": ("transformer-lens", *saver.packages),
+        "selects": saver.selects,
+    }
+    return type(f"RunWithCache{saver.__name__}", (RunWithCache,), about)
+
+
+WAYS = tuple(way(saver) for saver in SAVERS)

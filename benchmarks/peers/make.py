@@ -1,0 +1,59 @@
+"""Making the folders that `peers.work` reads: weights as safetensors, prompts, token ids, batches as planned by us."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from capture_overhead import prompts
+from peers.work import POSITIONS, SETTINGS
+from stratalens.plan import plan_block
+from stratalens.positions import resolve
+
+
+def make_model(folder: Path, layers: int | None) -> None:
+    """SmolLM2-135M in float32, and its tokenizer, as anybody can load them."""
+    from stratalens.recency.smollm import load_smollm2
+
+    model, tokenizer = load_smollm2(layers)
+    model.save_pretrained(folder)
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(folder)
+
+
+def make_work(folder: Path, count: int, batch: int, block: dict[str, int]) -> None:
+    """`count` prompts of 20 to 60 tokens, in batches of at most `batch`, sorted by length within a block."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder.mkdir(parents=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder.parent / "model")
+    config = AutoConfig.from_pretrained(folder.parent / "model")
+    table = prompts(count)
+    tokenized = table.tokenize(tokenizer)
+    table.frame[["prompt", "entity"]].to_csv(folder / "prompts.csv", index=False)
+    ids = np.full((count, int(tokenized.lengths.max())), tokenizer.pad_token_id, np.int64)
+    for row, tokens in enumerate(tokenized.ids):
+        ids[row, : len(tokens)] = tokens
+    np.save(folder / "ids.npy", ids)
+    batches = {
+        setting: [
+            (part.tolist(), group.pad_to)
+            for start in range(0, count, block[setting])
+            for group in plan_block(np.arange(start, min(start + block[setting], count)), tokenized.lengths)
+            for part in group.batches(batch)
+        ]
+        for setting in SETTINGS
+    }
+    facts = {
+        "lengths": tokenized.lengths.tolist(),
+        "two": resolve(POSITIONS["two"], table, tokenized).index.tolist(),
+        "batch_size": batch,
+        "block_size": block,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "prompts": table.frame["prompt"].tolist(),
+        "batches": batches,
+    }
+    (folder / "work.json").write_text(json.dumps(facts))

@@ -1,0 +1,57 @@
+"""stratalens: `capture()`, without statistics and with all of them, read back through `open_store`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from peers.hooked import bridge
+from peers.way import Way
+from peers.work import POSITIONS, Work
+
+
+class Capture(Way):
+    """From the model in memory to a durable store; the fingerprint of the weights is counted."""
+
+    name = "stratalens"
+    packages = ("stratalens", "transformer-lens")
+    selects = "any stage, layer, prompt, token, by label"
+    statistics: ClassVar[bool] = False
+
+    def load(self, work: Work) -> Any:
+        from transformers import AutoTokenizer
+
+        self.model = bridge(work)
+        # The model's own: that which the bridge makes of it puts a token in front.
+        self.tokenizer = AutoTokenizer.from_pretrained(work.model)
+        return self.model.original_model.model.embed_tokens
+
+    def run(self, work: Work, setting: str, folder: Path) -> None:
+        from stratalens import PromptTable, capture
+
+        capture(
+            {"model": self.model}, PromptTable.read(work.folder / "prompts.csv"), folder / "run.zarr",
+            positions=POSITIONS[setting], dtype="float16", statistics=self.statistics, batch_size=work.batch_size,
+            block_size=work.block_size(setting), tokenizer=self.tokenizer, progress=False,
+        )  # fmt: skip
+
+    def read(self, work: Work, setting: str, folder: Path, layer: int) -> np.ndarray:
+        from stratalens import open_store
+
+        values = open_store(folder / "run.zarr", chunks=None).resid_post.sel(stage="model", layer=layer).values
+        if setting != "all":
+            return values.reshape(-1, work.width)
+        # Full sequences end at the same column: the last of a row is its last token.
+        return np.concatenate([row[len(row) - n :] for row, n in zip(values, work.lengths, strict=True)])
+
+
+class CaptureWithStatistics(Capture):
+    """With the 8 statistics of every activation and all of the output, which needs the output layer at every token."""
+
+    name = "stratalens, all statistics"
+    statistics = True
+
+
+WAYS = (Capture, CaptureWithStatistics)

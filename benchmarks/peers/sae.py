@@ -1,0 +1,134 @@
+"""SAELens: CacheActivationsRunner, one hook and one pass over the data for each layer, as Arrow files.
+
+It takes token ids of one common length and no attention mask, so every prompt is padded on the right to the longest
+one; positions of prompts of unequal length cannot be chosen, and all tokens are kept. Its HookedTransformer refuses
+SmolLM2 by name. It is therefore compared twice: with a HookedTransformer made from a config that holds the same
+weights, which stops behind the wanted layer, and with its own wrapper of transformers' model (HookedProxyLM), loaded
+from a folder. A pass is made for a few layers, spread evenly, and all times are scaled up to all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from peers.way import CannotError, Way, hugging_face, sync_tree
+from peers.work import Work
+
+#: Of 30: early and late ones alike, since a pass stops behind its layer.
+LAYERS = (4, 14, 24)
+ALL_TOKENS_ONLY = "keeps the same positions of every prompt (seqpos_slice), which have their last tokens elsewhere"
+
+
+def hooked_transformer(work: Work) -> Any:
+    """A HookedTransformer with the weights of the folder, nothing folded or centred."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+
+    model = hugging_face(work)
+    hf = model.config
+    sizes = HookedTransformerConfig(
+        n_layers=hf.num_hidden_layers, d_model=hf.hidden_size, n_ctx=512, d_head=hf.head_dim, d_vocab=hf.vocab_size,
+        n_heads=hf.num_attention_heads, n_key_value_heads=hf.num_key_value_heads, d_mlp=hf.intermediate_size,
+        act_fn=hf.hidden_act, normalization_type="RMS", eps=hf.rms_norm_eps, gated_mlp=True, final_rms=True,
+        positional_embedding_type="rotary", rotary_adjacent_pairs=False, rotary_dim=hf.head_dim,
+        rotary_base=int(hf.rope_parameters["rope_theta"]), original_architecture="LlamaForCausalLM", device="cpu",
+    )  # fmt: skip
+    made = HookedTransformer(sizes)
+    made.load_and_process_state_dict(
+        convert_llama_weights(model, sizes), fold_ln=False, center_writing_weights=False, center_unembed=False,
+        fold_value_biases=False,
+    )  # fmt: skip
+    return made.eval()
+
+
+class Runner(Way):
+    """One pass for each of the layers in `layers`."""
+
+    packages = ("sae-lens", "transformer-lens", "datasets")
+    selects = "a prompt of one layer"
+    hook: ClassVar[str]
+    layers: ClassVar[tuple[int, ...]] = LAYERS
+    scaled: ClassVar[bool] = True
+
+    def made(self, work: Work) -> Any:
+        """The model that the runner is given."""
+        raise NotImplementedError
+
+    def load(self, work: Work) -> Any:
+        from datasets import disable_progress_bars
+        from sae_lens import cache_activations_runner
+
+        logging.getLogger("sae_lens").setLevel(logging.ERROR)
+        disable_progress_bars()
+        self.model = self.made(work)
+        # The runner loads a model by name, and this one has none that it knows.
+        cache_activations_runner.load_model = lambda **_: self.model
+        self.factor = self.copies = work.layers / len(self.layers) if self.scaled else 1.0
+        return self.model.embed if hasattr(self.model, "embed") else self.model.model.model.embed_tokens
+
+    def run(self, work: Work, setting: str, folder: Path) -> None:
+        from datasets import Dataset
+        from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
+
+        if setting != "all":
+            raise CannotError(ALL_TOKENS_ONLY)
+        count, length = work.ids.shape
+        ids = work.ids[work.order(setting)]
+        for layer in self.layers:
+            data = Dataset.from_dict({"input_ids": ids.tolist()})
+            batch = next(b for b in range(work.batch_size, 0, -1) if count % b == 0)
+            config = CacheActivationsRunnerConfig(
+                dataset_path="given", model_name="given", model_batch_size=batch, hook_name=self.hook.format(layer),
+                d_in=work.width, training_tokens=count * length, context_size=length, dtype="float16", device="cpu",
+                new_cached_activations_path=str(folder / str(layer)), shuffle=False, prepend_bos=False,
+                streaming=False, buffer_size_gb=batch * length * work.width * 2 / 1e9 * 1.0001,
+            )  # fmt: skip
+            CacheActivationsRunner(config, override_dataset=data).run()
+            sync_tree(folder / str(layer))
+
+    def read(self, work: Work, setting: str, folder: Path, layer: int) -> np.ndarray:
+        from datasets import load_from_disk
+
+        if layer not in self.layers:
+            raise CannotError(f"layer {layer} was not run")
+        column = load_from_disk(str(folder / str(layer))).with_format("numpy")[self.hook.format(layer)][:]
+        rows = dict(zip(work.order(setting), np.asarray(column), strict=True))
+        return np.concatenate([rows[r][: work.lengths[r]] for r in range(len(work.lengths))])
+
+
+class HookedRunner(Runner):
+    """HookedTransformer of TransformerLens 3.9, all layers."""
+
+    name = "SAELens, HookedTransformer, all layers"
+    hook = "blocks.{}.hook_resid_post"
+
+    def made(self, work: Work) -> Any:
+        return hooked_transformer(work)
+
+
+class HookedOneLayer(HookedRunner):
+    """The same, one layer in the middle and nothing else."""
+
+    name = "SAELens, HookedTransformer, one layer"
+    layers = (14,)
+    scaled = False
+
+
+class ProxyRunner(Runner):
+    """SAELens's own wrapper of transformers' model, all layers."""
+
+    name = "SAELens, HookedProxyLM, all layers"
+    hook = "model.layers.{}"
+
+    def made(self, work: Work) -> Any:
+        from sae_lens.load_model import load_model
+
+        hooks = [self.hook.format(n) for n in self.layers]
+        return load_model("AutoModelForCausalLM", str(work.model), "cpu", hook_names=hooks)
+
+
+WAYS = (HookedOneLayer, HookedRunner, ProxyRunner)
