@@ -17,7 +17,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from stratalens.store import labels
-from stratalens.store.chunks import Selection
+from stratalens.store.rows import Selection
 from stratalens.store.scaling import restore
 from stratalens.store.schema import AXES
 from stratalens.store.seam import Storage

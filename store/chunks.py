@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from stratalens.store.checksum import extend
 from stratalens.store.layout import CRC_BYTES, ArrayLayout, runs
+from stratalens.store.rows import FewRows, Selection, few_rows
 from stratalens.store.seam import Handle
 from stratalens.store.shards import parse_index
 from stratalens.store.threads import scratch
 
-Selection = slice | NDArray[np.intp]
 PIECE = 1 << 18
 TOO_SHORT = "the file is too short"
 DIFFERS = "its bytes differ from their checksum"
@@ -39,6 +39,29 @@ def widen(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
     wide = out.view(np.uint32)
     wide[...] = bits
     np.left_shift(wide, 16, out=wide)
+
+
+def read_summed(
+    handle: Handle, offset: int, nbytes: int, memory: NDArray[np.uint8] | None = None
+) -> tuple[int, bytes] | None:
+    """crc32c of an inner chunk and the one that is written behind it; None where the file is too short.
+
+    Read into `memory` where that is given. Piece by piece, so that each is summed while it is
+    in the processor's cache.
+    """
+    handle.expect(offset, nbytes)
+    crc, end = 0, nbytes - CRC_BYTES
+    if end < 0:
+        return None
+    tail = np.empty(CRC_BYTES, dtype=np.uint8)
+    for start in range(0, end, PIECE):
+        stop = min(start + PIECE, end)
+        piece = scratch(stop - start) if memory is None else memory[start:stop]
+        last = (piece, tail) if stop == end else (piece,)
+        if not handle.read_into(last, offset + start):
+            return None
+        crc = extend(crc, piece)
+    return crc, tail.tobytes()
 
 
 @dataclass
@@ -78,15 +101,26 @@ class ChunkFile:
         """Put rows of the file at `out[:, target]` [shape: (layer, row, token, *features)]; `valid` rows are real."""
         layout = self.layout
         simple = layout.inner_layers == 1 and layout.token_chunks == 1 and list(tokens) == list(range(layout.tokens))
-        if simple and isinstance(rows, slice) and isinstance(target, slice):
-            if (rows.start, rows.stop) == (0, valid):
-                self._whole(layers, out[:, target], valid)
-                return
-            few = 2 * (rows.stop - rows.start) <= layout.block_size
-            if few and not layout.compressed and (not self.verify or self.checked.issuperset(layers)):
-                self._thin(layers, rows, out, target)
-                return
-        self._some(layers, rows, tokens, out, target)
+        if simple and isinstance(rows, slice) and isinstance(target, slice) and (rows.start, rows.stop) == (0, valid):
+            self._whole(layers, out[:, target], valid)
+            return
+        few = None
+        if not layout.compressed and self._trusted(layers, tokens):
+            few = few_rows(rows, layout.block_size, self.handle.gap // max(1, layout.row_nbytes))
+        if few is not None:
+            self._thin(layers, few, tokens, out, target)
+        else:
+            self._some(layers, rows, tokens, out, target)
+
+    def _trusted(self, layers: Sequence[int], tokens: Sequence[int]) -> bool:
+        """Whether no checksum has to be looked at any more."""
+        if not self.verify:
+            return True
+        layout = self.layout
+        if not layout.sharded:
+            return 0 in self.checked
+        runs_of_tokens = {t // layout.token_chunk for t in tokens}
+        return self.checked.issuperset(layer * layout.token_chunks + r for layer in layers for r in runs_of_tokens)
 
     # -- whole inner chunks -------------------------------------------------------------
     def _place(self, number: int) -> tuple[int, int]:
@@ -108,13 +142,14 @@ class ChunkFile:
     def _chunk(self, number: int) -> NDArray[np.uint8]:
         """Bytes of an inner chunk, checked and unpacked; good until this thread reads the next one."""
         offset, nbytes = self._place(number)
-        memory = scratch(nbytes)
-        if nbytes < CRC_BYTES or not self.handle.read_into([memory], offset):
+        packed = scratch(max(0, nbytes - CRC_BYTES))
+        if not self.verify:
+            if not self.handle.read_into((packed,), offset):
+                raise Fault(number, TOO_SHORT)
+        elif (found := read_summed(self.handle, offset, nbytes, packed)) is None:
             raise Fault(number, TOO_SHORT)
-        packed = memory[:-CRC_BYTES]
-        if self.verify:
-            self._compare(extend(0, packed), memory[-CRC_BYTES:], number)
-            self.checked.add(number)
+        else:
+            self._compare(found[0], found[1], number)
         if not self.layout.compressed:
             return packed
         try:
@@ -148,7 +183,7 @@ class ChunkFile:
             if self.verify:
                 for k in range(length):
                     crc = extend(extend(0, buffers[2 * k]), tails[k][:-CRC_BYTES])
-                    self._compare(crc, tails[k][-CRC_BYTES:], first + k)
+                    self._compare(crc, tails[k][-CRC_BYTES:].tobytes(), first + k)
 
     def _widen(self, layer: int, out: NDArray[np.float32], used: int) -> None:
         """One inner chunk piece by piece: read, checksum and widen while it is in the processor's cache."""
@@ -169,21 +204,73 @@ class ChunkFile:
             tail = np.empty(layout.inner_nbytes - used + CRC_BYTES, dtype=np.uint8)
             if not self.handle.read_into([tail], offset + used):
                 raise Fault(layer, TOO_SHORT)
-            self._compare(extend(crc, tail[:-CRC_BYTES]), tail[-CRC_BYTES:], layer)
+            self._compare(extend(crc, tail[:-CRC_BYTES]), tail[-CRC_BYTES:].tobytes(), layer)
 
     # -- parts of inner chunks ------------------------------------------------------------
-    def _thin(self, layers: Sequence[int], rows: slice, out: NDArray[Any], target: slice) -> None:
-        """Few rows of many layers: one small read for each layer, one pass to decode them together."""
+    def _thin(
+        self, layers: Sequence[int], rows: FewRows, tokens: Sequence[int], out: NDArray[Any], target: Selection
+    ) -> None:
+        """Few rows that nothing has to be checked of any more: only they are read, some layers at a time."""
         layout = self.layout
-        nbytes = (rows.stop - rows.start) * layout.row_nbytes
-        start, stride = rows.start * layout.row_nbytes, layout.inner_stride
-        whole = out[:, target]
-        direct = whole.flags.c_contiguous and not self.decode
-        memory = whole.reshape(-1).view(np.uint8) if direct else scratch(nbytes * len(layers))
-        if not self.handle.read_pieces(memory, nbytes, [layer * stride + start for layer in layers]):
-            raise Fault(layers[0], TOO_SHORT)
-        if not direct:
-            self._assign(whole, memory.view(layout.variable.storage_dtype))
+        width, run = layout.row_nbytes, layout.token_chunk
+        chunks = sorted({t // run for t in tokens})
+        nbytes = len(chunks) * rows.count * width
+        step = max(1, PIECE // nbytes)
+        for first in range(0, len(layers), step):
+            chosen = layers[first : first + step]
+            memory = scratch(nbytes * len(chosen))
+            starts = [self._start(layer, chunk) for layer in chosen for chunk in chunks]
+            spans = [(at + low * width, (high - low) * width) for at in starts for low, high in rows.spans]
+            if not self.handle.read_pieces(memory, spans):
+                raise Fault(None, TOO_SHORT)
+            shape = (len(chosen), len(chunks), rows.count, run, *layout.variable.shape)
+            values = memory.view(layout.variable.storage_dtype).reshape(shape)
+            for position, chunk in enumerate(chunks):
+                self._put(values[:, position, rows.picks], chunk, tokens, out[first : first + step], target)
+
+    def _start(self, layer: int, chunk: int) -> int:
+        """Where the rows of a layer (and of a run of tokens) begin in the file."""
+        layout = self.layout
+        if layout.sharded:
+            return (layer * layout.token_chunks + chunk) * layout.inner_stride
+        return layer * layout.block_size * layout.row_nbytes
+
+    def _some(
+        self, layers: Sequence[int], rows: Selection, tokens: Sequence[int], out: NDArray[Any], target: Selection
+    ) -> None:
+        """Any selection: chunk by chunk through scratch memory; all of a chunk is read, to check it."""
+        layout = self.layout
+        inner = (layout.inner_layers, layout.block_size, layout.token_chunk, *layout.variable.shape)
+        for chunk in sorted({t // layout.token_chunk for t in tokens}):
+            numbers = [layer * layout.token_chunks + chunk for layer in layers] if layout.sharded else [0]
+            for position, number in enumerate(numbers):
+                values = self._chunk(number).view(layout.variable.storage_dtype).reshape(inner)
+                part = values[:, rows] if layout.sharded else values[list(layers)][:, rows]
+                self._put(part, chunk, tokens, out[position : position + len(part)], target)
+
+    def _put(
+        self, values: NDArray[Any], chunk: int, tokens: Sequence[int], out: NDArray[Any], target: Selection
+    ) -> None:
+        """Values [shape: (layer, row, token in run, *features)] of one run of tokens into their rows and tokens."""
+        run = self.layout.token_chunk
+        places = [k for k, t in enumerate(tokens) if t // run == chunk]
+        inner = [tokens[k] % run for k in places]
+        whole = len(places) == len(tokens)
+        if inner != list(range(run)):
+            values = values[:, :, inner]
+        if whole and isinstance(target, slice):
+            self._assign(out[:, target], values)
+            return
+        if self.decode:
+            decoded = np.empty(values.shape, dtype=np.float32)
+            widen(values, decoded)
+            values = decoded
+        if whole:
+            out[:, target] = values
+        elif isinstance(target, slice):
+            out[:, target][:, :, places] = values
+        else:
+            out[:, target[:, None], np.asarray(places)] = values
 
     def _assign(self, out: NDArray[Any], values: NDArray[Any]) -> None:
         """Values in storage order into `out` of as many elements."""
@@ -193,63 +280,7 @@ class ChunkFile:
         else:
             out[...] = values
 
-    def _some(
-        self, layers: Sequence[int], rows: Selection, tokens: Sequence[int], out: NDArray[Any], target: Selection
-    ) -> None:
-        """Any selection: chunk by chunk through scratch memory."""
-        layout = self.layout
-        run = layout.token_chunk
-        for chunk in sorted({t // run for t in tokens}):
-            wanted = [(position, t % run) for position, t in enumerate(tokens) if t // run == chunk]
-            places, inner = [p for p, _ in wanted], [t for _, t in wanted]
-            if not layout.sharded:
-                values = self._rows(0, rows)
-                for position, layer in enumerate(layers):
-                    self._store(out[position], target, places, values[layer][:, inner])
-                continue
-            for position, layer in enumerate(layers):
-                values = self._rows(layer * layout.token_chunks + chunk, rows)
-                self._store(out[position], target, places, values[0][:, inner])
-
-    def _store(self, out: NDArray[Any], target: Selection, places: list[int], values: NDArray[Any]) -> None:
-        if self.decode:
-            decoded = np.empty(values.shape, dtype=np.float32)
-            widen(values, decoded)
-            values = decoded
-        if isinstance(target, slice):
-            out[target][:, places] = values
-        else:
-            out[np.ix_(target, np.asarray(places))] = values
-
-    def _rows(self, number: int, rows: Selection) -> NDArray[Any]:
-        """Rows of one inner chunk [shape: (layer, row, token in run, *features)]; all of it is read to check it."""
-        layout, variable = self.layout, self.layout.variable
-        shape = (layout.inner_layers, layout.block_size, layout.token_chunk, *variable.shape)
-        low = rows.start if isinstance(rows, slice) else int(rows.min())
-        high = rows.stop if isinstance(rows, slice) else int(rows.max()) + 1
-        trusted = not self.verify or number in self.checked
-        if trusted and not layout.compressed and layout.inner_layers == 1 and 2 * (high - low) <= layout.block_size:
-            return self._few_rows(number, rows, low, high, shape)
-        return self._chunk(number).view(variable.storage_dtype).reshape(shape)[:, rows]
-
-    def _few_rows(self, number: int, rows: Selection, low: int, high: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Rows between `low` and `high` in one read, or row by row where they lie far apart."""
-        row_nbytes = self.layout.row_nbytes
-        offset = number * self.layout.inner_stride
-        dtype = self.layout.variable.storage_dtype
-        if not isinstance(rows, slice) and (high - low) * row_nbytes > 4 * len(rows) * max(row_nbytes, 1 << 14):
-            memory = scratch(len(rows) * row_nbytes)
-            jobs = [(memory[i * row_nbytes : (i + 1) * row_nbytes], int(row)) for i, row in enumerate(rows)]
-            chosen: Selection = slice(None)
-        else:
-            memory = scratch((high - low) * row_nbytes)
-            jobs = [(memory, low)]
-            chosen = slice(None) if isinstance(rows, slice) else rows - low
-        for piece, row in jobs:
-            if not self.handle.read_into([piece], offset + row * row_nbytes):
-                raise Fault(number, TOO_SHORT)
-        return memory.view(dtype).reshape(1, -1, *shape[2:])[:, chosen]
-
-    def _compare(self, crc: int, held: NDArray[np.uint8], number: int) -> None:
-        if crc != int.from_bytes(held.tobytes(), "little"):
+    def _compare(self, crc: int, held: bytes, number: int) -> None:
+        if crc != int.from_bytes(held, "little"):
             raise Fault(number, DIFFERS)
+        self.checked.add(number)

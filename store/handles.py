@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.store.errors import DamagedError, InputError, StratalensError
+from stratalens.store.seam import Piece
 
 
 def unreadable(path: str | Path, error: OSError) -> StratalensError:
@@ -27,6 +28,8 @@ _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux: says that a read would wai
 
 class ReadHandle:
     """Positioned reads straight into memory; a context manager."""
+
+    gap = 1 << 12
 
     def __init__(self, descriptor: int, path: str) -> None:
         self._descriptor = descriptor
@@ -62,33 +65,34 @@ class ReadHandle:
                 pending[0] = pending[0][got:]
         return True
 
-    def read_pieces(self, memory: NDArray[np.uint8], nbytes: int, offsets: Sequence[int]) -> bool:
-        """Fill `memory` with pieces of `nbytes` from these offsets, one behind the other.
+    def read_pieces(self, memory: NDArray[np.uint8], pieces: Sequence[Piece]) -> bool:
+        """Fill `memory` with these (offset, bytes) of the file, one behind the other; False if the file ends before.
 
         What is not in the page cache is asked for all at once, and without what lies
         around it, so that the disk does not answer one piece after the other.
         """
-        view, descriptor, flags = memory.data, self._descriptor, _NOWAIT
+        view, descriptor, flags, at = memory.data, self._descriptor, _NOWAIT, 0
         try:
-            for number, offset in enumerate(offsets):
-                piece = (view[number * nbytes : (number + 1) * nbytes],)
+            for number, (offset, nbytes) in enumerate(pieces):
+                part = (view[at : at + nbytes],)
                 try:
-                    got = os.preadv(descriptor, piece, offset, flags)
+                    got = os.preadv(descriptor, part, offset, flags)
                 except OSError as error:
-                    if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                    if not flags or error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
                         raise
                     if error.errno == errno.EAGAIN:
-                        self._announce(nbytes, offsets[number:])
-                    got = os.preadv(descriptor, piece, offset)
+                        self._announce(pieces[number:])
+                    got = os.preadv(descriptor, part, offset)
                 flags = 0
-                if got < nbytes and not self.read_into([memory[number * nbytes + got : (number + 1) * nbytes]], offset + got):
+                if got < nbytes and not self.read_into((memory[at + got : at + nbytes],), offset + got):
                     return False
+                at += nbytes
         except OSError as error:
             raise unreadable(self._path, error) from error
         return True
 
-    def _announce(self, nbytes: int, offsets: Sequence[int]) -> None:
+    def _announce(self, pieces: Sequence[Piece]) -> None:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-            for offset in offsets:
+            for offset, nbytes in pieces:
                 os.posix_fadvise(self._descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)

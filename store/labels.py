@@ -127,10 +127,10 @@ def digest(columns: Mapping[str, NDArray[Any]]) -> str:
         values = columns[name]
         state.update(f"{name}\0{data_type(values)}\0{len(values)}\0".encode())
         if values.dtype == object:
-            for text in values:
-                raw = text.encode()
-                state.update(len(raw).to_bytes(8, "little"))
-                state.update(raw)
+            for start in range(0, len(values), LABEL_CHUNK):
+                texts = [text.encode() for text in values[start : start + LABEL_CHUNK]]
+                sizes = np.fromiter(map(len, texts), dtype="<u8", count=len(texts)).tobytes()
+                state.update(b"".join(sizes[8 * i : 8 * i + 8] + text for i, text in enumerate(texts)))
         else:
             state.update(values.tobytes())
     return state.hexdigest()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stratalens.store.errors import InputError, StratalensError
 from stratalens.store.leases import LeaseLock
 from stratalens.store.locks import waiting
-from stratalens.store.seam import PRIVATE, TEMPORARY, Buffer, Kind
+from stratalens.store.seam import PRIVATE, TEMPORARY, Buffer, Kind, Piece
 
 LEASES = f"{PRIVATE}/leases"
 UPLOADS = 8
@@ -183,18 +183,18 @@ class RemoteStorage:
         """Handle for positioned reads; that there is no object shows at the first one, as FileNotFoundError."""
         return RemoteHandle(self, key)
 
-    def read_ranges(self, key: str, nbytes: int, offsets: Sequence[int]) -> list[bytes]:
-        """Bytes of parts of an object, asked for at the same time; shorter where the object ends."""
-        places, stops = [self._at(key)] * len(offsets), [offset + nbytes for offset in offsets]
+    def read_ranges(self, key: str, pieces: Sequence[Piece]) -> Sequence[bytes]:
+        """Parts (offset, bytes) of an object, asked for at the same time; shorter where the object ends."""
+        places, starts, stops = [self._at(key)] * len(pieces), [o for o, _ in pieces], [o + n for o, n in pieces]
         try:
-            return cast("list[bytes]", self._fs.cat_ranges(places, list(offsets), stops, on_error="raise"))
+            return cast("Sequence[bytes]", self._fs.cat_ranges(places, starts, stops, on_error="raise"))
         except FileNotFoundError:
             raise
         except OSError as error:
             size = self.size(key)
-            if size is not None and max(offsets) >= size:  # S3 refuses a range that begins behind the end
-                return [self.read_ranges(key, nbytes, [o])[0] if o < size else b"" for o in offsets]
-            raise self._failed("reading", key, error) from error
+            if size is None or max(starts) < size:  # S3 refuses a range that begins behind the end
+                raise self._failed("reading", key, error) from error
+            return [self.read_ranges(key, [piece])[0] if piece[0] < size else b"" for piece in pieces]
 
     # -- locks --------------------------------------------------------------------------------
     def writer_lock(self) -> LeaseLock:
@@ -236,6 +236,8 @@ class Uploaded:
 class RemoteHandle:
     """Ranged reads of one object; a range that is expected is fetched once."""
 
+    gap = 1 << 18
+
     def __init__(self, storage: RemoteStorage, key: str) -> None:
         self._storage, self._key = storage, key
         self._held = (0, b"")
@@ -255,7 +257,9 @@ class RemoteHandle:
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Fetch a range that is going to be read piece by piece."""
-        self._held = (offset, self._storage.read_ranges(self._key, nbytes, [offset])[0])
+        start, data = self._held
+        if offset < start or offset + nbytes > start + len(data):
+            self._held = (offset, self._storage.read_ranges(self._key, [(offset, nbytes)])[0])
 
     def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
         """Fill the buffers one after the other from `offset` with one request; False if the object ends before."""
@@ -264,7 +268,7 @@ class RemoteHandle:
             return True
         start, data = self._held
         if offset < start or offset + total > start + len(data):
-            start, data = offset, self._storage.read_ranges(self._key, total, [offset])[0]
+            start, data = offset, self._storage.read_ranges(self._key, [(offset, total)])[0]
             if len(data) < total:
                 return False
         at = offset - start
@@ -273,10 +277,10 @@ class RemoteHandle:
             at += buffer.nbytes
         return True
 
-    def read_pieces(self, memory: NDArray[np.uint8], nbytes: int, offsets: Sequence[int]) -> bool:
-        """Fill `memory` with pieces of `nbytes` from these offsets, one behind the other; False if the object ends."""
-        pieces = self._storage.read_ranges(self._key, nbytes, offsets)
-        if any(len(piece) < nbytes for piece in pieces):
+    def read_pieces(self, memory: NDArray[np.uint8], pieces: Sequence[Piece]) -> bool:
+        """Fill `memory` with these (offset, bytes), one behind the other; False if the object ends before."""
+        found = self._storage.read_ranges(self._key, pieces)
+        if any(len(data) < nbytes for data, (_, nbytes) in zip(found, pieces, strict=True)):
             return False
-        memory[...] = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+        memory[...] = np.frombuffer(b"".join(found), dtype=np.uint8)
         return True

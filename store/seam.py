@@ -16,12 +16,17 @@ from numpy.typing import NDArray
 PRIVATE = ".stratalens"
 TEMPORARY = f"{PRIVATE}/tmp"
 
+Piece = tuple[int, int]  # offset, bytes
 Buffer = bytes | NDArray[Any]
 Kind = Literal["nothing", "file", "folder"]
 
 
 class Handle(AbstractContextManager["Handle"], Protocol):
     """Positioned reads on one object."""
+
+    @property
+    def gap(self) -> int:
+        """Bytes that are better read along than left out between two pieces."""
 
     def size(self) -> int:
         """Bytes of the object."""
@@ -32,8 +37,8 @@ class Handle(AbstractContextManager["Handle"], Protocol):
     def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
         """Fill the buffers one after the other from `offset`; False if the object ends before."""
 
-    def read_pieces(self, memory: NDArray[np.uint8], nbytes: int, offsets: Sequence[int]) -> bool:
-        """Fill `memory` with pieces of `nbytes` from these offsets, one behind the other; False if the object ends."""
+    def read_pieces(self, memory: NDArray[np.uint8], pieces: Sequence[Piece]) -> bool:
+        """Fill `memory` with these parts of the object, one behind the other; False if the object ends before."""
 
 
 class Pending(Protocol):
@@ -132,7 +137,7 @@ class Storage(Protocol):
         """Bytes of an object, or None where there is none."""
 
     def open_read(self, key: str) -> Handle | None:
-        """Handle for positioned reads, or None where there is no object (or its first read raises FileNotFoundError)."""
+        """Handle for positioned reads; None where there is no object, or its first read raises FileNotFoundError."""
 
     def writer_lock(self) -> Lock:
         """The lock of the store's writers."""

@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stratalens.store.chunks import ChunkFile, Fault, Selection
+from stratalens.store.chunks import ChunkFile, Fault
 from stratalens.store.errors import DamagedError
 from stratalens.store.layout import ArrayLayout
+from stratalens.store.rows import Selection
 from stratalens.store.seam import Storage
 from stratalens.store.threads import cores, run_tasks
 
 PARALLEL_FROM = 4 << 20
+SMALL_PIECE = 1 << 16
 MISSING = "the file is missing"
 
 
@@ -81,7 +83,10 @@ class SlabReader:
             return out
         parts = self._parts(entities)
         waiting = self.storage.waiting
-        alone = out.nbytes < PARALLEL_FROM and not waiting
+        check = self._to_check(stages, layers, parts)
+        # Threads that read many small pieces mostly wait for each other (for the interpreter's lock).
+        small = not check and not isinstance(entities, slice) and layout.row_nbytes < SMALL_PIECE
+        alone = not waiting and (small or out.nbytes + check < PARALLEL_FROM)
         step = len(layers)
         if not alone and layout.sharded and len(parts) * len(stages) == 1:
             step = max(1, len(layers) // cores())
@@ -98,6 +103,13 @@ class SlabReader:
         if tasks:
             run_tasks(tasks, waiting=waiting)
         return out
+
+    def _to_check(self, stages: Sequence[int], layers: Sequence[int], parts: Sequence[Any]) -> int:
+        """Bytes of inner chunks that have to be read whole before a row of them can be trusted."""
+        if not self.verify or not self.layout.sharded:
+            return 0
+        unseen = [1 for s in stages for b, _, _ in parts if not self._checked.get((s, b), set()).issuperset(layers)]
+        return len(unseen) * len(layers) * self.layout.inner_nbytes
 
     def _parts(self, entities: Selection) -> list[tuple[int, Selection, Selection]]:
         """(block, rows in the block, rows in the result) of a selection."""

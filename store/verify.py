@@ -19,7 +19,7 @@ import numpy as np
 
 from stratalens.store import commits, labels, metadata
 from stratalens.store.checksum import extend
-from stratalens.store.chunks import BAD_INDEX, TOO_SHORT
+from stratalens.store.chunks import BAD_INDEX, TOO_SHORT, read_summed
 from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.layout import CRC_BYTES, ArrayLayout
 from stratalens.store.manifest import HISTORY, Store, absent, good_line, load
@@ -27,7 +27,7 @@ from stratalens.store.places import storage_at
 from stratalens.store.seam import Storage
 from stratalens.store.shards import index_bytes, parse_index
 from stratalens.store.slabs import MISSING, describe
-from stratalens.store.threads import cores, scratch
+from stratalens.store.threads import cores
 from stratalens.store.verify_report import Damage, VerifyReport
 
 __all__ = ["Damage", "VerifyReport", "check_file", "verify_store"]
@@ -71,13 +71,13 @@ def check_file(storage: Storage, layout: ArrayLayout, key: str) -> FileCheck:
         if places is None:
             return FileCheck(0, ((None, BAD_INDEX),), size)
         for number, (offset, nbytes) in enumerate(places.tolist()):
-            memory = scratch(nbytes)
-            if not handle.read_into([memory], offset):
+            summed = read_summed(handle, offset, nbytes)
+            if summed is None:
                 return FileCheck(0, ((number, TOO_SHORT),), size)
-            tail = memory[-CRC_BYTES:]
-            if extend(0, memory[:-CRC_BYTES]) != int.from_bytes(tail.tobytes(), "little"):
+            crc, written = summed
+            if crc != int.from_bytes(written, "little"):
                 faults.append((number, "bytes differ from their checksum"))
-            digest = extend(digest, tail)
+            digest = extend(digest, np.frombuffer(written, dtype=np.uint8))
     return FileCheck(digest, tuple(faults), size)
 
 
