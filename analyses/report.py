@@ -37,6 +37,7 @@ KEYS = (
     "losses",
     "tokens",
     "control_table",
+    "forgetting",
 )
 
 
@@ -56,8 +57,8 @@ def report(
         results: results of the analyses by name: projection (`sl.project`), probes (`sl.probe`), cosines,
             centroids, statistics_probe, matched_probe, residual_probe, generalise, statistics (result of
             `statistic_quantiles`), losses (DataFrame: stage, step, loss), control_table, tokens (`sl.probe` of one
-            pair at many tokens, for a map of its own). Any may be
-            absent; the page then says which call makes it.
+            pair at many tokens, for a map of its own), forgetting (results of `forgetting_table` by name). Any may
+            be absent; the page then says which call makes it.
         path: the HTML file; written to a temporary name and renamed.
         store_info: what the top of the page says: model, path, dims, sites, stages, tokens, bytes,
             completeness {stage: {site: share}}, versions, machine, date, groups {name: rows}; unknown keys
@@ -130,7 +131,7 @@ def render(
         sections=shown,
         facts=facts(store_info),
         fine_print=fine_print(store_info),
-        highlights=[plain(text, 600) for text in highlights],
+        highlights=[plain(text, 2000) for text in highlights],
         completeness=completeness(store_info),
         groups=group_rows(store_info, trained),
     )

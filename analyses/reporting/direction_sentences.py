@@ -172,3 +172,20 @@ def drift_sentence(centroids: xr.Dataset, picture: Picture) -> say.Sentence:
         )
 
     return sentence
+
+
+def forgetting_sentence(table: xr.Dataset) -> say.Sentence:
+    """Describe a statistic of groups before they are trained on, right after, and the longest time since."""
+    since = table["exposure"].transpose("group", "stage").values
+    value = table["value"].transpose("group", "stage").values
+    name = plain(table.attrs.get("statistic", "the statistic"))
+    ages = [age for age in np.unique(since) if age >= 0]
+    if not ages:
+        return lambda place: f"No stage that trained on a group is recorded, so nothing can be said of {name}."
+    words = [f"{np.nanmean(value[since == 0]):.2f} in groups just trained on"] if 0 in ages else []
+    if ages[-1] > 0:
+        words.append(f"{np.nanmean(value[since == ages[-1]]):.2f} after {ages[-1]:g} further stages")
+    if (since < 0).any():
+        words.append(f"{np.nanmean(value[since < 0]):.2f} before training on them")
+    text = f"The mean {name} is " + ", ".join(words) + "."
+    return lambda place: text

@@ -16,7 +16,7 @@ from stratalens.analyses.plots.estimates import estimate, extreme_pair, pair_mea
 from stratalens.analyses.plots.grids import cosine_matrix_picture, pair_matrix_picture, scalar_map_picture
 from stratalens.analyses.plots.paths import centroid_path_picture
 from stratalens.analyses.plots.picture import plain, values_of
-from stratalens.analyses.plots.stages import direction_drift_picture
+from stratalens.analyses.plots.stages import direction_drift_picture, forgetting_picture
 from stratalens.analyses.plots.sweeps import layer_sweep_picture
 from stratalens.analyses.reporting import direction_sentences as more
 from stratalens.analyses.reporting import sentences as say
@@ -48,6 +48,7 @@ def build_sections(results: Results, notes: Sequence[str] = (), known: Sequence[
         *in_the_prompt(results),
         controls(results),
         directions(results),
+        *forgotten(results),
         Section("unknown", "What is not known", points=[*limits(results), *notes]),
     ]
 
@@ -260,3 +261,11 @@ def directions(results: Results) -> Section:
     if not section.panels:
         section.missing = "sl.cosines(probes), sl.generalise(probes, ds) and sl.centroids(ds)"
     return section
+
+
+def forgotten(results: Results) -> list[Section]:
+    """What is forgotten with time, where a run has asked for it; nothing otherwise."""
+    curves: Mapping[str, xr.Dataset] = results.get("forgetting") or {}
+    reading = "One line per group; right of 0 other groups are trained on, left of it the group is not known yet."
+    panels = [Panel(forgetting_picture(table), more.forgetting_sentence(table), reading) for table in curves.values()]
+    return [Section("forgetting", "What is forgotten?", panels=panels)] if panels else []

@@ -232,7 +232,12 @@ def test_it_prints_light_and_without_controls(browser: Any, page_file: Path) -> 
     assert it.page.locator("html").get_attribute("data-theme") == "dark"
     pdf = it.page.pdf(format="A4")
     assert pdf.startswith(b"%PDF")
+    fit = "(plot) => plot.clientWidth * plot.style.getPropertyValue('--fit')"
+    it.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    widths = it.page.evaluate(f"[...document.querySelectorAll('.plot')].map({fit})")
     it.page.emulate_media(media="print")
     assert it.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not it.page.locator("nav").is_visible()
+    assert widths
+    assert max(widths) <= 661  # pixels of a sheet of A4 or letter between its margins: no figure is cut off
     it.context.close()

@@ -154,7 +154,12 @@
     const button = document.getElementById("theme");
     if (button) button.addEventListener("click", () => dress(theme === "dark" ? "light" : "dark"));
     let before = theme;
-    window.addEventListener("beforeprint", () => { before = theme; dress("light"); });
+    window.addEventListener("beforeprint", () => {
+      before = theme;
+      dress("light");
+      /* figures keep the pixels they were drawn with: shrunk to paper of 18 cm, not cut off */
+      document.querySelectorAll(".plot").forEach((plot) => plot.style.setProperty("--fit", String(Math.min(1, 660 / plot.clientWidth))));
+    });
     window.addEventListener("afterprint", () => dress(before));
     for (const id of Object.keys(data.figures)) await draw(id);
     window.stratalens = { figures };
