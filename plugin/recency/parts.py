@@ -128,6 +128,8 @@ class RecordSettings(BaseModel):
     dtype: StoreDtype = "auto"
     stages: Literal["all", "ends"] = "all"  # ends: only the untrained and the last stage
     statistics: bool = True
+    # questions asked of every checkpoint, the answer chosen among all: one of every entity, all of them, or none
+    answers: Literal["one", "all", "none"] = "one"
     last: LastSettings | None = None
 
 

@@ -15,6 +15,7 @@ from stratalens.recency.corpus.balance import worst
 from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.forecasting import check_device
 from stratalens.recency.models.base import Base
+from stratalens.recency.recording.answers import FOLDER, ask_checkpoints
 from stratalens.recency.recording.stores import (
     CONFLICT_STORE,
     LAST_STORE,
@@ -22,6 +23,7 @@ from stratalens.recency.recording.stores import (
     record_conflict,
     record_last,
     record_stages,
+    recorded_stages,
 )
 from stratalens.recency.settings import StudySettings, read_settings, write_settings
 from stratalens.recency.training.selfreport import self_report
@@ -111,6 +113,8 @@ def run_study(
         ds = record_stages(settings, corpus, checkpoints, folder / STORE, watch)
         conflict = record_conflict(settings, source.contradicted, checkpoints, folder / CONFLICT_STORE)
         wide = record_last(settings, corpus, checkpoints, folder / LAST_STORE, watch)
+        asked = recorded_stages(settings, checkpoints)
+        answers = ask_checkpoints(settings, corpus, asked, folder / FOLDER, watch)
 
     from stratalens.recency.findings.asking import analyse
     from stratalens.recency.findings.conflict import TABLE, add_conflict
@@ -128,7 +132,7 @@ def run_study(
         if conflict is not None:
             add_conflict(found, ds, conflict, settings, folder / TABLE)
         if settings.record.statistics:
-            add_forgetting(found, ds, settings, folder / "forgetting.csv")
+            add_forgetting(found, ds, answers, settings, folder / "forgetting.csv")
         if reported is not None:
             rows = report_rows(reported, settings.seed)
             found.rows += rows

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import stratalens as sl
-from stratalens.recency.findings.forgetting import relate
+from stratalens.recency.findings.relations import relate
 from stratalens.recency.forecasting import flat, forecast_study
 from stratalens.recency.parts import (
     AfterSettings,

@@ -12,8 +12,8 @@ import pandas as pd
 import stratalens as sl
 from stratalens.analyses.significance import cluster_bootstrap
 from stratalens.recency.findings.asking import HALVES, Findings
-from stratalens.recency.findings.forgetting import relate
 from stratalens.recency.findings.headline import Row
+from stratalens.recency.findings.relations import relate
 from stratalens.recency.settings import StudySettings
 from stratalens.store.atomic import write_text
 

@@ -1,152 +1,192 @@
 """Forgetting and recency: is an entity that looks recent also one whose answer is still known?
 
-Within every trained stage, so that time itself explains nothing: the rank
-correlation over entities between the recency score (out of fold, of the probe
-of early against late) and the loss of the entity's answer. Then partialled for
-the loss over the prompt itself: an alias that is remembered is read with less
-surprise. The null shuffles scores within stages, the interval is a bootstrap
-over entities within stages.
+Known is what the entity was taught: whether the likeliest of all answers is the
+true one, and how likely that is (`recording.answers`). Related to it is the
+recency score (out of fold, of the probe of early against late) by rank
+correlation over entities: over all stages, where time alone makes one; within
+stages, where it cannot; and there partialled for the loss over the prompt, as
+an alias that is remembered is read with less surprise. Kinds of question are
+always kept apart, as some are easier than others.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from scipy.stats import rankdata
 
 import stratalens as sl
-from stratalens.analyses.significance import interval
+from stratalens.analyses.plots.stages import forgetting_table
+from stratalens.analyses.significance import cluster_bootstrap, p_value
 from stratalens.recency.findings.asking import BY, HALVES, Findings
 from stratalens.recency.findings.headline import Row
+from stratalens.recency.findings.relations import DRAWS, relate
 from stratalens.recency.settings import StudySettings
 from stratalens.store.atomic import write_text
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Array = npt.NDArray[np.float64]
-DRAWS = 1000
+ACCURACY, LOSS = "answer accuracy", "answer loss"
 
 
-def within_ranks(values: Array, strata: npt.NDArray[np.int64]) -> Array:
-    """Ranks inside each stratum, from -0.5 to 0.5, so that strata cannot differ.
+def add_forgetting(
+    found: Findings, ds: xr.Dataset, answers: pd.DataFrame, settings: StudySettings, table: Path
+) -> None:
+    """Rows, sentences and figures, and a csv of every entity at every checkpoint.
 
-    >>> within_ranks(np.array([3.0, 9.0, 1.0, 5.0]), np.array([0, 0, 1, 1])).tolist()
-    [-0.25, 0.25, -0.25, 0.25]
-    """
-    out = np.zeros(len(values))
-    for stratum in np.unique(strata):
-        mine = strata == stratum
-        out[mine] = (rankdata(values[mine]) - 0.5) / mine.sum() - 0.5
-    return out
-
-
-def partial_correlation(x: Array, y: Array, given: Array | None) -> float:
-    """Correlation of two centred variables, of what is left of them where a third has explained what it can.
-
-    >>> a = np.array([-1.0, 0.0, 1.0]); round(partial_correlation(a, -a, None), 6)
-    -1.0
-    """
-    if given is not None:
-        power = float(given @ given)
-        if power > 0:
-            x, y = x - given * float(x @ given) / power, y - given * float(y @ given) / power
-    size = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / size if size > 1e-12 else float("nan")
-
-
-def relate(
-    score: Array, loss: Array, strata: npt.NDArray[np.int64], given: Array | None = None, *, seed: int = 0
-) -> dict[str, Any]:
-    """Rank correlation within strata, with interval, null and two-sided p.
+    The csv has stage, entity_id, trained_stage, exposure, recency_score, prompt_loss (mean loss over the prompt),
+    recorded_answer_loss (of the answer behind the recorded prompt, a question never seen in training), and, of the
+    questions that the entity was taught and asked again, kinds, answer_accuracy (share answered rightly) and
+    answer_loss (mean of minus the log probability of the true answer), so that other questions can be asked of it.
 
     Args:
-        score: [array-like, shape: (entities,)].
-        loss: [array-like, shape: (entities,)].
-        strata: [array-like, shape: (entities,)] int group inside which ranks are taken and labels are shuffled.
-        given: what is partialled out, or None.
-        seed: of resamples and permutations.
+        found: gets them.
+        ds: the store of all stages, with statistics.
+        answers: what was answered at every checkpoint; may be empty.
+        settings: of the study.
+        table: the csv.
     """
-    random = np.random.default_rng([6, seed])
-    ranks = [within_ranks(values, strata) for values in (score, loss)]
-    third = None if given is None else within_ranks(given, strata)
-    value = partial_correlation(ranks[0], ranks[1], third)
-    groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
-    null, draws = np.empty(DRAWS), np.empty(DRAWS)
-    for number in range(DRAWS):
-        shuffled = np.empty(len(score))
-        for group in groups:
-            shuffled[group] = ranks[0][random.permutation(group)]
-        null[number] = partial_correlation(shuffled, ranks[1], third)
-        rows = np.concatenate([random.choice(group, len(group)) for group in groups])
-        taken = [within_ranks(values[rows], strata[rows]) for values in (score, loss)]
-        again = None if given is None else within_ranks(given[rows], strata[rows])
-        draws[number] = partial_correlation(taken[0], taken[1], again)
-    low, high = interval(draws, np.array(value), bounds=(-1, 1))
-    p = (1 + int((np.abs(null) >= abs(value) - 1e-9).sum())) / (1 + DRAWS)
-    numbers = {"value": value, "low": float(low), "high": float(high), "null": float(null.mean()), "p": p}
-    return {name: number if np.isfinite(number) else None for name, number in numbers.items()}
+    frame, probes = _per_entity(ds, answers, settings)
+    write_text(table, frame.to_csv(index=False))
+    final = settings.stage_names[-1]
+    last = frame[frame["stage"] == final]
+    place = {"layer": probes.layer.values[0].item(), "token": str(probes.token.values[0])}
+    if len(answers):
+        _add_accuracy(found, answers[answers["trained"].astype(bool)], settings)
+        found.report["forgetting"] = _curves(ds, frame)
+    told = []
+    outcomes = {ACCURACY: "answer_accuracy", LOSS: "answer_loss"} if len(answers) else {LOSS: "recorded_answer_loss"}
+    for outcome, column in outcomes.items():
+        rows = _relations(last, outcome, column, settings.seed)
+        for row in rows:
+            row |= {"stage": final, **place, "n": len(last), "site": str(probes.attrs.get("site", ""))}
+        found.rows += rows
+        told += [_sentence(outcome, rows)] if all(row["value"] is not None for row in rows) else []
+    found.sentences += told
 
 
-def add_forgetting(found: Findings, ds: xr.Dataset, settings: StudySettings, table: Path) -> None:
-    """Rows and a sentence for the last stage, and a csv of every entity at every checkpoint.
-
-    The csv has stage, entity_id, trained_stage, exposure, recency_score, answer_loss and prompt_loss (mean loss over
-    the prompt), so that other questions about forgetting can be asked of it.
-    """
+def _per_entity(ds: xr.Dataset, answers: pd.DataFrame, settings: StudySettings) -> tuple[pd.DataFrame, xr.Dataset]:
+    """One row for every checkpoint and entity, and the probes that the scores are of."""
     a = settings.analysis
-    first = np.flatnonzero(ds.template.values == str(ds.template.values[0]))  # one row an entity
-    here = ds.isel(layer=[-1], entity=first).sel(token=ds.token.values[:1])
+    here = _one_template(ds).isel(layer=[-1]).sel(token=ds.token.values[:1])
     probes = sl.probe(
         here, target=HALVES, order=["early", "late"], C=a.C, folds=a.folds, seed=settings.seed, progress=False
     )
     frames = []
     for stage in ds.stage.values:
         at = here.sel(stage=stage).isel(token=0)
-        frames.append(
-            pd.DataFrame(
-                {
-                    "stage": str(stage),
-                    "entity_id": at.entity_id.values.astype(str),
-                    BY: at[BY].values.astype(str),
-                    "exposure": at.exposure.values,
-                    "recency_score": probes.score.sel(stage=stage).isel(layer=0, token=0, pair=0).values,
-                    "answer_loss": at.answer_loss.values,
-                    "prompt_loss": at.running_loss.values,
-                }
-            )
-        )
+        columns = {
+            "stage": str(stage),
+            "entity_id": at.entity_id.values.astype(str),
+            BY: at[BY].values.astype(str),
+            "exposure": at.exposure.values,
+            "recency_score": probes.score.sel(stage=stage).isel(layer=0, token=0, pair=0).values,
+            "prompt_loss": at.running_loss.values,
+            "recorded_answer_loss": at.answer_loss.values,
+        }
+        frames.append(pd.DataFrame(columns))
     frame = pd.concat(frames, ignore_index=True)
-    write_text(table, frame.to_csv(index=False))
+    if not len(answers):
+        return frame, probes
+    taught = answers[answers["trained"].astype(bool)].astype({"right": float})
+    each = taught.groupby(["stage", "entity_id"], sort=False)
+    known = each.agg(kinds=("kind", ",".join), answer_accuracy=("right", "mean"), answer_loss=("answer_loss", "mean"))
+    return frame.merge(known.reset_index(), on=["stage", "entity_id"], how="left", validate="one_to_one"), probes
+
+
+def _one_template(ds: xr.Dataset) -> xr.Dataset:
+    return ds.isel(entity=np.flatnonzero(ds.template.values == str(ds.template.values[0])))
+
+
+def _relations(last: pd.DataFrame, outcome: str, column: str, seed: int) -> list[Row]:
+    """Over all stages, within them, and within them partialled for the prompt's loss."""
+    kinds = last["kinds"] if "kinds" in last else pd.Series("", index=last.index)
+    apart, within = (pd.factorize(labels)[0].astype(np.int64) for labels in (kinds, last[BY] + "/" + kinds))
+    score, known, prompt = (last[name].to_numpy(float) for name in ("recency_score", column, "prompt_loss"))
+    name = f"rank correlation of recency score and {outcome}"
+    return [
+        {"name": name, **relate(score, known, apart, seed=seed)},
+        {"name": f"{name} within stages", **relate(score, known, within, seed=seed)},
+        {
+            "name": f"{name} within stages, prompt loss partialled out",
+            **relate(score, known, within, prompt, seed=seed),
+        },
+    ]
+
+
+def _add_accuracy(found: Findings, taught: pd.DataFrame, settings: StudySettings) -> None:
+    """How many answers are known: of all that was taught so far at every checkpoint, of each stage at the last one."""
+    order = {name: number for number, name in enumerate(taught["stage"].unique())}
+    rows = []
+    for stage, mine in taught.groupby("stage", sort=False):
+        so_far = mine[mine[BY].map(order).fillna(len(order)) <= order[stage]]
+        name = ACCURACY if len(so_far) else f"{ACCURACY} before any training"
+        rows.append(_accuracy(name, str(stage), so_far if len(so_far) else mine, settings.seed))
     final = settings.stage_names[-1]
-    last = frame[frame["stage"] == final]
-    strata = pd.factorize(last[BY])[0].astype(np.int64)
-    score, loss, prompt = (last[name].to_numpy(float) for name in ("recency_score", "answer_loss", "prompt_loss"))
-    name = "rank correlation of recency score and answer loss within stages"
-    rows: list[Row] = []
-    for suffix, given in (("", None), (", prompt loss partialled out", prompt)):
-        rows.append(
-            {
-                "name": name + suffix,
-                "stage": final,
-                "layer": here.layer.values[0].item(),
-                "token": str(here.token.values[0]),
-                **relate(score, loss, strata, given, seed=settings.seed),
-                "n": len(last),
-                "site": str(probes.attrs.get("site", "")),
-            }
-        )
-    found.rows += rows
-    if all(row["value"] is not None for row in rows):
-        found.sentences.append(
-            f"Forgetting: within stages, entities with a higher recency score have "
-            f"{'a lower' if rows[0]['value'] < 0 else 'a higher'} answer loss, rank correlation {_said(rows[0])}; with "
-            f"the loss over the prompt partialled out {_said(rows[1])}: {_verdict(rows)}."
-        )
+    at_end = taught[taught["stage"] == final]
+    groups = [
+        _accuracy(f"{ACCURACY}, entities of {name}", final, at_end[at_end[BY] == name], settings.seed)
+        for name in settings.stage_names
+    ]
+    found.rows += [*rows, *groups]
+    told = ", ".join(f"{row['value']:.2f} of {name}" for row, name in zip(groups, settings.stage_names, strict=True))
+    found.sentences.append(
+        f"What is still known after {final} (share of questions taught for which the likeliest of all answers is the "
+        f"true one): {told}; by chance {groups[0]['null']:.2f} to {groups[-1]['null']:.2f} (answers shuffled among "
+        "entities that were asked the same)."
+    )
+
+
+def _accuracy(name: str, stage: str, mine: pd.DataFrame, seed: int) -> Row:
+    """Share of right answers; the null shuffles what was said among questions of one kind."""
+    right, units = mine["right"].to_numpy(float), pd.factorize(mine["entity_id"])[0]
+    low, high = cluster_bootstrap(right, units, seed=seed, bounds=(0, 1))
+    random = np.random.default_rng([9, seed])
+    said, true = mine["said"].to_numpy(str), mine["answer"].to_numpy(str)
+    hits = np.zeros(DRAWS)
+    for rows in (np.flatnonzero(mine["kind"] == kind) for kind in mine["kind"].unique()):
+        for draw in range(DRAWS):
+            hits[draw] += (said[random.permutation(rows)] == true[rows]).sum()
+    null = hits / len(mine)
+    return {
+        "name": name,
+        "stage": stage,
+        "layer": None,
+        "token": None,
+        "value": float(right.mean()),
+        "low": float(low),
+        "high": float(high),
+        "null": float(null.mean()),
+        "p": float(p_value(null, np.array(right.mean()))),
+        "n": len(np.unique(units)),
+        "site": None,
+    }
+
+
+def _curves(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, xr.Dataset]:
+    """Means of every group at every checkpoint, for the figures."""
+    first = _one_template(ds)
+    stages, entities = first.stage.values.astype(str), first.entity_id.values.astype(str)
+    curves = {}
+    for name, column in ((ACCURACY, "answer_accuracy"), (LOSS, "answer_loss")):
+        values = frame.pivot(index="stage", columns="entity_id", values=column).loc[stages, entities].to_numpy(float)
+        kept = first.drop_vars(first.data_vars).assign({name: (("stage", "entity"), values)})
+        curves[name] = forgetting_table(kept, BY, name)
+    curves[LOSS].attrs["units"] = "nats"
+    return curves
+
+
+def _sentence(outcome: str, rows: list[Row]) -> str:
+    _, within, partial = rows
+    more = "higher" if within["value"] >= 0 else "lower"
+    return (
+        f"Forgetting: over all stages the recency score goes with {outcome} at rank correlation {_said(rows[0])}; "
+        f"within stages, entities with a higher score have {'an' if outcome[0] in 'aeiou' else 'a'} {outcome} that is "
+        f"{more}, {_said(within)}; with the loss over the prompt partialled out {_said(partial)}: {_verdict(rows)}."
+    )
 
 
 def _said(row: Row) -> str:
@@ -154,6 +194,6 @@ def _said(row: Row) -> str:
 
 
 def _verdict(rows: list[Row]) -> str:
-    if rows[0]["p"] >= 0.05:
-        return "no relation is shown"
-    return "a relation beyond that loss" if rows[1]["p"] < 0.05 else "nothing is shown beyond that loss"
+    if rows[1]["p"] >= 0.05:
+        return "within stages no relation is shown"
+    return "a relation beyond that loss" if rows[2]["p"] < 0.05 else "nothing is shown beyond that loss"
