@@ -115,8 +115,9 @@ $(BENCH)/.installed: dist/.wheel $(PINS)
 	touch $@
 
 bench: $(BENCH)/.installed
-	$(BENCH)/bin/python benchmarks/suite.py $(NAMES) $(if $(QUICK),--quick)
-	$(BENCH)/bin/python benchmarks/page.py $(if $(QUICK),--results benchmarks/results/quick --to benchmarks/results/quick/page.md)
+	status=0; $(BENCH)/bin/python benchmarks/suite.py $(NAMES) $(if $(QUICK),--quick) || status=$$?; \
+	$(BENCH)/bin/python benchmarks/page.py \
+		$(if $(QUICK),--results benchmarks/results/quick --to benchmarks/results/quick/page.md) && exit $$status
 
 constraints: $(VENV)/.dev $(VENV)/.docs $(VENV39)/.dev
 	$(PYTHON) constraints/pin.py $(BIN)/pip $(PINS) 4.x

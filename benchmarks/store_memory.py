@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -68,50 +67,14 @@ def read(path: Path, blocks: int) -> Callable[[], None]:
     return sweep
 
 
-def record(path: Path, blocks: int) -> Callable[[], None]:
+def recorded(path: Path, blocks: int) -> Callable[[], None]:
     """capture() of a small random model with the same layers and width, statistics included."""
-    import pandas as pd
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformer_lens.hook_points import HookPoint
-    from transformer_lens.HookedRootModule import HookedRootModule
-    from transformers import PreTrainedTokenizerFast
+    from tiny_model import Adding, prompts, record, tokenizer
 
-    from stratalens import PromptTable, capture
-
-    class Model(HookedRootModule):  # type: ignore[misc]
-        """Embeddings through `LAYERS` additions, a hook behind each."""
-
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.embed = torch.nn.Embedding(100, width)
-            self.steps = torch.nn.ParameterList(torch.nn.Parameter(torch.randn(width)) for _ in range(LAYERS))
-            self.layers = torch.nn.ModuleList(torch.nn.ModuleDict({"hook_state": HookPoint()}) for _ in range(LAYERS))
-            self.setup()
-
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            """Running means of what went before."""
-            x = self.embed(ids)
-            for step, layer in zip(self.steps, self.layers, strict=True):
-                x = layer["hook_state"](x + step)
-            return x
-
-    words = Tokenizer(models.WordLevel({"[UNK]": 0, **{f"w{i}": i for i in range(1, 100)}}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]")
-    draws = np.random.default_rng(0).integers(1, 100, (blocks * BLOCK, 4))
-    table = PromptTable.from_dataframe(pd.DataFrame({"prompt": [" ".join(f"w{i}" for i in row) for row in draws]}))
-
-    def silent(model: Model, ids: torch.Tensor, mask: torch.Tensor) -> None:
-        """A pass without logits."""
-        model(ids, mask)
+    table, words = prompts(blocks * BLOCK), tokenizer()
 
     def run(target: Path, width: int) -> None:
-        capture(
-            Model(width), table, target, sites=("layers.{layer}.hook_state",), positions=("last",),
-            tokenizer=tokenizer, forward=silent, block_size=BLOCK, batch_size=32,
-            progress=False,
-        )  # fmt: skip
+        record(Adding(LAYERS, width), table, target, words, block_size=BLOCK, batch_size=32)
 
     # The same prompts through a narrow model: tokens, labels and what torch sets up at first are held from here on.
     run(path.with_name(f"{path.name}.narrow"), 16)
@@ -126,7 +89,7 @@ def memory(key: str) -> float:
 
 def child(job: str, path: Path, blocks: int) -> None:
     """Run one job; prints what it held before its values streamed, and how far it rose above that."""
-    work = {"capture": record, "write": write, "read": read}[job](path, blocks)
+    work = {"capture": recorded, "write": write, "read": read}[job](path, blocks)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = memory("VmRSS")
     work()
