@@ -60,6 +60,7 @@ def capture(
     block_size: int | None = None,
     force: bool = False,
     compression: str = "none",
+    rank: tuple[int, int] = (0, 1),
 ) -> xr.Dataset:
     """Record activations of a table of prompts at every stage, and open the store.
 
@@ -97,9 +98,13 @@ def capture(
         block_size: rows that are committed together, a power of two; None chooses.
         force: record even where the disk seems too small for the whole store.
         compression: "none", or "zstd" to pack the sites (about 1.3x; more where prompts begin alike).
+        rank: (number, how many) of one of several processes that record into one store, all called
+            alike: each takes its own blocks, so `block_size` x processes should not exceed the rows.
+            Under torchrun `(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))`.
 
     Returns:
-        The store as a lazy Dataset (`stratalens.open_store`).
+        The store as a lazy Dataset (`stratalens.open_store`); with several processes, what is there
+        when this one has finished.
 
     Raises:
         InputError: what was asked for is wrong; nothing was written.
@@ -136,11 +141,11 @@ def capture(
                         force=force,
                         block_size=block_size,
                         compression=compression,
+                        shared=rank[1] > 1,
                     )
                     listed_orders = orders(listed, store.writer.store.stages, named=not isinstance(stages, list))
-                _record_stage(
-                    store, adapter, stage, listed_orders[stage.name], batch_size, allow_same_weights, progress
-                )
+                order = listed_orders[stage.name]
+                _record_stage(store, adapter, stage, order, batch_size, allow_same_weights, progress, rank)
                 store.first = None
                 del adapter, model
             if not isinstance(stage.source, nn.Module):  # the caller holds on to a model of their own
@@ -195,8 +200,9 @@ def _record_stage(
     batch_size: int | Literal["auto"],
     allow_same_weights: bool,
     progress: bool | ProgressFunction | None,
+    rank: tuple[int, int],
 ) -> None:
-    """Record what is left of one stage."""
+    """Record what is left of one stage, or one process's part of it."""
     probe = store.probe(adapter, stage.name)
     recipe = store.recipe
     size = BatchSize(batch_size, adapter, bytes_per_token(adapter, recipe, probe.outputs.split))
@@ -204,8 +210,8 @@ def _record_stage(
         stage.name, order=order, fingerprint=weights_fingerprint(adapter), allow_same_weights=allow_same_weights
     )
     with entry as writer:
-        blocks = list(writer.pending())
-        total = len(store.table)
+        blocks = list(writer.pending(*rank))
+        total = sum(len(b) for b in store.writer.blocks()[rank[0] :: rank[1]])
         done = total - sum(len(b) for b in blocks)
         shown = stage.name if blocks else f"{stage.name} (recorded before)"
         with Progress(shown, done, total, progress) as bar:

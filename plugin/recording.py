@@ -141,6 +141,7 @@ def create_store(
     stages: int = 1,
     force: bool = False,
     compression: str = "none",
+    shared: bool = False,
 ) -> RecordingStore:
     """Make a store for a model's activations on a table of prompts, or open the one that is there.
 
@@ -163,6 +164,7 @@ def create_store(
         stages: stages that will be recorded; the disk must have room for what is missing of them.
         force: go on even where the disk seems too small.
         compression: "none", or "zstd" to pack the sites.
+        shared: let other processes that say so too write other blocks of the store at the same time.
 
     Returns:
         The open store, to be handed to `Recorder` and closed at the end.
@@ -200,7 +202,7 @@ def create_store(
         compression=compression,
     )
     allocate = pinned if adapter.device.type == "cuda" else None
-    return RecordingStore(recipe, ActivationWriter(store, allocate=allocate), table, adapter)
+    return RecordingStore(recipe, ActivationWriter(store, allocate=allocate, shared=shared), table, adapter)
 
 
 def pinned(size: int) -> NDArray[np.uint8]:

@@ -64,15 +64,17 @@ class ActivationWriter:
     def _take_lock(self) -> Lock:
         lock = self._storage.writer_lock()
         try:
-            if lock.try_acquire():
-                lock.note()
-                self._recover()
-                if self.shared:
-                    lock.clear_note()
-                    lock.downgrade()
-                return lock
-            if self.shared and lock.try_acquire(shared=True):
-                return lock
+            # The processes of one job begin at the same moment: while the first one recovers, the others wait here.
+            with self._storage.structure_lock():
+                if lock.try_acquire():
+                    lock.note()
+                    self._recover()
+                    if self.shared:
+                        lock.clear_note()
+                        lock.downgrade()
+                    return lock
+                if self.shared and lock.try_acquire(shared=True):
+                    return lock
         except OSError as error:
             lock.release()
             raise InputError(
@@ -84,26 +86,25 @@ class ActivationWriter:
         raise busy(self._storage.root, lock.holder())
 
     def _recover(self) -> None:
-        """Put right what a killed writer has left; only under the exclusive lock."""
+        """Put right what a killed writer has left; only under the exclusive lock, and that of the structure."""
         storage = self._storage
         storage.remove_temporaries(own_only=False)
         mend_history(storage)
         storage.clear_claims()
-        with storage.structure_lock():
-            store = load(storage)
-            documents = store.arrays()
-            stages = len(store.stages)
-            for name in ("stage", "stage_order", "weights_fingerprint"):
-                extra = [n for n in storage.list(name) if n.startswith("c.") and int(n[2:]) >= stages]
-                storage.delete(f"{name}/{n}" for n in extra)
-            for name in storage.list(""):
-                known = name in documents or name == PRIVATE
-                if not known and storage.is_folder(name) and storage.list(name) == ["zarr.json"]:
-                    storage.delete([f"{name}/zarr.json"])
-                    storage.remove_folder(name)
-            store.publish()
-            self._finish_compactions(store)
-            record_errors(store)
+        store = load(storage)
+        documents = store.arrays()
+        stages = len(store.stages)
+        for name in ("stage", "stage_order", "weights_fingerprint"):
+            extra = [n for n in storage.list(name) if n.startswith("c.") and int(n[2:]) >= stages]
+            storage.delete(f"{name}/{n}" for n in extra)
+        for name in storage.list(""):
+            known = name in documents or name == PRIVATE
+            if not known and storage.is_folder(name) and storage.list(name) == ["zarr.json"]:
+                storage.delete([f"{name}/zarr.json"])
+                storage.remove_folder(name)
+        store.publish()
+        self._finish_compactions(store)
+        record_errors(store)
 
     def _finish_compactions(self, store: Store) -> None:
         names = set(self._storage.list(commits.FOLDER))
