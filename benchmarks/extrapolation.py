@@ -25,7 +25,6 @@ import numpy as np
 
 import rates
 from centroids_speed import GROUPS, make, read
-from common import time_once
 from formats import DTYPE
 from probes_speed import as_data, gaussian
 from report import Column, Report, Table, arguments, number, parse
@@ -59,7 +58,7 @@ def measured(folder: Path, blocks: int, entities: int) -> dict[str, float]:
     quiet = {"cache": False, "progress": False, "order": order}
     found["centroids"] = stored / rates.best_of(lambda: centroids(ds, **quiet), 3)
     data = as_data(gaussian(1)).isel(token=[0])
-    took = time_once(lambda: probe(data, pairs=[("s1", "s2")], workers=1, progress=False)).wall
+    took = rates.best_of(lambda: probe(data, pairs=[("s1", "s2")], workers=1, progress=False), 3)
     found["probes"] = data.sizes["entity"] / GROUPS * 2 * data.sizes["d_model"] / took * cores()
     return found
 
