@@ -15,7 +15,7 @@ from stratalens.positions import resolve
 
 def make_model(folder: Path, layers: int | None) -> None:
     """SmolLM2-135M in float32, and its tokenizer, as anybody can load them."""
-    from stratalens.recency.smollm import load_smollm2
+    from stratalens.recency.models.smollm import load_smollm2
 
     model, tokenizer = load_smollm2(layers)
     model.save_pretrained(folder)

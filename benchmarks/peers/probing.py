@@ -1,0 +1,120 @@
+"""Other ways of fitting a linear probe in five folds and once more to all rows: scikit-learn and what builds on it.
+
+Each takes X (row, feature) float32, y (row,) 0 or 1 and the fold of every row, and gives `Fits`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+
+C = 0.1
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Accuracy of every fold, and the direction fitted to all rows (None where it is not comparable)."""
+
+    accuracy: np.ndarray
+    coef: np.ndarray | None
+
+
+def sklearn_fits(model: Any, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
+    """A loop over folds, and a refit."""
+    scores = []
+    for number in np.unique(fold):
+        train = fold != number
+        scores.append(clone(model).fit(x[train], y[train]).score(x[~train], y[~train]))
+    return Fits(np.array(scores), clone(model).fit(x, y).coef_.ravel())
+
+
+def exact(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
+    """Newton's method in float64 to the end."""
+    newton = LogisticRegression(C=C, tol=1e-10, max_iter=1000, solver="newton-cholesky")
+    return sklearn_fits(newton, x.astype(np.float64), y, fold)
+
+
+def sparse_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
+    """TransformerLens's k-sparse probe with k = all; five of its own splits, then a sixth fit, for its direction."""
+    import torch
+    from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
+
+    features, labels = torch.from_numpy(x), torch.from_numpy(y)
+    folds = len(np.unique(fold))
+    train = len(x) * (folds - 1) // folds
+    results = [
+        fit_sparse_probe(
+            features, labels, k=x.shape[1], test_fraction=1 / folds, class_weight=None, l2_strength=1 / (C * train),
+            seed=seed,
+        )
+        for seed in range(folds + 1)
+    ]  # fmt: skip
+    # Its loss is a mean, so that the penalty of C is 1 / (C n). It never fits all rows: no direction to compare.
+    return Fits(np.array([r.metrics.accuracy for r in results[:folds]]), None)
+
+
+def lmprobe_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
+    """lmprobe's probe on activations in memory, with the classifier of the same question and no scaling."""
+    from lmprobe import Probe
+
+    def made() -> Any:
+        return Probe(classifier=LogisticRegression(C=C), normalize_layers=False)
+
+    scores = []
+    for number in np.unique(fold):
+        train = fold != number
+        scores.append(made().fit_from_activations(x[train], y[train]).score_from_activations(x[~train], y[~train]))
+    return Fits(np.array(scores), made().fit_from_activations(x, y).classifier_.coef_.ravel())
+
+
+def lmprobe_sweep(scratch: Path, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
+    """`Probe.sweep_layers` as it comes, one layer; activations wait in its cache, so that no model runs.
+
+    Filling the cache is no part of it and done once. Its seconds are made those of six fits by sweeping six times.
+    """
+    from lmprobe import Probe, set_cache_backend
+    from lmprobe.cache import save_prompt_activations
+    from transformers import LlamaConfig
+
+    model = scratch / "model"
+    prompts = [f"row {i}" for i in range(len(x))]
+    if not model.exists():
+        import torch
+
+        LlamaConfig(hidden_size=x.shape[1], num_hidden_layers=1, vocab_size=8).save_pretrained(model)
+        set_cache_backend(str(scratch / "cache"))
+        for prompt, row in zip(prompts, x, strict=True):
+            save_prompt_activations(str(model), prompt, [0], torch.from_numpy(row)[None, None], torch.ones(1, 1))
+    set_cache_backend(str(scratch / "cache"))
+    positive, negative = ([p for p, label in zip(prompts, y, strict=True) if label == wanted] for wanted in (1, 0))
+    for _ in range(len(np.unique(fold)) + 1):
+        result = Probe.sweep_layers(str(model), positive, negative, layers=[0], device="cpu")
+    predicted = np.asarray(result.predict(prompts)[0])
+    return Fits(np.array([(predicted == y).mean()]), None)
+
+
+def dask_fit(answer: Any, solver: str, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> None:
+    """One fold of dask-ml; sends "ready", then (wall, CPU, `Fits` of that fold) or the error as text."""
+    import dask.array as da
+    from dask_ml.linear_model import LogisticRegression as DaskLogistic
+
+    train = fold != fold[0]
+    half = train.sum() // 2
+    rows, labels = da.from_array(x[train], chunks=(half, x.shape[1])), da.from_array(y[train], chunks=half)
+    answer.send("ready")
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        model = DaskLogistic(C=C, solver=solver).fit(rows, labels)
+    except Exception as error:  # whatever it is, it is the answer
+        answer.send(f"{type(error).__name__}: {error}")
+        return
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    coef = np.asarray(model.coef_).ravel()
+    scores = x[~train] @ coef + float(np.ravel(model.intercept_)[0])
+    answer.send((wall, cpu, Fits(np.array([((scores > 0) == y[~train]).mean()]), coef)))
