@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -103,6 +103,14 @@ def drop_cache(folder: str | Path) -> None:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
+
+
+def fill_cache(folders: Iterable[str | Path]) -> None:
+    """Read every file in the folders once, so that it is in the page cache."""
+    for path in {path for folder in folders for path in Path(folder).rglob("*") if path.is_file()}:
+        with path.open("rb", buffering=0) as file:
+            while file.read(8 << 20):
+                pass
 
 
 def time_once(function: Callable[[], object]) -> Timing:

@@ -74,8 +74,8 @@ def summary(documents: list[dict[str, Any]]) -> list[str]:
     met = sum(aim["met"] for _, aim in aims)
     rows = ["| | measured | aim | |", "|---|---|---|---|"]
     for document, aim in aims:
-        bound = f"at least {number(aim['at_least'])}" if aim["at_least"] is not None else ""
-        bound = bound or f"at most {number(aim['at_most'])}"
+        bound = f"at least {aim['at_least']:g}" if aim["at_least"] is not None else ""
+        bound = bound or f"at most {aim['at_most']:g}"
         rows.append(f"| {document['name']}: {escape(aim['text'])} | {shown(aim['value'])} | {bound} | {verdict(aim)} |")
     return ["## Aims", f"{met} of {len(aims)} aims are met.", "\n".join(rows)]
 
@@ -109,7 +109,10 @@ def grid(table: dict[str, Any]) -> str:
     """A table in markdown; a peer that could not be measured has its reason in the second column."""
     columns = table["columns"]
     head = [f"{c['label']} [{c['unit']}]" if c["unit"] else c["label"] for c in columns]
-    lines = [head, ["---", *["--:"] * (len(columns) - 1)]]
+    numeric = [
+        any(not isinstance(row.get(c["key"]), str) for row in table["rows"] if "missing" not in row) for c in columns
+    ]
+    lines = [head, ["--:" if right else "---" for right in numeric]]
     for row in table["rows"]:
         first = str(row[columns[0]["key"]])
         first = f"**{first}**" if first in table["ours"] else first
@@ -121,19 +124,20 @@ def grid(table: dict[str, Any]) -> str:
 
 
 def comparison(table: dict[str, Any]) -> list[str]:
-    """Who was faster than ours and who was slower, and by how much."""
+    """Who was faster than ours and who was slower in every round, and by how much."""
     sentences = []
     for what, others in table["against"].items():
-        told = [f"In {what} seconds" if what in ("wall", "cpu") else what[:1].upper() + what[1:]]
+        told = []
         for word, chosen in (
-            ("faster than", {n: c for n, c in others.items() if c["max"] < 1}),
-            ("no different from", {n: c for n, c in others.items() if c["min"] <= 1 <= c["max"]}),
-            ("slower than", {n: c for n, c in others.items() if c["min"] > 1}),
+            ("faster", {n: c for n, c in others.items() if c["max"] < 1}),
+            ("now faster, now slower", {n: c for n, c in others.items() if c["min"] <= 1 <= c["max"]}),
+            ("slower", {n: c for n, c in others.items() if c["min"] > 1}),
         ):
-            names = [f"{n} ({shown(c)} of its time)" for n, c in sorted(chosen.items(), key=lambda i: i[1]["median"])]
-            told += [f"{word} {table['ours'][0]}: {', '.join(names)}"] if names else []
-        sentences.append(f"{told[0]}, {'; '.join(told[1:])}." if len(told) > 1 else "")
-    return [" ".join(sentences)] if any(sentences) else []
+            names = [f"{n} ({number(c['median'])})" for n, c in sorted(chosen.items(), key=lambda i: i[1]["median"])]
+            told += [f"{word} {', '.join(names)}"] if names else []
+        ours = table["ours"][0]
+        sentences += [f"Seconds ({what}) as multiples of those of {ours}: {'; '.join(told)}."] if told else []
+    return sentences
 
 
 def sentence(text: str) -> str:

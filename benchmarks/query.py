@@ -11,7 +11,7 @@ of flat files, sequentially, on one thread.
 Ours checks every byte against its checksum in all rows but the one with `verify=False`; in the table of the files it is
 said who else does.
 
-    python benchmarks/query.py [FOLDER] [--stages 2] [--layers 30] [--entities 4096] [--rounds 4]
+    python benchmarks/query.py [FOLDER] [--stages 2] [--layers 30] [--entities 3072] [--rounds 4]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from common import Timing, alternate, drop_cache, is_installed, time_once
+from common import Timing, alternate, drop_cache, fill_cache, is_installed, time_once
 from formats import DTYPE, Format, Ours, OursPlain, OursUnchecked, Raw, Shape
 from peer_formats import PEERS, READERS_OF_OURS
 from report import Column, Report, Table, arguments, parse, ratios, versus
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default=tempfile.gettempdir(), help="on a disk")
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--entities", type=int, default=4096)
+    parser.add_argument("--entities", type=int, default=3072)
     parser.add_argument("--tokens", type=int, default=2)
     parser.add_argument("--width", type=int, default=576)
     parser.add_argument("--rows", type=int, default=1024, help="rows of a block")
@@ -166,6 +166,8 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
         ], baseline="raw file", ours=[kind.name for kind in OURS])  # fmt: skip
         found = {}
         for kind in ("cold", "warm"):
+            if kind == "warm":
+                fill_cache(way.folder for way in ways)
             asked = {way.name: partial(ask, way, question, shape, kind == "cold", [0]) for way in ways}
             found[kind] = alternate(asked, options.rounds * (4 if question == "entity" else 1), shuffle=True)
             table.against[kind] = versus(found[kind], table.ours)

@@ -51,12 +51,13 @@ def checksumming() -> float:
     return a.nbytes / best_of(lambda: extend(0, a))
 
 
-def write_file(path: Path, data: np.ndarray) -> None:
-    """All bytes into a new file, and onto the disk."""
+def write_file(path: Path, data: np.ndarray, times: int = 1) -> None:
+    """All bytes, so many times, into a new file, and onto the disk."""
     view = data.reshape(-1).view(np.uint8)
     with path.open("wb", buffering=0) as file:
-        for start in range(0, len(view), PIECE):
-            file.write(view[start : start + PIECE].data)
+        for _ in range(times):
+            for start in range(0, len(view), PIECE):
+                file.write(view[start : start + PIECE].data)
         os.fsync(file.fileno())
 
 
