@@ -40,6 +40,14 @@ def exact(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
     return sklearn_fits(newton, x.astype(np.float64), y, fold)
 
 
+def one_fold(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
+    """The same for the fold of the first row alone, as `dask_fit` has it."""
+    test = fold == fold[0]
+    newton = LogisticRegression(C=C, tol=1e-10, max_iter=1000, solver="newton-cholesky")
+    newton.fit(x[~test].astype(np.float64), y[~test])
+    return Fits(np.array([newton.score(x[test].astype(np.float64), y[test])]), newton.coef_.ravel())
+
+
 def sparse_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
     """TransformerLens's k-sparse probe with k = all; five of its own splits, then a sixth fit, for its direction."""
     import torch
@@ -74,29 +82,29 @@ def lmprobe_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
 
 
 def lmprobe_sweep(scratch: Path, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
-    """`Probe.sweep_layers` as it comes, one layer; activations wait in its cache, so that no model runs.
+    """`Probe.sweep_layers` as it comes; activations wait in its cache, so that no model runs.
 
-    Filling the cache is no part of it and done once. Its seconds are made those of six fits by sweeping six times.
+    Filling the cache is no part of it and done once. It has no folds: as many layers are swept as there are folds, and
+    one more, all with the same values, which makes as many fits as the others do. Nothing is scored on rows left out.
     """
     from lmprobe import Probe, set_cache_backend
     from lmprobe.cache import save_prompt_activations
     from transformers import LlamaConfig
 
     model = scratch / "model"
-    prompts = [f"row {i}" for i in range(len(x))]
+    prompts, layers = [f"row {i}" for i in range(len(x))], list(range(len(np.unique(fold)) + 1))
     if not model.exists():
         import torch
 
-        LlamaConfig(hidden_size=x.shape[1], num_hidden_layers=1, vocab_size=8).save_pretrained(model)
+        LlamaConfig(hidden_size=x.shape[1], num_hidden_layers=len(layers), vocab_size=8).save_pretrained(model)
         set_cache_backend(str(scratch / "cache"))
         for prompt, row in zip(prompts, x, strict=True):
-            save_prompt_activations(str(model), prompt, [0], torch.from_numpy(row)[None, None], torch.ones(1, 1))
+            values = torch.from_numpy(row).repeat(len(layers))[None, None]
+            save_prompt_activations(str(model), prompt, layers, values, torch.ones(1, 1))
     set_cache_backend(str(scratch / "cache"))
     positive, negative = ([p for p, label in zip(prompts, y, strict=True) if label == wanted] for wanted in (1, 0))
-    for _ in range(len(np.unique(fold)) + 1):
-        result = Probe.sweep_layers(str(model), positive, negative, layers=[0], device="cpu")
-    predicted = np.asarray(result.predict(prompts)[0])
-    return Fits(np.array([(predicted == y).mean()]), None)
+    Probe.sweep_layers(str(model), positive, negative, layers=layers, device="cpu")
+    return Fits(np.array([]), None)
 
 
 def dask_fit(answer: Any, solver: str, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> None:
