@@ -11,7 +11,7 @@ the same files: it is resumable where the second start needs fewer forward passe
 Baseline is the forward pass alone: transformers, no logits, nothing kept. SAELens needs TransformerLens below 4 and so
 an environment of its own (`make .venv-saelens/.peers`); nnsight and lmprobe come from constraints/bench.txt.
 
-    python benchmarks/capture_peers.py [FOLDER] [--prompts 128] [--rounds 3] [--saelens PYTHON]
+    python benchmarks/capture_peers.py [FOLDER] [--prompts 64] [--rounds 3] [--saelens PYTHON]
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def gap(facts: dict[str, Any]) -> str:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))

@@ -164,7 +164,7 @@ def sweeps(report: Report, folder: Path, options: argparse.Namespace) -> None:
         "centroids and their order": lambda **where: project(
             ds, order=ORDER, permutations=options.resamples, bootstrap=options.resamples, **where, **quiet
         ),
-        "ridge probes of all pairs": lambda **where: probe(ds, method="ridge", **where, **quiet),
+        "ridge probes of all pairs": lambda **where: probe(ds, method="ridge", order=ORDER, **where, **quiet),
     }
     table = Table("killed", f"Sweeps on {options.workers} worker processes over {ds.resid_post.nbytes / 1e6:.0f} MB", [
         Column("name", ""), Column("wall", "undisturbed", "s"), Column("killed", "a worker killed", "s"),
