@@ -22,6 +22,7 @@ from stratalens.store.scaling import restore
 from stratalens.store.schema import AXES
 from stratalens.store.seam import Storage
 from stratalens.store.slabs import SlabReader
+from stratalens.store.watch import Watch
 
 DASK_BYTES = 128 << 20
 
@@ -152,14 +153,15 @@ class ScaledArray(LazyArray):
 class LabelArray(LazyArray):
     """One label column, decoded chunk by chunk when asked for."""
 
-    def __init__(self, storage: Storage, name: str, size: int, chunk: int, data_type: str) -> None:
-        self.storage, self.name, self.chunk, self.data_type = storage, name, chunk, data_type
+    def __init__(self, storage: Storage, name: str, size: int, chunk: int, data_type: str, watch: Watch) -> None:
+        self.storage, self.name, self.chunk, self.data_type, self.watch = storage, name, chunk, data_type, watch
         self.shape = (size,)
         self.dtype = np.dtype(object) if data_type == "string" else np.dtype(data_type)
 
     def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
         """Labels of a selection of rows."""
         (selection,) = selections
+        self.watch.check()
         rows = np.arange(self.shape[0])[selection]
         out = np.empty(len(rows), dtype=self.dtype)
         for number in np.unique(rows // self.chunk):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata as packages
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,9 +75,22 @@ def _tokens(tokens: Sequence[str] | Sequence[int]) -> tuple[str, ...] | tuple[in
     raise InputError(f"positions must be all names or all offsets, got {found}")
 
 
+def _refuse_twins(names: Sequence[str]) -> None:
+    """Names become folders, and some file systems take 'Split' and 'split', or two spellings of 'é', for one."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise InputError(
+                f"{other!r} and {name!r} ({other!a} and {name!a}) would be one folder on a file system that "
+                "ignores case or spelling, as those of macOS and Windows do: rename one of them"
+            )
+
+
 def _grouped(variables: Sequence[Variable], group: int, label_names: Sequence[str]) -> list[Variable]:
     names: set[str] = {*label_names, *RESERVED, *AXES}
     flag = recorded_variable(group)
+    _refuse_twins([*label_names, *RESERVED, *(v.name for v in variables), flag.name])
     coords: dict[str, tuple[int, ...]] = {}
     for variable in [*variables, flag]:
         if variable.name in names:

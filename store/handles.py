@@ -20,6 +20,12 @@ def unreadable(path: str | Path, error: OSError) -> StratalensError:
         return InputError(f"{path} is a link that leads back to itself (a loop): give the folder that is meant")
     if error.errno in (errno.EACCES, errno.EPERM):
         return InputError(f"{path} may not be read ({error.strerror}): ask for permission, or run as its owner")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return StratalensError(
+            f"{path} cannot be opened ({error.strerror}): close some files, or allow the process more (ulimit -n)"
+        )
+    if error.errno not in (errno.EIO, errno.EISDIR, errno.EINVAL, errno.ENODATA):
+        return StratalensError(f"{path} cannot be read ({error.strerror}): nothing says that it is damaged; try again")
     return DamagedError(f"{path} cannot be read ({error.strerror}): `stratalens verify` says what is affected")
 
 

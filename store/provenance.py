@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.manifest import StageEntry, Store
@@ -119,6 +120,11 @@ def check_stage(store: Store, entry: StageEntry, *, allow_same_weights: bool = F
         compare(store, held.provenance, entry.provenance, where)
         return index
     for other in store.stages:
+        if normalize("NFC", other.name) == normalize("NFC", entry.name):
+            raise InputError(
+                f"stage {entry.name!r} looks like stage {other.name!r} of {store.path} and is spelled in other code "
+                f"points ({entry.name!a}, {other.name!a}): give the name as it stands there, or another one"
+            )
         if other.order == entry.order:
             raise mismatch(
                 store, "stage_order", f"{other.name}: {other.order}", f"{entry.name}: {entry.order}",

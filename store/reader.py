@@ -36,6 +36,7 @@ from stratalens.store.provenance import compare, mismatch
 from stratalens.store.scaling import overall
 from stratalens.store.schema import Variable, recorded_variable
 from stratalens.store.slabs import SlabReader
+from stratalens.store.watch import Watch
 
 EAGER_LABELS = 200_000
 Path = str | os.PathLike[str]
@@ -66,11 +67,10 @@ def open_store(
     path
         Folder or fsspec URL of a store, or a list of them to join along entity.
     chunks
-        "auto": dask arrays whose chunks are several blocks of one stage and
-        layer; None: xarray's own lazy indexing, without dask.
+        "auto": dask arrays whose chunks are several blocks of one stage and layer; None: xarray's own lazy indexing,
+        without dask, whose tasks take longer than reading a few rows does.
     verify
-        Check every chunk that is read against its crc32c. A selection of few
-        rows reads each chunk whole the first time it touches it.
+        Check every chunk that is read against its crc32c. Few rows read each chunk whole the first time.
     dtype
         What sites stored as bfloat16 are given as: float32 (exact), bfloat16
         (ml_dtypes), or their bits as uint16. Sites scaled to int8 are float32
@@ -161,6 +161,7 @@ def open_store(
 def _part(store: Store, *, verify: bool, dtype: str) -> _Part:
     state = store.commits()
     rank = sorted(range(len(store.stages)), key=lambda i: store.stages[i].order)
+    watch = Watch(store)
     variables: dict[str, LazyArray] = {}
     for name, layout in store.layouts.items():
         wide = layout.variable.dtype == "bfloat16" and dtype == "float32"
@@ -173,6 +174,7 @@ def _part(store: Store, *, verify: bool, dtype: str) -> _Part:
             layer_names=store.layers,
             decode=wide,
             verify=verify,
+            watch=watch,
         )
         view = None
         if layout.variable.dtype == "bfloat16" and dtype == "bfloat16":
@@ -185,7 +187,7 @@ def _part(store: Store, *, verify: bool, dtype: str) -> _Part:
         if isinstance(numbers, VariableArray) and isinstance(scale, VariableArray):
             variables[name] = ScaledArray(numbers, scale)
     columns: dict[str, LazyArray] = {
-        name: LabelArray(store.storage, name, store.entities, store.label_chunk, kind)
+        name: LabelArray(store.storage, name, store.entities, store.label_chunk, kind, watch)
         for name, kind in store.label_types.items()
     }
     flags = [variables[recorded_variable(g).name] for g in range(len(store.groups))]

@@ -172,6 +172,16 @@ class RemoteStorage:
             raise self._failed("reading", key, error) from error
         return int(facts["size"]) if facts["type"] == "file" else None
 
+    def stamp(self, key: str) -> object:
+        """What differs as soon as an object was replaced; None where there is none."""
+        try:
+            facts = self._fs.info(self._at(key))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._failed("reading", key, error) from error
+        return [str(facts.get(name)) for name in ("ETag", "etag", "LastModified", "created", "size")]
+
     def modified(self, key: str) -> datetime | None:
         """When an object was written, by the clock of whoever stores it."""
         try:

@@ -136,6 +136,9 @@ class Storage(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes of an object, or None where there is none."""
 
+    def stamp(self, key: str) -> object:
+        """What differs as soon as an object was replaced; None where there is none."""
+
     def open_read(self, key: str) -> Handle | None:
         """Handle for positioned reads; None where there is no object, or its first read raises FileNotFoundError."""
 

@@ -25,6 +25,7 @@ from stratalens.store.layout import ArrayLayout
 from stratalens.store.rows import Selection
 from stratalens.store.seam import Storage
 from stratalens.store.threads import cores, run_tasks
+from stratalens.store.watch import Watch
 
 PARALLEL_FROM = 4 << 20
 SMALL_PIECE = 1 << 16
@@ -49,6 +50,8 @@ class SlabReader:
         Whether bfloat16 bits are widened to float32.
     verify
         Whether checksums are checked.
+    watch
+        What notices that another store lies there now.
     """
 
     storage: Storage
@@ -59,6 +62,7 @@ class SlabReader:
     layer_names: Sequence[int]
     decode: bool = False
     verify: bool = True
+    watch: Watch | None = None
     _checked: dict[tuple[int, int], set[int]] = field(default_factory=dict, repr=False)
 
     @property
@@ -71,6 +75,8 @@ class SlabReader:
     ) -> NDArray[Any]:
         """Values [shape: (stage, layer, entity, token, *features)] of an orthogonal selection."""
         layout = self.layout
+        if self.watch is not None:
+            self.watch.check()
         if isinstance(entities, slice):
             start, stop, step = entities.indices(self.entities)
             if step != 1:

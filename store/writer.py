@@ -192,14 +192,16 @@ class ActivationWriter:
         """Write what is queued, let go of the lock, and raise what went wrong in the background."""
         if not self._lock.held:
             return
-        self.background.close()
-        for key in list(self._claims):
-            self.unclaim(*key)
-        self._storage.remove_temporaries(own_only=True)
-        if not self.shared:
-            self._lock.clear_note()
-        self._lock.release()
-        self.background.check()
+        try:
+            self.background.close()
+            for key in list(self._claims):
+                self.unclaim(*key)
+            self._storage.remove_temporaries(own_only=True)
+            if not self.shared:
+                self._lock.clear_note()
+        finally:
+            self._lock.release()
+            self.background.check()  # what went wrong first says more than what follows from it
 
     def _repr_html_(self) -> str:
         from stratalens.store.info import info

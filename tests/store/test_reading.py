@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratalens.store import chunks as chunks_module
-from stratalens.store import open_store
+from stratalens.store import open_store, threads
 from stratalens.store.errors import InputError, MismatchError
+from stratalens.store.handles import ReadHandle
 from stratalens.store.slabs import SlabReader
 from support.stores import make_store
 
@@ -227,3 +230,71 @@ def test_key_follows_the_content(tmp_path: Path) -> None:
 def test_unknown_options(stores: dict[str, Path], arguments: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="use"):
         open_store(stores["float32"], **arguments)
+
+
+@pytest.mark.parametrize("gap", [0, 100, 1 << 12])
+@pytest.mark.parametrize("verify", [False, True])
+def test_scattered_rows_are_read_alone(
+    stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch, gap: int, verify: bool
+) -> None:
+    """Rows of chunks that need no check: whatever lies between them, and however few layers fit into a piece."""
+    monkeypatch.setattr(ReadHandle, "gap", gap)
+    monkeypatch.setattr(chunks_module, "PIECE", 200)
+    dice = np.random.default_rng(0)
+    counted: list[int] = []
+    pieces = ReadHandle.read_pieces
+
+    def counting(self: ReadHandle, memory: np.ndarray, wanted: Any) -> bool:
+        counted.append(len(wanted))
+        return pieces(self, memory, wanted)
+
+    monkeypatch.setattr(ReadHandle, "read_pieces", counting)
+    for path in stores.values():
+        site = open_store(path, chunks=None, verify=verify).resid_post
+        whole = site.values
+        before = len(counted)
+        for _ in range(30):
+            rows = dice.integers(0, 23, dice.integers(1, 5))
+            tokens = dice.permutation(whole.shape[3])[: dice.integers(1, 4)]
+            layers = dice.permutation(3)[: dice.integers(1, 4)]
+            found = site.isel(layer=layers, entity=rows, token=tokens).values
+            np.testing.assert_array_equal(found, whole[:, layers][:, :, rows][:, :, :, tokens])
+        assert len(counted) > before, "nothing was read row by row"
+
+
+def test_threads_help_where_cores_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All readers of a process together have one thread a core; children of multiprocessing have no helpers."""
+    monkeypatch.setattr(threads, "cores", lambda: 3)
+
+    def used(tasks: int, waiting: bool = False) -> int:
+        names: set[str] = set()
+        gate = threading.Barrier(min(tasks, 16 if waiting else 3), timeout=20)
+
+        def task() -> None:
+            names.add(threading.current_thread().name)
+            if gate.n_waiting < gate.parties and not gate.broken:
+                gate.wait()
+
+        threads.run_tasks([task] * gate.parties, waiting=waiting)
+        return len(names)
+
+    assert used(3) == 3
+    assert used(16, waiting=True) == 16
+    alone: list[str] = []
+    monkeypatch.setattr(threads.multiprocessing, "parent_process", lambda: object())
+    threads.run_tasks([lambda: alone.append(threading.current_thread().name)] * 5)
+    assert set(alone) == {threading.current_thread().name}
+
+
+def test_an_error_in_a_helper_comes_to_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    done: list[int] = []
+
+    def task(number: int) -> None:
+        if number == 3:
+            raise ValueError("the third")
+        done.append(number)
+
+    with pytest.raises(ValueError, match="the third"):
+        threads.run_tasks([partial(task, n) for n in range(200)])
+    assert threads._reading == 0

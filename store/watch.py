@@ -1,0 +1,66 @@
+"""Notices when a store that is open for reading was moved, removed, or replaced by another at the same place.
+
+What is committed never changes under a reader, and stages and variables are only
+added; so an open dataset stays right while the store grows. It does not where somebody
+removes the store and records another one there: its values under the old labels.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from stratalens.store import metadata
+from stratalens.store.errors import InputError, MismatchError
+from stratalens.store.manifest import Store, load
+
+SECONDS = 10.0  # between two looks over a network
+
+
+class Watch:
+    """Looks at the root zarr.json of an open store before values are read."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._stamp: Any = ()
+        self._looked = float("-inf")
+
+    def check(self) -> None:
+        """Raise unless the store is still there: the one that was opened, perhaps with more stages or variables.
+
+        Raises
+        ------
+        InputError
+            The store was moved or removed.
+        MismatchError
+            Another store was made in its place.
+        """
+        storage = self._store.storage
+        if storage.waiting and time.monotonic() - self._looked < SECONDS:
+            return
+        stamp = storage.stamp(metadata.ROOT)
+        self._looked = time.monotonic()
+        if stamp == self._stamp and stamp is not None:
+            return
+        if stamp is None:
+            raise InputError(
+                f"the store at {storage.root} was moved or removed since it was opened: open it where it is now"
+            )
+        if not _grown_from(self._store, load(storage)):
+            raise MismatchError(
+                f"another store was made at {storage.root} since it was opened: open it again; what was read before "
+                "belongs to the old one"
+            )
+        self._stamp = stamp
+
+
+def _grown_from(old: Store, new: Store) -> bool:
+    """Whether `new` is `old`, or that with stages or variables added."""
+    if old.checksum == new.checksum:
+        return True
+    fixed = ("block_size", "entities", "layers", "tokens", "label_types", "label_digest", "provenance")
+    return (
+        all(getattr(old, name) == getattr(new, name) for name in fixed)
+        and new.groups[: len(old.groups)] == old.groups
+        and new.stages[: len(old.stages)] == old.stages
+    )
