@@ -251,8 +251,11 @@ def commit(
     """Complete stages into an icechunk repository, one commit for each (extra icechunk)."""
     from stratalens.store.versioned import commit_stages
 
-    for stage in commit_stages(store, repository):
+    done = commit_stages(store, repository)
+    for stage in done:
         note(f"committed stage {stage}")
+    if not done:
+        note(f"nothing new: {repository} has every complete stage of {store}")
 
 
 def main() -> None:

@@ -83,3 +83,21 @@ def test_damage_and_what_does_not_belong_together(tmp_path: Path) -> None:
         open_commits(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no place for a repository"):
         commit_stages(path, "memory://x")
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from stratalens.cli import app
+
+    path = make_store(tmp_path / "run.zarr", 2, entities=22, block_size=6)
+    asked = ["commit", str(path), str(tmp_path / "run.icechunk")]
+    first = CliRunner().invoke(app, asked)
+    assert (first.exit_code, "committed stage untrained" in first.stderr) == (0, True)
+    assert open_commits(tmp_path / "run.icechunk").stage.values.tolist() == ["untrained", "s1"]
+    again = CliRunner().invoke(app, asked)
+    assert (again.exit_code, "nothing new" in again.stderr) == (0, True)
+    wrong = CliRunner().invoke(app, ["commit", str(tmp_path / "nowhere"), str(tmp_path / "run.icechunk")])
+    assert (wrong.exit_code, "there is no store at" in wrong.stderr) == (2, True)
+    wrong = CliRunner().invoke(app, ["commit", str(path), "gs://bucket/prefix"])
+    assert (wrong.exit_code, "is no place for a repository" in wrong.stderr) == (2, True)
