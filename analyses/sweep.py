@@ -87,7 +87,7 @@ def sweep(
         return as_dataset(function(slab.load()))
 
     if compute or cache is not None:
-        name = None if cache is None else f"sweep-{cache}"
+        name = f"sweep-{cache}" if cache is not None else False  # nothing but the caller's name tells functions apart
         result = run_slabs(source, run, rows=rows, cache=name, scheduler=scheduler, workers=workers, progress=progress)
     else:
         if template is None and len({len(r) for r in rows}) > 1:

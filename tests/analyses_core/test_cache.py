@@ -37,6 +37,15 @@ def counting(calls: list[str]) -> object:
     return function
 
 
+def test_functions_without_a_name_never_share_results(store: Path) -> None:
+    ds = open_store(store)
+    mean = sweep(ds, lambda slab: slab.mean("entity"), compute=True)
+    largest = sweep(ds, lambda slab: slab.max("entity"), compute=True)
+    np.testing.assert_allclose(mean, ds.resid_post.mean("entity").compute(), atol=1e-6)
+    np.testing.assert_array_equal(largest, ds.resid_post.max("entity").compute())
+    assert not results_folder(store).exists()
+
+
 def test_a_second_run_reads_nothing_and_gives_the_same(store: Path) -> None:
     calls: list[str] = []
     first = sweep(open_store(store), counting(calls), cache="means")
