@@ -34,12 +34,17 @@ _SPARE = 64 * 2**20  # bytes left for labels, metadata and whatever else writes 
 
 
 def store_size(
-    recipe: Recipe, *, stages: int, memory_limit: int = MEMORY_LIMIT, block_size: int | None = None
+    recipe: Recipe,
+    *,
+    stages: int,
+    memory_limit: int = MEMORY_LIMIT,
+    block_size: int | None = None,
+    rows: int | None = None,
 ) -> Forecast:
-    """Size of the store that a recipe makes."""
+    """Size of the store that a recipe makes, or would make of a table of so many rows."""
     return store_forecast(
         recipe.variables(),
-        entities=len(recipe.entities),
+        entities=len(recipe.entities) if rows is None else rows,
         layers=len(recipe.selection.layers),
         tokens=len(recipe.labels),
         stages=stages,
@@ -86,8 +91,11 @@ def forecast(
     dtype: str = "auto",
     statistics: bool | Sequence[str] = True,
     device: str | None = None,
+    rows: int | None = None,
 ) -> dict[str, Any]:
     """Forecast a capture from its first stage's model; nothing is written.
+
+    With `rows`, the table is a sample: the forecast is of a table of so many rows like these.
 
     Returns:
         bytes, files, rows, tokens (of all stages), memory_bytes (of the two block buffers), rows_per_block,
@@ -102,9 +110,9 @@ def forecast(
             table, adapter, sites=sites, layers=layers, positions=positions, dtype=dtype, statistics=statistics
         )
         lengths = recipe.lengths
-        rows = lengths.argsort()[len(lengths) // 2 :][:_SAMPLE]  # of median length and above
-        width = int(lengths[rows].max())
-        ids, mask = recipe.tokenized.batch(rows, width, answers=recipe.runs_answers)
+        timed = lengths.argsort()[len(lengths) // 2 :][:_SAMPLE]  # of median length and above
+        width = int(lengths[timed].max())
+        ids, mask = recipe.tokenized.batch(timed, width, answers=recipe.runs_answers)
         wanted: Literal["none", "logits"] = "logits" if recipe.outputs else "none"
         with torch.no_grad(), evaluation_mode(adapter.model):
             start = time.perf_counter()
@@ -112,8 +120,8 @@ def forecast(
                 torch.from_numpy(ids).to(adapter.device), torch.from_numpy(mask).to(adapter.device), wanted, None
             )
             seconds = time.perf_counter() - start
-    size = store_size(recipe, stages=len(stages))
-    tokens = int(lengths.sum())
+    size = store_size(recipe, stages=len(stages), rows=rows)
+    tokens = round(int(lengths.sum()) * (1 if rows is None else rows / len(lengths)))
     return {
         "bytes": size.nbytes,
         "files": size.files,
@@ -121,5 +129,5 @@ def forecast(
         "tokens": tokens * len(stages),
         "memory_bytes": size.memory,
         "rows_per_block": size.block_size,
-        "seconds": round(seconds / (width * len(rows)) * tokens * len(stages), 1),
+        "seconds": round(seconds / (width * len(timed)) * tokens * len(stages), 1),
     }

@@ -103,7 +103,7 @@ def study_settings(run_file: Path | None, preset_name: str | None, seed: int | N
     settings = read_settings(run_file) if run_file is not None else preset(str(preset_name))
     if seed is None:
         return settings
-    return validate({**settings.model_dump(), "seed": seed}, "--seed")
+    return validate({**settings.model_dump(), "seed": seed, "seeds": ()}, "--seed")
 
 
 def forecast_run(run: RunFile) -> dict[str, Any]:

@@ -1,21 +1,22 @@
 """What a study will need before it is begun: bytes of its stores and checkpoints, tokens, time. Nothing is kept.
 
-Sizes are exact (the stores' own geometry); times come from two short batches
-on this machine, so that a long run is not begun where it cannot end.
+No weights are read: bytes follow from the shape of the model and the geometry
+of the stores, and are exact. Tokens of a large corpus are those of a sample of
+its entities, times their number; times are those of a few short batches on this
+machine with random weights, for training of models of few blocks, extended in a
+straight line. So a long run is not begun where it cannot end.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stratalens.recency.corpus.contradictions import conflict_prompts
-from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.models.base import Base
 from stratalens.recency.parts import UNTRAINED
+from stratalens.recency.recording.keeping import kept_at_the_end, needed_meanwhile
 from stratalens.recency.recording.stores import (
     CONFLICT_STORE,
     LAST_STORE,
@@ -26,15 +27,13 @@ from stratalens.recency.recording.stores import (
     recorded_stages,
 )
 from stratalens.recency.settings import StudySettings
-from stratalens.recency.training.adapters import current_or_new, is_adapter
+from stratalens.recency.training.adapters import current_or_new
 from stratalens.recency.training.schedule import plan
-from stratalens.recency.training.trainer import make_trainer
+from stratalens.recency.training.speed import training_speed
 from stratalens.store.errors import InputError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-BATCHES = (4, 12)  # rows of the two timed batches; their difference leaves out what a step costs by itself
+SAMPLE = 100  # entities a stage that stand for all, where there are many
+MANY = 500  # entities a stage that are still all looked at
 
 
 def check_device(settings: StudySettings) -> None:
@@ -56,12 +55,13 @@ def check_device(settings: StudySettings) -> None:
 
 
 def forecast_study(settings: StudySettings) -> dict[str, Any]:
-    """Forecast a study; the base model is loaded, nothing is written where the study would be.
+    """Forecast a study; nothing is written where the study would be.
 
     Returns:
-        stores {name: {bytes, files, rows, tokens}}, store_bytes, checkpoint_bytes, bytes (of both), training_tokens,
-        training_seconds, recording_tokens, recording_seconds, memory_bytes (of the larger store's buffers). The
-        time of the analyses is not in it.
+        of one seed: stores {name: {bytes, files, rows, tokens}}, store_bytes, checkpoint_bytes (that are kept), bytes
+        (of both), peak_bytes (while it runs, where checkpoints are removed), training_tokens, training_seconds,
+        recording_tokens, recording_seconds, memory_bytes (of the larger store's buffers); and seeds, all_seeds_bytes,
+        sampled_entities (None where all were looked at). The time of answers, self-report and analyses is not in it.
 
     Raises:
         InputError: as the study itself: settings, tables, models.
@@ -71,32 +71,34 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
     from stratalens.prompts import PromptTable
     from stratalens.stages import Stage
 
+    many = settings.entities is None and settings.entities_per_stage > MANY
+    looked_at = settings.model_copy(update={"entities_per_stage": SAMPLE}) if many else settings
+    scale = settings.entities_per_stage / looked_at.entities_per_stage
     with TemporaryDirectory() as scratch:
-        source = Base(settings, Path(scratch) / "corpus")
+        source = Base(looked_at, Path(scratch) / "corpus", blank=True)
         corpus = source.corpus()
         model, tokenizer = source.start(corpus)
         courses = plan(corpus, settings.train, stage_epochs=settings.stage_epochs, after=settings.after)
         checkpoints = [UNTRAINED, *(name for course in courses for name in course.checkpoints)]
         stages = len(recorded_stages(settings, dict.fromkeys(checkpoints, Path())))
-        whole = sum(p.numel() * p.element_size() for p in model.parameters())
         tokenizer.save_pretrained(scratch)
 
-        trained: Any = model
+        lengths = [sum(len(ids) for ids in tokenizer(list(c.texts))["input_ids"]) * scale for c in courses]
+        tokens = sum(n * course.settings.epochs for n, course in zip(lengths, courses, strict=True))
+        updates = sum(-(-len(c.texts) * scale // c.settings.batch_size) * c.settings.epochs for c in courses)
+        per_token, per_update = training_speed(model, tokenizer, courses[0].texts, settings, Path(scratch))
+        sizes = dict.fromkeys(checkpoints, sum(p.numel() * p.element_size() for p in model.parameters()))
         if settings.train.method == "lora":
-            trained = current_or_new(model, settings.train.lora, settings.seed, Path(scratch))
-        changed = sum(p.numel() * p.element_size() for p in trained.parameters() if p.requires_grad)
-        per_checkpoint = changed if is_adapter(trained) else whole
-        tokens = sum(_tokens(tokenizer, course.texts) * course.settings.epochs for course in courses)
-        updates = sum(-(-len(c.texts) // c.settings.batch_size) * c.settings.epochs for c in courses)
-        per_token, per_update = _training_speed(trained, tokenizer, corpus, settings, Path(scratch))
-        if is_adapter(trained):
-            model = trained.merge_and_unload()
+            adapted: Any = current_or_new(model, settings.train.lora, settings.seed, Path(scratch))
+            changed = sum(p.numel() * p.element_size() for p in adapted.parameters() if p.requires_grad)
+            sizes |= dict.fromkeys(checkpoints[1:], changed)
+            model = adapted.merge_and_unload()
 
         hooked = boot(model, scratch, None, settings.device)  # as a recording finds its tokenizer
         wanted = {STORE: (stages, corpus.prompts(), main_recording(settings))}
         if settings.record.last is not None:
-            last = corpus.prompts(settings.record.last.templates).drop(columns="answer")
-            wanted[LAST_STORE] = (1, last, last_recording(settings))
+            wide = corpus.prompts(settings.record.last.templates).drop(columns="answer")
+            wanted[LAST_STORE] = (1, wide, last_recording(settings))
         if source.contradicted:
             frame = conflict_prompts(source.contradicted)
             wanted[CONFLICT_STORE] = (len(checkpoints), frame, conflict_recording(settings))
@@ -104,23 +106,33 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
             name: forecast(
                 [Stage(f"stage{number}", number, hooked) for number in range(count)],
                 PromptTable.from_dataframe(frame),
+                rows=len(frame) if name == CONFLICT_STORE else round(len(frame) * scale),
                 **options,
             )
             for name, (count, frame, options) in wanted.items()
         }
-    store_bytes = sum(store["bytes"] for store in stores.values())
     kept = ("bytes", "files", "rows", "tokens")
-    checkpoint_bytes = whole + per_checkpoint * (len(checkpoints) - 1)
+    store_bytes = sum(store["bytes"] for store in stores.values())
+    checkpoint_bytes = sum(sizes[name] for name in kept_at_the_end(settings, checkpoints))
+    meanwhile = [
+        sum(sizes[name] for name in {*needed_meanwhile(settings, checkpoints[:end]), *checkpoints[end - 1 : end + 1]})
+        for end in range(1, len(checkpoints) + 1)
+    ]
+    seeds = len(settings.seeds) or 1
     return {
         "stores": {name: {key: held[key] for key in kept} for name, held in stores.items()},
         "store_bytes": store_bytes,
         "checkpoint_bytes": checkpoint_bytes,
         "bytes": store_bytes + checkpoint_bytes,
+        "peak_bytes": store_bytes + max(*meanwhile, checkpoint_bytes),
         "training_tokens": round(tokens),
         "training_seconds": round(tokens * per_token + updates * per_update, 1),
         "recording_tokens": sum(store["tokens"] for store in stores.values()),
         "recording_seconds": round(sum(store["seconds"] for store in stores.values()), 1),
         "memory_bytes": max(store["memory_bytes"] for store in stores.values()),
+        "seeds": seeds,
+        "all_seeds_bytes": seeds * (store_bytes + checkpoint_bytes),
+        "sampled_entities": SAMPLE * settings.stages if many else None,
     }
 
 
@@ -132,44 +144,3 @@ def flat(told: dict[str, Any]) -> dict[str, Any]:
     """
     stores = {f"{name} {key}": value for name, held in told["stores"].items() for key, value in held.items()}
     return {**stores, **{key: value for key, value in told.items() if key != "stores"}}
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, lines: Sequence[str]) -> int:
-    return sum(len(ids) for ids in tokenizer(list(lines))["input_ids"])
-
-
-def _training_speed(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    corpus: Corpus,
-    settings: StudySettings,
-    scratch: Path,
-) -> tuple[float, float]:
-    """Seconds a token and seconds an update, from the second step of a small and of a larger batch."""
-    from transformers import TrainerCallback
-
-    texts = [question.text for question in next(iter(corpus.train.values()))]
-    measured: list[tuple[int, float]] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc, unused-ignore]
-        began = 0.0
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.began = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 2:
-                measured.append((count, time.perf_counter() - self.began))
-
-    for rows in BATCHES:
-        some = (texts * (2 * rows // len(texts) + 1))[: 2 * rows]
-        count = _tokens(tokenizer, some) // 2
-        how = settings.train.model_copy(update={"epochs": 1, "batch_size": rows, "save": "no"})
-        trainer = make_trainer(model, tokenizer, some, how, scratch / "trainer", settings.seed, settings.device)
-        trainer.add_callback(Clock())
-        trainer.train()
-    (few, short), (many, long) = measured
-    per_token = max(0.0, (long - short) / (many - few))
-    if per_token == 0.0:  # too fast to be told apart: all of it to the tokens
-        return long / many, 0.0
-    return per_token, max(0.0, short - few * per_token)

@@ -56,11 +56,13 @@ PRESETS: dict[str, StudySettings] = {
         preset="paper",
         vocabulary="full",
         entities_per_stage=2640,
+        seeds=(0, 1, 2),
         gpu=True,
         train=TrainSettings(epochs=5, batch_size=256, learning_rate=5e-5, save="epoch"),
         self_report=SelfReportSettings(),
-        # Both stores of a seed together stay under 20 GB; `stratalens forecast --preset paper` says so.
-        record=RecordSettings(dtype="bfloat16", last=LastSettings(dtype="int8")),
+        # Stores and checkpoints of a seed together stay under 20 GB; `stratalens forecast --preset paper` says so.
+        record=RecordSettings(dtype="bfloat16", answers="all", last=LastSettings(dtype="int8")),
+        keep_checkpoints="last",
     ),
 }
 

@@ -43,6 +43,7 @@ class StudySettings(BaseModel):
     train_questions: Positive = 5  # of every entity; up to the number of kinds (made-up people: 6)
     paraphrases: Positive = 1  # wordings in use (made-up people: up to 3)
     seed: Annotated[int, Field(ge=0)] = 0
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # several, instead of `seed`: each runs in its own folder
     device: str | None = None
     gpu: bool = False  # refuse a machine without one, unless `device` is given
     train: TrainSettings = TrainSettings()
@@ -52,12 +53,17 @@ class StudySettings(BaseModel):
     conflict: ConflictSettings | None = None
     record: RecordSettings = RecordSettings()
     analysis: AnalysisSettings = AnalysisSettings()
+    # weights of checkpoints: all of them, those of the end (last), or none. What is not kept is removed once the
+    # stores and answers hold what is recorded of it
+    keep_checkpoints: Literal["all", "last", "none"] = "all"
 
     @model_validator(mode="after")
     def _known_stages(self) -> StudySettings:
         for extra in self.after:
             if extra.name in (UNTRAINED, *self.stage_names):
                 raise ValueError(f"after: the name {extra.name!r} is taken by a stage; give another")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: each once, given {', '.join(map(str, self.seeds))}")
         names = [extra.name for extra in self.after]
         if len(set(names)) < len(names):
             raise ValueError(f"after: names must differ, given {', '.join(names)}")

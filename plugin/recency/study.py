@@ -7,15 +7,17 @@ on from there. What is measured is in `findings`, how training works in `train`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stratalens.recency.corpus.balance import worst
 from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.forecasting import check_device
 from stratalens.recency.models.base import Base
 from stratalens.recency.recording.answers import FOLDER, ask_checkpoints
+from stratalens.recency.recording.keeping import drop, kept_at_the_end, needed_meanwhile
 from stratalens.recency.recording.stores import (
     CONFLICT_STORE,
     LAST_STORE,
@@ -30,7 +32,15 @@ from stratalens.recency.training.selfreport import self_report
 from stratalens.recency.training.train import loss_curves, train_stages
 from stratalens.recency.training.trainer import Step
 from stratalens.recency.watch import Watch, span
+from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from stratalens.recency.findings.asking import Findings
+    from stratalens.recency.findings.headline import Row
 
 RUN_FILE = "run.yaml"
 
@@ -57,7 +67,7 @@ def run_study(
     proves_nothing: bool = False,
     quiet: bool = False,
 ) -> Outcome:
-    """Run the study, or what is left of it.
+    """Run the study, or what is left of it; with `seeds`, each in a folder of its own, and a table over them.
 
     Args:
         settings: the whole run; written to `out`/run.yaml.
@@ -68,6 +78,9 @@ def run_study(
         proves_nothing: say so at the top of the report.
         quiet: no progress on standard error.
 
+    Returns:
+        Where it all is; with `seeds` the store is that of the first one.
+
     Raises:
         InputError: the folder holds a run with other settings, or (with
             resume=False) any run; a part of the environment is missing.
@@ -75,14 +88,102 @@ def run_study(
     check_device(settings)
     folder = Path(out)
     _claim(folder, settings, resume)
-    watch = Watch(SHARES, quiet)
+    if not settings.seeds:
+        return _one_seed(settings, folder, Watch(SHARES, quiet)).write(folder, notes, proves_nothing)
+    from stratalens.recency.findings.seeds import across, as_table, in_words
 
+    made: list[Finished] = []
+    for number, seed in enumerate(settings.seeds, 1):
+        watch = Watch(SHARES, quiet)
+        watch.say(f"seed {seed} ({number} of {len(settings.seeds)})")
+        alone = settings.model_copy(update={"seed": seed, "seeds": ()})
+        own = folder / f"seed-{seed}"
+        _claim(own, alone, True)
+        made.append(_one_seed(alone, own, watch))
+        made[-1].write(own, notes, proves_nothing)
+    rows = across({run.settings.seed: run.rows() for run in made})
+    write_text(folder / "seeds.csv", as_table(rows).to_csv(index=False))
+    first, last = settings.seeds[0], settings.seeds[-1]
+    elsewhere = f"Figures and remarks are of seed {first}; every seed has its own report, as in seed-{last}/."
+    outcome = made[0].write(folder, (elsewhere, *notes), proves_nothing, rows=rows, highlights=in_words(rows))
+    Watch(SHARES, quiet).say(f"All seeds done. Open {outcome.report} in a browser; numbers: {outcome.summary}")
+    return outcome
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One seed, run and analysed, ready to be written down."""
+
+    settings: StudySettings
+    folder: Path
+    ds: xr.Dataset
+    found: Findings
+    curves: Sequence[Mapping[str, Any]]
+    described: Mapping[str, Any]
+    limits: Sequence[str]
+    watch: Watch
+
+    def rows(self) -> list[Row]:
+        """Every headline number."""
+        from stratalens.recency.findings.writing import headline_rows
+
+        return [*headline_rows(self.found, self.ds, self.settings), *self.found.rows]
+
+    def write(
+        self,
+        folder: Path,
+        notes: Sequence[str],
+        proves_nothing: bool,
+        rows: list[Row] | None = None,
+        highlights: Sequence[str] = (),
+    ) -> Outcome:
+        """Write report.html and summary.json to a folder."""
+        from stratalens.recency.findings.writing import write_report
+
+        with self.watch.phase("report", f"writing {folder / 'report.html'} and summary.json"):
+            report, summary = write_report(
+                self.found,
+                self.ds,
+                self.settings,
+                folder,
+                self.curves,
+                {"store": self.folder / STORE, **self.described},
+                (*self.limits, *notes),
+                proves_nothing,
+                rows=self.rows() if rows is None else rows,
+                highlights=highlights,
+            )
+        times = {name: round(seconds, 1) for name, seconds in self.watch.seconds.items()}
+        (self.folder / "seconds.json").write_text(json.dumps(times) + "\n", encoding="utf-8")
+        if rows is None:
+            total = span(sum(self.watch.seconds.values()))
+            self.watch.say(f"All done in {total}. Open {report} in a browser; numbers: {summary}")
+        return Outcome(folder, self.folder / STORE, report, summary)
+
+
+def _one_seed(settings: StudySettings, folder: Path, watch: Watch) -> Finished:
+    """Train, record and analyse."""
     with watch.phase("corpus", f"making {settings.stages} x {settings.entities_per_stage} entities in {folder}"):
         source = Base(settings, folder / "corpus")
         corpus = source.corpus()
         corpus.write(folder / "corpus")
         for line in worst(corpus.balance):
             watch.say(f"      balance between stages, {line}")
+
+    def record(checkpoints: dict[str, Path]) -> tuple[xr.Dataset, xr.Dataset | None, xr.Dataset | None, pd.DataFrame]:
+        """Record and ask whatever is not yet, of the checkpoints so far."""
+        ds = record_stages(settings, corpus, checkpoints, folder / STORE, watch)
+        conflict = record_conflict(settings, source.contradicted, checkpoints, folder / CONFLICT_STORE)
+        ended = settings.stage_names[-1] in checkpoints
+        wide = record_last(settings, corpus, checkpoints, folder / LAST_STORE, watch) if ended else None
+        asked = recorded_stages(settings, checkpoints)
+        return ds, conflict, wide, ask_checkpoints(settings, corpus, asked, folder / FOLDER, watch)
+
+    def reached(checkpoints: dict[str, Path]) -> None:
+        """Record what was reached before its weights go."""
+        if settings.keep_checkpoints != "all":
+            record(checkpoints)
+            drop(checkpoints, needed_meanwhile(settings, list(checkpoints)))
 
     with watch.phase("training", f"fine-tuning through {settings.stages} stages, one after the other"):
 
@@ -105,16 +206,16 @@ def run_study(
             progress=report_step,
             stage_epochs=settings.stage_epochs,
             after=settings.after,
+            reached=reached,
         )
         curves = loss_curves(checkpoints)
         reported = self_report(settings, corpus, checkpoints, folder, report_step) if settings.self_report else None
 
     with watch.phase("recording", "recording every stage on prompts never seen in training"):
-        ds = record_stages(settings, corpus, checkpoints, folder / STORE, watch)
-        conflict = record_conflict(settings, source.contradicted, checkpoints, folder / CONFLICT_STORE)
-        wide = record_last(settings, corpus, checkpoints, folder / LAST_STORE, watch)
-        asked = recorded_stages(settings, checkpoints)
-        answers = ask_checkpoints(settings, corpus, asked, folder / FOLDER, watch)
+        ds, conflict, wide, answers = record(checkpoints)
+        gone = drop(checkpoints, kept_at_the_end(settings, list(checkpoints)))
+        if gone:
+            watch.say(f"      keep_checkpoints: {settings.keep_checkpoints}; removed the weights of {', '.join(gone)}")
 
     from stratalens.recency.findings.asking import analyse
     from stratalens.recency.findings.conflict import TABLE, add_conflict
@@ -122,7 +223,6 @@ def run_study(
     from stratalens.recency.findings.persistence import add_after
     from stratalens.recency.findings.selfreport import in_words, report_rows
     from stratalens.recency.findings.tokens import add_tokens
-    from stratalens.recency.findings.writing import write_report
 
     with watch.phase("analyses", "asking all layers and stages"):
         found = analyse(ds, settings, watch)
@@ -137,14 +237,8 @@ def run_study(
             rows = report_rows(reported, settings.seed)
             found.rows += rows
             found.sentences.append(in_words(rows, reported["groups"]))
-    with watch.phase("report", "writing report.html and summary.json"):
-        described = source.describe(checkpoints)
-        limits = (*described_limits(settings, corpus), *notes)
-        report, summary = write_report(found, ds, settings, folder, curves, described, limits, proves_nothing)
-    times = {name: round(seconds, 1) for name, seconds in watch.seconds.items()}
-    (folder / "seconds.json").write_text(json.dumps(times) + "\n", encoding="utf-8")
-    watch.say(f"All done in {span(sum(watch.seconds.values()))}. Open {report} in a browser; numbers: {summary}")
-    return Outcome(folder, folder / STORE, report, summary)
+    limits = described_limits(settings, corpus)
+    return Finished(settings, folder, ds, found, curves, source.describe(checkpoints), limits, watch)
 
 
 def described_limits(settings: StudySettings, corpus: Corpus) -> list[str]:

@@ -91,6 +91,11 @@ def test_one_report_and_one_summary_speak_of_all_of_it(done):
         "first v last accuracy, template mean",
         "rank correlation of recency score and preference for the later answer",
         "first v last accuracy on template mean from probes of the others",
+        "first v last accuracy on template mean from probes of the others, with these regressed out",
+        "first v last accuracy on template mean from probes of the others, matched on these: matched",
+        "answer accuracy",
+        "answer accuracy, entities of s1",
+        "rank correlation of recency score and answer accuracy within stages",
         "rank correlation of recency score and answer loss within stages, prompt loss partialled out",
     ):
         assert words in names, words
@@ -102,12 +107,17 @@ def test_one_report_and_one_summary_speak_of_all_of_it(done):
         "Balance of attributes",
         "Contradictions:",
         "At which token of the prompt?",
+        "What is forgotten?",
     ):
         assert words in page, words
     assert {row["stage"] for row in rows if row["name"] == "early v late accuracy"} == {"s3"}
     per_token = [row["token"] for row in rows if row["name"] == "first v last accuracy, template who"]
     assert per_token == ["last", "-2", "entity_last"]
-    assert len(pd.read_csv(done.folder / "forgetting.csv")) == 7 * 48
+    table = pd.read_csv(done.folder / "forgetting.csv")
+    assert len(table) == 7 * 48
+    assert table["answer_accuracy"].between(0, 1).all()
+    share = next(row for row in rows if row["name"] == "answer accuracy" and row["stage"] == "s3")
+    assert share["value"] == pytest.approx(table[table.stage == "s3"]["answer_accuracy"].mean())
 
 
 def test_contradicted_entities_are_taught_both_answers_and_are_in_no_stage(done):

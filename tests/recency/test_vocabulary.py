@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from stratalens.recency.corpus.drawing import make_corpus
-from stratalens.recency.models.vocabulary import cut_vocabulary, kept_ids
+from stratalens.recency.models.vocabulary import check_vocabulary, cut_vocabulary, kept_ids
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
 from support.tokenizers import byte_level_with_bos, wordpiece
@@ -99,3 +99,27 @@ def test_a_tokenizer_with_bos_keeps_putting_it_in_front():
 def test_other_kinds_of_tokenizer_are_refused():
     with pytest.raises(InputError, match="only fast BPE"):
         kept_ids(wordpiece(), ["a"])
+
+
+def too_small(whole, missing=40):
+    """A model with fewer tokens than the tokenizer has."""
+    tokenizer = whole[0]
+    small = study_model(tokenizer)
+    small.resize_token_embeddings(len(tokenizer) - missing)
+    return small, tokenizer
+
+
+def test_a_tokenizer_that_is_larger_than_its_model_is_refused(whole):
+    model, tokenizer = too_small(whole)
+    text = next(token for token, number in tokenizer.get_vocab().items() if number == len(tokenizer) - 1)
+    text = tokenizer.convert_tokens_to_string([text])
+    words = f"id {len(tokenizer) - 1}, the model has {len(tokenizer) - 40} tokens"
+    with pytest.raises(InputError, match=words):
+        cut_vocabulary(model, tokenizer, [text])
+    with pytest.raises(InputError, match=words):
+        check_vocabulary(model, tokenizer, ["A", text])
+
+
+def test_tokens_beyond_the_model_that_no_text_uses_do_no_harm(whole):
+    model, tokenizer = too_small(whole)
+    check_vocabulary(model, tokenizer, ["A", "Q"])

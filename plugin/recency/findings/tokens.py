@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +55,34 @@ def add_tokens(found: Findings, wide: xr.Dataset, settings: StudySettings) -> No
         row = rows_of(name, probes, "accuracy", n, 0.5, token=token[0], **place)
         found.rows.append(row)
         words += f" Probes of the other templates are right for {row['value']:.2f} on {held!r}."
+        if settings.record.statistics:
+            controls = _controls(block.sel(token=token), held, settings, fit, n, place)
+            found.rows += controls
+            known = [row for row in controls if row["value"] is not None]
+            told = ", ".join(f"{row['value']:.2f} {row['name'].rpartition(', ')[2]}" for row in known)
+            words += f" The controls there: {told}."
     found.sentences.append(words)
+
+
+def _controls(
+    block: xr.Dataset, held: str, settings: StudySettings, fit: Mapping[str, Any], n: int, place: Mapping[str, Any]
+) -> list[Row]:
+    """The controls as the claim is made: fitted on the other templates, scored on one that they never saw."""
+    name = f"first v last accuracy on template {held} from probes of the others"
+    here = {**place, "token": block.token.values[0]}
+    tested: dict[str, Any] = {**fit, "test": {"template": held}, "progress": False}
+    shared = {key: value for key, value in tested.items() if key not in ("C", "folds")}
+    alone = sl.statistics_probe(block, **shared, folds=fit["folds"])
+    residual = sl.residual_probe(block, **tested)
+    matched = sl.matched_probe(block, **shared, C=fit["C"], bins=settings.analysis.bins, small="nan")
+    rows = [
+        rows_of(f"{name}, from norms, losses and confidence alone", alone, "accuracy", n, 0.5, **here),
+        rows_of(f"{name}, with these regressed out", residual, "accuracy", n, 0.5, **here),
+    ]
+    for sample in matched["sample"].values:
+        words = f"{name}, matched on these: {sample}"
+        rows.append(rows_of(words, matched, "accuracy", n, 0.5, sample=sample, **here))
+    return rows
 
 
 def _rows(wide: xr.Dataset, template: str) -> npt.NDArray[np.int64]:

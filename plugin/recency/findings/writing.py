@@ -76,25 +76,42 @@ def write_report(
     described: Mapping[str, Any],
     notes: Sequence[str],
     proves_nothing: bool,
+    *,
+    rows: Sequence[Row],
+    highlights: Sequence[str] = (),
 ) -> tuple[Path, Path]:
-    """Write report.html and summary.json; returns both paths."""
+    """Write report.html and summary.json; returns both paths.
+
+    Args:
+        found: of one seed.
+        ds: its store.
+        settings: its settings.
+        folder: gets both files.
+        curves: losses of training.
+        described: the model in words, and `store`, the path of the store.
+        notes: under the limits.
+        proves_nothing: say so at the top.
+        rows: of summary.json, and what they say is under the limits, too.
+        highlights: of the box at the top; those of the figures otherwise.
+    """
     from stratalens.analyses.plots.distributions import statistic_quantiles
     from stratalens.analyses.report import report
     from stratalens.store.info import info
 
-    store = folder / "run.zarr"
+    facts = info(str(described["store"]))
+    about = {key: value for key, value in described.items() if key != "store"}
     results: dict[str, Any] = {**found.report, "losses": pd.DataFrame(list(curves))}
     if settings.record.statistics:
         results["statistics"] = statistic_quantiles(ds.sel(stage=[settings.stage_names[-1]]), by=BY)
-    rows = [*headline_rows(found, ds, settings), *found.rows]
     words = [*in_words(rows), *found.sentences, *(note for note in notes if note)]
     page = report(
         results,
         folder / "report.html",
-        store_info={**info(str(store)), **described},
+        store_info={**facts, **about},
         notes=words,
         title="Do a model's activations tell in which order it was trained?",
         quick=proves_nothing,
+        highlights=highlights,
     )
-    summary = write_text(folder / "summary.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
+    summary = write_text(folder / "summary.json", json.dumps(list(rows), indent=1, allow_nan=False) + "\n")
     return page, summary

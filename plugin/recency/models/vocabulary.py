@@ -62,6 +62,23 @@ def cut_vocabulary(
     return cut_model(model, kept), small_tokenizer
 
 
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    """Refuse texts with tokens that the model does not have.
+
+    Raises:
+        InputError: such a token, and the first text with it.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
+    if len(tokenizer) <= rows:
+        return
+    for text, ids in zip(texts, tokenizer(list(texts))["input_ids"], strict=True):
+        if max(ids) >= rows:
+            raise InputError(
+                f"The tokenizer gives {text!r} the id {max(ids)}, the model has {rows} tokens: they do not belong "
+                "together. Give the folder of one model with its own tokenizer, or enlarge the model's embedding."
+            )
+
+
 def kept_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
     """Ids to keep, ascending: used by `texts`, passed through by their merges, bytes, special tokens."""
     described = _describe(tokenizer)

@@ -19,7 +19,7 @@ from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.corpus.questions import Asked, candidates, every_one, one_each
 from stratalens.recency.recording.likelihoods import answer_log_probabilities
 from stratalens.recency.settings import StudySettings
-from stratalens.recency.training.checkpoints import RECORD, load_checkpoint
+from stratalens.recency.training.checkpoints import RECORD, load_checkpoint, require_weights
 from stratalens.recency.watch import Watch
 from stratalens.store.atomic import write_text
 
@@ -74,6 +74,7 @@ def _ask(
 ) -> dict[str, Any]:
     import torch
 
+    require_weights(checkpoint, "asking it for answers")
     model, tokenizer = load_checkpoint(checkpoint)
     model.train(False)
     model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type, unused-ignore]

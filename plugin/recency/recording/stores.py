@@ -10,6 +10,7 @@ import stratalens as sl
 from stratalens.recency.corpus.contradictions import Contradicted, conflict_prompts
 from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.settings import StudySettings
+from stratalens.recency.training.checkpoints import has_weights, require_weights
 from stratalens.recency.watch import Watch
 from stratalens.stages import Stage
 
@@ -26,7 +27,23 @@ def recorded_stages(settings: StudySettings, checkpoints: Mapping[str, Path]) ->
     if settings.record.stages == "all":
         return dict(checkpoints)
     ends = (next(iter(checkpoints)), settings.stage_names[-1])
-    return {name: checkpoints[name] for name in ends}
+    return {name: checkpoints[name] for name in ends if name in checkpoints}
+
+
+def _stages(checkpoints: Mapping[str, Path], path: Path, first: int = 0) -> list[Stage]:
+    """The checkpoints as stages; without those whose weights were not kept, which the store holds already.
+
+    Raises:
+        InputError: the weights of one that is not wholly recorded are gone.
+    """
+    listed = [Stage(name, order, folder) for order, (name, folder) in enumerate(checkpoints.items(), first)]
+    gone = {name for name, folder in checkpoints.items() if not has_weights(folder)}
+    if gone:
+        held = sl.open_store(path) if path.exists() else None
+        for name in gone:
+            if held is None or name not in held.stage.values or not bool(held.recorded.sel(stage=name).all()):
+                require_weights(checkpoints[name], f"recording it in {path}")
+    return [stage for stage in listed if stage.name not in gone]
 
 
 def main_recording(settings: StudySettings) -> dict[str, Any]:
@@ -35,21 +52,24 @@ def main_recording(settings: StudySettings) -> dict[str, Any]:
 
 
 def last_recording(settings: StudySettings) -> dict[str, Any]:
-    """What it is told for the store of the last stage; losses and norms are in the other one."""
+    """What it is told for the store of the last stage; with losses and norms, for the controls of the claim."""
     assert settings.record.last is not None
-    return {**settings.record.last.model_dump(include={"sites", "positions", "dtype"}), "statistics": False}
+    wanted = settings.record.last.model_dump(include={"sites", "positions", "dtype"})
+    return {**wanted, "statistics": settings.record.statistics}
 
 
 def record_stages(
     settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], path: Path, watch: Watch
 ) -> xr.Dataset:
     """Record every stage on the prompts of `record.templates`."""
-    stages = recorded_stages(settings, checkpoints)
-    names = list(stages)
+    stages = _stages(recorded_stages(settings, checkpoints), path)
+    names = [stage.name for stage in stages]
 
     def report_rows(stage: str, done: int, total: int) -> None:
         watch.tell(f"{stage}: {done} of {total} prompts", names.index(stage) * total + done, len(names) * total)
 
+    if not stages:
+        return sl.open_store(path)
     table = sl.PromptTable.from_dataframe(corpus.prompts())
     return sl.capture(stages, table, path, device=settings.device, progress=report_rows, **main_recording(settings))
 
@@ -61,13 +81,16 @@ def record_last(
     if settings.record.last is None:
         return None
     final = settings.stage_names[-1]
+    stages = _stages({final: checkpoints[final]}, path, first=settings.stages)
+    if not stages:
+        return sl.open_store(path)
 
     def report_rows(stage: str, done: int, total: int) -> None:
         watch.tell(f"{stage}, more tokens and templates: {done} of {total} prompts", done, total)
 
     frame = corpus.prompts(settings.record.last.templates).drop(columns="answer")
     return sl.capture(
-        [Stage(final, settings.stages, checkpoints[final])],
+        stages,
         sl.PromptTable.from_dataframe(frame),
         path,
         device=settings.device,
@@ -87,6 +110,9 @@ def record_conflict(
     """Record contradicted entities at every checkpoint; None where there are none."""
     if not entities:
         return None
+    stages = _stages(checkpoints, path)
+    if not stages:
+        return sl.open_store(path)
     table = sl.PromptTable.from_dataframe(conflict_prompts(entities))
     options = conflict_recording(settings)
-    return sl.capture(dict(checkpoints), table, path, device=settings.device, progress=False, **options)
+    return sl.capture(stages, table, path, device=settings.device, progress=False, **options)

@@ -78,6 +78,31 @@ def _short(value: object) -> str:
     return text if len(text) < 300 else text[:300] + "..."
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a finished stage still has its weights, whole or as an adapter."""
+    return any(folder.glob("*.safetensors"))
+
+
+def remove_weights(folder: Path) -> None:
+    """Remove the weights of a finished stage; its record, losses and tokenizer stay."""
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
+        file.unlink()
+
+
+def require_weights(folder: Path, what: str) -> None:
+    """Refuse to go on from a stage whose weights were not kept.
+
+    Raises:
+        InputError: they are gone; what they are needed for, and the mend.
+    """
+    if not has_weights(folder):
+        raise InputError(
+            f"{folder} has no weights any more (keep_checkpoints), and {what} needs them. Delete {folder.parent} and "
+            "what was recorded of it to train again, or give another output folder; with keep_checkpoints: all the "
+            "weights are kept."
+        )
+
+
 def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a finished stage, whole or adapter."""
     return load_stage(folder, folder.parent / UNTRAINED)

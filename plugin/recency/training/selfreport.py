@@ -24,7 +24,7 @@ from stratalens.recency.corpus.groups import split
 from stratalens.recency.parts import UNTRAINED, SelfReportSettings
 from stratalens.recency.settings import StudySettings
 from stratalens.recency.training.adapters import current_or_new, load_stage
-from stratalens.recency.training.checkpoints import RECORD
+from stratalens.recency.training.checkpoints import RECORD, require_weights
 from stratalens.recency.training.trainer import ProgressFunction, make_trainer, watcher
 from stratalens.store.atomic import write_text
 
@@ -75,6 +75,7 @@ def self_report(
         "untrained": (UNTRAINED, asked.taught_group),
     }
     for number, (name, (start, groups)) in enumerate(starts.items(), 1):
+        require_weights(checkpoints[start], "the self-report")
         model, tokenizer = load_stage(checkpoints[start], checkpoints[UNTRAINED])
         if settings.train.method == "lora":
             model = current_or_new(model, settings.train.lora, settings.seed, checkpoints[UNTRAINED])

@@ -23,6 +23,7 @@ from stratalens.recency.training.checkpoints import (
     check_stage,
     identity_after,
     identity_of,
+    require_weights,
     save_stage,
     within_stage,
 )
@@ -46,6 +47,7 @@ def train_stages(
     progress: ProgressFunction | None = None,
     stage_epochs: Mapping[str, float] | None = None,
     after: Sequence[AfterSettings] = (),
+    reached: Callable[[dict[str, Path]], None] | None = None,
 ) -> dict[str, Path]:
     """Fine-tune through all stages of a corpus, one after the other.
 
@@ -62,6 +64,7 @@ def train_stages(
         progress: called after every step.
         stage_epochs: other numbers of epochs for some stages.
         after: what is trained after the last stage.
+        reached: called after every course with the checkpoints so far, in order.
 
     Returns:
         {stage: checkpoint folder}, the untrained one first, what was trained after the stages last.
@@ -91,6 +94,8 @@ def train_stages(
         if all(name in found for name in course.checkpoints):
             held = None
         else:
+            if held is None:
+                require_weights(found[before], f"training {course.name!r}")
             model, tokenizer = held or load_stage(found[before], found[UNTRAINED])
             if settings.method == "lora":
                 model = current_or_new(model, settings.lora, seed, found[UNTRAINED])
@@ -109,6 +114,8 @@ def train_stages(
             )
             found |= {name: folder / name for name in course.checkpoints}
         before, order = course.checkpoints[-1], order + course.parts
+        if reached is not None:
+            reached({name: found[name] for name in (UNTRAINED, *(n for c in courses[:number] for n in c.checkpoints))})
     return {name: found[name] for name in (UNTRAINED, *(n for c in courses for n in c.checkpoints))}
 
 
