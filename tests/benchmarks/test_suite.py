@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
 SMALLEST = {
-    "store_read": ["--blocks", "1", "--rounds", "1"],
+    "store_memory": ["--sizes", "1", "--jobs", "write"],
     "query": ["--layers", "2", "--entities", "64", "--rows", "32", "--rounds", "1"],
 }
 
@@ -57,18 +58,18 @@ def test_a_benchmark_writes_a_whole_document(documents: Path, name: str) -> None
         for row in table["rows"]:
             assert "missing" in row or set(row) <= keys
     measured = [cell for cell in cells(document) if isinstance(cell, dict)]
-    assert measured
+    assert measured or any(isinstance(cell, float) for cell in cells(document))
     assert all(cell["min"] <= cell["median"] <= cell["max"] and cell["n"] >= 1 for cell in measured)
     assert str(Path.home()) not in json.dumps(document), "a place on this machine in the document"
 
 
-def test_a_peer_that_is_not_installed_has_a_row_that_says_so(documents: Path) -> None:
+def test_a_peer_that_is_not_installed_has_a_row_that_says_so(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every format of the list is in the table, measured or missing."""
     document = json.loads((documents / "query.json").read_text())
-    source = "from peer_formats import PEERS; import json; print(json.dumps([p.name for p in PEERS]))"
-    done = subprocess.run([sys.executable, "-c", source], cwd=FOLDER, capture_output=True, text=True, check=True)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    peers = importlib.import_module("peer_formats").PEERS
     rows = {row["name"]: row for row in next(t for t in document["tables"] if t["key"] == "layer")["rows"]}
-    assert set(json.loads(done.stdout)) <= set(rows)
+    assert {peer.name for peer in peers} <= set(rows)
     assert all("pip install" in row["missing"] for row in rows.values() if "missing" in row)
 
 
