@@ -7,6 +7,8 @@ what was taught is known at the end; for Llama every site at every layer). About
 
     python benchmarks/architectures.py --out /tmp/architectures
     python benchmarks/architectures.py --tune --out /tmp/tuning     # learning rates, on a seed that is not reported
+
+Not part of the suite: it shows what a study finds, compares no times, and trains for ten minutes and more.
 """
 
 from __future__ import annotations
