@@ -214,7 +214,12 @@ def _on_cluster(client: Any, common: Common, slabs: Sequence[Slab]) -> Results:
     futures = dict(zip(client.map(run_parcel, parcels, common=shared, pure=False), slabs, strict=True))
     try:
         for future in _distributed().as_completed(list(futures), loop=client.loop):
-            yield futures[future], future.result()
+            try:
+                result = future.result()
+            except _distributed().KilledWorker as error:  # the function raised nothing, so that nothing was noted there
+                error.add_note(f"while working on {futures[future].where}: every worker that was given it died")
+                raise
+            yield futures[future], result
             future.release()
     finally:
         client.cancel([*futures, shared])
