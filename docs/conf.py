@@ -14,9 +14,15 @@ author = "The stratalens developers"
 project_copyright = "The stratalens developers, Apache-2.0"
 release = metadata.version("stratalens")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]
 myst_heading_anchors = 3
+nb_execution_mode = "force"  # what stands under a code cell is what it said when these pages were made
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_output_stderr = "remove"  # progress of loading weights
+nb_execution_excludepatterns = ["_build/*"]
 exclude_patterns = ["_build", "_generated/commands.md"]
 root_doc = "index"
 suppress_warnings = ["toc.empty_glob"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import mul
@@ -27,8 +28,7 @@ def to_holoviews(picture: Picture, dynamic: bool | None = None) -> Any:
         dynamic: True or False chooses DynamicMap or HoloMap; None: DynamicMap above
             12 frames. `save(obj, "fig.html")` writes working sliders for both.
     """
-    if hv.Store.current_backend not in hv.Store.loaded_backends():
-        hv.Store.set_current_backend("bokeh")
+    _ready()
     if not picture.sliders:
         return remember(frame(picture, {}), picture)
     count = int(np.prod([len(v) for v in picture.sliders.values()]))
@@ -41,6 +41,15 @@ def to_holoviews(picture: Picture, dynamic: bool | None = None) -> Any:
         return remember(hv.DynamicMap(draw, kdims=dims), picture)
     frames = [(tuple(place.values()), frame(picture, place)) for place in picture.places()]
     return remember(hv.HoloMap(frames, kdims=dims, sort=False), picture)
+
+
+def _ready() -> None:
+    """Bokeh, unless another backend was chosen; in a notebook also its scripts, without which a cell shows text."""
+    if hv.Store.current_backend not in hv.Store.loaded_backends():
+        hv.Store.set_current_backend("bokeh")
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if type(shell).__name__ == "ZMQInteractiveShell" and not hv.extension._loaded:
+        hv.extension("bokeh", logo=False)
 
 
 def remember(obj: Any, picture: Picture) -> Any:

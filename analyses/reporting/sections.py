@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from stratalens.analyses.plots.comparison import control_comparison_picture, control_rows
+from stratalens.analyses.plots.comparison import control_comparison_picture
+from stratalens.analyses.plots.comparison import control_rows as compared_rows
 from stratalens.analyses.plots.distributions import loss_curves_picture, statistic_distributions_picture
 from stratalens.analyses.plots.drift import probe_generalisation_picture, stage_drift_picture
 from stratalens.analyses.plots.estimates import estimate, extreme_pair, pair_mean
@@ -22,6 +23,7 @@ from stratalens.analyses.reporting import direction_sentences as more
 from stratalens.analyses.reporting import sentences as say
 from stratalens.analyses.reporting.limits import CONTROL_LABELS, limits, unseen_sentence
 from stratalens.analyses.reporting.page import Panel
+from stratalens.analyses.reporting.tables import Table, control_rows
 
 Results = Mapping[str, Any]
 
@@ -34,6 +36,7 @@ class Section:
     title: str
     lead: str = ""
     panels: list[Panel] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
     points: list[str] = field(default_factory=list)
     missing: str = ""
 
@@ -185,7 +188,7 @@ def controls(results: Results) -> Section:
         section.panels.append(
             Panel(
                 picture,
-                say.control_sentence(control_rows(chosen), picture),
+                say.control_sentence(compared_rows(chosen), picture),
                 (
                     "If norms, losses or confidence were all there is, matching or regressing them out would "
                     "bring the probe to the dashed line. The random subsample shows what the smaller matched "
@@ -195,6 +198,8 @@ def controls(results: Results) -> Section:
         )
     else:
         section.missing = "sl.statistics_probe, sl.matched_probe and sl.residual_probe"
+    if results.get("control_table") is not None:
+        section.tables.append(control_rows(results["control_table"]))
     unseen = unseen_sentence(results.get("probes"))
     if unseen:
         section.points.append(unseen)

@@ -15,7 +15,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "sweep.md"
 @pytest.fixture(scope="module")
 def names() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)):
+    blocks = re.findall(r"```{code-cell} python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 4
+    for number, block in enumerate(blocks):
         exec(compile(block, f"docs/sweep.md, block {number + 1}", "exec"), found)
     return found
 

@@ -18,7 +18,7 @@ from support.models import NAMES, save_checkpoint
 
 DOCS = Path(__file__).parents[2] / "docs"
 OTHERS = {"sweep.md", "benchmarks.md"}  # tested elsewhere, or without code
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(?:\{code-cell\} python\n(?::tags:[^\n]*\n\n)?|python\n)(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = sorted(
     str(page.relative_to(DOCS))
     for page in DOCS.rglob("*.md")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from stratalens.analyses.plots.distributions import statistic_quantiles
 from stratalens.analyses.report import report
@@ -17,6 +18,7 @@ from stratalens.analyses.reporting.sections import build_sections
 from stratalens.store.errors import InputError
 from support.results import planted_results, store_info
 
+ENDS = (("", 0.0), ("_low", -0.01), ("_high", 0.01))
 QUESTIONS = [
     "What was recorded", "Is there an order?", "How separable are the groups?", "Where is it: layer, token, stage?",
     "Does it survive the controls?", "How do the directions relate?", "What is not known",
@@ -158,3 +160,24 @@ def test_the_verdict_on_the_controls_says_what_is_left_with_numbers(own, alone, 
         "with them regressed out": _row(regressed),
     }
     assert words in _verdict(rows)
+
+
+def test_the_table_of_controls_says_what_is_left(tmp_path: Path) -> None:
+    names = ["probe", "residual", "untrained_stage"]
+    values = {"accuracy": [0.7, 0.55, 0.5], "lost": [0.0, 0.15, 0.2], "left": [1.0, 0.25, np.nan]}
+    shape = (3, 2, 1, 1)
+    full = {k: np.broadcast_to(np.array(v)[:, None, None, None], shape).copy() for k, v in values.items()}
+    full["accuracy"][:, 0] = 0.51  # another layer, not the one that is shown
+    table = xr.Dataset(
+        {f"{k}{end}": (("control", "layer", "token", "pair"), v + by) for k, v in full.items() for end, by in ENDS},
+        coords={"control": names, "layer": [0, 7], "token": ["last"], "pair": ["s1 v s6"], "stage": "s6"},
+    )
+    page = report({"control_table": table}, tmp_path / "r.html", store_info=store_info()).read_text(encoding="utf-8")
+    assert "What is left of the effect at stage s6, layer 7, token last, pair s1 v s6" in page
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]*)</th><td>(.*?)</td></tr>', page))
+    assert rows["activations, statistics regressed out"].split("</td><td>") == [
+        "0.55 (0.54 to 0.56)",
+        "0.15 (0.14 to 0.16)",
+        "0.25 (0.24 to 0.26)",
+    ]
+    assert rows["before training"].endswith("no number: the activations are not above chance")

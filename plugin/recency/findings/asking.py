@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import stratalens as sl
+from stratalens.analyses.controls import BASELINES
 from stratalens.recency.findings.headline import Row
 from stratalens.recency.settings import StudySettings
 from stratalens.recency.watch import Watch
@@ -86,5 +87,9 @@ def analyse(ds: xr.Dataset, settings: StudySettings, watch: Watch) -> Findings:
         answers["statistics_probe, untrained"] = sl.statistics_probe(start, **alone)
         results["matched_probe"] = sl.matched_probe(last, target=BY, pairs=ends, bins=a.bins, small="nan", **seeded)
         results["residual_probe"] = sl.residual_probe(last, target=BY, pairs=ends, **fit)
+        made = sl.controls(last, BY, pairs=ends, which=("probe", "normalized", *BASELINES), **fit)
+        for name in ("statistics", "matched", "residual"):
+            made[name] = results[f"{name}_probe"]
+        results["control_table"] = sl.control_table(made)
     watch.tell("analyses", len(names), len(names))
     return found
