@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,7 @@ def control_rows(table: xr.Dataset) -> Table:
     Args:
         table: result of `sl.control_table`.
     """
-    place = {dim: -1 for dim in ("stage", "layer", "token") if dim in table["accuracy"].dims}
+    place: dict[Hashable, int] = {dim: -1 for dim in ("stage", "layer", "token") if dim in table["accuracy"].dims}
     if "pair" in table["accuracy"].dims:
         place["pair"] = 0
     here = table.isel(place)

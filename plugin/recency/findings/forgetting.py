@@ -11,6 +11,7 @@ always kept apart, as some are easier than others.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from stratalens.analyses.plots.stages import forgetting_table
 from stratalens.analyses.significance import cluster_bootstrap, p_value
 from stratalens.recency.findings.asking import BY, HALVES, Findings
 from stratalens.recency.findings.headline import Row
-from stratalens.recency.findings.relations import DRAWS, relate
+from stratalens.recency.findings.relations import relate
 from stratalens.recency.settings import StudySettings
 from stratalens.store.atomic import write_text
 
@@ -60,7 +61,7 @@ def add_forgetting(
     told = []
     outcomes = {ACCURACY: "answer_accuracy", LOSS: "answer_loss"} if len(answers) else {LOSS: "recorded_answer_loss"}
     for outcome, column in outcomes.items():
-        rows = _relations(last, outcome, column, settings.seed)
+        rows = _relations(last, outcome, column, settings)
         for row in rows:
             row |= {"stage": final, **place, "n": len(last), "site": str(probes.attrs.get("site", ""))}
         found.rows += rows
@@ -101,18 +102,19 @@ def _one_template(ds: xr.Dataset) -> xr.Dataset:
     return ds.isel(entity=np.flatnonzero(ds.template.values == str(ds.template.values[0])))
 
 
-def _relations(last: pd.DataFrame, outcome: str, column: str, seed: int) -> list[Row]:
+def _relations(last: pd.DataFrame, outcome: str, column: str, settings: StudySettings) -> list[Row]:
     """Over all stages, within them, and within them partialled for the prompt's loss."""
     kinds = last["kinds"] if "kinds" in last else pd.Series("", index=last.index)
     apart, within = (pd.factorize(labels)[0].astype(np.int64) for labels in (kinds, last[BY] + "/" + kinds))
     score, known, prompt = (last[name].to_numpy(float) for name in ("recency_score", column, "prompt_loss"))
     name = f"rank correlation of recency score and {outcome}"
+    related = partial(relate, seed=settings.seed, draws=max(1, settings.analysis.permutations))
     return [
-        {"name": name, **relate(score, known, apart, seed=seed)},
-        {"name": f"{name} within stages", **relate(score, known, within, seed=seed)},
+        {"name": name, **related(score, known, apart)},
+        {"name": f"{name} within stages", **related(score, known, within)},
         {
             "name": f"{name} within stages, prompt loss partialled out",
-            **relate(score, known, within, prompt, seed=seed),
+            **related(score, known, within, prompt),
         },
     ]
 
@@ -124,11 +126,11 @@ def _add_accuracy(found: Findings, taught: pd.DataFrame, settings: StudySettings
     for stage, mine in taught.groupby("stage", sort=False):
         so_far = mine[mine[BY].map(order).fillna(len(order)) <= order[stage]]
         name = ACCURACY if len(so_far) else f"{ACCURACY} before any training"
-        rows.append(_accuracy(name, str(stage), so_far if len(so_far) else mine, settings.seed))
+        rows.append(_accuracy(name, str(stage), so_far if len(so_far) else mine, settings))
     final = settings.stage_names[-1]
     at_end = taught[taught["stage"] == final]
     groups = [
-        _accuracy(f"{ACCURACY}, entities of {name}", final, at_end[at_end[BY] == name], settings.seed)
+        _accuracy(f"{ACCURACY}, entities of {name}", final, at_end[at_end[BY] == name], settings)
         for name in settings.stage_names
     ]
     found.rows += [*rows, *groups]
@@ -140,15 +142,15 @@ def _add_accuracy(found: Findings, taught: pd.DataFrame, settings: StudySettings
     )
 
 
-def _accuracy(name: str, stage: str, mine: pd.DataFrame, seed: int) -> Row:
+def _accuracy(name: str, stage: str, mine: pd.DataFrame, settings: StudySettings) -> Row:
     """Share of right answers; the null shuffles what was said among questions of one kind."""
     right, units = mine["right"].to_numpy(float), pd.factorize(mine["entity_id"])[0]
-    low, high = cluster_bootstrap(right, units, seed=seed, bounds=(0, 1))
-    random = np.random.default_rng([9, seed])
+    low, high = cluster_bootstrap(right, units, seed=settings.seed, bounds=(0, 1))
+    random, draws = np.random.default_rng([9, settings.seed]), max(1, settings.analysis.permutations)
     said, true = mine["said"].to_numpy(str), mine["answer"].to_numpy(str)
-    hits = np.zeros(DRAWS)
+    hits = np.zeros(draws)
     for rows in (np.flatnonzero(mine["kind"] == kind) for kind in mine["kind"].unique()):
-        for draw in range(DRAWS):
+        for draw in range(draws):
             hits[draw] += (said[random.permutation(rows)] == true[rows]).sum()
     null = hits / len(mine)
     return {

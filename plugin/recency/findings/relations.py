@@ -57,7 +57,13 @@ def partial_correlation(x: Array, y: Array, given: Array | None) -> float:
 
 
 def relate(
-    score: Array, loss: Array, strata: npt.NDArray[np.int64], given: Array | None = None, *, seed: int = 0
+    score: Array,
+    loss: Array,
+    strata: npt.NDArray[np.int64],
+    given: Array | None = None,
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
 ) -> dict[str, Any]:
     """Rank correlation within strata, with interval, null and two-sided p; all of them None where one is constant.
 
@@ -67,6 +73,7 @@ def relate(
         strata: [array-like, shape: (entities,)] int group inside which ranks are taken and labels are shuffled.
         given: what is partialled out, or None.
         seed: of resamples and permutations.
+        draws: how many of either.
     """
     random = np.random.default_rng([6, seed])
     ranks = [within_ranks(values, strata) for values in (score, loss)]
@@ -75,8 +82,8 @@ def relate(
     if not np.isfinite(value):
         return dict.fromkeys(("value", "low", "high", "null", "p"))
     groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
-    null, draws = np.empty(DRAWS), np.empty(DRAWS)
-    for number in range(DRAWS):
+    null, resampled = np.empty(draws), np.empty(draws)
+    for number in range(draws):
         shuffled = np.empty(len(score))
         for group in groups:
             shuffled[group] = ranks[0][random.permutation(group)]
@@ -84,8 +91,8 @@ def relate(
         rows = np.concatenate([random.choice(group, len(group)) for group in groups])
         taken = [within_ranks(values[rows], strata[rows]) for values in (score, loss)]
         again = None if given is None else within_ranks(given[rows], strata[rows])
-        draws[number] = partial_correlation(taken[0], taken[1], again)
-    low, high = interval(draws, np.array(value), bounds=(-1, 1))
-    p = (1 + int((np.abs(null) >= abs(value) - 1e-9).sum())) / (1 + DRAWS)
+        resampled[number] = partial_correlation(taken[0], taken[1], again)
+    low, high = interval(resampled, np.array(value), bounds=(-1, 1))
+    p = (1 + int((np.abs(null) >= abs(value) - 1e-9).sum())) / (1 + draws)
     numbers = {"value": value, "low": float(low), "high": float(high), "null": float(null.mean()), "p": p}
     return {name: number if np.isfinite(number) else None for name, number in numbers.items()}

@@ -19,6 +19,7 @@ import numpy as np
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -68,7 +69,8 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     Raises:
         InputError: such a token, and the first text with it.
     """
-    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
+    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    rows = len(weight)
     if len(tokenizer) <= rows:
         return
     for text, ids in zip(texts, tokenizer(list(texts))["input_ids"], strict=True):
