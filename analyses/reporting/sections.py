@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from stratalens.analyses.plots.drift import probe_generalisation_picture, stage_
 from stratalens.analyses.plots.estimates import estimate, extreme_pair, pair_mean
 from stratalens.analyses.plots.grids import cosine_matrix_picture, pair_matrix_picture, scalar_map_picture
 from stratalens.analyses.plots.paths import centroid_path_picture
-from stratalens.analyses.plots.picture import plain, values_of
+from stratalens.analyses.plots.picture import Picture, Place, plain, values_of
 from stratalens.analyses.plots.stages import direction_drift_picture, forgetting_picture
 from stratalens.analyses.plots.sweeps import layer_sweep_picture
 from stratalens.analyses.reporting import direction_sentences as more
@@ -40,6 +40,10 @@ class Section:
     points: list[str] = field(default_factory=list)
     missing: str = ""
 
+    def show(self, picture: Picture, sentence: Callable[[Place], str], reading: str) -> None:
+        """Add a figure with what it shows and how to read it."""
+        self.panels.append(Panel(picture, sentence, reading))
+
 
 def build_sections(results: Results, notes: Sequence[str] = (), known: Sequence[str] = ()) -> list[Section]:
     """All sections in the order in which a reader asks; those without results say how to get them."""
@@ -62,12 +66,10 @@ def recorded(results: Results, known: Sequence[str] = ()) -> Section:
     losses = results.get("losses")
     if isinstance(losses, pd.DataFrame) and len(losses):
         picture = loss_curves_picture(losses, known)
-        section.panels.append(
-            Panel(
-                picture,
-                more.loss_sentence(losses),
-                "Each stage restarts on new entities, so the loss jumps at its start.",
-            )
+        section.show(
+            picture,
+            more.loss_sentence(losses),
+            "Each stage restarts on new entities, so the loss jumps at its start.",
         )
     return section
 
@@ -84,21 +86,16 @@ def order(results: Results) -> Section:
         "entities; the other half is projected, so the picture is not ordered by construction."
     )
     picture = centroid_path_picture(projection)
-    section.panels.append(
-        Panel(
-            picture,
-            say.path_sentence(projection, picture),
-            (
-                "One dot per group, joined in training order; both axes have about the same scale, bars "
-                "are 95 % intervals."
-            ),
-        )
+    section.show(
+        picture,
+        say.path_sentence(projection, picture),
+        "One dot per group, joined in training order; both axes have about the same scale, bars are 95 % intervals.",
     )
     if "rank_correlation" in projection and {"stage", "layer"} <= set(projection["rank_correlation"].coords):
         rank = projection["rank_correlation"].assign_attrs(projection.attrs)
         label = "rank correlation with training order"
         reading = "Stages before training are a control: there is nothing to be ordered yet."
-        section.panels.append(_map_panel(rank, "stage", "layer", label, (-1.0, 1.0), 0.0, reading))
+        section.show(*_map_panel(rank, "stage", "layer", label, (-1.0, 1.0), 0.0), reading)
     return section
 
 
@@ -111,12 +108,10 @@ def separable(results: Results) -> Section:
         return section
     section.lead = "A linear probe is fitted for each pair of groups and scored on entities that it was not fitted on."
     picture = pair_matrix_picture(probes)
-    section.panels.append(
-        Panel(
-            picture,
-            say.matrix_sentence(probes, picture),
-            "Row: the group trained earlier; column: later. n.s.: not told from chance.",
-        )
+    section.show(
+        picture,
+        say.matrix_sentence(probes, picture),
+        "Row: the group trained earlier; column: later. n.s.: not told from chance.",
     )
     return section
 
@@ -130,15 +125,13 @@ def places(results: Results) -> Section:
         return section
     if "layer" in probes["accuracy"].coords:
         picture = layer_sweep_picture(probes)
-        section.panels.append(
-            Panel(
-                picture,
-                say.sweep_sentence(probes, picture),
-                (
-                    "Bold: the first group against the last, and the mean of all pairs, with 95 % intervals; "
-                    "thin: every other pair, in the colour of its later group."
-                ),
-            )
+        section.show(
+            picture,
+            say.sweep_sentence(probes, picture),
+            (
+                "Bold: the first group against the last, and the mean of all pairs, with 95 % intervals; "
+                "thin: every other pair, in the colour of its later group."
+            ),
         )
     scalar, label = _headline_scalar(probes)
     coords = set(scalar.coords)
@@ -147,7 +140,7 @@ def places(results: Results) -> Section:
         ("layer", "token", "White is chance. Positions are those that were recorded."),
     ):
         if {x, y} <= coords and max(scalar.sizes.get(x, 1), scalar.sizes.get(y, 1)) > 1:
-            section.panels.append(_map_panel(scalar, x, y, label, (0.0, 1.0), 0.5, reading))
+            section.show(*_map_panel(scalar, x, y, label, (0.0, 1.0), 0.5), reading)
     return section
 
 
@@ -158,16 +151,17 @@ def in_the_prompt(results: Results) -> list[Section]:
         return []
     scalar, label = _headline_scalar(probes)
     reading = "White is chance. Negative positions count from the end of the prompt."
-    panel = _map_panel(scalar, "layer", "token", label, (0.0, 1.0), 0.5, reading)
-    return [Section("prompt", "At which token of the prompt?", panels=[panel])]
+    section = Section("prompt", "At which token of the prompt?")
+    section.show(*_map_panel(scalar, "layer", "token", label, (0.0, 1.0), 0.5), reading)
+    return [section]
 
 
 def _map_panel(
-    scalar: xr.DataArray, x: str, y: str, label: str, limits: tuple[float, float], chance: float, reading: str
-) -> Panel:
+    scalar: xr.DataArray, x: str, y: str, label: str, limits: tuple[float, float], chance: float
+) -> tuple[Picture, Callable[[Place], str]]:
     """A map of one number over two dims, with its sentence."""
     picture = scalar_map_picture(scalar, x, y, label, limits, chance)
-    return Panel(picture, say.map_sentence(scalar, picture, label, chance), reading)
+    return picture, say.map_sentence(scalar, picture, label, chance)
 
 
 def _headline_scalar(probes: xr.Dataset) -> tuple[xr.DataArray, str]:
@@ -185,16 +179,14 @@ def controls(results: Results) -> Section:
     chosen = {label: results[key] for key, label in CONTROL_LABELS.items() if results.get(key) is not None}
     if len(chosen) > 1:
         picture = control_comparison_picture(chosen)
-        section.panels.append(
-            Panel(
-                picture,
-                say.control_sentence(compared_rows(chosen), picture),
-                (
-                    "If norms, losses or confidence were all there is, matching or regressing them out would "
-                    "bring the probe to the dashed line. The random subsample shows what the smaller matched "
-                    "sample costs by itself."
-                ),
-            )
+        section.show(
+            picture,
+            say.control_sentence(compared_rows(chosen), picture),
+            (
+                "If norms, losses or confidence were all there is, matching or regressing them out would "
+                "bring the probe to the dashed line. The random subsample shows what the smaller matched "
+                "sample costs by itself."
+            ),
         )
     else:
         section.missing = "sl.statistics_probe, sl.matched_probe and sl.residual_probe"
@@ -206,12 +198,10 @@ def controls(results: Results) -> Section:
     quantiles = results.get("statistics")
     if quantiles is not None:
         picture = statistic_distributions_picture(quantiles)
-        section.panels.append(
-            Panel(
-                picture,
-                more.spread_sentence(quantiles, picture),
-                "Dot: median; thick bar: quartiles; thin bar: 5 to 95 % of rows.",
-            )
+        section.show(
+            picture,
+            more.spread_sentence(quantiles, picture),
+            "Dot: median; thick bar: quartiles; thin bar: 5 to 95 % of rows.",
         )
     return section
 
@@ -222,46 +212,38 @@ def directions(results: Results) -> Section:
     cosines, scores, centroids = results.get("cosines"), results.get("generalise"), results.get("centroids")
     if cosines is not None:
         picture = cosine_matrix_picture(cosines)
-        section.panels.append(
-            Panel(
-                picture,
-                more.cosine_sentence(cosines, picture),
-                (
-                    "Directions point to the later group. Pairs that share a group have a cosine by construction "
-                    "(about 0.5 if they share the same end), so compare pairs that share none."
-                ),
-            )
+        section.show(
+            picture,
+            more.cosine_sentence(cosines, picture),
+            (
+                "Directions point to the later group. Pairs that share a group have a cosine by construction "
+                "(about 0.5 if they share the same end), so compare pairs that share none."
+            ),
         )
     probes = results.get("probes")
     if probes is not None and "coef" in probes and probes["coef"].sizes.get("stage", 1) > 1:
         picture = direction_drift_picture(probes)
-        section.panels.append(
-            Panel(
-                picture,
-                more.turn_sentence(probes, picture),
-                "The last stage is compared with itself there: 1 by construction. Each line is one pair.",
-            )
+        section.show(
+            picture,
+            more.turn_sentence(probes, picture),
+            "The last stage is compared with itself there: 1 by construction. Each line is one pair.",
         )
     if scores is not None:
         picture = probe_generalisation_picture(scores)
-        section.panels.append(
-            Panel(
-                picture,
-                more.score_sentence(scores, picture),
-                (
-                    "Groups that the probe was not fitted on fall where its direction puts them; an ordered "
-                    "row means one direction serves all."
-                ),
-            )
+        section.show(
+            picture,
+            more.score_sentence(scores, picture),
+            (
+                "Groups that the probe was not fitted on fall where its direction puts them; an ordered "
+                "row means one direction serves all."
+            ),
         )
     if centroids is not None:
         picture = stage_drift_picture(centroids)
-        section.panels.append(
-            Panel(
-                picture,
-                more.drift_sentence(centroids, picture),
-                "A large dot marks the stage that trained on the group.",
-            )
+        section.show(
+            picture,
+            more.drift_sentence(centroids, picture),
+            "A large dot marks the stage that trained on the group.",
         )
     if not section.panels:
         section.missing = "sl.cosines(probes), sl.generalise(probes, ds) and sl.centroids(ds)"
@@ -272,5 +254,7 @@ def forgotten(results: Results) -> list[Section]:
     """What is forgotten with time, where a run has asked for it; nothing otherwise."""
     curves: Mapping[str, xr.Dataset] = results.get("forgetting") or {}
     reading = "One line per group; right of 0 other groups are trained on, left of it the group is not known yet."
-    panels = [Panel(forgetting_picture(table), more.forgetting_sentence(table), reading) for table in curves.values()]
-    return [Section("forgetting", "What is forgotten?", panels=panels)] if panels else []
+    section = Section("forgetting", "What is forgotten?")
+    for table in curves.values():
+        section.show(forgetting_picture(table), more.forgetting_sentence(table), reading)
+    return [section] if section.panels else []
