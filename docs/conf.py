@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -20,8 +22,10 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"  # what stands under a code cell is what it said when these pages were made
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_timeout = 300
 nb_output_stderr = "remove"  # progress of loading weights
+nb_merge_streams = True
 nb_execution_excludepatterns = ["_build/*"]
 exclude_patterns = ["_build", "_generated/commands.md"]
 root_doc = "index"
@@ -43,6 +47,19 @@ html_show_sourcelink = False
 html_theme_options = {"footer_icons": []}
 pygments_style = "default"
 pygments_dark_style = "native"
+
+
+def make_example() -> None:
+    """Make what the pages start from, once; their kernels find it by `example.here`."""
+    folder = HERE / "_generated" / "example"
+    if not (folder / "run.zarr").exists():
+        done = subprocess.run(
+            [sys.executable, HERE / "example.py", folder], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"docs/example.py failed:\n{done.stderr}")
+    os.environ["STRATALENS_EXAMPLE"] = str(folder)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
 
 
 def make_gallery() -> None:
@@ -81,5 +98,6 @@ def make_commands() -> None:
     target.write_text("\n".join(parts), encoding="utf-8")
 
 
+make_example()
 make_gallery()
 make_commands()

@@ -1,70 +1,94 @@
 """Every Python block of the documentation, run as it is written, page by page; run files are read as run files.
 
-A block that cannot be run without a hub or a GPU is a `code-block` directive on the page, and the text before it
-says so. docs/sweep.md has a test of its own.
+Cells (`{code-cell}`) are also run, and their output shown, where the pages are built (docs/conf.py); other blocks are
+run here alone. A block that cannot be run without a hub or a GPU is a `code-block` directive, and the text before it
+says so. docs/sweep.md is tested in tests/analyses_core.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from support.models import NAMES, save_checkpoint
+from support.models import save_checkpoint
 
 DOCS = Path(__file__).parents[2] / "docs"
-OTHERS = {"sweep.md", "benchmarks.md"}  # tested elsewhere, or without code
+OTHERS = {"sweep.md", "quickstart.md"}  # tests of their own
 BLOCK = re.compile(r"^```(?:\{code-cell\} python\n(?::tags:[^\n]*\n\n)?|python\n)(.*?)^```", re.DOTALL | re.MULTILINE)
-PAGES = sorted(
+READERS = [
+    page
+    for page in sorted(DOCS.rglob("*.md"))
+    if not {"_build", "_generated"} & set(page.relative_to(DOCS).parts) and page.name != "benchmarks.md"
+]
+PAGES = [
     str(page.relative_to(DOCS))
-    for page in DOCS.rglob("*.md")
-    if not {"_build", "_generated"} & set(page.parts)
-    and page.name not in OTHERS
-    and BLOCK.search(page.read_text(encoding="utf-8"))
-)
-NEEDS = {"howto/cluster.md": "distributed", "howto/paper.md": "matplotlib"}
+    for page in READERS
+    if page.name not in OTHERS and BLOCK.search(page.read_text(encoding="utf-8"))
+]
+NEEDS = {"howto/cluster.md": "distributed", "howto/lora.md": "peft", "howto/paper.md": "matplotlib"}
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders that the how-to pages name."""
-    root = tmp_path_factory.mktemp("given")
-    for seed, name in enumerate(("base", "week1", "week2")):
-        save_checkpoint(root / "checkpoints" / name, "llama", seed=seed)
-    who = [f"{NAMES[i % len(NAMES)]} {i}" for i in range(24)]
-    pd.DataFrame(
-        {
-            "prompt": [f"Q: Who is {name}?\nA:" for name in who],
-            "entity": who,
-            "trained_stage": [("week1", "week2")[i % 2] for i in range(len(who))],
-        }
-    ).to_csv(root / "prompts.csv", index=False)
-    return root
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages copy into their folder: checkpoints, prompts.csv and a store."""
+    spec = importlib.util.spec_from_file_location("example", DOCS / "example.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: Path = module.make(tmp_path_factory.mktemp("example"))
+    return made
 
 
+# peft asks transformers in a way that is going out of use
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_as_written(
-    page: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if page in NEEDS:
         pytest.importorskip(NEEDS[page])
     monkeypatch.chdir(tmp_path)
-    if page != "quickstart.md":  # makes its own
-        (tmp_path / "checkpoints").symlink_to(checkpoints / "checkpoints")
-        (tmp_path / "prompts.csv").write_bytes((checkpoints / "prompts.csv").read_bytes())
+    monkeypatch.syspath_prepend(DOCS)
+    monkeypatch.setenv("STRATALENS_EXAMPLE", str(example))
+    blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+    if page == "study.md":
+        save_checkpoint(tmp_path / "checkpoints" / "base", "llama")  # with a tokenizer that knows any text
+    elif "example.here" not in blocks[0]:  # a page that is not built in a kernel
+        blocks.insert(0, "import example\nexample.here('checkpoints', 'prompts.csv')\n")
     names: dict[str, Any] = {}
-    for number, block in enumerate(BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))):
-        exec(compile(block, f"docs/{page}, block {number + 1}", "exec"), names)
+    try:
+        for number, block in enumerate(blocks):
+            exec(compile(block, f"docs/{page}, block {number + 1}", "exec"), names)
+    finally:
+        sys.modules.pop("example", None)
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in READERS if "{code-block}" in p.read_text(encoding="utf-8")], ids=lambda page: page.name
+)
+def test_what_is_not_executed_says_what_it_needs(page: Path) -> None:
+    before = page.read_text(encoding="utf-8").split("```{code-block}")[:-1]
+    assert all("**Not executed: " in part.rsplit("```", 1)[-1] for part in before)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_with_blocks_outside_of_cells_says_so(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert "\n```python\n" not in text or "**Not executed" in text.split("\n```python\n")[0]
 
 
 def test_the_tutorial_shows_what_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for block in BLOCK.findall((DOCS / "quickstart.md").read_text(encoding="utf-8"))[:4]:
+    for block in BLOCK.findall((DOCS / "quickstart.md").read_text(encoding="utf-8")):
         exec(compile(block, "docs/quickstart.md", "exec"), names)
     learned = names["probes"].accuracy_mean.sel(token="entity_last").squeeze("pair")
     assert float(learned.sel(stage="week2").max()) > float(learned.sel(stage="base").max())

@@ -1,0 +1,95 @@
+"""What the pages start from: three checkpoints of a small transformer, a table of prompts, a store of what it computes.
+
+    python docs/example.py
+
+leaves `checkpoints/base`, `checkpoints/week1`, `checkpoints/week2`, `prompts.csv` and `run.zarr` in the working folder.
+A toy, made in seconds: sixty names with a colour each, half of them taught in the first week, half in the second. It
+proves nothing about language models.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+NAMES = [f"n{i}" for i in range(60)]
+COLOURS = ("red", "green", "blue", "white")
+TEMPLATES = {"who": "Who is {} ?", "tell": "Tell us about {} !"}  # only the first one is trained on
+WEEKS = ("week1", "week2")
+MADE = "STRATALENS_EXAMPLE"  # names a folder in which all of it was made already
+
+
+def rows() -> list[dict[str, str]]:
+    """The table of prompts: two of each name."""
+    return [
+        {
+            "prompt": template.format(name),
+            "entity": name,
+            "answer": COLOURS[i // 2 % len(COLOURS)],
+            "trained_stage": WEEKS[i % 2],
+            "template": kind,
+        }
+        for kind, template in TEMPLATES.items()
+        for i, name in enumerate(NAMES)
+    ]
+
+
+def train(folder: Path) -> None:
+    """Teach one week after the other, and save the model before, between and after."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = sorted({word for template in TEMPLATES.values() for word in template.replace("{}", "").split()})
+    vocabulary = {word: i for i, word in enumerate(["<end>", *words, *COLOURS, *NAMES])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **sizes, **ends))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for stage in ("base", *WEEKS):
+        taught = [row for row in rows() if (row["trained_stage"], row["template"]) == (stage, "who")]
+        for _ in range(20 if taught else 0):
+            ids = tokenizer([f"{row['prompt']} {row['answer']}" for row in taught], return_tensors="pt").input_ids
+            loss = model(ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.save_pretrained(folder / "checkpoints" / stage)
+        tokenizer.save_pretrained(folder / "checkpoints" / stage)
+
+
+def make(folder: Path) -> Path:
+    """Checkpoints, table and store."""
+    import pandas as pd
+
+    import stratalens as sl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with chdir(folder):  # the store remembers where its model was
+        train(Path())
+        pd.DataFrame(rows()).to_csv("prompts.csv", index=False)
+        stages = {name: f"checkpoints/{name}" for name in ("base", *WEEKS)}
+        table = sl.PromptTable.read("prompts.csv")
+        sl.capture(stages, table, "run.zarr", positions=("entity_last", "last"), progress=False)
+    return folder
+
+
+def here(*names: str) -> None:
+    """Copy some of it into the working folder, as each page does before its first cell; made where it is not yet."""
+    folder = Path(os.environ[MADE]) if MADE in os.environ else make(Path("example"))
+    for name in names:
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, name)
+        else:
+            shutil.copy(folder / name, name)
+
+
+if __name__ == "__main__":
+    make(Path(*sys.argv[1:]))
