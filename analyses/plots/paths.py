@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.naming import leaders, place_names
 from stratalens.analyses.plots.palette import group_names, stage_colors, trained_order
 from stratalens.analyses.plots.picture import (
     Axis,
@@ -43,10 +44,13 @@ def centroid_path_picture(projection: xr.Dataset) -> Picture:
     def tables(place: Place) -> dict[str, Table]:
         xy = read["coordinate"](place)
         value = {"x": xy[:, 0], "y": xy[:, 1], "color": colors, "group": [plain(g) for g in groups]}
+        shown = limits(place)
+        at = place_names(xy[:, 0], xy[:, 1], value["group"], shown)
         out: dict[str, Table] = {
             "path": {"x0": xy[:-1, 0], "y0": xy[:-1, 1], "x1": xy[1:, 0], "y1": xy[1:, 1]},
+            "leaders": leaders(xy[:, 0], xy[:, 1], at, shown),
             "centroids": value,
-            "names": {"x": xy[:, 0], "y": xy[:, 1], "text": value["group"]},
+            "names": {"x": at[:, 0], "y": at[:, 1], "text": value["group"]},
         }
         if intervals:
             low, high = read["coordinate_low"](place), read["coordinate_high"](place)
@@ -78,8 +82,9 @@ def centroid_path_picture(projection: xr.Dataset) -> Picture:
     marks = [
         Mark("path", "segments", role="quiet", width=1.5),
         Mark("intervals", "segments", width=3, alpha=0.45),
+        Mark("leaders", "segments", role="ink", width=0.8),
         Mark("centroids", "points", hover=hover, size=12),
-        Mark("names", "labels", role="ink", size=9, offset=14),
+        Mark("names", "labels", role="ink", size=9),
     ]
     return Picture(
         name="centroid_path",
