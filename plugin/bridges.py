@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stratalens.store.errors import InputError, NotRecordedError, near
 from stratalens.torch_batches import ShuffledBatches
-from stratalens.torch_data import ActivationDataset, Source, as_tensor
+from stratalens.torch_data import ActivationDataset, Source, as_tensor, is_nan
 
 __all__ = ["ActivationDataset", "ShuffledBatches", "to_activation_cache", "torch_dataset"]
 
@@ -239,7 +239,7 @@ def _existing(ds: xr.Dataset, source: Source, recorded: NDArray[np.bool_] | None
     for stage, start, stop in tested.blocks():
         if exists[stage, start:stop].any():
             values = tested.read(stage, slice(start, stop))
-            exists[stage, start:stop] &= ~np.isnan(values.reshape(*values.shape[:2], -1)).all(axis=-1)
+            exists[stage, start:stop] &= ~is_nan(values.reshape(*values.shape[:2], -1)).all(axis=-1)
     return None if exists.all() else np.flatnonzero(exists)
 
 

@@ -6,15 +6,21 @@ samples are mixed. What does not: reading a block (`torch_data.py`).
 
 from __future__ import annotations
 
+import math
+import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from stratalens.store.threads import run_tasks
 from stratalens.torch_data import ActivationDataset, Sample, as_tensor
 
 Block = tuple[int, int, int]
@@ -72,37 +78,68 @@ class ShuffledBatches(IterableDataset[Sample]):
         return pools
 
     def _batches(self, pools: Sequence[Sequence[Block]], mixer: np.random.Generator | None) -> Iterator[Sample]:
-        rooms = [_Room(self.data, pools) for _ in pools[:2]]  # one is mixed while the other is filled
-        batch, filled = self._empty(), 0
+        data = self.data
+        rooms = [_Room(data, pools) for _ in pools[:2]]  # one is mixed while the other is filled
+        memory = _Memory(data, self.batch_size)
+        batch, filled = _Batch(data, memory), 0
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(rooms[0].fill, pools[0])] if pools else []
             for number in range(len(pools)):
-                room, count = rooms[number % 2], ahead.pop().result()
+                room, order = rooms[number % 2], ahead.pop().result()
                 if number + 1 < len(pools):
                     ahead.append(reader.submit(rooms[(number + 1) % 2].fill, pools[number + 1]))
-                order = mixer.permutation(count) if mixer is not None else np.arange(count)
+                if mixer is not None:
+                    order = mixer.permutation(order)
                 start = 0
-                while start < count:
+                while start < len(order):
                     chosen = order[start : start + self.batch_size - filled]
                     stop = filled + len(chosen)
-                    for pooled, part in zip((room.values, room.entities), batch, strict=True):
-                        np.take(pooled, chosen, axis=0, out=part[filled:stop], mode="clip")  # clip: no extra copy
+                    data.source.take(room.values, chosen, batch.values[filled:stop])
+                    batch.entities[filled:stop] = room.entities[chosen]
                     start, filled = start + len(chosen), stop
                     if filled == self.batch_size:
-                        yield self._sample(*batch)
-                        batch, filled = self._empty(), 0
+                        yield batch.sample(filled)
+                        batch, filled = _Batch(data, memory), 0
         if filled and not self.drop_last:
-            yield self._sample(*(part[:filled] for part in batch))
+            yield batch.sample(filled)
 
-    def _empty(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        source = self.data.source
-        values = np.empty((self.batch_size, *source.feature_shape), dtype=source.variable.dtype)
-        return values, np.empty(self.batch_size, dtype=np.int64)
 
-    def _sample(self, values: NDArray[Any], entities: NDArray[np.int64]) -> Sample:
-        labels = self.data.labels
-        batch = as_tensor(values)
-        return batch if labels is None else (batch, torch.from_numpy(labels[entities]))
+class _Memory:
+    """Memory for batches: used again once nobody holds the tensor that lay in it, since fresh memory costs as much
+    as reading. In a worker it is shared with the process that trains, so that nothing is copied on the way there."""
+
+    def __init__(self, data: ActivationDataset, size: int) -> None:
+        self.shape, self.dtype = (size, *data.feature_shape), data.source.variable.dtype
+        self.shared = get_worker_info() is not None
+        self._free: deque[NDArray[Any]] = deque()
+
+    def take(self) -> tuple[Tensor, NDArray[Any]]:
+        """A tensor, and the array in its memory."""
+        if self.shared:
+            storage: Any = torch.UntypedStorage._new_shared(math.prod(self.shape) * self.dtype.itemsize)
+            like: Any = as_tensor(np.empty(0, dtype=self.dtype))
+            tensor: Tensor = like.set_(storage, 0, self.shape)
+            bits = tensor.view(torch.int16) if self.dtype.name == "bfloat16" else tensor
+            return tensor, bits.numpy().view(self.dtype)
+        memory = self._free.popleft() if self._free else np.empty(self.shape, dtype=self.dtype)
+        lent = memory.view(np.uint16) if self.dtype.name == "bfloat16" else memory.view()
+        tensor = torch.from_numpy(lent)  # holds this very view, and so does whatever shares the tensor's memory
+        weakref.finalize(lent, self._free.append, memory).atexit = False
+        return tensor.view(torch.bfloat16) if self.dtype.name == "bfloat16" else tensor, memory
+
+
+class _Batch:
+    """One batch that is being filled."""
+
+    def __init__(self, data: ActivationDataset, memory: _Memory) -> None:
+        self.labels = data.labels
+        self.tensor, self.values = memory.take()
+        self.entities = np.empty(len(self.values), dtype=np.int64)
+
+    def sample(self, count: int) -> Sample:
+        """The first `count` samples, with their labels where there are any."""
+        values, labels = self.tensor[:count], self.labels
+        return values if labels is None else (values, torch.from_numpy(labels[self.entities[:count]]))
 
 
 class _Room:
@@ -112,15 +149,19 @@ class _Room:
         source = data.source
         rows = max(sum(stop - start for _, start, stop in pool) for pool in pools)
         self.data = data
-        self.values = np.empty((rows * source.shape[2], *source.feature_shape), dtype=source.variable.dtype)
+        self.values = np.empty((rows * source.shape[2], *source.feature_shape), dtype=source.held)
         self.entities = np.empty(rows * source.shape[2], dtype=np.int64)
 
-    def fill(self, pool: Sequence[Block]) -> int:
-        """Read all blocks of a pool; how many samples they hold."""
-        count = 0
-        for block in pool:
-            values, entities = self.data.read_block(block)
-            self.values[count : count + len(values)] = values
-            self.entities[count : count + len(values)] = entities
-            count += len(values)
-        return count
+    def fill(self, pool: Sequence[Block]) -> NDArray[np.int64]:
+        """Read all blocks of a pool; where in `values` its samples lie, in the order of the blocks."""
+        source, tokens = self.data.source, self.data.source.shape[2]
+        edges = np.cumsum([0, *((stop - start) * tokens for _, start, stop in pool)])
+        found: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(pool)
+
+        def read(number: int) -> None:
+            block, low, high = pool[number], int(edges[number]), int(edges[number + 1])
+            found[number] = low + self.data.fill(self.values[low:high], block)
+            self.entities[low:high] = np.repeat(np.arange(block[1], block[2]), tokens)
+
+        run_tasks([partial(read, number) for number in range(len(pool))], waiting=source.waiting)
+        return np.concatenate(found)

@@ -11,6 +11,7 @@ left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from stratalens.store.arrays import cut
+from stratalens.store.chunks import widen
 from stratalens.store.errors import InputError, NotRecordedError
+from stratalens.store.selected import behind
 
 if TYPE_CHECKING:
     from stratalens.torch_batches import ShuffledBatches
 
-_BLOCK_BYTES = 16 << 20  # rows read at once where the array does not say how it is chunked
+BLOCK_BYTES = 4 << 20  # read at once
+_TAKEN = 1 << 18  # widened while it is in the processor's cache
 
 Sample = Tensor | tuple[Tensor, Tensor]
 
@@ -35,10 +40,16 @@ Sample = Tensor | tuple[Tensor, Tensor]
 class Source:
     """One lazy array, read as (rows, tokens, features...) of one stage at a time.
 
+    An array of `open_store` that was only narrowed is read straight from its files; of bfloat16
+    that is widened to float32 the bits are read and kept, and widened when samples are taken.
+    Any other array is read as xarray or dask reads it.
+
     Attributes:
         shape: number of stages, entities and tokens (1 for a dim that is not there).
         feature_shape: shape of one sample.
         names: coordinate of each of stage, entity and token, or None.
+        stored: what is read straight from files, or None.
+        held: dtype of the values that `fill` reads and `take` makes samples of.
     """
 
     def __init__(self, array: xr.DataArray, what: str) -> None:
@@ -52,32 +63,74 @@ class Source:
         sizes = array.sizes
         self.shape = tuple(sizes.get(dim, 1) for dim in axes)
         self.feature_shape = tuple(sizes[dim] for dim in features)
-        self.row_nbytes = self.shape[2] * int(np.prod(self.feature_shape, dtype=np.int64)) * array.dtype.itemsize
+        stored = behind(self.variable)
+        bits = None if stored is None else stored.bits()
+        self.stored = stored if bits is None else bits
+        self._widens = bits is not None
+        self.held: np.dtype[Any] = array.dtype if self.stored is None else self.stored.dtype
+        self.row_nbytes = self.shape[2] * math.prod(self.feature_shape) * self.held.itemsize
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a read waits for a network."""
+        return self.stored is not None and self.stored.waiting
 
     def read(self, stage: int, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
-        """Values of some entities, shape (rows, tokens, features...).
+        """Held values of some entities, shape (rows, tokens, features...).
 
         Read by the calling thread alone: several workers do not each start a pool of threads.
         """
         at_stage = {"stage": stage} if "stage" in self.variable.dims else {}
-        part = self.variable.isel({"entity": rows, **at_stage})
         values: NDArray[Any]
-        values = part.data.compute(scheduler="synchronous") if part.chunks is not None else part.to_numpy()
+        if self.stored is not None:
+            values = self.stored[self._key(stage, rows)]
+        else:
+            part = self.variable.isel({"entity": rows, **at_stage})
+            values = part.data.compute(scheduler="synchronous") if part.chunks is not None else part.to_numpy()
         return values.reshape(-1, self.shape[2], *self.feature_shape)
 
+    def fill(self, out: NDArray[Any], stage: int, start: int, stop: int) -> None:
+        """Read held values of a range of entities into `out`, shape (rows * tokens, features...)."""
+        if self.stored is None:
+            out[:] = self.read(stage, slice(start, stop)).reshape(out.shape)
+            return
+        part = self.stored.narrow(self._key(stage, slice(start, stop)))
+        part.fill(out.reshape(part.shape), [slice(0, size) for size in part.shape])
+
+    def take(self, values: NDArray[Any], chosen: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Samples of held values [shape: (samples, features...)] into `out`, in the array's own dtype."""
+        if not self._widens:
+            np.take(values, chosen, axis=0, out=out, mode="clip")  # clip: no extra copy
+            return
+        step = max(1, _TAKEN // max(1, math.prod(self.feature_shape) * self.held.itemsize))
+        for start in range(0, len(chosen), step):
+            part = out[start : start + step]
+            widen(values[chosen[start : start + step]], part)
+
     def blocks(self) -> list[tuple[int, int, int]]:
-        """Ranges (stage, first entity, end) to read at once, along the array's own chunks."""
+        """Ranges (stage, first entity, end) to read at once, along the blocks of the store or the array's chunks."""
         entities = self.shape[1]
-        if self.variable.chunks is not None:
-            edges = [0, *np.cumsum(self.variable.chunksizes["entity"]).tolist()]
+        if self.stored is not None:
+            sizes: Sequence[int] = self.stored.grid(BLOCK_BYTES)[self.variable.dims.index("entity")]
+        elif self.variable.chunks is not None:
+            sizes = self.variable.chunksizes["entity"]
         else:
             # a power of two, as the blocks of the store are
-            size = 1 << max((_BLOCK_BYTES // max(self.row_nbytes, 1)).bit_length() - 1, 0)
-            edges = [*range(0, entities, size), entities]
+            sizes = cut(entities, 1 << max((BLOCK_BYTES // max(self.row_nbytes, 1)).bit_length() - 1, 0))
+        edges = [0, *np.cumsum(sizes).tolist()]
         return [(stage, start, stop) for stage in range(self.shape[0]) for start, stop in pairwise(edges)]
 
-    def name(self, dim: str, index: int) -> Any:
-        """Coordinate value at an index; the index itself for a dim without coordinate."""
+    def _key(self, stage: int, rows: slice | NDArray[np.int64]) -> tuple[Any, ...]:
+        """The entities of a stage as a key of the stored array."""
+        places = {"stage": stage, "entity": rows}
+        return tuple(places.get(str(dim), slice(None)) for dim in self.variable.dims)
+
+    def place(self, flat: int) -> dict[str, Any]:
+        """Stage, entity and token of a sample by its number; an index for a dim without coordinate."""
+        places = zip(("stage", "entity", "token"), np.unravel_index(flat, self.shape), strict=True)
+        return {dim: self._name(dim, int(index)) for dim, index in places}
+
+    def _name(self, dim: str, index: int) -> Any:
         variable = self.names[dim]
         if variable is None:
             return index
@@ -112,9 +165,7 @@ class ActivationDataset(Dataset[Sample]):
 
     def where(self, index: int) -> dict[str, Any]:
         """Stage, entity and token of a sample."""
-        places = self._places(np.array([index]))
-        axes = ("stage", "entity", "token")
-        return {dim: self.source.name(dim, int(place[0])) for dim, place in zip(axes, places, strict=True)}
+        return self.source.place(int(np.ravel_multi_index(self._places(np.array([index])), self.source.shape)[0]))
 
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
@@ -122,13 +173,15 @@ class ActivationDataset(Dataset[Sample]):
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """Several samples at once, as torch's DataLoader asks for a batch."""
         stages, entities, tokens = self._places(np.asarray(indices, dtype=np.int64))
-        found = np.empty((len(stages), *self.feature_shape), dtype=self.source.variable.dtype)
+        source = self.source
+        held = np.empty((len(stages), *self.feature_shape), dtype=source.held)
         for stage in np.unique(stages):
             of_stage = np.flatnonzero(stages == stage)
             rows, inverse = np.unique(entities[of_stage], return_inverse=True)
-            values = self.source.read(int(stage), rows)
-            found[of_stage] = values[inverse, tokens[of_stage]]
-        self._refuse_missing(found, stages, entities, tokens)
+            held[of_stage] = source.read(int(stage), rows)[inverse, tokens[of_stage]]
+        self.refuse_missing(held, np.ravel_multi_index((stages, entities, tokens), source.shape))
+        found = np.empty(held.shape, dtype=source.variable.dtype)
+        source.take(held, np.arange(len(held)), found)
         samples = as_tensor(found)
         if self.labels is None:
             return list(samples)
@@ -156,7 +209,7 @@ class ActivationDataset(Dataset[Sample]):
             shuffle: False gives the samples in order (with one worker).
             seed: the same seed gives the same order in every epoch until
                 `set_epoch`; None draws from torch's generator, anew every epoch.
-            buffer_bytes: memory for mixing, for each worker.
+            buffer_bytes: memory for mixing, for each worker; bfloat16 takes two bytes a number of it.
             drop_last: leave out a worker's last, smaller batch.
         """
         from stratalens.torch_batches import ShuffledBatches
@@ -165,20 +218,22 @@ class ActivationDataset(Dataset[Sample]):
             raise InputError(f"batch_size={batch_size}: a batch has at least 1 sample")
         return ShuffledBatches(self, batch_size, shuffle, seed, buffer_bytes, drop_last)
 
-    def read_block(self, block: tuple[int, int, int]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """The existing samples of a block, shape (samples, features...), and the entity of each."""
+    def fill(self, out: NDArray[Any], block: tuple[int, int, int]) -> NDArray[np.int64]:
+        """Read a block into `out` [shape: (rows * tokens, features...)], in the dtype that the source holds.
+
+        Returns:
+            Places in `out` of the samples that exist.
+        """
         stage, start, stop = block
-        tokens = self.source.shape[2]
-        values = self.source.read(stage, slice(start, stop)).reshape(-1, *self.feature_shape)
-        entities = np.repeat(np.arange(start, stop), tokens)
+        self.source.fill(out, stage, start, stop)
+        _, entities, tokens = self.source.shape
+        first = (stage * entities + start) * tokens
+        places = np.arange(len(out))
         if self.valid is not None:
-            first = (stage * self.source.shape[1] + start) * tokens
-            low, high = np.searchsorted(self.valid, [first, first + len(values)])
-            if high - low < len(values):
-                kept = self.valid[low:high] - first
-                values, entities = values[kept], entities[kept]
-        self._refuse_missing(values, np.full(len(values), stage), entities, None)
-        return values, entities
+            low, high = np.searchsorted(self.valid, [first, first + len(out)])
+            places = self.valid[low:high] - first
+        self.refuse_missing(out, first + places, places)
+        return places
 
     def _places(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
         count = len(self)
@@ -189,25 +244,37 @@ class ActivationDataset(Dataset[Sample]):
         flat = indices if self.valid is None else self.valid[indices]
         return np.unravel_index(flat, self.source.shape)
 
-    def _refuse_missing(
-        self,
-        values: NDArray[Any],
-        stages: NDArray[np.int64],
-        entities: NDArray[np.int64],
-        tokens: NDArray[np.int64] | None,
+    def refuse_missing(
+        self, held: NDArray[Any], flat: NDArray[np.int64], places: NDArray[np.int64] | None = None
     ) -> None:
-        """NaN is what a position that a prompt lacks reads as; it is never handed out as an activation."""
-        flat = values.reshape(len(values), -1)
-        suspects = np.flatnonzero(np.isnan(flat[:, 0]))  # one value a row: cheap
-        missing = [row for row in suspects if np.isnan(flat[row]).all()]
-        if missing:
-            row = missing[0]
-            stage, entity = self.source.name("stage", int(stages[row])), self.source.name("entity", int(entities[row]))
-            at = "" if tokens is None else f", token {self.source.name('token', int(tokens[row]))!r}"
-            raise NotRecordedError(
-                f"{self.source.what}: nothing was recorded at stage {stage!r}, entity {entity!r}{at}; leave such "
-                "samples out: torch_dataset(..., skip_missing=True)"
-            )
+        """NaN is what a position that a prompt lacks reads as; it is never handed out as an activation.
+
+        Args:
+            held: values in the dtype that the source holds, shape (samples, features...).
+            flat: number of each sample among all of the source.
+            places: where in `held` these samples lie; None takes all.
+        """
+        rows = held.reshape(len(held), -1)
+        first = rows[:, 0] if places is None else rows[places, 0]
+        suspects = np.flatnonzero(is_nan(first))  # one value a row: cheap
+        for number in suspects:
+            if is_nan(rows[number if places is None else places[number]]).all():
+                break
+        else:
+            return
+        at = self.source.place(int(flat[number]))
+        raise NotRecordedError(
+            f"{self.source.what}: nothing was recorded at stage {at['stage']!r}, entity {at['entity']!r}, token "
+            f"{at['token']!r}; leave such samples out: torch_dataset(..., skip_missing=True)"
+        )
+
+
+def is_nan(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where values are NaN; those of bfloat16 may be given as their bits."""
+    if values.dtype.name == "bfloat16":
+        values = values.view(np.uint16)
+    found: NDArray[np.bool_] = (values & 0x7FFF) > 0x7F80 if values.dtype == np.uint16 else np.isnan(values)
+    return found
 
 
 def as_tensor(values: NDArray[Any]) -> Tensor:

@@ -1,13 +1,14 @@
-"""Lazy arrays behind the dataset: variables, labels, flags and exposure, as xarray reads them.
+"""Lazy arrays behind the dataset: variables as they lie on disk, as xarray reads them; the base of all lazy arrays.
 
 Each is a `BackendArray` whose selections are orthogonal; nothing is read before
 somebody asks for values. They can be pickled, so dask workers read for themselves.
+What is computed from other arrays, and labels, are in `derived`; a part of one in `selected`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,10 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from stratalens.store import labels
 from stratalens.store.rows import Selection
 from stratalens.store.scaling import restore
 from stratalens.store.schema import AXES
-from stratalens.store.seam import Storage
 from stratalens.store.slabs import SlabReader
-from stratalens.store.watch import Watch
-
-DASK_BYTES = 128 << 20
 
 
 class LazyArray(BackendArray):
@@ -50,6 +46,12 @@ class LazyArray(BackendArray):
         return self._orthogonal(indexing.expanded_indexer(key, self.ndim))  # type: ignore[no-untyped-call]
 
     def _orthogonal(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        selections, scalars = self.normalised(key)
+        values = self.select(selections)
+        return values.squeeze(axis=scalars) if scalars else values
+
+    def normalised(self, key: tuple[Any, ...]) -> tuple[list[Selection], tuple[int, ...]]:
+        """A selection for each dim, indices from 0 on and steps forwards, and the dims that a number takes away."""
         selections: list[Selection] = []
         scalars = []
         for axis, (part, size) in enumerate(zip(key, self.shape, strict=True)):
@@ -68,14 +70,41 @@ class LazyArray(BackendArray):
             index = np.where(index < 0, index + size, index)
             if index.size and (index.min() < 0 or index.max() >= size):
                 raise IndexError(f"index out of bounds for axis {axis} with size {size}")
-            dense = index.size > 0 and bool((np.diff(index) == 1).all())
-            selections.append(slice(int(index[0]), int(index[-1]) + 1) if dense else index)
-        values = self.select(selections)
-        return values.squeeze(axis=tuple(scalars)) if scalars else values
+            selections.append(as_slice(index))
+        return selections, tuple(scalars)
 
     def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
         """Values of an orthogonal selection."""
         raise TypeError(f"{type(self).__name__} defines no select")
+
+    def fill(self, out: NDArray[Any], selections: Sequence[Selection]) -> None:
+        """Put the values of an orthogonal selection into memory of their shape and dtype."""
+        out[...] = self.select(selections)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a read waits for a network, so that many at a time pay off."""
+        return False
+
+    def grid(self, nbytes: int) -> tuple[tuple[int, ...], ...]:
+        """Sizes along each dim of parts of at most about `nbytes` that are well read at once; the whole by default."""
+        return tuple((size,) for size in self.shape)
+
+
+def as_slice(index: NDArray[np.intp]) -> Selection:
+    """The same as a slice where the indices follow each other."""
+    dense = index.size > 0 and bool((np.diff(index) == 1).all())
+    return slice(int(index[0]), int(index[-1]) + 1) if dense else index
+
+
+def cut(size: int, step: int) -> tuple[int, ...]:
+    """Sizes of parts of `step`, the last one perhaps shorter.
+
+    >>> cut(7, 3), cut(6, 3), cut(0, 3)
+    ((3, 3, 1), (3, 3), (0,))
+    """
+    whole, rest = divmod(size, max(1, step))
+    return (step,) * whole + ((rest,) if rest or not whole else ())
 
 
 def positions(selection: Selection, size: int) -> list[int]:
@@ -104,33 +133,68 @@ class VariableArray(LazyArray):
     def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
         """Values of an orthogonal selection."""
         variable = self.reader.layout.variable
+        values = self.reader.read(*self._places(selections))
+        lacking = self._lacking()
+        if lacking:
+            values = values.squeeze(axis=lacking)
+        for axis, dim in enumerate(variable.dims):
+            chosen = selections[axis]
+            if dim not in AXES and not _everything(chosen, self.shape[axis]):
+                values = values[(slice(None),) * axis + (chosen,)]
+        return values.view(self.view) if self.view is not None else values
+
+    def fill(self, out: NDArray[Any], selections: Sequence[Selection]) -> None:
+        """Read an orthogonal selection straight into memory of its shape and dtype."""
+        features = [axis for axis, dim in enumerate(self.reader.layout.variable.dims) if dim not in AXES]
+        if out.flags.c_contiguous and all(_everything(selections[axis], self.shape[axis]) for axis in features):
+            whole = np.expand_dims(out.view(self.reader.dtype), self._lacking())
+            self.reader.read(*self._places(selections), out=whole)
+        else:
+            out[...] = self.select(selections)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a read waits for a network."""
+        return self.reader.storage.waiting
+
+    def bits(self) -> VariableArray:
+        """The same as it is stored: bfloat16 as uint16."""
+        return VariableArray(replace(self.reader, decode=False), self.stages)
+
+    def grid(self, nbytes: int) -> tuple[tuple[int, ...], ...]:
+        """Several blocks of one stage, one layer, one run of tokens."""
+        return self.parts(nbytes, self.dtype.itemsize)
+
+    def parts(self, nbytes: int, itemsize: int) -> tuple[tuple[int, ...], ...]:
+        """The same for values that become others of `itemsize` bytes."""
+        layout = self.reader.layout
+        items = layout.inner_layers * layout.row_nbytes // layout.variable.storage_dtype.itemsize
+        blocks = max(1, nbytes // max(1, items * itemsize * layout.block_size))
+        steps = {
+            "stage": 1,
+            "layer": layout.inner_layers,
+            "entity": blocks * layout.block_size,
+            "token": layout.token_chunk,
+        }
+        return tuple(
+            cut(size, steps.get(dim, size)) for dim, size in zip(layout.variable.dims, self.shape, strict=True)
+        )
+
+    def _places(self, selections: Sequence[Selection]) -> tuple[list[int], list[int], Selection, list[int]]:
+        variable = self.reader.layout.variable
         by_dim = dict(zip(variable.dims, selections, strict=True))
         layers = positions(by_dim["layer"], self.reader.layout.layers) if variable.has("layer") else [0]
         tokens = positions(by_dim["token"], self.reader.layout.tokens) if variable.has("token") else [0]
         stages = [self.stages[i] for i in positions(by_dim["stage"], len(self.stages))]
-        values = self.reader.read(stages, layers, by_dim["entity"], tokens)
-        lacking = [axis for axis, name in enumerate(AXES) if not variable.has(name)]
-        if lacking:
-            values = values.squeeze(axis=tuple(lacking))
-        for axis, dim in enumerate(variable.dims):
-            chosen = by_dim[dim]
-            if dim not in AXES and not (isinstance(chosen, slice) and chosen == slice(None)):
-                values = values[(slice(None),) * axis + (chosen,)]
-        return values.view(self.view) if self.view is not None else values
+        return stages, layers, by_dim["entity"], tokens
 
-    def dask_chunks(self, itemsize: int | None = None) -> tuple[tuple[int, ...] | int, ...]:
-        """Chunks of several blocks for dask: one stage, one layer, up to 128 MiB, so that most slabs are one chunk."""
-        layout = self.reader.layout
-        items = layout.inner_layers * layout.row_nbytes // layout.variable.storage_dtype.itemsize
-        per_row = items * (itemsize or self.dtype.itemsize)
-        blocks = max(1, DASK_BYTES // max(1, per_row * layout.block_size))
-        sizes = {
-            "stage": 1,
-            "layer": layout.inner_layers,
-            "entity": min(blocks * layout.block_size, self.reader.entities),
-            "token": layout.token_chunk,
-        }
-        return tuple(sizes.get(dim, size) for dim, size in zip(layout.variable.dims, self.shape, strict=True))
+    def _lacking(self) -> tuple[int, ...]:
+        """Dims that the reader has and the variable has not."""
+        return tuple(axis for axis, name in enumerate(AXES) if not self.reader.layout.variable.has(name))
+
+
+def _everything(chosen: Selection, size: int) -> bool:
+    return isinstance(chosen, slice) and chosen.indices(size) == (0, size, 1)
 
 
 class ScaledArray(LazyArray):
@@ -145,75 +209,9 @@ class ScaledArray(LazyArray):
         """Values of an orthogonal selection."""
         return restore(self.numbers.select(selections), self.scale.select(selections[:-1]))
 
-    def dask_chunks(self) -> tuple[tuple[int, ...] | int, ...]:
-        """Chunks for dask, by the size of the values that come out."""
-        return self.numbers.dask_chunks(self.dtype.itemsize)
-
-
-class LabelArray(LazyArray):
-    """One label column, decoded chunk by chunk when asked for."""
-
-    def __init__(self, storage: Storage, name: str, size: int, chunk: int, data_type: str, watch: Watch) -> None:
-        self.storage, self.name, self.chunk, self.data_type, self.watch = storage, name, chunk, data_type, watch
-        self.shape = (size,)
-        self.dtype = np.dtype(object) if data_type == "string" else np.dtype(data_type)
-
-    def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
-        """Labels of a selection of rows."""
-        (selection,) = selections
-        self.watch.check()
-        rows = np.arange(self.shape[0])[selection]
-        out = np.empty(len(rows), dtype=self.dtype)
-        for number in np.unique(rows // self.chunk):
-            key = f"{self.name}/c.{number}"
-            part = labels.decode_chunk(
-                self.storage.get(key), self.data_type, f"label column {self.name!r} ({self.storage.path(key)})"
-            )
-            inside = rows // self.chunk == number
-            out[inside] = part[rows[inside] - number * self.chunk]
-        return out
-
-
-class FunctionArray(LazyArray):
-    """An array computed from others: `function(selections)`."""
-
-    def __init__(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], function: Callable[[Sequence[Selection]], NDArray[Any]]
-    ) -> None:
-        self.shape, self.dtype, self.function = shape, dtype, function
-
-    def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
-        """What the function says."""
-        return self.function(selections)
-
-
-class AllOf:
-    """`recorded` of a store whose variables came in several groups: a row counts where all groups have it."""
-
-    def __init__(self, parts: Sequence[LazyArray]) -> None:
-        self.parts = list(parts)
-
-    def __call__(self, selections: Sequence[Selection]) -> NDArray[Any]:
-        """Flags of a selection."""
-        everywhere: NDArray[Any] = np.logical_and.reduce([part.select(selections) for part in self.parts])
-        return everywhere
-
-
-class Exposure:
-    """stage_order minus the order of the stage a row was trained on; NaN where that is unknown."""
-
-    def __init__(self, stage_order: NDArray[np.int64], orders: dict[str, int], trained: LazyArray) -> None:
-        self.stage_order, self.orders, self.trained = stage_order, orders, trained
-
-    def __call__(self, selections: Sequence[Selection]) -> NDArray[Any]:
-        """Exposure of a selection."""
-        stage, entity = selections
-        trained = self.trained.select([entity])
-        if trained.dtype == object:
-            order = np.array([self.orders.get(t, math.nan) for t in trained], dtype=np.float32)
-        else:
-            order = trained.astype(np.float32)
-        return (self.stage_order[stage].astype(np.float32)[:, None] - order[None]).astype(np.float32)
+    def grid(self, nbytes: int) -> tuple[tuple[int, ...], ...]:
+        """As those of the whole numbers, by the size of the values that come out."""
+        return self.numbers.parts(nbytes, self.dtype.itemsize)
 
 
 class Joined(LazyArray):
@@ -229,25 +227,45 @@ class Joined(LazyArray):
 
     def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
         """Values of an orthogonal selection over all parts."""
-        rows = np.arange(self.shape[self.axis])[selections[self.axis]]
-        pieces, places, start = [], [], 0
-        for part, size in zip(self.parts, self.sizes, strict=True):
-            inside = np.flatnonzero((rows >= start) & (rows < start + size))
-            if inside.size:
-                local = rows[inside] - start
-                dense = bool((np.diff(local) == 1).all())
-                chosen = list(selections)
-                chosen[self.axis] = slice(int(local[0]), int(local[-1]) + 1) if dense else local
-                pieces.append(part.select(chosen))
-                places.append(inside)
-            start += size
-        if not pieces:
+        found = self._split(selections)
+        if not found:
             return self.parts[0].select([*selections[: self.axis], slice(0, 0), *selections[self.axis + 1 :]])
-        values = np.concatenate(pieces, axis=self.axis)
-        order = np.concatenate(places)
+        if len(found) == 1:
+            part, chosen, _ = found[0]
+            return part.select(chosen)
+        values = np.concatenate([part.select(chosen) for part, chosen, _ in found], axis=self.axis)
+        order = np.concatenate([inside for _, _, inside in found])
         if (np.diff(order) == 1).all():
             return values
         return np.take(values, np.argsort(order), axis=self.axis)
+
+    def fill(self, out: NDArray[Any], selections: Sequence[Selection]) -> None:
+        """Straight into the memory where one part has it all."""
+        found = self._split(selections)
+        if len(found) == 1:
+            part, chosen, _ = found[0]
+            part.fill(out, chosen)
+        else:
+            out[...] = self.select(selections)
+
+    def grid(self, nbytes: int) -> tuple[tuple[int, ...], ...]:
+        """Parts of the parts."""
+        grids = [part.grid(nbytes) for part in self.parts]
+        along = tuple(size for grid in grids for size in grid[self.axis])
+        return (*grids[0][: self.axis], along, *grids[0][self.axis + 1 :])
+
+    def _split(self, selections: Sequence[Selection]) -> list[tuple[LazyArray, list[Selection], NDArray[np.intp]]]:
+        """(part, selection in it, places in the result) of those that have something."""
+        rows = np.arange(self.shape[self.axis])[selections[self.axis]]
+        found, start = [], 0
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            inside = np.flatnonzero((rows >= start) & (rows < start + size))
+            if inside.size:
+                chosen = list(selections)
+                chosen[self.axis] = as_slice(rows[inside] - start)
+                found.append((part, chosen, inside))
+            start += size
+        return found
 
 
 def lazy(dims: Sequence[str], array: LazyArray, attrs: dict[str, Any] | None = None) -> xr.Variable:

@@ -18,17 +18,8 @@ import numpy as np
 import xarray as xr
 
 from stratalens.store import metadata
-from stratalens.store.arrays import (
-    AllOf,
-    Exposure,
-    FunctionArray,
-    Joined,
-    LabelArray,
-    LazyArray,
-    ScaledArray,
-    VariableArray,
-    lazy,
-)
+from stratalens.store.arrays import Joined, LazyArray, ScaledArray, VariableArray, lazy
+from stratalens.store.derived import AllOf, Exposure, FunctionArray, LabelArray
 from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.manifest import Store, load
 from stratalens.store.places import is_url, storage_at
@@ -206,22 +197,14 @@ def _variable(variable: Variable, parts: Sequence[LazyArray], chunks: str | None
         attrs["long_name"] = variable.doc
     if variable.units:
         attrs["units"] = variable.units
+    joined = _join(parts, variable.dims.index("entity"))
     if chunks is None:
-        return lazy(variable.dims, _join(parts, variable.dims.index("entity")), attrs)
-    import dask.array
+        return lazy(variable.dims, joined, attrs)
+    from stratalens.store.dask_arrays import stored
 
-    da: Any = dask.array
-
-    arrays = []
-    for part, key in zip(parts, keys, strict=True):
-        assert isinstance(part, VariableArray | ScaledArray)
-        # Named after the content: cached results find the same selection again in another process.
-        name = f"{variable.name}-{hashlib.sha256(f'{key} {variable.name} {part.dtype}'.encode()).hexdigest()[:32]}"
-        arrays.append(
-            da.from_array(part, chunks=part.dask_chunks(), name=name, meta=np.empty((0,) * part.ndim, part.dtype))
-        )
-    joined = arrays[0] if len(arrays) == 1 else da.concatenate(arrays, axis=variable.dims.index("entity"))
-    return xr.Variable(variable.dims, joined, attrs=attrs)
+    # Named after the content: cached results find the same selection again in another process.
+    name = hashlib.sha256(f"{' '.join(keys)} {variable.name} {joined.dtype}".encode()).hexdigest()[:32]
+    return xr.Variable(variable.dims, stored(joined, f"{variable.name}-{name}"), attrs=attrs)
 
 
 def _coordinates(store: Store, rank: Sequence[int]) -> dict[str, xr.Variable]:

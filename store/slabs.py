@@ -71,9 +71,14 @@ class SlabReader:
         return np.dtype(np.float32) if self.decode else self.layout.variable.storage_dtype
 
     def read(
-        self, stages: Sequence[int], layers: Sequence[int], entities: Selection, tokens: Sequence[int]
+        self,
+        stages: Sequence[int],
+        layers: Sequence[int],
+        entities: Selection,
+        tokens: Sequence[int],
+        out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
-        """Values [shape: (stage, layer, entity, token, *features)] of an orthogonal selection."""
+        """Values [shape: (stage, layer, entity, token, *features)] of an orthogonal selection, in `out` if given."""
         layout = self.layout
         if self.watch is not None:
             self.watch.check()
@@ -84,7 +89,8 @@ class SlabReader:
             count = len(range(start, stop, step))
         else:
             count = len(entities)
-        out = np.empty((len(stages), len(layers), count, len(tokens), *layout.variable.shape), dtype=self.dtype)
+        if out is None:
+            out = np.empty((len(stages), len(layers), count, len(tokens), *layout.variable.shape), dtype=self.dtype)
         if out.size == 0:
             return out
         parts = self._parts(entities)

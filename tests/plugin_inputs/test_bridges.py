@@ -139,6 +139,99 @@ def test_labels_come_with_batches(ds, values):
     assert y.tolist() == [10 * i for i in range(ENTITIES)]
 
 
+NARROWED = {
+    "all": lambda ds: ds,
+    "rows": lambda ds: ds.isel(entity=slice(5, 33)),
+    "scattered rows": lambda ds: ds.isel(entity=[3, 9, 10, 11, 31, 38]),
+    "shuffled rows": lambda ds: ds.isel(entity=np.random.default_rng(0).permutation(ENTITIES)[:30]),
+    "by label": lambda ds: ds.sel(entity=ds.entity[ds.number > 100], stage=["s2", "s1"]),
+    "one stage and token": lambda ds: ds.sel(stage="s2", token="last"),
+    "layer taken before": lambda ds: ds.isel(layer=[1]),
+}
+
+
+@pytest.mark.parametrize("narrowing", NARROWED)
+@pytest.mark.parametrize("opened", ["auto", "lazy", "engine"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_narrowed_stores_are_read_from_their_files(stores, narrowing, opened, dtype):
+    """Whatever was narrowed: no dask, and what dask and xarray give for the same selection."""
+    ds = xr.open_dataset(stores[dtype], engine="stratalens") if opened == "engine" else open_store(
+        stores[dtype], chunks="auto" if opened == "auto" else None
+    )  # fmt: skip
+    ds = NARROWED[narrowing](ds)
+    data = torch_dataset(ds, layer=1)
+    assert data.source.stored is not None
+    assert data.source.held == (np.uint16 if dtype == "bfloat16" else np.float32)
+    expected = ds.resid_post.sel(layer=1).values.reshape(-1, D)
+    np.testing.assert_array_equal(rows_of(data.batches(7, shuffle=False)), expected)
+    picked = [0, len(expected) - 1, 4, 4]
+    np.testing.assert_array_equal(torch.stack(data.__getitems__(picked)), expected[picked])
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory, path):
+    folder = tmp_path_factory.mktemp("dtypes")
+    labels = {"number": np.arange(ENTITIES) * 10}
+    return {"float32": path} | {
+        dtype: make_store(folder / dtype, STAGES, LAYERS, ENTITIES, TOKENS, D, labels=labels, block_size=8, dtype=dtype)
+        for dtype in ("bfloat16", "int8")
+    }
+
+
+@pytest.mark.parametrize("chunks", ["auto", None])
+def test_other_arrays_are_samples_too(stores, tmp_path, chunks):
+    """Scaled sites, stores that are joined, and what was computed."""
+    scaled = open_store(stores["int8"], chunks=chunks)
+    other = make_store(tmp_path / "b.zarr", STAGES, LAYERS, 11, TOKENS, D, dtype="bfloat16", block_size=4, seed=4,
+                       labels={"entity": [f"b{i}" for i in range(11)], "number": np.arange(11)})  # fmt: skip
+    joined = open_store([stores["bfloat16"], other], chunks=chunks)
+    doubled = open_store(stores["bfloat16"], chunks=chunks)
+    doubled["resid_post"] = doubled.resid_post * 2
+    for ds, direct in ((scaled, True), (joined, True), (doubled, False)):
+        data = torch_dataset(ds, layer=0)
+        assert (data.source.stored is not None) == direct
+        expected = ds.resid_post.values[:, 0].reshape(-1, D)
+        np.testing.assert_array_equal(rows_of(data.batches(9, shuffle=False)), expected)
+        np.testing.assert_array_equal(in_order(rows_of(data.batches(9, seed=0))), in_order(expected))
+
+
+def test_the_order_is_that_of_the_seed_however_it_was_opened(stores):
+    found = [
+        rows_of(torch_dataset(open_store(stores["bfloat16"], chunks=chunks), layer=1).batches(16, seed=5))
+        for chunks in ("auto", None)
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_batches_is_used_again_when_nobody_holds_it(stores, dtype):
+    data = torch_dataset(open_store(stores["bfloat16"], chunks=None, dtype=dtype), layer=1)
+    assert data[0].dtype == getattr(torch, dtype)
+    expected = list(data.batches(20, seed=1))  # all of them held: all of them apart
+    assert len({batch.data_ptr() for batch in expected}) == len(expected) == 12
+    places = set()
+    for batch, known in zip(data.batches(20, seed=1), expected, strict=True):
+        assert torch.equal(batch, known)
+        places.add(batch.data_ptr())
+    assert len(places) <= 3
+    held, kept = [], []
+    for batch in data.batches(20, seed=1):
+        held.append(batch[3:5].t())  # a view keeps the whole batch
+        kept.append(held[-1].clone())
+    assert all(torch.equal(a, b) for a, b in zip(held, kept, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_workers_give_the_same_values(stores, dtype):
+    data = torch_dataset(open_store(stores["bfloat16"], dtype=dtype), layer=0, label="number")
+    loader = DataLoader(data.batches(16, seed=3), batch_size=None, num_workers=2)
+    x, y = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    assert x.dtype == getattr(torch, dtype)
+    alone, labels = (torch.cat(parts) for parts in zip(*data.batches(1000, shuffle=False), strict=True))
+    np.testing.assert_array_equal(in_order(x.float().numpy()), in_order(alone.float().numpy()))
+    assert sorted(y.tolist()) == sorted(labels.tolist())
+
+
 def test_nothing_is_read_before_it_is_asked_for(tmp_path):
     path = make_store(tmp_path / "run.zarr", 2, 1, 32, block_size=8)
     data = torch_dataset(open_store(path, chunks=None), stage="s1", layer=0)

@@ -1,0 +1,85 @@
+"""Lazy arrays that are no variable of a store: label columns, flags of several groups, exposure.
+
+What they are made from is in `arrays`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratalens.store import labels
+from stratalens.store.arrays import LazyArray
+from stratalens.store.rows import Selection
+from stratalens.store.seam import Storage
+from stratalens.store.watch import Watch
+
+
+class LabelArray(LazyArray):
+    """One label column, decoded chunk by chunk when asked for."""
+
+    def __init__(self, storage: Storage, name: str, size: int, chunk: int, data_type: str, watch: Watch) -> None:
+        self.storage, self.name, self.chunk, self.data_type, self.watch = storage, name, chunk, data_type, watch
+        self.shape = (size,)
+        self.dtype = np.dtype(object) if data_type == "string" else np.dtype(data_type)
+
+    def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
+        """Labels of a selection of rows."""
+        (selection,) = selections
+        self.watch.check()
+        rows = np.arange(self.shape[0])[selection]
+        out = np.empty(len(rows), dtype=self.dtype)
+        for number in np.unique(rows // self.chunk):
+            key = f"{self.name}/c.{number}"
+            part = labels.decode_chunk(
+                self.storage.get(key), self.data_type, f"label column {self.name!r} ({self.storage.path(key)})"
+            )
+            inside = rows // self.chunk == number
+            out[inside] = part[rows[inside] - number * self.chunk]
+        return out
+
+
+class FunctionArray(LazyArray):
+    """An array computed from others: `function(selections)`."""
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], function: Callable[[Sequence[Selection]], NDArray[Any]]
+    ) -> None:
+        self.shape, self.dtype, self.function = shape, dtype, function
+
+    def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
+        """What the function says."""
+        return self.function(selections)
+
+
+class AllOf:
+    """`recorded` of a store whose variables came in several groups: a row counts where all groups have it."""
+
+    def __init__(self, parts: Sequence[LazyArray]) -> None:
+        self.parts = list(parts)
+
+    def __call__(self, selections: Sequence[Selection]) -> NDArray[Any]:
+        """Flags of a selection."""
+        everywhere: NDArray[Any] = np.logical_and.reduce([part.select(selections) for part in self.parts])
+        return everywhere
+
+
+class Exposure:
+    """stage_order minus the order of the stage a row was trained on; NaN where that is unknown."""
+
+    def __init__(self, stage_order: NDArray[np.int64], orders: dict[str, int], trained: LazyArray) -> None:
+        self.stage_order, self.orders, self.trained = stage_order, orders, trained
+
+    def __call__(self, selections: Sequence[Selection]) -> NDArray[Any]:
+        """Exposure of a selection."""
+        stage, entity = selections
+        trained = self.trained.select([entity])
+        if trained.dtype == object:
+            order = np.array([self.orders.get(t, math.nan) for t in trained], dtype=np.float32)
+        else:
+            order = trained.astype(np.float32)
+        return (self.stage_order[stage].astype(np.float32)[:, None] - order[None]).astype(np.float32)
