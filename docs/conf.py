@@ -29,7 +29,7 @@ nb_merge_streams = True
 nb_execution_excludepatterns = ["_build/*"]
 exclude_patterns = ["_build", "_generated/commands.md"]
 root_doc = "index"
-suppress_warnings = ["toc.empty_glob"]
+suppress_warnings = ["toc.empty_glob", "mystnb.unknown_mime_type"]  # plots also come in forms for a live kernel
 nitpicky = False
 
 autodoc_typehints = "description"

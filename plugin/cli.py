@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Activations of every layer and every training checkpoint, in one labelled store.",
+    epilog="Example: stratalens capture run.yaml, then stratalens report run.zarr",
 )
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="An activation store, e.g. run.zarr")]
@@ -61,11 +63,14 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the store, the report and the summary.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Entities, partition and training order of the data.", min=0)] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="The whole line in two minutes; proves nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fine-tune a real model through six stages, record it, analyse it, report."""
     from stratalens.recency.demo import run_demo
 
-    run_demo(out, seed=seed, quick=quick)
+    made = run_demo(out, seed=seed, quick=quick)
+    if as_json:
+        emit_json(asdict(made))
 
 
 @app.command(epilog="Example: stratalens study --preset cpu --out runs/cpu")
@@ -78,13 +83,16 @@ def study(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on in a folder with an earlier run, or refuse it.")
     ] = True,
+    as_json: AsJson = False,
 ) -> None:
     """The training-order study: corpus, sequential fine-tuning, recording, analyses, report."""
     from stratalens.jobs import study_settings
     from stratalens.recency.study import run_study
 
     settings = study_settings(run_file, preset, seed)
-    run_study(settings, out, resume=resume, proves_nothing=settings.preset == "smoke")
+    made = run_study(settings, out, resume=resume, proves_nothing=settings.preset == "smoke")
+    if as_json:
+        emit_json(asdict(made))
 
 
 @app.command(epilog="Example: stratalens forecast --preset paper")
@@ -118,18 +126,29 @@ def forecast(
 @app.command(epilog="Example: stratalens capture run.yaml")
 @guarded
 def capture(
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to record; its keys are in the README.")],
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to record, a YAML file.")],
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on in a store that is there, or refuse one that is.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Record even if the disk seems too small.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Record the activations of every stage of a run file."""
+    """Record the activations of every stage of a run file.
+
+    Its keys: prompts, store, and stages or model; sites, layers, positions, dtype, compression, batch_size, device,
+    statistics and by where they differ from the defaults. The complete file is written beside the store.
+    """
     from stratalens.jobs import capture_run
     from stratalens.runfile import read_run_file
 
     store = capture_run(read_run_file(run_file), resume=resume, force=force)
     note(f"recorded {store}")
+    if as_json:
+        from stratalens.store.info import info as read_info
+
+        facts = read_info(store)
+        stages = [stage["name"] for stage in facts["stages"]]
+        emit_json({"store": store, "stages": stages, **{key: facts[key] for key in ("complete", "bytes", "files")}})
 
 
 @app.command(epilog="Example: stratalens info run.zarr --json")
@@ -171,7 +190,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: stratalens analyze run.zarr --by trained_stage --verbs centroids,probes")
+@app.command(epilog="Example: stratalens analyze run.zarr --verbs centroids,probes")
 @guarded
 def analyze(
     store: StorePath,
@@ -182,8 +201,11 @@ def analyze(
     site: Annotated[str | None, typer.Option(help="Site to analyse; default: the first one recorded.")] = None,
     backend: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
     scheduler: Annotated[str | None, typer.Option(metavar="URL", help="Address of a dask cluster.")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Results folder; default: STORE.results.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Results folder; default: STORE.results/latest.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Splits, permutations and resamples.", min=0)] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Ask every layer and stage at once; labelled results beside the store."""
     from stratalens.jobs import analyze_store
@@ -199,6 +221,8 @@ def analyze(
         seed=seed,
     )
     note(f"wrote {folder}")
+    if as_json:
+        emit_json({"store": store, "folder": folder, "results": sorted(p.name for p in folder.iterdir() if p.is_dir())})
 
 
 @app.command(epilog="Example: stratalens report run.zarr -o report.html")
@@ -207,11 +231,15 @@ def report(
     store: StorePath,
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
     by: Annotated[str | None, typer.Option(help="Label column; default: the run's, else trained_stage.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """One standalone HTML page; analyses that are not there yet are run."""
     from stratalens.jobs import report_store
 
-    note(f"wrote {report_store(store, out, by=by)}")
+    page = report_store(store, out, by=by)
+    note(f"wrote {page}")
+    if as_json:
+        emit_json({"store": store, "report": page, "bytes": page.stat().st_size})
 
 
 @app.command(epilog="Example: stratalens explore run.zarr --port 5010 --show")
@@ -220,26 +248,30 @@ def explore(
     store: StorePath,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes any free one.")] = 5006,
     show: Annotated[bool, typer.Option("--show", help="Open the page in the system's browser.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """A live page on a store, on this machine only: rows, prompts, probes on demand. Ctrl-C ends it."""
     from stratalens.jobs import explore_store
 
-    explore_store(store, port=port, show=show)
+    explore_store(store, port=port, show=show, told=emit_json if as_json else None)
 
 
-@app.command(epilog="Example: stratalens export run.zarr --site resid_post --layer 12 --to layer12.npy")
+@app.command(epilog="Example: stratalens export run.zarr --site resid_post --layer 12 --to l12.npy")
 @guarded
 def export(
     store: StorePath,
     site: Annotated[str, typer.Option(help="A recorded site, e.g. resid_post.")],
     to: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors or .npy file.")],
     layer: Annotated[int | None, typer.Option(help="Block index; leave out for sites outside the blocks.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """One site at one layer, all stages, as a plain array file."""
     from stratalens.jobs import export_site
 
     export_site(store, site=site, layer=layer, target=to)
     note(f"wrote {to}")
+    if as_json:
+        emit_json({"store": store, "site": site, "layer": layer, "file": to, "bytes": to.stat().st_size})
 
 
 @app.command(epilog="Example: stratalens commit run.zarr run.icechunk")
@@ -247,6 +279,7 @@ def export(
 def commit(
     store: StorePath,
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="A folder, or s3://bucket/prefix.")],
+    as_json: AsJson = False,
 ) -> None:
     """Complete stages into an icechunk repository, one commit for each (extra icechunk)."""
     from stratalens.store.versioned import commit_stages
@@ -256,6 +289,8 @@ def commit(
         note(f"committed stage {stage}")
     if not done:
         note(f"nothing new: {repository} has every complete stage of {store}")
+    if as_json:
+        emit_json({"store": store, "repository": repository, "committed": done})
 
 
 def main() -> None:

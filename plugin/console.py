@@ -42,7 +42,7 @@ def note(message: str) -> None:
 
 def emit_json(value: Mapping[str, Any]) -> None:
     """The one JSON object of a `--json` run, on standard output."""
-    print(json.dumps(value, indent=2, default=str, allow_nan=False))  # noqa: T201
+    print(json.dumps(value, indent=2, default=str, allow_nan=False), flush=True)  # noqa: T201
 
 
 def emit_text(text: str) -> None:

@@ -7,7 +7,7 @@ store and analyses; each is imported when its job runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,13 +245,21 @@ def report_store(store: str, out: Path, *, by: str | None) -> Path:
     return report(suite.results, out, store_info=info(store), notes=suite.skipped, title=title)
 
 
-def explore_store(store: str, *, port: int, show: bool) -> None:
-    """Serve the live page of a store until Ctrl-C; the store is only read."""
+def explore_store(store: str, *, port: int, show: bool, told: Callable[[dict[str, str]], None] | None = None) -> None:
+    """Serve the live page of a store until Ctrl-C; the store is only read. `told` is given {store, url} before."""
     from stratalens.analyses.explorer import explore
+    from stratalens.analyses.explorer.serve import ADDRESS, free_port
     from stratalens.opening import open_store
 
+    ds, port = open_store(store), free_port(port)
+
+    def tell(message: str) -> None:
+        note(message)
+        if told is not None:
+            told({"store": store, "url": f"http://{ADDRESS}:{port}"})
+
     try:
-        explore(open_store(store), port, show=show, tell=note)
+        explore(ds, port, show=show, tell=tell)
     except KeyboardInterrupt:
         note("the explorer has ended")
 

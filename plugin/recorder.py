@@ -33,9 +33,40 @@ class Recorder:
     Hooks are on the model only inside the `with`; they return None and take nothing of the
     user's own hooks away. Training mode, gradients and flags are left as the caller has them.
 
-    >>> with Recorder(model, store, stage="s1") as rec:        # doctest: +SKIP
-    ...     rec.batch(rows)
-    ...     model(tokens, attention_mask=mask)
+    Example:
+        A model of one's own with hook points, and a loop of one's own over batches of the table:
+
+        >>> import numpy as np, pandas as pd, tempfile, torch, stratalens as sl
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformer_lens.hook_points import HookPoint
+        >>> from transformer_lens.HookedRootModule import HookedRootModule
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"?": 0, "ada": 1, "bob": 2, "sings": 3}, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="?")
+        >>> class Tiny(HookedRootModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.embed, self.hook_embed = torch.nn.Embedding(4, 8), HookPoint()
+        ...         self.setup()
+        ...
+        ...     def forward(self, tokens, attention_mask=None):
+        ...         return self.hook_embed(self.embed(tokens))
+        >>> frame = pd.DataFrame({"prompt": ["ada sings", "bob sings"], "entity": ["ada", "bob"]})
+        >>> table, model, folder = sl.PromptTable.from_dataframe(frame), Tiny(), tempfile.TemporaryDirectory()
+        >>> store = sl.create_store(
+        ...     f"{folder.name}/run.zarr", table, model, sites=["hook_embed"], positions=["entity_last", "last"],
+        ...     statistics=False, tokenizer=tokenizer, forward=lambda model, ids, mask: model(ids, mask),
+        ... )
+        >>> with sl.Recorder(model, store, stage="step0") as rec:
+        ...     for rows in (np.array([0]), np.array([1])):
+        ...         batch = tokenizer([table.prompts[row] for row in rows], return_tensors="pt")
+        ...         rec.batch(rows)  # the next forward pass is of these rows of the table
+        ...         _ = model(batch.input_ids, attention_mask=batch.attention_mask)
+        >>> ds = sl.open_store(f"{folder.name}/run.zarr")
+        >>> float(abs(ds.hook_embed.sel(token="last").values - model.embed.weight[3].detach().numpy()).max())
+        0.0
+        >>> folder.cleanup()
 
     Args:
         model: the stage's hooked model.

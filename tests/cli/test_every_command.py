@@ -1,0 +1,182 @@
+"""Every command on a small store: `--json` is one object and nothing else, a pipe gets plain text, a terminal no colour
+where NO_COLOR asks for none, and help has an example that can be copied from 80 columns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from stratalens.cli import app
+from support.tiny_study import save_base
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but line feed and tab
+COLOUR = re.compile(r"\x1b\[[0-9;]*\b(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])\b[0-9;]*m")
+COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+
+# command -> arguments (STORE, RUN, STUDY and OUT are put in) and keys of its JSON object
+TABLE: dict[str, tuple[list[str], set[str]]] = {
+    "study": (["STUDY", "--out", "OUT/study"], {"folder", "store", "report", "summary"}),
+    "forecast": (["RUN"], {"bytes", "files", "tokens", "memory_bytes"}),
+    "capture": (["RUN"], {"store", "stages", "complete", "bytes", "files"}),
+    "info": (["STORE"], {"path", "dims", "sites", "completeness", "provenance"}),
+    "verify": (["STORE"], {"ok", "damaged", "missing"}),
+    "analyze": (["STORE", "--verbs", "centroids", "-o", "OUT/results"], {"store", "folder", "results"}),
+    "report": (["STORE", "-o", "OUT/report.html"], {"store", "report", "bytes"}),
+    "export": (
+        ["STORE", "--site", "resid_post", "--layer", "1", "--to", "OUT/a.npy"],
+        {"store", "site", "layer", "file", "bytes"},
+    ),
+    "commit": (["STORE", "OUT/run.icechunk"], {"store", "repository", "committed"}),
+}
+ELSEWHERE = {
+    "demo",  # `study` with a preset; its weights are a hundred megabytes
+    "explore",  # serves until Ctrl-C: below
+}
+NEEDS = {"commit": "icechunk"}
+SMALL = {
+    "stages": 3,
+    "entities_per_stage": 12,
+    "train_questions": 1,
+    "train": {"epochs": 1, "batch_size": 12, "learning_rate": 1.0e-2, "precision": "float32"},
+    "record": {"positions": ["last"], "answers": "none"},
+    "analysis": {"repeats": 2, "permutations": 5, "sweep_permutations": 5, "probe_permutations": 2, "bins": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def words(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """Arguments of a command of the table, with its places put in."""
+    out = tmp_path_factory.mktemp("out")
+    study = out / "study.yaml"
+    study.write_text(yaml.safe_dump({"model": str(save_base(out / "base")), **SMALL}))
+    places = {"STORE": recorded, "RUN": recorded.parent / "run.yaml", "STUDY": study, "OUT": out}
+
+    def put_in(command: str) -> list[str]:
+        if command in NEEDS:
+            pytest.importorskip(NEEDS[command])
+        return [command, *(re.sub("STORE|RUN|STUDY|OUT", lambda m: str(places[m[0]]), a) for a in TABLE[command][0])]
+
+    return put_in
+
+
+def test_the_table_has_every_command() -> None:
+    assert set(TABLE) | ELSEWHERE == set(COMMANDS)
+    for name, command in COMMANDS.items():
+        assert "--json" in {flag for parameter in command.params for flag in parameter.opts}, name
+
+
+@pytest.mark.parametrize("command", TABLE)
+def test_in_a_pipe_a_command_is_plain_and_its_json_one_object(
+    command: str, words: Callable[[str], list[str]], invoke: Callable[..., Any]
+) -> None:
+    arguments = words(command)
+    plain = invoke(*arguments)
+    assert plain.exit_code == 0, plain.output
+    told = invoke(*arguments, "--json")
+    assert told.exit_code == 0, told.output
+    held = json.loads(told.stdout)
+    assert isinstance(held, dict)
+    assert TABLE[command][1] <= set(held)
+    for text in (plain.stdout, plain.stderr, told.stdout, told.stderr):
+        assert CONTROL.findall(text) == [], text
+
+
+@pytest.mark.parametrize("command", TABLE)
+def test_a_failing_command_prints_no_half_object(command: str, tmp_path: Path, invoke: Callable[..., Any]) -> None:
+    if command in NEEDS:
+        pytest.importorskip(NEEDS[command])
+    put_in = {"STORE": tmp_path / "no.zarr", "RUN": tmp_path / "no.yaml", "STUDY": tmp_path / "no.yaml"}
+    arguments = [str(put_in.get(a, a)).replace("OUT", str(tmp_path)) for a in TABLE[command][0]]
+    failed = invoke(command, *arguments, "--json")
+    assert (failed.exit_code, failed.stdout) == (2, "")
+    assert failed.stderr.startswith("error: ")
+    assert "no." in failed.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal_without_colour(words: Callable[[str], list[str]], tmp_path: Path) -> None:
+    """All of them in one process that has a terminal of 80 columns."""
+    shown = ["study", "forecast", "capture", "info", "verify", "analyze", "report", "export"]
+    lines = [*([*words(name)] for name in shown), *([name, "--help"] for name in COMMANDS), ["--help"]]
+    (tmp_path / "lines.json").write_text(json.dumps(lines))
+    code = (
+        "import json, sys\n"
+        "from stratalens.cli import app\n"
+        "assert sys.stdout.isatty() and sys.stderr.isatty()\n"
+        f"for line in json.load(open({str(tmp_path / 'lines.json')!r})):\n"
+        "    print('@@', line[0])\n"
+        "    try: app(line)\n"
+        "    except SystemExit as end: assert not end.code, (line, end.code)\n"
+    )
+    said = {}
+    for asked in ({"NO_COLOR": "1"}, {}):
+        status, said[bool(asked)] = _on_a_terminal([sys.executable, "-c", code], asked)
+        assert status == 0, said[bool(asked)]
+    assert COLOUR.findall(said[True]) == []
+    assert COLOUR.findall(said[False])  # so that the first one is no accident
+    for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said[True]).splitlines():
+        assert len(line.split("\r")[-1]) <= 80 or str(tmp_path.parent) in line or line.startswith(("[", " ")), line
+
+
+def _on_a_terminal(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Exit status of a command, and all that it wrote to its terminal of 80 columns."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "CI")}
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
+    running = subprocess.Popen(
+        command, stdin=its, stdout=its, stderr=its, env={**plain, "TERM": "xterm-256color", **environment}
+    )
+    os.close(its)
+    said = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        said += part
+    os.close(ours)
+    return running.wait(), said.decode()
+
+
+def test_explore_says_where_it_is(recorded: Path) -> None:
+    command = [sys.executable, "-m", "stratalens", "explore", str(recorded), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        text = ""
+        while not text.endswith("}\n"):
+            line = running.stdout.readline()
+            assert line, running.communicate()
+            text += line
+        running.send_signal(signal.SIGINT)
+        rest, errors = running.communicate()
+    held = json.loads(text)
+    assert held["store"] == str(recorded)
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", held["url"])
+    assert (running.returncode, rest) == (0, "")
+    assert "has ended" in errors
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_on_one_line(name: str) -> None:
+    example = str(COMMANDS[name].epilog)
+    assert example.startswith(f"Example: stratalens {name}")
+    assert len(example) <= 78
