@@ -41,6 +41,8 @@ napoleon_numpy_docstring = True
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["outputs.css"]
 html_title = f"stratalens {release}"
 html_copy_source = False
 html_show_sourcelink = False

@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,8 @@ from stratalens.console import (
 # it only our own writer, a spinning thread keeps the one it waits for from running: benchmarks/waiting_threads.py
 # measures it. OpenMP reads this when torch is loaded; what the user has set stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if not sys.stderr.isatty():  # transformers draws bars into pipes, too
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 app = typer.Typer(
     name="stratalens",
@@ -135,9 +138,8 @@ def capture(
 ) -> None:
     """Record the activations of every stage of a run file.
 
-    Its keys: prompts, store, and stages or model; sites, layers, positions, dtype, compression, batch_size, device,
-    statistics and by where they differ from the defaults. The complete file is written beside the store.
-    """
+    Keys: prompts, store, and stages or model; where they differ from the defaults sites, layers, positions, dtype,
+    compression, batch_size, device, statistics and by. The complete file is written beside the store."""
     from stratalens.jobs import capture_run
     from stratalens.runfile import read_run_file
 

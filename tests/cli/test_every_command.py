@@ -44,6 +44,8 @@ ELSEWHERE = {
     "demo",  # `study` with a preset; its weights are a hundred megabytes
     "explore",  # serves until Ctrl-C: below
 }
+# variables by which an environment says how output is drawn
+DRAWING = {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "CI", "GITHUB_ACTIONS", "PY_COLORS", "HF_HUB_DISABLE_PROGRESS_BARS"}
 NEEDS = {"commit": "icechunk"}
 SMALL = {
     "stages": 3,
@@ -78,19 +80,19 @@ def test_the_table_has_every_command() -> None:
 
 
 @pytest.mark.parametrize("command", TABLE)
-def test_in_a_pipe_a_command_is_plain_and_its_json_one_object(
-    command: str, words: Callable[[str], list[str]], invoke: Callable[..., Any]
-) -> None:
-    arguments = words(command)
-    plain = invoke(*arguments)
-    assert plain.exit_code == 0, plain.output
-    told = invoke(*arguments, "--json")
+def test_json_is_one_object(command: str, words: Callable[[str], list[str]], invoke: Callable[..., Any]) -> None:
+    told = invoke(*words(command), "--json")
     assert told.exit_code == 0, told.output
     held = json.loads(told.stdout)
     assert isinstance(held, dict)
     assert TABLE[command][1] <= set(held)
-    for text in (plain.stdout, plain.stderr, told.stdout, told.stderr):
-        assert CONTROL.findall(text) == [], text
+
+
+def test_in_a_pipe_all_is_plain(words: Callable[[str], list[str]]) -> None:
+    given = [words(name) for name in TABLE if name not in NEEDS]
+    done = subprocess.run(_together([*given, ["--help"]]), env=_environment({}), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert CONTROL.findall(done.stdout + done.stderr) == [], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", TABLE)
@@ -106,43 +108,47 @@ def test_a_failing_command_prints_no_half_object(command: str, tmp_path: Path, i
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_on_a_terminal_without_colour(words: Callable[[str], list[str]], tmp_path: Path) -> None:
-    """All of them in one process that has a terminal of 80 columns."""
-    shown = ["study", "forecast", "capture", "info", "verify", "analyze", "report", "export"]
-    lines = [*([*words(name)] for name in shown), *([name, "--help"] for name in COMMANDS), ["--help"]]
-    (tmp_path / "lines.json").write_text(json.dumps(lines))
+def test_on_a_terminal_no_colour_where_none_is_wanted(words: Callable[[str], list[str]]) -> None:
+    given = [words(name) for name in TABLE if name not in ("study", *NEEDS)]
+    helps = [*([name, "--help"] for name in COMMANDS), ["--help"]]
+    plain = _on_a_terminal(_together([*given, *helps]), {"NO_COLOR": "1"})
+    assert COLOUR.findall(plain) == []
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", plain).replace("\r\n", "\n").split("\n")
+    drawn = [line for line in lines if re.search("[│┃╭╰┏└├]", line)]
+    assert drawn
+    assert max(map(len, drawn)) <= 80
+    assert COLOUR.findall(_on_a_terminal(_together([["--help"]]), {})), "so that none above is no accident"
+
+
+def _together(lines: list[list[str]]) -> list[str]:
+    """A command that runs all of them in one process."""
     code = (
-        "import json, sys\n"
+        "import sys\n"
         "from stratalens.cli import app\n"
-        "assert sys.stdout.isatty() and sys.stderr.isatty()\n"
-        f"for line in json.load(open({str(tmp_path / 'lines.json')!r})):\n"
-        "    print('@@', line[0])\n"
-        "    try: app(line)\n"
-        "    except SystemExit as end: assert not end.code, (line, end.code)\n"
+        f"for line in {lines!r}:\n"
+        "    try:\n"
+        "        app(line)\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, (line, end.code)\n"
     )
-    said = {}
-    for asked in ({"NO_COLOR": "1"}, {}):
-        status, said[bool(asked)] = _on_a_terminal([sys.executable, "-c", code], asked)
-        assert status == 0, said[bool(asked)]
-    assert COLOUR.findall(said[True]) == []
-    assert COLOUR.findall(said[False])  # so that the first one is no accident
-    for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said[True]).splitlines():
-        assert len(line.split("\r")[-1]) <= 80 or str(tmp_path.parent) in line or line.startswith(("[", " ")), line
+    return [sys.executable, "-c", code]
 
 
-def _on_a_terminal(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Exit status of a command, and all that it wrote to its terminal of 80 columns."""
+def _environment(changes: dict[str, str]) -> dict[str, str]:
+    plain = {name: value for name, value in os.environ.items() if name not in DRAWING}
+    return {**plain, "TERM": "xterm-256color", **changes}
+
+
+def _on_a_terminal(command: list[str], changes: dict[str, str]) -> str:
+    """All that a command wrote to its terminal of 80 columns; it must succeed."""
     import fcntl
     import pty
     import struct
     import termios
 
-    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "CI")}
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
-    running = subprocess.Popen(
-        command, stdin=its, stdout=its, stderr=its, env={**plain, "TERM": "xterm-256color", **environment}
-    )
+    running = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=_environment(changes))
     os.close(its)
     said = b""
     while True:
@@ -154,7 +160,9 @@ def _on_a_terminal(command: list[str], environment: dict[str, str]) -> tuple[int
             break
         said += part
     os.close(ours)
-    return running.wait(), said.decode()
+    text = said.decode()
+    assert running.wait() == 0, text
+    return text
 
 
 def test_explore_says_where_it_is(recorded: Path) -> None:
