@@ -55,10 +55,10 @@ def _plain(result: xr.Dataset | xr.DataArray, name: str) -> xr.Dataset:
     """The result as zarr takes it: text as StringDType, attributes as JSON."""
     if isinstance(result, xr.DataArray):
         result = result.to_dataset(name=name if result.name is None else result.name)
-    texts = {
-        key: variable.astype(np.dtypes.StringDType())
+    texts = {  # "T" too: the labels of a pandas index of text have a missing value, which zarr writes as fixed-width U
+        key: variable.to_base_variable().copy(data=variable.values.astype(object).astype(np.dtypes.StringDType()))
         for key, variable in result.variables.items()
-        if variable.dtype.kind in "OU"
+        if variable.dtype.kind in "OUT"
     }
     ds = result.assign_coords({k: v for k, v in texts.items() if k in result.coords})
     ds = ds.assign({k: v for k, v in texts.items() if k in ds.data_vars})

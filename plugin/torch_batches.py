@@ -116,7 +116,8 @@ class _Memory:
     def take(self) -> tuple[Tensor, NDArray[Any]]:
         """A tensor, and the array in its memory."""
         if self.shared:
-            storage: Any = torch.UntypedStorage._new_shared(math.prod(self.shape) * self.dtype.itemsize)
+            untyped: Any = torch.UntypedStorage
+            storage = untyped._new_shared(math.prod(self.shape) * self.dtype.itemsize)  # as default_collate does
             like: Any = as_tensor(np.empty(0, dtype=self.dtype))
             tensor: Tensor = like.set_(storage, 0, self.shape)
             bits = tensor.view(torch.int16) if self.dtype.name == "bfloat16" else tensor

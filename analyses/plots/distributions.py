@@ -60,7 +60,11 @@ def statistic_quantiles(
     found = label_groups(ds, by)
     parts = [_quantiles(ds[name].astype("float64").load(), np.asarray(found.codes), len(found.names)) for name in names]
     quantile = xr.concat(
-        xr.broadcast(*parts), dim=pd.Index(names, name="statistic"), coords="minimal", compat="override", join="outer"
+        xr.broadcast(*parts),
+        dim=pd.Index(names, name="statistic", dtype=object),
+        coords="minimal",
+        compat="override",
+        join="outer",
     )
     quantile = quantile.assign_coords(group=np.array(found.names, dtype=object))
     median = quantile.sel(q=0.5, drop=True)
