@@ -138,8 +138,8 @@ def capture(
 ) -> None:
     """Record the activations of every stage of a run file.
 
-    Keys: prompts, store, and stages or model; where they differ from the defaults sites, layers, positions, dtype,
-    compression, batch_size, device, statistics and by. The complete file is written beside the store."""
+    Keys: prompts, store, stages or model; and sites, layers, positions, dtype,
+    compression, batch_size, device, statistics, by; all are written beside it."""
     from stratalens.jobs import capture_run
     from stratalens.runfile import read_run_file
 

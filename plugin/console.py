@@ -10,7 +10,9 @@ import errno
 import functools
 import json
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec
@@ -113,7 +115,16 @@ def _show(error: BaseException, message: str) -> None:
     if Debug.on:
         traceback.print_exception(error, file=sys.stderr)
     notes = "".join(f"\n  {extra}" for extra in getattr(error, "__notes__", ()))
-    note(f"error: {message}{notes}")
+    note(_in_lines(f"error: {message}{notes}"))
+
+
+def _in_lines(text: str) -> str:
+    """On a terminal no word is cut at its edge; in a pipe a message stays on its line."""
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    wrap = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrap(line, subsequent_indent=" " * (len(line) - len(line.lstrip()))) for line in text.split("\n"))
 
 
 def _explain(error: OSError) -> str:

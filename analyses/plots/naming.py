@@ -45,10 +45,11 @@ def place_names(x: Array, y: Array, names: Sequence[str], limits: tuple[float, f
     # those in a crowd are placed last, around the names that have one place only
     order = sorted(shown, key=lambda i: (int((np.abs(points[shown] - points[i]).max(axis=1) < 30).sum()), i))
     for i in order:
-        others = [j for j in shown if j != i]
-        taken = [(placed[j], halves[j]) for j in order if np.isfinite(placed[j, 0])]
-        taken += [(points[j], np.array([_POINT, _POINT])) for j in others]
-        placed[i] = min(_candidates(points[i], halves[i]), key=lambda at: _cost(at, points[i], halves[i], taken))
+        named, others = order[: order.index(i)], shown[shown != i]
+        centres = np.concatenate([placed[named], points[others]])
+        room = np.concatenate([halves[named], np.full((len(others), 2), _POINT)]) + halves[i]
+        tried = points[i] + _away(halves[i, 0])
+        placed[i] = tried[np.argmin(_costs(tried, points[i], halves[i], centres, room))]
     return np.asarray(placed * unit + origin)
 
 
@@ -65,19 +66,17 @@ def leaders(x: Array, y: Array, placed: Array, limits: tuple[float, float, float
     return {"x0": begin[:, 0], "y0": begin[:, 1], "x1": end[:, 0], "y1": end[:, 1]}
 
 
-def _candidates(point: Array, half: Array) -> list[Array]:
-    """Centres to try, the nearest first; further out to the sides, where a long name would reach back."""
-    found = []
-    for reach in _REACHES:
-        for turn in _TURNS:
-            direction = np.array([np.cos(turn), np.sin(turn)])
-            found.append(point + direction * (reach + abs(direction[0]) * max(0.0, half[0] - _LINE / 2)))
-    return found
+def _away(half_width: float) -> Array:
+    """Ways to go from a point, (ways, 2), the nearest first; further to the sides, where a name would reach back."""
+    direction = np.column_stack([np.cos(_TURNS), np.sin(_TURNS)])
+    beside = np.abs(direction[:, 0]) * max(0.0, half_width - _LINE / 2)
+    reach = np.array(_REACHES)[:, None] + beside
+    return np.asarray((reach[:, :, None] * direction).reshape(-1, 2))
 
 
-def _cost(at: Array, point: Array, half: Array, taken: Sequence[tuple[Array, Array]]) -> float:
-    """Overlap with what is there (and with the frame), then distance, then order."""
-    overlap = sum(float(np.prod(np.clip(half + other - np.abs(at - centre), 0, None))) for centre, other in taken)
+def _costs(tried: Array, point: Array, half: Array, centres: Array, room: Array) -> Array:
+    """Of each way: overlap with what is there and with the frame, then distance; the first of equals is taken."""
+    overlap = np.clip(room - np.abs(tried[:, None] - centres), 0, None).prod(axis=2).sum(axis=1)
     frame = np.array([_WIDTH, _HEIGHT])
-    outside = float(np.clip(half - at, 0, None).sum() + np.clip(at + half - frame, 0, None).sum())
-    return 50 * overlap + 50 * outside + float(np.hypot(*(at - point)))
+    outside = (np.clip(half - tried, 0, None) + np.clip(tried + half - frame, 0, None)).sum(axis=1)
+    return np.asarray(50 * overlap + 50 * outside + np.hypot(*(tried - point).T).round(6))

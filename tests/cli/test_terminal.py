@@ -7,10 +7,24 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from stratalens import console
+from stratalens.store.errors import InputError
 
-COMMANDS = ("demo", "study", "forecast", "capture", "info", "verify", "analyze", "report", "explore", "export")
+COMMANDS = (
+    "demo",
+    "study",
+    "forecast",
+    "capture",
+    "info",
+    "verify",
+    "analyze",
+    "report",
+    "explore",
+    "export",
+    "commit",
+)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -25,6 +39,27 @@ def test_names_are_text_whatever_they_look_like(
         assert name in said
     assert max(map(len, said.splitlines())) <= 80
     assert ("│" in said) == terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_message_is_broken_between_words_on_a_terminal_alone(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    message = (
+        "a long message about a/very-long-path/that-does-not-fit/in-forty/columns and then\n  an indented line " * 2
+    )
+
+    @console.guarded
+    def fail() -> None:
+        raise InputError(message)
+
+    with pytest.raises(typer.Exit):
+        fail()
+    said = capsys.readouterr().err
+    assert said.split() == ["error:", *message.split()]
+    assert (len(said.splitlines()) > 4) == terminal
 
 
 @pytest.mark.parametrize("terminal", [True, False])
