@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.store.chunks import ChunkFile, Fault
-from stratalens.store.errors import DamagedError
+from stratalens.store.errors import DamagedError, NotRecordedError, StratalensError
 from stratalens.store.layout import ArrayLayout
 from stratalens.store.rows import Selection
 from stratalens.store.seam import Storage
@@ -156,7 +156,7 @@ class SlabReader:
             return
         handle = self.storage.open_read(layout.key(stage, block))
         if handle is None:
-            raise self._damaged(stage, block, None, MISSING)
+            raise self._lost(stage, block)
         valid = min(self.entities - block * layout.block_size, layout.block_size)
         checked = self._checked.setdefault((stage, block), set())
         with handle:
@@ -165,9 +165,23 @@ class SlabReader:
                     layers, rows, tokens, out, target, valid
                 )
             except FileNotFoundError:
-                raise self._damaged(stage, block, None, MISSING) from None
+                raise self._lost(stage, block) from None
             except Fault as fault:
                 raise self._damaged(stage, block, fault.number, fault.what) from None
+
+    def _lost(self, stage: int, block: int) -> StratalensError:
+        """A committed file that is not there: damage, unless a repair took it back since the store was opened."""
+        try:
+            committed = self.watch is None or self.watch.committed(self.layout.variable.name, stage, block)
+        except DamagedError:  # the record of it, too
+            committed = True
+        if committed:
+            return self._damaged(stage, block, None, MISSING)
+        where = describe(self.layout, self.stage_names[stage], self.layer_names, block, None, self.entities)
+        return NotRecordedError(
+            f"{where} was marked as missing by a repair since the store was opened: open it again, then `recorded` "
+            "says what is there; the capture, run again, records it anew"
+        )
 
     def _damaged(self, stage: int, block: int, number: int | None, what: str) -> DamagedError:
         where = describe(self.layout, self.stage_names[stage], self.layer_names, block, number, self.entities)

@@ -2,7 +2,8 @@
 
 What is committed never changes under a reader, and stages and variables are only
 added; so an open dataset stays right while the store grows. It does not where somebody
-removes the store and records another one there: its values under the old labels.
+removes the store and records another one there: its values under the old labels. And a
+repair takes a damaged block back, file and commit record, which then is missing.
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ class Watch:
                 "belongs to the old one"
             )
         self._stamp = stamp
+
+    def committed(self, variable: str, stage: int, block: int) -> bool:
+        """Whether a block is committed at this moment, whatever it was when the store was opened."""
+        storage = self._store.storage
+        store = load(storage)
+        return bool(store.commits().present[store.group_of[variable]][stage, block])
 
 
 def _grown_from(old: Store, new: Store) -> bool:
