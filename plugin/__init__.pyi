@@ -29,5 +29,6 @@ from .opening import open_store as open_store
 from .prompts import PromptTable as PromptTable
 from .recorder import Recorder as Recorder
 from .recording import create_store as create_store
+from .relabelling import relabel as relabel
 from .store.verify import verify_store as verify_store
 from .training import RecordingCallback as RecordingCallback

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from stratalens.store.errors import InputError, NotRecordedError, near
+from stratalens.store.errors import InputError, NotRecordedError, near, no_site
 from stratalens.torch_batches import ShuffledBatches
 from stratalens.torch_data import ActivationDataset, Source, as_tensor, is_nan
 
@@ -177,7 +177,7 @@ def _narrowed(ds: xr.Dataset, site: str, stage: Any, token: Any) -> xr.Dataset:
 def _check_site(ds: xr.Dataset, site: str) -> None:
     sites = [str(name) for name in ds.data_vars if ds[name].attrs.get("kind", "site") == "site"]
     if site not in ds.data_vars:
-        raise InputError(f"unknown site {site!r} in {_source(ds)}: {near(site, sites)}")
+        raise no_site(site, sites, _source(ds))
     if "entity" not in ds[site].dims:
         raise InputError(f"{site!r} has dims {ds[site].dims}; keep entity a dim: ds.sel(entity=[...])")
 

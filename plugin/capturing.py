@@ -31,10 +31,10 @@ from stratalens.progress import Progress, ProgressFunction
 from stratalens.prompts import PromptTable
 from stratalens.recipe import Recipe
 from stratalens.recording import Probe, RecordingStore, create_store, give
-from stratalens.stages import Stage, as_stages, loaded
-from stratalens.store.errors import InputError
+from stratalens.stage_names import warn_of_stage_names
+from stratalens.stages import Stage, as_stages, loaded, orders
 from stratalens.store.layout import MEMORY_LIMIT
-from stratalens.store.manifest import StageEntry
+from stratalens.store.planned import plan_stages, settle_plan
 
 
 def capture(
@@ -91,8 +91,8 @@ def capture(
         missing: "raise" or "nan" for positions that a prompt does not have.
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.
         forward: `(model, ids, mask) -> logits or anything` for a HookedRootModule of one's own.
-        progress: True, False, a function (stage, rows done, rows in all), or None for a bar on a
-            terminal or in a notebook.
+        progress: True, False, a function (stage, rows done, rows in all), called before and after every
+            batch, or None for a bar on a terminal or in a notebook.
         allow_same_weights: accept two stages with the same weights.
         memory_limit: bytes that the two block buffers may take together.
         block_size: rows that are committed together, a power of two; None chooses.
@@ -143,7 +143,11 @@ def capture(
                         compression=compression,
                         shared=rank[1] > 1,
                     )
-                    listed_orders = orders(listed, store.writer.store.stages, named=not isinstance(stages, list))
+                    held, names = store.writer.store.stages, [s.name for s in listed]
+                    listed_orders = orders(listed, held, named=not isinstance(stages, list))
+                    if rank[0] == 0:
+                        warn_of_stage_names(table.labels(), list(dict.fromkeys([*(s.name for s in held), *names])))
+                    plan_stages(store.writer.store, names)
                 order = listed_orders[stage.name]
                 _record_stage(store, adapter, stage, order, batch_size, allow_same_weights, progress, rank)
                 store.first = None
@@ -156,6 +160,7 @@ def capture(
         raise
     if store is not None:
         store.close()
+        settle_plan(store.writer.store.storage)
     return open_store(path)
 
 
@@ -164,32 +169,6 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def orders(listed: Sequence[Stage], held: Sequence[StageEntry], named: bool) -> dict[str, int]:
-    """Place in training order of every stage.
-
-    Stages of a new store are numbered as listed. On a store that has stages already, known
-    ones keep their number and others follow the one listed before them; where none is known,
-    all follow the last one of the store.
-
-    >>> orders([Stage("b", 0, None)], [StageEntry("a", 0, "")], True)
-    {'b': 1}
-    """
-    if not held or not named:
-        return {s.name: s.order for s in listed}
-    known = {s.name: s.order for s in held}
-    last = -1 if any(s.name in known for s in listed) else max(known.values())
-    found: dict[str, int] = {}
-    for stage in listed:
-        order = known.get(stage.name, last + 1)
-        if order <= last:
-            raise InputError(
-                f"stages are listed in another order than the store has them: {stage.name!r} is number {order} "
-                f"there, but follows number {last} here. List them in training order; the store has {known}."
-            )
-        found[stage.name] = last = order
-    return found
 
 
 def _record_stage(
@@ -213,8 +192,7 @@ def _record_stage(
         blocks = list(writer.pending(*rank))
         total = sum(len(b) for b in store.writer.blocks()[rank[0] :: rank[1]])
         done = total - sum(len(b) for b in blocks)
-        shown = stage.name if blocks else f"{stage.name} (recorded before)"
-        with Progress(shown, done, total, progress) as bar:
+        with Progress(stage.name, done, total, progress) as bar:
             if not blocks:
                 return
             run = Runner(probe, stage.name, recipe)

@@ -13,13 +13,14 @@ from typing import Annotated
 
 import typer
 
+from stratalens.cli_stores import commit, export, label
 from stratalens.console import (
+    AsJson,
     Debug,
+    StorePath,
     emit_json,
-    emit_table,
     emit_text,
     guarded,
-    human_bytes,
     note,
 )
 
@@ -37,9 +38,6 @@ app = typer.Typer(
     help="Activations of every layer and every training checkpoint, in one labelled store.",
     epilog="Example: stratalens capture run.yaml, then stratalens report run.zarr",
 )
-
-StorePath = Annotated[str, typer.Argument(metavar="STORE", help="An activation store, e.g. run.zarr")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
 def _version(show: bool) -> None:
@@ -80,7 +78,7 @@ def demo(
 @guarded
 def study(
     run_file: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="Settings to replay.")] = None,
-    preset: Annotated[str | None, typer.Option(help="smoke, cpu or paper; instead of a run file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="demo, smoke, cpu or paper; no run file then.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything the run makes.")] = Path("study"),
     seed: Annotated[int | None, typer.Option(help="Another seed than the settings'.", min=0)] = None,
     resume: Annotated[
@@ -105,9 +103,10 @@ def forecast(
         Path | None, typer.Argument(metavar="RUN.yaml", help="Run file of a capture or of a study.")
     ] = None,
     as_json: AsJson = False,
-    preset: Annotated[str | None, typer.Option(help="smoke, cpu or paper: a study, instead of a run file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="demo, smoke, cpu or paper: a study, no run file.")] = None,
 ) -> None:
     """Bytes, files, tokens, memory and time of a capture or a study; nothing is written."""
+    from stratalens.describing import show_forecast
     from stratalens.jobs import forecast_run, study_settings
     from stratalens.recency.settings import is_study_file
     from stratalens.runfile import read_run_file
@@ -122,8 +121,7 @@ def forecast(
     if as_json:
         emit_json(result)
         return
-    shown = {key: human_bytes(value) if key.endswith("bytes") else value for key, value in result.items()}
-    emit_table(f"forecast of {run_file or preset}", ["what", "how much"], list(shown.items()))
+    show_forecast(str(run_file or preset), result)
 
 
 @app.command(epilog="Example: stratalens capture run.yaml")
@@ -144,7 +142,6 @@ def capture(
     from stratalens.runfile import read_run_file
 
     store = capture_run(read_run_file(run_file), resume=resume, force=force)
-    note(f"recorded {store}")
     if as_json:
         from stratalens.store.info import info as read_info
 
@@ -157,7 +154,7 @@ def capture(
 @guarded
 def info(store: StorePath, as_json: AsJson = False) -> None:
     """Dims, sites, size, completeness by stage and site, provenance."""
-    from stratalens.jobs import show_info
+    from stratalens.describing import show_info
     from stratalens.store.info import info as read_info
 
     facts = read_info(store)
@@ -177,17 +174,14 @@ def verify(
     ] = False,
 ) -> None:
     """Read everything back against its checksums; exit 1 if damaged."""
+    from stratalens.describing import show_verified
     from stratalens.jobs import verify_job
 
     report = verify_job(store, repair=repair)
     if as_json:
         emit_json(report)
     else:
-        for problem in report["damaged"]:
-            emit_text(f"damaged\t{problem}")
-        for gap in report["missing"]:
-            emit_text(f"missing\t{gap}")
-        emit_text("ok" if report["ok"] else f"{len(report['damaged'])} damaged")
+        show_verified(report)
     if not report["ok"]:
         raise typer.Exit(1)
 
@@ -258,41 +252,9 @@ def explore(
     explore_store(store, port=port, show=show, told=emit_json if as_json else None)
 
 
-@app.command(epilog="Example: stratalens export run.zarr --site resid_post --layer 12 --to l12.npy")
-@guarded
-def export(
-    store: StorePath,
-    site: Annotated[str, typer.Option(help="A recorded site, e.g. resid_post.")],
-    to: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors or .npy file.")],
-    layer: Annotated[int | None, typer.Option(help="Block index; leave out for sites outside the blocks.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """One site at one layer, all stages, as a plain array file."""
-    from stratalens.jobs import export_site
-
-    export_site(store, site=site, layer=layer, target=to)
-    note(f"wrote {to}")
-    if as_json:
-        emit_json({"store": store, "site": site, "layer": layer, "file": to, "bytes": to.stat().st_size})
-
-
-@app.command(epilog="Example: stratalens commit run.zarr run.icechunk")
-@guarded
-def commit(
-    store: StorePath,
-    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="A folder, or s3://bucket/prefix.")],
-    as_json: AsJson = False,
-) -> None:
-    """Complete stages into an icechunk repository, one commit for each (extra icechunk)."""
-    from stratalens.store.versioned import commit_stages
-
-    done = commit_stages(store, repository)
-    for stage in done:
-        note(f"committed stage {stage}")
-    if not done:
-        note(f"nothing new: {repository} has every complete stage of {store}")
-    if as_json:
-        emit_json({"store": store, "repository": repository, "committed": done})
+app.command(epilog="Example: stratalens export run.zarr --site resid_post --layer 12 --to l12.npy")(export)
+app.command(epilog="Example: stratalens label run.zarr prompts.csv")(label)
+app.command(epilog="Example: stratalens commit run.zarr run.icechunk")(commit)
 
 
 def main() -> None:

@@ -14,17 +14,22 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stratalens.store.errors import InputError, StratalensError
+from stratalens.store.errors import InputError, LabelWarning, StratalensError
 
 P = ParamSpec("P")
+
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="An activation store, e.g. run.zarr")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
@@ -40,6 +45,23 @@ class Debug:
 def note(message: str) -> None:
     """One line to the person watching, on standard error."""
     print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Warnings about labels as one line each, without the place in the code that they came from."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, LabelWarning):
+                note(f"warning: {message}")
+            else:
+                show(message, category, *rest)
+
+        warnings.showwarning = tell  # type: ignore[assignment]
+        warnings.simplefilter("always", LabelWarning)
+        yield
 
 
 def emit_json(value: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from stratalens.console import emit_table, human_bytes, note
+from stratalens.console import note, told_warnings
 from stratalens.runfile import RunFile, StageEntry, beside, read_beside, write_run_file
 from stratalens.store.errors import InputError, near
 from stratalens.store.places import is_url
@@ -64,29 +64,62 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
         The store.
     """
     from stratalens.capturing import capture
+    from stratalens.progress import StageLines, on_a_screen
     from stratalens.prompts import PromptTable
 
     table = PromptTable.read(run.prompts)
     stages = run_stages(run)
     if isinstance(run.store, Path):
         run.store.parent.mkdir(parents=True, exist_ok=True)
-    capture(
-        stages,
-        table,
-        run.store,
-        sites=run.sites,
-        layers=run.layers,
-        positions=run.positions,
-        dtype=run.dtype,
-        compression=run.compression,
-        batch_size=run.batch_size,
-        device=run.device,
-        statistics=run.statistics,
-        resume=resume,
-        force=force,
-    )
+    quiet_loading()
+    before = _state(run.store)
+    with told_warnings():
+        capture(
+            stages,
+            table,
+            run.store,
+            sites=run.sites,
+            layers=run.layers,
+            positions=run.positions,
+            dtype=run.dtype,
+            compression=run.compression,
+            batch_size=run.batch_size,
+            device=run.device,
+            statistics=run.statistics,
+            resume=resume,
+            force=force,
+            progress=None if on_a_screen() else StageLines([stage.name for stage in stages], note),
+        )
     write_run_file(run, beside(run.store))
+    if _state(run.store) == before:
+        note(f"nothing to do: {run.store} has every row of every stage")
+    else:
+        note(f"recorded {run.store}")
     return run.store
+
+
+def _state(store: str | Path) -> tuple[str, str] | None:
+    """What tells whether anything was recorded; None where there is no store yet."""
+    from stratalens.store.manifest import load
+    from stratalens.store.metadata import ROOT
+    from stratalens.store.places import storage_at
+
+    storage = storage_at(store)
+    if storage.kind() != "folder" or storage.get(ROOT) is None:
+        return None
+    held = load(storage)
+    return held.checksum, held.commits().key
+
+
+def quiet_loading() -> None:
+    """No bar for each model that is loaded; those of downloads, which take minutes, stay as they are."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    silent = are_progress_bars_disabled()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    if not silent:
+        enable_progress_bars()
 
 
 def study_settings(run_file: Path | None, preset_name: str | None, seed: int | None) -> StudySettings:
@@ -111,6 +144,7 @@ def forecast_run(run: RunFile) -> dict[str, Any]:
     from stratalens.forecast import forecast
     from stratalens.prompts import PromptTable
 
+    quiet_loading()
     return forecast(
         run_stages(run),
         PromptTable.read(run.prompts),
@@ -120,66 +154,6 @@ def forecast_run(run: RunFile) -> dict[str, Any]:
         dtype=run.dtype,
         statistics=run.statistics,
     )
-
-
-def show_info(facts: dict[str, Any]) -> None:
-    """Print what `stratalens.store.info` found, for a person."""
-    dims = ", ".join(f"{name} {size}" for name, size in facts["dims"].items())
-    state = "complete" if facts["complete"] else "not complete"
-    emit_table(
-        f"{facts['path']}: {state}",
-        ["what", "value"],
-        [
-            ("dims", dims),
-            ("tokens", ", ".join(map(str, facts["tokens"]))),
-            ("size", f"{human_bytes(facts['bytes'])} in {facts['files']} files"),
-            ("rows a block", facts["block_size"]),
-            ("labels", ", ".join(facts["labels"])),
-            ("format", facts["format"]),
-        ],
-    )
-    emit_table(
-        "sites",
-        ["site", "dtype", "dims", "hook", "size"],
-        [
-            (name, _dtype(v), ", ".join(f"{d} {n}" for d, n in v["dims"].items()), v["hook"], human_bytes(v["bytes"]))
-            for name, v in facts["variables"].items()
-            if v["kind"] == "site"
-        ],
-    )
-    sites = facts["sites"]
-    emit_table(
-        "completeness (share of rows recorded)",
-        ["stage", "order", "weights", *sites],
-        [
-            (
-                stage["name"],
-                stage["order"],
-                stage["fingerprint"][:12],
-                *(f"{facts['completeness'][stage['name']][s]:.0%}" for s in sites),
-            )
-            for stage in facts["stages"]
-        ],
-    )
-    for title, held in (("provenance (must match)", "provenance"), ("recorded with (may differ)", "recorded_with")):
-        emit_table(title, ["what", "value"], sorted((name, _flat(value)) for name, value in facts[held].items()))
-
-
-def _flat(value: Any) -> str:
-    """Settings inside settings, on one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_flat(inner)}" for name, inner in value.items())
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
-
-
-def _dtype(variable: Mapping[str, Any]) -> str:
-    """dtype of a site; for one scaled to int8 with what that lost of its rows."""
-    if "mean_relative_error" not in variable:
-        return str(variable["dtype"])
-    mean, largest = variable["mean_relative_error"], variable["max_relative_error"]
-    return f"{variable['dtype']}, rows off by {mean:.2%} on average, {largest:.2%} at most"
 
 
 def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
@@ -217,13 +191,23 @@ def analyze_store(
     from stratalens.analyses.results import write_results
     from stratalens.analyses.suite import run_suite
     from stratalens.opening import open_store
+    from stratalens.store.info import info
 
     ds = open_store(store)
+    note_incomplete(info(store))
     with _cluster(scheduler):
         suite = run_suite(ds, by=_by(ds, store, by), verbs=verbs, site=site, backend=backend, seed=seed, tell=note)
     folder = out if out is not None else _results(store) / "latest"
     write_results(suite.results, folder)
     return folder
+
+
+def note_incomplete(facts: Mapping[str, Any]) -> None:
+    """Say that stages which were to be recorded are not there."""
+    from stratalens.store.info import state_in_words
+
+    if facts["lacking_stages"]:
+        note(f"{facts['path']} is {state_in_words(facts)}; the capture, run again, records them")
 
 
 def _results(store: str) -> Path:
@@ -239,10 +223,11 @@ def report_store(store: str, out: Path, *, by: str | None) -> Path:
     from stratalens.opening import open_store
     from stratalens.store.info import info
 
-    ds = open_store(store)
+    ds, facts = open_store(store), info(store)
+    note_incomplete(facts)
     suite = run_suite(ds, by=_by(ds, store, by), verbs=VERBS, tell=note)
     title = f"stratalens: {Path(store).name}"
-    return report(suite.results, out, store_info=info(store), notes=suite.skipped, title=title)
+    return report(suite.results, out, store_info=facts, notes=suite.skipped, title=title)
 
 
 def explore_store(store: str, *, port: int, show: bool, told: Callable[[dict[str, str]], None] | None = None) -> None:

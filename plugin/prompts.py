@@ -33,9 +33,10 @@ class PromptTable:
 
     Columns: `prompt` (required); `prompt_id` (unique name of the row, default
     r000000, r000001, ...); `entity` (text that occurs in the prompt, for the
-    positions entity_first and entity_last; '' or missing where a row has none);
-    `entity_id` (what rows are grouped by, default the row's entity, else its
-    prompt_id); `answer` (run behind the prompt for `answer_loss`);
+    positions entity_first and entity_last; '' or missing where a row has none,
+    for which `entity_id` is needed); `entity_id` (what rows are grouped by,
+    default the row's entity; without either column every prompt counts as an
+    entity of its own); `answer` (run behind the prompt for `answer_loss`);
     `<name>_start` and `<name>_end` (characters [start, end) of the prompt, for
     the positions `<name>_first` and `<name>_last`; both missing where a row has
     no such span); every other column is a label and keeps its dtype.
@@ -73,6 +74,8 @@ class PromptTable:
         if entities is not None:
             content["entity"] = entities
         content["entity_id"] = _entity_ids(columns, entities, ids, source)
+        self.names_entities: bool = "entity_id" in columns or bool(entities is not None and any(entities.tolist()))
+        """Whether the table says which rows are about the same thing; otherwise each is about a thing of its own."""
         if "answer" in given:
             content["answer"] = given["answer"]
         self.label_names: tuple[str, ...] = tuple(n for n in columns if n not in SPECIAL and n not in used)
@@ -215,6 +218,14 @@ def _entity_ids(
                 "Name each, or drop the column"
             )
         return given
-    if entities is None:
+    blank = [] if entities is None else [row for row, text in enumerate(entities.tolist()) if not text]
+    if entities is None or len(blank) == len(ids):
         return ids.copy()
-    return np.array([name or row for name, row in zip(entities, ids, strict=True)], dtype=object)
+    if blank:
+        raise InputError(
+            f"{source}: {name_rows(blank)} {'has' if len(blank) == 1 else 'have'} no entity and others do: without a "
+            "name, rows about the same thing would count as different ones and could be on both sides of a split. "
+            "Give every row its entity, or add a column entity_id that says which rows belong together (the entity "
+            "may then be missing)"
+        )
+    return np.array(entities, dtype=object)

@@ -6,9 +6,11 @@ Also what is common to `Recorder` and `capture()`: a stage's model with its hook
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -201,8 +203,21 @@ def create_store(
         recorded_with={"model": adapter.name},
         compression=compression,
     )
+    if not table.names_entities:
+        note_entities(table.source)
     allocate = pinned if adapter.device.type == "cuda" else None
     return RecordingStore(recipe, ActivationWriter(store, allocate=allocate, shared=shared), table, adapter)
+
+
+@cache
+def note_entities(source: str) -> None:
+    """Say once for each table that nothing tells which of its prompts are about the same thing."""
+    logging.getLogger("stratalens").warning(
+        "%s has neither a column entity nor entity_id: every prompt counts as an entity of its own, so that prompts "
+        "about the same thing can be on both sides of a split. If some are, add entity_id (stratalens.relabel does "
+        "that for a store that is recorded).",
+        source,
+    )
 
 
 def pinned(size: int) -> NDArray[np.uint8]:

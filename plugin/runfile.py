@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError, near
 from stratalens.store.places import is_url
+from stratalens.store.seam import PRIVATE
 
 
 class StageEntry(BaseModel):
@@ -115,6 +116,8 @@ def read_run_file(path: str | Path) -> RunFile:
         named) or values of the wrong kind (which key, what was given).
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(_folder_given(path))
     if not path.is_file():
         raise InputError(f"run file {path} does not exist. Give the path of a YAML file; its keys are {_keys()}")
     try:
@@ -122,6 +125,14 @@ def read_run_file(path: str | Path) -> RunFile:
     except UnicodeDecodeError as error:
         raise InputError(f"run file {path} is not readable as YAML: {error}") from error
     return _anchored(_validated(text, path), path.resolve().parent)
+
+
+def _folder_given(path: Path) -> str:
+    if not (path / PRIVATE).is_dir():
+        return f"{path} is a folder; give the YAML file that says what to record. Its keys are {_keys()}"
+    run = beside(path)
+    made = f"; {run} is the one it was recorded with" if isinstance(run, Path) and run.is_file() else ""
+    return f"{path} is a store, not a run file: give the YAML file that says what to record{made}"
 
 
 def _validated(text: str, path: str | Path) -> RunFile:

@@ -7,10 +7,12 @@ what is recorded from them in capturing.py.
 
 from __future__ import annotations
 
+import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import nn
 
 from stratalens.checkpoints import as_loadable
 from stratalens.store.errors import InputError, near
+from stratalens.store.manifest import StageEntry
 
 Source = Any  # a hooked model, a zero-argument function, a folder, or one of the classes below
 
@@ -50,6 +53,11 @@ def as_stages(stages: Any) -> list[Stage]:
     """
     if isinstance(stages, list | tuple) and stages and all(isinstance(s, Stage) for s in stages):
         listed = list(stages)
+    elif isinstance(stages, list | tuple | set | frozenset):
+        raise InputError(
+            f"stages is a {type(stages).__name__}: it is one model, or a mapping {{name: folder}} in training order, "
+            f"because every stage needs a name; {_as_mapping(list(stages))}"
+        )
     elif isinstance(stages, Mapping):
         listed = [Stage(name, order, source) for order, (name, source) in enumerate(stages.items())]
     else:
@@ -62,6 +70,45 @@ def as_stages(stages: Any) -> list[Stage]:
     if doubled := sorted({n for n in names if names.count(n) > 1}):
         raise InputError(f"stage {doubled[0]!r} is listed twice. Give every stage a name of its own.")
     return listed
+
+
+def _as_mapping(sources: list[Any]) -> str:
+    """How stages that were listed without names would be given.
+
+    >>> _as_mapping(["checkpoints/base"]), _as_mapping([])
+    ("give {'base': 'checkpoints/base'}", "give {'base': 'checkpoints/base'}, for example")
+    """
+    folders = [str(s) for s in sources if isinstance(s, str | os.PathLike)]
+    if not folders:
+        return "give {'base': 'checkpoints/base'}, for example"
+    given = ", ".join(f"{Path(f).name!r}: {f!r}" for f in folders[:3]) + (", ..." if len(folders) > 3 else "")
+    return f"give {{{given}}}"
+
+
+def orders(listed: Sequence[Stage], held: Sequence[StageEntry], named: bool) -> dict[str, int]:
+    """Place in training order of every stage.
+
+    Stages of a new store are numbered as listed. On a store that has stages already, known
+    ones keep their number and others follow the one listed before them; where none is known,
+    all follow the last one of the store.
+
+    >>> orders([Stage("b", 0, None)], [StageEntry("a", 0, "")], True)
+    {'b': 1}
+    """
+    if not held or not named:
+        return {s.name: s.order for s in listed}
+    known = {s.name: s.order for s in held}
+    last = -1 if any(s.name in known for s in listed) else max(known.values())
+    found: dict[str, int] = {}
+    for stage in listed:
+        order = known.get(stage.name, last + 1)
+        if order <= last:
+            raise InputError(
+                f"stages are listed in another order than the store has them: {stage.name!r} is number {order} "
+                f"there, but follows number {last} here. List them in training order; the store has {known}."
+            )
+        found[stage.name] = last = order
+    return found
 
 
 def check_stage_name(name: Any) -> str:

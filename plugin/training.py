@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,7 @@ from transformers import TrainerCallback
 from stratalens.capturing import capture
 from stratalens.checkpoints import boot
 from stratalens.stages import check_stage_name
-from stratalens.store.errors import InputError
+from stratalens.store.errors import InputError, LabelWarning
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -134,9 +135,10 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         model = given["model"]
         cpu, devices = torch.get_rng_state(), _cuda_states()
         try:
-            with TemporaryDirectory() as folder:
+            with TemporaryDirectory() as folder, warnings.catch_warnings():
                 # TransformerLens loads the tokenizer once more, by its folder
                 tokenizer.save_pretrained(folder)
+                warnings.simplefilter("ignore", LabelWarning)  # stages of later steps are not there yet
                 capture(
                     {stage: lambda: _hooked_copy(model, folder)},
                     self.table,

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stratalens.store import labels, metadata, provenance
 from stratalens.store.errors import DamagedError, InputError, StoreExistsError, near
+from stratalens.store.label_files import other_labels, write_labels
 from stratalens.store.layout import MEMORY_LIMIT, choose_geometry
 from stratalens.store.manifest import Store, add_group, load, log
 from stratalens.store.places import storage_at
@@ -35,7 +36,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+def checked_columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    """Label columns as they are written; raises `InputError` for those that no store can have."""
     for needed in ("entity", "entity_id"):
         if needed not in entities:
             raise InputError(f"entities has no {needed!r}: {near(needed, entities)}")
@@ -75,7 +77,7 @@ def _tokens(tokens: Sequence[str] | Sequence[int]) -> tuple[str, ...] | tuple[in
     raise InputError(f"positions must be all names or all offsets, got {found}")
 
 
-def _refuse_twins(names: Sequence[str]) -> None:
+def refuse_twins(names: Sequence[str]) -> None:
     """Names become folders, and some file systems take 'Split' and 'split', or two spellings of 'é', for one."""
     seen: dict[str, str] = {}
     for name in names:
@@ -90,7 +92,7 @@ def _refuse_twins(names: Sequence[str]) -> None:
 def _grouped(variables: Sequence[Variable], group: int, label_names: Sequence[str]) -> list[Variable]:
     names: set[str] = {*label_names, *RESERVED, *AXES}
     flag = recorded_variable(group)
-    _refuse_twins([*label_names, *RESERVED, *(v.name for v in variables), flag.name])
+    refuse_twins([*label_names, *RESERVED, *(v.name for v in variables), flag.name])
     coords: dict[str, tuple[int, ...]] = {}
     for variable in [*variables, flag]:
         if variable.name in names:
@@ -166,7 +168,7 @@ def create(
         Nothing was written.
     """
     storage = storage or storage_at(path)
-    columns = _columns(entities)
+    columns = checked_columns(entities)
     types = {name: labels.data_type(column) for name, column in columns.items()}
     digest = labels.digest(columns)
     given = metadata.plain(provenance or {}, "provenance")
@@ -230,24 +232,6 @@ def create(
         return store
 
 
-def write_labels(store: Store, columns: Mapping[str, NDArray[Any]], *, only_damaged: bool = False) -> None:
-    """Write the chunk files of the label columns; with `only_damaged`, those that fail their checksum."""
-    files = []
-    store.storage.make_folders(columns)
-    for name, column in columns.items():
-        for number, data in enumerate(labels.encode_chunks(column, store.label_chunk)):
-            key = f"{name}/c.{number}"
-            if only_damaged:
-                try:
-                    labels.decode_chunk(store.storage.get(key), labels.data_type(column), key)
-                except DamagedError:
-                    files.append((key, (data,)))
-            else:
-                files.append((key, (data,)))
-    if files:
-        store.storage.put_many(files)
-
-
 def _join(
     store: Store,
     columns: Mapping[str, NDArray[Any]],
@@ -257,7 +241,8 @@ def _join(
     variables: Sequence[Variable],
     given: Mapping[str, Any],
 ) -> Store:
-    provenance.check_same_table(store, entities=len(columns["entity"]), label_types=types, digest=digest)
+    if dict(types) != dict(store.label_types) or digest != store.label_digest:
+        raise other_labels(store, columns)
     provenance.check_axes(store, layers=axes[0], tokens=axes[1])
     fresh = provenance.new_variables(store, variables)
     provenance.compare(store, store.provenance, given)

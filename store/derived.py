@@ -14,30 +14,31 @@ from numpy.typing import NDArray
 
 from stratalens.store import labels
 from stratalens.store.arrays import LazyArray
+from stratalens.store.manifest import Store
 from stratalens.store.rows import Selection
-from stratalens.store.seam import Storage
 from stratalens.store.watch import Watch
 
 
 class LabelArray(LazyArray):
     """One label column, decoded chunk by chunk when asked for."""
 
-    def __init__(self, storage: Storage, name: str, size: int, chunk: int, data_type: str, watch: Watch) -> None:
-        self.storage, self.name, self.chunk, self.data_type, self.watch = storage, name, chunk, data_type, watch
-        self.shape = (size,)
-        self.dtype = np.dtype(object) if data_type == "string" else np.dtype(data_type)
+    def __init__(self, store: Store, name: str, watch: Watch) -> None:
+        self.store, self.name, self.watch = store, name, watch
+        self.data_type, self.chunk = store.label_types[name], store.label_chunk
+        self.shape = (store.entities,)
+        self.dtype = np.dtype(object) if self.data_type == "string" else np.dtype(self.data_type)
 
     def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
         """Labels of a selection of rows."""
         (selection,) = selections
-        self.watch.check()
         rows = np.arange(self.shape[0])[selection]
         out = np.empty(len(rows), dtype=self.dtype)
         for number in np.unique(rows // self.chunk):
-            key = f"{self.name}/c.{number}"
-            part = labels.decode_chunk(
-                self.storage.get(key), self.data_type, f"label column {self.name!r} ({self.storage.path(key)})"
-            )
+            key = self.store.label_key(self.name, int(number))
+            raw = self.store.storage.get(key)
+            self.watch.check(now=True)  # what was read belongs to the labels of this store, not to later ones
+            where = f"label column {self.name!r} ({self.store.storage.path(key)})"
+            part = labels.decode_chunk(raw, self.data_type, where)
             inside = rows // self.chunk == number
             out[inside] = part[rows[inside] - number * self.chunk]
         return out

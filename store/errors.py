@@ -48,7 +48,11 @@ class NonFiniteError(StratalensError):
     """NaN or infinity in an activation, or overflow in a cast asked for."""
 
 
-def near(name: str, valid: Iterable[str], limit: int = 12) -> str:
+class LabelWarning(UserWarning):
+    """A label that looks wrong, though nothing says that it is: a name that is nearly that of a stage."""
+
+
+def near(name: str, valid: Iterable[str], limit: int = 8) -> str:
     """Phrase that names the valid values nearest to `name`.
 
     >>> near("resid_pst", ["resid_pre", "resid_post", "z"])
@@ -61,3 +65,26 @@ def near(name: str, valid: Iterable[str], limit: int = 12) -> str:
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}? {listing}"
     return listing
+
+
+def listed(names: Iterable[object], limit: int = 8) -> str:
+    """Names for a message, cut where nobody reads on.
+
+    >>> listed("abc"), listed(range(12))
+    ('a, b, c', '0, 1, 2, 3, 4, 5, 6, 7 and 4 more')
+    """
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")
+
+
+def no_site(site: str, held: Iterable[str], where: str = "this store") -> InputError:
+    """The error for a site that was not recorded: the near ones, and how to record it.
+
+    >>> str(no_site("mlp_out", ["resid_post"]))[:53]
+    "site 'mlp_out' is not in this store; Valid: resid_pos"
+    """
+    sites = tuple(held)
+    return InputError(
+        f"site {site!r} is not in {where}; {near(site, sites)}. To record it too, run the capture again with "
+        f"sites={(*sites, site)!r}: what is there stays as it is"
+    )

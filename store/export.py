@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from stratalens.store.errors import InputError, NotRecordedError, near
+from stratalens.store.errors import InputError, NotRecordedError, no_site
 from stratalens.store.reader import open_store
 
 SUFFIXES = (".npy", ".safetensors")
@@ -87,7 +87,7 @@ def export_array(
 def _selected(ds: xr.Dataset, site: str, layer: int | None) -> xr.DataArray:
     sites = [str(name) for name, v in ds.data_vars.items() if v.attrs.get("kind") == "site"]
     if site not in sites:
-        raise InputError(f"site {site!r} is not in this store; {near(site, sites)}")
+        raise no_site(site, sites)
     array = ds[site]
     if "layer" not in array.dims:
         if layer is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from stratalens.store.manifest import load
 from stratalens.store.metadata import FORMAT_VERSION
 from stratalens.store.places import storage_at
+from stratalens.store.planned import lacking_stages
 from stratalens.store.scaling import overall
 
 
@@ -22,7 +24,8 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``path, format, complete, dims, layers, tokens, labels, sites`` (for each
         variable dims, dtype, compression, hook, bytes on disk, and for int8 what it
         lost), ``stages`` (name, order, fingerprint, provenance), ``completeness`` ({stage: {variable: fraction of rows
-        committed}}), ``bytes, files, blocks, block_size, provenance, recorded_with``.
+        committed}}), ``bytes, files, blocks, block_size, provenance, recorded_with``, and ``lacking_stages``: what an
+        unfinished capture was to record and has not begun. ``complete`` is true where nothing is missing of either.
     """
     store = load(storage_at(path))
     state = store.commits()
@@ -56,10 +59,11 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
             for index, stage in enumerate(store.stages):
                 rows = sum(size for size, there in zip(sizes, present[index], strict=True) if there)
                 grid[stage.name][name] = rows / store.entities
+    lacking = lacking_stages(store)
     return {
         "path": str(store.storage.root),
         "format": FORMAT_VERSION,
-        "complete": bool(state.present.all()) and bool(store.stages),
+        "complete": bool(state.present.all()) and bool(store.stages) and not lacking,
         "dims": {
             "stage": len(store.stages),
             "layer": len(store.layers),
@@ -72,6 +76,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "sites": [n for n, v in variables.items() if v["kind"] == "site"],
         "variables": variables,
         "stages": [s.to_json() for s in sorted(store.stages, key=lambda s: s.order)],
+        "lacking_stages": lacking,
         "completeness": grid,
         "bytes": total,
         "files": nfiles,
@@ -80,3 +85,17 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "provenance": dict(store.provenance),
         "recorded_with": dict(store.recorded_with),
     }
+
+
+def state_in_words(facts: Mapping[str, Any]) -> str:
+    """Whether what `info` described is complete, and which stages are not there.
+
+    >>> state_in_words({"complete": False, "stages": [{}], "lacking_stages": ["week1", "week2"]})
+    'not complete: 1 of 3 stages; not begun: week1, week2'
+    """
+    lacking = facts.get("lacking_stages", [])
+    if not lacking:
+        return "complete" if facts["complete"] else "not complete"
+    held = len(facts["stages"])
+    named = ", ".join(lacking[:8]) + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
+    return f"not complete: {held} of {held + len(lacking)} stages; not begun: {named}"

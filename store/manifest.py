@@ -21,6 +21,7 @@ from stratalens.store.checksum import crc32c
 from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.layout import ArrayLayout, Geometry
 from stratalens.store.metadata import FORMAT_VERSION, Json
+from stratalens.store.places import absent
 from stratalens.store.scaling import overall
 from stratalens.store.schema import Variable
 from stratalens.store.seam import PRIVATE, Storage
@@ -64,6 +65,8 @@ class Store:
     stages: tuple[StageEntry, ...] = ()
     #: For each scaled variable and stage: [largest error, mean error, rows], or None (`measured`).
     measured: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    #: Label columns whose files lie at their second place (`label_key`).
+    second_place: tuple[str, ...] = ()
     checksum: str = ""
 
     @property
@@ -91,6 +94,10 @@ class Store:
     def label_chunk(self) -> int:
         """Labels in one chunk file."""
         return min(labels.LABEL_CHUNK, self.entities)
+
+    def label_key(self, column: str, number: int) -> str:
+        """Key of one chunk file of a label column; a change of labels goes to the place that is not in use."""
+        return f"{column}/{number}" if column in self.second_place else f"{column}/c.{number}"
 
     def stage_index(self, name: str) -> int | None:
         """Position of a stage along the stage axis on disk."""
@@ -135,6 +142,8 @@ class Store:
         documents = {name: document for name, (document, _) in self.coordinates().items()}
         for name, dtype in self.label_types.items():
             documents[name] = metadata.label_metadata("entity", self.entities, self.label_chunk, dtype, {})
+            if name in self.second_place:
+                documents[name]["chunk_key_encoding"] = metadata.SECOND_PLACE
         for name, layout in self.layouts.items():
             documents[name] = metadata.variable_metadata(layout, len(self.stages), self.entities)
             documents[name]["attributes"] |= overall(self.measured.get(name, ()))
@@ -156,6 +165,7 @@ class Store:
                 "recorded_with": dict(self.recorded_with),
                 "stages": [s.to_json() for s in self.stages],
                 **({"measured": dict(self.measured)} if self.measured else {}),
+                **({"second_place": list(self.second_place)} if self.second_place else {}),
             }
         }
 
@@ -209,6 +219,7 @@ def load(storage: Storage, *, copy: bool = False) -> Store:
             StageEntry(s["name"], s["order"], s["fingerprint"], dict(s["provenance"])) for s in state["stages"]
         ),
         measured=state.get("measured", {}),
+        second_place=tuple(state.get("second_place", ())),
         checksum=state["checksum"],
     )
 
@@ -235,24 +246,6 @@ def _state(raw: bytes, storage: Storage) -> Json:
             "choose another path to record to"
         )
     return state
-
-
-def absent(storage: Storage) -> InputError:
-    """The error for a path that holds no store."""
-    root = storage.root
-    kind = storage.kind()
-    if kind == "nothing":
-        return InputError(f"there is no store at {root}: record one with stratalens.capture(..., {str(root)!r})")
-    if kind == "file":
-        return InputError(f"{root} is a file, a store is a folder: give the folder that holds zarr.json")
-    if storage.list(PRIVATE):
-        return InputError(
-            f"{root} is a store whose creation was interrupted, or whose zarr.json was removed: run the capture "
-            "again, or `stratalens verify --repair`"
-        )
-    inner = storage.inner_stores()
-    hint = f"; did you mean {storage.path(inner[0])}?" if inner else ""
-    return InputError(f"{root} holds no store (no zarr.json){hint}")
 
 
 def add_stage(store: Store, entry: StageEntry) -> Store:

@@ -24,6 +24,7 @@ from stratalens.store.schema import Variable
 ROOT = "zarr.json"
 ROOT_COPY = ".stratalens/root.json"
 FORMAT_VERSION = "1.0"
+SECOND_PLACE = {"name": "v2", "configuration": {"separator": "."}}  # files 0, 1, ... instead of c.0, c.1, ...
 
 Json = dict[str, Any]
 

@@ -47,8 +47,9 @@ def overview(
 
 def store_html(facts: Mapping[str, Any]) -> str:
     """HTML of what `stratalens.store.info` found."""
+    from stratalens.store.info import state_in_words
+
     sites = facts["sites"]
-    complete = "complete" if facts["complete"] else "not complete"
     rows = [
         ("dims", ", ".join(f"{name} {size:,}" for name, size in facts["dims"].items())),
         ("tokens", ", ".join(map(str, facts["tokens"][:12])) + (", …" if len(facts["tokens"]) > 12 else "")),
@@ -65,7 +66,7 @@ def store_html(facts: Mapping[str, Any]) -> str:
         "Provenance (must match)": sorted(facts["provenance"].items()),
         "Recorded with": sorted(facts["recorded_with"].items()),
     }
-    return overview(f"{facts['path']}: {complete}", rows, ([f"{s} recorded" for s in sites], grid), folded)
+    return overview(f"{facts['path']}: {state_in_words(facts)}", rows, ([f"{s} recorded" for s in sites], grid), folded)
 
 
 def binary(count: float) -> str:

@@ -13,8 +13,8 @@ from stratalens.store.schema import Variable
 
 _MEND = {
     "tokenizer_fingerprint": "load the tokenizer that the store was recorded with, or record to another store",
-    "token_ids_digest": "give the same prompts and tokenizer settings, or record to another store",
-    "label_digest": "give the same prompt table (rows, order and labels), or record to another store",
+    "token_ids_digest": "give the same prompts and tokenizer settings (the labels agree, so it is most likely the same "
+    "text that became other tokens), or record to another store",
     "processing": "load the model with the same processing flags, or record to another store",
     "model": "give the model that the store was recorded with, or record to another store",
     "positions": "ask for the same positions, or record to another store",
@@ -40,23 +40,10 @@ def mismatch(
 
 
 def compare(store: Store, held: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> None:
-    """Raise for the first field, in sorted order, that is not the same on both sides."""
-    for field in sorted({*held, *given}):
+    """Raise for the first field that is not the same on both sides: in sorted order, what follows from others last."""
+    for field in sorted({*held, *given}, key=lambda name: (name == "token_ids_digest", name)):
         if field not in held or field not in given or held[field] != given[field]:
             raise mismatch(store, field, held.get(field), given.get(field), where=where)
-
-
-def check_same_table(store: Store, *, entities: int, label_types: Mapping[str, str], digest: str) -> None:
-    """Raise unless the rows and labels are those of the store."""
-    if entities != store.entities:
-        raise mismatch(
-            store, "number of prompts", store.entities, entities, "give the same prompt table; more prompts make "
-            "another store, and open_store([a, b]) joins the two"
-        )  # fmt: skip
-    if dict(label_types) != dict(store.label_types):
-        raise mismatch(store, "label columns", dict(store.label_types), dict(label_types), _MEND["label_digest"])
-    if digest != store.label_digest:
-        raise mismatch(store, "label_digest", store.label_digest, digest)
 
 
 def check_axes(store: Store, *, layers: Sequence[int], tokens: Sequence[Any]) -> None:

@@ -177,10 +177,7 @@ def _part(store: Store, *, verify: bool, dtype: str) -> _Part:
         numbers, scale = variables[name], variables.get(layout.variable.scaled_by)
         if isinstance(numbers, VariableArray) and isinstance(scale, VariableArray):
             variables[name] = ScaledArray(numbers, scale)
-    columns: dict[str, LazyArray] = {
-        name: LabelArray(store.storage, name, store.entities, store.label_chunk, kind, watch)
-        for name, kind in store.label_types.items()
-    }
+    columns: dict[str, LazyArray] = {name: LabelArray(store, name, watch) for name in store.label_types}
     flags = [variables[recorded_variable(g).name] for g in range(len(store.groups))]
     recorded = flags[0] if len(flags) == 1 else FunctionArray(flags[0].shape, np.dtype(bool), AllOf(flags))
     key = hashlib.sha256(f"{store.checksum} {state.key}".encode()).hexdigest()

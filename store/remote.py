@@ -71,6 +71,10 @@ class RemoteStorage:
         """Nobody looks for them here."""
         return []
 
+    def neighbours(self) -> list[str]:
+        """Nobody looks for them here."""
+        return []
+
     def make_folders(self, keys: Iterable[str]) -> None:
         """Leave a sign that the place is a store's, so that an interrupted creation can go on."""
         if TEMPORARY in keys and not any(name != "leases" for name in self.list(PRIVATE)):

@@ -100,6 +100,9 @@ class Storage(Protocol):
     def inner_stores(self) -> list[str]:
         """Stores in the folder, one level down, for messages."""
 
+    def neighbours(self) -> list[str]:
+        """Paths of the stores in the same folder, for messages."""
+
     def make_folders(self, keys: Iterable[str]) -> None:
         """Create folders and their parents, durably."""
 

@@ -111,6 +111,13 @@ class LocalStorage:
         """Stores in the folder, one level down."""
         return sorted(p.name for p in self.root.iterdir() if (p / PRIVATE).is_dir())
 
+    def neighbours(self) -> list[str]:
+        """Paths of the stores in the same folder."""
+        try:
+            return sorted(str(self.root.parent / p.name) for p in self.root.parent.iterdir() if (p / PRIVATE).is_dir())
+        except OSError:
+            return []
+
     def remove_folder(self, key: str) -> None:
         """Remove an empty folder."""
         self.path(key).rmdir()

@@ -22,8 +22,8 @@ from stratalens.store.checksum import extend
 from stratalens.store.chunks import BAD_INDEX, TOO_SHORT, read_summed
 from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.layout import CRC_BYTES, ArrayLayout
-from stratalens.store.manifest import HISTORY, Store, absent, good_line, load
-from stratalens.store.places import storage_at
+from stratalens.store.manifest import HISTORY, Store, good_line, load
+from stratalens.store.places import absent, storage_at
 from stratalens.store.seam import Storage
 from stratalens.store.shards import index_bytes, parse_index
 from stratalens.store.slabs import MISSING, describe
@@ -189,7 +189,7 @@ def _check_labels(store: Store, report: VerifyReport) -> None:
     for name, kind in store.label_types.items():
         parts = []
         for number in range(-(-store.entities // chunk)):
-            key = f"{name}/c.{number}"
+            key = store.label_key(name, number)
             rows = (number * chunk, min((number + 1) * chunk, store.entities))
             where = f"label column {name!r}, entity rows {rows[0]} to {rows[1] - 1}"
             try:
@@ -235,6 +235,7 @@ def _check_data(store: Store, report: VerifyReport, bad: set[str], progress: Pro
             absent_blocks = 0
             for block in range(geometry.blocks):
                 if all(block in digests.get(v.name, {}) for v in variables):
+                    report.blocks += 1
                     jobs += [(stage, block, store.layouts[v.name], digests[v.name][block]) for v in variables]
                     continue
                 absent_blocks += 1

@@ -37,8 +37,8 @@ class VerifyReport:
         What was never recorded, by stage and entity rows.
     repaired
         What `repair` did, in words.
-    nbytes, files
-        How much was read.
+    nbytes, files, blocks
+        How much was read; a block is some rows of one stage, over all variables that were recorded together.
     """
 
     damaged: list[Damage] = field(default_factory=list)
@@ -46,6 +46,7 @@ class VerifyReport:
     repaired: list[str] = field(default_factory=list)
     nbytes: int = 0
     files: int = 0
+    blocks: int = 0
 
     @property
     def ok(self) -> bool:
@@ -61,4 +62,5 @@ class VerifyReport:
             "repaired": self.repaired,
             "bytes": self.nbytes,
             "files": self.files,
+            "blocks": self.blocks,
         }

@@ -128,7 +128,10 @@ def _held(repo: Any, source: Store) -> list[str]:
     ours = source.attributes()["stratalens"]
     for field in _SAME:
         if state[field] != metadata.plain(ours[field], field):
-            raise mismatch(source, field, ours[field], state[field], "commit to the repository of this store")
+            mend = "commit to the repository of this store"
+            if field.startswith("label"):
+                mend += "; if its labels were changed since, commit to a new repository"
+            raise mismatch(source, field, ours[field], state[field], mend)
     known = {s.name: s.to_json() for s in source.stages}
     for stage in state["stages"]:
         if known.get(stage["name"]) != stage:
@@ -149,7 +152,7 @@ def _commit(repo: Any, part: Store, index: int) -> None:
     session = repo.writable_session("main")
     target, position, entry = session.store, len(part.stages) - 1, part.stages[-1]
     documents = part.arrays()
-    root = {"zarr_format": 3, "node_type": "group", "attributes": part.attributes()}
+    root = {"zarr_format": 3, "node_type": "group", "attributes": replace(part, second_place=()).attributes()}
     _put(target, metadata.ROOT, metadata.canonical(root))
     for name, document in documents.items():
         document["chunk_key_encoding"] = {"name": "default", "configuration": {"separator": "/"}}  # icechunk's own
@@ -161,7 +164,7 @@ def _commit(repo: Any, part: Store, index: int) -> None:
     if position == 0:
         for name in part.label_types:
             for number in range(-(-part.entities // part.label_chunk)):
-                _put(target, f"{name}/c/{number}", part.storage.get(f"{name}/c.{number}") or b"")
+                _put(target, f"{name}/c/{number}", part.storage.get(part.label_key(name, number)) or b"")
     for layout in part.layouts.values():
         for block in range(part.geometry.blocks):
             key = layout.key(index, block)

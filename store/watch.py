@@ -2,13 +2,15 @@
 
 What is committed never changes under a reader, and stages and variables are only
 added; so an open dataset stays right while the store grows. It does not where somebody
-removes the store and records another one there: its values under the old labels. And a
-repair takes a damaged block back, file and commit record, which then is missing.
+changes the labels, or removes the store and records another one there: its values under
+the old labels. And a repair takes a damaged block back, file and commit record, which
+then is missing.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from stratalens.store import metadata
@@ -26,7 +28,7 @@ class Watch:
         self._stamp: Any = ()
         self._looked = float("-inf")
 
-    def check(self) -> None:
+    def check(self, *, now: bool = False) -> None:
         """Raise unless the store is still there: the one that was opened, perhaps with more stages or variables.
 
         Raises
@@ -34,10 +36,10 @@ class Watch:
         InputError
             The store was moved or removed.
         MismatchError
-            Another store was made in its place.
+            Its labels were changed, or another store was made in its place.
         """
         storage = self._store.storage
-        if storage.waiting and time.monotonic() - self._looked < SECONDS:
+        if storage.waiting and not now and time.monotonic() - self._looked < SECONDS:
             return
         stamp = storage.stamp(metadata.ROOT)
         self._looked = time.monotonic()
@@ -47,7 +49,10 @@ class Watch:
             raise InputError(
                 f"the store at {storage.root} was moved or removed since it was opened: open it where it is now"
             )
-        if not _grown_from(self._store, load(storage)):
+        current = load(storage)
+        if not _grown_from(self._store, current):
+            if _grown_from(_with_labels_of(self._store, current), current):
+                raise MismatchError(f"the labels of {storage.root} were changed since it was opened: open it again")
             raise MismatchError(
                 f"another store was made at {storage.root} since it was opened: open it again; what was read before "
                 "belongs to the old one"
@@ -71,3 +76,7 @@ def _grown_from(old: Store, new: Store) -> bool:
         and new.groups[: len(old.groups)] == old.groups
         and new.stages[: len(old.stages)] == old.stages
     )
+
+
+def _with_labels_of(old: Store, new: Store) -> Store:
+    return replace(old, label_types=new.label_types, label_digest=new.label_digest, checksum="")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratalens.progress import span
 from stratalens.recency.corpus.balance import worst
 from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.forecasting import check_device
@@ -31,7 +32,7 @@ from stratalens.recency.settings import StudySettings, read_settings, write_sett
 from stratalens.recency.training.selfreport import self_report
 from stratalens.recency.training.train import loss_curves, train_stages
 from stratalens.recency.training.trainer import Step
-from stratalens.recency.watch import Watch, span
+from stratalens.recency.watch import Watch
 from stratalens.store.atomic import write_text
 from stratalens.store.errors import InputError
 

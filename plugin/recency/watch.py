@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from stratalens.progress import span
+
 
 class Watch:
     """Progress of a run in named phases.
@@ -58,16 +60,3 @@ class Watch:
         """One line, now."""
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def span(seconds: float) -> str:
-    """Seconds in words.
-
-    >>> span(4.2), span(75), span(600)
-    ('4 s', '1 min 15 s', '10 min')
-    """
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min" if minutes >= 10 or not rest else f"{minutes} min {rest} s"

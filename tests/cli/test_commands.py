@@ -1,10 +1,12 @@
 """The commands on a real store of a tiny model: what they print, what they leave, how they exit."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -25,6 +27,9 @@ def test_a_second_capture_changes_no_byte(recorded, invoke):
     again = invoke("capture", recorded.parent / "run.yaml")
     assert again.exit_code == 0, again.output
     assert {path: path.read_bytes() for path in recorded.rglob("*") if path.is_file()} == before
+    lines = [line for line in again.stderr.splitlines() if line]
+    assert lines[:4] == [f"{n} ({i} of 4): complete, skipped" for i, n in enumerate(("base", "s1", "s2", "s3"), 1)]
+    assert lines[4:] == [f"nothing to do: {recorded} has every row of every stage"]
 
 
 def test_no_resume_refuses_a_store_that_is_there(recorded, invoke):
@@ -108,6 +113,74 @@ def test_forecast_tells_the_size_before_and_writes_nothing(workplace, invoke):
     stored = json.loads(invoke("info", workplace.folder / "run.zarr", "--json").stdout)
     assert forecast["bytes"] == stored["bytes"]
     assert forecast["files"] == stored["files"]
+
+
+def test_a_capture_says_how_far_it_is_and_info_what_lacks(workplace, invoke, monkeypatch):
+    from stratalens import capturing
+
+    path, store = workplace(), workplace.folder / "run.zarr"
+    table = pd.read_csv(workplace.folder / "prompts.csv")
+    table.loc[:2, "trained_stage"] = ["S1", "s 2", "s3"]
+    table["colour"] = ["red", "blue"] * 18
+    table.to_csv(workplace.folder / "prompts.csv", index=False)
+    real = capturing.loaded
+
+    def stop(stage, *rest):
+        if stage.name == "s1":
+            raise KeyboardInterrupt
+        return real(stage, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(capturing, "loaded", stop)
+        ended = invoke("capture", path)
+    assert ended.exit_code == 130
+    assert "warning: label column 'trained_stage' names stages in some rows only: 'S1' (1 row; is 's1'" in ended.stderr
+    assert "base (1 of 4): 0 of 36 rows\nbase (1 of 4): 36 of 36 rows, done in " in ended.stderr
+    assert "Loading" not in ended.stderr
+    told = invoke("info", store)
+    assert "run.zarr: not complete: 1 of 4 stages; not begun: s1, s2, s3\n" in told.stdout
+    assert "s2\t\tnot begun\t0%" in told.stdout
+    page = workplace.folder / "report.html"
+    shown = invoke("report", store, "--by", "colour", "-o", page)
+    assert shown.exit_code == 0, shown.output
+    assert "is not complete: 1 of 4 stages; not begun: s1, s2, s3; the capture, run again, records them" in shown.stderr
+    assert "The store is not complete: 1 of 4 stages; not begun: s1, s2, s3." in page.read_text()
+    assert str(workplace.folder) not in re.sub("<script.*?</script>", "", page.read_text(), flags=re.S)
+    again = invoke("capture", path)
+    assert again.exit_code == 0, again.output
+    assert "base (1 of 4): complete, skipped\ns1 (2 of 4): 0 of 36 rows\n" in again.stderr
+    assert f"recorded {store}" in again.stderr
+    assert invoke("info", store).stdout.startswith(f"# {store}: complete\n")
+
+
+def test_labels_are_corrected_in_a_store(workplace, invoke):
+    path, store, prompts = workplace(), workplace.folder / "run.zarr", workplace.folder / "prompts.csv"
+    assert invoke("capture", path).exit_code == 0
+    table = pd.read_csv(prompts)
+    table.loc[5, "trained_stage"] = "s1"
+    table.assign(colour="red").to_csv(prompts, index=False)
+    refused = invoke("capture", path)
+    assert refused.exit_code == 2
+    assert "'trained_stage' of 'r000005' (row 5) is 's3' in the store, 's1' in the table" in refused.stderr
+    assert f"stratalens label {store} TABLE" in refused.stderr
+    done = invoke("label", store, prompts)
+    assert done.exit_code == 0, done.output
+    assert "trained_stage: 1 row has another value than before\ncolour: 36 rows have" in done.stderr
+    assert sl.open_store(store).trained_stage.values[5] == "s1"
+    assert invoke("verify", store).stdout.startswith("ok: 4 blocks, ")
+    assert invoke("capture", path).exit_code == 0
+    assert "nothing to do" in invoke("label", store, prompts).stderr
+    dropped = invoke("label", store, workplace.folder / "prompts.csv", "--drop", "colour")
+    assert dropped.exit_code == 2
+    assert "is given and to be dropped" in dropped.stderr
+
+
+def test_a_forecast_says_what_it_leaves_out(workplace, invoke):
+    told = invoke("forecast", workplace()).stdout
+    assert "memory_bytes (the two block buffers; the model and its forward pass come on top)\t" in told
+    assert "seconds (forward passes; starting up and loading models come on top)\t" in told
+    for command in ("study", "forecast"):
+        assert "demo, smoke, cpu or paper" in " ".join(invoke(command, "--help").stdout.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "analyze", "report"])

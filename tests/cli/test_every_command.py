@@ -38,6 +38,7 @@ TABLE: dict[str, tuple[list[str], set[str]]] = {
         ["STORE", "--site", "resid_post", "--layer", "1", "--to", "OUT/a.npy"],
         {"store", "site", "layer", "file", "bytes"},
     ),
+    "label": (["STORE", "PROMPTS"], {"store", "changed"}),
     "commit": (["STORE", "OUT/run.icechunk"], {"store", "repository", "committed"}),
 }
 ELSEWHERE = {
@@ -64,11 +65,15 @@ def words(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     study = out / "study.yaml"
     study.write_text(yaml.safe_dump({"model": str(save_base(out / "base")), **SMALL}))
     places = {"STORE": recorded, "RUN": recorded.parent / "run.yaml", "STUDY": study, "OUT": out}
+    places["PROMPTS"] = recorded.parent / "prompts.csv"
 
     def put_in(command: str) -> list[str]:
         if command in NEEDS:
             pytest.importorskip(NEEDS[command])
-        return [command, *(re.sub("STORE|RUN|STUDY|OUT", lambda m: str(places[m[0]]), a) for a in TABLE[command][0])]
+        return [
+            command,
+            *(re.sub("STORE|RUN|STUDY|OUT|PROMPTS", lambda m: str(places[m[0]]), a) for a in TABLE[command][0]),
+        ]
 
     return put_in
 
@@ -100,6 +105,7 @@ def test_a_failing_command_prints_no_half_object(command: str, tmp_path: Path, i
     if command in NEEDS:
         pytest.importorskip(NEEDS[command])
     put_in = {"STORE": tmp_path / "no.zarr", "RUN": tmp_path / "no.yaml", "STUDY": tmp_path / "no.yaml"}
+    put_in["PROMPTS"] = tmp_path / "no.csv"
     arguments = [str(put_in.get(a, a)).replace("OUT", str(tmp_path)) for a in TABLE[command][0]]
     failed = invoke(command, *arguments, "--json")
     assert (failed.exit_code, failed.stdout) == (2, "")

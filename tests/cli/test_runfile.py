@@ -44,6 +44,18 @@ def test_missing_file_lists_the_keys(tmp_path):
         read_run_file(tmp_path / "nowhere.yaml")
 
 
+def test_a_folder_is_no_run_file(tmp_path):
+    store = tmp_path / "run.zarr"
+    (store / ".stratalens").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run\.zarr is a store, not a run file: give the YAML file"):
+        read_run_file(store)
+    written(tmp_path).rename(tmp_path / "run.zarr.run.yaml")
+    with pytest.raises(InputError, match=r"run\.zarr\.run\.yaml is the one it was recorded with"):
+        read_run_file(store)
+    with pytest.raises(InputError, match="is a folder; give the YAML file"):
+        read_run_file(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "", "\x00"])
 def test_garbage_is_refused_with_the_file_named(tmp_path, text):
     path = tmp_path / "run.yaml"

@@ -53,6 +53,15 @@ def test_wrong_requests(model: Any, tmp_path: Path, request_: dict[str, Any], me
     assert not (tmp_path / "run.zarr" / "resid_post").exists() or "batch_size" in request_
 
 
+def test_stages_without_names(tmp_path: Path) -> None:
+    folder = str(save_checkpoint(tmp_path / "base"))
+    with pytest.raises(InputError, match=r"stages is a list: .* mapping \{name: folder\}.*give \{'base': '.*base'\}"):
+        capture([folder], table(3), tmp_path / "run.zarr")
+    with pytest.raises(InputError, match="stages is a tuple"):
+        capture((TwoLayers(), TwoLayers()), table(3), tmp_path / "run.zarr")
+    assert not (tmp_path / "run.zarr").exists()
+
+
 def test_gated_sites_fire_after_their_setter(tmp_path: Path) -> None:
     opened = bridge("gpt2")
     opened.set_use_hook_mlp_in(True)

@@ -1,5 +1,7 @@
 """What is recorded depends on neither batch size, memory nor interruption; stages are skipped, resumed, added."""
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,15 @@ import torch
 import xarray as xr
 
 from stratalens.capturing import capture
+from stratalens.prompts import PromptTable
+from stratalens.recording import note_entities
+from stratalens.relabelling import relabel
 from stratalens.stages import Stage
-from stratalens.store.errors import InputError, MismatchError
+from stratalens.store import info, open_store, verify_store
+from stratalens.store.errors import InputError, LabelWarning, MismatchError
+from stratalens.store.info import state_in_words
 from support.models import TwoLayers, bridge, run_two_layers, save_checkpoint, table, tokenizer
+from support.streamer import content
 
 SITES = ("layers.{layer}.hook_state",)
 
@@ -68,16 +76,135 @@ def test_an_interrupted_run_resumes_to_the_same_store(tmp_path: Path) -> None:
     stages = {"a": TwoLayers(0), "b": TwoLayers(1)}
     with pytest.raises(KeyboardInterrupt):
         record(tmp_path / "b.zarr", stages, interrupted, batch_size=2)
-    from stratalens.store.reader import open_store
-
     partial = open_store(tmp_path / "b.zarr").recorded.values
     assert partial.any()
     assert not partial.all()
+    began = open_store(tmp_path / "b.zarr").sizes["stage"]
+    facts = info(tmp_path / "b.zarr")
+    assert (len(facts["stages"]), facts["lacking_stages"]) == (began, ["b"][began - 1 :])
     seen: list[tuple[str, int, int]] = []
     again = record(tmp_path / "b.zarr", stages, batch_size=3, progress=lambda *at: seen.append(at))
     same(record(tmp_path / "a.zarr", stages), again)
-    first = [done for name, done, _ in seen if name == "a"]
-    assert not first or min(first) > partial[0].sum()  # nothing was run twice
+    begun, *first = [done for name, done, _ in seen if name == "a"]
+    assert begun == partial[0].sum()
+    assert not first or min(first) > begun  # nothing was run twice
+    assert content(tmp_path / "a.zarr") == content(tmp_path / "b.zarr")
+
+
+def test_planned_stages_are_known_until_they_are_there(tmp_path: Path) -> None:
+    path, stages = tmp_path / "run.zarr", {name: TwoLayers(i) for i, name in enumerate(("base", "w1", "w2", "w3"))}
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "w1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(path, stages, progress=stop)
+    facts = info(path)
+    assert not facts["complete"]
+    held = len(facts["stages"])
+    assert 1 <= held <= 2
+    lacking = ["w1", "w2", "w3"][held - 1 :]
+    assert facts["lacking_stages"] == lacking
+    assert state_in_words(facts) == f"not complete: {held} of 4 stages; not begun: {', '.join(lacking)}"
+    key = open_store(path).attrs["stratalens_key"]
+    (path / ".stratalens" / "planned.json").unlink()
+    assert open_store(path).attrs["stratalens_key"] == key  # no part of what results belong to
+    record(path, stages)
+    assert info(path)["complete"]
+    assert not (path / ".stratalens" / "planned.json").exists()
+    record(tmp_path / "once.zarr", stages)
+    assert content(path) == content(tmp_path / "once.zarr")
+    record(path, {"base": stages["base"]})  # fewer of them leave no plan
+    assert info(path)["complete"]
+
+
+def labelled(labels: list[str], **columns: Any) -> PromptTable:
+    frame = table(len(labels)).frame.assign(trained_stage=labels, **columns)
+    return PromptTable.from_dataframe(frame)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["week1", "week 1", "Week2", "weak2", "other"] * 4,
+         r"names stages in some rows only: 'week 1' \(4 rows; is 'week1' meant\?\), 'Week2' \(4 rows; is 'week2' "
+         r"meant\?\), 'weak2' \(4 rows; is 'week2' meant\?\), 'other' \(4 rows\) are no stage of this capture or "
+         r"store, which have 'base', 'week1', 'week2'"),
+        (["week1", "week2", "week2", "Week1"] * 5, r"'Week1' \(5 rows; is 'week1' meant\?\) is no stage"),
+        (["Week1", "Week2"] * 10, r"'Week1' .10 rows; is 'week1' meant.*'Week2'"),
+        (["week1", "never"] * 10, r"'never' \(10 rows\) is no stage"),
+        (["week1", "week22"] * 10, r"'week22' \(10 rows\) is no stage"),
+        (["week1", "week3"] * 10, None),  # a stage that comes later
+        (["week1", "week2"] * 10, None),
+        (["week1", ""] * 10, None),
+        (["red", "blue"] * 10, None),
+        (["week3", "week4"] * 10, None),
+    ],
+)  # fmt: skip
+def test_labels_that_are_nearly_stages(tmp_path: Path, labels: list[str], says: str | None) -> None:
+    stages = {name: TwoLayers(i) for i, name in enumerate(("base", "week1", "week2"))}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        record(tmp_path / "run.zarr", stages, table=labelled(labels))
+    told = [w for w in caught if issubclass(w.category, LabelWarning)]
+    assert len(told) == (says is not None)
+    if says is not None:
+        assert re.search(says, str(told[0].message))
+        assert told[0].filename == __file__
+
+
+def test_the_column_that_names_stages_need_not_be_called_trained_stage(tmp_path: Path) -> None:
+    stages = {name: TwoLayers(i) for i, name in enumerate(("base", "week1", "week2"))}
+    given = table(20).frame.assign(colour=["red", "base"] * 10, learned=["week1", "week2", "week2", "weeek2"] * 5)
+    with pytest.warns(LabelWarning, match=r"label column 'learned' .*'weeek2' \(5 rows; is 'week2' meant\?\)"):
+        record(tmp_path / "run.zarr", stages, table=PromptTable.from_dataframe(given))
+    capture_again = labelled(["base", "week1"] * 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record(tmp_path / "other.zarr", {"base": stages["base"], "week1": stages["week1"]}, table=capture_again)
+        record(tmp_path / "other.zarr", {"week2": stages["week2"]}, table=capture_again)  # stages of the store count
+
+
+def test_a_label_is_corrected_and_the_capture_goes_on(tmp_path: Path) -> None:
+    path, stages = tmp_path / "run.zarr", {name: TwoLayers(i) for i, name in enumerate(("base", "week1"))}
+    with pytest.warns(LabelWarning):
+        record(path, stages, table=labelled(["week1", "week 1"] * 10))
+    right = labelled(["week1"] * 20, colour=["red", "blue"] * 10)
+    with pytest.raises(
+        MismatchError, match=r"'trained_stage' of 'r000001' .row 1. is 'week 1' in the store, 'week1' in"
+    ):
+        record(path, {**stages, "week2": TwoLayers(2)}, table=right)
+    before = open_store(path).load()
+    assert relabel(path, right) == {"trained_stage": 10, "colour": 20}
+    assert relabel(path, right) == {}
+    ds = record(path, {**stages, "week2": TwoLayers(2)}, table=right)
+    assert ds.trained_stage.values.tolist() == ["week1"] * 20
+    assert verify_store(path).ok
+    same(before.drop_vars("exposure"), ds.sel(stage=["base", "week1"]))
+    with pytest.warns(LabelWarning, match=r"'weak1' \(20 rows; is 'week1' meant\?\) is no stage"):
+        relabel(path, labelled(["weak1"] * 20))
+    with pytest.raises(InputError, match="PromptTable, not DataFrame"):
+        relabel(path, right.frame)  # type: ignore[arg-type]
+
+
+def test_a_table_that_does_not_say_what_belongs_together_keeps_what_the_store_knows(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    whole = table(8)
+    record(path, TwoLayers(), table=whole)
+    bare = PromptTable.from_dataframe(whole.frame[["prompt_id", "prompt"]].assign(size=range(8)))
+    assert relabel(path, bare) == {"size": 8}
+    assert open_store(path).entity_id.values.tolist() == whole.labels()["entity_id"].tolist()
+
+
+def test_prompts_without_entities_are_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    note_entities.cache_clear()
+    bare = PromptTable.from_dataframe(table(8).frame[["prompt"]])
+    for name in ("a", "b"):
+        record(tmp_path / f"{name}.zarr", TwoLayers(), table=bare)
+    record(tmp_path / "c.zarr", TwoLayers(), table=table(8))
+    (told,) = [r for r in caplog.records if r.name == "stratalens"]
+    assert "neither a column entity nor entity_id: every prompt counts as an entity of its own" in told.message
 
 
 def test_complete_stages_are_skipped_and_new_ones_added(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from stratalens.columns import RESERVED
 from stratalens.prompts import PromptTable
 from stratalens.spans import find_entity
+from stratalens.store.errors import InputError
 
 
 def table_of(**columns):
@@ -27,9 +28,21 @@ def test_defaults():
 
 
 def test_entity_id_is_the_entity_else_the_row():
-    table = table_of(prompt=["is Ann", "is Ann?", "no one"], entity=["Ann", "Ann", None], prompt_id=["x", "y", "z"])
-    assert table.labels()["entity_id"].tolist() == ["Ann", "Ann", "z"]
-    assert table.labels()["entity"].tolist() == ["x", "y", "z"]
+    table = table_of(prompt=["is Ann", "is Ann?"], entity=["Ann", "Ann"], prompt_id=["x", "y"])
+    assert table.labels()["entity_id"].tolist() == ["Ann", "Ann"]
+    assert table.labels()["entity"].tolist() == ["x", "y"]
+    assert table.names_entities
+    for columns in ({}, {"entity": [None, ""]}):
+        table = table_of(prompt=["is Ann", "is Ann?"], prompt_id=["x", "y"], **columns)
+        assert table.labels()["entity_id"].tolist() == ["x", "y"]
+        assert not table.names_entities
+
+
+def test_an_entity_may_be_missing_where_entity_id_says_what_belongs_together():
+    columns = {"prompt": ["is Ann", "is Ann?", "no one"], "entity": ["Ann", "Ann", None]}
+    with pytest.raises(InputError, match=r"row 2 has no entity and others do.*both sides of a split.*column entity_id"):
+        table_of(**columns)
+    table = table_of(**columns, entity_id=["a", "a", "b"])
     assert table.labels()["entity_text"].tolist() == ["Ann", "Ann", ""]
     assert table.spans["entity"].tolist() == [[3, 6], [3, 6], [-1, -1]]
 
@@ -105,8 +118,8 @@ def test_the_frame_given_is_not_changed_and_its_index_does_not_matter():
 
 def test_the_frame_makes_the_same_table_again():
     table = table_of(
-        prompt=["Ann saw Bo", "Cy saw Di"], entity=["Bo", None], answer=[" yes", None], obj_start=[0, 7],
-        obj_end=[3, 9], score=[0.5, np.nan], kind=["x", "y"],
+        prompt=["Ann saw Bo", "Cy saw Di"], entity=["Bo", None], entity_id=[1, 2], answer=[" yes", None],
+        obj_start=[0, 7], obj_end=[3, 9], score=[0.5, np.nan], kind=["x", "y"],
     )  # fmt: skip
     again = PromptTable.from_dataframe(table.frame)
     for name, values in table.labels().items():

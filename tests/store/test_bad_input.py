@@ -174,6 +174,8 @@ def test_paths_that_hold_no_store(tmp_path: Path, clean: Path) -> None:
         (open_store, foreign, "stratalens did not write"),
         (open_store, full, "holds no store"),
         (open_store, above, r"did you mean .*run\.zarr"),
+        (open_store, above / "rnu.zarr", r"no store at .*rnu\.zarr: did you mean .*above/run\.zarr\? Else record one"),
+        (open_store, above / "other.zarr", r"beside it lies .*above/run\.zarr\. Else record"),
         (verify_store, tmp_path / "nowhere", "there is no store at"),
         (ActivationWriter, tmp_path / "nowhere", "there is no store at"),
         (make, file, "is a file"),

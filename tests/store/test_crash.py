@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import xarray as xr
 
-from stratalens.store import open_store, verify_store
+from stratalens.store import open_store, relabel, verify_store
 from stratalens.store.errors import NoSpaceError, StratalensError
 from stratalens.store.manifest import load
 from stratalens.store.storage import LocalStorage
@@ -275,3 +275,60 @@ def test_an_error_in_the_background_surfaces_and_stays(tmp_path: Path) -> None:
     with pytest.raises(StratalensError, match=r"writing to .* failed"):
         writer.close()
     assert not open_store(path).recorded.values.any()
+
+
+def table(path: Path) -> dict[str, list[Any]]:
+    """Label columns as our reader sees them, and a plain one."""
+    ours, plain = open_store(path), xr.open_zarr(path)
+    names = [str(name) for name in ours.coords if ours[name].dims == ("entity",)]
+    assert {n: plain[n].values.tolist() for n in names} == {n: ours[n].values.tolist() for n in names}
+    return {n: ours[n].values.tolist() for n in names}
+
+
+def change(store: Any) -> None:
+    """Two columns changed, one added, one dropped, all at once."""
+    rows = range(streamer.ENTITIES)
+    ids = [f"r{i:06d}" for i in rows]
+    labels = {"trained_stage": [f"new {i}" for i in rows], "entity_id": [f"n{i}" for i in rows], "score": list(rows)}
+    relabel(store, {"entity": ids, **labels}, drop=["template"])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("times", [0, 1])
+def test_labels_killed_at_every_change_of_the_disk(tmp_path: Path, times: int) -> None:
+    """Old labels or new ones, never some of both, whichever of the two places holds the old ones."""
+    clean = tmp_path / "clean.zarr"
+    stream(clean, stages=streamer.STAGES[:1])
+    for number in range(times):
+        relabel(
+            clean, {"entity": [f"r{i:06d}" for i in range(22)], "trained_stage": [f"{number} {i}" for i in range(22)]}
+        )
+    shutil.copytree(clean, tmp_path / "count.zarr")
+    counting = Counting(tmp_path / "count.zarr")
+    change(load(counting))
+    old, new = table(clean), table(tmp_path / "count.zarr")
+    assert old["trained_stage"] != new["trained_stage"]
+    seen = []
+    for moment in range(1, counting.left + 1):
+        path = tmp_path / "run.zarr"
+        shutil.copytree(clean, path)
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                change(load(Dying(path, moment, half=moment % 2 == 0)))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        held = table(path)
+        assert held in (old, new)
+        seen.append(held == new)
+        with ActivationWriter(path):  # the next writer puts right what is left
+            pass
+        assert verify_store(path).ok
+        assert table(path) == held
+        if held == old:
+            change(path)
+        assert table(path) == new
+        assert verify_store(path).ok
+        shutil.rmtree(path)
+    assert seen == sorted(seen)  # from one moment on they are the new ones
+    assert set(seen) == {False, True}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stratalens.store import ActivationWriter, create, open_store, verify_store
-from stratalens.store.errors import InputError, MismatchError
+from stratalens.store import ActivationWriter, create, open_store, relabel, verify_store
+from stratalens.store.errors import InputError, MismatchError, StoreBusyError
 from stratalens.store.schema import Variable, site_variable, statistic_variables
 from support.stores import add_stage, fill_randomly, make_labels, make_store, to_storage
 from support.streamer import content
@@ -112,9 +112,19 @@ def test_sites_added_later(tmp_path: Path) -> None:
         ({"provenance": {}}, "model differs"),
         ({"layers": [0, 1]}, r"layers differs.*\[0, 1, 2\].*\[0, 1\]"),
         ({"tokens": ["-1"]}, "positions differs"),
-        ({"entities": make_labels(11, ["s0"])}, "number of prompts differs.*10.*11.*open_store"),
-        ({"entities": make_labels(10, ["s0", "s2"])}, "label_digest differs.*same prompt table"),
-        ({"entities": make_labels(10, ["s0", "s1"], labels={"x": np.arange(10)})}, "label columns differs"),
+        ({"entities": make_labels(11, ["s0"])}, "number of prompts differs .'r000010' is new.*10.*11.*open_store"),
+        ({"entities": make_labels(10, ["s0", "s2"])},
+         r"'trained_stage' of 'r000000' .row 0. is 's1' in the store, 's2' in the table .and 9 more rows.*To mend it.*"
+         r"stratalens.relabel\('.*run.zarr', table\).*`stratalens label .*run.zarr TABLE`"),
+        ({"entities": make_labels(10, ["s0", "s1"], labels={"x": np.arange(10)})}, "given has 'x', which the store"),
+        ({"entities": {k: v for k, v in make_labels(10, ["s0", "s1"]).items() if k != "template"}},
+         r"the table given lacks 'template', which.*drop=\['template'\].*--drop template"),
+        ({"entities": {k: v[::-1] for k, v in make_labels(10, ["s0", "s1"]).items()}},
+         "another order: row 0 is 'r000000' in .*'r000009' in the table given"),
+        ({"entities": make_labels(10, ["s0", "s1"], labels={"prompt": ["a"] * 10})},
+         r"prompts are not those.*'prompt' of 'r000000' .row 0. is 'Q: Who is e0\?.nA:' in the store, 'a' in"),
+        ({"entities": make_labels(10, ["s0", "s1"], labels={"template": np.zeros(10)})},
+         "'template' of 'r000000' .row 0. is 't0' in the store, 0.0 in the table"),
         ({"variables": [site_variable("resid_post", ["d_model"], [5], "float32", "blocks.{layer}.hook_out")]},
          r"shape of resid_post differs.*\[4\].*\[5\]"),
         ({"variables": [site_variable("resid_post", ["d_model"], [4], "float16", "blocks.{layer}.hook_out")]},
@@ -233,3 +243,93 @@ def test_extra_variables_of_every_kind(tmp_path: Path) -> None:
     assert (ds["count"].sel(stage="s1").isel(entity=4) == np.iinfo(np.int64).min).all()
     add_stage(path, "more", 7)
     np.testing.assert_array_equal(xr.open_zarr(path).flag.values, open_store(path).flag.values)
+
+
+def labels_of(path: Path) -> dict[str, list[Any]]:
+    """Label columns as our reader and a plain one see them; both must agree."""
+    ours, plain = open_store(path), xr.open_zarr(path)
+    found = {}
+    for name in map(str, ours.coords):
+        if ours[name].dims == ("entity",):
+            found[name] = ours[name].values.tolist()
+            assert found[name] == plain[name].values.tolist(), name
+    return found
+
+
+def test_labels_are_changed_and_activations_are_not(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "run.zarr", 3, entities=10, block_size=4)
+    before, labels, key = data_files(path), labels_of(path), open_store(path).attrs["stratalens_key"]
+    data = {k: v for k, v in before.items() if k.count(".") > 1}
+    ids = labels["entity"][::-1]  # another order of the rows
+    keys = {key}
+    for value in ("one", "two", "three"):
+        given = {"entity": ids, "trained_stage": [f"{value} {i}" for i in ids], "score": np.arange(10.0)[::-1]}
+        changed = relabel(path, given)
+        assert changed == {"trained_stage": 10} | ({"score": 10} if value == "one" else {})
+        now = labels_of(path)
+        assert now["trained_stage"] == [f"{value} {i}" for i in labels["entity"]]
+        assert now["score"] == list(range(10))
+        assert {k: now[k] for k in labels if k != "trained_stage"} == {
+            k: v for k, v in labels.items() if k != "trained_stage"
+        }
+        unchanged(data, data_files(path))
+        assert verify_store(path).ok
+        keys.add(open_store(path).attrs["stratalens_key"])
+    assert len(keys) == 4
+    assert relabel(path, {"entity": ids}) == {}
+    assert relabel(path, {"entity": ids}, drop=["score"]) == {"score": 10}
+    assert "score" not in labels_of(path)
+    assert relabel(path, {"entity": labels["entity"], "trained_stage": labels["trained_stage"]}) == {
+        "trained_stage": 10
+    }
+    assert labels_of(path) == labels
+    assert not (path / "score").exists()  # what was dropped goes with the change after it
+    add_stage(path, "s3", 3)
+    assert labels_of(path) == labels
+    assert verify_store(path).ok
+
+
+@pytest.mark.parametrize(
+    ("given", "drop", "says"),
+    [
+        ({"trained_stage": ["x"] * 10}, (), "no 'entity'"),
+        ({"entity": ["r000000"] * 10}, (), "must be unique"),
+        (
+            {"entity": [f"r{i:06d}" for i in range(9)]},
+            (),
+            "number of prompts differs .the table lacks 'r000009'.*10.*9",
+        ),
+        ({"entity": [f"r{i:06d}" for i in range(1, 11)]}, (), "prompt ids differs .*lacks 'r000000'; 'r000010' is new"),
+        ({"entity": [f"r{i:06d}" for i in range(10)], "prompt": ["a"] * 10}, (), "not those that were run"),
+        ({"entity": [f"r{i:06d}" for i in range(10)], "answer": ["a"] * 10}, (), "recorded without answers"),
+        ({"entity": [f"r{i:06d}" for i in range(10)], "resid_post": ["a"] * 10}, (), "name of an array"),
+        ({"entity": [f"r{i:06d}" for i in range(10)], "stage": ["a"] * 10}, (), "name of a dim"),
+        ({"entity": [f"r{i:06d}" for i in range(10)], "x": ["a"] * 9}, (), "'x' has 9 values"),
+        ({"entity": [f"r{i:06d}" for i in range(10)]}, ("entity_id",), "cannot be dropped"),
+        ({"entity": [f"r{i:06d}" for i in range(10)]}, ("templat",), "did you mean 'template'"),
+        ({"entity": [f"r{i:06d}" for i in range(10)], "template": ["a"] * 10}, ("template",), "to be dropped"),
+    ],
+)
+def test_labels_that_are_refused_change_nothing(tmp_path: Path, given: Any, drop: Any, says: str) -> None:
+    path = make_store(tmp_path / "run.zarr", 2, entities=10)
+    before = content(path)
+    with pytest.raises(InputError, match=says):
+        relabel(path, given, drop=drop)
+    assert content(path) == before
+
+
+def test_labels_wait_for_writers(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "run.zarr", 2, entities=10)
+    for shared in (False, True):
+        with ActivationWriter(path, shared=shared), pytest.raises(StoreBusyError, match="being written"):
+            relabel(path, {"entity": [f"r{i:06d}" for i in range(10)], "x": np.arange(10)})
+
+
+def test_a_long_prompt_is_shown_where_it_differs(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    make(path, entities=make_labels(10, ["s0"], labels={"prompt": ["x" * 500 + "one" + "y" * 500] * 10}))
+    with pytest.raises(
+        MismatchError, match=r"is '[.]{3}x+oney+[.]{3}' in the store, '[.]{3}x+twoy+[.]{3}' in the"
+    ) as told:
+        make(path, entities=make_labels(10, ["s0"], labels={"prompt": ["x" * 500 + "two" + "y" * 500] * 10}))
+    assert len(str(told.value)) < 700

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from stratalens.store import create, manifest, open_store, verify_store, watch
+from stratalens.store import create, manifest, open_store, relabel, verify_store, watch
 from stratalens.store.errors import DamagedError, InputError, MismatchError, StratalensError
 from stratalens.store.writer import ActivationWriter
 from support import streamer
@@ -62,6 +62,26 @@ def test_a_store_that_grows_stays_open(tmp_path: Path) -> None:
     stream(path)
     np.testing.assert_array_equal(ds.resid_post.values, before)
     assert ds.stage.values.tolist() == ["s0"]
+
+
+@pytest.mark.parametrize("chunks", [None, "auto"])
+def test_labels_changed_while_it_is_open(
+    path: Path, chunks: Literal["auto"] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stratalens.store.reader.EAGER_LABELS", 5)  # labels are read when they are asked for
+    ds = open_store(path, chunks=chunks)
+    other = open_store(path, chunks=chunks)
+    assert ds.trained_stage.values[0] == "s1"
+    ids = ds.entity.values
+    for change in ("one", "two"):  # after the second one the files lie where the old ones did
+        relabel(path, {"entity": ids, "trained_stage": [change] * len(ids)})
+        for opened in (ds, other):
+            for read in (opened.resid_post, opened.recorded, opened.template, opened.exposure):
+                with pytest.raises(
+                    MismatchError, match=r"the labels of .*run.zarr were changed since it was opened: op"
+                ):
+                    read.load()
+    assert open_store(path, chunks=chunks).resid_post.values.any()
 
 
 def test_over_a_network_it_is_seen_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

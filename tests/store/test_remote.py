@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stratalens.store import ActivationWriter, info, open_store, verify_store
+from stratalens.store import ActivationWriter, info, open_store, relabel, verify_store
 from stratalens.store import leases as leases_module
 from stratalens.store.errors import DamagedError, InputError, StoreBusyError, StoreExistsError
 from stratalens.store.manifest import load
@@ -217,3 +217,13 @@ def test_what_is_not_there_or_not_ours(url: str) -> None:
         streamer.make(url)
     with pytest.raises(InputError, match="nosuch://x cannot be opened"):
         open_store("nosuch://x")
+
+
+@quiet
+def test_labels_are_changed(url: str) -> None:
+    stream(url, stages=streamer.STAGES[:1])
+    ds = open_store(url)
+    for value in ("one", "two", "three"):
+        assert relabel(url, {"entity": ds.entity.values, "trained_stage": [value] * 22, "note": [value] * 22})
+        assert set(open_store(url).trained_stage.values) == set(xr.open_zarr(url).note.values) == {value}
+        assert verify_store(url).ok

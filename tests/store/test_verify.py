@@ -45,6 +45,8 @@ def test_a_whole_store_is_ok(run: Path) -> None:
     assert not report.missing
     assert seen[-1][0] == seen[-1][1] == report.nbytes > 0
     assert report.files == len(seen)
+    assert report.blocks == 12  # 3 stages of 4 blocks
+    assert report.to_json()["blocks"] == 12
 
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:

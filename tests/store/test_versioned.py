@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from stratalens.store import open_store
+from stratalens.store import open_store, relabel
 from stratalens.store.errors import DamagedError, InputError, MismatchError
 from stratalens.store.manifest import load
 from stratalens.store.places import storage_at
@@ -77,6 +77,14 @@ def test_damage_and_what_does_not_belong_together(tmp_path: Path) -> None:
     other = make_store(tmp_path / "other.zarr", 2, entities=21, block_size=6)
     with pytest.raises(MismatchError, match=r"entities differs.*21.*22.*repository of this store"):
         commit_stages(other, tmp_path / "v")
+    ids = open_store(path).entity.values
+    relabel(path, {"entity": ids, "trained_stage": [f"x{i}" for i in ids]})
+    with pytest.raises(
+        MismatchError, match=r"label_digest differs.*labels were changed since, commit to a new reposit"
+    ):
+        commit_stages(path, tmp_path / "v")
+    assert commit_stages(path, tmp_path / "w") == ["untrained", "s1"]
+    same(open_store(path, chunks=None), open_commits(tmp_path / "w"))
     with pytest.raises(InputError, match="no commit of stage 's9'"):
         open_commits(tmp_path / "v", "s9")
     with pytest.raises(InputError, match="there is no icechunk repository at"):

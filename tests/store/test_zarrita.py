@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stratalens.store import open_store
+from stratalens.store import open_store, relabel
 from support.stores import make_store
 
 VERSION = "0.7.5"
@@ -45,6 +45,8 @@ def test_javascript_reads_the_same_values(tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         path = make_store(tmp_path / f"{dtype}.zarr", 3, 2, 11, ("last", "é"), 6, dtype, block_size=4,
                           skip={"s1": [3]}, labels={"text": ["日本"] * 11, "count": range(11)})  # fmt: skip
+        ids = open_store(path).entity.values
+        relabel(path, {"entity": ids, "text": [f"東京 {i}" for i in ids], "count": range(11, 22)})
         ds = open_store(path, dtype="bits")
         names = ["resid_post", "resid_post_l2", "loss", "stage", "stage_order", "token", "layer", "text", "count",
                  "entity", "recorded"]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import stratalens as sl
 from stratalens.recency.corpus.contradictions import Contradicted, conflict_prompts
 from stratalens.recency.corpus.entities import Corpus
+from stratalens.recency.models.loading import quiet_bars
 from stratalens.recency.settings import StudySettings
 from stratalens.recency.training.checkpoints import has_weights, require_weights
 from stratalens.recency.watch import Watch
 from stratalens.stages import Stage
+from stratalens.store.errors import LabelWarning
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,6 +49,13 @@ def _stages(checkpoints: Mapping[str, Path], path: Path, first: int = 0) -> list
     return [stage for stage in listed if stage.name not in gone]
 
 
+def _capture(*arguments: Any, **options: Any) -> xr.Dataset:
+    """`stratalens.capture`, for tables that name stages which are not recorded, or not yet: that is meant here."""
+    with warnings.catch_warnings(), quiet_bars():
+        warnings.simplefilter("ignore", LabelWarning)
+        return sl.capture(*arguments, **options)
+
+
 def main_recording(settings: StudySettings) -> dict[str, Any]:
     """What `stratalens.capture` is told for the store of all stages."""
     return settings.record.model_dump(include={"sites", "positions", "dtype", "statistics"})
@@ -71,7 +81,7 @@ def record_stages(
     if not stages:
         return sl.open_store(path)
     table = sl.PromptTable.from_dataframe(corpus.prompts())
-    return sl.capture(stages, table, path, device=settings.device, progress=report_rows, **main_recording(settings))
+    return _capture(stages, table, path, device=settings.device, progress=report_rows, **main_recording(settings))
 
 
 def record_last(
@@ -89,7 +99,7 @@ def record_last(
         watch.tell(f"{stage}, more tokens and templates: {done} of {total} prompts", done, total)
 
     frame = corpus.prompts(settings.record.last.templates).drop(columns="answer")
-    return sl.capture(
+    return _capture(
         stages,
         sl.PromptTable.from_dataframe(frame),
         path,
@@ -115,4 +125,4 @@ def record_conflict(
         return sl.open_store(path)
     table = sl.PromptTable.from_dataframe(conflict_prompts(entities))
     options = conflict_recording(settings)
-    return sl.capture(stages, table, path, device=settings.device, progress=False, **options)
+    return _capture(stages, table, path, device=settings.device, progress=False, **options)

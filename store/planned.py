@@ -1,0 +1,54 @@
+"""Which stages a capture set out to record: kept in the store until all of them are complete.
+
+The plan plays no part in reading or in what is compared; a finished store has none,
+so that it is the same file for file however it came about.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from stratalens.store.manifest import Store, load
+from stratalens.store.seam import PRIVATE, Storage
+
+PLANNED = f"{PRIVATE}/planned.json"
+
+
+def plan_stages(store: Store, names: Sequence[str]) -> None:
+    """Note what is going to be recorded, in training order; it takes the place of what an earlier capture noted."""
+    if _lacking(store, names):
+        data = json.dumps(list(names), ensure_ascii=False).encode() + b"\n"
+        if store.storage.get(PLANNED) != data:
+            store.storage.put(PLANNED, data)
+    else:
+        store.storage.delete([PLANNED])
+
+
+def settle_plan(storage: Storage) -> None:
+    """Forget the plan once all of it is recorded."""
+    names = planned_stages(storage)
+    if names and not _lacking(load(storage), names):
+        storage.delete([PLANNED])
+
+
+def planned_stages(storage: Storage) -> list[str]:
+    """Stages of a capture that has not finished; empty where there is none, or where the note of it is unreadable."""
+    raw = storage.get(PLANNED)
+    try:
+        names = json.loads(raw) if raw else []
+    except ValueError:
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def lacking_stages(store: Store) -> list[str]:
+    """Planned stages that the store does not have at all."""
+    held = {stage.name for stage in store.stages}
+    return [name for name in planned_stages(store.storage) if name not in held]
+
+
+def _lacking(store: Store, names: Sequence[str]) -> list[str]:
+    state = store.commits()
+    index = {stage.name: number for number, stage in enumerate(store.stages)}
+    return [name for name in names if name not in index or not state.complete(index[name])]
