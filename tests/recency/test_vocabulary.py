@@ -3,12 +3,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stratalens.recency.corpus.drawing import make_corpus
-from stratalens.recency.models.vocabulary import check_vocabulary, cut_vocabulary, kept_ids
+from stratalens.recency.corpus.questions import candidates
+from stratalens.recency.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary, kept_ids
+from stratalens.recency.settings import validate
+from stratalens.recency.study import run_study
 from stratalens.store.errors import InputError
-from support.tiny_study import study_model, study_tokenizer
+from support.tiny_study import save_base, study_model, study_tokenizer
 from support.tokenizers import byte_level_with_bos, wordpiece
 
 
@@ -123,3 +127,25 @@ def test_a_tokenizer_that_is_larger_than_its_model_is_refused(whole):
 def test_tokens_beyond_the_model_that_no_text_uses_do_no_harm(whole):
     model, tokenizer = too_small(whole)
     check_vocabulary(model, tokenizer, ["A", "Q"])
+
+
+def test_answers_that_are_the_same_to_the_tokenizer_are_refused_before_training(whole, tmp_path):
+    tokenizer, _, corpus = whole
+    check_answers(tokenizer, "mine", candidates(corpus))
+    known = Tokenizer(models.WordLevel({"<unk>": 0, "A": 1, ":": 2, "male": 3, "female": 4}, unk_token="<unk>"))
+    known.pre_tokenizer = pre_tokenizers.Whitespace()
+    small = PreTrainedTokenizerFast(tokenizer_object=known, unk_token="<unk>", pad_token="<unk>", eos_token="<unk>")
+    check_answers(small, "mine", {"gender": ("female", "male")})
+    with pytest.raises(InputError) as told:
+        check_answers(small, "models/mine", {"gender": ("female", "male"), "region": ("Asia", "Africa", "Europe")})
+    for words in ("tokenizer of models/mine", "question of region", "'Asia', 'Africa', 'Europe' are the same",
+                  "both become '<unk>'", "record.answers: none"):  # fmt: skip
+        assert words in str(told.value)
+    save_base(tmp_path / "base")
+    small.save_pretrained(tmp_path / "base")
+    settings = validate(
+        {"model": str(tmp_path / "base"), "stages": 2, "entities_per_stage": 8, "alias_tokens": None}, "x"
+    )
+    with pytest.raises(InputError, match="cannot tell answers"):
+        run_study(settings, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out" / "checkpoints").exists()

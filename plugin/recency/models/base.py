@@ -10,8 +10,9 @@ from stratalens.recency.corpus.drawing import make_corpus
 from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.corpus.groups import question_texts
 from stratalens.recency.corpus.people import People, read_people
+from stratalens.recency.corpus.questions import candidates
 from stratalens.recency.models.loading import blank_base, load_base, load_tokenizer, quiet_bars
-from stratalens.recency.models.vocabulary import check_vocabulary, cut_vocabulary
+from stratalens.recency.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary
 from stratalens.recency.parts import UNTRAINED
 from stratalens.recency.settings import StudySettings
 
@@ -67,6 +68,8 @@ class Base:
             **limits,
         )
         corpus, self.contradicted = contradict(corpus, s.conflict, self.tokenizer(), s.aliases, s.seed)
+        if s.record.answers != "none":
+            check_answers(self.tokenizer(), s.model, candidates(corpus))
         return corpus
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

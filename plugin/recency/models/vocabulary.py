@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stratalens.store.errors import InputError
+from stratalens.store.errors import InputError, listed
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +78,35 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
             raise InputError(
                 f"The tokenizer gives {text!r} the id {max(ids)}, the model has {rows} tokens: they do not belong "
                 "together. Give the folder of one model with its own tokenizer, or enlarge the model's embedding."
+            )
+
+
+def check_answers(tokenizer: PreTrainedTokenizerBase, model: str, answers: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a tokenizer to which two answers to one kind of question are the same.
+
+    Args:
+        tokenizer: of the base model.
+        model: its name, for the message.
+        answers: {kind of question: all answers to it}.
+
+    Raises:
+        InputError: the answers, and the tokens that they become.
+    """
+    for kind, values in answers.items():
+        seen: dict[tuple[int, ...], str] = {}
+        twins: dict[str, str] = {}
+        for value, ids in zip(values, tokenizer([f"A: {value}\n" for value in values])["input_ids"], strict=True):
+            other = seen.setdefault(tuple(ids), value)
+            if other != value:
+                twins[value] = other
+        if twins:
+            value, other = next(iter(twins.items()))
+            tokens = " ".join(tokenizer.tokenize(f" {value}"))
+            words = listed(repr(v) for v in dict.fromkeys([*twins.values(), *twins]))
+            raise InputError(
+                f"The tokenizer of {model} cannot tell answers to the question of {kind} apart: {words} are the same "
+                f"to it ({other!r} and {value!r} both become {tokens!r}), so nothing could be learned about them. Take "
+                "a model whose tokenizer has these words, as every byte-level one does, or write record.answers: none"
             )
 
 
