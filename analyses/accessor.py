@@ -62,6 +62,11 @@ class Strata:
     def __dir__(self) -> list[str]:
         return sorted(VERBS)
 
+    def __repr__(self) -> str:
+        name = getattr(self._data, "name", None)
+        sizes = ", ".join(f"{dim} {size}" for dim, size in self._data.sizes.items())
+        return f"<stratalens verbs on {name or type(self._data).__name__} ({sizes}): {', '.join(sorted(VERBS))}>"
+
     def _repr_html_(self) -> str:
         from stratalens.analyses.notebook import data_html
 

@@ -17,7 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from stratalens.analyses.ordering import trained_order
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, listed, near
 
 Array = npt.NDArray[Any]
 Data = xr.Dataset | xr.DataArray
@@ -118,8 +118,13 @@ class Groups:
         small = [f"{name} ({size})" for name, size in zip(self.names, sizes, strict=True) if size < per_class]
         if small:
             kind = "rows" if units is None else "entities"
+            if self.names.dtype != object and len(small) > MOST_FRACTIONAL_GROUPS:
+                raise InputError(
+                    f"{self.by!r} has {len(self)} values on {int(sizes.sum())} {kind}; {len(small)} of them have fewer "
+                    f"than {per_class}{reason}: bin it into classes first, for example with pandas.qcut"
+                )
             raise InputError(
-                f"too few {kind} in {self.by!r}: {', '.join(small)}; each group needs at least "
+                f"too few {kind} in {self.by!r}: {listed(small)}; each group needs at least "
                 f"{per_class}{reason}. Leave such groups out with order=[...] or lower what is asked"
             )
 
@@ -155,7 +160,7 @@ def groups(ds: Data, by: str, order: Iterable[object] | None = None) -> Groups:
     values = column(ds, by)
     codes, names = _factorize(values, by)
     if len(names) == 0:
-        raise InputError(f"every label in {by!r} is missing; choose another column: {', '.join(label_columns(ds))}")
+        raise InputError(f"every label in {by!r} is missing; choose another column: {listed(label_columns(ds))}")
     if order is not None:
         positions = _given_order(names, list(order), by)
         how = "order"
@@ -275,5 +280,5 @@ def _given_order(names: Array, order: list[object], by: str) -> npt.NDArray[np.i
     if unknown:
         raise InputError(f"order names {unknown[0]!r}, which no row of {by!r} has: {near(str(unknown[0]), position)}")
     if len({str(o) for o in order}) != len(order) or not order:
-        raise InputError(f"order={order!r} must name each group of {by!r} once: {', '.join(position)}")
+        raise InputError(f"order={order!r} must name each group of {by!r} once: {listed(position)}")
     return np.array([position[str(o)] for o in order], dtype=np.int64)

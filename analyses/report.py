@@ -18,7 +18,7 @@ import xarray as xr
 
 from stratalens.analyses.plots.palette import trained_order
 from stratalens.analyses.plots.picture import plain
-from stratalens.analyses.reporting.facts import completeness, facts, fine_print, group_rows
+from stratalens.analyses.reporting.facts import completeness, facts, fine_print, group_rows, incomplete
 from stratalens.analyses.reporting.page import Panel, render_page
 from stratalens.analyses.reporting.sections import Section, build_sections
 from stratalens.store.atomic import write_text
@@ -131,6 +131,7 @@ def render(
         sections=shown,
         facts=facts(store_info),
         fine_print=fine_print(store_info),
+        incomplete=plain(incomplete(store_info), 600),
         highlights=[plain(text, 2000) for text in highlights],
         completeness=completeness(store_info),
         groups=group_rows(store_info, trained),

@@ -26,7 +26,7 @@ from stratalens.analyses.probes import probe
 from stratalens.analyses.probing.matched_slab import LEAST
 from stratalens.analyses.residuals import residual_probe
 from stratalens.analyses.statistics_alone import statistics_probe
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, near, no_site
 
 VERBS = ("centroids", "probes", "controls")
 
@@ -191,5 +191,5 @@ def _site(ds: xr.Dataset, site: str | None) -> str:
             raise InputError("there is no recorded site in this Dataset; open a store with stratalens.open_store")
         return sites[0]
     if site not in ds:
-        raise InputError(f"site {site!r} is not in this store; {near(site, sites)}")
+        raise no_site(site, sites)
     return site

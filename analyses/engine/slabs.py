@@ -18,7 +18,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from stratalens.analyses.labels import Array, Data
-from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, near
+from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site
 
 LEADING = ("stage", "layer", "entity", "token")
 _dask: Any = dask  # its functions have no types
@@ -271,7 +271,7 @@ def _site_array(data: Data, site: str) -> xr.DataArray:
     elif isinstance(data, xr.Dataset):
         sites = [str(k) for k, v in data.data_vars.items() if "entity" in v.dims and set(v.dims) - {*LEADING}]
         if site not in data.data_vars:
-            raise InputError(f"no site {site!r} in the data: {near(site, sites)}")
+            raise no_site(site, sites, "the data")
         array = data[site]
     else:
         raise InputError(f"expected a Dataset or a DataArray, got {type(data).__name__}; open stores with open_store")

@@ -25,7 +25,7 @@ def save(
         obj: what a function of `stratalens.analyses.plots` returned (other HoloViews objects are
             passed on to `holoviews.save`).
         path: `.pdf` and `.svg` (vector, fonts embedded), `.png`, or `.html` (all places of the sliders,
-            no Python and no network needed).
+            no Python and no network needed). Its folder is made where there is none.
         place: for PDF, SVG and PNG of a figure with sliders: which place, e.g. {"stage": "s6", "layer": 12};
             what is not named is at its last value.
         dpi: resolution of PNG.
@@ -40,6 +40,7 @@ def save(
     suffix = target.suffix.lower()
     if suffix not in (*DRAWN, ".html"):
         raise InputError(f"save: unknown suffix {target.suffix!r} of {target}; valid: {', '.join(DRAWN)}, .html")
+    target.parent.mkdir(parents=True, exist_ok=True)
     picture = getattr(obj, "stratalens_picture", None)
     if suffix == ".html":
         if isinstance(picture, Picture):

@@ -7,26 +7,38 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePath
 from typing import Any
 
 from stratalens.analyses.plots.palette import stage_colors
 from stratalens.analyses.plots.picture import plain
+from stratalens.store.info import state_in_words
 
 _PACKAGES = (
     "stratalens", "transformer-lens", "torch", "transformers", "numpy", "scikit-learn", "zarr", "xarray", "bokeh",
 )  # fmt: skip
 _LONG = ("provenance", "recorded_with", "variables", "labels")
-_SKIPPED = ("completeness", "groups", "format", "blocks", "block_size", "dims", "layers", "complete")
+_SKIPPED = (
+    "completeness",
+    "groups",
+    "format",
+    "blocks",
+    "block_size",
+    "dims",
+    "layers",
+    "complete",
+    "lacking_stages",
+)
 
 
 def facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of the list at the top, in a fixed order; short things that were given besides follow."""
     given = {k: v for k, v in info.items() if k not in (*_SKIPPED, *_LONG)}
     size, files = given.pop("bytes", None), given.pop("files", None)
-    store = _text(given.pop("path", "not stated")) + (f", {_bytes(size)}" if size else "")
+    store = shareable(_text(given.pop("path", "not stated"))) + (f", {_bytes(size)}" if size else "")
     layers = info.get("layers")
     rows = [
-        ("Model", _text(given.pop("model", None) or _model(info))),
+        ("Model", shareable(_text(given.pop("model", None) or _model(info)))),
         ("Stages", " → ".join(_name(s) for s in given.pop("stages", [])) or "not stated"),
         ("Prompts", _text(given.pop("prompts", _prompts(info)))),
         ("Token positions", _text(given.pop("tokens", "not stated"))),
@@ -44,14 +56,32 @@ def facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
 def fine_print(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Provenance in full: what is compared when a store is resumed, and fingerprints of the stages."""
     rows = []
-    for key in ("provenance", "recorded_with"):
+    # versions stand at the top, unless the run has its own there
+    for key in ("provenance", "recorded_with") if info.get("versions") else ("provenance",):
         value = info.get(key)
         if isinstance(value, Mapping):
-            rows += [(str(k), _text(v)) for k, v in value.items()]
+            rows += [(str(k), shareable(_text(v))) for k, v in value.items()]
     for stage in info.get("stages", []):
         if isinstance(stage, Mapping) and stage.get("fingerprint"):
             rows.append((f"weights of {_name(stage)}", str(stage["fingerprint"])))
     return [(plain(k, 80), plain(v, 600)) for k, v in rows]
+
+
+def shareable(text: str) -> str:
+    """A text of a page that is passed on: of an absolute path the last part alone.
+
+    >>> shareable("/home/ann/checkpoints/base"), shareable("EleutherAI/pythia-70m")
+    ('base', 'EleutherAI/pythia-70m')
+    """
+    path = PurePath(text)
+    return path.name if path.is_absolute() and path.name else text
+
+
+def incomplete(info: Mapping[str, Any]) -> str:
+    """What the page says first where stages that were to be recorded are not there; nothing where all are."""
+    if not info.get("lacking_stages"):
+        return ""
+    return f"The store is {state_in_words(info)}. All that follows is about the stages that are there."
 
 
 def _model(info: Mapping[str, Any]) -> str:

@@ -193,7 +193,8 @@ def control_sentence(rows: Mapping[str, xr.Dataset], picture: Picture) -> Senten
         parts, read_here = [], {}
         for label, read in readers.items():
             n = read_here[label] = read({**picture.fixed, **place})
-            parts.append(f"{plain(label)} {interval(n)}, {size_words(n)}")
+            known = f" {interval(n)}, {size_words(n)}" if np.isfinite(n["value"]) else ": too few rows for a number"
+            parts.append(f"{plain(label)}{known}")
         verdict = _verdict(read_here)
         return f"At {where(picture, place)}, {what}: " + "; ".join(parts) + "." + (f" {verdict}" if verdict else "")
 

@@ -56,6 +56,8 @@ def control_rows(table: xr.Dataset) -> Table:
 
 def _cell(row: xr.Dataset, key: str) -> str:
     value, low, high = (float(row[name]) for name in (key, f"{key}_low", f"{key}_high"))
+    if not np.isfinite(float(row["accuracy"])):
+        return "too few rows" if key == "accuracy" else "not known"
     if not np.isfinite(value):
         return "no number: the activations are not above chance" if key == "left" else "not known"
     return f"{value:.2f} ({low:.2f} to {high:.2f})" if np.isfinite(low) else f"{value:.2f}"

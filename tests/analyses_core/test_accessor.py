@@ -24,6 +24,9 @@ def test_the_accessor_is_the_function() -> None:
         xr.testing.assert_identical(data.strata.centroids(order=["s1", "s2"], progress=False), expected)
     assert ds.strata.project.__doc__ is not None
     assert set(dir(ds.strata)) == set(VERBS)
+    assert repr(ds.strata).startswith("<stratalens verbs on Dataset (stage ")
+    assert repr(ds.resid_post.strata).startswith("<stratalens verbs on resid_post (stage ")
+    assert " at 0x" not in repr(ds.strata)
     with pytest.raises(AttributeError, match=r"it has .*centroids"):
         ds.strata.nothing  # noqa: B018
 

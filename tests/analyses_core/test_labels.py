@@ -111,3 +111,21 @@ def test_entities_are_clusters_and_must_have_one_label() -> None:
         labels_by_cluster(groups(ds, "x"), clusters(ds))
     with pytest.raises(InputError, match="missing in rows"):
         clusters(ds.assign_coords(entity_id=("entity", np.array(["e", None, "f"], object))))
+
+
+def test_many_small_groups_of_numbers_are_a_measurement() -> None:
+    found = groups(labelled(np.arange(30) * 1000), "x")
+    with pytest.raises(
+        InputError, match=r"^'x' has 30 values on 30 entities; 30 of them have fewer than 5 \(5 folds\): bi"
+    ):
+        found.require(per_class=5, units=np.arange(30), why="5 folds")
+    names = groups(labelled([f"n{i}" for i in range(30)]), "x")
+    with pytest.raises(InputError, match=r"n6 \(1\), n7 \(1\) and 22 more; each group needs at least 5"):
+        names.require(per_class=5)
+
+
+def test_a_site_that_is_not_there_says_how_to_record_it() -> None:
+    from stratalens.analyses.centroids import centroids
+
+    with pytest.raises(InputError, match=r"site 'mlp_out' is not in the data; .*sites=\('resid_post', 'mlp_out'\)"):
+        centroids(planted(), site="mlp_out", progress=False)

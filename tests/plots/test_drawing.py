@@ -70,7 +70,7 @@ def test_many_places_are_drawn_one_at_a_time() -> None:
 @pytest.mark.parametrize("suffix", [".pdf", ".svg", ".png"])
 def test_papers_get_vectors_with_fonts(tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib", reason="PDF, SVG and PNG are drawn by Matplotlib")
-    target = plots.save(MADE["centroid_path"](), tmp_path / f"figure{suffix}", place={"stage": "s1"})
+    target = plots.save(MADE["centroid_path"](), tmp_path / "new" / "folder" / f"figure{suffix}", place={"stage": "s1"})
     content = target.read_bytes()
     if suffix == ".pdf":
         assert content.startswith(b"%PDF")

@@ -181,3 +181,29 @@ def test_the_table_of_controls_says_what_is_left(tmp_path: Path) -> None:
         "0.25 (0.24 to 0.26)",
     ]
     assert rows["before training"].endswith("no number: the activations are not above chance")
+
+
+def test_too_few_rows_are_said_to_be_too_few(tmp_path: Path) -> None:
+    results = planted_results(("base", "s1", "s2"), 2)
+    results.pop("store")
+    results["matched_probe"]["accuracy"][:] = np.nan
+    said = sentences(write(tmp_path, results))["fig-controls-control-comparison"]
+    assert all("matched on them: matched: too few rows for a number" in text for text in said)
+    assert not any("nan" in text or "not known" in text for text in said)
+
+
+def test_a_page_to_be_passed_on_names_no_folders_and_nothing_twice(tmp_path: Path) -> None:
+    facts = {
+        **store_info(), "path": "/home/ann/runs/run.zarr", "lacking_stages": ["s3", "s4"], "stages": ["base", "s1"],
+        "provenance": {"tokenizer_fingerprint": "t0"}, "complete": False,
+        "recorded_with": {"model": "/home/ann/checkpoints/base", "torch": "2.13.0", "zarr": "3.1.6"},
+    }  # fmt: skip
+    for key in ("model", "versions"):
+        facts.pop(key, None)
+    page = write(tmp_path, {}, info=facts)
+    outside = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert "/home/ann" not in outside
+    assert "<dt>Model</dt><dd>base</dd>" in outside
+    assert outside.count("2.13.0") == 1
+    assert "The store is not complete: 2 of 4 stages; not begun: s3, s4." in outside
+    assert "not complete" not in re.sub(r"<script.*?</script>", "", write(tmp_path, {}), flags=re.S)
