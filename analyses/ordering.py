@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from stratalens.store.errors import InputError
+from stratalens.store.errors import InputError, listed
 
 if TYPE_CHECKING:
     from stratalens.analyses.labels import Groups
@@ -70,15 +70,17 @@ def trained_order(ds: Data, by: str, names: Array, codes: npt.NDArray[np.int64])
     if all(f is None for f in found):
         if by == "trained_stage" and names.dtype == object and "stage_order" in ds.coords:
             raise InputError(
-                f"the training order of {by!r} ({', '.join(map(str, names))}) is unknown here, as none of them "
-                f"is among the stages ({', '.join(orders)}); give order=[...]"
+                f"the training order of {by!r} ({listed(names)}) is unknown here, as none of them is among the "
+                f"stages ({listed(orders)}); give order=[...], record the stages that lack, or correct the labels with "
+                "stratalens.relabel"
             )
         return None
     strange = [str(name) for name, f in zip(names, found, strict=True) if f is None]
     if strange:
         raise InputError(
-            f"only some groups of {by!r} are stages; not among {', '.join(orders)}: {', '.join(strange)}. "
-            f"Say which groups are meant and in which order with order=[...] (groups left out are excluded), "
+            f"only some groups of {by!r} are stages; not among {listed(orders)}: {listed(strange)}. If that is a slip, "
+            f"stratalens.relabel corrects the labels, and the capture, run again, records stages that lack. Else say "
+            f"which groups are meant and in which order with order=[...] (groups left out are excluded), "
             f"and narrow the stages (.sel) after, not before"
         )
     return np.argsort(np.array(found, dtype=float), kind="stable").astype(np.int64)

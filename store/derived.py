@@ -33,12 +33,12 @@ class LabelArray(LazyArray):
         (selection,) = selections
         rows = np.arange(self.shape[0])[selection]
         out = np.empty(len(rows), dtype=self.dtype)
-        for number in np.unique(rows // self.chunk):
-            key = self.store.label_key(self.name, int(number))
-            raw = self.store.storage.get(key)
-            self.watch.check(now=True)  # what was read belongs to the labels of this store, not to later ones
+        keys = {int(n): self.store.label_key(self.name, int(n)) for n in np.unique(rows // self.chunk)}
+        raw = {number: self.store.storage.get(key) for number, key in keys.items()}
+        self.watch.check(now=True)  # what was read belongs to the labels of this store, not to later ones
+        for number, key in keys.items():
             where = f"label column {self.name!r} ({self.store.storage.path(key)})"
-            part = labels.decode_chunk(raw, self.data_type, where)
+            part = labels.decode_chunk(raw[number], self.data_type, where)
             inside = rows // self.chunk == number
             out[inside] = part[rows[inside] - number * self.chunk]
         return out

@@ -17,19 +17,24 @@ PLANNED = f"{PRIVATE}/planned.json"
 
 def plan_stages(store: Store, names: Sequence[str]) -> None:
     """Note what is going to be recorded, in training order; it takes the place of what an earlier capture noted."""
-    if _lacking(store, names):
-        data = json.dumps(list(names), ensure_ascii=False).encode() + b"\n"
-        if store.storage.get(PLANNED) != data:
-            store.storage.put(PLANNED, data)
-    else:
-        store.storage.delete([PLANNED])
+    storage = store.storage
+    wanted = json.dumps(list(names), ensure_ascii=False).encode() + b"\n" if _lacking(store, names) else None
+    with storage.structure_lock():
+        if storage.get(PLANNED) == wanted:
+            return
+        if wanted is None:
+            storage.delete([PLANNED])
+        else:
+            storage.put(PLANNED, wanted)
 
 
 def settle_plan(storage: Storage) -> None:
     """Forget the plan once all of it is recorded."""
-    names = planned_stages(storage)
-    if names and not _lacking(load(storage), names):
-        storage.delete([PLANNED])
+    if not planned_stages(storage):
+        return
+    with storage.structure_lock():
+        if not _lacking(load(storage), planned_stages(storage)):
+            storage.delete([PLANNED])
 
 
 def planned_stages(storage: Storage) -> list[str]:

@@ -22,7 +22,7 @@ from stratalens.cli import app
 from support.tiny_study import save_base
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but line feed and tab
-COLOUR = re.compile(r"\x1b\[[0-9;]*\b(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])\b[0-9;]*m")
+COLOUR = re.compile(r"\x1b\[[0-9;]*\b(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?=[;m])[0-9;]*m")
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
 # command -> arguments (STORE, RUN, STUDY and OUT are put in) and keys of its JSON object

@@ -306,7 +306,7 @@ def test_bfloat16_stays_bfloat16(tmp_path):
 
 
 BAD = {
-    "site": ({"site": "resid_pst", "layer": 0}, ["unknown site 'resid_pst'", "did you mean 'resid_post'", "run.zarr"]),
+    "site": ({"site": "resid_pst", "layer": 0}, ["site 'resid_pst' is not in", "did you mean 'resid_post'", "run.zarr"]),
     "layer": ({"layer": 7}, ["unknown layer 7", "Valid: 0, 1"]),
     "no layer": ({}, ["layer is missing", "0, 1"]),
     "stage": ({"layer": 0, "stage": "s9"}, ["unknown stage 's9'", "untrained"]),
@@ -387,7 +387,7 @@ def test_activation_cache_refuses(ds, tmp_path):
         to_activation_cache(ds, stage="s9", entity="r000000")
     with pytest.raises(InputError, match="names no prompt"):
         to_activation_cache(ds, stage="s1", entity=[])
-    with pytest.raises(InputError, match="unknown site 'resid'"):
+    with pytest.raises(InputError, match="site 'resid' is not in"):
         to_activation_cache(ds, stage="s1", entity="r000000", sites=["resid"])
     with pytest.raises(InputError, match="'resid_post_l2' holds no activations of a hook"):
         to_activation_cache(ds, stage="s1", entity="r000000", sites=["resid_post_l2"])

@@ -143,9 +143,7 @@ def test_answers_that_are_the_same_to_the_tokenizer_are_refused_before_training(
         assert words in str(told.value)
     save_base(tmp_path / "base")
     small.save_pretrained(tmp_path / "base")
-    settings = validate(
-        {"model": str(tmp_path / "base"), "stages": 2, "entities_per_stage": 8, "alias_tokens": None}, "x"
-    )
+    settings = validate({"model": str(tmp_path / "base"), "stages": 3, "entities_per_stage": 8}, "x")
     with pytest.raises(InputError, match="cannot tell answers"):
         run_study(settings, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out" / "checkpoints").exists()
