@@ -35,7 +35,7 @@ def warn_of_stage_names(columns: Mapping[str, NDArray[Any]], stages: Sequence[st
         counts = Counter(text for text in columns[name].tolist() if text)
         unknown = {value: count for value, count in counts.items() if value not in stages}
         close = {value: meant for value in list(unknown)[:_COMPARED] if (meant := nearest(value, stages))}
-        if not unknown or (len(unknown) == len(counts) and not close) or in_a_row([*stages, *unknown], unknown):
+        if not close and (len(unknown) in (0, len(counts)) or in_a_row([*stages, *unknown], unknown)):
             continue
         listed = sorted(unknown, key=lambda value: (value not in close, -unknown[value]))
         said = [_said(value, unknown[value], close.get(value)) for value in listed[:_SHOWN]]

@@ -306,7 +306,10 @@ def test_bfloat16_stays_bfloat16(tmp_path):
 
 
 BAD = {
-    "site": ({"site": "resid_pst", "layer": 0}, ["site 'resid_pst' is not in", "did you mean 'resid_post'", "run.zarr"]),
+    "site": (
+        {"site": "resid_pst", "layer": 0},
+        ["site 'resid_pst' is not in", "did you mean 'resid_post'", "run.zarr"],
+    ),
     "layer": ({"layer": 7}, ["unknown layer 7", "Valid: 0, 1"]),
     "no layer": ({}, ["layer is missing", "0, 1"]),
     "stage": ({"layer": 0, "stage": "s9"}, ["unknown stage 's9'", "untrained"]),

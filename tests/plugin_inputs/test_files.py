@@ -81,7 +81,7 @@ def test_nan_written_as_text_in_a_column_of_numbers(tmp_path):
 
 def test_keys_may_be_missing_in_some_lines(tmp_path):
     path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "a"}\n\n{"prompt": "b", "score": 2.5, "entity": "b"}\n')
+    path.write_text('{"prompt": "a", "entity_id": 1}\n\n{"prompt": "b", "entity_id": 2, "score": 2.5, "entity": "b"}\n')
     table = PromptTable.read(path)
     np.testing.assert_array_equal(table.labels()["score"], [np.nan, 2.5])
     assert table.spans["entity"].tolist() == [[-1, -1], [0, 1]]

@@ -94,7 +94,7 @@ def test_missing_is_raise_or_nan():
 
 
 def test_rows_without_an_entity():
-    table, tokenized = prepared(prompt=["Who is Ann?", "no one", "Bo"], entity=["Ann", None, "Bo"])
+    table, tokenized = prepared(prompt=["Who is Ann?", "no one", "Bo"], entity=["Ann", None, "Bo"], entity_id=[1, 2, 3])
     with pytest.raises(InputError, match=r"row 1: no entity there for position 'entity_last'"):
         resolve(("entity_last",), table, tokenized)
     assert resolve(("entity_last",), table, tokenized, missing="nan").index[1].tolist() == [-1]
