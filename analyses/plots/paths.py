@@ -43,14 +43,15 @@ def centroid_path_picture(projection: xr.Dataset) -> Picture:
 
     def tables(place: Place) -> dict[str, Table]:
         xy = read["coordinate"](place)
-        value = {"x": xy[:, 0], "y": xy[:, 1], "color": colors, "group": [plain(g) for g in groups]}
+        called = [plain(g) for g in groups]
+        value = {"x": xy[:, 0], "y": xy[:, 1], "color": colors, "group": called}
         shown = limits(place)
-        at = place_names(xy[:, 0], xy[:, 1], value["group"], shown)
+        at = place_names(xy[:, 0], xy[:, 1], called, shown)
         out: dict[str, Table] = {
             "path": {"x0": xy[:-1, 0], "y0": xy[:-1, 1], "x1": xy[1:, 0], "y1": xy[1:, 1]},
             "leaders": leaders(xy[:, 0], xy[:, 1], at, shown),
             "centroids": value,
-            "names": {"x": at[:, 0], "y": at[:, 1], "text": value["group"]},
+            "names": {"x": at[:, 0], "y": at[:, 1], "text": called},
         }
         if intervals:
             low, high = read["coordinate_low"](place), read["coordinate_high"](place)
