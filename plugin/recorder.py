@@ -64,7 +64,7 @@ class Recorder:
         ...         rec.batch(rows)  # the next forward pass is of these rows of the table
         ...         _ = model(batch.input_ids, attention_mask=batch.attention_mask)
         >>> ds = sl.open_store(f"{folder.name}/run.zarr")
-        >>> float(abs(ds.hook_embed.sel(token="last").values - model.embed.weight[3].detach().numpy()).max())
+        >>> float(abs(ds.embed.sel(token="last").values - model.embed.weight[3].detach().numpy()).max())
         0.0
         >>> folder.cleanup()
 
