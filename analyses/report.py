@@ -16,7 +16,7 @@ from typing import Any
 
 import xarray as xr
 
-from stratalens.analyses.plots.palette import trained_order
+from stratalens.analyses.plots.palette import group_names, trained_order
 from stratalens.analyses.plots.picture import plain
 from stratalens.analyses.reporting.facts import completeness, facts, fine_print, group_rows, incomplete
 from stratalens.analyses.reporting.page import Panel, render_page
@@ -67,7 +67,8 @@ def report(
         title: heading of the page.
         quick: put a banner on top that this setting proves nothing.
         highlights: sentences of the box "In short" at the top; default: those of the path, the layer
-            sweep and the controls at the last stage, the deepest layer and the last token.
+            sweep and the controls after the last stage that trained a group, at the deepest layer and
+            the last token.
 
     Returns:
         The path written.
@@ -83,17 +84,33 @@ def report(
         raise InputError(f"report: {target} is a folder; give a file, for example {target / 'report.html'}")
     trained = _trained(results)
     sections = build_sections(results, notes, trained)
-    short = list(highlights) or in_short(sections)
+    short = list(highlights) or in_short(sections, _last_group(results))
     page = render(sections, store_info, title=title, quick=quick, trained=trained, highlights=short)
     target.parent.mkdir(parents=True, exist_ok=True)
     return write_text(target, page)
 
 
-def in_short(sections: Sequence[Section]) -> list[str]:
-    """What the main figures say at their first place."""
+def in_short(sections: Sequence[Section], end: str = "") -> list[str]:
+    """What the main figures say at a stage, where they have it, or else at their first place."""
     panels = {panel.picture.name: panel for section in sections for panel in section.panels}
     main = [panels[name] for name in ("centroid_path", "layer_sweep", "control_comparison") if name in panels]
-    return [panel.sentence(panel.picture.default()) for panel in main if not panel.picture.message]
+    places = [(panel, panel.picture.default(), panel.picture.sliders.get("stage", ())) for panel in main]
+    return [
+        panel.sentence({**place, "stage": end} if end in stages else place)
+        for panel, place, stages in places
+        if not panel.picture.message
+    ]
+
+
+def _last_group(results: Mapping[str, Any]) -> str:
+    """The last stage that trained a group: what comes after it, as mixed training, is what becomes of the answer."""
+    for key in ("projection", "probes"):
+        data = results.get(key)
+        if isinstance(data, xr.Dataset):
+            groups = group_names(data)
+            if mine := [stage for stage in trained_order(data)[0] if stage in groups]:
+                return mine[-1]
+    return ""
 
 
 def _trained(results: Mapping[str, Any]) -> list[str]:

@@ -43,6 +43,20 @@ def test_sections_come_in_the_order_of_the_questions(tmp_path: Path) -> None:
     assert re.findall(r"<h2 id=\"[\w-]+\">(.*?)</h2>", page) == ["In short", *QUESTIONS]
 
 
+def test_in_short_is_about_the_end_of_what_trained_the_groups_not_about_what_came_after(tmp_path: Path) -> None:
+    results = planted_results(("base", "s1", "s2", "mixed"), 2)
+    for name in ("projection", "probes"):
+        data = results[name]
+        assert isinstance(data, xr.Dataset)
+        dims = [dim for dim in ("group", "pair") if dim in data.dims]
+        keep = {d: [i for i, v in enumerate(map(str, data[d].values)) if "mixed" not in v] for d in dims}
+        results[name] = data.isel(keep)
+    page = write(tmp_path, {name: results[name] for name in ("projection", "probes")})
+    short = re.sub("<[^>]*>", "", page.split('id="in-short"')[1].split("</section>")[0])
+    assert short.count("At stage s2") == 2
+    assert "mixed" not in short
+
+
 def test_it_is_small_enough_and_asks_for_nothing_at_the_size_of_the_demo(tmp_path: Path) -> None:
     results = planted_results()
     results["statistics"] = statistic_quantiles(results.pop("store"))
