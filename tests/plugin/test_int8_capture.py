@@ -10,8 +10,8 @@ import pytest
 
 from stratalens.capturing import capture
 from stratalens.choices import make_recipe
+from stratalens.describing import _dtype
 from stratalens.forecast import store_size
-from stratalens.jobs import _dtype
 from stratalens.models import adapt
 from stratalens.recording import create_store
 from stratalens.runfile import read_run_file
