@@ -15,6 +15,7 @@ faster.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shutil
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +150,27 @@ def killed(client: Any, job: Callable[[], Any], after: float) -> tuple[Any, floa
     return result, seconds, bool(hit)
 
 
-def sweeps(report: Report, folder: Path, options: argparse.Namespace) -> None:
-    """Sweeps on a cluster, undisturbed and disturbed."""
+@contextlib.contextmanager
+def workers(count: int) -> Iterator[Any]:
+    """A client of so many worker processes on loopback."""
     import distributed
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # that a worker died is no news here
+    with (
+        distributed.LocalCluster(
+            n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0", silence_logs=50
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def sweeps(report: Report, folder: Path, options: argparse.Namespace) -> None:
+    """Sweeps on a cluster, undisturbed and disturbed."""
     from stratalens.analyses.centroids import project
     from stratalens.analyses.probes import probe
     from stratalens.store import open_store
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # that a worker died is no news here
     ds = open_store(make(folder / "run.zarr", options.stages, 4, options.entities))
     quiet: dict[str, Any] = {"cache": False, "progress": False}
     jobs: dict[str, Callable[..., xr.Dataset]] = {
@@ -171,31 +184,24 @@ def sweeps(report: Report, folder: Path, options: argparse.Namespace) -> None:
         Column("ratio", "time, ratio"), Column("inside", "killed in the middle"), Column("equal", "equal results"),
     ])  # fmt: skip
     shares = []
-    with (
-        distributed.LocalCluster(
-            n_workers=options.workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0", silence_logs=50
-        ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
-        for name, job in jobs.items():
-            wanted = job(scheduler="threads")
-            job(scheduler=client)
-            calm, hurt, inside, equal = [], [], 0, 0
-            for _ in range(options.rounds):
+    for name, job in jobs.items():
+        wanted = job(scheduler="threads")
+        calm, hurt, inside, equal = [], [], 0, 0
+        for _ in range(options.rounds):
+            with workers(options.workers) as client:  # new ones each time: not every nanny brings a killed one back
+                job(scheduler=client)
                 start = time.perf_counter()
                 job(scheduler=client)
                 calm.append(time.perf_counter() - start)
-                client.wait_for_workers(options.workers)
-                found, seconds, hit = killed(client, lambda job=job: job(scheduler=client), calm[-1] / 2)
-                hurt.append(seconds)
-                inside += hit
-                equal += wanted.drop_attrs().identical(found.drop_attrs())
-                client.wait_for_workers(options.workers)
-            shares.append(equal / options.rounds)
-            table.add(
-                name=name, wall=calm, killed=hurt, ratio=[b / a for a, b in zip(calm, hurt, strict=True)],
-                inside=f"{inside} of {options.rounds} times", equal=f"{equal} of {options.rounds} times",
-            )  # fmt: skip
+                found, seconds, hit = killed(client, lambda job=job, client=client: job(scheduler=client), calm[-1] / 2)
+            hurt.append(seconds)
+            inside += hit
+            equal += wanted.drop_attrs().identical(found.drop_attrs())
+        shares.append(equal / options.rounds)
+        table.add(
+            name=name, wall=calm, killed=hurt, ratio=[b / a for a, b in zip(calm, hurt, strict=True)],
+            inside=f"{inside} of {options.rounds} times", equal=f"{equal} of {options.rounds} times",
+        )  # fmt: skip
     report.add(table)
     report.aim("share of the sweeps with a killed worker whose results are equal", min(shares), at_least=1.0)
 
