@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,10 +243,9 @@ def explore_store(store: str, *, port: int, show: bool, told: Callable[[dict[str
         if told is not None:
             told({"store": store, "url": f"http://{ADDRESS}:{port}"})
 
-    try:
+    with suppress(KeyboardInterrupt):
         explore(ds, port, show=show, tell=tell)
-    except KeyboardInterrupt:
-        note("the explorer has ended")
+    note("the explorer has ended")
 
 
 def _by(ds: xr.Dataset, store: str, by: str | None) -> str:

@@ -31,7 +31,7 @@ def explore(
         port: where to listen; 0 takes a free one.
         show: open the page in the system's browser.
         block: False returns at once; the caller then runs the event loop (in a notebook it runs already).
-        tell: called with the address.
+        tell: called with the address, with block=True once the page can be had.
 
     Returns:
         The server (with block=False); its `port` says where it listens and `stop()` ends it.
@@ -56,19 +56,29 @@ def explore(
         pn.state.on_session_destroyed(lambda context: explorer.close())
         return explorer.template()
 
-    if tell is not None:
-        tell(f"the explorer of {source.path} is at http://{ADDRESS}:{chosen} (Ctrl-C ends it)")
-    return pn.serve(
+    server = pn.serve(
         {"/": made},
         port=chosen,
         address=ADDRESS,
         websocket_origin=[f"{ADDRESS}:{chosen}", f"localhost:{chosen}"],
         title=f"stratalens explorer: {Path(source.path).name}",
         show=show,
-        start=block,
+        start=False,
         threaded=False,
         verbose=False,
     )
+
+    def up() -> None:
+        if tell is not None:
+            tell(f"the explorer of {source.path} is at http://{ADDRESS}:{chosen} (Ctrl-C ends it)")
+
+    if block:
+        server.io_loop.add_callback(up)  # not before it listens and Ctrl-C ends it
+        server.start()
+        server.io_loop.start()
+    else:
+        up()
+    return server
 
 
 def free_port(port: int) -> int:

@@ -173,15 +173,20 @@ def _on_a_terminal(command: list[str], changes: dict[str, str]) -> str:
 
 def test_explore_says_where_it_is(recorded: Path) -> None:
     command = [sys.executable, "-m", "stratalens", "explore", str(recorded), "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        text = ""
-        while not text.endswith("}\n"):
-            line = running.stdout.readline()
-            assert line, running.communicate()
-            text += line
-        running.send_signal(signal.SIGINT)
-        rest, errors = running.communicate()
+    # A shell without job control starts what runs in the background with Ctrl-C ignored: it has to work there, too.
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+    with subprocess.Popen(ignoring, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            text = ""
+            while not text.endswith("}\n"):
+                line = running.stdout.readline()
+                assert line, running.communicate()
+                text += line
+            running.send_signal(signal.SIGINT)
+            rest, errors = running.communicate(timeout=120)
+        finally:
+            running.kill()
     held = json.loads(text)
     assert held["store"] == str(recorded)
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", held["url"])
