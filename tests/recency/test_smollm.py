@@ -16,8 +16,9 @@ needs_weights = pytest.mark.skipif(
 @pytest.mark.real_model
 @pytest.mark.slow
 @needs_weights
-def test_the_model_knows_the_capital_of_france_and_can_be_cut_and_saved(tmp_path):
+def test_the_model_knows_the_capital_of_france_and_can_be_cut_and_saved(tmp_path, capfd):
     model, tokenizer = smollm.load_smollm2()
+    assert "de-quantizing" not in capfd.readouterr().err
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     said = tokenizer.decode(model.generate(**prompt, max_new_tokens=2, do_sample=False)[0])
     assert said.startswith("The capital of France is Paris")
