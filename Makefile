@@ -16,6 +16,9 @@ SOURCES := $(shell find plugin store analyses -type f -not -name '*.pyc' 2>/dev/
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Beside each other, each with its output in one piece once it has ended; make before 4.0 prints as they go.
+BESIDE  := $(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
 .PHONY: help demo test lint types walls doctest unit unit39 docs bench constraints clean
 .DEFAULT_GOAL := help
 
@@ -67,9 +70,8 @@ $(VENV)/.docs: dist/.wheel $(PINS)
 	$(BIN)/pip install -q --force-reinstall --no-deps dist/*.whl
 	touch $@
 
-$(VENV39)/.dev: dist/.wheel $(PINS39)
+$(VENV39)/.dev: dist/.wheel $(PINS39) | $(VENV39)/.created
 	@echo "Installing stratalens into $(VENV39) (TransformerLens 3.9)"
-	test -e $(VENV39)/.created || $(MAKE) $(VENV39)/.created
 	$(BIN39)/pip install -q -c $(PINS39) "$$(ls dist/*.whl)[test]"
 	$(BIN39)/pip install -q --force-reinstall --no-deps dist/*.whl
 	touch $@
@@ -79,7 +81,12 @@ $(VENV39)/.dev: dist/.wheel $(PINS39)
 demo: $(VENV)/.demo
 	$(BIN)/stratalens demo --out demo
 
-test: lint types walls doctest unit unit39
+# Packages come over the network and most parts have one process: they go two by two. The suite has both cores, and the
+# terminal, to itself and comes last, so that a log ends with its summary. Whatever fails ends the whole.
+test:
+	@+$(BESIDE) $(VENV)/.dev $(VENV39)/.dev
+	@+$(BESIDE) types doctest unit39 walls lint || { echo "make test: a part failed, see *** above"; exit 1; }
+	@+$(MAKE) --no-print-directory unit
 
 # --- parts of the test ------------------------------------------------------
 
@@ -97,14 +104,14 @@ doctest: $(VENV)/.dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --doctest-modules --pyargs stratalens
 
 unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" --durations=15
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu" --durations=15
 
 unit39: $(VENV39)/.dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN39)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" tests/plugin tests/plugin_inputs
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN39)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu" tests/plugin tests/plugin_inputs
 
 docs: $(VENV)/.docs
 	rm -rf docs/_build docs/_generated
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -q -W --keep-going -j 2 -b html docs docs/_build
 	@echo "the documentation is in docs/_build/index.html"
 
 # Peers come along in an environment of their own.
