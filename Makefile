@@ -110,7 +110,7 @@ unit39: $(VENV39)/.dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN39)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu" tests/plugin tests/plugin_inputs
 
 docs: $(VENV)/.docs
-	rm -rf docs/_build docs/_generated
+	rm -rf docs/_build docs/_generated docs/jupyter_execute
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -q -W --keep-going -j 2 -b html docs docs/_build
 	@echo "the documentation is in docs/_build/index.html"
 
@@ -141,4 +141,4 @@ constraints: $(VENV)/.dev $(VENV)/.docs $(VENV39)/.dev
 	$(PYTHON) constraints/pin.py $(BIN39)/pip $(PINS39) 3.9
 
 clean:
-	rm -rf $(VENV) $(VENV39) $(BENCH) $(SAELENS) build dist docs/_build docs/_generated *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV39) $(BENCH) $(SAELENS) build dist docs/_build docs/_generated docs/jupyter_execute *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
