@@ -85,7 +85,7 @@ demo: $(VENV)/.demo
 # terminal, to itself and comes last, so that a log ends with its summary. Whatever fails ends the whole.
 test:
 	@+$(BESIDE) $(VENV)/.dev $(VENV39)/.dev
-	@+$(BESIDE) types doctest unit39 walls lint || { echo "make test: a part failed, see *** above"; exit 1; }
+	@+$(BESIDE) unit39 types doctest walls lint || { echo "make test: a part failed, see *** above"; exit 1; }
 	@+$(MAKE) --no-print-directory unit
 
 # --- parts of the test ------------------------------------------------------
