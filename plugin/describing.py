@@ -89,5 +89,7 @@ def show_verified(report: Mapping[str, Any]) -> None:
         emit_text(f"damaged\t{problem}")
     for gap in report["missing"]:
         emit_text(f"missing\t{gap}")
+    for change in report["unfinished"]:
+        emit_text(f"unfinished\t{change}")
     read = f"{report['blocks']:,} blocks, {report['files']:,} files, {human_bytes(report['bytes'])} read"
     emit_text(f"ok: {read}" if report["ok"] else f"{len(report['damaged'])} damaged: {read}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,31 +96,42 @@ def check(payload: Mapping[str, Any], name: str, where: str) -> None:
         raise DamagedError(f"commit record {where} speaks of {parts}: it was renamed or copied; delete it")
 
 
+def block_records(storage: Storage) -> dict[str, list[str]]:
+    """Names of the records of single blocks that are there now, by the key name of their stage and group."""
+    found: dict[str, list[str]] = {}
+    for name in storage.list(FOLDER):
+        if name.count(".") == 2 and name.replace(".", "").isdigit():
+            found.setdefault(name.rpartition(".")[0], []).append(name)
+    return found
+
+
 def read_stage(
-    storage: Storage, stage: int, group: int, blocks: int, *, ignore: Collection[str] = ()
+    storage: Storage,
+    stage: int,
+    group: int,
+    blocks: int,
+    *,
+    ignore: Collection[str] = (),
+    singles: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, dict[int, int]]:
-    """Digest of every committed file of one stage: {variable: {block: digest}}, without the records to ignore."""
-    digests: dict[str, dict[int, int]] = {}
-    prefix = f"{stage:04d}.{group}"
-    singles = [n for n in storage.list(FOLDER) if n.startswith(prefix + ".") and n not in ignore]
-    raw = [(n, data) for n in singles if (data := storage.get(f"{FOLDER}/{n}")) is not None]
-    # Block records go away only after the compacted one is in place, so it is read last.
-    if prefix not in ignore and (data := storage.get(f"{FOLDER}/{prefix}")) is not None:
-        raw.insert(0, (prefix, data))
-    for name, data in raw:
-        where = str(storage.path(f"{FOLDER}/{name}"))
-        payload = decode(data, where)
-        check(payload, name, where)
-        for variable, column in payload["files"].items():
-            found = digests.setdefault(variable, {})
-            if "block" in payload:
-                found[int(payload["block"])] = int(column, 16)
-                continue
-            for block in range(min(blocks, len(column) // 8)):
-                text = column[8 * block : 8 * block + 8]
-                if text != _ABSENT:
-                    found[block] = int(text, 16)
-    return digests
+    """Digest of every committed file of one stage: {variable: {block: digest}}, without the records to ignore.
+
+    `singles` is what `block_records` found, where it was asked for several stages at once.
+    """
+    columns = _columns(
+        storage, stage, group, blocks, None, block_records(storage) if singles is None else singles, ignore
+    )
+    return {
+        variable: {b: int(column[8 * b : 8 * b + 8], 16) for b in np.flatnonzero(_held(column)).tolist()}
+        for variable, column in columns.items()
+    }
+
+
+def present_at(storage: Storage, stage: int, name: str, groups: int, blocks: int) -> NDArray[np.bool_]:
+    """What is committed of one stage: bool (group, block)."""
+    singles = block_records(storage)
+    columns = [_columns(storage, stage, group, blocks, name, singles) for group in range(groups)]
+    return np.stack([_present(found, blocks) for found in columns])
 
 
 def load(storage: Storage, stages: Iterable[str], groups: int, blocks: int) -> Commits:
@@ -128,51 +139,59 @@ def load(storage: Storage, stages: Iterable[str], groups: int, blocks: int) -> C
     names = list(stages)
     present = np.zeros((groups, len(names), blocks), dtype=bool)
     state = hashlib.sha256()
-    listing = storage.list(FOLDER)
-    singles = [n for n in listing if n.count(".") == 2]
-    read: dict[str, bytes] = {}
-    for name in singles:
-        if (data := storage.get(f"{FOLDER}/{name}")) is not None:
-            read[name] = data
-    for stage in range(len(names)):
+    singles = block_records(storage)
+    for stage, name in enumerate(names):
         for group in range(groups):
-            name = f"{stage:04d}.{group}"
-            if (data := storage.get(f"{FOLDER}/{name}")) is not None:
-                read[name] = data
-    for name in sorted(read):
-        where = str(storage.path(f"{FOLDER}/{name}"))
-        payload = decode(read[name], where)
-        check(payload, name, where)
-        stage, group = int(payload["stage"]), int(payload["group"])
-        if stage >= len(names) or group >= groups or payload["stage_name"] != names[stage]:
-            continue
-        if "block" in payload:
-            if payload["block"] < blocks:
-                present[group, stage, payload["block"]] = True
-        else:
-            for column in payload["files"].values():
-                cells = np.frombuffer(column.encode(), dtype="S8")
-                present[group, stage] |= cells[:blocks] != _ABSENT.encode()
-                break
-    # The key covers what is committed and each file's digest, however the records are packed.
-    for stage in range(len(names)):
-        for group in range(groups):
-            state.update(_fingerprint(read, stage, group, blocks))
+            columns = _columns(storage, stage, group, blocks, name, singles)
+            present[group, stage] = _present(columns, blocks)
+            # The key covers what is committed and each file's digest, however the records are packed.
+            digest = hashlib.sha256(f"{stage:04d}.{group}".encode())
+            for variable in sorted(columns):
+                digest.update(variable.encode() + b"\0" + columns[variable])
+            state.update(digest.digest())
     return Commits(present, state.hexdigest())
 
 
-def _fingerprint(read: Mapping[str, bytes], stage: int, group: int, blocks: int) -> bytes:
+def _columns(
+    storage: Storage,
+    stage: int,
+    group: int,
+    blocks: int,
+    stage_name: str | None,
+    singles: Mapping[str, Sequence[str]],
+    ignore: Collection[str] = (),
+) -> dict[str, bytearray]:
+    """Digests of all blocks for each variable, as a packed record has them; of records of another stage, none."""
     prefix = f"{stage:04d}.{group}"
+    # Block records go away only after the packed one is in place, so it is read last, and they take precedence.
+    read = [(name, storage.get(f"{FOLDER}/{name}")) for name in singles.get(prefix, ()) if name not in ignore]
+    if prefix not in ignore:
+        read.insert(0, (prefix, storage.get(f"{FOLDER}/{prefix}")))
     columns: dict[str, bytearray] = {}
-    for name in sorted(n for n in read if n == prefix or n.startswith(prefix + ".")):
-        payload = json.loads(read[name][:-9])
+    for name, data in read:
+        if data is None:
+            continue
+        where = str(storage.path(f"{FOLDER}/{name}"))
+        payload = decode(data, where)
+        check(payload, name, where)
+        if stage_name is not None and payload["stage_name"] != stage_name:
+            continue
+        start = 8 * int(payload.get("block", 0))
         for variable, column in payload["files"].items():
             cells = columns.setdefault(variable, bytearray(_ABSENT.encode() * blocks))
-            if "block" in payload:
-                cells[8 * payload["block"] : 8 * payload["block"] + 8] = column.encode()
-            else:
-                cells[: len(column)] = column.encode()
-    digest = hashlib.sha256(prefix.encode())
-    for variable in sorted(columns):
-        digest.update(variable.encode() + b"\0" + columns[variable])
-    return digest.digest()
+            known = column.encode()[: max(0, len(cells) - start)]
+            cells[start : start + len(known)] = known
+    return columns
+
+
+def _held(column: bytearray) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = np.frombuffer(bytes(column), dtype="S8") != _ABSENT.encode()
+    return found
+
+
+def _present(columns: Mapping[str, bytearray], blocks: int) -> NDArray[np.bool_]:
+    """Blocks of which every variable is there; those that no record speaks of are not."""
+    if not columns:
+        return np.zeros(blocks, dtype=bool)
+    found: NDArray[np.bool_] = np.logical_and.reduce([_held(column) for column in columns.values()])
+    return found

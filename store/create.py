@@ -15,10 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from stratalens.store import labels, metadata, provenance
 from stratalens.store.errors import DamagedError, InputError, StoreExistsError, near
+from stratalens.store.history import log
 from stratalens.store.label_files import other_labels, write_labels
 from stratalens.store.layout import MEMORY_LIMIT, choose_geometry
-from stratalens.store.manifest import Store, add_group, load, log
+from stratalens.store.manifest import Store, load
 from stratalens.store.places import storage_at
+from stratalens.store.publishing import add_group, publish
 from stratalens.store.scaling import with_companions
 from stratalens.store.schema import AXES, Variable, check_name, recorded_variable, with_flag
 from stratalens.store.seam import PRIVATE, TEMPORARY, Storage
@@ -227,7 +229,7 @@ def create(
             recorded_with={**_versions(), **(recorded_with or {})},
         )
         write_labels(store, columns)
-        store = store.publish()
+        store = publish(store)
         log(storage, "created")
         return store
 

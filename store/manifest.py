@@ -1,32 +1,28 @@
 """What a store says about itself: variables, labels, stages, provenance; and how that changes.
 
-A `Store` is the parsed root zarr.json with the storage it came from. Stages and
-variables are added here, under the structure lock, by replacing the root
-atomically; blocks are committed in `writer` through `commits`.
+A `Store` is the parsed root zarr.json with the storage it came from. Replacing the
+root is in `publishing`; blocks are committed in `writer` through `commits`.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from stratalens.store import commits, labels, metadata
-from stratalens.store.checksum import crc32c
-from stratalens.store.errors import DamagedError, InputError
+from stratalens.store.coordinates import Coordinate
+from stratalens.store.errors import DamagedError, InputError, StratalensError
 from stratalens.store.layout import ArrayLayout, Geometry
 from stratalens.store.metadata import FORMAT_VERSION, Json
 from stratalens.store.places import absent
 from stratalens.store.scaling import overall
 from stratalens.store.schema import Variable
-from stratalens.store.seam import PRIVATE, Storage
-
-HISTORY = f"{PRIVATE}/history.jsonl"
+from stratalens.store.seam import Storage
 
 
 @dataclass(frozen=True)
@@ -107,18 +103,26 @@ class Store:
         """What is committed at this moment."""
         return commits.load(self.storage, [s.name for s in self.stages], len(self.groups), self.geometry.blocks)
 
-    # -- documents ------------------------------------------------------------------
-    def coordinates(self) -> dict[str, tuple[Json, list[bytes]]]:
-        """Metadata and chunk files of the coordinates that are not labels."""
-        found: dict[str, tuple[Json, list[bytes]]] = {}
+    def grown_from(self, old: Store, *, labels_too: bool = False) -> bool:
+        """Whether this is `old`, or that with stages or variables added (or, with `labels_too`, other labels)."""
+        if old.checksum and old.checksum == self.checksum:
+            return True
+        fixed = ["block_size", "entities", "layers", "tokens", "provenance"]
+        fixed += [] if labels_too else ["label_types", "label_digest"]
+        return (
+            all(getattr(old, name) == getattr(self, name) for name in fixed)
+            and self.groups[: len(old.groups)] == old.groups
+            and self.stages[: len(old.stages)] == old.stages
+        )
 
-        def add(name: str, values: Any, chunk: int, **attributes: Any) -> None:
+    # -- documents ------------------------------------------------------------------
+    def coordinates(self) -> dict[str, Coordinate]:
+        """The coordinates that are not labels."""
+        found: dict[str, Coordinate] = {}
+
+        def add(name: str, values: Any, chunk: int = 0, dim: str = "", **attributes: Any) -> None:
             column = labels.normalise(name, values)
-            dtype = labels.data_type(column)
-            found[name] = (
-                metadata.label_metadata(attributes.pop("dim", name), len(column), chunk, dtype, attributes),
-                labels.encode_chunks(column, chunk),
-            )
+            found[name] = Coordinate(dim or name, column, chunk or len(column), attributes)
 
         names = np.array([s.name for s in self.stages], dtype=object)
         orders = np.array([s.order for s in self.stages], dtype=np.int64)
@@ -128,18 +132,18 @@ class Store:
         add("stage_order", orders, 1, dim="stage", long_name="place of the stage in training")
         add("weights_fingerprint", prints, 1, dim="stage", long_name="hash of the weights of the stage")
         if self.layers:
-            add("layer", np.array(self.layers, dtype=np.int64), len(self.layers), long_name="block index")
+            add("layer", np.array(self.layers, dtype=np.int64), long_name="block index")
         tokens = np.array(self.tokens, dtype=np.int64 if isinstance(self.tokens[0], int) else object)
-        add("token", tokens, len(tokens), long_name="recorded position")
+        add("token", tokens, long_name="recorded position")
         for group in self.groups:
             for variable in group:
                 for dim, values in variable.coords.items():
-                    add(dim, np.array(values, dtype=np.int64), len(values))
+                    add(dim, np.array(values, dtype=np.int64))
         return found
 
     def arrays(self) -> dict[str, Json]:
         """zarr.json of every array."""
-        documents = {name: document for name, (document, _) in self.coordinates().items()}
+        documents = {name: coordinate.document() for name, coordinate in self.coordinates().items()}
         for name, dtype in self.label_types.items():
             documents[name] = metadata.label_metadata("entity", self.entities, self.label_chunk, dtype, {})
             if name in self.second_place:
@@ -169,113 +173,75 @@ class Store:
             }
         }
 
-    def publish(self, *, everything: bool = False) -> Store:
-        """Write metadata that is not yet as this object says, the root last; return the store as published."""
-        storage = self.storage
-        wanted: list[tuple[str, bytes]] = []
-        documents = self.arrays()
-        for name, (_, files) in self.coordinates().items():
-            wanted += [(f"{name}/c.{i}", data) for i, data in enumerate(files)]
-        wanted += [(f"{name}/zarr.json", metadata.canonical(document)) for name, document in documents.items()]
-        root = metadata.seal(self.attributes(), documents)
-        storage.make_folders(documents)
-        changed = [(k, (v,)) for k, v in wanted if everything or storage.get(k) != v]
-        if changed:
-            storage.put_many(changed)
-        for key in (metadata.ROOT_COPY, metadata.ROOT):
-            if storage.get(key) != root:
-                storage.put(key, root)
-        return load(storage)
+    def root(self) -> bytes:
+        """The root zarr.json."""
+        return metadata.seal(self.attributes(), self.arrays())
 
 
 def load(storage: Storage, *, copy: bool = False) -> Store:
     """Read the root zarr.json (or the copy of it that the store keeps)."""
     key = metadata.ROOT_COPY if copy else metadata.ROOT
-    where = str(storage.path(key))
     raw = storage.get(key)
     if raw is None:
         raise absent(storage)
-    state = _state(raw, storage)
-    version = str(state.get("format_version", ""))
-    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
-        raise InputError(
-            f"{storage.root} has format version {version!r}; this stratalens reads {FORMAT_VERSION.split('.')[0]}.x. "
-            "Install a newer one: pip install --upgrade stratalens"
-        )
-    state = metadata.unseal(raw, where)["attributes"]["stratalens"]
-    tokens = tuple(state["tokens"])
-    return Store(
-        storage=storage,
-        block_size=state["block_size"],
-        entities=state["entities"],
-        layers=tuple(state["layers"]),
-        tokens=tokens,
-        groups=tuple(tuple(Variable.from_json(v) for v in group) for group in state["groups"]),
-        label_types=dict(state["labels"]),
-        label_digest=state["label_digest"],
-        provenance=dict(state["provenance"]),
-        recorded_with=dict(state["recorded_with"]),
-        stages=tuple(
-            StageEntry(s["name"], s["order"], s["fingerprint"], dict(s["provenance"])) for s in state["stages"]
-        ),
-        measured=state.get("measured", {}),
-        second_place=tuple(state.get("second_place", ())),
-        checksum=state["checksum"],
-    )
+    try:
+        return Store(storage=storage, **_fields(raw, str(storage.path(key)), str(storage.root)))
+    except _NoStateError as problem:
+        kept = storage.get(metadata.ROOT_COPY) is not None
+        raise _stateless(storage, str(problem), kept) from problem.__cause__
 
 
-def _state(raw: bytes, storage: Storage) -> Json:
+class _NoStateError(Exception):
+    """A root zarr.json without our attribute; the text says that it is not JSON, or nothing."""
+
+
+@lru_cache(maxsize=4)
+def _fields(raw: bytes, where: str, root: str) -> dict[str, Any]:
+    """What a root zarr.json says, as fields of a `Store`; remembered, since writers ask again and again."""
     try:
         document = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
-        if storage.get(metadata.ROOT_COPY) is None:
-            raise InputError(f"{storage.root} holds a zarr.json that is not JSON ({error}): it is no store") from None
-        raise DamagedError(
-            f"{storage.path(metadata.ROOT)} was damaged or edited: it is not JSON. `stratalens verify --repair` puts "
-            "back the copy that the store keeps."
-        ) from error
+        raise _NoStateError(f"it is not JSON ({error})") from error
     state = document.get("attributes", {}).get("stratalens") if isinstance(document, dict) else None
     if not isinstance(state, dict):
-        if storage.get(metadata.ROOT_COPY) is not None:
-            raise DamagedError(
-                f"{storage.path(metadata.ROOT)} lost its `stratalens` attribute. `stratalens verify --repair` puts "
-                "back the copy that the store keeps."
-            )
+        raise _NoStateError
+    version = str(state.get("format_version", ""))
+    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
         raise InputError(
-            f"{storage.root} is a zarr hierarchy that stratalens did not write: open it with xarray.open_zarr, or "
-            "choose another path to record to"
+            f"{root} has format version {version!r}; this stratalens reads {FORMAT_VERSION.split('.')[0]}.x. "
+            "Install a newer one: pip install --upgrade stratalens"
         )
-    return state
+    state = metadata.unseal(raw, where)["attributes"]["stratalens"]
+    return {
+        "block_size": state["block_size"],
+        "entities": state["entities"],
+        "layers": tuple(state["layers"]),
+        "tokens": tuple(state["tokens"]),
+        "groups": tuple(tuple(Variable.from_json(v) for v in group) for group in state["groups"]),
+        "label_types": dict(state["labels"]),
+        "label_digest": state["label_digest"],
+        "provenance": dict(state["provenance"]),
+        "recorded_with": dict(state["recorded_with"]),
+        "stages": tuple(
+            StageEntry(s["name"], s["order"], s["fingerprint"], dict(s["provenance"])) for s in state["stages"]
+        ),
+        "measured": state.get("measured", {}),
+        "second_place": tuple(state.get("second_place", ())),
+        "checksum": state["checksum"],
+    }
 
 
-def add_stage(store: Store, entry: StageEntry) -> Store:
-    """The store with one more stage, published."""
-    return replace(store, stages=(*store.stages, entry)).publish()
-
-
-def add_group(store: Store, variables: Sequence[Variable]) -> Store:
-    """The store with one more group of variables, published; what is there is left as it is."""
-    return replace(store, groups=(*store.groups, tuple(variables))).publish()
-
-
-def log(storage: Storage, event: str, **details: Any) -> None:
-    """Append one line to the history: the only place that holds times."""
-    body = json.dumps({"time": time.time(), "event": event, **details}, sort_keys=True, ensure_ascii=False)
-    line = f"{body} {crc32c(body.encode()):08x}\n".encode()
-    storage.append(HISTORY, line)
-
-
-def good_line(line: bytes) -> bool:
-    """Whether a line of the history is as it was written."""
-    body, space, tail = line.rpartition(b" ")
-    return bool(space) and tail == b"%08x\n" % crc32c(body)
-
-
-def mend_history(storage: Storage) -> bool:
-    """Drop lines of the history that are torn or damaged; whether there were any."""
-    lines = (storage.get(HISTORY) or b"").splitlines(keepends=True)
-    good = [line for line in lines if good_line(line)]
-    if len(good) == len(lines):
-        return False
-    storage.put(HISTORY, b"".join(good))
-    return True
+def _stateless(storage: Storage, problem: str, kept: bool) -> StratalensError:
+    """The error for a root zarr.json that says nothing of a store; `kept` is whether there is a copy of it."""
+    if kept:
+        said = f"was damaged or edited: {problem.split(' (')[0]}" if problem else "lost its `stratalens` attribute"
+        return DamagedError(
+            f"{storage.path(metadata.ROOT)} {said}. `stratalens verify --repair` puts back the copy that the store "
+            "keeps."
+        )
+    if problem:
+        return InputError(f"{storage.root} holds a zarr.json, but {problem}: it is no store")
+    return InputError(
+        f"{storage.root} is a zarr hierarchy that stratalens did not write: open it with xarray.open_zarr, or choose "
+        "another path to record to"
+    )

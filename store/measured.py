@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stratalens.store.manifest import Store
+from stratalens.store.publishing import publish
 from stratalens.store.slabs import SlabReader
 
 Entry = tuple[float, float, int]
@@ -35,7 +36,7 @@ def record_errors(store: Store) -> Store:
         ]
     wanted = {name: stages for name, stages in wanted.items() if any(stages)}
     same = wanted == {name: list(stages) for name, stages in store.measured.items() if any(stages)}
-    return store if same else replace(store, measured=wanted).publish()
+    return store if same else publish(replace(store, measured=wanted), first=len(store.stages))
 
 
 def _measure(store: Store, name: str, stage: int) -> Entry:

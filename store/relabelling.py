@@ -21,8 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 from stratalens.store import labels
 from stratalens.store.create import RESERVED, checked_columns, refuse_twins
 from stratalens.store.errors import InputError, MismatchError, near
+from stratalens.store.history import log
 from stratalens.store.label_files import RUN, differing, other_prompts, read_labels, write_labels
-from stratalens.store.manifest import Store, load, log
+from stratalens.store.manifest import Store, load
+from stratalens.store.publishing import publish
 from stratalens.store.seam import PRIVATE
 from stratalens.store.writer import ActivationWriter
 
@@ -89,7 +91,7 @@ def relabel(
                 second_place=tuple(sorted(moved & set(merged))),
             )
             write_labels(fresh, {name: merged[name] for name in changed})
-            fresh.publish()
+            publish(fresh, first=len(fresh.stages))
             log(storage, "labels changed", columns=sorted(changed), dropped=sorted(drop))
     return {**changed, **dict.fromkeys(drop, current.entities)}
 

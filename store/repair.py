@@ -9,13 +9,15 @@ it reads as missing and a resume records it again.
 from __future__ import annotations
 
 from stratalens.store import commits, metadata
-from stratalens.store.errors import DamagedError, InputError
+from stratalens.store.history import mend_history
 from stratalens.store.locks import busy
-from stratalens.store.manifest import Store, load, mend_history
+from stratalens.store.manifest import Store, load
 from stratalens.store.measured import record_errors
+from stratalens.store.publishing import publish
 from stratalens.store.schema import recorded_variable
 from stratalens.store.seam import TEMPORARY, Storage
 from stratalens.store.verify import VerifyReport, check_file
+from stratalens.store.verify_metadata import read_roots
 
 
 def mend(storage: Storage, report: VerifyReport) -> list[str]:
@@ -28,8 +30,8 @@ def mend(storage: Storage, report: VerifyReport) -> list[str]:
         done: list[str] = []
         store = _mend_root(storage, done)
         kinds = {d.kind for d in report.damaged}
-        if kinds & {"metadata", "coordinate"}:
-            store = store.publish()
+        if kinds & {"metadata", "coordinate"} or report.unfinished:
+            store = publish(store)
             done.append("metadata and coordinates were written anew from the root metadata")
         if mend_history(storage):
             done.append("damaged lines of the history were dropped")
@@ -42,12 +44,16 @@ def mend(storage: Storage, report: VerifyReport) -> list[str]:
 
 
 def _mend_root(storage: Storage, done: list[str]) -> Store:
-    try:
-        return load(storage)
-    except (DamagedError, InputError):
-        store = load(storage, copy=True)
-    storage.put(metadata.ROOT, storage.get(metadata.ROOT_COPY) or b"")
-    done.append("the root metadata was put back from its copy")
+    """The root, from its copy where it is damaged, or older than what was committed since."""
+    roots, damaged = read_roots(storage)
+    if roots is None:
+        return load(storage)  # neither can be read, and this says why
+    store, lost = roots.store, any(d.path == str(storage.path(metadata.ROOT)) for d in damaged)
+    if roots.ahead is not None and any(roots.is_behind(name) for name in storage.list(commits.FOLDER)):
+        store, lost = roots.ahead, True
+    if lost:
+        storage.put(metadata.ROOT, storage.get(metadata.ROOT_COPY) or b"")
+        done.append("the root metadata was put back from its copy")
     return store
 
 

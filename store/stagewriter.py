@@ -18,7 +18,8 @@ import numpy as np
 from stratalens.store import commits
 from stratalens.store.buffers import Block, BlockBuffer, Memory
 from stratalens.store.errors import InputError
-from stratalens.store.manifest import StageEntry, Store, load, log
+from stratalens.store.history import log
+from stratalens.store.manifest import StageEntry, Store, load
 from stratalens.store.measured import record_errors
 from stratalens.store.seam import Pending, Storage
 
@@ -37,7 +38,8 @@ class StageWriter:
         self._present = self._committed()
 
     def _committed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        return self._store.commits().present[:, self.index]
+        store = self._store
+        return commits.present_at(store.storage, self.index, self.name, len(store.groups), store.geometry.blocks)
 
     @property
     def complete(self) -> bool:
@@ -120,10 +122,8 @@ class StageWriter:
         background.check()
         with self._store.storage.structure_lock():
             present = self._committed()
-            names = set(self._store.storage.list(commits.FOLDER))
             for group in range(len(self._store.groups)):
-                if present[group].all() and any(n.startswith(f"{self.index:04d}.{group}.") for n in names):
-                    compact(self._store, self.index, group)
+                if present[group].all() and compact(self._store, self.index, group):
                     log(self._store.storage, "stage complete", stage=self.name, group=group)
             record_errors(load(self._store.storage))
 
@@ -173,16 +173,20 @@ class StageBuffer(BlockBuffer):
             self.owner.release(self.block, memory)
 
 
-def compact(store: Store, stage: int, group: int) -> None:
-    """Pack the commit records of a stage into one, if all its blocks are there; under the structure lock."""
+def compact(store: Store, stage: int, group: int) -> bool:
+    """Pack the commit records of a stage into one, if all its blocks are there; under the structure lock.
+
+    Returns whether there was anything to pack.
+    """
     storage, blocks = store.storage, store.geometry.blocks
-    prefix = f"{stage:04d}.{group}"
-    singles = [n for n in storage.list(commits.FOLDER) if n.startswith(prefix + ".")]
+    listed = commits.block_records(storage)
+    singles = listed.get(f"{stage:04d}.{group}", [])
     if not singles:
-        return
-    digests = commits.read_stage(storage, stage, group, blocks)
+        return False
+    digests = commits.read_stage(storage, stage, group, blocks, singles=listed)
     names = [v.name for v in store.groups[group]]
     if all(len(digests.get(name, {})) == blocks for name in names):
         record = commits.stage_record(stage, store.stages[stage].name, group, digests, blocks)
         storage.put(commits.stage_key(stage, group), record)
         storage.delete(f"{commits.FOLDER}/{n}" for n in singles)
+    return True

@@ -35,6 +35,8 @@ class VerifyReport:
         Everything that is, one entry for each inner chunk, index, record or document.
     missing
         What was never recorded, by stage and entity rows.
+    unfinished
+        Changes of stages, variables or labels that were interrupted, or are going on: no damage.
     repaired
         What `repair` did, in words.
     nbytes, files, blocks
@@ -43,6 +45,7 @@ class VerifyReport:
 
     damaged: list[Damage] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     nbytes: int = 0
     files: int = 0
@@ -59,6 +62,7 @@ class VerifyReport:
             "ok": self.ok,
             "damaged": [{**vars(d), "text": str(d)} for d in self.damaged],
             "missing": self.missing,
+            "unfinished": self.unfinished,
             "repaired": self.repaired,
             "bytes": self.nbytes,
             "files": self.files,

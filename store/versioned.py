@@ -157,10 +157,9 @@ def _commit(repo: Any, part: Store, index: int) -> None:
     for name, document in documents.items():
         document["chunk_key_encoding"] = {"name": "default", "configuration": {"separator": "/"}}  # icechunk's own
         _put(target, f"{name}/zarr.json", metadata.canonical(document))
-    for name, (_, files) in part.coordinates().items():
-        for number, data in enumerate(files):
-            if position == 0 or number == position:
-                _put(target, f"{name}/c/{number}", data)
+    for name, coordinate in part.coordinates().items():
+        for number, data in coordinate.files(position):  # of all others, the first stage brought everything
+            _put(target, f"{name}/c/{number}", data)
     if position == 0:
         for name in part.label_types:
             for number in range(-(-part.entities // part.label_chunk)):

@@ -10,7 +10,6 @@ then is missing.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 from stratalens.store import metadata
@@ -50,8 +49,8 @@ class Watch:
                 f"the store at {storage.root} was moved or removed since it was opened: open it where it is now"
             )
         current = load(storage)
-        if not _grown_from(self._store, current):
-            if _grown_from(_with_labels_of(self._store, current), current):
+        if not current.grown_from(self._store):
+            if current.grown_from(self._store, labels_too=True):
                 raise MismatchError(f"the labels of {storage.root} were changed since it was opened: open it again")
             raise MismatchError(
                 f"another store was made at {storage.root} since it was opened: open it again; what was read before "
@@ -64,19 +63,3 @@ class Watch:
         storage = self._store.storage
         store = load(storage)
         return bool(store.commits().present[store.group_of[variable]][stage, block])
-
-
-def _grown_from(old: Store, new: Store) -> bool:
-    """Whether `new` is `old`, or that with stages or variables added."""
-    if old.checksum == new.checksum:
-        return True
-    fixed = ("block_size", "entities", "layers", "tokens", "label_types", "label_digest", "provenance")
-    return (
-        all(getattr(old, name) == getattr(new, name) for name in fixed)
-        and new.groups[: len(old.groups)] == old.groups
-        and new.stages[: len(old.stages)] == old.stages
-    )
-
-
-def _with_labels_of(old: Store, new: Store) -> Store:
-    return replace(old, label_types=new.label_types, label_digest=new.label_digest, checksum="")

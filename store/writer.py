@@ -14,11 +14,13 @@ from stratalens.store import commits, metadata
 from stratalens.store.background import Background
 from stratalens.store.buffers import Allocate, Block, Memory
 from stratalens.store.errors import InputError, StoreBusyError
+from stratalens.store.history import log, mend_history
 from stratalens.store.locks import busy
-from stratalens.store.manifest import StageEntry, Store, add_stage, load, log, mend_history
+from stratalens.store.manifest import StageEntry, Store, load
 from stratalens.store.measured import record_errors
 from stratalens.store.places import storage_at
 from stratalens.store.provenance import check_stage
+from stratalens.store.publishing import add_stage, publish
 from stratalens.store.seam import PRIVATE, Lock
 from stratalens.store.stagewriter import StageWriter, compact
 
@@ -102,16 +104,15 @@ class ActivationWriter:
             if not known and storage.is_folder(name) and storage.list(name) == ["zarr.json"]:
                 storage.delete([f"{name}/zarr.json"])
                 storage.remove_folder(name)
-        store.publish()
+        publish(store, first=stages)
         self._finish_compactions(store)
         record_errors(store)
 
     def _finish_compactions(self, store: Store) -> None:
-        names = set(self._storage.list(commits.FOLDER))
-        for stage in range(len(store.stages)):
-            for group in range(len(store.groups)):
-                if f"{stage:04d}.{group}" in names or any(n.startswith(f"{stage:04d}.{group}.") for n in names):
-                    compact(store, stage, group)
+        for name in commits.block_records(self._storage):
+            stage, group = map(int, name.split("."))
+            if stage < len(store.stages) and group < len(store.groups):
+                compact(store, stage, group)
 
     @property
     def block_size(self) -> int:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import xarray as xr
 
-from stratalens.store import open_store, relabel, verify_store
+from stratalens.store import open_store, verify_store
 from stratalens.store.errors import NoSpaceError, StratalensError
 from stratalens.store.manifest import load
 from stratalens.store.storage import LocalStorage
 from stratalens.store.writer import ActivationWriter
 from support import streamer
+from support.dying import Counting, Dying, forked
 from support.streamer import committed_files, content, never_shows_what_was_not_written, stream
 
 TESTS = Path(__file__).parents[1]
@@ -45,74 +45,6 @@ def whole(module_path: Path) -> dict[str, bytes]:
     return content(module_path / "whole.zarr")
 
 
-class Dying(LocalStorage):
-    """Kills its process at the n-th change of the disk, before or in the middle of it."""
-
-    def __init__(self, root: Any, moment: int, half: bool) -> None:
-        super().__init__(root)
-        self.left, self.half, self.gate = moment, half, threading.Lock()
-
-    def tick(self) -> None:
-        with self.gate:
-            self.left -= 1
-            if self.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def _write(self, descriptor: int, data: memoryview) -> int:
-        if self.half and self.left == 1 and data.nbytes > 1:
-            os.write(descriptor, data[: data.nbytes // 2])
-        self.tick()
-        return super()._write(descriptor, data)
-
-    def _open(self, path: Path) -> int:
-        self.tick()
-        return super()._open(path)
-
-    def _fsync(self, descriptor: int, path: Path) -> None:
-        self.tick()
-        super()._fsync(descriptor, path)
-
-    def _rename(self, source: Path, target: Path) -> None:
-        self.tick()
-        super()._rename(source, target)
-
-    def _fsync_folder(self, path: Path) -> None:
-        self.tick()
-        super()._fsync_folder(path)
-
-    def _mkdir(self, path: Path) -> None:
-        self.tick()
-        super()._mkdir(path)
-
-    def _unlink(self, path: Path) -> None:
-        self.tick()
-        super()._unlink(path)
-
-
-class Counting(Dying):
-    """Counts the changes of the disk."""
-
-    def __init__(self, root: Any) -> None:
-        super().__init__(root, 0, False)
-
-    def tick(self) -> None:
-        with self.gate:
-            self.left += 1
-
-
-def killed_at(path: Path, moment: int, half: bool) -> bool:
-    """Run the writer in a forked process that kills itself at that moment; whether it did."""
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            stream(path, Dying(path, moment, half))
-            os._exit(0)
-        os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL), "the writer failed instead of being killed"
-    return status != 0
-
-
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_killed_at_any_change_of_the_disk(tmp_path: Path, whole: dict[str, bytes]) -> None:
     counting = Counting(tmp_path / "count.zarr")
@@ -123,11 +55,12 @@ def test_killed_at_any_change_of_the_disk(tmp_path: Path, whole: dict[str, bytes
     held: dict[str, tuple[int, int]] = {}
     while killed < KILLS:
         # Mostly from nothing to the end in steps, each kill somewhere in what is left.
-        if killed_at(path, generator.randint(1, counting.left), generator.random() < 0.5):
+        dying = Dying(path, generator.randint(1, counting.left), generator.random() < 0.5)
+        if forked(partial(stream, path, dying)):
             killed += 1
             if (path / "zarr.json").exists():
                 never_shows_what_was_not_written(path)
-                assert verify_store(path).ok or (path / ".stratalens").exists()
+                assert verify_store(path).ok
                 xr.open_zarr(path).close()
         now = committed_files(path)
         assert held.items() <= now.items(), "a block was lost, or recorded twice"
@@ -275,60 +208,3 @@ def test_an_error_in_the_background_surfaces_and_stays(tmp_path: Path) -> None:
     with pytest.raises(StratalensError, match=r"writing to .* failed"):
         writer.close()
     assert not open_store(path).recorded.values.any()
-
-
-def table(path: Path) -> dict[str, list[Any]]:
-    """Label columns as our reader sees them, and a plain one."""
-    ours, plain = open_store(path), xr.open_zarr(path)
-    names = [str(name) for name in ours.coords if ours[name].dims == ("entity",)]
-    assert {n: plain[n].values.tolist() for n in names} == {n: ours[n].values.tolist() for n in names}
-    return {n: ours[n].values.tolist() for n in names}
-
-
-def change(store: Any) -> None:
-    """Two columns changed, one added, one dropped, all at once."""
-    rows = range(streamer.ENTITIES)
-    ids = [f"r{i:06d}" for i in rows]
-    labels = {"trained_stage": [f"new {i}" for i in rows], "entity_id": [f"n{i}" for i in rows], "score": list(rows)}
-    relabel(store, {"entity": ids, **labels}, drop=["template"])
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("times", [0, 1])
-def test_labels_killed_at_every_change_of_the_disk(tmp_path: Path, times: int) -> None:
-    """Old labels or new ones, never some of both, whichever of the two places holds the old ones."""
-    clean = tmp_path / "clean.zarr"
-    stream(clean, stages=streamer.STAGES[:1])
-    for number in range(times):
-        relabel(
-            clean, {"entity": [f"r{i:06d}" for i in range(22)], "trained_stage": [f"{number} {i}" for i in range(22)]}
-        )
-    shutil.copytree(clean, tmp_path / "count.zarr")
-    counting = Counting(tmp_path / "count.zarr")
-    change(load(counting))
-    old, new = table(clean), table(tmp_path / "count.zarr")
-    assert old["trained_stage"] != new["trained_stage"]
-    seen = []
-    for moment in range(1, counting.left + 1):
-        path = tmp_path / "run.zarr"
-        shutil.copytree(clean, path)
-        child = os.fork()
-        if child == 0:
-            with contextlib.suppress(BaseException):
-                change(load(Dying(path, moment, half=moment % 2 == 0)))
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        held = table(path)
-        assert held in (old, new)
-        seen.append(held == new)
-        with ActivationWriter(path):  # the next writer puts right what is left
-            pass
-        assert verify_store(path).ok
-        assert table(path) == held
-        if held == old:
-            change(path)
-        assert table(path) == new
-        assert verify_store(path).ok
-        shutil.rmtree(path)
-    assert seen == sorted(seen)  # from one moment on they are the new ones
-    assert set(seen) == {False, True}

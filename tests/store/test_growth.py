@@ -6,18 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stratalens.store import commits, info
+from stratalens.store import ActivationWriter, commits, info
 from stratalens.store.create import create
 from stratalens.store.errors import InputError
 from stratalens.store.layout import choose_geometry, forecast
-from stratalens.store.manifest import StageEntry, add_stage
+from stratalens.store.manifest import StageEntry, load
+from stratalens.store.publishing import add_stage
 from stratalens.store.schema import output_variables, site_variable, statistic_variables
-from support.stores import make_labels, make_store
+from stratalens.store.seam import Buffer
+from stratalens.store.storage import LocalStorage
+from support.stores import fill_randomly, make_labels, make_store
 
 SITE = site_variable("resid_post", ["d_model"], [8192], "bfloat16", "blocks.{layer}.hook_out")
 VARIABLES = [SITE, *statistic_variables(SITE), *output_variables()]
@@ -56,6 +61,71 @@ def test_a_store_of_20_stages_80_layers_and_a_million_entities_opens_at_once(tmp
     # Processor seconds and megabytes, not wall clock: other work on the machine does not count.
     assert found["seconds"] < 1
     assert found["mb"] < 300
+
+
+class Noted(LocalStorage):
+    """Notes what is read, listed and written, with its bytes."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.noted: list[tuple[str, str, int]] = []
+
+    def get(self, key: str) -> bytes | None:
+        raw = super().get(key)
+        self.noted.append(("get", key, len(raw or b"")))
+        return raw
+
+    def list(self, folder: str) -> list[str]:
+        names = super().list(folder)
+        self.noted.append(("list", folder, len(names)))
+        return names
+
+    def put_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> None:
+        known = [(key, tuple(pieces)) for key, pieces in objects]
+        self.noted += [("put", key, sum(memoryview(p).nbytes for p in pieces)) for key, pieces in known]
+        super().put_many(known)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        known = list(keys)
+        self.noted += [("delete", key, 0) for key in known]
+        super().delete(known)
+
+
+ROOTS = ("zarr.json", ".stratalens/root.json")
+
+
+def test_a_stage_costs_the_same_however_many_there_are(tmp_path: Path) -> None:
+    """Files read and written for one more stage, and their bytes; of the root, which names all stages, its growth."""
+    storage = Noted(tmp_path / "run.zarr")
+    make_store(storage.root, ["s00"], entities=9, block_size=4)
+    operations, others, roots = [], [], []
+    with ActivationWriter(load(storage)) as writer:
+        for number in range(1, 60):
+            storage.noted.clear()
+            with writer.stage(f"s{number:02d}", order=number, fingerprint=f"sha256:{number:02d}") as stage:
+                for block in stage.pending():
+                    stage.submit(fill_randomly(stage.buffer(block), writer.store, number))
+            noted = storage.noted
+            operations.append(Counter(kind for kind, _, _ in noted))
+            others.append(sum(n for kind, key, n in noted if kind in ("get", "put") and key not in ROOTS))
+            roots.append(sum(n for kind, key, n in noted if kind in ("get", "put") and key in ROOTS))
+    assert operations[20] == operations[-1] != Counter()
+    assert others[20] == others[-1]
+    # A few looks at the root: each grows by one entry of a stage.
+    entry = len(json.dumps(StageEntry("s00", 10, "sha256:00").to_json()))
+    assert roots[-1] - roots[20] < (len(roots) - 21) * 12 * entry
+
+
+def test_opening_reads_each_record_once(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "run.zarr", 5, entities=9, block_size=4)
+    storage = Noted(path)
+    store = load(storage)
+    storage.noted.clear()
+    store.commits()
+    assert sorted(storage.noted) == sorted(
+        [("list", commits.FOLDER, 5)]
+        + [("get", f"{commits.FOLDER}/{s:04d}.0", storage.size(f"{commits.FOLDER}/{s:04d}.0")) for s in range(5)]
+    )
 
 
 def test_the_forecast_is_what_is_written(tmp_path: Path) -> None:

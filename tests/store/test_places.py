@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from stratalens.store import create, manifest, open_store, relabel, verify_store, watch
+from stratalens.store import create, history, open_store, relabel, verify_store, watch
 from stratalens.store.errors import DamagedError, InputError, MismatchError, StratalensError
 from stratalens.store.writer import ActivationWriter
 from support import streamer
@@ -168,7 +168,7 @@ def test_a_clock_that_goes_backwards(path: Path, tmp_path: Path, monkeypatch: py
     other = tmp_path / "other.zarr"
     stream(other, stages=streamer.STAGES[:1])
     real = time.time
-    monkeypatch.setattr(manifest.time, "time", lambda: real() - 1e9)
+    monkeypatch.setattr(history.time, "time", lambda: real() - 1e9)
     stream(other)
     assert content(other) == content(path)
     assert verify_store(other).ok
