@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from stratalens.store.rows import Selection
+from stratalens.store.rows import Selection, as_slice
 from stratalens.store.scaling import restore
 from stratalens.store.schema import AXES
 from stratalens.store.slabs import SlabReader
@@ -91,12 +91,6 @@ class LazyArray(BackendArray):
         return tuple((size,) for size in self.shape)
 
 
-def as_slice(index: NDArray[np.intp]) -> Selection:
-    """The same as a slice where the indices follow each other."""
-    dense = index.size > 0 and bool((np.diff(index) == 1).all())
-    return slice(int(index[0]), int(index[-1]) + 1) if dense else index
-
-
 def cut(size: int, step: int) -> tuple[int, ...]:
     """Sizes of parts of `step`, the last one perhaps shorter.
 
@@ -107,11 +101,12 @@ def cut(size: int, step: int) -> tuple[int, ...]:
     return (step,) * whole + ((rest,) if rest or not whole else ())
 
 
-def positions(selection: Selection, size: int) -> list[int]:
+def positions(selection: Selection, size: int) -> Sequence[int]:
     """Indices that a selection stands for."""
     if isinstance(selection, slice):
-        return list(range(*selection.indices(size)))
-    return [int(i) for i in selection]
+        return range(*selection.indices(size))
+    indices: list[int] = selection.tolist()
+    return indices
 
 
 class VariableArray(LazyArray):
@@ -180,11 +175,11 @@ class VariableArray(LazyArray):
             cut(size, steps.get(dim, size)) for dim, size in zip(layout.variable.dims, self.shape, strict=True)
         )
 
-    def _places(self, selections: Sequence[Selection]) -> tuple[list[int], list[int], Selection, list[int]]:
-        variable = self.reader.layout.variable
-        by_dim = dict(zip(variable.dims, selections, strict=True))
-        layers = positions(by_dim["layer"], self.reader.layout.layers) if variable.has("layer") else [0]
-        tokens = positions(by_dim["token"], self.reader.layout.tokens) if variable.has("token") else [0]
+    def _places(self, selections: Sequence[Selection]) -> tuple[list[int], Sequence[int], Selection, Sequence[int]]:
+        layout = self.reader.layout
+        by_dim = dict(zip(layout.variable.dims, selections, strict=True))
+        layers = positions(by_dim["layer"], layout.layers) if "layer" in by_dim else (0,)
+        tokens = positions(by_dim["token"], layout.tokens) if "token" in by_dim else (0,)
         stages = [self.stages[i] for i in positions(by_dim["stage"], len(self.stages))]
         return stages, layers, by_dim["entity"], tokens
 

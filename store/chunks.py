@@ -100,8 +100,9 @@ class ChunkFile:
     ) -> None:
         """Put rows of the file at `out[:, target]` [shape: (layer, row, token, *features)]; `valid` rows are real."""
         layout = self.layout
-        simple = layout.inner_layers == 1 and layout.token_chunks == 1 and list(tokens) == list(range(layout.tokens))
-        if simple and isinstance(rows, slice) and isinstance(target, slice) and (rows.start, rows.stop) == (0, valid):
+        every_row = isinstance(rows, slice) and isinstance(target, slice) and (rows.start, rows.stop) == (0, valid)
+        simple = every_row and layout.inner_layers == 1 and layout.token_chunks == 1
+        if simple and list(tokens) == list(range(layout.tokens)):
             self._whole(layers, out[:, target], valid)
             return
         few = None
@@ -216,24 +217,20 @@ class ChunkFile:
         chunks = sorted({t // run for t in tokens})
         nbytes = len(chunks) * rows.count * width
         step = max(1, PIECE // nbytes)
+        # From one layer to the next, in the file.
+        apart = layout.token_chunks * layout.inner_stride if layout.sharded else layout.block_size * width
+        inside = [(low * width, (high - low) * width) for low, high in rows.spans]
         for first in range(0, len(layers), step):
             chosen = layers[first : first + step]
             memory = scratch(nbytes * len(chosen))
-            starts = [self._start(layer, chunk) for layer in chosen for chunk in chunks]
-            spans = [(at + low * width, (high - low) * width) for at in starts for low, high in rows.spans]
+            starts = [layer * apart + chunk * layout.inner_stride for layer in chosen for chunk in chunks]
+            spans = [(start + low, size) for start in starts for low, size in inside]
             if not self.handle.read_pieces(memory, spans):
                 raise Fault(None, TOO_SHORT)
             shape = (len(chosen), len(chunks), rows.count, run, *layout.variable.shape)
             values = memory.view(layout.variable.storage_dtype).reshape(shape)
             for position, chunk in enumerate(chunks):
                 self._put(values[:, position, rows.picks], chunk, tokens, out[first : first + step], target)
-
-    def _start(self, layer: int, chunk: int) -> int:
-        """Where the rows of a layer (and of a run of tokens) begin in the file."""
-        layout = self.layout
-        if layout.sharded:
-            return (layer * layout.token_chunks + chunk) * layout.inner_stride
-        return layer * layout.block_size * layout.row_nbytes
 
     def _some(
         self, layers: Sequence[int], rows: Selection, tokens: Sequence[int], out: NDArray[Any], target: Selection

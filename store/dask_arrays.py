@@ -51,6 +51,13 @@ class StoredArray(_Array):  # type: ignore[misc]
             return super().__getitem__(index)
         return stored(selected, self.variable)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None, **rest: Any) -> Any:
+        """Few values are read right here: a scheduler would take many times as long as the reading."""
+        if rest or copy is False or self.selected.nbytes > FEW_BYTES or _may_be_kept():
+            return super().__array__(dtype=dtype, copy=copy, **rest)
+        values = self.selected.select([slice(0, size) for size in self.selected.shape])
+        return values if dtype is None else values.astype(dtype, copy=False)
+
     def __reduce__(self) -> Any:
         return stored, (self.selected, self.variable)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,22 @@ def unreadable(path: str | Path, error: OSError) -> StratalensError:
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux: says that a read would wait for the disk instead of waiting
 
 
+@dataclass
+class NoWait:
+    """Whether a file system can say that a read would wait (tmpfs, for one, cannot); asked once."""
+
+    supported: bool = _NOWAIT != 0
+
+
 class ReadHandle:
     """Positioned reads straight into memory; a context manager."""
 
     gap = 1 << 12
 
-    def __init__(self, descriptor: int, path: str) -> None:
+    def __init__(self, descriptor: int, path: str, nowait: NoWait) -> None:
         self._descriptor = descriptor
         self._path = path
+        self._nowait = nowait
 
     def __enter__(self) -> ReadHandle:
         return self
@@ -77,25 +86,33 @@ class ReadHandle:
         What is not in the page cache is asked for all at once, and without what lies
         around it, so that the disk does not answer one piece after the other.
         """
-        view, descriptor, flags, at = memory.data, self._descriptor, _NOWAIT, 0
+        view, descriptor, preadv, at = memory.data, self._descriptor, os.preadv, 0
         try:
-            for number, (offset, nbytes) in enumerate(pieces):
+            ask = self._nowait.supported
+            for offset, nbytes in pieces:
                 part = (view[at : at + nbytes],)
-                try:
-                    got = os.preadv(descriptor, part, offset, flags)
-                except OSError as error:
-                    if not flags or error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
-                        raise
-                    if error.errno == errno.EAGAIN:
-                        self._announce(pieces[number:])
-                    got = os.preadv(descriptor, part, offset)
-                flags = 0
+                got = self._read_asking(part, pieces) if ask else preadv(descriptor, part, offset)
+                ask = False
                 if got < nbytes and not self.read_into((memory[at + got : at + nbytes],), offset + got):
                     return False
                 at += nbytes
         except OSError as error:
             raise unreadable(self._path, error) from error
         return True
+
+    def _read_asking(self, part: tuple[memoryview], pieces: Sequence[Piece]) -> int:
+        """Read the first piece; where that means waiting for the disk, announce all of them before."""
+        offset = pieces[0][0]
+        try:
+            return os.preadv(self._descriptor, part, offset, _NOWAIT)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self._nowait.supported = False
+            elif error.errno == errno.EAGAIN:
+                self._announce(pieces)
+            else:
+                raise
+        return os.preadv(self._descriptor, part, offset)
 
     def _announce(self, pieces: Sequence[Piece]) -> None:
         if hasattr(os, "posix_fadvise"):

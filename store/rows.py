@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ class FewRows:
     spans: list[tuple[int, int]]
     picks: Selection
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Rows that are read."""
         return sum(stop - start for start, stop in self.spans)
@@ -30,6 +31,8 @@ def few_rows(rows: Selection, block_size: int, gap: int) -> FewRows | None:
 
     >>> few_rows(np.array([9, 2, 3, 9]), 64, gap=1)
     FewRows(spans=[(2, 4), (9, 10)], picks=array([2, 0, 1, 2]))
+    >>> few_rows(np.array([2, 9]), 64, gap=1)
+    FewRows(spans=[(2, 3), (9, 10)], picks=slice(0, 2, None))
     >>> few_rows(slice(0, 60), 64, gap=1) is None
     True
     """
@@ -42,5 +45,11 @@ def few_rows(rows: Selection, block_size: int, gap: int) -> FewRows | None:
     spans = [(int(group[0]), int(group[-1]) + 1) for group in groups]
     starts = np.cumsum([0, *(stop - start for start, stop in spans[:-1])])
     found = np.concatenate([group - group[0] + start for group, start in zip(groups, starts, strict=True)])
-    few = FewRows(spans, found[places])
+    few = FewRows(spans, as_slice(found[places]))
     return few if few.count <= half else None
+
+
+def as_slice(index: NDArray[np.intp]) -> Selection:
+    """The same as a slice where the indices follow each other."""
+    dense = index.size > 0 and bool((np.diff(index) == 1).all())
+    return slice(int(index[0]), int(index[-1]) + 1) if dense else index

@@ -15,8 +15,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from xarray.core import indexing
 
-from stratalens.store.arrays import LazyArray, VariableArray, as_slice, cut
-from stratalens.store.rows import Selection
+from stratalens.store.arrays import LazyArray, VariableArray, cut
+from stratalens.store.rows import Selection, as_slice
 
 
 class Selected(LazyArray):

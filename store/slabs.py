@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stratalens.store.chunks import ChunkFile, Fault
 from stratalens.store.errors import DamagedError, NotRecordedError, StratalensError
 from stratalens.store.layout import ArrayLayout
-from stratalens.store.rows import Selection
+from stratalens.store.rows import Selection, as_slice
 from stratalens.store.seam import Storage
 from stratalens.store.threads import cores, run_tasks
 from stratalens.store.watch import Watch
@@ -120,8 +120,9 @@ class SlabReader:
         """Bytes of inner chunks that have to be read whole before a row of them can be trusted."""
         if not self.verify or not self.layout.sharded:
             return 0
-        unseen = [1 for s in stages for b, _, _ in parts if not self._checked.get((s, b), set()).issuperset(layers)]
-        return len(unseen) * len(layers) * self.layout.inner_nbytes
+        found = [self._checked.get((stage, block)) for stage in stages for block, _, _ in parts]
+        unseen = sum(1 for checked in found if checked is None or not checked.issuperset(layers))
+        return unseen * len(layers) * self.layout.inner_nbytes
 
     def _parts(self, entities: Selection) -> list[tuple[int, Selection, Selection]]:
         """(block, rows in the block, rows in the result) of a selection."""
@@ -136,7 +137,7 @@ class SlabReader:
         order = np.argsort(entities // size, kind="stable")
         blocks, firsts = np.unique(entities[order] // size, return_index=True)
         pieces = np.split(order, firsts[1:])
-        return [(int(b), entities[p] - int(b) * size, p) for b, p in zip(blocks, pieces, strict=True)]
+        return [(int(b), entities[p] - int(b) * size, as_slice(p)) for b, p in zip(blocks, pieces, strict=True)]
 
     def _block(
         self,

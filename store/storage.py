@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from stratalens.store.errors import InputError, NoSpaceError, StratalensError
-from stratalens.store.handles import ReadHandle, unreadable
+from stratalens.store.handles import NoWait, ReadHandle, unreadable
 from stratalens.store.locks import FileLock, waiting
 from stratalens.store.pending import WrittenFiles, fsync_folders
 from stratalens.store.seam import PRIVATE, TEMPORARY, Buffer, Kind
@@ -41,6 +41,7 @@ class LocalStorage:
         self._root = str(self.root)  # joining Paths takes longer than opening a file
         self._token = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._counter = itertools.count()
+        self._nowait = NoWait()
 
     def __repr__(self) -> str:
         return f"LocalStorage({str(self.root)!r})"
@@ -247,7 +248,7 @@ class LocalStorage:
         """Handle for positioned reads, or None where there is no object."""
         path = f"{self._root}/{key}"
         try:
-            return ReadHandle(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+            return ReadHandle(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path, self._nowait)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

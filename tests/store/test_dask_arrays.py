@@ -73,6 +73,23 @@ def test_few_rows_are_one_task(path: Path, values: np.ndarray, monkeypatch: pyte
     np.testing.assert_array_equal(site.isel(entity=[9, 3]), values[:, :, [9, 3]])  # out of order: dask's own
 
 
+def test_few_values_ask_no_scheduler(path: Path, values: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_arrays, "_may_be_kept", lambda: False)
+    site = open_store(path).resid_post
+    tasks: list[Any] = []
+    with dask.config.set(scheduler=lambda graph, keys, **_: tasks.append(keys) or dask.get(graph, keys)):
+        np.testing.assert_array_equal(site.isel(stage=1, entity=5).values, values[1, :, 5])
+        assert np.asarray(site.isel(entity=[3, 9]).data, dtype=np.float64).dtype == np.float64
+        assert not tasks
+        monkeypatch.setattr(dask_arrays, "FEW_BYTES", 100)
+        np.testing.assert_array_equal(site.isel(stage=1, entity=5).values, values[1, :, 5])
+        assert len(tasks) == 1
+        monkeypatch.undo()
+        with Callback():  # a progress bar or a profiler wants to see the task
+            np.testing.assert_array_equal(site.isel(stage=1, entity=5).values, values[1, :, 5])
+        assert len(tasks) == 2
+
+
 def test_names_follow_what_is_held(path: Path) -> None:
     first, second = open_store(path).resid_post, open_store(path).resid_post
     assert first.data.name == second.data.name
