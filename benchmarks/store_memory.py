@@ -23,9 +23,10 @@ import numpy as np
 TITLE, THEME = "Peak memory of capture, writing and reading", "Growth"
 LAYERS, D_MODEL, BLOCK = 4, 2048, 128
 JOBS = ("capture", "write", "read")
+Work = Callable[[Callable[[], None]], None]  # calls what it is given at the moment from which memory counts
 
 
-def write(path: Path, blocks: int) -> Callable[[], None]:
+def write(path: Path, blocks: int) -> Work:
     """Stream `blocks` blocks of 4 MiB into a store, with one small array of values."""
     from stratalens.store import ActivationWriter, create
     from stratalens.store.schema import site_variable
@@ -42,7 +43,8 @@ def write(path: Path, blocks: int) -> Callable[[], None]:
     )
     values = np.random.default_rng(0).standard_normal((1, BLOCK, 1, D_MODEL), dtype=np.float32)
 
-    def stream() -> None:
+    def stream(start: Callable[[], None]) -> None:
+        start()
         with ActivationWriter(store) as writer, writer.stage("s", order=0, fingerprint="f") as stage:
             for block in stage.pending():
                 buffer = stage.buffer(block)
@@ -53,32 +55,37 @@ def write(path: Path, blocks: int) -> Callable[[], None]:
     return stream
 
 
-def read(path: Path, blocks: int) -> Callable[[], None]:
+def read(path: Path, blocks: int) -> Work:
     """Read every layer of what `write` left, block by block of rows, verified."""
     from stratalens.store import open_store
 
     site = open_store(path, chunks=None).resid_post
 
-    def sweep() -> None:
+    def sweep(start: Callable[[], None]) -> None:
+        start()
         for layer in range(LAYERS):
-            for start in range(0, site.sizes["entity"], BLOCK):
-                site.isel(stage=0, layer=layer, entity=slice(start, start + BLOCK)).values.sum()
+            for row in range(0, site.sizes["entity"], BLOCK):
+                site.isel(stage=0, layer=layer, entity=slice(row, row + BLOCK)).values.sum()
 
     return sweep
 
 
-def recorded(path: Path, blocks: int) -> Callable[[], None]:
+def recorded(path: Path, blocks: int) -> Work:
     """capture() of a small random model with the same layers and width, statistics included."""
     from tiny_model import Adding, prompts, record, tokenizer
 
     table, words = prompts(blocks * BLOCK), tokenizer()
 
-    def run(target: Path, width: int) -> None:
-        record(Adding(LAYERS, width), table, target, words, block_size=BLOCK, batch_size=32)
+    def run(target: Path, width: int, start: Callable[[], None]) -> None:
+        def progress(stage: str, done: int, total: int) -> None:
+            if done == 0:  # before the first batch: prompts, labels and tokens are there
+                start()
 
-    # The same prompts through a narrow model: tokens, labels and what torch sets up at first are held from here on.
-    run(path.with_name(f"{path.name}.narrow"), 16)
-    return lambda: run(path, D_MODEL)
+        record(Adding(LAYERS, width), table, target, words, block_size=BLOCK, batch_size=32, progress=progress)
+
+    # The same prompts through a narrow model: what torch sets up at first is held from here on.
+    run(path.with_name(f"{path.name}.narrow"), 16, lambda: None)
+    return lambda start: run(path, D_MODEL, start)
 
 
 def memory(key: str) -> float:
@@ -90,9 +97,14 @@ def memory(key: str) -> float:
 def child(job: str, path: Path, blocks: int) -> None:
     """Run one job; prints what it held before its values streamed, and how far it rose above that."""
     work = {"capture": recorded, "write": write, "read": read}[job](path, blocks)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = memory("VmRSS")
-    work()
+    before = 0.0
+
+    def start() -> None:
+        nonlocal before
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before = memory("VmRSS")
+
+    work(start)
     print(json.dumps({"before": before, "rise": memory("VmHWM") - before}))
 
 

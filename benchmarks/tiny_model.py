@@ -73,6 +73,5 @@ def record(model: Adding, table: PromptTable, path: Path, words: Any, **options:
         positions=("last",),
         tokenizer=words,
         forward=silent,
-        progress=False,
-        **options,
+        **{"progress": False, **options},
     )

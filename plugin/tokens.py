@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.columns import name_rows
+from stratalens.packed_rows import PackedRows
 from stratalens.store.errors import InputError
 
 _BATCH = 4096  # prompts handed to the tokenizer at once: bounds its own memory, costs no speed
@@ -164,9 +165,10 @@ def _check(tokenizer: Any) -> None:
 
 def _encode(
     texts: Sequence[str], tokenizer: Any, *, special: bool, offsets: bool
-) -> tuple[list[Ids], list[Ids] | None]:
+) -> tuple[PackedRows, PackedRows | None]:
     ids: list[Ids] = []
     spans: list[Ids] = []
+    lengths: list[int] = []
     for start in range(0, len(texts), _BATCH):
         encoded = tokenizer(
             list(texts[start : start + _BATCH]),
@@ -178,10 +180,12 @@ def _encode(
             return_token_type_ids=False,
             verbose=False,  # no warning about long texts: what is too long is an error of ours
         )
-        ids += [np.array(row, dtype=np.int64) for row in encoded["input_ids"]]
+        lengths += [len(row) for row in encoded["input_ids"]]
+        ids.append(np.array([token for row in encoded["input_ids"] for token in row], dtype=np.int64))
         if offsets:
-            spans += [np.array(row, dtype=np.int64).reshape(-1, 2) for row in encoded["offset_mapping"]]
-    return ids, spans if offsets else None
+            flat = [span for row in encoded["offset_mapping"] for span in row]
+            spans.append(np.array(flat, dtype=np.int64).reshape(-1, 2))
+    return PackedRows(ids, lengths), PackedRows(spans, lengths) if offsets else None
 
 
 def _pad_id(tokenizer: Any) -> int:
