@@ -67,6 +67,26 @@ def test_verify_is_silent_about_a_whole_store_and_names_damage(recorded, invoke,
     assert "s3" in damaged.stdout
 
 
+def test_verify_says_that_a_change_has_not_finished(recorded, invoke, tmp_path):
+    """A writer was killed just before the root metadata was replaced: no damage, and nothing is left of it."""
+    import shutil
+
+    from stratalens.store import ActivationWriter
+
+    copy = tmp_path / "copy.zarr"
+    shutil.copytree(recorded, copy)
+    root = (copy / "zarr.json").read_bytes()
+    with ActivationWriter(copy) as writer:
+        writer.stage("late", order=99, fingerprint="f")
+    (copy / "zarr.json").write_bytes(root)
+    told = invoke("verify", copy)
+    assert told.exit_code == 0
+    assert "unfinished\ta change of stages has not finished" in told.stdout
+    assert len(json.loads(invoke("verify", copy, "--json").stdout)["unfinished"]) == 1
+    assert invoke("verify", copy, "--repair").exit_code == 0
+    assert "unfinished" not in invoke("verify", copy).stdout
+
+
 def test_repair_then_capture_records_just_that_again(recorded, invoke, tmp_path):
     import shutil
 
