@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stratalens.store import create, open_store, relabel, verify_store
+from stratalens.store import create, open_store, relabel, verify, verify_store
 from stratalens.store.label_files import read_labels
 from stratalens.store.manifest import load
 from stratalens.store.schema import site_variable
@@ -121,6 +121,22 @@ def test_killed_at_every_change_of_the_disk(tmp_path: Path, what: str, times: in
     assert unfinished > 5
     assert states == sorted(states)  # from one moment on it is the new state
     assert set(states) == {False, True}
+
+
+def test_verify_beside_a_writer_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage is added, recorded and packed after verify has looked at the root: not one document is called damaged."""
+    path = tmp_path / "run.zarr"
+    stream(path, stages=streamer.STAGES[:1])
+    look = verify.open_roots
+
+    def then_goes_on(*arguments: Any) -> Any:
+        roots = look(*arguments)
+        stream(path)
+        return roots
+
+    monkeypatch.setattr(verify, "open_roots", then_goes_on)
+    report = verify_store(path)
+    assert (report.damaged, report.unfinished) == ([], [])
 
 
 def test_a_root_older_than_what_was_recorded_is_damage(tmp_path: Path) -> None:
