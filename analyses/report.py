@@ -47,6 +47,7 @@ def report(
     *,
     store_info: Mapping[str, Any],
     notes: Sequence[str] = (),
+    numbers: Sequence[str] = (),
     title: str = "Do activations encode the order of training?",
     quick: bool = False,
     highlights: Sequence[str] = (),
@@ -64,11 +65,12 @@ def report(
             completeness {stage: {site: share}}, versions, machine, date, groups {name: rows}; unknown keys
             are shown as they are.
         notes: limits and remarks of the run, shown under "What is not known".
+        numbers: headline numbers of the run in sentences, a section of their own.
         title: heading of the page.
         quick: put a banner on top that this setting proves nothing.
         highlights: sentences of the box "In short" at the top; default: those of the path, the layer
             sweep and the controls after the last stage that trained a group, at the deepest layer and
-            the last token.
+            the last token, and the first limit.
 
     Returns:
         The path written.
@@ -83,23 +85,33 @@ def report(
     if target.is_dir():
         raise InputError(f"report: {target} is a folder; give a file, for example {target / 'report.html'}")
     trained = _trained(results)
-    sections = build_sections(results, notes, trained)
-    short = list(highlights) or in_short(sections, _last_group(results))
+    sections = build_sections(results, notes, trained, numbers)
+    short = [("", text) for text in highlights] or in_short(sections, _last_group(results))
     page = render(sections, store_info, title=title, quick=quick, trained=trained, highlights=short)
     target.parent.mkdir(parents=True, exist_ok=True)
     return write_text(target, page)
 
 
-def in_short(sections: Sequence[Section], end: str = "") -> list[str]:
-    """What the main figures say at a stage, where they have it, or else at their first place."""
+MAIN = {"centroid_path": "Order", "layer_sweep": "Separability", "control_comparison": "Controls"}
+
+
+def in_short(sections: Sequence[Section], end: str = "") -> list[tuple[str, str]]:
+    """(what about, sentence): what the main figures say at a stage, where they have it, or else at their first place.
+
+    The first limit comes last: what was not found out belongs beside what was.
+    """
     panels = {panel.picture.name: panel for section in sections for panel in section.panels}
-    main = [panels[name] for name in ("centroid_path", "layer_sweep", "control_comparison") if name in panels]
-    places = [(panel, panel.picture.default(), panel.picture.sliders.get("stage", ())) for panel in main]
-    return [
-        panel.sentence({**place, "stage": end} if end in stages else place)
-        for panel, place, stages in places
-        if not panel.picture.message
-    ]
+    said = []
+    for name, about in MAIN.items():
+        panel = panels.get(name)
+        if panel is None or panel.picture.message:
+            continue
+        place = panel.picture.default()
+        if end in panel.picture.sliders.get("stage", ()):
+            place["stage"] = end
+        said.append((about, panel.sentence(place)))
+    unknown = [point for section in sections if section.key == "unknown" for point in section.points]
+    return [*said, ("Not known", unknown[0])] if said and unknown else said
 
 
 def _last_group(results: Mapping[str, Any]) -> str:
@@ -130,13 +142,17 @@ def render(
     title: str,
     quick: bool,
     trained: Sequence[str],
-    highlights: Sequence[str],
+    highlights: Sequence[tuple[str, str]],
 ) -> str:
     """Return the page as text (all of it: style, scripts, figures, numbers)."""
     panels: dict[str, Panel] = {}
     shown = []
     for section in sections:
-        names = [f"fig-{section.key}-{panel.picture.name.replace('_', '-')}" for panel in section.panels]
+        names: list[str] = []
+        for panel in section.panels:
+            name = f"fig-{section.key}-{panel.picture.name.replace('_', '-')}"
+            same = sum(other == name or other.startswith(f"{name}-nr-") for other in names)
+            names.append(f"{name}-nr-{same + 1}" if same else name)  # one kind of figure may come twice
         panels.update(zip(names, section.panels, strict=True))
         shown.append({"section": section, "names": names})
     return render_page(
@@ -149,7 +165,7 @@ def render(
         facts=facts(store_info),
         fine_print=fine_print(store_info),
         incomplete=plain(incomplete(store_info), 600),
-        highlights=[plain(text, 2000) for text in highlights],
+        highlights=[(about, plain(text, 2000)) for about, text in highlights],
         completeness=completeness(store_info),
         groups=group_rows(store_info, trained),
     )

@@ -121,8 +121,8 @@ def control_comparison_picture(
             "y": y,
             "color": [color] * len(y),
             "row": [plain(v) for v in labels],
-            "interval": [f"[{a:.3f}, {b:.3f}]" for a, b in zip(got["low"], got["high"], strict=True)],
-            "null": [f"{v:.3f}" for v in got["null"]],
+            "interval": [f"[{a:z.3f}, {b:z.3f}]" for a, b in zip(got["low"], got["high"], strict=True)],
+            "null": [f"{v:z.3f}" for v in got["null"]],
             "verdict": ["beyond chance" if t else "not told from chance" for t in told],
         }
         bars: Table = {"x0": got["low"], "y0": y, "x1": got["high"], "y1": y, "color": [color] * len(y)}
@@ -141,14 +141,14 @@ def control_comparison_picture(
         return out
 
     # above each row, not beside it: on a narrow page tick labels would leave no room for the figure
-    names: Table = {"x": np.full(len(labels), 0.685), "y": heights + 0.38, "text": [plain(v, 44) for v in labels]}
+    names: Table = {"x": np.full(len(labels), 0.36), "y": heights + 0.38, "text": [plain(v, 44) for v in labels]}
     hover = {"row": "what was probed", "x": name, "interval": "95 %", "null": "chance or null", "verdict": "verdict"}
     marks = [Mark("null", "segments", role="ink", width=1.5, dash="dashed")]
     if several:
         marks += [Mark("mean_bars", "segments", width=5, alpha=0.35), Mark("mean", "points", hover=hover, size=9)]
     if chosen is not None:
         marks += [Mark("pair_bars", "segments", width=5, alpha=0.35), Mark("pair", "points", hover=hover, size=9)]
-    marks.append(Mark("rows", "labels", role="ink", size=9))
+    marks.append(Mark("rows", "labels", role="ink", size=9, align="left"))
     legend = {plain(chosen): pair_color} if chosen is not None else {}
     legend |= {MEAN_OF_PAIRS: HIGHLIGHT} if several else {}
     return Picture(

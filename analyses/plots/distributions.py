@@ -124,7 +124,7 @@ def statistic_distributions_picture(data: xr.Dataset, by: str = "trained_stage")
         name="statistic_distributions",
         title=title,
         x=Axis("statistic", ticks=[(float(i), plain(n, 20)) for i, n in enumerate(names)], rotate=len(names) > 3),
-        y=Axis("standard deviations from the mean of all rows"),
+        y=Axis("standard deviations from the mean"),
         marks=[
             Mark("zero", "segments", role="ink", width=1.2, dash="dashed"),
             Mark("tails", "segments", width=1.5, alpha=0.8),
@@ -181,17 +181,28 @@ def loss_curves_picture(losses: pd.DataFrame, known: Sequence[str] = ()) -> Pict
         dots["stage"].extend([plain(stage)] * len(x))
     x0, x1 = padded(float(np.min(dots["x"])), float(np.max(dots["x"])), 0.02)
     tables: dict[str, Table] = {"lines": lines, "steps": dots}
+    lowest, highest = float(np.nanmin(dots["y"])), float(np.nanmax(dots["y"]))
+    # the first steps are far above all others, and where a loss ends is what is to be seen
+    log = lowest > 0
+    low, high = (0.85 * lowest, 1.15 * highest) if log else (min(0.0, 1.08 * lowest), 1.08 * highest)
     return Picture(
         name="loss_curves",
         title=title,
         x=Axis("optimiser step, all stages in a row"),
-        y=Axis("training loss (nats per token)"),
+        y=Axis(f"loss (nats per token{', log scale' if log else ''})", log=log),
         marks=[
             Mark("lines", "segments", width=2),
-            Mark("steps", "points", hover={"stage": "stage", "x": "step", "y": "loss"}, size=4),
+            # many dots would hide the lines: they are there for the hover
+            Mark(
+                "steps",
+                "points",
+                hover={"stage": "stage", "x": "step", "y": "loss"},
+                size=4,
+                alpha=1 if len(dots["x"]) < 100 else 0,
+            ),
         ],
         tables=lambda place: tables,
-        limits=lambda place: (x0, x1, 0.0, float(np.nanmax(dots["y"])) * 1.08),
+        limits=lambda place: (x0, x1, low, high),
         height=280,
         legend={plain(s): tint[str(s)] for s in stages},
     )

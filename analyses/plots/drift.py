@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.plots.estimates import extreme_pair
 from stratalens.analyses.plots.hv_backend import to_holoviews
 from stratalens.analyses.plots.palette import group_names, stage_colors, trained_order
 from stratalens.analyses.plots.picture import (
@@ -138,6 +139,7 @@ def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
     tint = stage_colors(groups, trained, untrained)
     colors = [tint[g] for g in groups]
     sliders, fixed = split_dims(scores, ("group",), ("pair",))
+    ends = extreme_pair(scores)  # the one that the other figures are about
     x = np.arange(len(groups), dtype=float)
     names = [plain(g) for g in groups]
 
@@ -181,6 +183,7 @@ def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
         site=site_of(scores),
         height=320,
         legend=dict(zip(names, colors, strict=True)),
+        start={"pair": ends} if ends is not None and "pair" in sliders else {},
     )
 
 

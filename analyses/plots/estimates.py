@@ -36,7 +36,7 @@ def estimate(data: xr.Dataset, name: str = "accuracy", chance: float | None = No
         value = data[f"{name}_mean"]
     if f"{name}_low" in data:
         low, high = data[f"{name}_low"], data[f"{name}_high"]
-        how = str(data.attrs.get("interval", "95 % interval of the analysis"))
+        how = str(data.attrs.get("interval", "95 % by resampling entities"))
     elif replicate:
         half = corrected_half_width(array, replicate)
         low, high = value - half, value + half
@@ -102,7 +102,7 @@ def pair_mean(data: xr.Dataset, name: str = "accuracy") -> xr.Dataset:
     return result
 
 
-def extreme_pair(data: xr.Dataset) -> str | None:
+def extreme_pair(data: xr.Dataset | xr.DataArray) -> str | None:
     """Label of the pair of the first and the last group (None when the result has no such pair)."""
     if "pair_first" not in data.coords or not data["pair_first"].ndim or not data.sizes.get("pair"):
         return None

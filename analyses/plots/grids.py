@@ -59,13 +59,13 @@ def pair_matrix_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
         got = {k: np.atleast_1d(read[k](place)) for k in PARTS}
         told = [beyond_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(first))]
         table = base | {"value": got["value"]}
-        table["interval"] = [f"[{a:.3f}, {b:.3f}]" for a, b in zip(got["low"], got["high"], strict=True)]
-        table["null"] = [f"{n:.3f}" for n in got["null"]]
+        table["interval"] = [f"[{a:z.3f}, {b:z.3f}]" for a, b in zip(got["low"], got["high"], strict=True)]
+        table["null"] = [f"{n:z.3f}" for n in got["null"]]
         table["verdict"] = ["beyond chance" if t else "not told from chance" for t in told]
         inks = inks_on(got["value"], 0, 1)
         return {
             "pairs": table,
-            "numbers": {"x": columns, "y": upper, "text": [f"{v:.2f}" for v in got["value"]], "ink": inks},
+            "numbers": {"x": columns, "y": upper, "text": [f"{v:z.2f}" for v in got["value"]], "ink": inks},
             "verdicts": {"x": columns, "y": lower, "text": ["" if t else "n.s." for t in told], "ink": inks},
         }
 
@@ -141,7 +141,7 @@ def cosine_matrix_picture(cosines: xr.DataArray) -> Picture:
         inks = inks_on(value, -1, 1)
         return {
             "cosines": table,
-            "numbers": {"x": columns, "y": rows, "text": [f"{v:.2f}" for v in value], "ink": inks},
+            "numbers": {"x": columns, "y": rows, "text": [f"{v:z.2f}" for v in value], "ink": inks},
         }
 
     marks = [Mark("cosines", "cells", hover={"one": over, "other": f"other {over}", "value": "cosine"})]
@@ -212,7 +212,7 @@ def scalar_map_picture(
         inks = inks_on(value, *limits, palette)
         return {
             "cells": base | {"value": value},
-            "numbers": {"x": columns, "y": rows, "text": [f"{v:.2f}" for v in value], "ink": inks},
+            "numbers": {"x": columns, "y": rows, "text": [f"{v:z.2f}" for v in value], "ink": inks},
         }
 
     marks = [Mark("cells", "cells", hover={x: x, y: y, "value": label})]

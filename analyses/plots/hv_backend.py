@@ -32,7 +32,8 @@ def to_holoviews(picture: Picture, dynamic: bool | None = None) -> Any:
     if not picture.sliders:
         return remember(frame(picture, {}), picture)
     count = int(np.prod([len(v) for v in picture.sliders.values()]))
-    dims = [hv.Dimension(dim, values=list(values), default=values[-1]) for dim, values in picture.sliders.items()]
+    at = picture.default()
+    dims = [hv.Dimension(dim, values=list(values), default=at[dim]) for dim, values in picture.sliders.items()]
     if dynamic or (dynamic is None and count > MAX_STATIC_FRAMES):
 
         def draw(*key: Any) -> Any:
@@ -72,6 +73,7 @@ def frame(picture: Picture, place: Place) -> Any:
         "xlim": (x0, x1),
         "ylim": (y0, y1),
         "show_legend": False,
+        "logy": picture.y.log,
         **_ticks("x", picture.x),
         **_ticks("y", picture.y),
     }
@@ -180,8 +182,14 @@ def _labels(mark: Mark, table: Table, pixel: float) -> Any:
     up = 1.4 * mark.offset * pixel  # in units of the axis
     return _apply(
         element,
-        {"text_color": ink, "text_font_size": f"{mark.size:g}pt", "yoffset": up, "text_baseline": "middle"},
-        {"color": ink, "size": mark.size, "yoffset": up},
+        {
+            "text_color": ink,
+            "text_font_size": f"{mark.size:g}pt",
+            "yoffset": up,
+            "text_baseline": "middle",
+            "text_align": mark.align,
+        },
+        {"color": ink, "size": mark.size, "yoffset": up, "horizontalalignment": mark.align},
     )
 
 

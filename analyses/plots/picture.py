@@ -45,6 +45,7 @@ class Mark:
     alpha: float = 1.0
     dash: str = "solid"
     offset: float = 0.0
+    align: Literal["center", "left"] = "center"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Axis:
     label: str
     ticks: Sequence[tuple[float, str]] | None = None
     rotate: bool = False
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,17 @@ class Picture:
     height: int = 380
     legend: Mapping[str, str] = field(default_factory=dict)
     message: str = ""
+    start: Mapping[str, Hashable] = field(default_factory=dict)
 
     def places(self) -> list[Place]:
         """All places of the sliders, in the order of their values."""
         return [dict(zip(self.sliders, values, strict=True)) for values in product(*self.sliders.values())]
 
     def default(self) -> Place:
-        """Where the sliders stand at first: the last stage, the deepest layer, the token position "last"."""
-        return {dim: "last" if "last" in values else values[-1] for dim, values in self.sliders.items()}
+        """Where the sliders stand at first: at `start`, else the last stage, the deepest layer, the token "last"."""
+        return {
+            dim: self.start.get(dim, "last" if "last" in values else values[-1]) for dim, values in self.sliders.items()
+        }
 
     def heading(self, place: Place) -> str:
         """Title that always says site, stage, layer and token as far as the result has them."""

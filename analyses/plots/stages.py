@@ -31,7 +31,7 @@ from stratalens.analyses.plots.picture import (
 from stratalens.store.errors import InputError, near
 
 Reference = Literal["first", "last", "previous"]
-AGAINST = {"first": "at the first stage", "last": "at the last stage", "previous": "at the stage before"}
+AGAINST = {"first": "the first stage", "last": "the last stage", "previous": "the stage before"}
 
 
 def direction_drift_picture(probes: xr.Dataset, reference: Reference = "last") -> Picture:
@@ -86,7 +86,7 @@ def direction_drift_picture(probes: xr.Dataset, reference: Reference = "last") -
         name="direction_drift",
         title=title,
         x=Axis("recorded stage", ticks=[(float(i), s) for i, s in enumerate(stages)]),
-        y=Axis(f"cosine with that {AGAINST[reference]} (dashed: unrelated, 95 %)"),
+        y=Axis(f"cosine with {AGAINST[reference]} (dashed: unrelated)"),
         marks=[
             Mark("chance", "segments", role="ink", width=1.2, dash="dashed"),
             Mark("lines", "segments", width=1.5, alpha=0.7),
@@ -159,11 +159,23 @@ def forgetting_table(ds: xr.Dataset, by: str = "trained_stage", statistic: str =
 _PLACES = {"stage", "layer", "entity", "token"}
 
 
+def not_yet(table: xr.Dataset) -> np.ndarray:
+    """(group, stage) where a group is still to come: what forgetting falls back to.
+
+    Stages before any training are left out where others are there: a model that was taught nothing yet may also
+    lack the form of the answers, and a loss far above all others would be taken for what was not learned.
+    """
+    since = table["exposure"].transpose("group", "stage").values < 0
+    _, untrained = trained_order(table)
+    taught = since & ~np.isin(np.array([str(s) for s in table["stage"].values]), untrained)
+    return taught if taught.any() else since
+
+
 def forgetting_picture(data: xr.Dataset, by: str = "trained_stage", statistic: str = "loss") -> Picture:
     """Describe `forgetting` without drawing it."""
     table = data if {"value", "exposure"} <= set(data.data_vars) else forgetting_table(data, by, statistic)
     name = plain(table.attrs.get("statistic", statistic))
-    title = f"{name} against the time since training"
+    title = f"{name[:1].upper()}{name[1:]} against the time since training"
     groups = group_names(table)
     if "stage" not in table["value"].dims or table.sizes["stage"] < 2:
         return message_picture("forgetting", title, "Forgetting needs at least two recorded stages.", table)
@@ -177,10 +189,11 @@ def forgetting_picture(data: xr.Dataset, by: str = "trained_stage", statistic: s
     read = {k: lookup(table[k], ("group", "stage")) for k in ("value", "low", "high")}
     colors = np.repeat([tint[g] for g in groups], len(stages)).tolist()
     x = since.ravel()
+    to_come = not_yet(table)
 
     def tables(place: Place) -> dict[str, Table]:
         got = {k: r(place) for k, r in read.items()}
-        before = got["value"][since < 0]
+        before = got["value"][to_come]
         level = float(np.nanmean(before)) if np.isfinite(before).any() else np.nan
         y = got["value"]
         return {
@@ -210,13 +223,13 @@ def forgetting_picture(data: xr.Dataset, by: str = "trained_stage", statistic: s
         return (float(x.min()) - 0.5, float(x.max()) + 0.5, low, high)
 
     ticks = [(float(v), f"{v:+g}" if v else "0") for v in np.unique(x)]
-    unit = f" ({plain(table.attrs['units'])})" if table.attrs.get("units") else ""
+    unit = f"{plain(table.attrs['units'])}; " if table.attrs.get("units") else ""
     hover = {"group": "group", "at": "at stage", "x": "stages since training", "y": name}
     return Picture(
         name="forgetting",
         title=title,
-        x=Axis("stages since the group was trained on (negative: not yet)", ticks=ticks[:: max(1, len(ticks) // 14)]),
-        y=Axis(f"mean {name}{unit} (dashed: mean before training)"),
+        x=Axis("stages since training (negative: not yet)", ticks=ticks[:: max(1, len(ticks) // 14)]),
+        y=Axis(f"mean {name} ({unit}dashed: before training)"),
         marks=[
             Mark("before", "segments", role="ink", width=1.5, dash="dashed"),
             Mark("now", "segments", role="quiet", width=1),
@@ -244,6 +257,7 @@ def forgetting(ds: xr.Dataset, by: str = "trained_stage", statistic: str = "loss
 
     Returns:
         HoloViews object with sliders for what the statistic has of layer and token; thick bars are 95 %
-        intervals over entities, the dashed line is the mean over groups not yet trained on.
+        intervals over entities, the dashed line is the mean over groups not yet trained on, where there are others
+        at stages after the untrained one.
     """
     return to_holoviews(forgetting_picture(ds, by, statistic), dynamic)

@@ -93,6 +93,7 @@ def layer_sweep_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
     legend |= {MEAN_OF_PAIRS: HIGHLIGHT} if len(pairs) > 1 else {}
     legend |= {f"other pairs, later group {plain(g)}": c for g, c in tint.items()} if len(pairs) > 2 else {}
     low = float(np.nanmin([np.nanmin(result["low"].fillna(result["value"])), np.nanmin(result["value"])]))
+    high = float(np.nanmax([np.nanmax(result["high"].fillna(result["value"])), np.nanmax(result["value"])]))
     return Picture(
         name="layer_sweep",
         title=title,
@@ -100,7 +101,12 @@ def layer_sweep_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
         y=Axis(f"held-out {name} (dashed: chance or null)"),
         marks=marks,
         tables=tables,
-        limits=lambda place: (layers[0] - 0.6, layers[-1] + 0.6, min(0.4, low - 0.02), 1.02),
+        limits=lambda place: (
+            layers[0] - 0.6,
+            layers[-1] + 0.6,
+            min(0.4, low - 0.02),
+            min(1.02, max(0.8, high + 0.03)),
+        ),
         sliders=sliders,
         fixed=fixed,
         site=site_of(probes),
@@ -136,8 +142,8 @@ def _dots(curves: Mapping[str, Mapping[str, np.ndarray]], x: np.ndarray, color: 
         table["y"].extend(curve["value"])
         table["color"].extend([color[name]] * len(x))
         table["series"].extend([plain(name)] * len(x))
-        table["interval"].extend(f"[{a:.3f}, {b:.3f}]" for a, b in zip(curve["low"], curve["high"], strict=True))
-        table["null"].extend(f"{v:.3f}" for v in curve["null"])
+        table["interval"].extend(f"[{a:z.3f}, {b:z.3f}]" for a, b in zip(curve["low"], curve["high"], strict=True))
+        table["null"].extend(f"{v:z.3f}" for v in curve["null"])
     return table
 
 

@@ -12,6 +12,7 @@ from stratalens.analyses.plots.drift import stage_steps
 from stratalens.analyses.plots.estimates import extreme_pair
 from stratalens.analyses.plots.palette import group_names
 from stratalens.analyses.plots.picture import Picture, Place, lookup, plain, values_of
+from stratalens.analyses.plots.stages import not_yet
 from stratalens.analyses.reporting import sentences as say
 
 
@@ -21,7 +22,7 @@ def loss_sentence(losses: pd.DataFrame) -> say.Sentence:
     first, last = parts.first(), parts.last()
     text = (
         f"Over {len(first)} stages and {len(losses)} logged steps the training loss falls within a stage from "
-        f"{first.mean():.2f} to {last.mean():.2f} nats per token on average (last stage: {last.iloc[-1]:.2f})."
+        f"{first.mean():z.2f} to {last.mean():z.2f} nats per token on average (last stage: {last.iloc[-1]:z.2f})."
     )
     return lambda place: text
 
@@ -39,7 +40,7 @@ def spread_sentence(quantiles: xr.Dataset, picture: Picture) -> say.Sentence:
         size = "small" if spread[most] < 0.2 else "moderate" if spread[most] < 0.8 else "large"
         return (
             f"At {say.where(picture, place)}, {names[most]} differs most between groups: their medians lie within "
-            f"{spread[most]:.2f} standard deviations of single rows, a {size} difference; no test is made here."
+            f"{spread[most]:z.2f} standard deviations of single rows, a {size} difference; no test is made here."
         )
 
     return sentence
@@ -66,7 +67,7 @@ def cosine_sentence(cosines: xr.DataArray, picture: Picture) -> say.Sentence:
 
     spread = cosines.attrs.get("random_sd")
     null = "0 is expected of unrelated directions"
-    null += f", single ones within ±{1.96 * float(spread):.2f}" if spread else ""
+    null += f", single ones within ±{1.96 * float(spread):z.2f}" if spread else ""
 
     def sentence(place: Place) -> str:
         value = read(place)
@@ -84,9 +85,9 @@ def cosine_sentence(cosines: xr.DataArray, picture: Picture) -> say.Sentence:
             else "a common direction"
         )
         return (
-            f"At {say.where(picture, place)}, the mean cosine between {kind} is {mean:.2f} "
+            f"At {say.where(picture, place)}, the mean cosine between {kind} is {mean:z.2f} "
             f"({int(use.sum())} comparisons; {null}): {words}; "
-            f"the largest is {value[i, j]:.2f}, {plain(labels[i])} with {plain(labels[j])}."
+            f"the largest is {value[i, j]:z.2f}, {plain(labels[i])} with {plain(labels[j])}."
         )
 
     return sentence
@@ -114,10 +115,10 @@ def turn_sentence(probes: xr.Dataset, picture: Picture) -> say.Sentence:
         beyond = int((value > band).sum())
         who = f"the direction of {plain(pair)}" if pair else "the mean direction"
         return (
-            f"At {say.where(picture, place)}, {who} at earlier stages has a cosine of {value[0]:.2f} "
-            f"({plain(names[0])}) to {value[-1]:.2f} ({plain(names[-2])}) with that at {plain(names[-1])}, the largest "
-            f"is {value[best]:.2f} at {plain(names[best])}; unrelated directions lie within ±{band:.2f}, {beyond} of "
-            f"{len(value)} stages above that."
+            f"At {say.where(picture, place)}, {who} at earlier stages has a cosine of {value[0]:z.2f} "
+            f"({plain(names[0])}) to {value[-1]:z.2f} ({plain(names[-2])}) with that at {plain(names[-1])}, the "
+            f"largest is {value[best]:z.2f} at {plain(names[best])}; unrelated directions lie within ±{band:z.2f}, "
+            f"{beyond} of {len(value)} stages above that."
         )
 
     return sentence
@@ -141,7 +142,7 @@ def score_sentence(scores: xr.DataArray, picture: Picture) -> say.Sentence:
         )
         return (
             f"At {say.where(picture, place)}, along the probe of {pair} the {len(groups)} groups are {words} "
-            f"(rank correlation {rank:.2f}; two of the groups were used to fit it)."
+            f"(rank correlation {rank:z.2f}; two of the groups were used to fit it)."
         )
 
     return sentence
@@ -160,15 +161,15 @@ def drift_sentence(centroids: xr.Dataset, picture: Picture) -> say.Sentence:
         value = read(place)
         if not own.any():
             return (
-                f"At {say.where(picture, place)} a centroid moves by {np.nanmean(value):.3f} of the mean "
+                f"At {say.where(picture, place)} a centroid moves by {np.nanmean(value):z.3f} of the mean "
                 "norm at a stage."
             )
         mine, other = float(np.nanmean(value[own])), float(np.nanmean(value[~own]))
         words = "more" if mine > 1.05 * other else "less" if mine < 0.95 * other else "about as much"
         return (
-            f"At {say.where(picture, place)}, a group's centroid moves by {mine:.3f} of the mean norm "
+            f"At {say.where(picture, place)}, a group's centroid moves by {mine:z.3f} of the mean norm "
             f"at its own stage and by "
-            f"{other:.3f} at the others: {words} when it is trained on; no test is made here."
+            f"{other:z.3f} at the others: {words} when it is trained on; no test is made here."
         )
 
     return sentence
@@ -182,10 +183,14 @@ def forgetting_sentence(table: xr.Dataset) -> say.Sentence:
     ages = [age for age in np.unique(since) if age >= 0]
     if not ages:
         return lambda place: f"No stage that trained on a group is recorded, so nothing can be said of {name}."
-    words = [f"{np.nanmean(value[since == 0]):.2f} in groups just trained on"] if 0 in ages else []
+    words = [f"{np.nanmean(value[since == 0]):z.2f} in groups just trained on"] if 0 in ages else []
     if ages[-1] > 0:
-        words.append(f"{np.nanmean(value[since == ages[-1]]):.2f} after {ages[-1]:g} further stages")
-    if (since < 0).any():
-        words.append(f"{np.nanmean(value[since < 0]):.2f} before training on them")
+        words.append(f"{np.nanmean(value[since == ages[-1]]):z.2f} after {ages[-1]:g} further stages")
+    to_come = not_yet(table)
+    if to_come.any():
+        words.append(f"{np.nanmean(value[to_come]):z.2f} before training on them")
+    untaught = (since < 0) & ~to_come
+    if untaught.any():
+        words.append(f"{np.nanmean(value[untaught]):z.2f} in the untrained model")
     text = f"The mean {name} is " + ", ".join(words) + "."
     return lambda place: text

@@ -45,8 +45,8 @@ def unseen_sentence(probes: xr.Dataset | None) -> str:
     highest = float(value.max())
     return (
         f"Control by time: before either group of a pair was trained on, its probe has a mean accuracy of "
-        f"{per_pair.mean():.2f} (single stage and pair, averaged over layers and tokens: {per_pair.min():.2f} to "
-        f"{per_pair.max():.2f}; largest of all {int(value.notnull().sum())} single values: {highest:.2f}); "
+        f"{per_pair.mean():z.2f} (single stage and pair, averaged over layers and tokens: {per_pair.min():z.2f} to "
+        f"{per_pair.max():z.2f}; largest of all {int(value.notnull().sum())} single values: {highest:z.2f}); "
         f"0.50 is expected if nothing but training tells the groups apart."
     )
 
@@ -69,7 +69,7 @@ def limits(results: Mapping[str, Any]) -> list[str]:
         sizes = {d: probes.sizes[d] for d in ("stage", "layer", "token", "pair") if d in probes.dims}
         cells = int(np.prod(list(sizes.values()))) if sizes else 1
         points.append(
-            f"{cells} probes ({' x '.join(f'{n} {d}' for d, n in sizes.items()) or 'one place'}): the "
+            f"{cells} probes ({' x '.join(f'{n} {d}' + 's' * (n != 1) for d, n in sizes.items()) or 'one place'}): the "
             "best of them looks better than it is; headline numbers are taken at the last stage, the "
             "deepest layer and the last token, chosen before looking."
         )

@@ -45,7 +45,9 @@ class Section:
         self.panels.append(Panel(picture, sentence, reading))
 
 
-def build_sections(results: Results, notes: Sequence[str] = (), known: Sequence[str] = ()) -> list[Section]:
+def build_sections(
+    results: Results, notes: Sequence[str] = (), known: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> list[Section]:
     """All sections in the order in which a reader asks; those without results say how to get them."""
     return [
         recorded(results, known),
@@ -56,6 +58,7 @@ def build_sections(results: Results, notes: Sequence[str] = (), known: Sequence[
         controls(results),
         directions(results),
         *forgotten(results),
+        *([Section("numbers", "The headline numbers in words", points=list(numbers))] if numbers else []),
         Section("unknown", "What is not known", points=[*limits(results), *notes]),
     ]
 
@@ -94,7 +97,7 @@ def order(results: Results) -> Section:
     if "rank_correlation" in projection and {"stage", "layer"} <= set(projection["rank_correlation"].coords):
         rank = projection["rank_correlation"].assign_attrs(projection.attrs)
         label = "rank correlation with training order"
-        reading = "Stages before training are a control: there is nothing to be ordered yet."
+        reading = "What a stage before training shows is a control: there is nothing to be ordered yet."
         section.show(*_map_panel(rank, "stage", "layer", label, (-1.0, 1.0), 0.0), reading)
     return section
 
@@ -226,7 +229,10 @@ def directions(results: Results) -> Section:
         section.show(
             picture,
             more.turn_sentence(probes, picture),
-            "The last stage is compared with itself there: 1 by construction. Each line is one pair.",
+            (
+                "The last stage is compared with itself there: 1 by construction. Each line is one pair; between the "
+                "dashed lines lie 95 % of unrelated directions."
+            ),
         )
     if scores is not None:
         picture = probe_generalisation_picture(scores)

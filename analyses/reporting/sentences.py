@@ -9,10 +9,11 @@ import xarray as xr
 
 from stratalens.analyses.plots.comparison import common_pairs
 from stratalens.analyses.plots.estimates import PARTS, beyond_null, estimate, extreme_pair, pair_mean
-from stratalens.analyses.plots.palette import group_names
+from stratalens.analyses.plots.palette import group_names, trained_order
 from stratalens.analyses.plots.picture import SLIDER_DIMS, Picture, Place, lookup, plain, values_of
 
 Sentence = Callable[[Place], str]
+OWN, ALONE = "activations", "norms, losses, confidence alone"
 
 
 def where(picture: Picture, place: Place) -> str:
@@ -29,9 +30,9 @@ def reader(result: xr.Dataset) -> Callable[[Place], dict[str, float]]:
 
 def interval(n: Mapping[str, float], digits: int = 2) -> str:
     """Value with its interval: "0.83 (95 % 0.78 to 0.88)"."""
-    text = f"{n['value']:.{digits}f}"
+    text = f"{n['value']:z.{digits}f}"
     if np.isfinite(n["low"]) and np.isfinite(n["high"]):
-        text += f" (95 % {n['low']:.{digits}f} to {n['high']:.{digits}f})"
+        text += f" (95 % {n['low']:z.{digits}f} to {n['high']:z.{digits}f})"
     return text
 
 
@@ -84,13 +85,13 @@ def path_sentence(projection: xr.Dataset, picture: Picture) -> Sentence:
             verdict = "follow training order weakly"
         text += (
             f"the {count} centroids of held-out entities {verdict}: rank correlation {interval(rank)}, "
-            f"{rank['null']:.2f} with permuted labels{p_text(rank['p'], permutations)}"
+            f"{rank['null']:z.2f} with permuted labels{p_text(rank['p'], permutations)}"
         )
         if read_line is not None:
             line = read_line(place)
             straight = beyond_null(*(line[k] for k in PARTS))
             text += (
-                f"; a straight line explains {interval(line)} of their spread, {line['null']:.2f} with permuted labels"
+                f"; a straight line explains {interval(line)} of their spread, {line['null']:z.2f} with permuted labels"
             )
             text += f"{p_text(line['p'], permutations)}" + (
                 "" if straight else ", so straightness is not told from chance"
@@ -103,6 +104,7 @@ def path_sentence(projection: xr.Dataset, picture: Picture) -> Sentence:
 def map_sentence(scalar: xr.DataArray, picture: Picture, label: str, null: float | None) -> Sentence:
     """Largest and smallest cell of a map, and that the largest was found by looking."""
     dims = [str(d) for d in scalar.dims if d not in picture.sliders]
+    _, untrained = trained_order(scalar)
     names = [values_of(scalar.drop_vars("stage_order", errors="ignore"), d) for d in dims]
     read = lookup(scalar, dims)
 
@@ -111,6 +113,15 @@ def map_sentence(scalar: xr.DataArray, picture: Picture, label: str, null: float
         spots = [f"{d} {plain(n[j])}" for d, n, j in zip(dims, names, index, strict=True) if len(n) > 1]
         return ", ".join(spots) or "the only place"
 
+    def before_training(here: np.ndarray) -> str:
+        if "stage" not in dims or not untrained:
+            return ""
+        stages = [str(v) for v in names[dims.index("stage")]]
+        chosen = np.take(here, [stages.index(s) for s in untrained if s in stages], axis=dims.index("stage"))
+        if not np.isfinite(chosen).any() or chosen.size == here.size:
+            return ""
+        return f", and before training it is {np.nanmin(chosen):z.2f} to {np.nanmax(chosen):z.2f}"
+
     def say(place: Place) -> str:
         here = read(place)
         if not np.isfinite(here).any():
@@ -118,11 +129,11 @@ def map_sentence(scalar: xr.DataArray, picture: Picture, label: str, null: float
         best, worst = int(np.nanargmax(here)), int(np.nanargmin(here))
         fixed = ", ".join(f"{d} {plain(v)}" for d, v in place.items())
         text = (
-            f"{'At ' + fixed + ': ' if fixed else ''}{label} is largest at {name(here, best)} ({here.flat[best]:.2f})"
+            f"{'At ' + fixed + ': ' if fixed else ''}{label} is largest at {name(here, best)} ({here.flat[best]:z.2f})"
         )
-        text += f" and smallest at {name(here, worst)} ({here.flat[worst]:.2f})"
+        text += f" and smallest at {name(here, worst)} ({here.flat[worst]:z.2f})"
         if null is not None:
-            text += f"; {null:g} is expected without any signal"
+            text += f"; {null:g} is expected without any signal{before_training(here)}"
         return text + f". The largest of {here.size} cells is picked by looking and so is flattered."
 
     return say
@@ -136,16 +147,19 @@ def matrix_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
 
     def say(place: Place) -> str:
         got = {k: np.atleast_1d(read[k](place)) for k in PARTS}
-        told = [beyond_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(pairs))]
+        told = np.array([beyond_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(pairs))])
+        above = told & (got["value"] > got["null"])
+        below = int((told & ~above).sum())
         if not np.isfinite(got["value"]).any():
             return f"At {where(picture, place)} no pair has an accuracy."
         best, worst = int(np.nanargmax(got["value"])), int(np.nanargmin(got["value"]))
         by_chance = 0.05 * len(pairs)
         return (
-            f"At {where(picture, place)}, {sum(told)} of {len(pairs)} pairs are told from chance one by one "
-            f"(about {by_chance:.1f} would be by chance alone); {pairs[best]} best with "
+            f"At {where(picture, place)}, {int(above.sum())} of {len(pairs)} pairs are above chance one by one"
+            f"{f' and {below} below it' if below else ''} "
+            f"(about {by_chance:z.1f} would be told from it by chance alone); {pairs[best]} best with "
             f"{interval({k: float(v[best]) for k, v in got.items()})}, {pairs[worst]} worst with "
-            f"{interval({k: float(v[worst]) for k, v in got.items()})}; chance is {np.nanmean(got['null']):.2f}."
+            f"{interval({k: float(v[worst]) for k, v in got.items()})}; chance is {np.nanmean(got['null']):z.2f}."
         )
 
     return say
@@ -171,7 +185,7 @@ def sweep_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
         who = plain(pair) if pair else "the groups"
         text = (
             f"At {spot or 'the only place'}, {who}: accuracy {interval(last)} at layer {layers[-1]}, "
-            f"{size_words(last)} ({last['null']:.2f})"
+            f"{size_words(last)} ({last['null']:z.2f})"
         )
         if len(layers) > 1:
             text += f"; {interval(first)} at layer {layers[0]}, {size_words(first)}"
@@ -190,12 +204,13 @@ def control_sentence(rows: Mapping[str, xr.Dataset], picture: Picture) -> Senten
     what = f"accuracy of {plain(pairs[0])}" if len(pairs) == 1 else f"mean accuracy over {len(pairs)} pairs"
 
     def say(place: Place) -> str:
-        parts, read_here = [], {}
-        for label, read in readers.items():
-            n = read_here[label] = read({**picture.fixed, **place})
+        here = {label: read({**picture.fixed, **place}) for label, read in readers.items()}
+        verdict, parts = _verdict(here), []
+        for label, n in here.items():
+            if verdict and label not in (OWN, ALONE) and np.isfinite(n["value"]):
+                continue  # the verdict says what is left there
             known = f" {interval(n)}, {size_words(n)}" if np.isfinite(n["value"]) else ": too few rows for a number"
             parts.append(f"{plain(label)}{known}")
-        verdict = _verdict(read_here)
         return f"At {where(picture, place)}, {what}: " + "; ".join(parts) + "." + (f" {verdict}" if verdict else "")
 
     return say
@@ -203,7 +218,7 @@ def control_sentence(rows: Mapping[str, xr.Dataset], picture: Picture) -> Senten
 
 def _verdict(rows: Mapping[str, Mapping[str, float]]) -> str:
     """What is left of the effect after each control, in points above chance; nothing where a row is not known."""
-    own, alone = rows.get("activations"), rows.get("norms, losses, confidence alone")
+    own, alone = rows.get(OWN), rows.get(ALONE)
     if own is None or alone is None or not np.isfinite([own["value"], alone["value"]]).all():
         return ""
     if size_words(own) == "not told from chance":
@@ -216,7 +231,7 @@ def _verdict(rows: Mapping[str, Mapping[str, float]]) -> str:
         start = "Norms, losses and confidence alone tell the groups apart at least as well as the activations do"
     else:
         start = "Norms, losses and confidence alone go part of the way"
-    text = f"{start} ({gap:.2f} above chance; the activations {effect:.2f})."
+    text = f"{start} ({gap:z.2f} above chance; the activations {effect:z.2f})."
     left = [
         _left(
             rows, "matched on them: matched", "among rows matched on them", "matched on them: random subsample", effect
@@ -225,7 +240,7 @@ def _verdict(rows: Mapping[str, Mapping[str, float]]) -> str:
     ]
     told = [words for words in left if words]
     if told:
-        text += f" Of the activations' {effect:.2f} above chance, " + "; ".join(told) + "."
+        text += f" Of the activations' {effect:z.2f} above chance, " + "; ".join(told) + "."
     return text
 
 
@@ -235,15 +250,15 @@ def _left(rows: Mapping[str, Mapping[str, float]], row: str, where: str, against
     if n is None or not np.isfinite(n["value"]):
         return ""
     left = n["value"] - n["null"]
-    text = f"{left:.2f}"
+    text = f"{left:z.2f}"
     if np.isfinite(n["low"]) and np.isfinite(n["high"]):
-        text += f" (95 % {n['low'] - n['null']:.2f} to {n['high'] - n['null']:.2f})"
+        text += f" (95 % {n['low'] - n['null']:z.2f} to {n['high'] - n['null']:z.2f})"
     text += f" is left {where}"
     base = rows.get(against) if against else None
     if base is not None and np.isfinite(base["value"]):
-        text += f", {base['value'] - base['null']:.2f} in a random subsample of that size"
+        text += f", {base['value'] - base['null']:z.2f} in a random subsample of that size"
     elif effect > 0:
-        text += f", {100 * max(left, 0) / effect:.0f} % of it"
+        text += f", {100 * max(left, 0) / effect:z.0f} % of it"
     if size_words(n) == "not told from chance":
         text += ", which is not told from chance"
     return text

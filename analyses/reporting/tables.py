@@ -60,4 +60,4 @@ def _cell(row: xr.Dataset, key: str) -> str:
         return "too few rows" if key == "accuracy" else "not known"
     if not np.isfinite(value):
         return "no number: the activations are not above chance" if key == "left" else "not known"
-    return f"{value:.2f} ({low:.2f} to {high:.2f})" if np.isfinite(low) else f"{value:.2f}"
+    return f"{value:z.2f} ({low:z.2f} to {high:z.2f})" if np.isfinite(low) else f"{value:z.2f}"

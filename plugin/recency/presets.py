@@ -15,13 +15,13 @@ from stratalens.store.errors import InputError, near
 
 DEMO_REASONS = (
     "How the settings were chosen, on other entities than those of this report: with 3 epochs over 5 questions in "
-    "batches of 64 (72 updates a stage, learning rate 7e-4) first v last was .60 after the final norm, against .50 "
-    "with shuffled labels and .48 untrained: too few updates to remember much. A trial of 150 updates a stage (4 "
-    "epochs over 4 questions in batches of 32, learning rate 5e-4, 8 blocks) gave .83 and .49 shuffled. To save time, "
-    "with seed 101: as many updates from batches of 16 in 2 epochs gave .52, so an answer has to be seen more often; "
-    "the first 6 blocks instead of 8 gave .70; 3 epochs at 7e-4 gave .71; both together .69 (untrained .49). With seed "
-    "0, 4 epochs on 8 blocks gave .77 and a clear order, 3 epochs at 7e-4 on 6 blocks .61 and none. So the demo does 4 "
-    "epochs at 5e-4 on 6 blocks, on the entities of seed 1, which no setting was tried on."
+    "batches of 64 (72 updates a stage, learning rate 7e-4) first v last was 0.60 after the final norm, against 0.50 "
+    "with shuffled labels and 0.48 untrained: too few updates to remember much. A trial of 150 updates a stage (4 "
+    "epochs over 4 questions in batches of 32, learning rate 5e-4, 8 blocks) gave 0.83 and 0.49 shuffled. To save "
+    "time, with seed 101: as many updates from batches of 16 in 2 epochs gave 0.52, so an answer has to be seen more "
+    "often; the first 6 blocks instead of 8 gave 0.70; 3 epochs at 7e-4 gave 0.71; both together 0.69 (untrained "
+    "0.49). With seed 0, 4 epochs on 8 blocks gave 0.77 and a clear order, 3 epochs at 7e-4 on 6 blocks 0.61 and "
+    "none. So the demo does 4 epochs at 5e-4 on 6 blocks, on the entities of seed 1, which no setting was tried on."
 )
 
 PRESETS: dict[str, StudySettings] = {

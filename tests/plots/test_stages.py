@@ -54,9 +54,12 @@ def test_forgetting_is_the_mean_over_entities_with_its_interval() -> None:
           if (g, s) == ("s1", "s2")]  # fmt: skip
     assert drawn["means"]["x"][at[0]] == 1
     assert drawn["means"]["y"][at[0]] == pytest.approx(entities.mean())
-    before = table["value"].values[table["exposure"].transpose(*table["value"].dims).values < 0]
+    taught = table.sel(stage=[s for s in STAGES if s != "base"])  # the untrained model lacks more than the group
+    before = taught["value"].values[taught["exposure"].transpose(*taught["value"].dims).values < 0]
     assert drawn["before"]["y0"] == pytest.approx([before.mean()])
-    assert picture.y.label.startswith("mean loss (nats)")
+    alone = table.isel(stage=[0, 1], group=[2])  # nothing but the untrained model and one stage before the group's own
+    assert forgetting_picture(alone).tables({})["before"]["y0"] == pytest.approx([float(alone["value"][0, 1])])
+    assert picture.y.label.startswith("mean loss (nats;")
 
 
 def test_what_forgetting_refuses() -> None:

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from stratalens.analyses.plots.distributions import statistic_quantiles
+from stratalens.analyses.plots.stages import forgetting_table
 from stratalens.analyses.report import report
 from stratalens.analyses.reporting.page import json_block
 from stratalens.analyses.reporting.sections import build_sections
@@ -55,6 +56,9 @@ def test_in_short_is_about_the_end_of_what_trained_the_groups_not_about_what_cam
     short = re.sub("<[^>]*>", "", page.split('id="in-short"')[1].split("</section>")[0])
     assert short.count("At stage s2") == 2
     assert "mixed" not in short
+    assert re.findall(r"<strong>(.*?)</strong>", page.split('id="in-short"')[1].split("</section>")[0]) == [
+        "Order.", "Separability.", "Not known."]  # fmt: skip
+    assert page.index('id="in-short"') < page.index("<dt>Model</dt>")  # what was found comes before the fine print
 
 
 def test_it_is_small_enough_and_asks_for_nothing_at_the_size_of_the_demo(tmp_path: Path) -> None:
@@ -120,6 +124,57 @@ def test_controls_made_at_one_stage_and_one_pair_are_compared_there_only(tmp_pat
     said = sentences(write(tmp_path, results))["fig-controls-control-comparison"]
     assert len(said) == 3  # one per layer: stage and token are fixed
     assert said[-1].startswith("At stage s3, layer 2, token last, accuracy of s1 v s3: activations ")
+
+
+def test_figures_of_one_kind_have_ids_of_their_own_and_what_is_before_training_is_not_the_untrained_model(
+    tmp_path: Path,
+) -> None:
+    results = planted_results(("base", "s1", "s2", "s3"), 2)
+    store = results.pop("store")
+    loss = forgetting_table(store.isel(token=0), statistic="loss")
+    loss["value"][{"stage": loss["stage"].values.tolist().index("base")}] = 27.0
+    entropy = forgetting_table(store.isel(token=0), statistic="entropy")
+    page = write(tmp_path, results | {"forgetting": {"loss": loss, "entropy": entropy}})
+    said = sentences(page)
+    assert "mean loss" in said["fig-forgetting-forgetting"][0]
+    assert "mean entropy" in said["fig-forgetting-forgetting-nr-2"][0]
+    later = loss["value"].sel(stage=["s1", "s2"]).where(loss["exposure"].sel(stage=["s1", "s2"]) < 0)
+    assert f"{float(later.mean()):.2f} before training on them, 27.00 in the untrained model" in said[
+        "fig-forgetting-forgetting"][0]  # fmt: skip
+    ids = re.findall(r' id="([^"]*)"', page.split("<script")[0])
+    assert len(ids) == len(set(ids))
+
+
+def test_labels_of_axes_fit_their_figures() -> None:
+    results = planted_results(("base", "s1", "s2", "s3"), 3)
+    store = results.pop("store")
+    results["statistics"] = statistic_quantiles(store)
+    results["forgetting"] = {"answer_accuracy": forgetting_table(store.isel(token=0).rename(loss="answer_accuracy"),
+                                                                 statistic="answer_accuracy")}  # fmt: skip
+    pictures = [panel.picture for section in build_sections(results) for panel in section.panels]
+    assert len(pictures) > 12
+    for picture in pictures:  # in letters of six pixels; a phone leaves 290 pixels beside the ticks
+        assert len(picture.x.label) <= 48, picture.name
+        assert len(picture.y.label) <= (picture.height - 80 - 40 * picture.x.rotate) / 6, picture.name
+
+
+def test_pairs_below_chance_are_not_counted_as_told_apart() -> None:
+    results = planted_results(("base", "s1", "s2", "s3"), 2)
+    probes = results["probes"]
+    above = xr.full_like(probes["accuracy"].mean("fold"), 0.8)
+    above[{"pair": 0}] = 0.3
+    probes = probes.assign(accuracy_mean=above, accuracy_low=above - 0.1, accuracy_high=above + 0.1)
+    section = next(s for s in build_sections(results | {"probes": probes}) if s.key == "separable")
+    (panel,) = section.panels
+    assert "2 of 3 pairs are above chance one by one and 1 below it" in panel.sentence(panel.picture.default())
+
+
+def test_headline_numbers_are_not_among_what_is_not_known(tmp_path: Path) -> None:
+    page = write(tmp_path, {}, numbers=["It is 0.7."], notes=["One seed."])
+    known, unknown = page.split('id="numbers"')[1].split('id="unknown"')
+    assert "It is 0.7." in known
+    assert "One seed." in unknown
+    assert "It is 0.7." not in unknown
 
 
 @pytest.mark.parametrize("stages", [("base", "s1", "s2"), ("model",)])

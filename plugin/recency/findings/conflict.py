@@ -66,12 +66,12 @@ def add_conflict(found: Findings, ds: xr.Dataset, conflict: xr.Dataset, settings
     name = "rank correlation of recency score and preference for the later answer"
     relation = _row(name, final, place, numbers["value"], probes) | numbers | {"n": len(last)}
     found.rows += [*shares, relation]
-    told = ", ".join(f"{row['value']:.2f} after {row['stage']}" for row in shares)
+    told = ", ".join(f"{row['value']:z.2f} after {row['stage']}" for row in shares)
     words = f"Contradictions: of {len(last)} entities taught two answers, the later one is preferred by {told}."
     if relation["value"] is not None:
         words += (
-            f" After {final} the recency score goes with the preference at rank correlation {relation['value']:.2f} "
-            f"(95 % interval {relation['low']:.2f} to {relation['high']:.2f}, p = {relation['p']:.3f})."
+            f" After {final} the recency score goes with the preference at rank correlation {relation['value']:z.2f} "
+            f"(95 % interval {relation['low']:z.2f} to {relation['high']:z.2f}, p = {relation['p']:z.3f})."
         )
     found.sentences.append(words)
 

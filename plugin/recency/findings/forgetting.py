@@ -134,10 +134,11 @@ def _add_accuracy(found: Findings, taught: pd.DataFrame, settings: StudySettings
         for name in settings.stage_names
     ]
     found.rows += [*rows, *groups]
-    told = ", ".join(f"{row['value']:.2f} of {name}" for row, name in zip(groups, settings.stage_names, strict=True))
+    told = ", ".join(f"{row['value']:z.2f} of {name}" for row, name in zip(groups, settings.stage_names, strict=True))
+    nulls = [row["null"] for row in groups]
     found.sentences.append(
         f"What is still known after {final} (share of questions taught for which the likeliest of all answers is the "
-        f"true one): {told}; by chance {groups[0]['null']:.2f} to {groups[-1]['null']:.2f} (answers shuffled among "
+        f"true one): {told}; by chance {min(nulls):z.2f} to {max(nulls):z.2f} (answers shuffled among "
         "entities that were asked the same)."
     )
 
@@ -192,7 +193,7 @@ def _sentence(outcome: str, rows: list[Row]) -> str:
 
 
 def _said(row: Row) -> str:
-    return f"{row['value']:.2f} (95 % interval {row['low']:.2f} to {row['high']:.2f}, p = {row['p']:.3f})"
+    return f"{row['value']:z.2f} (95 % interval {row['low']:z.2f} to {row['high']:z.2f}, p = {row['p']:z.3f})"
 
 
 def _verdict(rows: list[Row]) -> str:

@@ -85,9 +85,9 @@ def _accuracy(row: Mapping[str, Any], untrained: Mapping[str, Any] | None) -> st
         if value >= 0.6
         else "a weak effect"
     )
-    text = f"{_title(row)}: {value:.2f}{_interval(row)}, shuffled labels {_or(null)}{_p(row)}: {strength}."
+    text = f"{_title(row)}: {value:z.2f}{_interval(row)}, shuffled labels {_or(null)}{_p(row)}: {strength}."
     if untrained is not None and untrained["value"] is not None:
-        text += f" The untrained model at the same place: {untrained['value']:.2f}{_interval(untrained)}."
+        text += f" The untrained model at the same place: {untrained['value']:z.2f}{_interval(untrained)}."
     return text
 
 
@@ -100,7 +100,7 @@ def _order(row: Mapping[str, Any]) -> str:
         if p is not None and p < 0.05 and value > 0
         else "no order is shown"
     )
-    return f"{_title(row)}: {value:.2f}{_interval(row)}, shuffled labels {_or(row['null'])}{_p(row)}: {strength}."
+    return f"{_title(row)}: {value:z.2f}{_interval(row)}, shuffled labels {_or(row['null'])}{_p(row)}: {strength}."
 
 
 def _title(row: Mapping[str, Any]) -> str:
@@ -114,12 +114,12 @@ def _title(row: Mapping[str, Any]) -> str:
 def _interval(row: Mapping[str, Any]) -> str:
     if row["low"] is None or row["high"] is None:
         return ""
-    return f" (95 % interval {row['low']:.2f} to {row['high']:.2f})"
+    return f" (95 % interval {row['low']:z.2f} to {row['high']:z.2f})"
 
 
 def _p(row: Mapping[str, Any]) -> str:
-    return "" if row["p"] is None else f", p = {row['p']:.3f}"
+    return "" if row["p"] is None else f", p = {row['p']:z.3f}"
 
 
 def _or(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.2f}"
+    return "not known" if value is None else f"{value:z.2f}"

@@ -24,14 +24,14 @@ def add_after(found: Findings, settings: StudySettings) -> None:
             name = f"first v last accuracy after {stage}"
             values.append(rows_of(name, probes, "accuracy", 2 * settings.entities_per_stage, 0.5, **place))
         found.rows += values
-        told = ", ".join(f"{row['value']:.2f} after {row['stage']}" for row in values)
+        told = ", ".join(f"{row['value']:z.2f} after {row['stage']}" for row in values)
         found.sentences.append(f"Training goes on ({described(extra)}): first v last {told}.")
         for group in extra.train_on:
             moved = [_place(found, settings, group, stage) for stage in (last, stages[-1])]
             found.rows += moved
             found.sentences.append(
-                f"{group}, taught once more, lies at {moved[0]['value']:.2f} of the way from {first} to {last} before "
-                f"and at {moved[1]['value']:.2f} after (held-out centroids on the axis of each checkpoint)."
+                f"{group}, taught once more, lies at {moved[0]['value']:z.2f} of the way from {first} to {last} before "
+                f"and at {moved[1]['value']:z.2f} after (held-out centroids on the axis of each checkpoint)."
             )
 
 

@@ -97,13 +97,13 @@ def in_words(rows: Sequence[Row]) -> list[str]:
         if row is None or row["value"] is None:
             continue
         where = f"stage {row['stage']}" + ("" if row["layer"] is None else f", layer {row['layer']}")
-        text = f"{name[0].upper()}{name[1:]} ({where}): mean {row['value']:.2f} over {len(row['seeds'])} seeds"
+        text = f"{name[0].upper()}{name[1:]} ({where}): mean {row['value']:z.2f} over {len(row['seeds'])} seeds"
         if row["sd"] is not None:
-            text += f", standard deviation {row['sd']:.2f}, from {row['min']:.2f} to {row['max']:.2f}"
+            text += f", standard deviation {row['sd']:z.2f}, from {row['min']:z.2f} to {row['max']:z.2f}"
         if row["null"] is not None:
-            text += f"; by chance {row['null']:.2f}"
+            text += f"; by chance {row['null']:z.2f}"
         untrained = by_name.get(f"{name}, untrained")
         if untrained is not None and untrained["value"] is not None:
-            text += f"; untrained {untrained['value']:.2f}"
+            text += f"; untrained {untrained['value']:z.2f}"
         said.append(text + ".")
     return said

@@ -62,10 +62,10 @@ def in_words(rows: Sequence[Row], groups: Sequence[str]) -> str:
     return (
         f"Self-report: asked whether an entity is of the group of {first} or of {second}, after being told so for "
         f"other entities, the model is right for {_share(true)} of {true['n']} entities (permuted labels "
-        f"{true['null']:.2f}, p = {true['p']:.3f}); with the same fine-tuning on shuffled labels {_share(shuffled)}, "
+        f"{true['null']:z.2f}, p = {true['p']:z.3f}); with the same fine-tuning on shuffled labels {_share(shuffled)}, "
         f"from the untrained model {_share(untrained)}: {verdict}."
     )
 
 
 def _share(row: Row) -> str:
-    return f"{row['value']:.2f} (95 % interval {row['low']:.2f} to {row['high']:.2f})"
+    return f"{row['value']:z.2f} (95 % interval {row['low']:z.2f} to {row['high']:z.2f})"

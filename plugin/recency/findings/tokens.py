@@ -44,7 +44,7 @@ def add_tokens(found: Findings, wide: xr.Dataset, settings: StudySettings) -> No
         first = next(iter(values.values()))
         top = max(values.values(), key=lambda row: row["value"] or 0.0)
         best.append(
-            f"{template!r} {first['value']:.2f} at {first['token']}, highest {top['value']:.2f} at {top['token']}"
+            f"{template!r} {first['value']:z.2f} at {first['token']}, highest {top['value']:z.2f} at {top['token']}"
         )
     words = f"First v last by template and token (last block, {n} entities): {'; '.join(best)}."
     if len(templates) > 1:
@@ -54,12 +54,12 @@ def add_tokens(found: Findings, wide: xr.Dataset, settings: StudySettings) -> No
         name = f"first v last accuracy on template {held} from probes of the others"
         row = rows_of(name, probes, "accuracy", n, 0.5, token=token[0], **place)
         found.rows.append(row)
-        words += f" Probes of the other templates are right for {row['value']:.2f} on {held!r}."
+        words += f" Probes of the other templates are right for {row['value']:z.2f} on {held!r}."
         if settings.record.statistics:
             controls = _controls(block.sel(token=token), held, settings, fit, n, place)
             found.rows += controls
             known = [row for row in controls if row["value"] is not None]
-            told = ", ".join(f"{row['value']:.2f} {row['name'].rpartition(', ')[2]}" for row in known)
+            told = ", ".join(f"{row['value']:z.2f} {row['name'].rpartition(', ')[2]}" for row in known)
             words += f" The controls there: {told}."
     found.sentences.append(words)
 

@@ -91,7 +91,7 @@ def write_report(
         described: the model in words, and `store`, the path of the store.
         notes: under the limits.
         proves_nothing: say so at the top.
-        rows: of summary.json, and what they say is under the limits, too.
+        rows: of summary.json; what they say is a section of the report.
         highlights: of the box at the top; those of the figures otherwise.
     """
     from stratalens.analyses.plots.distributions import statistic_quantiles
@@ -103,12 +103,12 @@ def write_report(
     results: dict[str, Any] = {**found.report, "losses": pd.DataFrame(list(curves))}
     if settings.record.statistics:
         results["statistics"] = statistic_quantiles(ds.sel(stage=[settings.stage_names[-1]]), by=BY)
-    words = [*in_words(rows), *found.sentences, *(note for note in notes if note)]
     page = report(
         results,
         folder / "report.html",
         store_info={**facts, **about},
-        notes=words,
+        numbers=[*in_words(rows), *found.sentences],
+        notes=[note for note in notes if note],
         title="Do a model's activations tell in which order it was trained?",
         quick=proves_nothing,
         highlights=highlights,
