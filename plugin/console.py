@@ -43,8 +43,8 @@ class Debug:
 
 
 def note(message: str) -> None:
-    """One line to the person watching, on standard error."""
-    print(message, file=sys.stderr, flush=True)  # noqa: T201
+    """One line to the person watching, on standard error; on a terminal as many as it takes."""
+    print(_in_lines(message), file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def _show(error: BaseException, message: str) -> None:
     if Debug.on:
         traceback.print_exception(error, file=sys.stderr)
     notes = "".join(f"\n  {extra}" for extra in getattr(error, "__notes__", ()))
-    note(_in_lines(f"error: {message}{notes}"))
+    note(f"error: {message}{notes}")
 
 
 def _in_lines(text: str) -> str:

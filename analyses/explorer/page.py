@@ -218,7 +218,9 @@ class Explorer:
         made.add_panel("places", pn.FlexBox(*parts, align_items="end", gap="0.2rem 1.2rem", **wide))
         figure = pn.pane.Bokeh(self.scatter.figure, height=470, **wide)
         made.add_panel("rows", pn.Column(self.note, figure, self.key, **wide))
-        made.add_panel("selected", pn.Column(pn.Row(self.find, self.clear, **wide), self.listing, **wide))
+        field = pn.Column(self.find, min_width=220, styles={"flex": "1 1 14rem"}, margin=0)  # wraps on a phone
+        find = pn.FlexBox(field, self.clear, align_items="end", **wide)
+        made.add_panel("selected", pn.Column(find, self.listing, **wide))
         made.add_panel("asked", self.demand.panel())
         return made
 

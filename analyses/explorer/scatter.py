@@ -101,7 +101,7 @@ class Scatter:
         fig.on_event(events.Tap, self._tapped)
         fig.on_event(events.RangesUpdate, lambda event: self._zoomed())
         fig.on_event(events.Reset, lambda event: self._reset())
-        fig.xaxis.axis_label = "w1: from the first group to the last (activation units)"
+        fig.xaxis.axis_label = "w1: first group to last (activation units)"
         fig.yaxis.axis_label = "w2: widest direction beside w1 (activation units)"
         for axis in fig.axis:
             axis.axis_label_text_font = axis.major_label_text_font = FONT

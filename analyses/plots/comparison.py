@@ -132,7 +132,7 @@ def control_comparison_picture(
 
     def tables(place: Place) -> dict[str, Table]:
         null = np.array([read["null"](place) for read in means])
-        out: dict[str, Table] = {"null": {"x0": null, "y0": heights - 0.42, "x1": null, "y1": heights + 0.28}}
+        out: dict[str, Table] = {"null": {"x0": null, "y0": heights - 0.42, "x1": null, "y1": heights + 0.2}}
         out["rows"] = names
         if several:
             out["mean"], out["mean_bars"] = row_table(means, place, heights - gap, HIGHLIGHT)

@@ -169,7 +169,7 @@ def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
         name="probe_generalisation",
         title=title,
         x=Axis("group, in training order", ticks=[(float(i), plain(g, 16)) for i, g in enumerate(groups)]),
-        y=Axis("mean probe score (log-odds; 0: undecided)"),
+        y=Axis("mean score (log-odds; 0: undecided)"),
         marks=[
             Mark("zero", "segments", role="ink", width=1.2, dash="dashed"),
             Mark("stems", "segments", width=1.5, alpha=0.6),

@@ -8,14 +8,15 @@ from functools import reduce
 from operator import mul
 from typing import Any
 
+import bokeh.models
 import holoviews as hv
 import holoviews.plotting.bokeh
 import numpy as np
-from bokeh.models import HoverTool
 
 from stratalens.analyses.plots.picture import Axis, Mark, Picture, Place, Table
 
 MAX_STATIC_FRAMES = 12  # HoloViews needs time that grows with the square of the frames of a HoloMap
+models: Any = bokeh.models  # its annotations do not know the properties that its models take as arguments
 INK = "#222222"
 QUIET = "#767676"
 
@@ -78,6 +79,7 @@ def frame(picture: Picture, place: Place) -> Any:
         **_ticks("y", picture.y),
     }
     bokeh = {"responsive": True, "height": picture.height, "min_width": 280, "fontsize": {"title": "11pt"}}
+    bokeh["hooks"] = [lambda plot, element: _bokeh_key(plot.state, picture)]
     overlay = overlay.opts(**both, **bokeh, backend="bokeh")
     if "matplotlib" in hv.Store.loaded_backends():
         size = {"title": 9, "labels": 8, "ticks": 8}
@@ -85,12 +87,61 @@ def frame(picture: Picture, place: Place) -> Any:
 
         def shape(plot: Any, element: Any) -> None:
             # HoloViews sets a numeric aspect before the limits are final, and a narrow strip is left
-            plot.handles["axis"].set_box_aspect(1 / wide)
+            axis = plot.handles["axis"]
+            axis.set_box_aspect(1 / wide)
+            axis.apply_aspect()
+            box = axis.get_position()
+            for bar in axis.figure.axes:
+                if bar is not axis:  # a colour bar is as high as what it explains
+                    bar.set_position([box.x1 + 0.02, box.y0, 0.03, box.height])
+            if picture.y.log:
+                _plain_decades(axis.yaxis)
+            _matplotlib_key(axis, picture)
 
         overlay = overlay.opts(
             **both, aspect="auto", hooks=[shape], fig_inches=6.4, fontsize=size, backend="matplotlib"
         )
     return overlay
+
+
+def _plain_decades(axis: Any) -> None:
+    """Ticks of a log axis as numbers: 0.5, 1, 2, and no powers of ten."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _matplotlib_key(axis: Any, picture: Picture) -> None:
+    """Names of the colours, beside the figure: over it they would cover data."""
+    if not picture.legend or axis.get_legend() is not None:
+        return
+    from matplotlib.lines import Line2D
+
+    dots = [Line2D([], [], marker="o", linestyle="", color=c, markeredgecolor=INK, markeredgewidth=0.3, label=name)
+            for name, c in picture.legend.items()]  # fmt: skip
+    axis.legend(handles=dots, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=7)
+
+
+def _bokeh_key(figure: Any, picture: Picture) -> None:
+    """The same for Bokeh, below the figure. HoloViews empties it whenever it draws another place of the sliders."""
+    if not picture.legend:
+        return
+    key = figure.select_one({"name": "key"})
+    if key is None:
+        look = {"border_line_color": None, "label_text_font_size": "9pt", "padding": 0, "spacing": 8, "margin": 2}
+        columns = max(1, 60 // (max(map(len, picture.legend)) + 4))
+        key = models.Legend(name="key", orientation="horizontal", ncols=columns, **look)
+        figure.add_layout(key, "below")
+    if key.items:
+        return
+    nowhere, line = [float("nan")], {"line_color": INK, "line_width": 0.5}
+    for i, (name, color) in enumerate(picture.legend.items()):
+        dot = figure.select_one({"name": f"key-{i}"})
+        if dot is None:
+            dot = figure.scatter(nowhere, nowhere, size=9, fill_color=color, name=f"key-{i}", **line)
+        key.items.append(models.LegendItem(label={"value": name}, renderers=[dot]))
 
 
 def _ticks(which: str, axis: Axis) -> dict[str, Any]:
@@ -111,7 +162,7 @@ def _element(mark: Mark, table: Table, picture: Picture, pixel: float) -> Any:
 def _hover(mark: Mark) -> list[Any]:
     if not mark.hover:
         return []
-    return [HoverTool(tooltips=[(label, f"@{{{column}}}") for column, label in mark.hover.items()])]
+    return [models.HoverTool(tooltips=[(label, f"@{{{column}}}") for column, label in mark.hover.items()])]
 
 
 def _color(mark: Mark, table: Table) -> Any:

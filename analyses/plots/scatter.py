@@ -97,7 +97,8 @@ def entity_scatter_picture(plane: xr.Dataset) -> Picture:
     """Describe `entity_scatter` without drawing it."""
     xy = plane["coordinate"].transpose("entity", "component").values.astype(float)
     group = [str(g) for g in plane["group"].values]
-    tint = stage_colors(list(dict.fromkeys(group)), plane.attrs["trained"], plane.attrs["untrained"])
+    known = [g for g in (*plane.attrs["untrained"], *plane.attrs["trained"]) if g in group]
+    tint = stage_colors(list(dict.fromkeys([*known, *group])), plane.attrs["trained"], plane.attrs["untrained"])
     columns: Table = {"x": xy[:, 0], "y": xy[:, 1], "color": [tint[g] for g in group]}
     columns["group"] = [plain(g) for g in group]
     hover = {"group": "group"}
@@ -111,7 +112,7 @@ def entity_scatter_picture(plane: xr.Dataset) -> Picture:
     return Picture(
         name="entity_scatter",
         title="Single rows in the recency plane",
-        x=Axis("w1: from the first group to the last (activation units)"),
+        x=Axis("w1: first group to last (activation units)"),
         y=Axis("w2: widest direction beside w1 (activation units)"),
         marks=[Mark("rows", "points", hover=hover, size=5, alpha=0.6)],
         tables=lambda place: {"rows": columns},

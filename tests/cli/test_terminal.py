@@ -23,6 +23,7 @@ COMMANDS = (
     "report",
     "explore",
     "export",
+    "label",
     "commit",
 )
 
@@ -60,6 +61,10 @@ def test_a_message_is_broken_between_words_on_a_terminal_alone(
     said = capsys.readouterr().err
     assert said.split() == ["error:", *message.split()]
     assert (len(said.splitlines()) > 4) == terminal
+    console.note(message.split("\n")[0])  # what it says of its work, too
+    said = capsys.readouterr().err
+    assert said.split() == message.split("\n")[0].split()
+    assert (len(said.splitlines()) > 1) == terminal
 
 
 @pytest.mark.parametrize("terminal", [True, False])

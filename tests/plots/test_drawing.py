@@ -50,6 +50,27 @@ def test_every_figure_renders_with_bokeh(name: str) -> None:
         assert any(word in drawn.title.text for word in ("stage", "layer", "token"))
 
 
+@pytest.mark.parametrize("name", ["centroid_path", "layer_sweep", "entity_scatter"])
+def test_the_key_of_colours_is_part_of_the_figure(name: str) -> None:
+    obj = MADE[name]()
+    drawn = hv.render(obj, backend="bokeh")
+    (key,) = [legend for legend in drawn.legend if legend.name == "key"]
+    assert key in drawn.below  # over the figure it would cover data
+    assert [item.label.value for item in key.items] == list(obj.stratalens_picture.legend)
+    wanted = [g for g in ("s1", "s2", "s3") if g in obj.stratalens_picture.legend]
+    assert wanted == [g for g in obj.stratalens_picture.legend if g in wanted]  # in the order of training
+
+
+def test_a_colour_bar_on_paper_is_as_high_as_its_map(tmp_path: Path) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="PDF, SVG and PNG are drawn by Matplotlib")
+    target = plots.save(MADE["stage_layer_map"](), tmp_path / "map.png", dpi=50)
+    pixels = pyplot.imread(target)[..., :3]
+    white = (pixels > 0.99).all(axis=(1, 2))
+    # what is drawn begins with the title and ends with the name of the axis, and is wider than high
+    rows = [i for i, empty in enumerate(white) if not empty]
+    assert (rows[-1] - rows[0]) < 0.6 * pixels.shape[1]
+
+
 def test_sliders_are_in_real_units() -> None:
     obj = plots.centroid_path(made.projection(STAGES, 2), dynamic=True)
     assert [d.name for d in obj.kdims] == ["stage", "layer", "token"]

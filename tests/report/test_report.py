@@ -149,8 +149,7 @@ def test_labels_of_axes_fit_their_figures() -> None:
     results = planted_results(("base", "s1", "s2", "s3"), 3)
     store = results.pop("store")
     results["statistics"] = statistic_quantiles(store)
-    results["forgetting"] = {"answer_accuracy": forgetting_table(store.isel(token=0).rename(loss="answer_accuracy"),
-                                                                 statistic="answer_accuracy")}  # fmt: skip
+    results["forgetting"] = {"answer_loss": forgetting_table(store, statistic="answer_loss")}
     pictures = [panel.picture for section in build_sections(results) for panel in section.panels]
     assert len(pictures) > 12
     for picture in pictures:  # in letters of six pixels; a phone leaves 290 pixels beside the ticks
