@@ -153,6 +153,12 @@ def matrix_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
         if not np.isfinite(got["value"]).any():
             return f"At {where(picture, place)} no pair has an accuracy."
         best, worst = int(np.nanargmax(got["value"])), int(np.nanargmin(got["value"]))
+        if len(pairs) == 1:
+            only = {k: float(v[0]) for k, v in got.items()}
+            return (
+                f"At {where(picture, place)}, {pairs[0]}: accuracy {interval(only)}, {size_words(only)} "
+                f"({only['null']:z.2f})."
+            )
         by_chance = 0.05 * len(pairs)
         return (
             f"At {where(picture, place)}, {int(above.sum())} of {len(pairs)} pairs are above chance one by one"
