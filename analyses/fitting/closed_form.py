@@ -7,9 +7,11 @@ probe_systems.py. LDA shrinks standardised features, as scikit-learn's shrinkage
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import linalg
 
 from stratalens.analyses.fitting.label_rows import Doubles, Floats, Rows
 from stratalens.analyses.fitting.logistic import LinearFit
@@ -101,11 +103,12 @@ def _split(
     """Fit contrasts together where they use whole labels, else each by itself; in the row space where that is small."""
     n_pairs, n_sets = signs.shape[1:]
     used = np.flatnonzero(signs.any(axis=(1, 2)))
-    shift = X[used].mean(axis=0, dtype=np.float64)
-    centred = X[used] - shift.astype(X.dtype)
-    signs, labels = signs[used], labels[used]
+    if len(used) < len(X):
+        X, signs, labels = X[used], signs[used], labels[used]
+    shift = X.mean(axis=0)  # near the mean is enough, as long as the intercepts know it
+    centred = X - shift
     coef, intercept = np.zeros((n_pairs, n_sets, X.shape[1])), np.zeros((n_pairs, n_sets))
-    few = rotate and min((signs != 0).any(axis=2).sum(axis=0).min(initial=len(used)), len(used)) < X.shape[1]
+    few = rotate and min((signs != 0).any(axis=2).sum(axis=0).min(initial=len(X)), len(X)) < X.shape[1]
     together = _whole(signs, labels) and (n_pairs == 1 or not few)
     for chosen in [slice(None)] if together else [slice(p, p + 1) for p in range(n_pairs)]:
         for sets in [slice(None)] if together else _consistent(signs[:, chosen]):
@@ -122,7 +125,7 @@ def _split(
                 w = w @ basis.T.astype(np.float64)
             else:
                 w, b = fit(x, part, codes, penalty[chosen, sets])
-            coef[chosen, sets], intercept[chosen, sets] = w, b - w @ shift.astype(X.dtype)
+            coef[chosen, sets], intercept[chosen, sets] = w, b - w @ shift.astype(np.float64)
     flat = n_pairs * n_sets
     return LinearFit(
         coef.reshape(flat, -1).astype(X.dtype), intercept.ravel(), np.ones(flat, dtype=bool),
@@ -155,13 +158,9 @@ class _Sums:
     """Rows by label, and the counts, means and variances of each class of each fit; negative class first."""
 
     def __init__(self, X: Floats, signs: Signs, labels: npt.NDArray[np.int64]) -> None:
-        order = np.argsort(labels, kind="stable")
-        self.names, first = np.unique(labels[order], return_index=True)
-        ordered = signs[order]
-        rows = X[order]
-        self.rows = Rows(
-            rows, rows.astype(np.float64, copy=False), np.append(first, len(rows)), np.asarray(ordered.any(axis=1))
-        )
+        self.names, codes = np.unique(labels, return_inverse=True)
+        self.rows = Rows.of(X, codes, np.asarray(signs.any(axis=1)))
+        ordered = signs[self.rows.order]
         starts = [self.rows.block(g) for g in range(self.rows.labels)]
         self.sign = np.array([np.sign(ordered[b].sum(axis=(0, 2), dtype=np.int64)) for b in starts], dtype=np.int8)
         # (2, P, label): which labels make up each class.
@@ -174,7 +173,7 @@ class _Sums:
 
     def deviation(self, whole: bool) -> Doubles:
         """Standard deviation of each feature, 1 where it is constant: (P, K, d) of both classes, or (2, P, K, d)."""
-        squares = np.tensordot(self.member, self.rows.sums(power=2), 1)
+        squares = np.tensordot(self.member, self.rows.sums(squared=True), 1)
         sums, count = self.sum, self.count
         if whole:
             squares, sums, count = squares.sum(axis=0), sums.sum(axis=0), count.sum(axis=0)
@@ -243,15 +242,16 @@ class _LedoitWolf:
         self.centre, deviation = (v.reshape(-1, n_sets, d)[first] for v in (sums.mean, scale))
         self.weight = 1 / deviation**2
         self.fourth = np.zeros(self.count.shape)
-        constant = (self.centre**2 * self.weight).sum(axis=-1)
         for g in range(rows.labels):
-            x, inside = rows.exact[rows.block(g)], rows.inside[rows.block(g)]
-            mine = np.flatnonzero(self.classes[:, g])
+            here = rows.block(g)
+            middle, mine = rows.means[g], np.flatnonzero(self.classes[:, g])
+            x, inside = rows.X[here] - middle.astype(rows.X.dtype), rows.inside[here]
             # |(x - mean) / scale|**2 of every row, without making the standardised rows.
-            weight, centre = (v[mine].reshape(-1, d) for v in (self.weight, self.centre))
-            length = (x * x) @ weight.T - 2 * (x @ (centre * weight).T)
-            length = length.reshape(len(x), len(mine), n_sets) + constant[mine]
-            self.fourth[mine] += (length**2 * inside[:, None]).sum(axis=0)
+            weight, centre = (v[mine].reshape(-1, d) for v in (self.weight, self.centre - middle))
+            pull = centre * weight
+            length = (x * x) @ weight.T.astype(x.dtype) - 2 * (x @ pull.T.astype(x.dtype))
+            length = (length + (pull * centre).sum(axis=1)).reshape(len(x), len(mine), n_sets)
+            self.fourth[mine] += np.einsum("nck,nk->ck", length**2, inside)
 
     def __call__(self) -> tuple[Doubles, Doubles]:
         """Shrinkage and mean variance of each class in each training set, both (2, P, K)."""
@@ -266,17 +266,21 @@ class _LedoitWolf:
         d = grams.shape[1]
         square, trace = np.zeros(len(self.classes)), np.zeros(len(self.classes))
         scatter = np.empty_like(grams[0])
+        ger: Any = linalg.get_blas_funcs("ger", (scatter,))
         for c, labels in enumerate(self.classes):
             n, weight = self.count[c, k], self.weight[c, k]
-            centre = (np.sqrt(n) * self.centre[c, k]).astype(scatter.dtype)
-            np.multiply(-centre[:, None], centre, out=scatter)
-            for g in np.flatnonzero(labels):
-                scatter += grams[g]
-            trace[c] = float(np.diagonal(scatter).astype(np.float64) @ weight) / n
-            inverse = np.sqrt(weight / n).astype(scatter.dtype)
-            scatter *= inverse[:, None]
-            scatter *= inverse
-            square[c] = float(np.einsum("ij,ij->i", scatter, scatter).sum(dtype=np.float64))
+            first, *others = np.flatnonzero(labels)
+            # Scaled first, so that no square is too large or too small for float32.
+            scale = np.sqrt(weight / n).astype(scatter.dtype)
+            total = grams[first]
+            for g in others:
+                total = np.add(total, grams[g], out=scatter)
+            np.multiply(total, scale[:, None], out=scatter)
+            scatter *= scale
+            centre = np.sqrt(n) * self.centre[c, k] * scale
+            ger(-1.0, centre, centre, a=scatter.T, overwrite_a=1)
+            trace[c] = float(np.trace(scatter, dtype=np.float64))
+            square[c] = float(np.vdot(scatter, scatter))
         n, mean = self.count[:, k], trace / d
         delta = (square - 2 * mean * trace + d * mean**2) / d
         beta = np.minimum((self.fourth[:, k] / n - square) / (d * n), delta)

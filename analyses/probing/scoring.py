@@ -10,7 +10,6 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from stratalens.analyses import significance
 
@@ -83,8 +82,9 @@ def auc(score: Floats, positive: npt.NDArray[np.bool_]) -> float:
     n_neg = len(positive) - n_pos
     if n_pos == 0 or n_neg == 0:
         return float("nan")
-    ranks = rankdata(score)
-    return float((ranks[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+    low, high = np.sort(score[~positive]), score[positive]
+    below = np.searchsorted(low, high, "left").sum() + np.searchsorted(low, high, "right").sum()
+    return float(below / (2 * n_pos * n_neg))
 
 
 def bootstrap_weights(strata: Codes, resamples: int = 1000, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -134,10 +134,8 @@ def cluster_interval(
         tops = np.stack([np.bincount(units, row, n_units) for row in tops])
         bottoms = np.stack([np.bincount(units, row, n_units) for row in bottoms])
     mean = _ratio(tops.sum(axis=1), bottoms.sum(axis=1))
-    resampled = _ratio(
-        (draws @ tops.T.astype(np.float32)).astype(np.float64),
-        (draws @ bottoms.T.astype(np.float32)).astype(np.float64),
-    )
+    both = draws @ np.concatenate([tops, bottoms]).T.astype(np.float32)
+    resampled = _ratio(both[:, : len(tops)].astype(np.float64), both[:, len(tops) :].astype(np.float64))
     some = np.isfinite(mean)
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     tail = (1 - level) / 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import xarray as xr
@@ -108,15 +106,20 @@ def test_a_slab_is_streamed_into_the_same_moments() -> None:
 def test_gram_matrices_of_training_sets_by_subtraction(seed: int, labels: int, sets: int, small: bool) -> None:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((40, 5))
-    edges = np.concatenate([[0], np.sort(rng.integers(0, 41, labels - 1)), [40]])
+    codes = rng.permutation(np.concatenate([np.arange(labels), rng.integers(0, labels, 40 - labels)]))
     inside = rng.random((40, sets)) < rng.random(sets)
-    rows = Rows(x, x, edges, inside)
     limit, label_rows.CELL_BYTES = label_rows.CELL_BYTES, 0 if small else 2**20
     try:
-        grams = rows.grams()
+        rows = Rows.of(x, codes, inside)
+        grams, sums, squares = rows.grams(), rows.sums(), rows.sums(squared=True)
         for k in range(sets):
-            expected = [x[a:z][inside[a:z, k]].T @ x[a:z][inside[a:z, k]] for a, z in itertools.pairwise(edges)]
-            np.testing.assert_allclose(grams(k), expected, atol=1e-10)
+            held = [x[(codes == g) & inside[:, k]] for g in range(labels)]
+            np.testing.assert_allclose(grams(k), [part.T @ part for part in held], atol=1e-10)
+            np.testing.assert_allclose(sums[:, k], [part.sum(axis=0) for part in held], atol=1e-10)
+            np.testing.assert_allclose(squares[:, k], [(part**2).sum(axis=0) for part in held], atol=1e-10)
+        assert (rows.label_grams is None) is small
+        around = sum((codes == g).sum() * x[codes == g].var(axis=0) for g in range(labels))
+        np.testing.assert_allclose(rows.variance, around / 40, atol=1e-10)
     finally:
         label_rows.CELL_BYTES = limit
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge, RidgeClassifier
 
-from stratalens.analyses.fitting import probe_systems
+from stratalens.analyses.fitting import estimators, probe_systems
 from stratalens.analyses.fitting.closed_form import fit_closed_form, fit_order
 from stratalens.analyses.probing.folds import entity_folds
 from stratalens.analyses.probing.pairs import training_signs
@@ -112,6 +112,32 @@ def test_systems_that_do_not_converge_are_solved_by_themselves(monkeypatch: pyte
     )
     alone = fit_closed_form(X, targets, codes, "ridge")
     np.testing.assert_allclose(alone.coef, expected.coef, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("room", [1, 2**20])
+def test_a_grid_of_penalties_over_the_same_moments_equals_fits_one_by_one(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, codes, _, targets = data()
+    monkeypatch.setattr(estimators, "GRID_ELEMENTS", room)
+    values = (1e-4, 0.1, 0.3, 100.0)
+    coef, intercept = estimators._fit_grid(X, codes, targets, values, estimators.Settings("ridge"))
+    for value, w, b in zip(values, coef, intercept, strict=True):
+        alone = fit_closed_form(X, targets, codes, "ridge", alpha=1 / value)
+        np.testing.assert_allclose(w.reshape(alone.coef.shape), alone.coef, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(b.ravel(), alone.intercept, atol=1e-8)
+
+
+def test_groups_far_apart_are_as_exact_as_groups_close_by() -> None:
+    X, codes, targets = residual_stream(360, 60)
+    X[:, 20] += 3000 * codes  # Gram matrices about a common shift cancel there
+    fit = fit_closed_form(X, targets, codes, "lda")
+    coef = fit.coef.reshape(2, 4, 60).astype("f8")
+    for k in range(4):
+        rows = targets[:, 0, k] != 0
+        exact = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(X[rows].astype("f8"), codes[rows])
+        w = exact.coef_.ravel()
+        assert 1 - coef[0, k] @ w / np.linalg.norm(coef[0, k]) / np.linalg.norm(w) <= 1e-6
 
 
 def test_one_against_the_rest_takes_classes_of_several_labels() -> None:
