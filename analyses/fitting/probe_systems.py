@@ -30,6 +30,7 @@ REFINEMENTS = 5
 # First try of what is added to the factored matrix, in units of its diagonal, so that it stays positive definite.
 JITTER = {4: 1e-7, 8: 1e-15}
 FACTOR_BYTES = 2**28  # factors in memory at a time
+SCATTERED = 1 / 16  # share of the scatter in a diagonal, below which it is all one how small it is
 KIND = 4.0  # systems share a factor where their diagonals, against their scatters, are at most so many times as large
 ALIKE = 16.0  # largest condition number against the common factor: about twenty iterations
 
@@ -79,8 +80,10 @@ class Systems:
 
     def _solve_alike(self, out: Doubles) -> Places:
         """Solve what a common factor helps with, into `out`; the places that are left, set by set."""
-        kind = self._kinds()
-        alike = (self._alike() | (kind == 0)) & (self._size() > 0)
+        ratio = self._ratio()
+        # Rows do not matter where the diagonal outweighs even the largest eigenvalue, which the trace bounds.
+        alike = (self._alike() | (ratio * 2 * len(self.rows.variance) <= 1)) & (self._size() > 0)
+        kind = _kinds(ratio + SCATTERED)
         left = [(int(p), int(k)) for p, k in np.argwhere(~alike)]
         scatter = self._scatter() if alike.any() else np.empty(0)
         for value in np.unique(kind[alike]):
@@ -96,20 +99,12 @@ class Systems:
         scattered = (self.weight * self.count).sum(axis=0) * self.rows.variance.sum()
         return np.asarray(scattered + self.diagonal.sum(axis=2))
 
-    def _kinds(self) -> npt.NDArray[np.int64]:
-        """Systems that can share a factor, (P, K): the scatter outweighs the diagonal alike, within a factor of KIND.
-
-        0 = the diagonal outweighs even the largest eigenvalue of the scatter, which its trace bounds.
-        """
+    def _ratio(self) -> Doubles:
+        """By how much the scatter outweighs the diagonal, (P, K); mean over features."""
         count = (self.weight * self.count).sum(axis=0)
-        variance = self.rows.variance
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            ratio = np.nan_to_num(count[..., None] * variance / self.diagonal, nan=0.0).mean(axis=2)
-        kind, limit = np.zeros(ratio.shape, np.int64), 1 / (2 * len(variance))
-        while (ratio > limit).any():
-            kind[ratio > limit] += 1
-            limit = KIND * ratio[ratio > limit].min()
-        return kind
+            each = np.nan_to_num(count[..., None] * self.rows.variance / self.diagonal, nan=0.0)
+            return np.asarray(each.mean(axis=2))
 
     def _alike(self) -> npt.NDArray[np.bool_]:
         """Which systems have rows enough for their matrices to be like that of all rows, (P, K).
@@ -292,6 +287,15 @@ class _Task:
         except linalg.LinAlgError:
             return np.asarray(linalg.lstsq(matrix, self.right[s])[0], dtype=np.float64)
         return np.asarray(linalg.cho_solve(factor, self.right[s], check_finite=False), dtype=np.float64)
+
+
+def _kinds(ratio: Doubles) -> npt.NDArray[np.int64]:
+    """Numbers, the same for ratios within a factor of KIND of the smallest that has the number."""
+    kind, limit = np.zeros(ratio.shape, np.int64), KIND * ratio.min(initial=1)
+    while (ratio > limit).any():
+        kind[ratio > limit] += 1
+        limit = KIND * ratio[ratio > limit].min()
+    return kind
 
 
 def _norm(residual: Doubles, preconditioned: Doubles) -> Doubles:
