@@ -14,18 +14,21 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
 
 from stratalens.analyses.engine.assemble import Filled, Layout, as_dataset, noise_slab, unwrap
 from stratalens.analyses.engine.cache import SlabCache
-from stratalens.analyses.engine.parcels import Common, run_one, run_parcel
+from stratalens.analyses.engine.parcels import Common, run_one, run_parcels
 from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.engine.threads import blas_threads, cores, worker_count
 from stratalens.analyses.labels import Array, Data
 from stratalens.store.errors import InputError, near
 
 SlabFunction = Callable[[Slab], xr.Dataset]
+BUNDLE_BYTES = 64 * 2**20  # of decoded slabs, up to which they share a task on a cluster
+TASKS = 4  # of each worker, at least, before slabs share one
 Results = Generator[tuple[Slab, xr.Dataset], None, None]
 
 
@@ -208,21 +211,37 @@ def _on_threads(function: SlabFunction, slabs: Sequence[Slab], workers: int) -> 
 
 def _on_cluster(client: Any, common: Common, slabs: Sequence[Slab]) -> Results:
     """Each worker reads its own slabs; only parcels go there, and only the small results come back."""
-    parcels = [common.pack(slab) for slab in slabs]
+    # A task costs client and scheduler about 10 ms of CPU, so that small slabs go several to a task.
+    size = _bundle(slabs, sum(client.nthreads().values()))
+    bundles = [slabs[start : start + size] for start in range(0, len(slabs), size)]
+    parcels = [[common.pack(slab) for slab in bundle] for bundle in bundles]
     # A task of its own, not scattered data: should a worker be lost, the scheduler makes it again on another one.
     shared = client.submit(_itself, common, pure=False)
-    futures = dict(zip(client.map(run_parcel, parcels, common=shared, pure=False), slabs, strict=True))
+    futures = dict(zip(client.map(run_parcels, parcels, common=shared, pure=False), bundles, strict=True))
     try:
         for future in _distributed().as_completed(list(futures), loop=client.loop):
             try:
-                result = future.result()
+                results = future.result()
             except _distributed().KilledWorker as error:  # the function raised nothing, so that nothing was noted there
-                error.add_note(f"while working on {futures[future].where}: every worker that was given it died")
+                where = "; ".join(slab.where for slab in futures[future])
+                error.add_note(f"while working on {where}: every worker that was given it died")
                 raise
-            yield futures[future], result
+            yield from zip(futures[future], results, strict=True)
             future.release()
     finally:
         client.cancel([*futures, shared])
+
+
+def _bundle(slabs: Sequence[Slab], workers: int) -> int:
+    """Slabs of one task: one, or some small ones, as long as every worker has several tasks.
+
+    >>> one = xr.DataArray(np.zeros((1000, 2, 500), "f4"), dims=("entity", "token", "d_model"))
+    >>> slabs = [Slab(one, None, None, (0, i), np.arange(1000)) for i in range(40)]
+    >>> _bundle(slabs, 2), _bundle(slabs, 1), _bundle(slabs[:7], 2)
+    (5, 10, 1)
+    """
+    size = int(np.prod(slabs[0].shape)) * 4
+    return max(1, min(BUNDLE_BYTES // max(1, size), len(slabs) // (TASKS * max(1, workers))))
 
 
 def _itself(common: Common) -> Common:

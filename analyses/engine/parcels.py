@@ -7,7 +7,7 @@ activations do not travel at all, unless they only exist in this process's memor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask
@@ -70,6 +70,11 @@ class Parcel:
 def run_parcel(parcel: Parcel, common: Common) -> Any:
     """Result of one slab, in the worker."""
     return run_one(common.function, parcel.unpack(common))
+
+
+def run_parcels(parcels: Sequence[Parcel], common: Common) -> list[Any]:
+    """Results of some slabs, one after the other."""
+    return [run_parcel(parcel, common) for parcel in parcels]
 
 
 def run_one(function: Callable[[Slab], Any], slab: Slab) -> Any:

@@ -57,6 +57,18 @@ def test_workers_read_their_own_slabs_and_give_what_threads_give(client: Any, st
     xr.testing.assert_identical(project(ds, scheduler=client, **options), project(ds, **options))
 
 
+def test_many_small_slabs_share_tasks_and_keep_their_places(client: Any) -> None:
+    ds = planted(stages=4, layers=7)
+
+    def task_of(slab: Slab) -> xr.Dataset:
+        key = str(distributed.get_worker().get_current_task())
+        return xr.Dataset({"total": slab.values().sum(dtype=np.float64), "task": ("name", np.array([key], object))})
+
+    found = run_slabs(ds, task_of, scheduler=client, progress=False)
+    np.testing.assert_allclose(found.total, ds.resid_post.sum(["entity", "token", "d_model"]), rtol=1e-3, atol=1e-2)
+    assert 8 <= len(set(found.task.values.ravel())) <= 10
+
+
 def test_the_active_client_is_used_also_by_lazy_sweeps(client: Any, store: Path) -> None:
     ds = open_store(store)
     here = os.getpid()
