@@ -2,7 +2,8 @@
 
 Everything is asked of every stage and layer, except the controls: they are
 asked of the last stage and of the first group against the last, where the
-effect is largest if there is one. For anything else call the verbs yourself.
+effect is largest if there is one, beside the same probe of the untrained
+stage where there is one. For anything else call the verbs yourself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from stratalens.analyses.matched import matched_probe
 from stratalens.analyses.plots.distributions import statistic_quantiles
 from stratalens.analyses.probes import probe
 from stratalens.analyses.probing.matched_slab import LEAST
+from stratalens.analyses.probing.tabulate import untrained
 from stratalens.analyses.residuals import residual_probe
 from stratalens.analyses.statistics_alone import statistics_probe
 from stratalens.store.errors import InputError, near, no_site
@@ -181,6 +183,12 @@ def _controls(
     for name in ("statistics_probe", "matched_probe", "residual_probe"):
         if isinstance(other := suite.results.get(name), xr.Dataset):
             made[name.removesuffix("_probe")] = other
+    before = untrained([str(group) for pair in ends for group in pair], ds)
+    if (
+        before is not None
+    ):  # what a probe finds before any of it was learned, against the same row of every other control
+        first = probe(ds.isel(stage=[before]), by, pairs=ends, **common)
+        made["untrained_stage"] = first.isel(stage=0, drop=True)
     suite.results["control_table"] = control_table(made)
 
 

@@ -5,7 +5,7 @@ The function that users call is `control_table` in controls.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -95,14 +95,21 @@ def _rows(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 
 
 def _untrained(result: xr.Dataset) -> int | None:
-    """Index of a stage from before any group was trained on; None where there is none."""
-    if "stage" not in result.dims or "stage_order" not in result.coords or "pair_first" not in result.coords:
+    if "pair_first" not in result.coords:
         return None
-    order = dict(zip(map(str, result["stage"].values), result["stage_order"].values.tolist(), strict=True))
-    named = {*map(str, result["pair_first"].values), *map(str, result["pair_second"].values)} - {"rest"}
-    trained = [order[n] for n in named if n in order]
-    earliest = int(np.argmin(result["stage_order"].values))
-    return earliest if trained and result["stage_order"].values[earliest] < min(trained) else None
+    return untrained(
+        {*map(str, result["pair_first"].values), *map(str, result["pair_second"].values)} - {"rest"}, result
+    )
+
+
+def untrained(groups: Iterable[str], data: xr.Dataset | xr.DataArray) -> int | None:
+    """Index of a stage from before any of these groups was trained on; None where there is none."""
+    if "stage" not in data.dims or "stage_order" not in data.coords:
+        return None
+    order = dict(zip(map(str, data["stage"].values), data["stage_order"].values.tolist(), strict=True))
+    trained = [order[n] for n in groups if n in order]
+    earliest = int(np.argmin(data["stage_order"].values))
+    return earliest if trained and data["stage_order"].values[earliest] < min(trained) else None
 
 
 def _units(result: xr.Dataset) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -33,7 +33,8 @@ def test_all_verbs_are_asked_once_and_kept(tmp_path: Path, monkeypatch: pytest.M
     table = suite.results["control_table"]
     names = set(table["control"].values.tolist())
     assert {"probe", "normalized", "random_direction", "shuffled_label", "shuffled_entity", "residual"} <= names
-    assert "matched: matched" in names
+    assert {"matched: matched", "untrained_stage"} <= names
+    assert table.sizes["stage"] == 1
     assert table.sizes["pair"] == 1
 
     def worked(function: object, slab: Slab) -> None:
