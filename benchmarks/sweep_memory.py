@@ -7,7 +7,7 @@ itself, each process ends by asking for more than is left, which must fail.
 
     python benchmarks/sweep_memory.py [FOLDER] [--gib 6] [--limit-mib 2048] [--workers 2] [--jobs centroids ridge]
 
-The run that the aim speaks of, 30 GB within 2 GB, takes about eleven minutes of CPU, ridge and logistic probes as many each:
+The run that the aim speaks of, 30 GB within 2 GB, takes about eleven minutes of CPU, most of it for the probes:
 
     python benchmarks/sweep_memory.py /path/with/40/GB --gib 30 --jobs centroids ridge logistic
 """
