@@ -51,6 +51,7 @@ class Demand:
         self.job: Job | None = None
         self._theme = "light"
         self._drawn: Any = None
+        self._failed: tuple[Question, Where] | None = None  # where the reader was told of a failure
         self.start.on_click(lambda event: self.compute())
         self.stop.on_click(lambda event: self.cancel())
         self.kind.param.watch(self._other, "value")
@@ -98,6 +99,7 @@ class Demand:
                 "failed": progress.error,
             }[progress.state]
             self.status.say(words, "error" if progress.state == "failed" else "quiet")
+            self._failed = (self.question(), self._where())
         self._drawn = None
         self.draw(self._theme)
         self._changed()
@@ -118,6 +120,8 @@ class Demand:
         if self._drawn == (question, where, theme):
             return
         self._drawn = (question, where, theme)
+        if self.status.kind == "error" and self._failed != (question, where):
+            self.status.say("")  # it is not about what is asked now
         here = told(self.answers, question, where)
         trained = self.answers.source.colours([])[0]
         self.figures[:] = [self._sized(item) for item in drawn(here, trained, theme)]

@@ -93,7 +93,9 @@ class Explorer:
         if where != self.where():
             self.refresh()
         elif plane is None:
-            self.note.say(message, "error")
+            old = self.scatter.plane
+            still = f" The figure still shows {old.where.words()}, by {plain(old.where.by)}." if old else ""
+            self.note.say(message + still, "error")
         else:
             self._show(plane)
 

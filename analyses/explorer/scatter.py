@@ -25,6 +25,7 @@ from stratalens.analyses.plots.scatter import MAX_POINTS
 models: Any = bokeh.models
 events: Any = bokeh.events
 PIXELS = (700, 480)
+MOST_BOLD = 60  # rings; more of them would hide the points that they surround
 HOVER = {"row": "row", "group": "group", "w1": "w1", "w2": "w2"}
 
 
@@ -74,7 +75,6 @@ class Scatter:
         fig.toolbar.logo = None
         fig.image_rgba("image", "x", "y", "dw", "dh", source=self.image, name="density")
         fig.line("x", "y", source=self.path, line_width=2.5, name="path")
-        inert = {"nonselection_fill_alpha": 0.6, "nonselection_line_alpha": 0.6}
         dots = fig.scatter(
             "x",
             "y",
@@ -84,9 +84,8 @@ class Scatter:
             fill_alpha=0.6,
             line_color=None,
             name="points",
-            **inert,
         )
-        fig.scatter("x", "y", source=self.rings, size=11, fill_color=None, line_width=2, name="rings")
+        self._rings = fig.scatter("x", "y", source=self.rings, size=11, fill_color=None, line_width=2, name="rings")
         means = fig.scatter(
             "x", "y", source=self.means, size=17, marker="diamond", fill_color="color", line_width=1.5, name="means"
         )
@@ -97,6 +96,8 @@ class Scatter:
         tips = [(title, f"@{name}") for name, title in (("row", "row"), ("group", "group"), ("label", "prompt"))]
         fig.add_tools(models.HoverTool(renderers=[dots], tooltips=tips))
         fig.add_tools(models.HoverTool(renderers=[means], tooltips=[("mean of", "@name"), ("w1", "@x"), ("w2", "@y")]))
+        for tool in fig.select({"type": (models.BoxSelectTool, models.LassoSelectTool, models.TapTool)}):
+            tool.renderers = []  # we ring rows ourselves; what Bokeh has not selected it would draw in other colours
         fig.on_event(events.SelectionGeometry, self._enclosed)
         fig.on_event(events.Tap, self._tapped)
         fig.on_event(events.RangesUpdate, lambda event: self._zoomed())
@@ -213,6 +214,8 @@ class Scatter:
     def _ring(self) -> None:
         at = self._among(self._selection)[:MAX_POINTS]
         xy = self._xy()[at]
+        many = len(at) > MOST_BOLD
+        self._rings.glyph.update(size=8 if many else 11, line_width=1 if many else 2, line_alpha=0.7 if many else 1.0)
         self.rings.data = {"x": xy[:, 0], "y": xy[:, 1]}
 
     def _shaded(self, view: np.ndarray, colors: Sequence[str]) -> dict[str, list[Any]]:

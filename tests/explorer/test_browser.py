@@ -21,6 +21,13 @@ EVIL = '<img src=x onerror="window.pwned=1"><script>window.pwned=2</script>'
 SOURCE = """(name) => [...Bokeh.documents].flatMap(d => [...d._all_models.values()])
     .find(m => m.name === name && m.data_source).data_source.data"""
 
+PALE = """() => [...Bokeh.documents].flatMap(d => [...d._all_models.values()])
+    .filter(m => m.selected && m.selected.indices && m.selected.indices.length).length"""
+FONTS = """() => { const found = new Set(); const walk = (root) => { for (const e of root.querySelectorAll("*")) {
+    if (e.shadowRoot) walk(e.shadowRoot);
+    if (e.matches("h1, h2, p, label, select, button, td, li")) found.add(getComputedStyle(e).fontFamily); } };
+  walk(document.body); return [...found]; }"""
+
 pytestmark = NEEDS_CHROMIUM
 
 
@@ -131,6 +138,7 @@ def test_a_box_selects_rows_and_a_row_points_back(opened: Opened) -> None:
     opened.drag((0.12, 0.02, 0.9, 0.85))
     opened.says("rows selected; statistics of resid_post at stage s3, layer 2, token last")
     rings = len(opened.column("rings", "x"))
+    assert opened.page.evaluate(PALE) == 0  # what is not selected keeps its colour, and so do the rings
     table = opened.page.locator(".x-rows tbody tr")
     assert table.count() == rings > 5
     button = table.nth(1).get_by_role("button")
@@ -230,6 +238,7 @@ def test_names_contrast_and_width(browser: Any, address: str, width: int, scheme
     it.page.keyboard.press("Enter")
     it.says("rows selected")
     assert it.page.evaluate(NAMELESS) == []
+    assert len(it.page.evaluate(FONTS)) == 1
     assert it.page.evaluate(DIM) == []
     assert it.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert it.page.locator("html").get_attribute("data-theme") == scheme

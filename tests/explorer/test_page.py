@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stratalens.analyses.explorer.demand import IDLE
 from stratalens.analyses.explorer.page import HINT, Explorer, page
 from stratalens.analyses.explorer.serve import free_port
 from stratalens.store import open_store
@@ -41,8 +42,31 @@ def test_a_selection_stays_with_its_rows_and_goes_with_another_column(explorer: 
     assert explorer.scatter.pointed.data["text"] == [explorer.listing.rows[1][0]]
     explorer.by.value = "template"
     assert explorer.note.kind == "error"  # one group only
+    still = "The figure still shows resid_post at stage s3, layer 0, token last, by trained_stage."
+    assert explorer.note.text.endswith(still)
     explorer.by.value = "trained_stage"
     assert explorer.note.kind == "quiet"
+
+
+def test_a_failure_is_told_until_something_else_is_asked(explorer: Explorer) -> None:
+    explorer.by.value = "template"  # one group only
+    explorer.demand.scope.value = "here"
+    explorer.demand.compute()
+    explorer.demand.job.join(120)
+    assert explorer.demand.status.kind == "error"
+    explorer.demand.draw("dark")
+    assert explorer.demand.status.kind == "error"
+    explorer.by.value = "trained_stage"
+    assert (explorer.demand.status.kind, explorer.demand.status.text) == ("quiet", IDLE)
+
+
+def test_rings_leave_the_points_to_be_seen(explorer: Explorer) -> None:
+    shown = explorer.scatter.plane.rows.rows
+    (glyph,) = [r.glyph for r in explorer.scatter.figure.renderers if r.name == "rings"]
+    explorer.select(shown[:4])
+    few = glyph.line_width, glyph.size
+    explorer.select(np.tile(shown, 3))
+    assert (glyph.line_width, glyph.size) < few
 
 
 def test_answers_bring_a_figure_and_a_column_of_scores(explorer: Explorer) -> None:
