@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +59,11 @@ class Watch:
         self.say(line)
 
     def say(self, line: str) -> None:
-        """One line, now."""
-        if not self.quiet:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+        """One line, now; folded between words where a terminal is too narrow for it."""
+        if self.quiet:
+            return
+        if sys.stderr.isatty():
+            indent = " " * (8 if line.startswith(" ") else 6)
+            width = max(40, shutil.get_terminal_size().columns)
+            line = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -11,7 +11,8 @@ from stratalens.recency.corpus.entities import Corpus
 from stratalens.recency.corpus.groups import question_texts
 from stratalens.recency.corpus.people import People, read_people
 from stratalens.recency.corpus.questions import candidates
-from stratalens.recency.models.loading import blank_base, load_base, load_tokenizer, quiet_bars
+from stratalens.recency.models.bars import quiet_bars
+from stratalens.recency.models.loading import blank_base, load_base, load_tokenizer
 from stratalens.recency.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary
 from stratalens.recency.parts import UNTRAINED
 from stratalens.recency.settings import StudySettings

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from stratalens.recency.models.bars import quiet_bars
 from stratalens.recency.models.smollm import load_smollm2, load_smollm2_tokenizer, smollm2_config
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-@contextmanager
-def quiet_bars() -> Iterator[None]:
-    """No progress bars of transformers inside; as they were afterwards."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

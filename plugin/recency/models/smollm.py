@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratalens.recency.models.bars import quiet_bars
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def load_smollm2(layers: int | None = None) -> tuple[LlamaForCausalLM, PreTraine
     path = find_gguf()
     from transformers import LlamaForCausalLM
 
-    with _no_bar():
+    with quiet_bars(), _no_bar():
         # Handing the configuration in spares a parse of the whole file, and only the wanted blocks are dequantised.
         loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=smollm2_config(layers))
     # Rebuilt without the quantiser's traces: save_pretrained refuses a quantization_config.

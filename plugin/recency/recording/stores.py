@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import stratalens as sl
 from stratalens.recency.corpus.contradictions import Contradicted, conflict_prompts
 from stratalens.recency.corpus.entities import Corpus
-from stratalens.recency.models.loading import quiet_bars
+from stratalens.recency.models.bars import quiet_bars
 from stratalens.recency.settings import StudySettings
 from stratalens.recency.training.checkpoints import has_weights, require_weights
 from stratalens.recency.watch import Watch

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from stratalens.recency.models.loading import quiet_bars
+from stratalens.recency.models.bars import quiet_bars
 from stratalens.recency.parts import UNTRAINED, LoraSettings
 from stratalens.store.errors import InputError, near
 
