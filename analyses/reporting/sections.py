@@ -111,9 +111,14 @@ def separable(results: Results) -> Section:
         return section
     section.lead = "A linear probe is fitted for each pair of groups and scored on entities that it was not fitted on."
     picture = pair_matrix_picture(probes)
+    sentence = say.matrix_sentence(probes, picture)
+    if probes["pair"].size == 1 and (not picture.sliders or "layer" in probes["accuracy"].coords):
+        section.lead += f" {sentence(picture.default())}"  # a matrix of one cell would be one huge square
+        section.lead += " The next section shows it elsewhere." if picture.sliders else ""
+        return section
     section.show(
         picture,
-        say.matrix_sentence(probes, picture),
+        sentence,
         "Row: the group trained earlier; column: later. n.s.: not told from chance.",
     )
     return section
