@@ -95,7 +95,8 @@ class Explorer:
         elif plane is None:
             old = self.scatter.plane
             still = f" The figure still shows {old.where.words()}, by {plain(old.where.by)}." if old else ""
-            self.note.say(message + still, "error")
+            self.note.say(message.rstrip(".") + "." + still, "error")
+            self.demand.draw(self.theme.value)
         else:
             self._show(plane)
 

@@ -42,7 +42,7 @@ def test_a_selection_stays_with_its_rows_and_goes_with_another_column(explorer: 
     assert explorer.scatter.pointed.data["text"] == [explorer.listing.rows[1][0]]
     explorer.by.value = "template"
     assert explorer.note.kind == "error"  # one group only
-    still = "The figure still shows resid_post at stage s3, layer 0, token last, by trained_stage."
+    still = ". The figure still shows resid_post at stage s3, layer 0, token last, by trained_stage."
     assert explorer.note.text.endswith(still)
     explorer.by.value = "trained_stage"
     assert explorer.note.kind == "quiet"
@@ -56,7 +56,7 @@ def test_a_failure_is_told_until_something_else_is_asked(explorer: Explorer) -> 
     assert explorer.demand.status.kind == "error"
     explorer.demand.draw("dark")
     assert explorer.demand.status.kind == "error"
-    explorer.by.value = "trained_stage"
+    explorer.by.value = "entity"  # too many groups
     assert (explorer.demand.status.kind, explorer.demand.status.text) == ("quiet", IDLE)
 
 
