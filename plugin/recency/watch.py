@@ -29,6 +29,7 @@ class Watch:
         self._began = 0.0
         self._told = 0.0
         self._first: tuple[float, float] | None = None
+        self._last = (0.0, 0.0)
 
     @contextmanager
     def phase(self, name: str, what: str) -> Iterator[None]:
@@ -41,18 +42,23 @@ class Watch:
         self.say(f"[{place}/{len(self.shares)}] {name}: done in {span(self.seconds[name])}")
 
     def tell(self, what: str, done: float, total: float) -> None:
-        """How far the phase is; at most one line every few seconds, and one at its end."""
+        """How far the phase is; at most one line every few seconds, and one at its end.
+
+        Another total, or less done than before, begins another count within the phase.
+        """
         now = time.monotonic()
-        if self._first is None:  # what was there before, from an earlier run, takes no time now
-            self._first = (now, done)
+        if self._first is None or total != self._last[1] or done < self._last[0]:
+            self._first = (now, done)  # what was there before, from an earlier run, takes no time now
+        self._last = (done, total)
         if done < total and now - self._told < 5:
             return
         self._told = now
         began, before = self._first
         line = f"      {what}"
         if done > before:
-            whole = (now - began) / (done - before) * total
-            left = whole * (1 - done / total)
+            each = (now - began) / (done - before)
+            left = each * (total - done)
+            whole = max(each * total, now - self._began + left)
             later = list(self.shares)[list(self.shares).index(self._phase) + 1 :]
             left += whole * sum(self.shares[name] for name in later) / self.shares[self._phase]
             line += f"; about {span(left)} left in all"

@@ -74,7 +74,7 @@ def analyse(ds: xr.Dataset, settings: StudySettings, watch: Watch) -> Findings:
     answers["halves, untrained"] = sl.probe(start, **early_late, **null)
     answers["ends, untrained"] = sl.probe(start, target=BY, pairs=ends, **null)
     answers["plane, untrained"] = sl.project(start, permutations=a.permutations, **plane)
-    step("final norm", "the same after the final norm")
+    step("final norm", "plane and probes after the final norm")
     if "ln_final" in ds:
         for stage, data in (("", last), (", untrained", ds.isel(stage=[0]).sel(token=token))):
             answers["norm plane" + stage] = sl.project(data, site="ln_final", permutations=a.permutations, **plane)
