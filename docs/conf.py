@@ -9,6 +9,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from sphinx.util.inspect import TypeAliasForwardRef
+
+TypeAliasForwardRef.__repr__ = lambda self: self.name  # Sphinx shows its own object where an alias is inside a Mapping
+
 HERE = Path(__file__).parent
 
 project = "stratalens"
@@ -36,6 +40,8 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}  # not the twelve types that it stands for
+default_role = "code"  # `name` in a docstring
 napoleon_google_docstring = True
 napoleon_numpy_docstring = True
 napoleon_use_rtype = False
