@@ -1,4 +1,4 @@
-"""The picture of the README, from the store that `make demo` leaves: python docs/figure.py demo/run.zarr.
+"""The picture of the README, from the store that `make demo` leaves: python docs/figure.py demo/run.zarr [TARGET.png].
 
 Held-out centroids of the six groups after the last stage, at the deepest layer and the last token.
 """
@@ -13,13 +13,13 @@ import stratalens as sl
 TARGET = Path(__file__).parent / "results" / "demo-seed-1" / "centroids.png"
 
 
-def main(store: str) -> None:
+def main(store: str, target: str | Path = TARGET) -> None:
     """Draw it; the words for its alternative text go to standard output."""
     ds = sl.open_store(store)
     last = ds[["resid_post", "recorded", "exposure"]].isel(stage=[-1], layer=[-1]).sel(token=["last"])
     plane = sl.project(last, by="trained_stage", repeats=100, progress=False, cache=False)
     figure = sl.plots.centroid_path(plane)
-    sl.plots.save(figure, TARGET, dpi=110)
+    sl.plots.save(figure, target, dpi=110)
     picture = figure.stratalens_picture
     value, low, high = (plane[f"rank_correlation{part}"].item() for part in ("", "_low", "_high"))
     null = plane["rank_correlation_null"].item()
@@ -30,4 +30,4 @@ def main(store: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
