@@ -36,9 +36,10 @@ FORMAT = 2  # change it when the meaning of any cached result changes
 class SlabCache:
     """Finished slabs of one analysis of one store."""
 
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, path: Path, identity: dict[str, Any], labels: dict[str, Array] | None = None) -> None:
         self.path = path
         self.identity = identity
+        self.labels = labels or {}  # of stage, layer and token, for those who open the group by themselves
         self._open: xr.Dataset | None = None
         self._done: Any = None  # bool (stage, layer), once the shape is known
         self._stages: set[int] = set()  # with slabs that are not written yet
@@ -85,14 +86,16 @@ class SlabCache:
         }
         word = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:20]
         readable = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:40]
-        return cls(results_folder(place) / f"{readable}-{word}", identity)
+        labels = {d: source.array[d].values for d in ("stage", "layer", "token") if d in source.array.coords}
+        return cls(results_folder(place) / f"{readable}-{word}", identity, labels)
 
     def get(self, slab: Slab) -> xr.Dataset | None:
         """Result of one slab, None where it is not finished."""
         if self._open is None or not self._done[slab.position]:
             return None
-        found = self._open.isel(stage=slab.position[0], layer=slab.position[1]).drop_vars("done").load()
-        found.attrs.pop("identity", None)
+        found = self._open.isel(stage=slab.position[0], layer=slab.position[1])
+        found = found.drop_vars(["done", *self._open.attrs.get("added_labels", [])]).load()
+        found.attrs = {k: v for k, v in found.attrs.items() if k not in ("identity", "added_labels")}
         texts = [name for name, v in found.variables.items() if v.dtype.kind == "T"]
         return found.assign({n: found[n].astype(object) for n in texts if n in found.data_vars}).assign_coords(
             {n: found[n].astype(object) for n in texts if n in found.coords}
@@ -142,6 +145,8 @@ class SlabCache:
         blank = [np.full(a.shape, "" if a.dtype.kind in "OT" else 0, a.dtype) for a in filled.arrays]
         whole = filled.layout.dataset(blank)
         whole["done"] = (("stage", "layer"), np.zeros(filled.shape, bool))
+        added = {d: v for d, v in self.labels.items() if d not in whole.coords and whole.sizes.get(d) == len(v)}
+        whole = whole.assign_coords(added).assign_attrs(added_labels=list(added))
         whole.attrs["identity"] = json.dumps(self.identity, sort_keys=True, default=str)
         chunks = {str(n): {"chunks": (1, *(max(1, s) for s in v.shape[1:]))} for n, v in whole.data_vars.items()}
         temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")

@@ -46,6 +46,17 @@ def test_functions_without_a_name_never_share_results(store: Path) -> None:
     assert not results_folder(store).exists()
 
 
+def test_what_is_kept_has_the_labels_of_stage_layer_and_token(store: Path) -> None:
+    ds = open_store(store)
+    sweep(ds, counting([]), cache="means")
+    sweep(ds, lambda slab: slab.isel(token=[1]).mean("entity"), cache="one token")
+    folders = (next(results_folder(store).glob(f"{name}-*")) for name in ("means", "one_token"))
+    means, one = (xr.open_zarr(folder, consolidated=False) for folder in folders)
+    here = means.sel(stage="s2", layer=1, token="last")["mean"]
+    np.testing.assert_array_equal(here, ds.resid_post.sel(stage="s2", layer=1, token="last").mean("entity"))
+    assert one.token.values.tolist() == ["last"]
+
+
 def test_a_second_run_reads_nothing_and_gives_the_same(store: Path) -> None:
     calls: list[str] = []
     first = sweep(open_store(store), counting(calls), cache="means")
