@@ -220,6 +220,11 @@ def column(ds: Data, name: str) -> Array:
     if "entity" not in ds.dims:
         raise InputError(f"the data has no dim 'entity' (dims: {', '.join(map(str, ds.dims))})")
     if name not in ds.coords:
+        if name in getattr(ds, "data_vars", ()):
+            raise InputError(
+                f"{name!r} is a variable of the data, not a label: open a store with stratalens.open_store(path) or "
+                f"xarray.open_dataset(path, engine='stratalens'); for other data, ds.set_coords({name!r})"
+            )
         raise InputError(f"no label column {name!r}: {near(str(name), label_columns(ds))}")
     if ds.coords[name].dims != ("entity",):
         dims = ", ".join(map(str, ds.coords[name].dims)) or "none"

@@ -117,7 +117,9 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            note("interrupted; what was committed is kept, the same command goes on from there")
+            note(
+                "interrupted; whole blocks of rows are kept (see stratalens info), the same command goes on from there"
+            )
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             # the reader of a pipe went away (`| head`): nothing is wrong here

@@ -165,6 +165,10 @@ def test_groups_that_leak_are_refused(ds: xr.Dataset) -> None:
         sl.probe(ds.assign_coords(entity_id=("entity", torn)), **FEW)
     with pytest.raises(InputError, match="no label column 'entity_idd': did you mean 'entity_id'"):
         sl.probe(ds, groups="entity_idd", **FEW)
+    with pytest.raises(
+        InputError, match=r"'trained_stage' is a variable of the data, not a label: .*engine='stratalens'"
+    ):
+        sl.probe(ds.reset_coords("trained_stage"), **FEW)
 
 
 def test_more_bins_than_data_and_empty_matches_are_refused(ds: xr.Dataset) -> None:
