@@ -50,7 +50,7 @@ def test_what_is_kept_has_the_labels_of_stage_layer_and_token(store: Path) -> No
     ds = open_store(store)
     sweep(ds, counting([]), cache="means")
     sweep(ds, lambda slab: slab.isel(token=[1]).mean("entity"), cache="one token")
-    folders = (next(results_folder(store).glob(f"{name}-*")) for name in ("means", "one_token"))
+    folders = (next(results_folder(store).glob(f"sweep-{name}-*")) for name in ("means", "one_token"))
     means, one = (xr.open_zarr(folder, consolidated=False) for folder in folders)
     here = means.sel(stage="s2", layer=1, token="last")["mean"]
     np.testing.assert_array_equal(here, ds.resid_post.sel(stage="s2", layer=1, token="last").mean("entity"))
