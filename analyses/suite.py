@@ -184,9 +184,7 @@ def _controls(
         if isinstance(other := suite.results.get(name), xr.Dataset):
             made[name.removesuffix("_probe")] = other
     before = untrained([str(group) for pair in ends for group in pair], ds)
-    if (
-        before is not None
-    ):  # what a probe finds before any of it was learned, against the same row of every other control
+    if before is not None:  # what a probe finds before any of it was learned
         first = probe(ds.isel(stage=[before]), by, pairs=ends, **common)
         made["untrained_stage"] = first.isel(stage=0, drop=True)
     suite.results["control_table"] = control_table(made)
