@@ -124,8 +124,8 @@ def opened(browser: Any, address: str) -> Iterator[Opened]:
 
 
 def test_sliders_move_the_rows_and_the_words(opened: Opened) -> None:
+    opened.until("points", "x", "v.length === 40")  # half of 80
     before = opened.column("points", "x")
-    assert len(before) == 40  # half of 80
     opened.slide("layer", "ArrowLeft")
     opened.says("rows, resid_post at stage s3, layer 1, token last")
     opened.until("points", "x", f"Math.abs(v[0] - {before[0]}) > 1e-6 && v.length === 40")
@@ -137,10 +137,11 @@ def test_sliders_move_the_rows_and_the_words(opened: Opened) -> None:
 def test_a_box_selects_rows_and_a_row_points_back(opened: Opened) -> None:
     opened.drag((0.12, 0.02, 0.9, 0.85))
     opened.says("rows selected; statistics of resid_post at stage s3, layer 2, token last")
-    rings = len(opened.column("rings", "x"))
-    assert opened.page.evaluate(PALE) == 0  # what is not selected keeps its colour, and so do the rings
     table = opened.page.locator(".x-rows tbody tr")
-    assert table.count() == rings > 5
+    table.nth(5).wait_for()
+    rows = table.count()
+    opened.until("rings", "x", f"v.length === {rows}")  # the figure and the table need not change in one message
+    assert opened.page.evaluate(PALE) == 0  # what is not selected keeps its colour, and so do the rings
     button = table.nth(1).get_by_role("button")
     button.focus()
     opened.page.keyboard.press("Enter")  # the keyboard is enough
@@ -149,7 +150,8 @@ def test_a_box_selects_rows_and_a_row_points_back(opened: Opened) -> None:
     assert opened.column("pointed", "text") == [button.inner_text()]
     opened.slide("layer", "Home")
     opened.says("rows selected; statistics of resid_post at stage s3, layer 0, token last")
-    assert len(opened.column("rings", "x")) == rings  # the same rows, where they are at this layer
+    opened.until("rings", "x", f"v.length === {rows}")  # the same rows, where they are at this layer
+    assert table.count() == rows
 
 
 def test_rows_are_found_by_their_text_and_never_become_markup(opened: Opened) -> None:
@@ -174,7 +176,7 @@ def test_probes_are_computed_shown_and_kept(opened: Opened, browser: Any, addres
     opened.page.get_by_role("textbox", name="Find rows").fill("e00003")
     opened.page.keyboard.press("Enter")
     opened.says("rows selected")
-    assert "score s1 v s3" in opened.page.locator(".x-rows thead").inner_text()
+    opened.page.locator(".x-rows thead", has_text="score s1 v s3").wait_for()
     other = Opened(browser, address)  # another reader finds what this one computed
     other.says("Probe accuracy by layer")
     other.page.get_by_role("button", name="Compute").click()
@@ -189,7 +191,7 @@ def test_a_computation_can_be_cancelled(opened: Opened) -> None:
     opened.page.get_by_role("button", name="Cancel").click()
     found = opened.says("done; what is done is kept")
     assert re.match(r"Cancelled: \d of 12 done", found.inner_text())
-    assert opened.page.get_by_role("button", name="Compute").is_enabled()
+    opened.page.get_by_role("button", name="Compute", disabled=False).wait_for()
 
 
 def test_errors_are_said_in_the_page_and_it_goes_on(opened: Opened) -> None:
@@ -242,6 +244,7 @@ def test_names_contrast_and_width(browser: Any, address: str, width: int, scheme
     assert it.page.evaluate(DIM) == []
     assert it.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert it.page.locator("html").get_attribute("data-theme") == scheme
+    it.until("points", "color", "v.length > 0")
     light = it.column("points", "color")
     it.page.get_by_role("button", name=re.compile("(Light|Dark) page")).click()
     it.until("points", "color", f"v[0] !== '{light[0]}'")
