@@ -19,6 +19,7 @@ import xarray as xr
 
 from stratalens.store import metadata
 from stratalens.store.arrays import Joined, LazyArray, ScaledArray, VariableArray, lazy
+from stratalens.store.chunks import BFLOAT16
 from stratalens.store.derived import AllOf, Exposure, FunctionArray, LabelArray
 from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.manifest import Store, load
@@ -169,9 +170,7 @@ def _part(store: Store, *, verify: bool, dtype: str) -> _Part:
         )
         view = None
         if layout.variable.dtype == "bfloat16" and dtype == "bfloat16":
-            import ml_dtypes
-
-            view = np.dtype(ml_dtypes.bfloat16)
+            view = BFLOAT16
         variables[name] = VariableArray(reader, rank, view=view)
     for name, layout in store.layouts.items() if dtype != "bits" else ():
         numbers, scale = variables[name], variables.get(layout.variable.scaled_by)
