@@ -155,7 +155,10 @@ class Store:
 
     def attributes(self) -> Json:
         """Attributes of the root group."""
+        # By the CF conventions: xarray gives these as coordinates to a reader that knows nothing of this package.
+        auxiliary = ["stage_order", "weights_fingerprint", *(name for name in self.label_types if name != "entity")]
         return {
+            "coordinates": " ".join(name for name in auxiliary if len(name.split()) == 1),
             "stratalens": {
                 "format_version": FORMAT_VERSION,
                 "block_size": self.block_size,

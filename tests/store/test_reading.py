@@ -101,6 +101,15 @@ def test_widening_is_exact_for_every_bit_pattern() -> None:
     np.testing.assert_array_equal(out.view(np.uint32), bits.astype(np.uint32) << 16)  # NaNs and their payloads, too
 
 
+def test_plain_xarray_shows_labels_as_coordinates(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "run.zarr", 2, entities=4, labels={"prompt": list("abcd"), "with blank": [1, 2, 3, 4]})
+    plain, ours = xr.open_zarr(path), open_store(path)
+    assert "coordinates" not in plain.attrs
+    assert set(ours.coords) - set(plain.coords) == {"with blank"}  # CF's list of names is cut at blanks
+    np.testing.assert_array_equal(plain["with blank"], ours["with blank"])
+    assert plain.resid_post.coords["prompt"].values.tolist() == list("abcd")
+
+
 def test_opening_reads_no_data(stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("data was read")
