@@ -156,7 +156,7 @@ class Store:
     def attributes(self) -> Json:
         """Attributes of the root group."""
         # By the CF conventions: xarray gives these as coordinates to a reader that knows nothing of this package.
-        auxiliary = ["stage_order", "weights_fingerprint", *(name for name in self.label_types if name != "entity")]
+        auxiliary = ["stage_order", "weights_fingerprint", *sorted({*self.label_types} - {"entity"})]
         return {
             "coordinates": " ".join(name for name in auxiliary if len(name.split()) == 1),
             "stratalens": {
@@ -173,7 +173,7 @@ class Store:
                 "stages": [s.to_json() for s in self.stages],
                 **({"measured": dict(self.measured)} if self.measured else {}),
                 **({"second_place": list(self.second_place)} if self.second_place else {}),
-            }
+            },
         }
 
     def root(self) -> bytes:
