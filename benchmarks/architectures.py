@@ -46,6 +46,8 @@ EVERY_SITE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q"
 SHOWN = {
     "first v last accuracy": "first v last",
     "first v last accuracy, untrained": "the same, untrained",
+    "first v last accuracy after the final norm": "first v last, after the final norm",
+    "first v last accuracy after the final norm, untrained": "the same, untrained",
     "early v late accuracy": "early v late",
     "rank correlation of held-out centroids": "rank correlation of centroids",
     "rank correlation of held-out centroids, untrained": "the same, untrained",
