@@ -72,17 +72,18 @@ def run_suite(
         tell: called with a line before each step: which of how many, and about how long the rest will take.
 
     Raises:
-        InputError: an unknown verb or site, or no site in the data; and whatever the verbs refuse that is not
-            merely not applicable here.
+        InputError: an unknown verb, none of them, an unknown site, or no site in the data; and whatever the verbs
+            refuse that is not merely not applicable here.
     """
-    wanted = [verb_named(verb) for verb in verbs]
+    verbs = [verbs] if isinstance(verbs, str) else list(verbs)
+    check_verbs(verbs)
     chosen = _site(ds, site)
     found = groups(ds, by)
     suite = Suite()
     say = tell or (lambda line: None)
-    steps = _Steps([name for verb in VERBS if verb in wanted for name in STEPS[verb]], say)
+    steps = _Steps([name for verb in VERBS if verb in verbs for name in STEPS[verb]], say)
     common: dict[str, Any] = {"site": chosen, "seed": seed}
-    if "centroids" in wanted:
+    if "centroids" in verbs:
         steps.begin("centroids", f"centroids of {chosen} by {by}")
         suite.results["centroids"] = centroids(ds, by=by, site=chosen)
         steps.begin("plane", "their plane, on entities held out from it")
@@ -90,32 +91,34 @@ def run_suite(
             suite.results["projection"] = project(ds, by=by, permutations=permutations, **common)
         else:
             suite.skipped.append(f"projection: an order needs three groups, {by!r} has {len(found)}")
-    if "probes" in wanted:
+    if "probes" in verbs:
         steps.begin("probes", f"probes of all pairs of {by}")
         probes = probe(ds, target=by, backend=backend, **common)
         suite.results["probes"] = probes
         suite.results["cosines"] = cosines(probes, over="pair")
         suite.results["generalise"] = generalise(probes, ds)
-    if "controls" in wanted:
+    if "controls" in verbs:
         _controls(suite, ds, by, [(found.names[0], found.names[-1])], common, steps)
     for line in suite.skipped:
         say(f"left out: {line}")
     return suite
 
 
-def verb_named(word: str) -> str:
-    """The verb that a word means; the singular will do.
+def check_verbs(verbs: Sequence[str]) -> None:
+    """Refuse words that are no verb, and none at all.
 
     Raises:
-        InputError: there is none; says which is near.
+        InputError: says which word, which verbs there are and which is near.
 
-    >>> verb_named("probe")
-    'probes'
+    >>> check_verbs(["probe"])
+    Traceback (most recent call last):
+    stratalens.store.errors.InputError: unknown verb 'probe'; did you mean 'probes'? Valid: centroids, probes, controls
     """
-    for verb in VERBS:
-        if word.strip().lower() in (verb, verb.removesuffix("s")):
-            return verb
-    raise InputError(f"unknown verb {word!r}; {near(word, VERBS)}")
+    for verb in verbs:
+        if verb not in VERBS:
+            raise InputError(f"unknown verb {verb!r}; {near(verb, VERBS)}")
+    if not verbs:
+        raise InputError(f"no verb is given: name one or more of {', '.join(VERBS)}")
 
 
 # Steps of each verb, and about how long they take against each other.

@@ -8,23 +8,32 @@ from pathlib import Path
 import pytest
 
 from stratalens.analyses.engine.slabs import Slab
-from stratalens.analyses.suite import STEPS, VERBS, run_suite, verb_named
+from stratalens.analyses.suite import STEPS, VERBS, run_suite
 from stratalens.store.errors import InputError
 from stratalens.store.reader import open_store
 from support.stores import make_store
 
 
-def test_the_singular_will_do_and_other_words_are_refused() -> None:
-    assert [verb_named(word) for word in ("probe", "Controls", " centroid ")] == ["probes", "controls", "centroids"]
-    with pytest.raises(InputError, match="unknown verb 'prob'; did you mean 'probes'"):
-        verb_named("prob")
+@pytest.mark.parametrize(
+    ("verbs", "says"),
+    [
+        (["probe"], "unknown verb 'probe'; did you mean 'probes'. Valid: centroids, probes, controls"),
+        ("centroid", "unknown verb 'centroid'; did you mean 'centroids'"),
+        (["probes", "Controls"], "unknown verb 'Controls'; did you mean 'controls'"),
+        ([], "no verb is given: name one or more of centroids, probes, controls"),
+    ],
+)
+def test_a_verb_is_one_of_those_there_are(verbs: list[str] | str, says: str, tmp_path: Path) -> None:
+    ds = open_store(make_store(tmp_path / "run.zarr", stages=2, layers=1, entities=8))
+    with pytest.raises(InputError, match=says):
+        run_suite(ds, verbs=verbs)
 
 
 def test_all_verbs_are_asked_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(tmp_path / "run.zarr", stages=4, layers=2, entities=90)
     ds = open_store(store).isel(stage=[0, 3])
     said: list[str] = []
-    suite = run_suite(ds, permutations=20, verbs=("centroid", "probe", "control"), tell=said.append)
+    suite = run_suite(ds, permutations=20, tell=said.append)
     numbers = [line for line in said if line.startswith("[")]
     assert len(numbers) == sum(map(len, STEPS.values()))
     assert [line[1] for line in numbers] == [str(i + 1) for i in range(len(numbers))]
