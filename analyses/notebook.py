@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from stratalens.store.info import percent
 from stratalens.store.notebook import binary, overview
 
 LARGEST = 4_000_000  # values of a result that are looked through for its range
@@ -57,7 +58,7 @@ def _share(ds: xr.Dataset, site: str, stage: int) -> str:
     if flag not in ds:
         return "not known"
     known = ds[flag].isel(stage=stage) if "stage" in ds[flag].dims else ds[flag]
-    return f"{float(np.mean(known.values)):.0%}"
+    return percent(float(np.mean(known.values)))
 
 
 def _mapping(ds: xr.Dataset, name: str) -> list[tuple[str, Any]]:

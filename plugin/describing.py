@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stratalens.console import emit_table, emit_text, human_bytes
-from stratalens.store.info import state_in_words
+from stratalens.store.info import percent, state_in_words
 
 
 def show_info(facts: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ def show_info(facts: dict[str, Any]) -> None:
                 stage["name"],
                 stage["order"],
                 stage["fingerprint"][:12],
-                *(f"{facts['completeness'][stage['name']][s]:.0%}" for s in sites),
+                *(percent(facts["completeness"][stage["name"]][s]) for s in sites),
             )
             for stage in facts["stages"]
         ]

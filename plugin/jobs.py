@@ -203,11 +203,11 @@ def analyze_store(
 
 
 def note_incomplete(facts: Mapping[str, Any]) -> None:
-    """Say that stages which were to be recorded are not there."""
+    """Say that rows or stages which were to be recorded are not there."""
     from stratalens.store.info import state_in_words
 
-    if facts["lacking_stages"]:
-        note(f"{facts['path']} is {state_in_words(facts)}; the capture, run again, records them")
+    if not facts["complete"]:
+        note(f"{facts['path']} is {state_in_words(facts)}; the capture, run again, records the rest")
 
 
 def _results(store: str) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from stratalens.store.errors import listed
 from stratalens.store.manifest import load
 from stratalens.store.metadata import FORMAT_VERSION
 from stratalens.store.places import storage_at
@@ -24,8 +26,9 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``path, format, complete, dims, layers, tokens, labels, sites`` (for each
         variable dims, dtype, compression, hook, bytes on disk, and for int8 what it
         lost), ``stages`` (name, order, fingerprint, provenance), ``completeness`` ({stage: {variable: fraction of rows
-        committed}}), ``bytes, files, blocks, block_size, provenance, recorded_with``, and ``lacking_stages``: what an
-        unfinished capture was to record and has not begun. ``complete`` is true where nothing is missing of either.
+        committed}}), ``whole_stages`` (names of those that lack no row of anything), ``bytes, files, blocks,
+        block_size, provenance, recorded_with``, and ``lacking_stages``: what an unfinished capture was to record and
+        has not begun. ``complete`` is true where all stages are whole and none is lacking.
     """
     store = load(storage_at(path))
     state = store.commits()
@@ -76,6 +79,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "sites": [n for n, v in variables.items() if v["kind"] == "site"],
         "variables": variables,
         "stages": [s.to_json() for s in sorted(store.stages, key=lambda s: s.order)],
+        "whole_stages": [name for name, shares in grid.items() if _whole(shares)],
         "lacking_stages": lacking,
         "completeness": grid,
         "bytes": total,
@@ -88,14 +92,37 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def state_in_words(facts: Mapping[str, Any]) -> str:
-    """Whether what `info` described is complete, and which stages are not there.
+    """Whether what `info` described is complete; if not, how many stages are whole, and what is missing of the others.
 
-    >>> state_in_words({"complete": False, "stages": [{}], "lacking_stages": ["week1", "week2"]})
-    'not complete: 1 of 3 stages; not begun: week1, week2'
+    >>> shares = {"base": {"z": 1.0, "q": 1.0}, "week1": {"z": 0.4, "q": 0.4}, "week2": {"z": 1.0, "q": 0.0}}
+    >>> state_in_words({"complete": False, "completeness": shares, "lacking_stages": ["week3"]})
+    'not complete: 1 of 4 stages whole; week1 at 40%, week2 at 0% of q; not begun: week3'
     """
-    lacking = facts.get("lacking_stages", [])
-    if not lacking:
-        return "complete" if facts["complete"] else "not complete"
-    held = len(facts["stages"])
-    named = ", ".join(lacking[:8]) + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
-    return f"not complete: {held} of {held + len(lacking)} stages; not begun: {named}"
+    if facts["complete"]:
+        return "complete"
+    grid, lacking = facts["completeness"], facts.get("lacking_stages", [])
+    begun = [f"{name} at {_least(shares)}" for name, shares in grid.items() if not _whole(shares)]
+    parts = [f"not complete: {len(grid) - len(begun)} of {len(grid) + len(lacking)} stages whole"]
+    parts += [listed(begun)] if begun else []
+    parts += [f"not begun: {listed(lacking)}"] if lacking else []
+    return "; ".join(parts)
+
+
+def percent(share: float) -> str:
+    """A share of rows in whole percent, rounded down: 100% is said of all rows alone.
+
+    >>> percent(0.29), percent(0.999), percent(1.0)
+    ('29%', '99%', '100%')
+    """
+    return f"{math.floor(share * 100 + 1e-9)}%"
+
+
+def _whole(shares: Mapping[str, float]) -> bool:
+    return all(share >= 1 for share in shares.values())
+
+
+def _least(shares: Mapping[str, float]) -> str:
+    """The smallest share of rows, and of which variables where others have more."""
+    least = min(shares.values())
+    of = [name for name, share in shares.items() if share == least]
+    return percent(least) if len(of) == len(shares) else f"{percent(least)} of {listed(of, 3)}"

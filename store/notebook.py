@@ -47,7 +47,7 @@ def overview(
 
 def store_html(facts: Mapping[str, Any]) -> str:
     """HTML of what `stratalens.store.info` found."""
-    from stratalens.store.info import state_in_words
+    from stratalens.store.info import percent, state_in_words
 
     sites = facts["sites"]
     rows = [
@@ -58,9 +58,9 @@ def store_html(facts: Mapping[str, Any]) -> str:
         ("labels", ", ".join(facts["labels"])),
     ]
     grid = {
-        stage["name"]: [f"{facts['completeness'][stage['name']][site]:.0%}" for site in sites]
+        stage["name"]: [percent(facts["completeness"][stage["name"]][site]) for site in sites]
         for stage in facts["stages"]
-    }
+    } | {name: ["0%" for _ in sites] for name in facts["lacking_stages"]}
     folded: dict[str, list[tuple[str, object]]] = {
         "Weights of the stages": [(s["name"], s["fingerprint"]) for s in facts["stages"]],
         "Provenance (must match)": sorted(facts["provenance"].items()),

@@ -27,6 +27,7 @@ _SKIPPED = (
     "dims",
     "layers",
     "complete",
+    "whole_stages",
     "lacking_stages",
 )
 
@@ -78,10 +79,10 @@ def shareable(text: str) -> str:
 
 
 def incomplete(info: Mapping[str, Any]) -> str:
-    """What the page says first where stages that were to be recorded are not there; nothing where all are."""
-    if not info.get("lacking_stages"):
+    """What the page says first where rows or stages that were to be recorded are not there; nothing where all are."""
+    if info.get("complete", True):
         return ""
-    return f"The store is {state_in_words(info)}. All that follows is about the stages that are there."
+    return f"The store is {state_in_words(info)}. All that follows is about what is there."
 
 
 def _model(info: Mapping[str, Any]) -> str:

@@ -11,6 +11,9 @@ import pytest
 import yaml
 
 import stratalens as sl
+from stratalens.store import ActivationWriter, create
+from stratalens.store.schema import site_variable
+from support.stores import HOOK, make_labels, make_store
 
 
 def test_capture_leaves_a_complete_store_and_the_run_it_made(recorded):
@@ -51,6 +54,27 @@ def test_info_for_a_person_names_stages_sites_and_completeness(recorded, invoke)
     ] == []
 
 
+def test_a_stage_that_is_only_begun_does_not_count_as_there(invoke, tmp_path):
+    """Text, JSON and HTML say the same of a stage that was added and has no row, and of one that lacks a site."""
+    path = make_store(tmp_path / "run.zarr", ["base", "week1"], 2, 8, statistics=False)
+    with ActivationWriter(path) as writer, writer.stage("week2", order=2, fingerprint="sha256:week2"):
+        page = writer._repr_html_()
+    state = "not complete: 2 of 3 stages whole; week2 at 0%"
+    assert f"{path}: {state}<" in page
+    assert invoke("info", path).stdout.startswith(f"# {path}: {state}\n")
+    (path / ".stratalens" / "planned.json").write_text('["base", "week1", "week2", "week3"]')
+    assert invoke("info", path).stdout.startswith(f"# {path}: {state.replace('3', '4')}; not begun: week3\n")
+    facts = json.loads(invoke("info", path, "--json").stdout)
+    assert (facts["complete"], facts["whole_stages"], facts["lacking_stages"]) == (False, ["base", "week1"], ["week3"])
+
+    sites = [site_variable(name, ["d_model"], [8], "float32", HOOK) for name in ("resid_post", "z")]
+    labels = make_labels(8, ["base", "week1"])
+    create(path, entities=labels, layers=[0, 1], tokens=["last"], variables=sites, provenance=facts["provenance"])
+    state = "0 of 4 stages whole; base at 0% of z, week1 at 0% of z, week2 at 0%; not begun: week3\n"
+    assert state in invoke("info", path).stdout
+    assert json.loads(invoke("info", path, "--json").stdout)["whole_stages"] == []
+
+
 def test_verify_is_silent_about_a_whole_store_and_names_damage(recorded, invoke, tmp_path):
     assert json.loads(invoke("verify", recorded, "--json").stdout)["ok"] is True
     import shutil
@@ -70,8 +94,6 @@ def test_verify_is_silent_about_a_whole_store_and_names_damage(recorded, invoke,
 def test_verify_says_that_a_change_has_not_finished(recorded, invoke, tmp_path):
     """A writer was killed just before the root metadata was replaced: no damage, and nothing is left of it."""
     import shutil
-
-    from stratalens.store import ActivationWriter
 
     copy = tmp_path / "copy.zarr"
     shutil.copytree(recorded, copy)
@@ -158,13 +180,14 @@ def test_a_capture_says_how_far_it_is_and_info_what_lacks(workplace, invoke, mon
     assert "base (1 of 4): 0 of 36 rows\nbase (1 of 4): 36 of 36 rows, done in " in ended.stderr
     assert "Loading" not in ended.stderr
     told = invoke("info", store)
-    assert "run.zarr: not complete: 1 of 4 stages; not begun: s1, s2, s3\n" in told.stdout
+    assert "run.zarr: not complete: 1 of 4 stages whole; not begun: s1, s2, s3\n" in told.stdout
     assert "s2\t\tnot begun\t0%" in told.stdout
     page = workplace.folder / "report.html"
     shown = invoke("report", store, "--by", "colour", "-o", page)
     assert shown.exit_code == 0, shown.output
-    assert "is not complete: 1 of 4 stages; not begun: s1, s2, s3; the capture, run again, records them" in shown.stderr
-    assert "The store is not complete: 1 of 4 stages; not begun: s1, s2, s3." in page.read_text()
+    state = "is not complete: 1 of 4 stages whole; not begun: s1, s2, s3"
+    assert f"{state}; the capture, run again, records the rest" in shown.stderr
+    assert f"The store {state}." in page.read_text()
     assert str(workplace.folder) not in re.sub("<script.*?</script>", "", page.read_text(), flags=re.S)
     again = invoke("capture", path)
     assert again.exit_code == 0, again.output
