@@ -99,7 +99,8 @@ def forecast(
 
     Returns:
         bytes, files, rows, tokens (of all stages), memory_bytes (of the two block buffers), rows_per_block,
-        seconds (of all forward passes, without loading; from one timed batch of at most 32 rows).
+        seconds (of all forward passes, without loading; from one timed batch of at most 32 rows, so two runs
+        differ; to two digits).
 
     Raises:
         InputError: as `capture`.
@@ -129,5 +130,14 @@ def forecast(
         "tokens": tokens * len(stages),
         "memory_bytes": size.memory,
         "rows_per_block": size.block_size,
-        "seconds": round(seconds / (width * len(timed)) * tokens * len(stages), 1),
+        "seconds": two_digits(seconds / (width * len(timed)) * tokens * len(stages)),
     }
+
+
+def two_digits(seconds: float) -> float:
+    """A forecast time as far as one timed batch tells it; a short one does not become none at all.
+
+    >>> two_digits(0.04321), two_digits(12345.6)
+    (0.043, 12000.0)
+    """
+    return float(f"{seconds:.2g}")

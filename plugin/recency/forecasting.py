@@ -67,7 +67,7 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         InputError: as the study itself: settings, tables, models.
     """
     from stratalens.checkpoints import boot
-    from stratalens.forecast import forecast
+    from stratalens.forecast import forecast, two_digits
     from stratalens.prompts import PromptTable
     from stratalens.stages import Stage
 
@@ -126,9 +126,9 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         "bytes": store_bytes + checkpoint_bytes,
         "peak_bytes": store_bytes + max(*meanwhile, checkpoint_bytes),
         "training_tokens": round(tokens),
-        "training_seconds": round(tokens * per_token + updates * per_update, 1),
+        "training_seconds": two_digits(tokens * per_token + updates * per_update),
         "recording_tokens": sum(store["tokens"] for store in stores.values()),
-        "recording_seconds": round(sum(store["seconds"] for store in stores.values()), 1),
+        "recording_seconds": two_digits(sum(store["seconds"] for store in stores.values())),
         "memory_bytes": max(store["memory_bytes"] for store in stores.values()),
         "seeds": seeds,
         "all_seeds_bytes": seeds * (store_bytes + checkpoint_bytes),

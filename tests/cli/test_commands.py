@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -216,6 +217,15 @@ def test_labels_are_corrected_in_a_store(workplace, invoke):
     dropped = invoke("label", store, workplace.folder / "prompts.csv", "--drop", "colour")
     assert dropped.exit_code == 2
     assert "is given and to be dropped" in dropped.stderr
+
+
+def test_a_forecast_of_a_short_run_is_the_same_number_in_text_and_json(workplace, invoke, monkeypatch):
+    """Time is measured, so two runs differ; it is not rounded to tenths, of which 0.04 s has none and 0.06 s one."""
+    clock = iter([0.0, 1e-3, 0.0, 1e-3])
+    monkeypatch.setattr("stratalens.forecast.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    facts = json.loads(invoke("forecast", workplace(), "--json").stdout)
+    assert 0 < facts["seconds"] < 0.05
+    assert f"come on top)\t{facts['seconds']}\n" in invoke("forecast", workplace()).stdout
 
 
 def test_a_forecast_says_what_it_leaves_out(workplace, invoke):
