@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from stratalens.checkpoints import Checkpoint, as_loadable, check_checkpoint
 from stratalens.choices import Positions
-from stratalens.fingerprints import weights_fingerprint
+from stratalens.fingerprints import note_other_weights, weights_fingerprint
 from stratalens.models import Adapter, ForwardFunction, adapt
 from stratalens.modes import evaluation_mode
 from stratalens.opening import open_store
@@ -33,6 +33,7 @@ from stratalens.recipe import Recipe
 from stratalens.recording import Probe, RecordingStore, create_store, give
 from stratalens.stage_names import warn_of_stage_names
 from stratalens.stages import Stage, as_stages, loaded, orders
+from stratalens.store.errors import MismatchError
 from stratalens.store.layout import MEMORY_LIMIT
 from stratalens.store.planned import plan_stages, settle_plan
 
@@ -122,27 +123,31 @@ def capture(
             with loaded(stage, tokenizer, device) as model:
                 adapter = adapt(model, forward)
                 if store is None:
-                    store = create_store(
-                        path,
-                        table,
-                        adapter,
-                        sites=sites,
-                        layers=layers,
-                        positions=positions,
-                        dtype=dtype,
-                        statistics=statistics,
-                        resume=resume,
-                        tokenizer=tokenizer,
-                        missing=missing,
-                        nonfinite=nonfinite,
-                        forward=forward,
-                        memory_limit=memory_limit,
-                        stages=len(listed),
-                        force=force,
-                        block_size=block_size,
-                        compression=compression,
-                        shared=rank[1] > 1,
-                    )
+                    try:
+                        store = create_store(
+                            path,
+                            table,
+                            adapter,
+                            sites=sites,
+                            layers=layers,
+                            positions=positions,
+                            dtype=dtype,
+                            statistics=statistics,
+                            resume=resume,
+                            tokenizer=tokenizer,
+                            missing=missing,
+                            nonfinite=nonfinite,
+                            forward=forward,
+                            memory_limit=memory_limit,
+                            stages=len(listed),
+                            force=force,
+                            block_size=block_size,
+                            compression=compression,
+                            shared=rank[1] > 1,
+                        )
+                    except MismatchError as error:
+                        note_other_weights(error, path, stage.name, adapter)
+                        raise
                     held, names = store.writer.store.stages, [s.name for s in listed]
                     listed_orders = orders(listed, held, named=not isinstance(stages, list))
                     if rank[0] == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from stratalens.models import Adapter
+from stratalens.store.errors import MismatchError
+from stratalens.store.manifest import load
+from stratalens.store.places import storage_at
+from stratalens.store.provenance import check_weights
 
 _PREFIX = b"stratalens weights 1"
 _WRAPPED = "._original_component"  # what the bridge puts into names when it wraps a module in place
@@ -50,6 +55,22 @@ def weights_fingerprint(model: Adapter | nn.Module) -> str:
         shape = ",".join(map(str, tensor.shape))
         whole.update(f"{name}|{tensor.dtype!s}|{shape}|{shared[_identity(tensor)]}\n".encode())
     return whole.hexdigest()
+
+
+def note_other_weights(error: MismatchError, path: str | os.PathLike[str], stage: str, adapter: Adapter) -> None:
+    """Add to the error with which a store refuses to be opened that the weights of a stage differ as well.
+
+    Weights are compared once a store is open. Where it is not opened at all, for what it records,
+    they would be heard of only after that was put right, and may be what went wrong first.
+    """
+    store = load(storage_at(path))
+    index = store.stage_index(stage)
+    if index is None:
+        return
+    try:
+        check_weights(store, store.stages[index], weights_fingerprint(adapter))
+    except MismatchError as weights:
+        error.add_note(f"besides, {weights}")
 
 
 def underlying_state(module: nn.Module) -> dict[str, Tensor]:

@@ -87,6 +87,16 @@ def new_variables(store: Store, variables: Sequence[Variable]) -> list[Variable]
     return fresh
 
 
+def check_weights(store: Store, held: StageEntry, fingerprint: str) -> None:
+    """Raise unless a stage of the store was recorded from these weights."""
+    if held.fingerprint != fingerprint:
+        raise mismatch(
+            store, "weights_fingerprint", held.fingerprint, fingerprint,
+            "load the weights this stage was recorded from, or give these weights a stage name of their own",
+            f" for stage {held.name!r}",
+        )  # fmt: skip
+
+
 def check_stage(store: Store, entry: StageEntry, *, allow_same_weights: bool = False) -> int | None:
     """Index of the stage if the store has it; raises where it differs from what is there."""
     if not entry.name.strip() or entry.name in (".", "..") or any(c in "/\\" or ord(c) < 32 for c in entry.name):
@@ -97,11 +107,7 @@ def check_stage(store: Store, entry: StageEntry, *, allow_same_weights: bool = F
     index = store.stage_index(entry.name)
     if index is not None:
         held, where = store.stages[index], f" for stage {entry.name!r}"
-        if held.fingerprint != entry.fingerprint:
-            raise mismatch(
-                store, "weights_fingerprint", held.fingerprint, entry.fingerprint,
-                "load the weights this stage was recorded from, or give these weights a stage name of their own", where,
-            )  # fmt: skip
+        check_weights(store, held, entry.fingerprint)
         if held.order != entry.order:
             raise mismatch(store, "stage_order", held.order, entry.order, "give the stage the same order", where)
         compare(store, held.provenance, entry.provenance, where)

@@ -25,9 +25,9 @@ SITES = ("layers.{layer}.hook_state",)
 
 
 def record(path: Path, stages: Any, forward: Any = run_two_layers, **kwargs: Any) -> xr.Dataset:
-    kwargs = {"table": table(20), "block_size": 4, "positions": ("last", "-2"), **kwargs}
+    kwargs = {"table": table(20), "sites": SITES, "block_size": 4, "positions": ("last", "-2"), **kwargs}
     prompts = kwargs.pop("table")
-    return capture(stages, prompts, path, sites=SITES, tokenizer=tokenizer(), forward=forward, **kwargs).load()
+    return capture(stages, prompts, path, tokenizer=tokenizer(), forward=forward, **kwargs).load()
 
 
 def same(a: xr.Dataset, b: xr.Dataset) -> None:
@@ -246,6 +246,20 @@ def test_what_does_not_match_refuses(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a store"):
         record(path, {"a": TwoLayers(0)}, resume=False)
     assert record(path, {"a": TwoLayers(0), "b": TwoLayers(0)}, allow_same_weights=True).recorded.values.all()
+
+
+def test_other_weights_are_told_of_where_the_store_records_more_than_is_asked_for(tmp_path: Path) -> None:
+    path, more = tmp_path / "run.zarr", ("layers.{layer}.hook_state", "hook_embed")
+    record(path, {"a": TwoLayers(0)})
+    record(path, {"a": TwoLayers(0)}, sites=more)
+    with pytest.raises(MismatchError, match=r"sites differ: .* records embed, not") as caught:
+        record(path, {"a": TwoLayers(1)})
+    (note,) = caught.value.__notes__
+    assert note.startswith("besides, weights_fingerprint differs for stage 'a': ")
+    for name, seed in (("a", 0), ("b", 1)):  # the same weights, and a stage that is not there yet
+        with pytest.raises(MismatchError, match="sites differ") as caught:
+            record(path, {name: TwoLayers(seed)})
+        assert not hasattr(caught.value, "__notes__")
 
 
 def test_processing_flags_must_match(tmp_path: Path) -> None:
