@@ -20,6 +20,7 @@ from torch import nn
 
 from stratalens.checkpoints import as_loadable
 from stratalens.store.errors import InputError, near
+from stratalens.store.errors import listed as joined
 from stratalens.store.manifest import StageEntry
 
 Source = Any  # a hooked model, a zero-argument function, a folder, or one of the classes below
@@ -103,12 +104,28 @@ def orders(listed: Sequence[Stage], held: Sequence[StageEntry], named: bool) -> 
     for stage in listed:
         order = known.get(stage.name, last + 1)
         if order <= last:
-            raise InputError(
-                f"stages are listed in another order than the store has them: {stage.name!r} is number {order} "
-                f"there, but follows number {last} here. List them in training order; the store has {known}."
-            )
+            there = [s.name for s in sorted(held, key=lambda s: s.order)]
+            raise InputError(_out_of_order(stage.name, there, [s.name for s in listed]))
         found[stage.name] = last = order
     return found
+
+
+def _out_of_order(name: str, there: Sequence[str], here: Sequence[str]) -> str:
+    """What is wrong where a stage of the store comes too late in a job, and what to do; names in both orders."""
+    where = (
+        f"stage {name!r} is number {there.index(name) + 1} of {len(there)} in the store ({joined(there)}) and "
+        f"number {here.index(name) + 1} of {len(here)} in this job ({joined(here)})"
+    )
+    before = here[: here.index(name)]
+    known = [other for other in here if other in there]
+    if swapped := [other for other in before if other in there[there.index(name) :]]:
+        right = joined(sorted(known, key=there.index))
+        return f"{where}, where it comes after {swapped[0]!r}. List these stages in the order of the store: {right}"
+    new = [other for other in before if other not in there]
+    return (
+        f"{where}: {joined(new)} would stand before it, and the store, which numbers its stages, has no number free "
+        f"there. List new stages last ({joined([*known, *new])}), or record all of them to another store"
+    )
 
 
 def check_stage_name(name: Any) -> str:

@@ -223,8 +223,18 @@ def test_complete_stages_are_skipped_and_new_ones_added(tmp_path: Path) -> None:
     assert ds.stage_order.values.tolist() == [0, 1]
     ds = record(path, {"a": TwoLayers(0), "b": TwoLayers(1), "c": TwoLayers(2)})
     assert ds.stage_order.values.tolist() == [0, 1, 2]
-    with pytest.raises(InputError, match="another order"):
+    swapped = (
+        r"stage 'a' is number 1 of 3 in the store \(a, b, c\) and number 2 of 2 in this job \(b, a\), where it comes "
+        r"after 'b'. List these stages in the order of the store: a, b$"
+    )
+    with pytest.raises(InputError, match=swapped):
         record(path, {"b": TwoLayers(1), "a": TwoLayers(0)})
+    between = (
+        r"stage 'b' is number 2 of 3 in the store \(a, b, c\) and number 3 of 3 in this job \(a, new, b\): new would "
+        r"stand before it, .* List new stages last \(a, b, new\), or record all of them to another store$"
+    )
+    with pytest.raises(InputError, match=between):
+        record(path, {"a": TwoLayers(0), "new": TwoLayers(4), "b": TwoLayers(1)})
     ds = record(path, [Stage("d", 7, TwoLayers(3))])
     assert ds.stage_order.values.tolist() == [0, 1, 2, 7]
 
