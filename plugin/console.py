@@ -10,9 +10,7 @@ import errno
 import functools
 import json
 import os
-import shutil
 import sys
-import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stratalens.folding import folded
 from stratalens.store.errors import InputError, LabelWarning, StratalensError
 
 P = ParamSpec("P")
@@ -44,7 +43,7 @@ class Debug:
 
 def note(message: str) -> None:
     """One line to the person watching, on standard error; on a terminal as many as it takes."""
-    print(_in_lines(message), file=sys.stderr, flush=True)  # noqa: T201
+    print(folded(message), file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
@@ -140,15 +139,6 @@ def _show(error: BaseException, message: str) -> None:
         traceback.print_exception(error, file=sys.stderr)
     notes = "".join(f"\n  {extra}" for extra in getattr(error, "__notes__", ()))
     note(f"error: {message}{notes}")
-
-
-def _in_lines(text: str) -> str:
-    """On a terminal no word is cut at its edge; in a pipe a message stays on its line."""
-    if not sys.stderr.isatty():
-        return text
-    width = shutil.get_terminal_size().columns
-    wrap = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(wrap(line, subsequent_indent=" " * (len(line) - len(line.lstrip()))) for line in text.split("\n"))
 
 
 def _explain(error: OSError) -> str:

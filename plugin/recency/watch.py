@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from stratalens.folding import folded
 from stratalens.progress import span
 
 
@@ -66,10 +65,5 @@ class Watch:
 
     def say(self, line: str) -> None:
         """One line, now; folded between words where a terminal is too narrow for it."""
-        if self.quiet:
-            return
-        if sys.stderr.isatty():
-            indent = " " * (8 if line.startswith(" ") else 6)
-            width = max(40, shutil.get_terminal_size().columns)
-            line = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+        if not self.quiet:
+            print(folded(line), file=sys.stderr, flush=True)  # noqa: T201

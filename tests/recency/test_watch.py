@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from stratalens import console
 from stratalens.recency import watch as module
 from stratalens.recency.watch import Watch
 
@@ -19,7 +20,10 @@ def test_a_line_is_folded_between_words_on_a_narrow_terminal_only(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     monkeypatch.setenv("COLUMNS", "60")
     Watch({"corpus": 1.0}).say(LINE)
-    lines = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr().err
+    console.note(LINE)  # the command line folds in the same way
+    assert capsys.readouterr().err == said
+    lines = said.splitlines()
     if not terminal:
         assert lines == [LINE]
         return
