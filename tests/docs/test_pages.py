@@ -20,7 +20,7 @@ from support.models import save_checkpoint
 
 DOCS = Path(__file__).parents[2] / "docs"
 OTHERS = {"sweep.md", "quickstart.md"}  # tests of their own
-BLOCK = re.compile(r"^```(?:\{code-cell\} python\n(?::tags:[^\n]*\n\n)?|python\n)(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(?:\{code-cell\} python\n(?::tags:([^\n]*)\n\n)?|python\n)(.*?)^```", re.DOTALL | re.MULTILINE)
 READERS = [
     page
     for page in sorted(DOCS.rglob("*.md"))
@@ -31,6 +31,7 @@ PAGES = [
     for page in READERS
     if page.name not in OTHERS and BLOCK.search(page.read_text(encoding="utf-8"))
 ]
+WIDTH = 100  # characters of a printed line that a page shows without being moved sideways
 NEEDS = {"howto/cluster.md": "distributed", "howto/lora.md": "peft", "howto/paper.md": "matplotlib"}
 
 
@@ -50,8 +51,13 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_as_written(
-    page: str, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str,
+    example: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """And what it prints fits the page."""
     if page in NEEDS:
         pytest.importorskip(NEEDS[page])
     monkeypatch.chdir(tmp_path)
@@ -60,12 +66,14 @@ def test_the_code_of_a_page_runs_as_written(
     blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
     if page == "study.md":
         save_checkpoint(tmp_path / "checkpoints" / "base", "llama")  # with a tokenizer that knows any text
-    elif "example.here" not in blocks[0]:  # a page that is not built in a kernel
-        blocks.insert(0, "import example\nexample.here('checkpoints', 'prompts.csv')\n")
+    elif "example.here" not in blocks[0][1]:  # a page that is not built in a kernel
+        blocks.insert(0, ("", "import example\nexample.here('checkpoints', 'prompts.csv')\n"))
     names: dict[str, Any] = {}
     try:
-        for number, block in enumerate(blocks):
+        for number, (tags, block) in enumerate(blocks):
             exec(compile(block, f"docs/{page}, block {number + 1}", "exec"), names)
+            said = capsys.readouterr().out
+            assert "remove-" in tags or all(len(line) <= WIDTH for line in said.splitlines()), said
     finally:
         sys.modules.pop("example", None)
 
@@ -88,7 +96,7 @@ def test_the_tutorial_shows_what_it_promises(tmp_path: Path, monkeypatch: pytest
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for block in BLOCK.findall((DOCS / "quickstart.md").read_text(encoding="utf-8")):
+    for _, block in BLOCK.findall((DOCS / "quickstart.md").read_text(encoding="utf-8")):
         exec(compile(block, "docs/quickstart.md", "exec"), names)
     learned = names["probes"].accuracy_mean.sel(token="entity_last").squeeze("pair")
     assert float(learned.sel(stage="week2").max()) > float(learned.sel(stage="base").max())
