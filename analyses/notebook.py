@@ -5,6 +5,7 @@ Everything is escaped: names of stages, sites and labels are somebody's data.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,14 @@ def _store(ds: xr.Dataset) -> str:
     grid = {stage: [_share(ds, site, i) for site in sites] for i, stage in enumerate(stages)}
     folded = {"Provenance (must match)": sorted(_mapping(ds, "provenance")), "Recorded with": sorted(
         _mapping(ds, "recorded_with"))}  # fmt: skip
-    title = f"store {path if isinstance(path, str) else ', '.join(map(str, path))}"
+    title = f"store {', '.join(map(_from_here, [path] if isinstance(path, str) else path))}"
     return overview(title, rows, ([f"{site} recorded" for site in sites], grid), folded)
+
+
+def _from_here(path: str) -> str:
+    """A path in the working folder without it: short, and the same wherever a notebook with its outputs was made."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).parent.is_relative_to(here) else path
 
 
 def _share(ds: xr.Dataset, site: str, stage: int) -> str:

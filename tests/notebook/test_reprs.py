@@ -5,6 +5,8 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 import stratalens.analyses.accessor  # noqa: F401  # registers ds.strata
 from stratalens.analyses.centroids import centroids
 from stratalens.store import ActivationWriter, open_store
@@ -52,6 +54,16 @@ def test_an_open_store_shows_dims_completeness_and_provenance(tmp_path: Path) ->
     assert page.words[at + 1] == "75%"
     assert "tokenizer_fingerprint" in page.words
     assert any("blocks.{layer}" in w for w in page.words)
+
+
+def test_a_path_is_shown_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = store(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    for folder, shown in ((tmp_path, "run.zarr"), (tmp_path / "notebooks", str(path))):
+        monkeypatch.chdir(folder)
+        ds = open_store(path)
+        assert f"store {shown}" in Tags(ds.strata._repr_html_()).words
+        assert ds.attrs["path"] == str(path)
 
 
 def test_a_writer_shows_what_is_there_so_far(tmp_path: Path) -> None:
