@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from stratalens.analyses.plots.estimates import PARTS, beyond_null, estimate, extreme_pair, pair_mean
-from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
 from stratalens.analyses.plots.palette import HIGHLIGHT, stage_colors, trained_order
 from stratalens.analyses.plots.picture import (
     SLIDER_DIMS,
@@ -195,7 +194,7 @@ def _later_color(data: xr.Dataset, pair: str | None) -> str:
 
 def control_comparison(
     results: Mapping[str, xr.Dataset], name: str = "accuracy", pair: str | None = None, dynamic: bool | None = None
-) -> Any:
+) -> Figure:
     """Draw accuracies of several results side by side: the probe, and what its controls leave of it.
 
     Args:

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from stratalens.analyses.labels import groups as label_groups
-from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
 from stratalens.analyses.plots.palette import group_names, stage_colors, trained_order
 from stratalens.analyses.plots.picture import (
     Axis,
@@ -140,7 +140,7 @@ def statistic_distributions_picture(data: xr.Dataset, by: str = "trained_stage")
     )
 
 
-def statistic_distributions(ds: xr.Dataset, by: str = "trained_stage", dynamic: bool | None = None) -> Any:
+def statistic_distributions(ds: xr.Dataset, by: str = "trained_stage", dynamic: bool | None = None) -> Figure:
     """Draw medians, quartiles and 5-95 % ranges of norms, losses and confidence for each group.
 
     Args:
@@ -208,7 +208,7 @@ def loss_curves_picture(losses: pd.DataFrame, known: Sequence[str] = ()) -> Pict
     )
 
 
-def loss_curves(losses: pd.DataFrame, known: Sequence[str] = ()) -> Any:
+def loss_curves(losses: pd.DataFrame, known: Sequence[str] = ()) -> Figure:
     """Draw the training loss of each stage, one after the other.
 
     Args:

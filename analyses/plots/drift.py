@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
 from stratalens.analyses.plots.estimates import extreme_pair
-from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
 from stratalens.analyses.plots.palette import group_names, stage_colors, trained_order
 from stratalens.analyses.plots.picture import (
     Axis,
@@ -116,7 +114,7 @@ def stage_drift_picture(centroids: xr.Dataset) -> Picture:
     )
 
 
-def stage_drift(centroids: xr.Dataset, dynamic: bool | None = None) -> Any:
+def stage_drift(centroids: xr.Dataset, dynamic: bool | None = None) -> Figure:
     """Draw how far each group's centroid moves at each stage; a large dot marks the stage that trained on the group.
 
     Args:
@@ -187,7 +185,7 @@ def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
     )
 
 
-def probe_generalisation(scores: xr.DataArray, dynamic: bool | None = None) -> Any:
+def probe_generalisation(scores: xr.DataArray, dynamic: bool | None = None) -> Figure:
     """Draw the mean score of every group along each pair's probe, also of groups the probe never saw.
 
     Args:

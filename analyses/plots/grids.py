@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from stratalens.analyses.plots.estimates import PARTS, beyond_null, estimate
-from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
 from stratalens.analyses.plots.palette import DIVERGING, SEQUENTIAL, group_names, inks_on
 from stratalens.analyses.plots.picture import (
     SLIDER_DIMS,
@@ -100,7 +99,7 @@ def pair_matrix_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
     )
 
 
-def pair_matrix(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Any:
+def pair_matrix(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Figure:
     """Draw held-out accuracy for every pair of groups, earlier group by later group.
 
     Args:
@@ -165,7 +164,7 @@ def cosine_matrix_picture(cosines: xr.DataArray) -> Picture:
     )
 
 
-def cosine_matrix(cosines: xr.DataArray, dynamic: bool | None = None) -> Any:
+def cosine_matrix(cosines: xr.DataArray, dynamic: bool | None = None) -> Figure:
     """Draw cosines between probe directions, over pairs (default), layers, stages or tokens.
 
     Args:
@@ -248,7 +247,7 @@ def _names_axis(dim: str, values: Sequence[Hashable]) -> Axis:
 
 def stage_layer_map(
     scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
-) -> Any:
+) -> Figure:
     """Draw a heat map of any scalar over recorded stage (across) and layer (up).
 
     Args:
@@ -262,6 +261,6 @@ def stage_layer_map(
 
 def layer_token_map(
     scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
-) -> Any:
+) -> Figure:
     """Draw a heat map of any scalar over layer (across) and token position (up); arguments as `stage_layer_map`."""
     return to_holoviews(scalar_map_picture(scalar, "layer", "token", label, clim, null))

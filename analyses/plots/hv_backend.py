@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import mul
-from typing import Any
+from typing import Any, TypeAlias
 
 import bokeh.models
 import holoviews as hv
@@ -19,9 +19,10 @@ MAX_STATIC_FRAMES = 12  # HoloViews needs time that grows with the square of the
 models: Any = bokeh.models  # its annotations do not know the properties that its models take as arguments
 INK = "#222222"
 QUIET = "#767676"
+Figure: TypeAlias = hv.Overlay | hv.HoloMap  # what a plot returns; a DynamicMap is a HoloMap
 
 
-def to_holoviews(picture: Picture, dynamic: bool | None = None) -> Any:
+def to_holoviews(picture: Picture, dynamic: bool | None = None) -> Figure:
     """Return an Overlay, or with sliders a HoloMap (few frames) or a DynamicMap (many; needs a running Python).
 
     Args:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
 from stratalens.analyses.plots.naming import leaders, place_names
 from stratalens.analyses.plots.palette import group_names, stage_colors, trained_order
 from stratalens.analyses.plots.picture import (
@@ -103,7 +101,7 @@ def centroid_path_picture(projection: xr.Dataset) -> Picture:
     )
 
 
-def centroid_path(projection: xr.Dataset, dynamic: bool | None = None) -> Any:
+def centroid_path(projection: xr.Dataset, dynamic: bool | None = None) -> Figure:
     """Draw the centroids of held-out entities in the plane (w1, w2), joined in training order.
 
     Args:

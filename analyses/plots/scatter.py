@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -12,7 +11,7 @@ from stratalens.analyses.engine.slabs import SiteData
 from stratalens.analyses.geometry.row_plane import RowPlane, row_plane
 from stratalens.analyses.labels import Groups, clusters
 from stratalens.analyses.labels import groups as label_groups
-from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
 from stratalens.analyses.plots.palette import stage_colors, trained_order
 from stratalens.analyses.plots.picture import Axis, Mark, Picture, Place, Table, padded, plain, values_of
 from stratalens.store.errors import InputError, near, no_site
@@ -124,7 +123,7 @@ def entity_scatter_picture(plane: xr.Dataset) -> Picture:
     )
 
 
-def entity_scatter(ds: xr.Dataset, by: str = "trained_stage", site: str = "resid_post", **place: Hashable) -> Any:
+def entity_scatter(ds: xr.Dataset, by: str = "trained_stage", site: str = "resid_post", **place: Hashable) -> Figure:
     """Draw held-out rows in the recency plane, coloured by group, with hover.
 
     Args:

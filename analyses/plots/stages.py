@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -11,7 +11,7 @@ from stratalens.analyses.directions import drift
 from stratalens.analyses.labels import clusters
 from stratalens.analyses.labels import groups as label_groups
 from stratalens.analyses.ordering import exposure
-from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
 from stratalens.analyses.plots.palette import HIGHLIGHT, group_names, stage_colors, trained_order
 from stratalens.analyses.plots.picture import (
     Axis,
@@ -101,7 +101,7 @@ def direction_drift_picture(probes: xr.Dataset, reference: Reference = "last") -
     )
 
 
-def direction_drift(probes: xr.Dataset, reference: Reference = "last", dynamic: bool | None = None) -> Any:
+def direction_drift(probes: xr.Dataset, reference: Reference = "last", dynamic: bool | None = None) -> Figure:
     """Draw the cosine of every pair's probe direction with the same pair's direction at another stage.
 
     Args:
@@ -246,7 +246,9 @@ def forgetting_picture(data: xr.Dataset, by: str = "trained_stage", statistic: s
     )
 
 
-def forgetting(ds: xr.Dataset, by: str = "trained_stage", statistic: str = "loss", dynamic: bool | None = None) -> Any:
+def forgetting(
+    ds: xr.Dataset, by: str = "trained_stage", statistic: str = "loss", dynamic: bool | None = None
+) -> Figure:
     """Draw a statistic of every group against the number of stages since it was trained on: what is forgotten.
 
     Args:

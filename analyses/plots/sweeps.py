@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.plots.estimates import PARTS, estimate, extreme_pair, pair_mean
-from stratalens.analyses.plots.hv_backend import to_holoviews
+from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
 from stratalens.analyses.plots.palette import HIGHLIGHT, group_names, stage_colors, trained_order
 from stratalens.analyses.plots.picture import (
     Axis,
@@ -158,7 +158,7 @@ def _bars(curves: Mapping[str, Mapping[str, np.ndarray]], x: np.ndarray, color: 
     return table
 
 
-def layer_sweep(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Any:
+def layer_sweep(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Figure:
     """Draw held-out accuracy against layer: first-versus-last pair and mean of pairs bold, all other pairs thin.
 
     Args:
