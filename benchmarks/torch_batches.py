@@ -10,7 +10,7 @@ the rows of each batch gathered from the map.
 *From memory* the files are in the page cache. *From disk* they are taken out of it before every epoch (the host of a
 virtual machine may hold them still). CPU seconds are those of the process that trains, without its workers.
 
-    python benchmarks/torch_batches.py [FOLDER] [--disk FOLDER] [--blocks 48] [--rounds 7]
+    python benchmarks/torch_batches.py [FOLDER] [--disk FOLDER] [--blocks 128] [--rounds 7]
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("folder", nargs="?", default=scratch())
     parser.add_argument("--disk", default=tempfile.gettempdir(), help="a folder on a disk")
-    parser.add_argument("--blocks", type=int, default=48)
+    parser.add_argument("--blocks", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     options = parse(parser, quick={"blocks": 8, "rounds": 2})
     folders = [Path(tempfile.mkdtemp(prefix="bench-", dir=place)) for place in (options.folder, options.disk)]

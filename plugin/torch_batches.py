@@ -45,6 +45,11 @@ class ShuffledBatches(IterableDataset[Sample]):
         self.buffer_bytes = buffer_bytes
         self.drop_last = drop_last
         self.epoch = 0
+        self._rooms: list[_Room] = []  # of epochs that have ended
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Memory does not travel to a worker."""
+        return {**self.__dict__, "_rooms": []}
 
     def set_epoch(self, epoch: int) -> None:
         """Another order from the same seed; call it before every epoch, as for torch's DistributedSampler."""
@@ -78,8 +83,25 @@ class ShuffledBatches(IterableDataset[Sample]):
         return pools
 
     def _batches(self, pools: Sequence[Sequence[Block]], mixer: np.random.Generator | None) -> Iterator[Sample]:
+        rows = max((sum(stop - start for _, start, stop in pool) for pool in pools), default=0)
+        rooms = [self._room(rows) for _ in pools[:2]]  # one is mixed while the other is filled
+        try:
+            yield from self._mixed(pools, rooms, mixer)
+        finally:
+            self._rooms = [*self._rooms, *rooms][-2:]
+
+    def _room(self, rows: int) -> _Room:
+        """Memory for a pool of so many rows, that of an earlier epoch where there is some."""
+        while self._rooms:
+            room = self._rooms.pop()
+            if room.rows >= rows:
+                return room
+        return _Room(self.data, rows)
+
+    def _mixed(
+        self, pools: Sequence[Sequence[Block]], rooms: Sequence[_Room], mixer: np.random.Generator | None
+    ) -> Iterator[Sample]:
         data = self.data
-        rooms = [_Room(data, pools) for _ in pools[:2]]  # one is mixed while the other is filled
         memory = _Memory(data, self.batch_size)
         batch, filled = _Batch(data, memory), 0
         with ThreadPoolExecutor(1) as reader:
@@ -144,12 +166,11 @@ class _Batch:
 
 
 class _Room:
-    """Memory for one pool, used again for every second one: fresh memory costs as much as reading."""
+    """Memory for one pool, used again and again: fresh memory costs as much as reading."""
 
-    def __init__(self, data: ActivationDataset, pools: Sequence[Sequence[Block]]) -> None:
+    def __init__(self, data: ActivationDataset, rows: int) -> None:
         source = data.source
-        rows = max(sum(stop - start for _, start, stop in pool) for pool in pools)
-        self.data = data
+        self.data, self.rows = data, rows
         self.values = np.empty((rows * source.shape[2], *source.feature_shape), dtype=source.held)
         self.entities = np.empty(rows * source.shape[2], dtype=np.int64)
 

@@ -221,6 +221,23 @@ def test_memory_of_batches_is_used_again_when_nobody_holds_it(stores, dtype):
     assert all(torch.equal(a, b) for a, b in zip(held, kept, strict=True))
 
 
+def test_memory_for_mixing_is_used_again_in_every_epoch(path, values):
+    data = torch_dataset(open_store(path, chunks=None), layer=0)
+    batches = data.batches(7, seed=1, buffer_bytes=4000)
+    expected = rows_of(batches)
+    held = {room.values.ctypes.data for room in batches._rooms}
+    assert len(held) == 2
+    left = iter(batches)  # one that is given up on the way, beside two that run at the same time
+    next(left)
+    pairs = list(zip(batches, batches, strict=True))
+    left.close()
+    for side in zip(*pairs, strict=True):
+        np.testing.assert_array_equal(rows_of(side), expected)
+    np.testing.assert_array_equal(rows_of(batches), expected)
+    assert len(batches._rooms) == 2
+    assert pickle.loads(pickle.dumps(batches))._rooms == []
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_workers_give_the_same_values(stores, dtype):
     data = torch_dataset(open_store(stores["bfloat16"], dtype=dtype), layer=0, label="number")
