@@ -39,8 +39,9 @@ def torch_dataset(
     before the start of a shorter prompt are no samples.
 
         data = sl.torch_dataset(sl.open_store("run.zarr"), site="resid_post", layer=12)
-        loader = DataLoader(data.batches(4096), batch_size=None, num_workers=2)    # whole blocks, shuffled
-        loader = DataLoader(data, batch_size=64, shuffle=True)                     # random access
+        batches = data.batches(4096)                                  # whole blocks, shuffled; read by threads
+        loader = DataLoader(batches, batch_size=None, num_workers=2)    # the same, read by other processes
+        loader = DataLoader(data, batch_size=64, shuffle=True)          # random access
 
     Args:
         ds: what `open_store` returned, or any Dataset with the same dims.

@@ -208,11 +208,16 @@ class ActivationDataset(Dataset[Sample]):
     ) -> ShuffledBatches:
         """Batches in random order at the speed of reading whole blocks.
 
-            loader = DataLoader(data.batches(4096), batch_size=None, num_workers=2)
+            batches = data.batches(4096)
+            for epoch in range(10):
+                batches.set_epoch(epoch)
+                for x in batches: ...
+            loader = DataLoader(batches, batch_size=None, num_workers=2)
 
         Blocks come in random order, each worker reading its own share of them;
         as many as fit in half of `buffer_bytes` are mixed sample by sample,
-        while the next ones are read. Every sample comes once per epoch.
+        while the next ones are read. Every sample comes once per epoch. Memory
+        for mixing stays with the object from epoch to epoch.
 
         Args:
             batch_size: samples in a batch.
