@@ -7,7 +7,6 @@ Hugging Face model agree. Names of files and folders play no part.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor, nn
 
 from stratalens.models import Adapter
@@ -23,13 +23,13 @@ from stratalens.store.manifest import load
 from stratalens.store.places import storage_at
 from stratalens.store.provenance import check_weights
 
-_PREFIX = b"stratalens weights 1"
+_PREFIX = b"stratalens weights 2"
 _WRAPPED = "._original_component"  # what the bridge puts into names when it wraps a module in place
 _PIECE = 1 << 26  # bytes hashed at a time: bounds the host memory taken for weights that lie on a GPU
 
 
 def weights_fingerprint(model: Adapter | nn.Module) -> str:
-    """Sha256 (hex) over names, dtypes, shapes and bytes of all weights, in the order of their names.
+    """BLAKE3 (256 bits, hex) over names, dtypes, shapes and bytes of all weights, in the order of their names.
 
     Depends on neither the order of the state dict nor the device; the same values in another
     dtype are other weights. Buffers that the model saves count, those that it does not save
@@ -49,7 +49,7 @@ def weights_fingerprint(model: Adapter | nn.Module) -> str:
     unique = {_identity(tensor): tensor for tensor in tensors.values()}
     with ThreadPoolExecutor() as pool:
         shared.update(zip(unique, pool.map(_digest, unique.values()), strict=True))
-    whole = hashlib.sha256(_PREFIX)
+    whole = blake3(_PREFIX)
     for name in sorted(tensors):
         tensor = tensors[name]
         shape = ",".join(map(str, tensor.shape))
@@ -106,8 +106,8 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _digest(tensor: Tensor) -> str:
-    sha = hashlib.sha256()
+    digest = blake3()
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor
     for start in range(0, flat.numel(), _PIECE):
-        sha.update(flat[start : start + _PIECE].cpu().numpy().data)
-    return sha.hexdigest()
+        digest.update(flat[start : start + _PIECE].cpu().numpy().data)
+    return digest.hexdigest()

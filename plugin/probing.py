@@ -1,4 +1,9 @@
-"""Shapes, dtypes and position axes of hook points, seen in two tiny forward passes of different length."""
+"""Shapes, dtypes and position axes of hook points, seen in tiny forward passes.
+
+One pass reads all weights once, which takes as long as the forward pass of a few short prompts. It is
+enough where its number of tokens is the size of the second axis and of no other; else a second pass
+of another length shows which axis grows.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,8 @@ from stratalens.store.errors import InputError
 
 # Lengths of the two probing passes. Only the position axis may differ between them.
 _PROBE_BATCH, _PROBE_SHORT, _PROBE_LONG = 2, 3, 4
+_TELLING = (5, 7, 11, 13, 17, 19)  # lengths that are hardly the size of anything else
+_SIZES = ("d_model", "d_mlp", "d_head", "n_heads", "n_key_value_heads", "d_vocab", "n_layers")
 _KEY_VALUE_SITE = re.compile(r"(^|[._])(rot_)?[kv]($|[._])")
 
 
@@ -45,15 +52,18 @@ def probe(
                 f"site {name!r} ({hook}) fires only after model.{setter}(True). Call it on every stage's model "
                 "before recording, and leave it on."
             )
-    short = observe(adapter, list(hooks), ids, _PROBE_SHORT, "none")
-    long = observe(adapter, list(hooks), ids, _PROBE_LONG, "logits")
-    late_hooks = [hook for hook in hooks if len(short[hook]) != len(long[hook]) or _empty(short[hook])]
-    if late_hooks:  # the output layer was left out; these need it
-        short |= observe(adapter, late_hooks, ids, _PROBE_SHORT, "logits")
-    late = {hooks[hook][1] for hook in late_hooks}
+    seen, late = _one_pass(adapter, list(hooks), ids), set[str]()
+    if seen is None:
+        short = observe(adapter, list(hooks), ids, _PROBE_SHORT, "none")
+        long = observe(adapter, list(hooks), ids, _PROBE_LONG, "logits")
+        late_hooks = [hook for hook in hooks if len(short[hook]) != len(long[hook]) or _empty(short[hook])]
+        if late_hooks:  # the output layer was left out; these need it
+            short |= observe(adapter, late_hooks, ids, _PROBE_SHORT, "logits")
+        late = {hooks[hook][1] for hook in late_hooks}
+        seen = {hook: _check_axes(name, hook, short[hook], long[hook]) for hook, (name, _) in hooks.items()}
     shapes: dict[str, list[Tensor]] = {}
-    for hook, (name, template) in hooks.items():
-        shapes.setdefault(template, []).append(_check_axes(name, hook, short[hook], long[hook]))
+    for hook, (_, template) in hooks.items():
+        shapes.setdefault(template, []).append(seen[hook])
     dims: dict[str, int] = {}
     sites = []
     for name, template, _ in found:
@@ -72,7 +82,34 @@ def probe(
     return sites
 
 
-def probe_batch(ids: Tensor, length: int = _PROBE_LONG) -> Tensor:
+def _one_pass(adapter: Adapter, hooks: Sequence[str], ids: Tensor) -> dict[str, Tensor] | None:
+    """What sites inside the blocks hold, by hook, if a single pass leaves no doubt; else None.
+
+    They fire whether or not the output layer runs.
+    """
+    if not adapter.can_stop or not all(hook.startswith("blocks.") for hook in hooks):
+        return None
+    sizes = {adapter.size(name) for name in _SIZES}
+    length = next((n for n in _TELLING if n not in sizes and (adapter.max_length or n) >= n), None)
+    if length is None:
+        return None
+    fired = observe(adapter, hooks, ids, length, "logits")
+    clear = all(len(values) == 1 and _aligned(values[0], length) for values in fired.values())
+    return {hook: values[0] for hook, values in fired.items()} if clear else None
+
+
+def _aligned(value: Any, length: int) -> bool:
+    """Whether it has the shape (batch, position, ...), and `length` stands for nothing but the position."""
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim >= 3
+        and value.shape[0] in (1, _PROBE_BATCH)
+        and [axis for axis, size in enumerate(value.shape) if size == length] == [1]
+    )
+
+
+def probe_batch(ids: Tensor, length: int) -> Tensor:
     """Two rows of `length` valid token ids."""
     return ids[torch.arange(_PROBE_BATCH * length) % len(ids)].reshape(_PROBE_BATCH, length)
 

@@ -7,7 +7,7 @@ needs no copy. Reading is in `slabs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 from numcodecs import zstd  # type: ignore[import-untyped]
@@ -111,7 +111,7 @@ class FileImage:
         """Mark rows as never recorded."""
         self.values[:, :, rows] = self.layout.variable.fill
 
-    def seal(self) -> Iterator[NDArray[np.uint8]]:
+    def seal(self) -> Generator[NDArray[np.uint8]]:
         """Compute the checksums and yield the file's bytes piece by piece; `digest` is known afterwards.
 
         The digest is the crc32c over the crc32c of every inner chunk, in order.
@@ -138,7 +138,7 @@ class FileImage:
         if start < layout.file_nbytes:
             yield memory[start:]
 
-    def _seal_packed(self) -> Iterator[NDArray[np.uint8]]:
+    def _seal_packed(self) -> Generator[NDArray[np.uint8]]:
         """The same for compressed inner chunks, which lie one behind the other at the sizes they have."""
         layout, sizes = self.layout, []
         for number in range(layout.inner_count):

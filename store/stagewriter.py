@@ -8,23 +8,30 @@ not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stratalens.store import commits
+from stratalens.store.ahead import ahead
 from stratalens.store.buffers import Block, BlockBuffer, Memory
 from stratalens.store.errors import InputError
 from stratalens.store.history import log
 from stratalens.store.manifest import StageEntry, Store, load
 from stratalens.store.measured import record_errors
 from stratalens.store.seam import Pending, Storage
+from stratalens.store.shards import FileImage
+from stratalens.store.threads import cores
 
 if TYPE_CHECKING:
     from stratalens.store.writer import ActivationWriter
+
+LARGE = 8 << 20  # of less, starting a thread takes longer than what it saves
 
 
 class StageWriter:
@@ -100,9 +107,11 @@ class StageWriter:
         """Write a block's files; what is returned makes them durable and puts the commit record."""
         storage, store = self._store.storage, self._store
         images = {name: memory.images[name] for name in block.variables}
-        files = storage.write_many(
-            (image.layout.key(self.index, block.index), image.seal()) for image in images.values()
-        )
+        with ExitStack() as sealing:
+            files = storage.write_many(
+                (image.layout.key(self.index, block.index), sealing.enter_context(closing(_sealed(image))))
+                for image in images.values()
+            )
         records = []
         for group in sorted({store.group_of[name] for name in images}):
             digests = {name: image.digest for name, image in images.items() if store.group_of[name] == group}
@@ -171,6 +180,11 @@ class StageBuffer(BlockBuffer):
         if self.memory is not None:
             memory, self.memory = self.memory, None
             self.owner.release(self.block, memory)
+
+
+def _sealed(image: FileImage) -> Generator[NDArray[np.uint8]]:
+    """The bytes of a file; those of a large one are summed a step ahead of writing, where there is a core for it."""
+    return ahead(image.seal()) if image.layout.file_nbytes >= LARGE and cores() > 1 else image.seal()
 
 
 def compact(store: Store, stage: int, group: int) -> bool:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, processors
 
 from stratalens.prompts import PromptTable
 from stratalens.store.errors import InputError
-from stratalens.tokens import TokenizedPrompts, fingerprint
+from stratalens.tokens import TokenizedPrompts, _settings, fingerprint
 from support.tokenizers import all_fast, byte_level, byte_level_with_bos, pure_python, wordpiece
 
 PROMPTS = ["Who is Ann Smith?", "Bo", "日本 is 🙂 where?"]
@@ -130,6 +130,17 @@ def test_the_fingerprint_tells_tokenizers_apart():
     added.add_tokens(["<|new|>"])
     found["added"] = fingerprint(added)
     assert len(set(found.values())) == len(found)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_settings_are_found_wherever_they_stand(behind):
+    left_out = '"padding":{"length":3},"truncation":null,"post_processor":null'
+    model = '"model":{"vocab":{"a":0}}'
+    first, second = (model, left_out) if behind else (left_out, model)
+    state, rest = _settings('{"version":"1.0",' + first + "," + second + "}")
+    assert state["version"] == "1.0"
+    assert not {"padding", "truncation", "post_processor"} & set(state)
+    assert '"a"' in json.dumps(state) + rest
 
 
 def test_the_fingerprint_sees_special_tokens_by_their_effect():

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import xarray as xr
 
-from stratalens.store import open_store, verify_store
+from stratalens.store import open_store, shards, stagewriter, verify_store
 from stratalens.store.errors import NoSpaceError, StratalensError
 from stratalens.store.manifest import load
 from stratalens.store.storage import LocalStorage
@@ -117,8 +117,18 @@ class Failing(LocalStorage):
         super()._rename(source, target)
 
 
+@pytest.fixture(params=["alone", "a step ahead"])
+def sealed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small files too are summed by another thread, in many pieces, as large ones are."""
+    if request.param == "a step ahead":
+        monkeypatch.setattr(stagewriter, "LARGE", 0)
+        monkeypatch.setattr(stagewriter, "cores", lambda: 2)
+        monkeypatch.setattr(shards, "_PIECE", 64)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_a_failing_disk(tmp_path: Path, whole: dict[str, bytes], code: int) -> None:
+def test_a_failing_disk(tmp_path: Path, whole: dict[str, bytes], code: int, sealed: str) -> None:
     generator = random.Random(code)
     for number in range(12):
         path = tmp_path / f"{number}.zarr"
