@@ -43,7 +43,7 @@ _INDEX = re.compile(r"(^|\.)(\d+)(?=\.|$)")
 
 
 def resolve(adapter: Adapter, sites: Sequence[str] | str, layers: Sequence[int] | None, probe_ids: Tensor) -> Selection:
-    """Turn names into sites, with their shapes seen in two probing passes.
+    """Turn names into sites, with their shapes seen in tiny forward passes.
 
     Args:
         adapter: the model.
