@@ -61,6 +61,6 @@ def test_sites_outside_blocks_and_other_models_get_two() -> None:
     assert lengths == [3, 4]
     own = TwoLayers()
     lengths, handle = passes(own)
-    resolve(adapt(own, run_two_layers), ("resid_post",), None, IDS)
+    resolve(adapt(own, run_two_layers), ("layers.{layer}.hook_state",), None, IDS)
     handle.remove()
     assert lengths == [3, 4]
