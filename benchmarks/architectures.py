@@ -43,6 +43,7 @@ LEARNING_RATES = (1e-3, 3e-3)
 EPOCHS = 60
 LEARNING_RATE = 1e-3  # of `--tune`: the lowest training loss at the end of the last stage, for all three
 EVERY_SITE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "ln_final")
+PARTS = {"value": "mean", "low": "low", "high": "high"}
 SHOWN = {
     "first v last accuracy": "first v last",
     "first v last accuracy, untrained": "the same, untrained",
@@ -142,16 +143,17 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
         for stage in ("untrained", "s6"):
             for layer in probes.layer.values.tolist() if "layer" in probes.dims else [None]:
                 here = probes.sel(stage=stage) if layer is None else probes.sel(stage=stage, layer=layer)
-                value, low, high = (float(here[f"accuracy_{part}"].squeeze()) for part in ("mean", "low", "high"))
-                rows.append({"site": site, "layer": layer, "stage": stage, "value": value, "low": low, "high": high})
+                found = {key: float(here[f"accuracy_{part}"].squeeze()) for key, part in PARTS.items()}
+                same = math.isnan(found["value"])  # for all rows: there is nothing to tell apart
+                rows.append({"site": site, "layer": layer, "stage": stage, **(dict.fromkeys(found) if same else found)})
     return rows
 
 
 def said(row: dict[str, Any] | None) -> str:
     """A number with its interval and what chance gives."""
-    if row is None or row["value"] is None:
+    if row is None:
         return "not known"
-    if math.isnan(row["value"]):
+    if row["value"] is None:
         return "the same for all rows"
     text = f"{row['value']:.2f}"
     text += "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
@@ -195,7 +197,9 @@ def main() -> None:
     if given.only:
         return
     sites_of_llama = sweep(given.out / "llama")
-    (given.out / "architectures.json").write_text(json.dumps({"rows": found, "sites": sites_of_llama}, indent=1) + "\n")
+    (given.out / "architectures.json").write_text(
+        json.dumps({"rows": found, "sites": sites_of_llama}, indent=1, allow_nan=False) + "\n"
+    )
     (given.out / "architectures.md").write_text(table(found, sites_of_llama))
     print((given.out / "architectures.md").read_text())
 

@@ -14,7 +14,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from stratalens.store.errors import InputError, NotRecordedError, near, no_site
+from stratalens.store.errors import InputError, NotRecordedError, near, no_site, not_floats
+from stratalens.store.selected import behind
 from stratalens.torch_batches import ShuffledBatches
 from stratalens.torch_data import ActivationDataset, Source, as_tensor, is_nan
 
@@ -176,11 +177,20 @@ def _narrowed(ds: xr.Dataset, site: str, stage: Any, token: Any) -> xr.Dataset:
 
 
 def _check_site(ds: xr.Dataset, site: str) -> None:
-    sites = [str(name) for name in ds.data_vars if ds[name].attrs.get("kind", "site") == "site"]
+    if not isinstance(ds, xr.Dataset):
+        raise InputError(
+            f"expected a Dataset, got {type(ds).__name__}: open the store with stratalens.open_store(path)"
+        )
     if site not in ds.data_vars:
-        raise no_site(site, sites, _source(ds))
+        sites = [name for name, v in ds.data_vars.items() if v.attrs.get("kind", "site") == "site"]
+        raise no_site(
+            site, [str(n) for n in sites if {*ds[n].dims} - {"stage", "layer", "entity", "token"}], _source(ds)
+        )
     if "entity" not in ds[site].dims:
         raise InputError(f"{site!r} has dims {ds[site].dims}; keep entity a dim: ds.sel(entity=[...])")
+    # The bits of `open_store(dtype="bits")` were asked for by name.
+    if ds[site].dtype.kind not in "fV" and behind(ds[site].variable) is None:
+        raise not_floats(site, ds[site].dtype)
 
 
 def _check_scalar(ds: xr.Dataset, dim: str, wanted: Any) -> None:

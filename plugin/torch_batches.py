@@ -7,6 +7,7 @@ samples are mixed. What does not: reading a block (`torch_data.py`).
 from __future__ import annotations
 
 import math
+import operator
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -44,29 +45,41 @@ class ShuffledBatches(IterableDataset[Sample]):
         self.seed = seed
         self.buffer_bytes = buffer_bytes
         self.drop_last = drop_last
-        self.epoch = 0
+        # Shared with workers, which outlive an epoch where they are persistent.
+        epoch: Any = torch.zeros((), dtype=torch.int64)
+        self._epoch: Tensor = epoch.share_memory_()
+        self._turns = 0
         self._rooms: list[_Room] = []  # of epochs that have ended
 
     def __getstate__(self) -> dict[str, Any]:
         """Memory does not travel to a worker."""
         return {**self.__dict__, "_rooms": []}
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that was set last."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Another order from the same seed; call it before every epoch, as for torch's DistributedSampler."""
-        self.epoch = epoch
+        self._epoch.fill_(operator.index(epoch))
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        seed = self.seed
-        if seed is None:
-            # every worker must deal the blocks alike: torch gives worker i the seed (epoch's seed + i)
+        if self.seed is not None:
+            drawn = [self.seed, self.epoch]
+        else:
+            # every worker must deal the blocks alike: torch gives worker i the seed (seed of all + i), and one that is
+            # persistent keeps it from epoch to epoch
             seed = worker.seed - worker.id if worker is not None else int(torch.randint(2**62, ()).item())
+            drawn = [seed, self._turns]
+            self._turns += worker is not None
         blocks = self.data.source.blocks()
         if self.shuffle:
-            order = np.random.default_rng([seed, self.epoch]).permutation(len(blocks))
+            order = np.random.default_rng(drawn).permutation(len(blocks))
             blocks = [blocks[i] for i in order]
-        mixer = np.random.default_rng([seed, self.epoch, number]) if self.shuffle else None
+        mixer = np.random.default_rng([*drawn, number]) if self.shuffle else None
         return self._batches(self._pools(blocks[number::workers]), mixer)
 
     def _pools(self, blocks: Sequence[Block]) -> list[list[Block]]:

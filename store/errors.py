@@ -77,6 +77,14 @@ def listed(names: Iterable[object], limit: int = 8) -> str:
     return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")
 
 
+def not_floats(site: str, dtype: object) -> InputError:
+    """The error for a site whose values are codes: what plain readers show of bfloat16 and of scaled int8."""
+    return InputError(
+        f"{site!r} has dtype {dtype}, not a float: plain readers show bfloat16 as its bits, and int8 without "
+        "the scales of its rows; open the store with stratalens.open_store(path)"
+    )
+
+
 def no_site(site: str, held: Iterable[str], where: str = "this store") -> InputError:
     """The error for a site that was not recorded: the near ones, and how to record it.
 

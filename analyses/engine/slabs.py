@@ -18,7 +18,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from stratalens.analyses.labels import Array, Data
-from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site
+from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site, not_floats
 
 LEADING = ("stage", "layer", "entity", "token")
 _dask: Any = dask  # its functions have no types
@@ -147,10 +147,7 @@ class SiteData:
         self.added = tuple(d for d in LEADING if d not in array.dims and d != "entity")
         array = array.expand_dims(list(self.added)).transpose(*LEADING, ...)
         if array.dtype.kind not in "fV":
-            raise InputError(
-                f"{self.site!r} has dtype {array.dtype}, not a float: bfloat16 stores hold bits that plain readers "
-                f"show as integers; open them with stratalens.open_store(path)"
-            )
+            raise not_floats(self.site, array.dtype)
         if features and len(array.dims) == len(LEADING):
             raise InputError(f"{self.site!r} has no feature dim (dims: {', '.join(map(str, array.dims))})")
         for dim in LEADING:
@@ -269,12 +266,17 @@ def _site_array(data: Data, site: str) -> xr.DataArray:
     if isinstance(data, xr.DataArray):
         array = data
     elif isinstance(data, xr.Dataset):
-        sites = [str(k) for k, v in data.data_vars.items() if "entity" in v.dims and set(v.dims) - {*LEADING}]
         if site not in data.data_vars:
-            raise no_site(site, sites, "the data")
+            raise no_site(site, [str(k) for k, v in data.data_vars.items() if _is_site(v)], "the data")
         array = data[site]
     else:
         raise InputError(f"expected a Dataset or a DataArray, got {type(data).__name__}; open stores with open_store")
     if "entity" not in array.dims:
         raise InputError(f"{site!r} has no dim 'entity' (dims: {', '.join(map(str, array.dims))})")
     return array
+
+
+def _is_site(array: xr.DataArray) -> bool:
+    """Whether it may be activations: one vector or more for each entity, and nothing that says otherwise."""
+    features = set(array.dims) - {*LEADING}
+    return "entity" in array.dims and bool(features) and array.attrs.get("kind", "site") == "site"

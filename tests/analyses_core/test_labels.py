@@ -129,3 +129,7 @@ def test_a_site_that_is_not_there_says_how_to_record_it() -> None:
 
     with pytest.raises(InputError, match=r"site 'mlp_out' is not in the data; .*sites=\('resid_post', 'mlp_out'\)"):
         centroids(planted(), site="mlp_out", progress=False)
+    ds = planted()
+    percentiles = ds.resid_post.isel(layer=0, drop=True).rename(d_model="percentile").assign_attrs(kind="output")
+    with pytest.raises(InputError, match=r"sites=\('resid_post', 'mlp_out'\)"):
+        centroids(ds.assign(logit_percentile=percentiles), site="mlp_out", progress=False)

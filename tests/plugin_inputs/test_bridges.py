@@ -121,6 +121,38 @@ def test_several_workers(path, values, seed):
     assert np.array_equal(first, second) == (seed is not None)
 
 
+@pytest.mark.parametrize("seed", [3, None])
+def test_workers_that_stay_give_another_order_in_every_epoch(path, values, seed):
+    batches = torch_dataset(open_store(path), layer=1).batches(16, seed=seed)
+    loader = DataLoader(batches, batch_size=None, num_workers=2, persistent_workers=True)
+    epochs = []
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        epochs.append(rows_of(loader))
+        np.testing.assert_array_equal(in_order(epochs[-1]), in_order(values[:, 1].reshape(-1, D)))
+    assert len({epoch.tobytes() for epoch in epochs}) == 3
+    if seed is not None:
+        batches.set_epoch(0)
+        np.testing.assert_array_equal(rows_of(loader), epochs[0])
+    with pytest.raises(TypeError):
+        batches.set_epoch("a")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_codes_that_a_plain_reader_shows_are_no_activations(tmp_path, dtype):
+    store = make_store(tmp_path / "run.zarr", 1, 1, 8, ("last",), D, dtype=dtype)
+    plain = xr.open_zarr(store)
+    with pytest.raises(InputError, match=r"not a float: plain readers show .*open_store"):
+        torch_dataset(plain, layer=0)
+    with pytest.raises(InputError, match="not a float"):
+        to_activation_cache(plain, entity=str(plain.entity.values[0]))
+    with pytest.raises(InputError, match="expected a Dataset, got str"):
+        torch_dataset(str(store))
+    with pytest.raises(InputError, match=r"run the capture again with sites=\('resid_post', 'mlp_out'\)"):
+        torch_dataset(open_store(store), site="mlp_out")
+    assert torch_dataset(open_store(store, dtype="bits"), layer=0).batches(8) is not None
+
+
 def test_random_access_through_a_loader(path, values):
     data = torch_dataset(open_store(path, chunks=None), layer=1, label="number")
     loader = DataLoader(data, batch_size=32, shuffle=True, num_workers=2)
