@@ -33,9 +33,9 @@ from stratalens.recipe import Recipe
 from stratalens.recording import Probe, RecordingStore, create_store, give
 from stratalens.stage_names import warn_of_stage_names
 from stratalens.stages import Stage, as_stages, loaded, orders
-from stratalens.store.errors import MismatchError
+from stratalens.store.errors import InputError, MismatchError, NoSpaceError
 from stratalens.store.layout import MEMORY_LIMIT
-from stratalens.store.planned import plan_stages, settle_plan
+from stratalens.store.planned import plan_stages, replan, settle_plan
 
 
 def capture(
@@ -118,6 +118,7 @@ def capture(
         if isinstance(source, Checkpoint):  # all of them before the first one is loaded
             check_checkpoint(source.folder_path)
     store: RecordingStore | None = None
+    planned: list[str] | None = None  # by an earlier capture
     try:
         for stage in listed:
             with loaded(stage, tokenizer, device) as model:
@@ -152,7 +153,8 @@ def capture(
                     listed_orders = orders(listed, held, named=not isinstance(stages, list))
                     if rank[0] == 0:
                         warn_of_stage_names(table.labels(), list(dict.fromkeys([*(s.name for s in held), *names])))
-                    plan_stages(store.writer.store, names)
+                    if rank[0] == 0:  # one process alone, which knows what was planned before all of them began
+                        planned = plan_stages(store.writer.store, names)
                 order = listed_orders[stage.name]
                 _record_stage(store, adapter, stage, order, batch_size, allow_same_weights, progress, rank)
                 store.first = None
@@ -162,6 +164,10 @@ def capture(
     except BaseException as error:
         if store is not None:
             store.__exit__(type(error), error, error.__traceback__)
+            # What was refused will be refused again, so it is no longer planned; an interruption leaves the plan.
+            if planned is not None and isinstance(error, InputError) and not isinstance(error, NoSpaceError):
+                unfit = stage.name if isinstance(error, MismatchError) else None
+                replan(store.writer.store.storage, planned, unfit)
         raise
     if store is not None:
         store.close()

@@ -15,17 +15,35 @@ from stratalens.store.seam import PRIVATE, Storage
 PLANNED = f"{PRIVATE}/planned.json"
 
 
-def plan_stages(store: Store, names: Sequence[str]) -> None:
-    """Note what is going to be recorded, in training order; it takes the place of what an earlier capture noted."""
+def plan_stages(store: Store, names: Sequence[str]) -> list[str]:
+    """Note what is going to be recorded, in training order; it takes the place of what an earlier capture noted.
+
+    Returns:
+        What the earlier capture had noted, for `replan`.
+    """
     storage = store.storage
+    before = planned_stages(storage)
     wanted = json.dumps(list(names), ensure_ascii=False).encode() + b"\n" if _lacking(store, names) else None
     with storage.structure_lock():
         if storage.get(PLANNED) == wanted:
-            return
+            return before
         if wanted is None:
             storage.delete([PLANNED])
         else:
             storage.put(PLANNED, wanted)
+    return before
+
+
+def replan(storage: Storage, before: Sequence[str], refused: str | None = None) -> None:
+    """Put back the plan that a refused capture found, as far as it is still open.
+
+    Args:
+        storage: of the store.
+        before: what `plan_stages` returned.
+        refused: a stage that does not fit the store. It is left out of the plan even where it was noted
+            before (by a capture that was interrupted before it came to this stage): no capture can record it.
+    """
+    plan_stages(load(storage), [name for name in before if name != refused])
 
 
 def settle_plan(storage: Storage) -> None:

@@ -120,6 +120,44 @@ def test_planned_stages_are_known_until_they_are_there(tmp_path: Path) -> None:
     assert info(path)["complete"]
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_refused_stage_is_not_planned(resumed: bool, tmp_path: Path) -> None:
+    """What the store says of itself is what it said before, though "run again" was once the right advice."""
+    path, stages = tmp_path / "run.zarr", {"a": TwoLayers(0), "b": TwoLayers(1)}
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "b":
+            raise KeyboardInterrupt
+
+    if resumed:
+        with pytest.raises(KeyboardInterrupt):
+            record(path, {**stages, "again": TwoLayers(1)}, progress=stop)
+        assert info(path)["lacking_stages"][-1] == "again"
+    else:
+        record(path, stages)
+    with pytest.raises(MismatchError, match="same weights"):
+        record(path, {**stages, "again": TwoLayers(1)})
+    facts = info(path)
+    assert (facts["complete"], facts["lacking_stages"]) == (True, [])
+    assert not (path / ".stratalens" / "planned.json").exists()
+
+
+def test_a_refusal_leaves_the_plan_of_an_interrupted_capture(tmp_path: Path) -> None:
+    path, stages = tmp_path / "run.zarr", {name: TwoLayers(i) for i, name in enumerate("abc")}
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "b":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(path, stages, progress=stop)
+    plan = (path / ".stratalens" / "planned.json").read_bytes()
+    with pytest.raises(MismatchError, match="same weights"):
+        record(path, {"a": stages["a"], "again": TwoLayers(0)})
+    assert (path / ".stratalens" / "planned.json").read_bytes() == plan
+    assert "c" in info(path)["lacking_stages"]
+
+
 def labelled(labels: list[str], **columns: Any) -> PromptTable:
     frame = table(len(labels)).frame.assign(trained_stage=labels, **columns)
     return PromptTable.from_dataframe(frame)
