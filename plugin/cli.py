@@ -137,7 +137,8 @@ def capture(
     """Record the activations of every stage of a run file.
 
     Keys: prompts, store, stages or model; and sites, layers, positions, dtype,
-    compression, batch_size, device, statistics, by; all are written beside it."""
+    compression, batch_size, device, statistics, allow_same_weights, by; all are
+    written beside it."""
     from stratalens.jobs import capture_run
     from stratalens.runfile import read_run_file
 

@@ -64,6 +64,7 @@ class RunFile(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     device: str | None = None
     statistics: bool | tuple[str, ...] = True
+    allow_same_weights: bool = False
     by: str = "trained_stage"
 
     @field_validator("store", mode="before")

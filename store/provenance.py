@@ -124,10 +124,9 @@ def check_stage(store: Store, entry: StageEntry, *, allow_same_weights: bool = F
                 "give every stage an order of its own",
             )  # fmt: skip
         if other.fingerprint == entry.fingerprint and not allow_same_weights:
-            raise mismatch(
-                store, "weights_fingerprint", f"{other.name}: {other.fingerprint}",
-                f"{entry.name}: {entry.fingerprint}",
-                "two stages have the same weights; check the checkpoint's path or revision, or pass "
-                "allow_same_weights=True if that is meant",
-            )  # fmt: skip
+            raise MismatchError(
+                f"stages {other.name!r} and {entry.name!r} have the same weights (fingerprint {entry.fingerprint}): "
+                "check the checkpoint's path or revision; if that is meant, allow_same_weights=True "
+                "(allow_same_weights: true in a run file)"
+            )
     return None

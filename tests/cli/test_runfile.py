@@ -26,6 +26,7 @@ def written(tmp_path, **keys):
         ({"stages": [{"name": "a", "path": "x", "revision": "y"}]}, ["path and revision", "keep one"]),
         ({"stages": [{"name": "a"}, {"name": "a"}]}, ["more than once", "'a'"]),
         ({"dtype": "int4"}, ["dtype", "bfloat16", "'int4'"]),
+        ({"allow_same_weights": "perhaps"}, ["allow_same_weights", "boolean", "'perhaps'"]),
         ({"batch_size": 0}, ["batch_size", "greater than or equal to 1"]),
         ({"layers": ["first"]}, ["layers.0", "'first'"]),
         ({"stages": "base"}, ["stages", "{name: base, path: checkpoints/base}"]),

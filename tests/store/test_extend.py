@@ -150,7 +150,10 @@ def test_store_provenance_refuses(tmp_path: Path, changes: dict[str, Any], says:
     [
         (("s0", 0, "other"), "weights_fingerprint differs for stage 's0'.*f0.*other"),
         (("s0", 3, "f0"), "stage_order differs for stage 's0'.*0.*3"),
-        (("s1", 1, "f0"), "weights_fingerprint differs.*same weights.*allow_same_weights"),
+        (
+            ("s1", 1, "f0"),
+            r"^stages 's0' and 's1' have the same weights \(fingerprint f0\): check .*allow_same_weights: true",
+        ),
         (("s1", 0, "f1"), "stage_order differs.*order of its own"),
     ],
 )
