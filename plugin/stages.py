@@ -124,7 +124,8 @@ def _out_of_order(name: str, there: Sequence[str], here: Sequence[str]) -> str:
     new = [other for other in before if other not in there]
     return (
         f"{where}: {joined(new)} would stand before it, and the store, which numbers its stages, has no number free "
-        f"there. List new stages last ({joined([*known, *new])}), or record all of them to another store"
+        f"there. Record all of them to another store; listing {joined(new)} last ({joined([*known, *new])}) would call "
+        f"{'it' if len(new) == 1 else 'them'} the latest in training"
     )
 
 

@@ -269,7 +269,8 @@ def test_complete_stages_are_skipped_and_new_ones_added(tmp_path: Path) -> None:
         record(path, {"b": TwoLayers(1), "a": TwoLayers(0)})
     between = (
         r"stage 'b' is number 2 of 3 in the store \(a, b, c\) and number 3 of 3 in this job \(a, new, b\): new would "
-        r"stand before it, .* List new stages last \(a, b, new\), or record all of them to another store$"
+        r"stand before it, .* has no number free there. Record all of them to another store; listing new last "
+        r"\(a, b, new\) would call it the latest in training$"
     )
     with pytest.raises(InputError, match=between):
         record(path, {"a": TwoLayers(0), "new": TwoLayers(4), "b": TwoLayers(1)})
