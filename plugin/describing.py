@@ -86,7 +86,7 @@ def _dtype(variable: Mapping[str, Any]) -> str:
 def show_verified(report: Mapping[str, Any]) -> None:
     """Print what `verify_store` found: damage and gaps by name, then how much was read."""
     for problem in report["damaged"]:
-        emit_text(f"damaged\t{problem}")
+        emit_text(f"damaged\t{problem['text']}")
     for gap in report["missing"]:
         emit_text(f"missing\t{gap}")
     for change in report["unfinished"]:

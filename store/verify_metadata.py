@@ -163,7 +163,8 @@ def check_labels(store: Store, report: VerifyReport) -> None:
                 parts.append(labels.decode_chunk(store.storage.get(key), kind, where)[: rows[1] - rows[0]])
             except DamagedError as error:
                 path = str(store.storage.path(key))
-                report.damaged.append(Damage("label", path, str(error), site=name, rows=rows, name=where))
+                what = str(error).removeprefix(f"{where} ")  # said by the name of the damage
+                report.damaged.append(Damage("label", path, what, site=name, rows=rows, name=where))
         if parts:
             columns[name] = np.concatenate(parts)
     whole = all(len(columns.get(name, ())) == store.entities for name in store.label_types)
@@ -200,5 +201,6 @@ def check_records(roots: Roots, report: VerifyReport) -> set[str]:
                 )
         except DamagedError as error:
             bad.add(name)
-            report.damaged.append(Damage("commit", where, str(error), name=f"commit record {name}"))
+            what = str(error).removeprefix(f"commit record {where} ")
+            report.damaged.append(Damage("commit", where, what, name=f"commit record {name}"))
     return bad

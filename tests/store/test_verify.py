@@ -153,6 +153,9 @@ def test_damaged_labels_are_written_again_by_the_same_capture(run: Path, clean: 
     flip(run / "prompt" / "c.0", 99)
     with pytest.raises(DamagedError, match="label column 'prompt'"):
         open_store(run)
+    (found,) = verify_store(run).damaged
+    place = f"label column 'prompt', entity rows 0 to {ENTITIES - 1}: differs from its checksum: "
+    assert (str(found).startswith(place), str(found).count("label column")) == (True, 1)
     stream(run)
     assert content(run) == content(clean)
 
