@@ -86,13 +86,17 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
             batch_size=run.batch_size,
             device=run.device,
             statistics=run.statistics,
+            allow_same_weights=run.allow_same_weights,
             resume=resume,
             force=force,
             progress=None if on_a_screen() else StageLines([stage.name for stage in stages], note),
         )
     write_run_file(run, beside(run.store))
     if _state(run.store) == before:
-        note(f"nothing to do: {run.store} has every row of every stage")
+        note(
+            f"nothing to do: every row of every stage of {run.store} is committed "
+            "(`stratalens verify` checks the bytes)"
+        )
     else:
         note(f"recorded {run.store}")
     return run.store

@@ -33,7 +33,22 @@ def test_a_second_capture_changes_no_byte(recorded, invoke):
     assert {path: path.read_bytes() for path in recorded.rglob("*") if path.is_file()} == before
     lines = [line for line in again.stderr.splitlines() if line]
     assert lines[:4] == [f"{n} ({i} of 4): complete, skipped" for i, n in enumerate(("base", "s1", "s2", "s3"), 1)]
-    assert lines[4:] == [f"nothing to do: {recorded} has every row of every stage"]
+    committed = f"nothing to do: every row of every stage of {recorded} is committed"
+    assert lines[4:] == [f"{committed} (`stratalens verify` checks the bytes)"]
+
+
+def test_a_stage_with_the_weights_of_another_is_refused_and_no_part_of_the_store(workplace, invoke, checkpoints):
+    stages, store = [{"name": n, "path": str(checkpoints / n)} for n in ("base", "s1")], workplace.folder / "run.zarr"
+    assert invoke("capture", workplace(stages=stages)).exit_code == 0
+    again = [*stages, {"name": "again", "path": str(checkpoints / "s1")}]
+    refused = invoke("capture", workplace(stages=again))
+    assert refused.exit_code == 2
+    assert "error: stages 's1' and 'again' have the same weights (fingerprint " in refused.stderr
+    assert "not begun" not in invoke("info", store).stdout
+    assert json.loads(invoke("info", store, "--json").stdout)["complete"] is True
+    meant = invoke("capture", workplace(stages=again, allow_same_weights=True))
+    assert meant.exit_code == 0, meant.output
+    assert sl.open_store(store).stage.values.tolist() == ["base", "s1", "again"]
 
 
 def test_no_resume_refuses_a_store_that_is_there(recorded, invoke):
@@ -88,8 +103,8 @@ def test_verify_is_silent_about_a_whole_store_and_names_damage(recorded, invoke,
     shard.write_bytes(raw)
     damaged = invoke("verify", copy)
     assert damaged.exit_code == 1
-    assert "resid_post" in damaged.stdout
-    assert "s3" in damaged.stdout
+    what = r"stage 's3', resid_post, .*: bytes differ from their checksum \(.*/resid_post/c\..*\)"
+    assert re.fullmatch(rf"damaged\t{what}\n1 damaged: .*\n", damaged.stdout)
 
 
 def test_verify_says_that_a_change_has_not_finished(recorded, invoke, tmp_path):
