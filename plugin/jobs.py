@@ -71,11 +71,13 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     stages = run_stages(run)
     if isinstance(run.store, Path):
         run.store.parent.mkdir(parents=True, exist_ok=True)
+    # Without numbers of their own, stages are placed after the names that the store has, as a mapping's are.
+    numbered = any(entry.order is not None for entry in run.stages)
     quiet_loading()
     before = _state(run.store)
     with told_warnings():
         capture(
-            stages,
+            stages if numbered else {stage.name: stage.source for stage in stages},
             table,
             run.store,
             sites=run.sites,

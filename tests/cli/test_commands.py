@@ -51,6 +51,24 @@ def test_a_stage_with_the_weights_of_another_is_refused_and_no_part_of_the_store
     assert sl.open_store(store).stage.values.tolist() == ["base", "s1", "again"]
 
 
+def test_stages_of_a_run_file_are_placed_by_name_unless_they_have_numbers(workplace, invoke, checkpoints):
+    def stages(*names, **orders):
+        return [{"name": n, "path": str(checkpoints / n), "order": orders.get(n)} for n in names]
+
+    store = workplace.folder / "run.zarr"
+    assert invoke("capture", workplace(stages=stages("base", "s2"))).exit_code == 0
+    between = invoke("capture", workplace(stages=stages("base", "s1", "s2")))
+    assert between.exit_code == 2
+    assert "s1 would stand before it" in between.stderr
+    assert "Record all of them to another store" in between.stderr
+    assert "not begun" not in invoke("info", store).stdout
+    assert invoke("capture", workplace(stages=stages("s2", "s3"))).exit_code == 0  # without what is there already
+    assert sl.open_store(store).stage_order.values.tolist() == [0, 1, 2]
+    numbered = invoke("capture", workplace(stages=stages("s1", s1=1)))
+    assert numbered.exit_code == 2
+    assert 'holds "s2: 1", given is "s1: 1"' in numbered.stderr
+
+
 def test_no_resume_refuses_a_store_that_is_there(recorded, invoke):
     refused = invoke("capture", recorded.parent / "run.yaml", "--no-resume")
     assert refused.exit_code == 2
