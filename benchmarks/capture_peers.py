@@ -8,7 +8,9 @@ model on, *added* is what the run put on top of it; maps of files count while th
 read back and compared with ours, value by value. Then each way is killed before its last batches and started again on
 the same files: it is resumable where the second start needs fewer forward passes.
 
-Baseline is the forward pass alone: transformers, no logits, nothing kept. SAELens needs TransformerLens below 4 and so
+Baseline is the forward pass alone: transformers, no logits, nothing kept, and no hooks. The hooked model's own forward
+pass is slower than that, for everybody who uses it; `capture_overhead` compares with the forward pass of the same hooked
+model, at more prompts, where what a job costs once weighs less. SAELens needs TransformerLens below 4 and so
 an environment of its own (`make .venv-saelens/.peers`); nnsight and lmprobe come from constraints/bench.txt.
 
     python benchmarks/capture_peers.py [FOLDER] [--prompts 64] [--rounds 3] [--saelens PYTHON]
