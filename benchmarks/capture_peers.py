@@ -9,9 +9,9 @@ read back and compared with ours, value by value. Then each way is killed before
 the same files: it is resumable where the second start needs fewer forward passes.
 
 Baseline is the forward pass alone: transformers, no logits, nothing kept, and no hooks. The hooked model's own forward
-pass is slower than that, for everybody who uses it; `capture_overhead` compares with the forward pass of the same hooked
-model, at more prompts, where what a job costs once weighs less. SAELens needs TransformerLens below 4 and so
-an environment of its own (`make .venv-saelens/.peers`); nnsight and lmprobe come from constraints/bench.txt.
+pass is slower than that, for everybody who uses it; `capture_overhead` compares with the forward pass of the same
+hooked model, at more prompts, where what a job costs once weighs less. SAELens needs TransformerLens below 4 and so an
+environment of its own (`make .venv-saelens/.peers`); nnsight and lmprobe come from constraints/bench.txt.
 
     python benchmarks/capture_peers.py [FOLDER] [--prompts 64] [--rounds 3] [--saelens PYTHON]
 """
