@@ -151,10 +151,8 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
 
 def said(row: dict[str, Any] | None) -> str:
     """A number with its interval and what chance gives."""
-    if row is None:
+    if row is None or row["value"] is None:
         return "not known"
-    if row["value"] is None:
-        return "the same for all rows"
     text = f"{row['value']:.2f}"
     text += "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
     return text + ("" if row["null"] is None else f", null {row['null']:.2f}")
@@ -171,7 +169,8 @@ def table(found: dict[str, list[dict[str, Any]]], sites: list[dict[str, Any]]) -
     for row in sites:
         by_place.setdefault((row["site"], row["layer"]), {})[row["stage"]] = row
     for (site, layer), stages in by_place.items():
-        cells = [said({**stages[stage], "null": None}) for stage in ("s6", "untrained")]
+        rows = [stages[stage] for stage in ("s6", "untrained")]
+        cells = ["the same for all rows" if r["value"] is None else said({**r, "null": None}) for r in rows]
         lines.append(f"| `{site}` | {'' if layer is None else layer} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines) + "\n"
 

@@ -15,6 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stratalens.store.errors import InputError, NotRecordedError, near, no_site, not_floats
+from stratalens.store.schema import site_names
 from stratalens.store.selected import behind
 from stratalens.torch_batches import ShuffledBatches
 from stratalens.torch_data import ActivationDataset, Source, as_tensor, is_nan
@@ -182,10 +183,7 @@ def _check_site(ds: xr.Dataset, site: str) -> None:
             f"expected a Dataset, got {type(ds).__name__}: open the store with stratalens.open_store(path)"
         )
     if site not in ds.data_vars:
-        sites = [name for name, v in ds.data_vars.items() if v.attrs.get("kind", "site") == "site"]
-        raise no_site(
-            site, [str(n) for n in sites if {*ds[n].dims} - {"stage", "layer", "entity", "token"}], _source(ds)
-        )
+        raise no_site(site, site_names(ds), _source(ds))
     if "entity" not in ds[site].dims:
         raise InputError(f"{site!r} has dims {ds[site].dims}; keep entity a dim: ds.sel(entity=[...])")
     # The bits of `open_store(dtype="bits")` were asked for by name.

@@ -151,9 +151,8 @@ def capture(
                         raise
                     held, names = store.writer.store.stages, [s.name for s in listed]
                     listed_orders = orders(listed, held, named=not isinstance(stages, list))
-                    if rank[0] == 0:
-                        warn_of_stage_names(table.labels(), list(dict.fromkeys([*(s.name for s in held), *names])))
                     if rank[0] == 0:  # one process alone, which knows what was planned before all of them began
+                        warn_of_stage_names(table.labels(), list(dict.fromkeys([*(s.name for s in held), *names])))
                         planned = plan_stages(store.writer.store, names)
                 order = listed_orders[stage.name]
                 _record_stage(store, adapter, stage, order, batch_size, allow_same_weights, progress, rank)

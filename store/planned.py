@@ -22,16 +22,14 @@ def plan_stages(store: Store, names: Sequence[str]) -> list[str]:
         What the earlier capture had noted, for `replan`.
     """
     storage = store.storage
-    before = planned_stages(storage)
     wanted = json.dumps(list(names), ensure_ascii=False).encode() + b"\n" if _lacking(store, names) else None
     with storage.structure_lock():
-        if storage.get(PLANNED) == wanted:
-            return before
-        if wanted is None:
+        before = storage.get(PLANNED)
+        if wanted is None and before is not None:
             storage.delete([PLANNED])
-        else:
+        elif wanted is not None and before != wanted:
             storage.put(PLANNED, wanted)
-    return before
+    return _names(before)
 
 
 def replan(storage: Storage, before: Sequence[str], refused: str | None = None) -> None:
@@ -57,7 +55,10 @@ def settle_plan(storage: Storage) -> None:
 
 def planned_stages(storage: Storage) -> list[str]:
     """Stages of a capture that has not finished; empty where there is none, or where the note of it is unreadable."""
-    raw = storage.get(PLANNED)
+    return _names(storage.get(PLANNED))
+
+
+def _names(raw: bytes | None) -> list[str]:
     try:
         names = json.loads(raw) if raw else []
     except ValueError:

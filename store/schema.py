@@ -11,11 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stratalens.store.errors import InputError, near
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 AXES = ("stage", "layer", "entity", "token")
 INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -291,3 +294,15 @@ def recorded_variable(group: int) -> Variable:
 def with_flag(variable: Variable, group: int) -> Variable:
     """The variable with the name of its `recorded` flag among its attributes."""
     return replace(variable, attrs={**variable.attrs, "recorded": recorded_variable(group).name})
+
+
+def site_names(ds: xr.Dataset) -> list[str]:
+    """Variables that may be activations: one vector or more for each entity, and nothing that says otherwise.
+
+    So data of other makers has sites too, whose variables say nothing of their kind.
+    """
+    return [
+        str(name)
+        for name, variable in ds.data_vars.items()
+        if variable.attrs.get("kind", "site") == "site" and "entity" in variable.dims and {*variable.dims} - {*AXES}
+    ]

@@ -19,6 +19,7 @@ import xarray as xr
 
 from stratalens.analyses.labels import Array, Data
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site, not_floats
+from stratalens.store.schema import site_names
 
 LEADING = ("stage", "layer", "entity", "token")
 _dask: Any = dask  # its functions have no types
@@ -267,16 +268,10 @@ def _site_array(data: Data, site: str) -> xr.DataArray:
         array = data
     elif isinstance(data, xr.Dataset):
         if site not in data.data_vars:
-            raise no_site(site, [str(k) for k, v in data.data_vars.items() if _is_site(v)], "the data")
+            raise no_site(site, site_names(data), "the data")
         array = data[site]
     else:
         raise InputError(f"expected a Dataset or a DataArray, got {type(data).__name__}; open stores with open_store")
     if "entity" not in array.dims:
         raise InputError(f"{site!r} has no dim 'entity' (dims: {', '.join(map(str, array.dims))})")
     return array
-
-
-def _is_site(array: xr.DataArray) -> bool:
-    """Whether it may be activations: one vector or more for each entity, and nothing that says otherwise."""
-    features = set(array.dims) - {*LEADING}
-    return "entity" in array.dims and bool(features) and array.attrs.get("kind", "site") == "site"

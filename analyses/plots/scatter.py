@@ -15,6 +15,7 @@ from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
 from stratalens.analyses.plots.palette import stage_colors, trained_order
 from stratalens.analyses.plots.picture import Axis, Mark, Picture, Place, Table, padded, plain, values_of
 from stratalens.store.errors import InputError, near, no_site
+from stratalens.store.schema import site_names
 
 MAX_POINTS = 20_000
 
@@ -69,7 +70,7 @@ def place_plane(
 ) -> tuple[Groups, RowPlane, Place]:
     """Groups, rows in the plane, and the place they were read at; arguments and errors as `entity_plane`."""
     if site not in ds:
-        raise no_site(site, [str(n) for n, v in ds.data_vars.items() if v.attrs.get("kind", "site") == "site"])
+        raise no_site(site, site_names(ds))
     chosen: Place = {}
     index: dict[str, list[int]] = {}
     for dim in ("stage", "layer", "token"):
