@@ -5,8 +5,9 @@
 probes use by default is our own (lbfgs.py, logistic.py), written once for both namespaces.
 
 State of the GPU side: the CuPy and cuML paths follow their documentation (cuML 26.x: solver "qn", keyword
-arguments, `fit` raises without a GPU although `import cuml` succeeds); the tests marked `gpu` have not been
-run on a GPU yet, so take them as unverified until docs says otherwise.
+arguments, `fit` raises without a GPU although `import cuml` succeeds). The suite runs the solvers on arrays that
+refuse what a device's arrays refuse (tests/support/devices.py); the tests marked `gpu` have not been run on a GPU
+yet, so take them as unverified until docs/howto/gpu.md says otherwise.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from stratalens.store.errors import InputError, near
 
 BackendName = Literal["cpu", "gpu"]
 CHOICES = ("auto", "cpu", "gpu")
+# Threads that share one GPU where nobody says how many: one reads a slab while the fits of another are on the device.
+# One a core would each hold matrices there.
+THREADS_ON_GPU = 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Backend:
     def asarray(self, values: npt.NDArray[Any]) -> Any:
         """The same values on this backend's device (no copy on the CPU)."""
         return self.xp.asarray(values)
+
+    def to_numpy(self, array: Any) -> npt.NDArray[Any]:
+        """An array of this backend in the host's memory, as NumPy."""
+        return to_numpy(array)
 
 
 class LinearClassifier(Protocol):
@@ -90,6 +98,11 @@ def resolve(backend: str = "auto") -> Backend:
     if backend == "gpu":
         raise InputError(f"backend='gpu', but {problem}; use backend='cpu', or 'auto' to take what is there")
     return Backend("cpu", np)
+
+
+def threads(backend: str, workers: int | None) -> int | None:
+    """Local threads of a sweep: what is asked for, else few that share a GPU, else for `run_slabs` to say (None)."""
+    return workers or (THREADS_ON_GPU if backend == "gpu" else None)
 
 
 def namespace(array: Any) -> ModuleType:

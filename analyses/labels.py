@@ -7,6 +7,7 @@ nothing here touches an activation.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,22 @@ class Groups:
         return np.array([len(np.unique(units[self.codes == g])) for g in range(len(self))], dtype=np.int64)
 
 
+def check_data(data: object) -> None:
+    """Refuse what is neither a Dataset nor a DataArray with entities, such as the path of a store.
+
+    Raises:
+        InputError: what it is, and how to open a store.
+    """
+    if not isinstance(data, xr.Dataset | xr.DataArray):
+        path = data if isinstance(data, str | os.PathLike) else "run.zarr"
+        raise InputError(
+            f"expected a Dataset or a DataArray, got {type(data).__name__}; open a store with "
+            f"stratalens.open_store({os.fspath(path)!r})"
+        )
+    if "entity" not in data.dims:
+        raise InputError(f"the data has no dim 'entity' (dims: {', '.join(map(str, data.dims))})")
+
+
 def groups(ds: Data, by: str, order: Iterable[object] | None = None) -> Groups:
     """Ordered groups of the rows of `ds` by a label column.
 
@@ -181,8 +198,7 @@ def clusters(ds: Data, groups: str = "entity_id") -> npt.NDArray[np.int64]:
     A missing `entity_id` column means that every row is its own entity; any other missing column
     is an error, and so is a missing label (a row that could end up on both sides of a split).
     """
-    if "entity" not in ds.dims:
-        raise InputError(f"the data has no dim 'entity' (dims: {', '.join(map(str, ds.dims))})")
+    check_data(ds)
     if groups == "entity_id" and "entity_id" not in ds.coords:
         return np.arange(ds.sizes["entity"], dtype=np.int64)
     codes, _ = _factorize(column(ds, groups), groups, continuous=True)
@@ -217,8 +233,7 @@ def column(ds: Data, name: str) -> Array:
     Raises:
         InputError: no such column (naming near ones), or it lies along other dims.
     """
-    if "entity" not in ds.dims:
-        raise InputError(f"the data has no dim 'entity' (dims: {', '.join(map(str, ds.dims))})")
+    check_data(ds)
     if name not in ds.coords:
         if name in getattr(ds, "data_vars", ()):
             raise InputError(

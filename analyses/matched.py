@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.backend import resolve
+from stratalens.analyses.backend import resolve, threads
 from stratalens.analyses.engine.slabs import SiteData
 from stratalens.analyses.fitting.estimators import Settings
 from stratalens.analyses.labels import Data
@@ -124,7 +124,7 @@ def matched_probe(
         params={"held": held} | options.identity() | plan.identity() | values.identity(),
         cache=cache,
         scheduler=scheduler,
-        workers=workers,
+        workers=threads(settings.backend, workers),
         progress=progress,
     )
     result = labelled(result, plan, source, folds=False).assign_coords(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.backend import threads
 from stratalens.analyses.engine.slabs import SiteData
 from stratalens.analyses.fitting.estimators import Settings, device
 from stratalens.analyses.labels import Data
@@ -152,7 +153,7 @@ def probe(
         name="probe",
         params=described | {"fold_coefs": fold_coefs} | settings.identity() | plan.identity(),
         scheduler=scheduler,
-        workers=workers,
+        workers=threads(settings.backend, workers),
         progress=progress,
     )
     return labelled(result, plan, source).assign_attrs(source.attrs() | described)

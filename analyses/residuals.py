@@ -14,6 +14,7 @@ import numpy.typing as npt
 import xarray as xr
 from sklearn.preprocessing import SplineTransformer
 
+from stratalens.analyses.backend import threads
 from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.fitting.estimators import Settings, device
 from stratalens.analyses.labels import Data
@@ -101,7 +102,7 @@ def residual_probe(
         params=described | settings.identity() | plan.identity() | values.identity(),
         cache=cache,
         scheduler=scheduler,
-        workers=workers,
+        workers=threads(settings.backend, workers),
         progress=progress,
     )
     return labelled(result, plan, source).assign_attrs(source.attrs() | described)

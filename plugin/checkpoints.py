@@ -13,7 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from stratalens.store.errors import InputError
+from stratalens.store.errors import InputError, UnreachableError
+
+# Names of the errors of httpx, requests and Python, and of huggingface_hub where the cache could not help either.
+NO_ANSWER = frozenset({"TransportError", "ConnectionError", "Timeout", "TimeoutError", "LocalEntryNotFoundError"})
 
 
 class Loadable(Protocol):
@@ -85,13 +88,22 @@ class Revision:
         """Load that revision (from the hub's cache where it is there).
 
         Raises:
-            InputError: there is no such model or revision, or no hub and nothing in the cache.
+            InputError: there is no such model or revision, or HF_HUB_OFFLINE is set and it is not in the cache.
+            UnreachableError: the hub did not answer, and the revision is not in the cache.
         """
         try:
             model = _from_pretrained(self.model, self.dtype, revision=self.revision)
-        except OSError as error:
+        except Exception as error:
+            what = f"revision {self.revision!r} of {self.model!r}"
+            if _no_answer(error):
+                raise UnreachableError(
+                    f"{what} is not in the cache (HF_HOME), and the hub did not answer: {' '.join(str(error).split())} "
+                    "Stages that are recorded are kept; the same call goes on from there."
+                ) from error
+            if not isinstance(error, OSError):
+                raise
             raise InputError(
-                f"revision {self.revision!r} of {self.model!r} could not be loaded: {' '.join(str(error).split())} "
+                f"{what} could not be loaded: {' '.join(str(error).split())} "
                 "Revisions are the branches and tags on the model's page of the hub; without a network, those in "
                 "the cache (HF_HOME) alone."
             ) from error
@@ -177,6 +189,18 @@ def check_checkpoint(folder: Path) -> None:
             f"checkpoint folder {str(folder)!r} has no safetensors weights{found}. "
             "Save them with model.save_pretrained(folder, safe_serialization=True)."
         )
+
+
+def _no_answer(error: BaseException | None) -> bool:
+    """Whether a failed download is the network's fault, not that of what was asked for."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    # By name: huggingface_hub has changed its HTTP library, which has errors of its own.
+    while error is not None and NO_ANSWER.isdisjoint(kind.__name__ for kind in type(error).__mro__):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _from_pretrained(name: str, dtype: str, **kwargs: Any) -> Any:

@@ -32,6 +32,10 @@ class StoreBusyError(StratalensError):
     """Another living process holds what this one wants to write."""
 
 
+class UnreachableError(StratalensError):
+    """A machine elsewhere did not answer; what is committed is safe, and the same call goes on from there."""
+
+
 class DamagedError(StratalensError):
     """Bytes on disk differ from their checksum, or a file is missing."""
 

@@ -21,6 +21,7 @@ from stratalens.store.chunks import BAD_INDEX, TOO_SHORT, read_summed
 from stratalens.store.layout import CRC_BYTES, ArrayLayout
 from stratalens.store.manifest import Store
 from stratalens.store.places import storage_at
+from stratalens.store.planned import lacking_stages
 from stratalens.store.seam import Storage
 from stratalens.store.shards import index_bytes, parse_index
 from stratalens.store.slabs import MISSING, describe
@@ -119,6 +120,7 @@ def verify_store(
         check_history(storage, report)
         damaged_records = check_records(roots, report)
         _check_data(store, report, damaged_records, progress, workers or cores())
+        report.missing += [f"stage {name!r}, planned and not begun" for name in lacking_stages(store)]
     if repair and (report.damaged or report.unfinished):
         from stratalens.store.repair import mend
 

@@ -34,7 +34,7 @@ class VerifyReport:
     damaged
         Everything that is, one entry for each inner chunk, index, record or document.
     missing
-        What was never recorded, by stage and entity rows.
+        What was never recorded, by stage and entity rows; stages last that a capture planned and did not come to.
     unfinished
         Changes of stages, variables or labels that were interrupted, or are going on: no damage.
     repaired

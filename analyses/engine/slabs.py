@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from stratalens.analyses.labels import Array, Data
+from stratalens.analyses.labels import Array, Data, check_data
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site, not_floats
-from stratalens.store.schema import site_names
+from stratalens.store.schema import AXES, site_names
 
-LEADING = ("stage", "layer", "entity", "token")
 _dask: Any = dask  # its functions have no types
 BLOCK_BYTES = 32 * 2**20  # rows read at a time where the array has no chunks of its own
 
@@ -145,13 +144,13 @@ class SiteData:
         self.data = data
         array = _site_array(data, site)
         self.site = site if array.name is None else str(array.name)
-        self.added = tuple(d for d in LEADING if d not in array.dims and d != "entity")
-        array = array.expand_dims(list(self.added)).transpose(*LEADING, ...)
+        self.added = tuple(d for d in AXES if d not in array.dims and d != "entity")
+        array = array.expand_dims(list(self.added)).transpose(*AXES, ...)
         if array.dtype.kind not in "fV":
             raise not_floats(self.site, array.dtype)
-        if features and len(array.dims) == len(LEADING):
+        if features and len(array.dims) == len(AXES):
             raise InputError(f"{self.site!r} has no feature dim (dims: {', '.join(map(str, array.dims))})")
-        for dim in LEADING:
+        for dim in AXES:
             if array.sizes[dim] == 0:
                 raise InputError(f"{self.site!r} is empty along {dim!r}; nothing was selected")
         self.array = array
@@ -159,7 +158,7 @@ class SiteData:
     @property
     def feature_dims(self) -> tuple[str, ...]:
         """Names of the feature dims."""
-        return tuple(str(d) for d in self.array.dims[len(LEADING) :])
+        return tuple(str(d) for d in self.array.dims[len(AXES) :])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -264,14 +263,12 @@ def read(array: xr.DataArray) -> Array:
 
 
 def _site_array(data: Data, site: str) -> xr.DataArray:
-    if isinstance(data, xr.DataArray):
-        array = data
-    elif isinstance(data, xr.Dataset):
+    check_data(data)
+    if isinstance(data, xr.Dataset):
         if site not in data.data_vars:
             raise no_site(site, site_names(data), "the data")
-        array = data[site]
-    else:
-        raise InputError(f"expected a Dataset or a DataArray, got {type(data).__name__}; open stores with open_store")
+        data = data[site]
+    array = data
     if "entity" not in array.dims:
         raise InputError(f"{site!r} has no dim 'entity' (dims: {', '.join(map(str, array.dims))})")
     return array

@@ -1,21 +1,23 @@
 """Ridge, LDA and difference of means for all pairs and folds of a slab: exact, from what the fits share.
 
 All fits of a slab share the rows' moments by group and fold (label_rows.py), and ridge and LDA the solver of
-probe_systems.py. LDA shrinks standardised features, as scikit-learn's shrinkage="auto" does.
+probe_systems.py, or on a GPU that of on_device.py. LDA shrinks standardised features (shrinkage.py), as scikit-learn's
+shrinkage="auto" does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
+from stratalens.analyses.backend import Backend
 from stratalens.analyses.fitting.label_rows import Doubles, Floats, Rows
 from stratalens.analyses.fitting.logistic import LinearFit
+from stratalens.analyses.fitting.on_device import DeviceGrams, solve_on_device
 from stratalens.analyses.fitting.probe_systems import Systems
+from stratalens.analyses.fitting.shrinkage import LedoitWolf, Measure, measure_on_host
 from stratalens.store.errors import InputError
 
 METHODS = ("ridge", "lda", "diffmeans")
@@ -32,6 +34,7 @@ def fit_closed_form(
     *,
     alpha: float | Doubles = 10.0,
     standardize: bool = False,
+    backend: Backend | None = None,
 ) -> LinearFit:
     """Fit P x K two-class probes in closed form: P contrasts, each on K training sets.
 
@@ -45,6 +48,7 @@ def fit_closed_form(
             direction between the class means, threshold half-way.
         alpha: ridge penalty, one or one for each of the P x K fits.
         standardize: features scaled to unit variance over each fit's training rows (lda does so anyway).
+        backend: where Gram matrices are made and systems solved; the CPU by default.
 
     Returns:
         LinearFit with P * K probes, K fastest.
@@ -60,10 +64,11 @@ def fit_closed_form(
     def fit(x: Floats, targets: Signs, codes: npt.NDArray[np.int64], strength: Doubles) -> Fitted:
         sums = _Sums(x, targets, codes)
         if method == "ridge":
-            return _ridge(sums, strength, standardize)
-        return _lda(sums) if method == "lda" else _diffmeans(sums, standardize)
+            return _ridge(sums, strength, standardize, backend)
+        return _lda(sums, backend) if method == "lda" else _diffmeans(sums, standardize)
 
-    return _split(X, signs, labels, penalty, fit, rotate=method == "ridge" and not standardize)
+    rotate = method == "ridge" and not standardize and _on_host(backend)
+    return _split(X, signs, labels, penalty, fit, rotate)
 
 
 def fit_order(
@@ -74,6 +79,7 @@ def fit_order(
     *,
     alpha: float | Doubles = 10.0,
     standardize: bool = False,
+    backend: Backend | None = None,
 ) -> LinearFit:
     """Ridge regression of a number (the position in the order) on K training sets.
 
@@ -83,7 +89,7 @@ def fit_order(
         labels: as in `fit_closed_form`.
         value: [array-like, shape: (n,)] what is predicted, the same in all rows of a label.
         alpha: penalty, one or one for each training set.
-        standardize: as in `fit_closed_form`.
+        standardize, backend: as in `fit_closed_form`.
     """
     n_sets = inside.shape[2]
     penalty = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (1, n_sets))
@@ -91,9 +97,10 @@ def fit_order(
 
     def fit(x: Floats, targets: Signs, codes: npt.NDArray[np.int64], strength: Doubles) -> Fitted:
         sums = _Sums(x, targets, codes)
-        return _ridge(sums, strength, standardize, np.array([of_label[int(code)] for code in sums.names]))
+        value_of = np.array([of_label[int(code)] for code in sums.names])
+        return _ridge(sums, strength, standardize, backend, value_of)
 
-    return _split(X, inside, labels, penalty, fit, rotate=not standardize)
+    return _split(X, inside, labels, penalty, fit, rotate=not standardize and _on_host(backend))
 
 
 def _split(
@@ -185,7 +192,21 @@ class _Sums:
         return np.where(constant, 1.0, np.sqrt(np.where(constant, 1.0, variance)))
 
 
-def _ridge(sums: _Sums, penalty: Doubles, standardize: bool, value: Doubles | None = None) -> Fitted:
+def _on_host(backend: Backend | None) -> bool:
+    return backend is None or backend.name == "cpu"
+
+
+def _solvers(rows: Rows, backend: Backend | None) -> tuple[Callable[[Systems], Doubles], Callable[[], Measure]]:
+    """What solves systems over these rows, and what makes the measure of their scatters."""
+    if backend is None or _on_host(backend):
+        return Systems.solve, lambda: measure_on_host(rows)
+    grams = DeviceGrams(backend, rows)
+    return lambda systems: solve_on_device(systems, grams), lambda: grams.measure
+
+
+def _ridge(
+    sums: _Sums, penalty: Doubles, standardize: bool, backend: Backend | None, value: Doubles | None = None
+) -> Fitted:
     """Least squares on the classes' signs, or on a value of each label."""
     count = sums.count.sum(axis=0)
     mean = sums.sum.sum(axis=0) / count[..., None]
@@ -196,7 +217,8 @@ def _ridge(sums: _Sums, penalty: Doubles, standardize: bool, value: Doubles | No
     diagonal = penalty[..., None] * (sums.deviation(whole=True) ** 2 if standardize else np.ones(mean.shape[-1]))
     weight = np.ones_like(sums.count)
     diagonal = np.broadcast_to(diagonal, mean.shape)
-    w = Systems(sums.rows, sums.sign, np.stack([mean, mean]), sums.count, right, weight, diagonal).solve()
+    solve, _ = _solvers(sums.rows, backend)
+    w = solve(Systems(sums.rows, sums.sign, np.stack([mean, mean]), sums.count, right, weight, diagonal))
     return w, total / count - np.einsum("pkd,pkd->pk", w, mean)
 
 
@@ -208,80 +230,14 @@ def _diffmeans(sums: _Sums, standardize: bool) -> Fitted:
     return w, -np.einsum("pkd,pkd->pk", w, high + low) / 2
 
 
-def _lda(sums: _Sums) -> Fitted:
+def _lda(sums: _Sums, backend: Backend | None) -> Fitted:
     """Each class's covariance with Ledoit-Wolf shrinkage of its standardised features, weighted by its share."""
     low, high = sums.mean
     share = sums.count / sums.count.sum(axis=0)
     scale = sums.deviation(whole=False)
-    amount, size = _LedoitWolf(sums, scale)()
+    solve, measure = _solvers(sums.rows, backend)
+    amount, size = LedoitWolf(sums.rows, sums.member, sums.count, sums.mean, scale)(measure())
     diagonal = np.einsum("cpk,cpkd->pkd", share * amount * size, scale**2)
     weight = share * (1 - amount) / sums.count
-    w = Systems(sums.rows, sums.sign, sums.mean, sums.count, high - low, weight, diagonal).solve()
+    w = solve(Systems(sums.rows, sums.sign, sums.mean, sums.count, high - low, weight, diagonal))
     return w, -np.einsum("pkd,pkd->pk", w, high + low) / 2 + np.log(share[1] / share[0])
-
-
-class _LedoitWolf:
-    """How much each class's standardised features are shrunk, and towards which variance.
-
-    Ledoit and Wolf (2004), as scikit-learn's `ledoit_wolf` on standardised rows, which are not made. Classes that
-    several contrasts share are looked at once.
-
-    Args:
-        sums: of the rows.
-        scale: [array-like, shape: (2, P, K, d)] standard deviations of each class.
-    """
-
-    def __init__(self, sums: _Sums, scale: Doubles) -> None:
-        rows, d = sums.rows, sums.mean.shape[-1]
-        self.rows = rows
-        n_sets = rows.inside.shape[1]
-        self.shape = sums.count.shape[:2]
-        self.classes, self.owner = np.unique(sums.member.reshape(-1, rows.labels), axis=0, return_inverse=True)
-        first = np.array([np.flatnonzero(self.owner.ravel() == c)[0] for c in range(len(self.classes))])
-        self.count = sums.count.reshape(-1, n_sets)[first]
-        self.centre, deviation = (v.reshape(-1, n_sets, d)[first] for v in (sums.mean, scale))
-        self.weight = 1 / deviation**2
-        self.fourth = np.zeros(self.count.shape)
-        for g in range(rows.labels):
-            here = rows.block(g)
-            middle, mine = rows.means[g], np.flatnonzero(self.classes[:, g])
-            x, inside = rows.X[here] - middle.astype(rows.X.dtype), rows.inside[here]
-            # |(x - mean) / scale|**2 of every row, without making the standardised rows.
-            weight, centre = (v[mine].reshape(-1, d) for v in (self.weight, self.centre - middle))
-            pull = centre * weight
-            length = (x * x) @ weight.T.astype(x.dtype) - 2 * (x @ pull.T.astype(x.dtype))
-            length = (length + (pull * centre).sum(axis=1)).reshape(len(x), len(mine), n_sets)
-            self.fourth[mine] += np.einsum("nck,nk->ck", length**2, inside)
-
-    def __call__(self) -> tuple[Doubles, Doubles]:
-        """Shrinkage and mean variance of each class in each training set, both (2, P, K)."""
-        grams_of, n_sets = self.rows.grams(), self.count.shape[1]
-        each = [self._one(k, grams_of(k)) for k in range(n_sets)]
-        amount, mean = (np.stack([one[i] for one in each], axis=-1) for i in range(2))
-        owner = self.owner.ravel()
-        return tuple(v[owner].reshape(*self.shape, n_sets) for v in (amount, mean))  # type: ignore[return-value]
-
-    def _one(self, k: int, grams: Floats) -> tuple[Doubles, Doubles]:
-        """Of every different class in training set k."""
-        d = grams.shape[1]
-        square, trace = np.zeros(len(self.classes)), np.zeros(len(self.classes))
-        scatter = np.empty_like(grams[0])
-        ger: Any = linalg.get_blas_funcs("ger", (scatter,))
-        for c, labels in enumerate(self.classes):
-            n, weight = self.count[c, k], self.weight[c, k]
-            first, *others = np.flatnonzero(labels)
-            # Scaled first, so that no square is too large or too small for float32.
-            scale = np.sqrt(weight / n).astype(scatter.dtype)
-            total = grams[first]
-            for g in others:
-                total = np.add(total, grams[g], out=scatter)
-            np.multiply(total, scale[:, None], out=scatter)
-            scatter *= scale
-            centre = np.sqrt(n) * self.centre[c, k] * scale
-            ger(-1.0, centre, centre, a=scatter.T, overwrite_a=1)
-            trace[c] = float(np.trace(scatter, dtype=np.float64))
-            square[c] = float(np.vdot(scatter, scatter))
-        n, mean = self.count[:, k], trace / d
-        delta = (square - 2 * mean * trace + d * mean**2) / d
-        beta = np.minimum((self.fourth[:, k] / n - square) / (d * n), delta)
-        return np.where(beta <= 0, 0.0, beta / np.where(delta > 0, delta, 1)), mean

@@ -76,8 +76,8 @@ class Settings:
             raise InputError(f"solver={self.solver!r}: {near(str(self.solver), SOLVERS)}")
         if self.solver == "library" and (self.method != "logistic" or self.kind != "binary"):
             raise InputError("solver='library' is for logistic probes of two classes; leave solver= out")
-        if self.backend == "gpu" and (self.method != "logistic" or self.kind == ORDINAL):
-            raise InputError("only logistic probes run on a GPU; use backend='auto' or 'cpu' for closed forms")
+        if self.backend == "gpu" and self.method in ("diffmeans", BOOSTING):
+            raise InputError(f"{self.method} runs on the CPU alone; use backend='auto' or 'cpu'")
         if self.kind == MULTICLASS and self.method != "logistic":
             raise InputError(f"pairs='multiclass' needs method='logistic', not {self.method!r}")
         if self.kind == ORDINAL and self.method not in ("ridge", "logistic"):
@@ -97,7 +97,7 @@ class Settings:
 
 
 def device(backend: str, method: str, kind: str) -> str:
-    """Where probes are fitted: "auto" takes a GPU for logistic probes alone, as closed forms run on the CPU.
+    """Where probes are fitted: "auto" takes a GPU for logistic probes alone, as closed forms are quick on the CPU.
 
     Raises:
         InputError: an unknown backend, or a GPU was asked for and there is none.
@@ -189,8 +189,9 @@ def _fitter(X: Floats, codes: npt.NDArray[np.int64], settings: Settings) -> Fitt
         flat = targets.reshape(len(X), -1)
         if settings.kind == ORDINAL:
             return closed_form.fit_order(
-                X, targets, codes, codes.astype(np.float64), alpha=1 / C.ravel(), standardize=settings.standardize
-            )
+                X, targets, codes, codes.astype(np.float64), alpha=1 / C.ravel(),
+                standardize=settings.standardize, backend=backend,
+            )  # fmt: skip
         if settings.kind == MULTICLASS:
             return fit_softmax(
                 X, codes, targets[:, 0] != 0, C=C.ravel(), standardize=settings.standardize, tol=settings.tol,
@@ -198,8 +199,9 @@ def _fitter(X: Floats, codes: npt.NDArray[np.int64], settings: Settings) -> Fitt
             )  # fmt: skip
         if settings.method != "logistic":
             return closed_form.fit_closed_form(
-                X, targets, codes, settings.method, alpha=1 / C.ravel(), standardize=settings.standardize
-            )
+                X, targets, codes, settings.method, alpha=1 / C.ravel(), standardize=settings.standardize,
+                backend=backend,
+            )  # fmt: skip
         if settings.solver == "library":
             return _fit_library(X, flat, C.ravel(), settings)
         return fit_logistic(

@@ -87,14 +87,14 @@ class Rows:
         cells = self._cell_sums[int(squared)]
         out = np.empty((self.labels, self.inside.shape[1], self.X.shape[1]))
         for g in range(self.labels):
-            mine = self._cells_of(g)
+            mine = self.cells_of(g)
             out[g] = self.cell_sets[mine].T.astype(np.float64) @ cells[mine]
         return out
 
     @cached_property
     def means(self) -> Doubles:
         """Mean of each label's rows, in a training set or not, (labels, d)."""
-        sums = np.stack([self._cell_sums[0][self._cells_of(g)].sum(axis=0) for g in range(self.labels)])
+        sums = np.stack([self._cell_sums[0][self.cells_of(g)].sum(axis=0) for g in range(self.labels)])
         return np.asarray(sums / np.diff(self.edges)[:, None])
 
     @cached_property
@@ -111,7 +111,7 @@ class Rows:
         if out is not None:
             for g in range(self.labels):
                 if cells is not None:
-                    cells[self._cells_of(g)].sum(axis=0, out=out[g])
+                    cells[self.cells_of(g)].sum(axis=0, out=out[g])
                 else:
                     _gram(self.X[self.block(g)], out[g])
         return out
@@ -135,7 +135,8 @@ class Rows:
                 _gram(self.X[self.cell(c)], out[c])
         return out
 
-    def _cells_of(self, label: int) -> slice:
+    def cells_of(self, label: int) -> slice:
+        """Cells of one label."""
         first, last = np.searchsorted(self.cell_label, [label, label + 1])
         return slice(int(first), int(last))
 
@@ -161,7 +162,7 @@ class Rows:
                 return out
             now[0] = k
             for g in range(self.labels):
-                mine = np.arange(len(self.cell_label))[self._cells_of(g)]
+                mine = np.arange(len(self.cell_label))[self.cells_of(g)]
                 held, left_out = mine[self.cell_sets[mine, k]], mine[~self.cell_sets[mine, k]]
                 fewer = len(left_out) <= len(held)
                 combine, total = (np.subtract, whole[g]) if fewer else (np.add, np.zeros_like(whole[g]))

@@ -150,7 +150,7 @@ class _Batch:
             rest.signs, rest.count = self.signs[:, left], self.count[left]
             rest.penalty, rest.unit = self.penalty[left], self.unit[left]
             exact = minimise(rest.objective(np.dtype(np.float64)), tol=tol, max_iter=max_iter)
-            found.points[left] = exact.points.astype(np.float32)
+            found.points[self.backend.xp.asarray(left)] = exact.points.astype(np.float32)
             found.converged[left] = exact.converged
             found.iterations[left] += exact.iterations
         return found

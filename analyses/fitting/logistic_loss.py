@@ -139,12 +139,12 @@ def curvature_factor(xp: Any, X: Array, penalty: npt.NDArray[np.float64]) -> Arr
     keeps its rounding harmless where features differ widely in size.
     """
     curvature = (X.T @ X).astype(np.float64) * (TYPICAL_VARIANCE / len(X))
-    diagonal = curvature.reshape(-1)[:: len(curvature) + 1]  # a view
-    diagonal += xp.asarray(penalty)
-    size = xp.sqrt(diagonal)
+    at = xp.arange(len(curvature))
+    curvature[at, at] += xp.asarray(penalty)
+    size = xp.sqrt(curvature[at, at])
     size = xp.where(size > 0, size, 1)
     curvature /= size[:, None] * size
-    diagonal += 1e-5 if X.dtype == np.float32 else 1e-10
+    curvature[at, at] += 1e-5 if X.dtype == np.float32 else 1e-10
     return xp.linalg.inv(xp.linalg.cholesky(curvature)) / size
 
 

@@ -63,7 +63,7 @@ class Systems:
     diagonal: Doubles
 
     def solve(self) -> Doubles:
-        """Solutions, (P, K, d) float64; of least squares and smallest norm where a matrix is singular."""
+        """Solutions, (P, K, d) float64; where a matrix is singular, one of those of least squares."""
         n_pairs, n_sets, d = self.right.shape
         out = np.zeros((n_pairs, n_sets, d))
         left = self._solve_alike(out)

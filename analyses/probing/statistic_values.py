@@ -17,9 +17,9 @@ from stratalens.analyses.engine.cache import digest
 from stratalens.analyses.engine.slabs import Slab, read
 from stratalens.analyses.labels import Data
 from stratalens.store.errors import InputError, near
+from stratalens.store.schema import AXES
 
 Doubles = npt.NDArray[np.float64]
-LEADING = ("stage", "layer", "entity", "token")
 # Statistics of the output that are controls by default where the data has them (the paper's loss and confidence).
 OUTPUTS = ("loss", "running_loss", "entropy", "max_logprob", "logsumexp")
 
@@ -86,7 +86,7 @@ class Statistics:
                 raise InputError(f"no statistic {name!r} in the data: {near(str(name), valid)}")
 
     def _add(self, name: str, array: xr.DataArray) -> None:
-        extra = [str(d) for d in array.dims if d not in LEADING]
+        extra = [str(d) for d in array.dims if d not in AXES]
         if array.dtype.kind not in "fiu" or sum(array.sizes[d] for d in extra) > 256:
             raise InputError(f"{name!r} is no statistic: dims {array.dims}, dtype {array.dtype}")
         self.layered = self.layered or "layer" in array.dims
@@ -94,8 +94,8 @@ class Statistics:
         for label in labels:
             told = ", ".join(f"{d}={v}" for d, v in zip(extra, label, strict=True))
             self.names.append(f"{name}[{told}]" if extra else name)
-        missing = [d for d in LEADING if d not in array.dims and d != "entity"]
-        self._parts.append(array.expand_dims(missing).transpose(*LEADING, *extra))
+        missing = [d for d in AXES if d not in array.dims and d != "entity"]
+        self._parts.append(array.expand_dims(missing).transpose(*AXES, *extra))
 
     def identity(self) -> dict[str, list[str]]:
         """What the values depend on besides the activations, for a cache to know them by."""

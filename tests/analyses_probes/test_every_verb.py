@@ -73,6 +73,12 @@ def test_a_verb_reads_its_own_slabs_and_nothing_through_a_scheduler(verb: str, d
     assert {place[1] for place in read} == {1}, "and not a layer that was not asked for"
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_path_of_a_store_is_refused_with_how_to_open_it(verb: str) -> None:
+    with pytest.raises(InputError, match=r"got str; open a store with stratalens.open_store\('run.zarr'\)"):
+        VERBS[verb]("run.zarr")
+
+
 @pytest.mark.parametrize("verb", LABELLED)
 @pytest.mark.parametrize(
     ("labels", "message"),

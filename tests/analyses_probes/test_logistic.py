@@ -7,10 +7,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from stratalens.analyses.backend import resolve
+from stratalens.analyses.backend import Backend, resolve
 from stratalens.analyses.fitting.logistic import fit_logistic
 from stratalens.analyses.fitting.softmax import fit_softmax
 from stratalens.store.errors import InputError
+from support.devices import NUMPY_LIKE
 
 
 def activations(n: int = 300, d: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -31,14 +32,20 @@ def one_minus_cosine(a: np.ndarray, b: np.ndarray) -> float:
     return 1 - float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
+@pytest.fixture(params=["host", "device"])
+def backend(request: pytest.FixtureRequest) -> Backend | None:
+    """The host, and a device whose arrays do not mix with the host's."""
+    return NUMPY_LIKE if request.param == "device" else None
+
+
 @pytest.mark.parametrize("C", [0.001, 0.1, 10.0])
 @pytest.mark.parametrize("d", [5, 40, 400])
-def test_agrees_with_scikit_learn_in_float64(C: float, d: int) -> None:
+def test_agrees_with_scikit_learn_in_float64(C: float, d: int, backend: Backend | None) -> None:
     X, y = activations(d=d)
     signs = np.where(y, 1, -1).astype(np.int8)[:, None].repeat(3, axis=1)
     signs[:100, 1] = 0
     signs[200:, 2] = 0
-    fit = fit_logistic(X, signs, C=C, tol=1e-9)
+    fit = fit_logistic(X, signs, C=C, tol=1e-9, backend=backend)
     assert fit.converged.all()
     for i in range(3):
         rows = signs[:, i] != 0
@@ -50,10 +57,10 @@ def test_agrees_with_scikit_learn_in_float64(C: float, d: int) -> None:
 
 
 @pytest.mark.parametrize("d", [40, 400])
-def test_float32_finds_the_same_probes(d: int) -> None:
+def test_float32_finds_the_same_probes(d: int, backend: Backend | None) -> None:
     X, y = activations(d=d)
     signs = np.where(y, 1, -1).astype(np.int8)[:, None]
-    fit = fit_logistic(X.astype(np.float32), signs, C=0.1)
+    fit = fit_logistic(X.astype(np.float32), signs, C=0.1, backend=backend)
     expected = reference(X, y, 0.1)
     assert fit.coef.dtype == np.float32
     assert fit.converged.all()
@@ -78,12 +85,12 @@ def test_too_few_iterations_are_reported_as_not_converged() -> None:
 
 
 @pytest.mark.parametrize("d", [40, 400])
-def test_standardize_is_scikit_learn_behind_a_scaler_fitted_on_the_training_rows(d: int) -> None:
+def test_standardize_is_scikit_learn_behind_a_scaler_of_the_training_rows(d: int, backend: Backend | None) -> None:
     X, y = activations(d=d)
     X[:, 7] = 3.0
     signs = np.where(y, 1, -1).astype(np.int8)[:, None].repeat(2, axis=1)
     signs[:120, 1] = 0
-    fit = fit_logistic(X, signs, C=0.05, standardize=True, tol=1e-9)
+    fit = fit_logistic(X, signs, C=0.05, standardize=True, tol=1e-9, backend=backend)
     for i in range(2):
         rows = signs[:, i] != 0
         scaler = StandardScaler().fit(X[rows])
@@ -94,21 +101,21 @@ def test_standardize_is_scikit_learn_behind_a_scaler_fitted_on_the_training_rows
         assert fit.coef[i, 7] == 0
 
 
-def test_blocks_change_speed_and_not_the_answer() -> None:
+def test_blocks_change_speed_and_not_the_answer(backend: Backend | None) -> None:
     X, _ = activations(n=400)
     group = np.repeat(np.arange(4), 100)
     signs = np.zeros((400, 2), dtype=np.int8)
     signs[group == 0, 0], signs[group == 1, 0] = -1, 1
     signs[group == 2, 1], signs[group == 3, 1] = -1, 1
-    apart = fit_logistic(X, signs, C=0.1, blocks=group, tol=1e-9)
+    apart = fit_logistic(X, signs, C=0.1, blocks=group, tol=1e-9, backend=backend)
     whole = fit_logistic(X, signs, C=0.1, tol=1e-9)
     np.testing.assert_allclose(apart.coef, whole.coef, atol=1e-5)
 
 
-def test_each_problem_may_have_its_own_penalty() -> None:
+def test_each_problem_may_have_its_own_penalty(backend: Backend | None) -> None:
     X, y = activations()
     signs = np.where(y, 1, -1).astype(np.int8)[:, None].repeat(2, axis=1)
-    fit = fit_logistic(X, signs, C=np.array([0.01, 1.0]), tol=1e-9)
+    fit = fit_logistic(X, signs, C=np.array([0.01, 1.0]), tol=1e-9, backend=backend)
     for i, C in enumerate((0.01, 1.0)):
         assert one_minus_cosine(fit.coef[i], reference(X, y, C).coef_[0]) < 1e-6
 
@@ -121,10 +128,11 @@ def test_separable_classes_have_a_finite_answer() -> None:
     assert ((X @ fit.coef[0] + fit.intercept[0] > 0) == np.repeat([False, True], 20)).all()
 
 
-def test_features_of_very_different_sizes_are_finished_in_float64() -> None:
+def test_features_of_very_different_sizes_are_finished_in_float64(backend: Backend | None) -> None:
     X, y = activations()
     X[:, 3] *= 1e4
-    fit = fit_logistic(X.astype(np.float32), np.where(y, 1, -1).astype(np.int8)[:, None], C=0.1)
+    signs = np.where(y, 1, -1).astype(np.int8)[:, None]
+    fit = fit_logistic(X.astype(np.float32), signs, C=0.1, backend=backend)
     exact = reference(X.astype(np.float32).astype(np.float64), y, 0.1)
     assert fit.converged.all()
     agree = (X.astype(np.float32) @ fit.coef[0] + fit.intercept[0] > 0) == (exact.decision_function(X) > 0)

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stratalens as sl
+from stratalens.store import info
 from support.hub import hub
 from support.models import NAMES, save_checkpoint
 
@@ -99,3 +100,19 @@ def test_a_revision_that_is_not_there_is_named(folders, prompts, tmp_path):
     assert "step512" in done.stderr
     assert MODEL in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_hub_that_goes_away_fails_the_job_and_leaves_its_plan(folders, prompts, tmp_path):
+    path = run_file(tmp_path, prompts, ("step0", "step1000"))
+    with hub({MODEL: folders}, dead="step1000") as (endpoint, _):
+        done = command(["capture", str(path)], endpoint, tmp_path / "home", tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "the hub did not answer" in done.stderr
+    assert "step1000" in done.stderr
+    assert "Traceback" not in done.stderr
+    facts = info(tmp_path / "run.zarr")
+    assert facts["lacking_stages"] == ["step1000"]
+    with hub({MODEL: folders}) as (endpoint, _):
+        done = command(["capture", str(path)], endpoint, tmp_path / "home", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert info(tmp_path / "run.zarr")["complete"]

@@ -27,6 +27,7 @@ class _Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     models: ClassVar[Revisions]
     asked: ClassVar[list[str]]
+    dead: ClassVar[str | None]
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -40,6 +41,9 @@ class _Hub(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.asked.append(f"{self.command} {path}")
+        if self.dead is not None and self.dead in path:
+            self.close_connection = True  # without an answer
+            return
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             self._api(parts[2:], body)
@@ -113,10 +117,13 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub(models: Revisions) -> Iterator[tuple[str, list[str]]]:
-    """Serve the models; gives the address for HF_ENDPOINT and the list of what was asked so far."""
+def hub(models: Revisions, dead: str | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Serve the models; gives the address for HF_ENDPOINT and the list of what was asked so far.
+
+    Requests with `dead` in their path get no answer: the line is cut.
+    """
     asked: list[str] = []
-    handler = type("Hub", (_Hub,), {"models": models, "asked": asked})
+    handler = type("Hub", (_Hub,), {"models": models, "asked": asked, "dead": dead})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
