@@ -6,6 +6,8 @@ Weights are read from safetensors only. What makes one of them a stage is in sta
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from stratalens.store.errors import InputError, UnreachableError
+from stratalens.store.errors import InputError, StratalensError, UnreachableError
 
 # Names of the errors of httpx, requests and Python, and of huggingface_hub where the cache could not help either.
 NO_ANSWER = frozenset({"TransportError", "ConnectionError", "Timeout", "TimeoutError", "LocalEntryNotFoundError"})
@@ -91,23 +93,9 @@ class Revision:
             InputError: there is no such model or revision, or HF_HUB_OFFLINE is set and it is not in the cache.
             UnreachableError: the hub did not answer, and the revision is not in the cache.
         """
-        try:
+        with _translated(f"revision {self.revision!r} of {self.model!r}"):
             model = _from_pretrained(self.model, self.dtype, revision=self.revision)
-        except Exception as error:
-            what = f"revision {self.revision!r} of {self.model!r}"
-            if _no_answer(error):
-                raise UnreachableError(
-                    f"{what} is not in the cache (HF_HOME), and the hub did not answer: {' '.join(str(error).split())} "
-                    "Stages that are recorded are kept; the same call goes on from there."
-                ) from error
-            if not isinstance(error, OSError):
-                raise
-            raise InputError(
-                f"{what} could not be loaded: {' '.join(str(error).split())} "
-                "Revisions are the branches and tags on the model's page of the hub; without a network, those in "
-                "the cache (HF_HOME) alone."
-            ) from error
-        return boot(model, self.model, tokenizer, device, revision=self.revision)
+            return boot(model, self.model, tokenizer, device, revision=self.revision)
 
     def describe(self) -> dict[str, Any]:
         """Name and revision."""
@@ -134,6 +122,7 @@ class LoraAdapter:
 
         Raises:
             InputError: no adapter there, no safetensors in it, no base, or peft is not installed.
+            UnreachableError: the base is on the hub, which did not answer.
         """
         try:
             from peft import PeftConfig, PeftModel
@@ -153,11 +142,12 @@ class LoraAdapter:
             base = str((folder / base).resolve())
         if Path(base).is_dir():
             check_checkpoint(Path(base))
-        plain = _from_pretrained(base, self.dtype)
-        with warnings.catch_warnings():  # peft asks transformers in a way that is going out of use
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            merged = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
-        return boot(merged, base, tokenizer, device)
+        with _translated(f"base model {base!r} of adapter {str(folder)!r}"):
+            plain = _from_pretrained(base, self.dtype)
+            with warnings.catch_warnings():  # peft asks transformers in a way that is going out of use
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+                merged = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
+            return boot(merged, base, tokenizer, device)
 
     def describe(self) -> dict[str, Any]:
         """Adapter folder and base."""
@@ -189,6 +179,28 @@ def check_checkpoint(folder: Path) -> None:
             f"checkpoint folder {str(folder)!r} has no safetensors weights{found}. "
             "Save them with model.save_pretrained(folder, safe_serialization=True)."
         )
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Errors of downloading `what`, in our words."""
+    try:
+        yield
+    except StratalensError:
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())
+        if _no_answer(error):
+            raise UnreachableError(
+                f"{what} is not in the cache (HF_HOME), and the hub did not answer: {told} "
+                "Stages that are recorded are kept; the same call goes on from there."
+            ) from error
+        if not isinstance(error, OSError):
+            raise
+        raise InputError(
+            f"{what} could not be loaded: {told} Revisions are the branches and tags on the model's page of the hub; "
+            "without a network, those in the cache (HF_HOME) alone."
+        ) from error
 
 
 def _no_answer(error: BaseException | None) -> bool:
