@@ -97,7 +97,7 @@ def sweep(
             raise InputError("the stages differ in the rows they have; give template=, an example of one result")
         slabs = source.slabs(rows)
         example = as_dataset(template if template is not None else function(noise_slab(slabs[0])))
-        result = source.restore(Layout(example).lazy(Common(run, source), slabs, source.shape))
+        result = source.restore(Layout(example).lazy(Common(run, source, slabs), slabs, source.shape))
     out = unwrap(result)
     return out if reduce is None else reduce(out)
 
@@ -182,7 +182,7 @@ def _results(
         return
     with _client(scheduler) as client:
         if client is not None:
-            yield from _on_cluster(client, Common(function, source), slabs)
+            yield from _on_cluster(client, Common(function, source, slabs), slabs)
         elif scheduler == "synchronous":
             for slab in slabs:
                 yield slab, run_one(function, slab)
@@ -213,12 +213,14 @@ def _on_cluster(client: Any, common: Common, slabs: Sequence[Slab]) -> Results:
     """Each worker reads its own slabs; only parcels go there, and only the small results come back."""
     # A task costs client and scheduler 7 to 10 ms of CPU, so that small slabs go several to a task.
     size = _bundle(slabs, sum(client.nthreads().values()))
-    bundles = [slabs[start : start + size] for start in range(0, len(slabs), size)]
-    parcels = [[common.pack(slab) for slab in bundle] for bundle in bundles]
     # A task of its own, not scattered data: should a worker be lost, the scheduler makes it again on another one.
     shared = client.submit(_itself, common, pure=False)
-    futures = dict(zip(client.map(run_parcels, parcels, common=shared, pure=False), bundles, strict=True))
+    futures: dict[Any, Sequence[Slab]] = {}
     try:
+        for start in range(0, len(slabs), size):  # workers begin while others are still packed
+            bundle = slabs[start : start + size]
+            parcels = [common.pack(slab) for slab in bundle]
+            futures[client.submit(run_parcels, parcels, common=shared, pure=False)] = bundle
         for future in _distributed().as_completed(list(futures), loop=client.loop):
             try:
                 results = future.result()

@@ -4,11 +4,12 @@ Each worker is a process with one thread and one BLAS thread, and reads its own 
 clusters, whose workers are started and have imported everything before. What the machine itself can give is measured
 beside it: the same clusters at products of matrices in memory, which read and send nothing (two hyperthreads of one
 core are no two cores), and the very same slabs in one and in two bare processes without dask, each with a list of its
-own: nothing that shares out the work can be faster than that. An aim of 1.6 is for two real cores. CPU seconds are
-those which the workers themselves used, and those of this process, where the client and the scheduler run and which
-has no core of its own beside two busy workers.
+own: nothing that shares out the work can be faster than that. An aim of 1.6 is for two real cores. The store is one of
+a gigabyte: what it costs to begin, some hundredths of a second, decides in sweeps that are over in less than half a
+second (try --stages 4 --layers 6). CPU seconds are those which the workers themselves used, and those of this process,
+where the client and the scheduler run and which has no core of its own beside two busy workers.
 
-    python benchmarks/cluster_speedup.py [FOLDER] [--entities 1800] [--layers 6] [--stages 4] [--rounds 5]
+    python benchmarks/cluster_speedup.py [FOLDER] [--entities 1800] [--layers 12] [--stages 12] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -77,10 +78,10 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("folder", nargs="?", default=scratch())
     parser.add_argument("--entities", type=int, default=1800)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--stages", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--stages", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--resamples", type=int, default=200, help="permutations of project, and bootstrap samples")
+    parser.add_argument("--resamples", type=int, default=30, help="permutations of project, and bootstrap samples")
     options = parse(parser, quick={"entities": 600, "layers": 3, "stages": 2, "rounds": 2, "resamples": 20})
     logging.getLogger("distributed").setLevel(logging.WARNING)  # closing a cluster is no news
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
@@ -150,11 +151,12 @@ def run(
         table.add(name=name, speedup=gains[name], client=client[name], **seconds, **cpu_seconds)
     report.add(table)
     report.aim("two workers by one, second moments", gains["second moments"], at_least=1.6)
+    report.aim("two workers by one, project", gains["project"], at_least=1.6)
     kept = [a / b for a, b in zip(gains["second moments"], gains[BARE], strict=True)]
-    report.aim("the same, of what two bare processes gain over one", kept, at_least=0.9)
+    report.aim("second moments, of what two bare processes gain over one", kept, at_least=0.9)
     source = SiteData(ds)
-    common = Common(gram, source)
-    parcels = [len(cloudpickle.dumps(common.pack(slab))) for slab in source.slabs()]
+    common = Common(gram, source, every := source.slabs())
+    parcels = [len(cloudpickle.dumps(common.pack(slab))) for slab in every]
     report.note(
         f"Sent to the workers: {max(parcels) / 1024:.1f} KiB a slab of {size / len(parcels):.0f} MiB, and "
         f"{len(cloudpickle.dumps(common)) / 1024:.0f} KiB of labels once."

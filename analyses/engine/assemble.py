@@ -14,7 +14,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.engine.parcels import Common, Parcel, run_parcel
+from stratalens.analyses.engine.parcels import Common, Parcel, run_one
 from stratalens.analyses.engine.slabs import Slab
 from stratalens.analyses.labels import Array
 from stratalens.store.errors import InputError
@@ -129,7 +129,8 @@ class Filled:
 
 
 def _one(layout: Layout, common: Common, parcel: Parcel) -> list[Array]:
-    return layout.arrays(run_parcel(parcel, common), parcel.where)
+    slab = parcel.unpack(common)
+    return layout.arrays(run_one(common.function, slab), slab.where)
 
 
 def _fold(stacked: Any, shape: tuple[int, int]) -> Any:

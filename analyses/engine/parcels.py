@@ -17,6 +17,7 @@ import xarray as xr
 from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.engine.threads import blas_threads
 from stratalens.analyses.labels import Array
+from stratalens.store.selected import behind
 
 _dask: Any = dask  # its functions have no types
 
@@ -24,57 +25,69 @@ _dask: Any = dask  # its functions have no types
 class Common:
     """Function, labels and rows that all slabs of one sweep share.
 
+    Args:
+        function: function of a Slab.
+        source: of the slabs.
+        slabs: all of them, as what they share must be whole before the first parcel is sent.
+
     Attributes:
         function: function of a Slab.
         labels: [Dataset without variables] coordinates that are the same in all slabs, with their indexes.
         rows: the different selections of rows (those of most stages are equal).
+        array: [DataArray] all slabs, where they are in a store that workers open by themselves; else None.
     """
 
     # A plain class, like Slab: dask looks inside dataclasses.
-    def __init__(self, function: Callable[[Slab], Any], source: SiteData) -> None:
+    def __init__(self, function: Callable[[Slab], Any], source: SiteData, slabs: Sequence[Slab]) -> None:
         self.function = function
         coords = source.array.coords
+        self.array = None if behind(source.array.variable) is None else source.array
         self.labels = coords.to_dataset().drop_vars([k for k, c in coords.items() if {"stage", "layer"} & {*c.dims}])
         self.rows: list[Array] = []
+        self._number: dict[int, int] = {}  # by identity: the layers of a stage share one array
+        for rows in {id(slab.rows): slab.rows for slab in slabs}.values():
+            same = (i for i, other in enumerate(self.rows) if np.array_equal(other, rows))
+            self._number[id(rows)] = next(same, len(self.rows))
+            if self._number[id(rows)] == len(self.rows):
+                self.rows.append(rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Identities mean nothing elsewhere."""
+        return {**self.__dict__, "_number": {}}
 
     def pack(self, slab: Slab) -> Parcel:
         """The parcel of one of the slabs."""
-        number = next((i for i, rows in enumerate(self.rows) if np.array_equal(rows, slab.rows)), len(self.rows))
-        if number == len(self.rows):
-            self.rows.append(slab.rows)
-        return Parcel(slab, {k: c.variable for k, c in slab.array.coords.items() if k not in self.labels}, number)
+        number = self._number[id(slab.rows)]
+        if self.array is not None:
+            return Parcel(slab, None, {}, number)
+        own = {k: v for k, v in slab.array.coords.variables.items() if k not in self.labels}
+        return Parcel(slab, slab.array, own, number)
 
 
 class Parcel:
-    """One slab without what it has in common with the others.
+    """One slab without what it has in common with the others: its place alone, or also its activations."""
 
-    Attributes:
-        where: names the slab in messages.
-    """
-
-    def __init__(self, slab: Slab, coords: dict[Any, xr.Variable], rows: int) -> None:
-        self.where = slab.where
-        self._variable = slab.array.variable
-        if slab.array.chunks is not None:  # without the tasks of all other slabs
-            (data,) = _dask.optimize(slab.array.data)
-            self._variable = self._variable.copy(data=data)
-        self._name, self._coords, self._rows = slab.array.name, coords, rows
+    def __init__(self, slab: Slab, array: xr.DataArray | None, coords: dict[Any, xr.Variable], rows: int) -> None:
+        self._variable = None if array is None else array.variable
+        if array is not None and array.chunks is not None:  # without the tasks of all other slabs
+            (data,) = _dask.optimize(array.data)
+            self._variable = array.variable.copy(data=data)
+        self._name, self._coords, self._rows = None if array is None else array.name, coords, rows
         self._slab = slab.stage, slab.layer, slab.position
 
     def unpack(self, common: Common) -> Slab:
         """The slab again."""
-        array = xr.DataArray(self._variable, name=self._name).assign_coords(common.labels.coords)
+        if self._variable is None:
+            assert common.array is not None
+            array = common.array[self._slab[2]]
+        else:
+            array = xr.DataArray(self._variable, name=self._name).assign_coords(common.labels.coords)
         return Slab(array.assign_coords(self._coords), *self._slab, common.rows[self._rows])
 
 
-def run_parcel(parcel: Parcel, common: Common) -> Any:
-    """Result of one slab, in the worker."""
-    return run_one(common.function, parcel.unpack(common))
-
-
 def run_parcels(parcels: Sequence[Parcel], common: Common) -> list[Any]:
-    """Results of some slabs, one after the other."""
-    return [run_parcel(parcel, common) for parcel in parcels]
+    """Results of some slabs, one after the other, in the worker."""
+    return [run_one(common.function, parcel.unpack(common)) for parcel in parcels]
 
 
 def run_one(function: Callable[[Slab], Any], slab: Slab) -> Any:

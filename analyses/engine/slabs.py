@@ -7,7 +7,8 @@ knows how to read itself, whole or in blocks of rows. Who runs them is in sweep.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Any
 
 import dask
@@ -28,6 +29,10 @@ BLOCK_BYTES = 32 * 2**20  # rows read at a time where the array has no chunks of
 class Slab:
     """Activations of one (stage, layer), not read yet.
 
+    Args:
+        array: (entity, token, features), or a function that cuts it out of all when it is asked for first.
+        name: of the activations, where `array` is a function.
+
     Attributes:
         stage, layer: labels of this slab (None where the data has no such dim).
         position: (stage, layer) indices.
@@ -36,21 +41,28 @@ class Slab:
 
     # A plain class: dask looks inside dataclasses, and would load the array before the task runs.
     def __init__(
-        self, array: xr.DataArray, stage: Hashable, layer: Hashable, position: tuple[int, int], rows: Array
-    ) -> None:
-        self.array = array
+        self, array: xr.DataArray | Callable[[], xr.DataArray], stage: Hashable, layer: Hashable,
+        position: tuple[int, int], rows: Array, name: Hashable = None,
+    ) -> None:  # fmt: skip
+        self._array = array
+        self._name = array.name if isinstance(array, xr.DataArray) else name
         self.stage = stage
         self.layer = layer
         self.position = position
         self.rows = rows
 
     @property
+    def array(self) -> xr.DataArray:
+        """Lazy DataArray with dims (entity, token, features)."""
+        if not isinstance(self._array, xr.DataArray):
+            self._array = self._array()
+        return self._array
+
+    @property
     def where(self) -> str:
         """Names this slab in messages."""
         parts = [f"{k} {v}" for k, v in (("stage", self.stage), ("layer", self.layer)) if v is not None]
-        return ("activations" if self.array.name is None else str(self.array.name)) + (
-            f" at {', '.join(parts)}" if parts else ""
-        )
+        return ("activations" if self._name is None else str(self._name)) + (f" at {', '.join(parts)}" if parts else "")
 
     @property
     def feature_dims(self) -> tuple[str, ...]:
@@ -167,10 +179,15 @@ class SiteData:
 
     def label(self, dim: str, index: int) -> Hashable:
         """Label of one stage or layer; None where the data has no such dim or coordinate."""
+        return self.labels(dim)[index]
+
+    def labels(self, dim: str) -> list[Hashable]:
+        """Labels of all stages or layers, as `label` gives them."""
+        size = self.array.sizes[dim]
         if dim not in self.array.coords:
-            return None if dim in self.added else index
-        value = self.array.coords[dim].values[index]
-        return str(value) if self.array.coords[dim].dtype.kind in "UTSO" else int(value)
+            return [None if dim in self.added else index for index in range(size)]
+        values = self.array.coords[dim].values
+        return [str(v) for v in values] if values.dtype.kind in "UTSO" else [int(v) for v in values]
 
     def rows(self, skip_missing: bool = False, wanted: npt.NDArray[np.bool_] | None = None) -> list[Array]:
         """Rows to use at each stage.
@@ -205,9 +222,9 @@ class SiteData:
         """All slabs, stage by stage, layer by layer."""
         rows = rows if rows is not None else self.rows()
         return [
-            Slab(self.array[i, j], self.label("stage", i), self.label("layer", j), (i, j), rows[i])
-            for i in range(self.shape[0])
-            for j in range(self.shape[1])
+            Slab(partial(self.array.__getitem__, (i, j)), stage, layer, (i, j), rows[i], self.array.name)
+            for i, stage in enumerate(self.labels("stage"))
+            for j, layer in enumerate(self.labels("layer"))
         ]
 
     def restore(self, result: xr.Dataset) -> xr.Dataset:

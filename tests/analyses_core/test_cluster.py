@@ -104,7 +104,7 @@ def test_what_travels_is_small_whatever_the_store_holds(tmp_path: Path) -> None:
         path = make_store(tmp_path / f"{entities}.zarr", stages=3, entities=entities, d_model=16, statistics=False)
         source = SiteData(open_store(path))
         slabs = source.slabs()
-        common = Common(len, source)
+        common = Common(len, source, slabs)
         sizes.append([len(cloudpickle.dumps(common.pack(slab))) for slab in slabs])
         assert len(common.rows) == 1, "equal selections of rows are sent once"
         for slab in slabs:
