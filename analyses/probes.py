@@ -73,7 +73,8 @@ def probe(
         groups: label column of what must never be parted by a split.
         test: {column: value or list of values}: rows that are only tested on, never trained on (e.g. one prompt
             template); the other rows are only trained on. Entities are kept apart as always.
-        backend: "auto", "cpu" or "gpu".
+        backend: "auto" (a GPU for logistic probes where CuPy finds one), "cpu", or "gpu" (also ridge and lda; not
+            diffmeans).
         permutations: label shuffles over entities for `accuracy_null` and `accuracy_p`; each refits everything.
         seed: of folds, shuffles and resamples.
         order: the groups wanted, in order; others are left out.

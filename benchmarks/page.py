@@ -1,6 +1,6 @@
-"""Make the documentation's page of benchmarks from the documents that the suite wrote.
+"""Make the documentation's page of benchmarks, and the README's table, from the documents that the suite wrote.
 
-    python benchmarks/page.py [--results benchmarks/results] [--to docs/benchmarks.md]
+    python benchmarks/page.py [--results benchmarks/results] [--to docs/benchmarks.md] [--readme README.md]
 
 Nothing on the page is typed by hand but what each script says about itself in its docstring. Every number, and every
 sentence with a number in it, is computed from the documents.
@@ -13,9 +13,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import highlights
 from report import FORMAT, THEMES, constants, number, shown
 
 HERE = Path(__file__).parent
+PAGE, README = HERE.parent / "docs" / "benchmarks.md", HERE.parent / "README.md"
 HEAD = """# Benchmarks
 
 This page is made from the documents that `make bench` writes, by `benchmarks/page.py`. What is compared runs in turn
@@ -153,13 +155,17 @@ def escape(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--to", type=Path, default=HERE.parent / "docs" / "benchmarks.md")
+    parser.add_argument("--to", type=Path, default=PAGE)
+    parser.add_argument("--readme", type=Path, help="default: that of the project, where --to is its page")
     options = parser.parse_args()
     documents = load(options.results)
     if not documents:
         raise SystemExit(f"no documents in {options.results}: run `make bench` first")
     options.to.write_text(page(documents), encoding="utf-8")
     print(f"{options.to}: {len(documents)} benchmarks")
+    readme = options.readme or (README if options.to == PAGE else None)
+    if readme is not None:
+        readme.write_text(highlights.put(readme.read_text(encoding="utf-8"), documents), encoding="utf-8")
 
 
 if __name__ == "__main__":

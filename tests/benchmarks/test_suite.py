@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,11 +89,14 @@ def test_the_page_holds_every_table_and_every_aim(documents: Path, tmp_path: Pat
 
 
 def test_the_page_that_is_in_the_documentation_is_that_of_the_documents(tmp_path: Path) -> None:
-    """Nobody has typed anything into it, and no document is newer than it."""
-    page = tmp_path / "benchmarks.md"
-    done = run("page.py", "--to", str(page))
+    """Nobody has typed anything into it or into the README's table, and no document is newer than they are."""
+    page, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
+    written = (ROOT / "README.md").read_text()
+    readme.write_text(re.sub(r"(benchmarks/page.py -->\n).*?(<!-- /speed)", r"\1\2", written, flags=re.DOTALL))
+    done = run("page.py", "--to", str(page), "--readme", str(readme))
     assert done.returncode == 0, done.stderr
     assert page.read_text() == (ROOT / "docs" / "benchmarks.md").read_text()
+    assert readme.read_text() == written
 
 
 def test_the_suite_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
