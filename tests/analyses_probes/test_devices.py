@@ -89,5 +89,6 @@ def test_cuml_gives_the_same(ds: xr.Dataset) -> None:
 def test_controls_on_a_gpu_give_the_same(ds: xr.Dataset) -> None:
     gpu, cpu = (residual_probe(ds, statistics=("resid_post_l2",), backend=b, **QUIET) for b in ("gpu", "cpu"))
     same(gpu, cpu, 1e-3)
-    gpu, cpu = (matched_probe(ds, statistics=("resid_post_l2",), small="nan", backend=b, **QUIET) for b in ("gpu", "cpu"))
+    options: dict[str, Any] = {"statistics": ("resid_post_l2",), "small": "nan", **QUIET}
+    gpu, cpu = (matched_probe(ds, backend=b, **options) for b in ("gpu", "cpu"))
     np.testing.assert_allclose(gpu.accuracy, cpu.accuracy, atol=2e-3)
