@@ -60,17 +60,17 @@ def gaussian(layers: int, seed: int = 0) -> np.ndarray:
     return out
 
 
-def synthetic(layers: int, seed: int = 0) -> np.ndarray:
+def synthetic(layers: int, seed: int = 0, tokens: int = TOKENS, width: int = WIDTH) -> np.ndarray:
     """Activations (layer, entity, token, d), rounded to bfloat16, with a growing difference between groups."""
     rng = np.random.default_rng(seed)
-    out = np.empty((layers, GROUPS * PER_GROUP, TOKENS, WIDTH), np.float32)
-    turn = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
-    spectrum = 6 * np.arange(1, WIDTH + 1) ** -0.7
-    direction = rng.normal(size=WIDTH) / np.sqrt(WIDTH)
+    out = np.empty((layers, GROUPS * PER_GROUP, tokens, width), np.float32)
+    turn = np.linalg.qr(rng.normal(size=(width, width)))[0]
+    spectrum = 6 * np.arange(1, width + 1) ** -0.7
+    direction = rng.normal(size=width) / np.sqrt(width)
     step = np.repeat([0, 0.2, 0.4, 0.7, 1.2, 2.0], PER_GROUP)[:, None] * 0.6
     for slab in out:
-        for t in range(TOKENS):
-            x = (rng.normal(size=(len(slab), WIDTH)) * spectrum) @ turn.T + rng.normal(size=WIDTH) * 2
+        for t in range(tokens):
+            x = (rng.normal(size=(len(slab), width)) * spectrum) @ turn.T + rng.normal(size=width) * 2
             x[:, 5] += 60
             x[:, 77] -= 25 * (1 + 0.1 * rng.normal(size=len(slab)))
             slab[:, t] = x + step * direction

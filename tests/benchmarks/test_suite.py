@@ -19,6 +19,11 @@ SMALLEST = {
     "store_memory": ["--sizes", "1", "--jobs", "write"],
     "query": ["--layers", "2", "--entities", "64", "--rows", "32", "--rounds", "1"],
 }
+# What is for a GPU, tried without one.
+ON_THE_HOST = {
+    "gpu_capture": ["--device", "cpu", "--shapes", "tiny", "--most", "32", "--seconds", "0.1"],
+    "gpu_probes": ["--backend", "cpu", "--widths", "80", "--fits", "2"],
+}
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -62,6 +67,16 @@ def test_a_benchmark_writes_a_whole_document(documents: Path, name: str) -> None
     assert measured or any(isinstance(cell, float) for cell in cells(document))
     assert all(cell["min"] <= cell["median"] <= cell["max"] and cell["n"] >= 1 for cell in measured)
     assert str(Path.home()) not in json.dumps(document), "a place on this machine in the document"
+
+
+@pytest.mark.parametrize("name", ON_THE_HOST)
+def test_what_is_for_a_gpu_is_ready_for_one(name: str, tmp_path: Path) -> None:
+    done = run(f"{name}.py", "--quick", *ON_THE_HOST[name], "--json", str(tmp_path / "document.json"))
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "document.json").read_text())
+    assert document["tables"]
+    assert not document["skipped"]
+    assert document["aims"]
 
 
 def test_a_peer_that_is_not_installed_has_a_row_that_says_so(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
