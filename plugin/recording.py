@@ -226,16 +226,6 @@ def pinned(size: int) -> NDArray[np.uint8]:
     return memory
 
 
-def widen(value: NDArray[Any], columns: int, axis: int, dtype: str) -> NDArray[Any]:
-    """Put columns of missing values in front of the token axis, up to `columns` of them in all."""
-    lacking = columns - value.shape[axis]
-    if not lacking:
-        return value
-    width = [(0, 0)] * value.ndim
-    width[axis] = (lacking, 0)
-    return np.pad(value, width, constant_values=0x7FC0 if dtype == "bfloat16" else np.nan)
-
-
 def give(
     buffer: BlockBuffer,
     rows: NDArray[np.int64],
@@ -258,6 +248,6 @@ def give(
         axis = 1 if variable.has("layer") else 0
         if inside is not None and len(inside) != value.shape[axis]:
             value = np.take(value, inside, axis=axis)
-        if variable.has("token"):
-            value = widen(value, columns, axis + 1, variable.dtype)
-        buffer.write(variable.name, rows, value)
+        # Columns in front that no row of the batch has are not made.
+        first = columns - value.shape[axis + 1] if variable.has("token") else 0
+        buffer.write(variable.name, rows, value, first_token=first)

@@ -47,7 +47,7 @@ class Tap:
         self._staged: dict[str, Tensor] = {}
         self._seen: dict[str, int] = {}
         self._index: NDArray[np.int64] | None = None
-        self._device_index: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._wanted: dict[tuple[torch.device, torch.Size], Tensor] = {}
 
     def attach(self) -> None:
         """Put a hook on every point of every site; all or none."""
@@ -74,7 +74,7 @@ class Tap:
         self._index = index
         self._staged.clear()
         self._seen.clear()
-        self._device_index.clear()
+        self._wanted.clear()
 
     def abandon(self) -> None:
         """Forget the batch, after a forward pass that failed."""
@@ -96,11 +96,15 @@ class Tap:
                     f"site {site.name!r} gave shape {list(value.shape)} for a batch announced with {rows} rows. "
                     "rec.batch(rows, ...) must list one table row per sequence."
                 )
-            row, token = self._where(value.device)
             if place == 0 or site.name not in self._staged:
                 self._staged[site.name] = self._make_room(site, (count, rows, columns), value.dtype)
-            picked = value.detach()[row if value.shape[0] == rows else torch.zeros_like(row), token]
-            self._staged[site.name][place].copy_(picked)
+            value, chosen = value.detach(), self._where(value)
+            room = self._staged[site.name][place].view(-1, *site.feature_shape)
+            if value.is_contiguous() and value.dtype == room.dtype and value.device == room.device:
+                torch.index_select(value.view(-1, *site.feature_shape), 0, chosen, out=room)
+            else:
+                length = value.shape[1]
+                room.copy_(value[chosen // length, chosen % length])
             self._seen[site.name] = self._seen.get(site.name, 0) + 1
 
         return catch
@@ -113,13 +117,17 @@ class Tap:
             room = self._room[site.name] = torch.empty(size, dtype=dtype, device=self.adapter.device)
         return room[:size].view(shape)
 
-    def _where(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._device_index:
+    def _where(self, value: Tensor) -> Tensor:
+        """Which vectors of an activation are wanted, counted through its rows and tokens."""
+        key = value.device, value.shape[:2]
+        if key not in self._wanted:
             assert self._index is not None
-            token = torch.from_numpy(np.maximum(self._index, 0)).to(device)
-            row = torch.arange(len(token), device=device)[:, None].expand_as(token)
-            self._device_index[device] = (row, token)
-        return self._device_index[device]
+            token = np.maximum(self._index, 0)
+            if token.max(initial=0) >= value.shape[1]:
+                raise IndexError(f"token {token.max()} of a sequence of {value.shape[1]} tokens")
+            row = np.arange(len(token))[:, None] if value.shape[0] == len(token) else 0
+            self._wanted[key] = torch.from_numpy((row * value.shape[1] + token).reshape(-1)).to(value.device)
+        return self._wanted[key]
 
     def caught(self) -> dict[str, Tensor]:
         """Values of every variable of the sites, on the model's device; -1 positions are NaN.
@@ -146,12 +154,14 @@ class Tap:
             if missing:
                 x.masked_fill_(gone.view(*gone.shape, *(1,) * len(site.feature_shape)), 0)
             wanted = recipe.site_statistics
-            values[f"{site.name}/finite"] = torch.isfinite(x).all()
+            # One pass for both flags: NaN goes through both ends, and a cast keeps the order.
+            ends = torch.stack(torch.aminmax(x))
+            values[f"{site.name}/finite"] = torch.isfinite(ends).all()
             for name, statistic in activation_statistics(x).items() if wanted else ():
                 if name in wanted:
                     values[f"{site.name}_{name}"] = _blank(statistic, gone, site, 1) if missing else statistic
             cast = x.to(TORCH_DTYPES[recipe.dtypes[site.name]])
-            values[f"{site.name}/overflow"] = torch.isinf(cast).any()
+            values[f"{site.name}/overflow"] = torch.isinf(ends.to(cast.dtype)).any()
             if missing:
                 cast = _blank(cast.clone() if cast is x else cast, gone, site, 0)
             values[site.name] = cast

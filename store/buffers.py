@@ -115,6 +115,7 @@ class BlockBuffer:
         rows: ArrayLike,
         values: NDArray[Any],
         layers: slice | int | ArrayLike = slice(None),
+        first_token: int = 0,
     ) -> None:
         """Give values of one variable.
 
@@ -133,6 +134,8 @@ class BlockBuffer:
             variable has none.
         layers
             Positions along the store's layer axis.
+        first_token
+            Position of the first token that values are given of; those before it are missing in these rows.
         """
         memory = self._open()
         if variable not in self._given:
@@ -152,21 +155,24 @@ class BlockBuffer:
             form = {"bfloat16": "uint16 (bits of bfloat16)", "int8": "int8 scaled by row and takes float32"}
             stored = form.get(kind.dtype, taken.name) if taken != kind.dtype else taken.name
             raise InputError(f"{variable} is stored as {stored}, got {array.dtype}: convert the values first")
-        expected: tuple[int, ...] = (local.size, *((layout.tokens,) if kind.has("token") else ()), *kind.shape)
+        if not 0 <= first_token < (layout.tokens if kind.has("token") else 1):
+            raise InputError(f"first_token={first_token}: {variable} has {layout.tokens} tokens")
+        tokens = layout.tokens - first_token
+        expected: tuple[int, ...] = (local.size, *((tokens,) if kind.has("token") else ()), *kind.shape)
         if kind.has("layer") and not single:
             expected = (count, *expected)
         if array.shape != expected:
             raise InputError(f"values of {variable} have shape {array.shape}, needed is {expected}")
-        full = (count, local.size, layout.tokens, *kind.shape)
+        full = (count, local.size, tokens, *kind.shape)
         contiguous = local.size > 0 and bool((np.diff(local) == 1).all())
         where = slice(int(local[0]), int(local[-1]) + 1) if contiguous else local
         array = array.reshape(full)
         if kind.scaled_by:
             place = f"stage {self.stage!r}, {variable}, rows {self.block.start} to {self.block.stop - 1}"
             array, scale, error = quantise(array, place)
-            memory.images[kind.scaled_by].put(selected, where, scale)
-            memory.images[kind.attrs["error"]].put(selected, where, error)
-        image.put(selected, where, array)
+            memory.images[kind.scaled_by].put(selected, where, scale, first_token)
+            memory.images[kind.attrs["error"]].put(selected, where, error, first_token)
+        image.put(selected, where, array, first_token)
         self._given[variable][selected if isinstance(selected, slice) else selected[:, None], where] = True
 
     def skip(self, rows: ArrayLike) -> None:

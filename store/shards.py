@@ -94,18 +94,24 @@ class FileImage:
         self.values[:, -1, :, behind:] = fill
 
     def put(
-        self, layers: slice | NDArray[np.intp], rows: slice | NDArray[np.intp], values: NDArray[np.generic]
+        self,
+        layers: slice | NDArray[np.intp],
+        rows: slice | NDArray[np.intp],
+        values: NDArray[np.generic],
+        first: int = 0,
     ) -> None:
-        """Copy values [shape: (layer, row, token, *features)] to their place."""
+        """Copy values [shape: (layer, row, token, *features)] to their place; tokens before `first` are missing."""
         layout = self.layout
         for run in range(layout.token_chunks):
-            first = run * layout.token_chunk
-            part = values[:, :, first : first + layout.token_chunk]
-            if isinstance(layers, slice):
-                self.values[layers, run][:, rows, : part.shape[2]] = part
-            else:
-                for position, layer in enumerate(layers):
-                    self.values[layer, run][rows, : part.shape[2]] = part[position]
+            start = run * layout.token_chunk
+            stop = min(start + layout.token_chunk, layout.tokens)
+            lacking = min(max(first - start, 0), stop - start)
+            part = values[:, :, max(start - first, 0) : max(stop - first, 0)]
+            for position, layer in [(None, layers)] if isinstance(layers, slice) else enumerate(layers):
+                place = self.values[layer, run]
+                across = (slice(None), rows) if position is None else (rows,)
+                place[(*across, slice(0, lacking))] = layout.variable.fill
+                place[(*across, slice(lacking, stop - start))] = part if position is None else part[position]
 
     def fill(self, rows: NDArray[np.intp]) -> None:
         """Mark rows as never recorded."""

@@ -125,6 +125,28 @@ def test_files_and_metadata_are_those_of_zarr(case: tuple[ArrayLayout, int, int]
     assert len([k for k in theirs if "c." in k]) == stages * blocks
 
 
+@settings(max_examples=60, deadline=None)
+@given(layouts(), st.integers(0, 2**31), st.data())
+def test_tokens_that_no_row_has_need_not_be_made(
+    case: tuple[ArrayLayout, int, int], seed: int, data: st.DataObject
+) -> None:
+    """Values of the last tokens alone give the bytes that values with missing ones in front give."""
+    layout = case[0]
+    first = data.draw(st.integers(0, layout.tokens - 1))
+    rows = np.array(data.draw(st.lists(st.integers(0, layout.block_size - 1), min_size=1, unique=True)))
+    some = data.draw(st.booleans())
+    layers: Any = np.arange(layout.layers)[::2] if some else slice(None)
+    shape = (len(range(0, layout.layers, 2)) if some else layout.layers, len(rows), layout.tokens)
+    values = random_values(layout.variable, (*shape, *layout.variable.shape), seed)
+    values[:, :, :first] = layout.variable.fill
+    images = []
+    for part, begin in ((values, 0), (values[:, :, first:], first)):
+        image = FileImage(layout, np.full(layout.file_nbytes, 0xA5, dtype=np.uint8))
+        image.put(layers, rows, part, begin)
+        images.append(image.memory)
+    np.testing.assert_array_equal(*images)
+
+
 @settings(max_examples=30, deadline=None)
 @given(layouts(), st.integers(0, 2**31))
 def test_files_split_along_tokens_are_those_of_zarr_but_for_the_order(
