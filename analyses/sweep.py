@@ -65,6 +65,7 @@ def sweep(
         compute: run now, with progress, and give back values in memory.
         cache: name under which finished slabs are kept beside the store, so that an interrupted sweep goes
             on where it stopped (implies compute). The name stands for the function: change one with the other.
+            Other data, rows or labels are never mistaken for the same.
         scheduler: with compute: "auto" (the active dask client, else threads), "threads", "synchronous", a
             distributed Client, or the address of a scheduler.
         workers: with compute: number of threads.
@@ -91,7 +92,10 @@ def sweep(
 
     if compute or cache is not None:
         name = f"sweep-{cache}" if cache is not None else False  # nothing but the caller's name tells functions apart
-        result = run_slabs(source, run, rows=rows, cache=name, scheduler=scheduler, workers=workers, progress=progress)
+        result = run_slabs(
+            source, run, rows=rows, cache=name, params=None if cache is None else _labels(source), scheduler=scheduler,
+            workers=workers, progress=progress,
+        )  # fmt: skip
     else:
         if template is None and len({len(r) for r in rows}) > 1:
             raise InputError("the stages differ in the rows they have; give template=, an example of one result")
@@ -172,6 +176,11 @@ def run_slabs(
             kept.close(filled)
     assert filled is not None  # SiteData has at least one slab
     return source.restore(filled.layout.dataset(filled.arrays))
+
+
+def _labels(source: SiteData) -> dict[str, Array]:
+    """All labels that a function may look at, for a cache to know its results by."""
+    return {f"{name} {coord.dims}": np.asarray(coord.values) for name, coord in source.array.coords.items()}
 
 
 def _results(

@@ -67,7 +67,7 @@ class SlabCache:
             reason = "the data does not come from stratalens.open_store(path)"
         elif not isinstance(place, str):
             reason = "the data joins several stores"
-        elif source.array.chunks is None:
+        elif not source.chunked:
             reason = "the data is in memory or opened with chunks=None"
         elif "://" in place or not os.access(Path(place).resolve().parent, os.W_OK):
             reason = f"the folder of {place!r} cannot be written to"
@@ -84,6 +84,9 @@ class SlabCache:
             "rows": digest(rows),
             "params": {k: digest(v) if isinstance(v, np.ndarray) else v for k, v in params.items()},
         }
+        features = {d: digest(source.array[d].values) for d in source.feature_dims if d in source.array.coords}
+        if features:  # results carry them
+            identity["features"] = features
         word = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:20]
         readable = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:40]
         labels = {d: source.array[d].values for d in ("stage", "layer", "token") if d in source.array.coords}
@@ -104,6 +107,7 @@ class SlabCache:
     def put(self, slab: Slab, filled: Filled) -> None:
         """Keep the result of one slab, that `filled` already has; written every few seconds, and by `flush`."""
         if self._done is None:
+            _refuse_multiindex(filled.layout.example)
             self._done = np.zeros(filled.shape, bool)
         self._done[slab.position] = True
         self._stages.add(slab.position[0])
@@ -180,6 +184,16 @@ def digest(value: Any) -> str:
         h.update(f"{array.dtype.str}{array.shape}".encode())
         h.update(repr(array.tolist()).encode() if array.dtype.kind in "OTU" else np.ascontiguousarray(array).tobytes())
     return h.hexdigest()
+
+
+def _refuse_multiindex(result: xr.Dataset) -> None:
+    """Such a result has no form in zarr; said of the first slab, not of the last."""
+    several = [str(name) for name, index in result.xindexes.items() if isinstance(index, xr.indexes.PandasMultiIndex)]
+    if several:
+        raise InputError(
+            f"a result with the MultiIndex {several[0]!r} cannot be kept; let the function end with "
+            f".reset_index({several[0]!r}), or leave cache= out"
+        )
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:

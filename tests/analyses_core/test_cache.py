@@ -121,6 +121,36 @@ def test_other_data_parameters_or_values_never_match(store: Path, tmp_path: Path
     np.testing.assert_allclose(centroids(in_memory, progress=False).centroid, 3 * base.centroid, atol=1e-5)
 
 
+def test_a_kept_sweep_knows_the_labels_that_its_function_saw(store: Path) -> None:
+    ds = open_store(store)
+
+    def by_group(slab: xr.DataArray) -> xr.DataArray:
+        return slab.groupby("trained_stage").mean()
+
+    first = sweep(ds, by_group, cache="means")
+    flipped = ds.assign_coords(trained_stage=("entity", ds.trained_stage.values[::-1]))
+    found = sweep(flipped, by_group, cache="means")
+    xr.testing.assert_identical(found, sweep(flipped, by_group, compute=True))
+    assert not np.allclose(found, first)
+    numbered = ds.assign_coords(d_model=np.arange(ds.sizes["d_model"]))
+    assert "d_model" not in centroids(ds, progress=False).coords
+    assert "d_model" in centroids(numbered, progress=False).coords
+
+
+def test_what_zarr_cannot_keep_is_refused_at_the_first_slab(store: Path) -> None:
+    calls = []
+
+    def function(slab: xr.DataArray) -> xr.DataArray:
+        calls.append(1)
+        return slab.mean("entity").stack(place=("token", "d_model"))
+
+    with pytest.raises(InputError, match=r"reset_index\('place'\)"):
+        sweep(open_store(store), function, cache="stacked", workers=1)
+    assert len(calls) <= 2
+    kept = sweep(open_store(store), lambda slab: function(slab).reset_index("place"), cache="flat", workers=1)
+    assert kept.sizes["place"] == 16
+
+
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Slabs that were worked on since."""
     seen: list[object] = []
