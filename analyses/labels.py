@@ -19,6 +19,7 @@ import xarray as xr
 
 from stratalens.analyses.ordering import trained_order
 from stratalens.store.errors import InputError, listed, near
+from stratalens.store.schema import AXES
 
 Array = npt.NDArray[Any]
 Data = xr.Dataset | xr.DataArray
@@ -150,6 +151,9 @@ def check_data(data: object) -> None:
         )
     if "entity" not in data.dims:
         raise InputError(f"the data has no dim 'entity' (dims: {', '.join(map(str, data.dims))})")
+    empty = [dim for dim in AXES if data.sizes.get(dim) == 0]
+    if empty:
+        raise InputError(f"the data is empty along {empty[0]!r}; nothing was selected")
 
 
 def groups(ds: Data, by: str, order: Iterable[object] | None = None) -> Groups:

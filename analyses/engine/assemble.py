@@ -7,7 +7,7 @@ once (`Filled`) or lazily (`lazy`). Running the slabs is in sweep.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import dask
 import dask.array as da
@@ -29,15 +29,21 @@ def as_dataset(result: object) -> xr.Dataset:
     if isinstance(result, xr.DataArray):
         scalars = [k for k, c in result.coords.items() if c.ndim == 0]
         bare = result.drop_vars(scalars).rename(None)
-        return bare.to_dataset(name=BARE).assign_attrs({} if result.name is None else {BARE: str(result.name)})
+        found = bare.to_dataset(name=BARE).assign_attrs({} if result.name is None else {BARE: str(result.name)})
+        return _of_any_length(found)
     if isinstance(result, xr.Dataset):
-        return result.drop_vars([k for k, c in result.coords.items() if c.ndim == 0])
+        return _of_any_length(result.drop_vars([k for k, c in result.coords.items() if c.ndim == 0]))
     if isinstance(result, int | float | np.generic):
         return xr.Dataset({BARE: ((), result)})
     raise InputError(
         f"the function gave back a {type(result).__name__}; it must give a DataArray or Dataset, so that results "
         f"stay labelled (e.g. slab.mean('entity'), or xr.DataArray(array, dims=('token', ...)))"
     )
+
+
+def _of_any_length(result: xr.Dataset) -> xr.Dataset:
+    """Text of a fixed width as Python's: the width of one slab's would cut that of another."""
+    return result.assign({k: v.astype(object) for k, v in result.data_vars.items() if v.dtype.kind == "U"})
 
 
 def unwrap(result: xr.Dataset) -> xr.DataArray | xr.Dataset:
@@ -83,7 +89,9 @@ class Layout:
                     f"{where}: the result{_of(name)} has {dict(mine.sizes)}, other slabs (or the template) have "
                     f"{dict(other.sizes)}; results must have one shape, whatever the values (and the rows recorded)"
                 )
-            if not np.can_cast(mine.dtype, other.dtype, "same_kind"):
+            # Only a float may lose digits; a narrower integer or text would lose what it says.
+            rule: Literal["same_kind", "safe"] = "same_kind" if other.dtype.kind in "fc" else "safe"
+            if not np.can_cast(mine.dtype, other.dtype, rule):
                 raise InputError(f"{where}: the result{_of(name)} is {mine.dtype}, other slabs have {other.dtype}")
             out.append(np.asarray(mine.values, dtype=other.dtype))
         for key, coord in self.example.coords.items():

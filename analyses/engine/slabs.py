@@ -7,6 +7,7 @@ knows how to read itself, whole or in blocks of rows. Who runs them is in sweep.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from stratalens.analyses.engine.vectors import RESULT_DIMS
 from stratalens.analyses.labels import Array, Data, check_data
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site, not_floats
 from stratalens.store.schema import AXES, site_names
@@ -147,6 +149,7 @@ class SiteData:
 
     Attributes:
         array: lazy DataArray with exactly those dims.
+        chunked: whether the user's own array is one of dask, whose name stands for its content.
         site: its name.
         added: leading dims that the user's data did not have.
         data: what the user gave.
@@ -157,11 +160,17 @@ class SiteData:
         array = _site_array(data, site)
         self.site = site if array.name is None else str(array.name)
         self.added = tuple(d for d in AXES if d not in array.dims and d != "entity")
-        array = array.expand_dims(list(self.added)).transpose(*AXES, ...)
+        self.chunked = array.chunks is not None
+        if self.added or array.dims[: len(AXES)] != AXES:
+            array = _in_chunks(array).expand_dims(list(self.added)).transpose(*AXES, ...)
         if array.dtype.kind not in "fV":
             raise not_floats(self.site, array.dtype)
         if features and len(array.dims) == len(AXES):
             raise InputError(f"{self.site!r} has no feature dim (dims: {', '.join(map(str, array.dims))})")
+        taken = [str(d) for d in array.dims[len(AXES) :] if d in RESULT_DIMS] if features else []
+        if taken:
+            new = f".rename({taken[0]}='feature')"
+            raise InputError(f"{self.site!r} has a feature dim {taken[0]!r}, a name that results use: {new}")
         for dim in AXES:
             if array.sizes[dim] == 0:
                 raise InputError(f"{self.site!r} is empty along {dim!r}; nothing was selected")
@@ -187,7 +196,8 @@ class SiteData:
         if dim not in self.array.coords:
             return [None if dim in self.added else index for index in range(size)]
         values = self.array.coords[dim].values
-        return [str(v) for v in values] if values.dtype.kind in "UTSO" else [int(v) for v in values]
+        as_label = {"i": int, "u": int, "f": float}.get(values.dtype.kind, str)
+        return [as_label(v) for v in values]
 
     def rows(self, skip_missing: bool = False, wanted: npt.NDArray[np.bool_] | None = None) -> list[Array]:
         """Rows to use at each stage.
@@ -264,6 +274,18 @@ class SiteData:
         """Rows that have every token position, (stage, entity): which ones a prompt has is the same at every layer."""
         first = self.array.isel({"layer": 0, **dict.fromkeys(self.feature_dims, 0)})
         return np.stack([~np.isnan(read(first[i])).any(axis=1) for i in range(self.shape[0])])
+
+
+def _in_chunks(array: xr.DataArray) -> xr.DataArray:
+    """An array that xarray indexes lazily as one of dask: xarray would read the whole to move or to add a dim."""
+    if array.chunks is not None or array.variable._in_memory:
+        return array
+    row = int(np.prod([n for d, n in array.sizes.items() if d not in ("stage", "layer", "entity")])) * 4
+    sizes = {"stage": 1, "layer": 1, "entity": max(1, BLOCK_BYTES // max(1, row))}
+    # A name of chance: one made of the content would read it.
+    name = f"lazy-{uuid.uuid4().hex}"
+    variable = array.variable.chunk({d: n for d, n in sizes.items() if d in array.dims}, name=name)
+    return array.copy(data=variable.data)
 
 
 def read(array: xr.DataArray) -> Array:

@@ -11,6 +11,8 @@ from stratalens.store.errors import InputError
 
 # Dims of results that are no features.
 LABELS = {"stage", "layer", "token", "pair", "fold", "group", "method", "seed", "repeat", "component"}
+# Dims that verbs give their results beside the features of the data.
+RESULT_DIMS = (LABELS | {"sample", "statistic", "balance_at"}) - {"stage", "layer", "token"}
 
 
 def vectors(source: xr.Dataset | xr.DataArray) -> tuple[xr.DataArray, list[Hashable]]:

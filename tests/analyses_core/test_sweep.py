@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
@@ -10,9 +12,13 @@ import pytest
 import xarray as xr
 
 from stratalens.analyses.engine.slabs import SiteData, Slab
+from stratalens.analyses.probes import probe
 from stratalens.analyses.sweep import run_slabs, sweep
+from stratalens.store.arrays import VariableArray
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError
+from stratalens.store.reader import open_store
 from support.planted import planted
+from support.stores import make_store
 
 
 class ComputedError(Exception):
@@ -171,3 +177,64 @@ def test_the_users_own_array_is_never_changed() -> None:
     np.testing.assert_array_equal(ds.resid_post.values, before)
     with pytest.raises(ValueError, match="read-only"):
         run_slabs(ds, lambda slab: [np.negative(x, out=x) for _, x in slab.blocks()])
+
+
+def test_text_of_any_length_is_kept_whole_and_integers_are_not_narrowed() -> None:
+    ds = planted(stages=2, layers=1).assign_coords(stage=np.array(["a", "much longer"], object))
+
+    def name(slab: xr.DataArray) -> xr.DataArray:
+        return xr.DataArray(np.array([slab.stage.item()]), dims="k")
+
+    for found in (sweep(ds, name, compute=True, workers=1), sweep(ds, name).compute()):
+        assert found.values.ravel().tolist() == ["a", "much longer"]
+
+    def count(slab: xr.DataArray) -> xr.DataArray:
+        return xr.DataArray(np.int8(1) if slab.stage.item() == "a" else np.int64(1000))
+
+    with pytest.raises(InputError, match="is int64, other slabs have int8"):
+        sweep(ds, count, compute=True, scheduler="synchronous")
+
+
+def test_lazily_indexed_arrays_stay_lazy_whatever_dims_they_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = open_store(make_store(tmp_path / "run.zarr", layers=3, statistics=False), chunks=None)
+    site, read = ds.resid_post.shape, []
+    whole = VariableArray.select
+
+    def select(self: VariableArray, selections: Any) -> np.ndarray:
+        values = whole(self, selections)
+        read.append(values.size if self.shape == site else 0)
+        return values
+
+    monkeypatch.setattr(VariableArray, "select", select)
+    for narrowed in (ds.isel(stage=1), ds.isel(token=0), ds.isel(stage=2, layer=1), ds.transpose("entity", ...)):
+        read.clear()
+        lazy = sweep(narrowed, mean)
+        assert sum(read) == 0
+        found = lazy.compute()
+        slabs = narrowed.sizes.get("stage", 1) * narrowed.sizes.get("layer", 1)
+        assert max(read) * slabs == sum(read) == narrowed.resid_post.size
+        assert sum(read[: 2 * slabs]) == narrowed.resid_post.size
+        expected = narrowed.resid_post.mean("entity")
+        np.testing.assert_allclose(found, expected.transpose(*found.dims), atol=1e-6)
+
+
+def test_numbers_that_name_stages_are_told_as_they_are() -> None:
+    ds = planted(stages=2, layers=1).drop_vars("stage_order").assign_coords(stage=[0.25, 0.5])
+    with pytest.raises(ZeroDivisionError) as caught:
+        sweep(ds, lambda slab: 1 // 0, compute=True, scheduler="synchronous")
+    assert "stage 0.25, layer 0" in caught.value.__notes__[0]
+
+
+def test_feature_dims_that_results_have_too_are_refused() -> None:
+    x = planted().resid_post.rename(d_model="fold")
+    with pytest.raises(InputError, match=r"rename\(fold="):
+        SiteData(x)
+    assert sweep(x, mean).dims == ("stage", "layer", "token", "fold")
+
+
+def test_data_of_which_nothing_was_selected_is_refused() -> None:
+    for dim in ("stage", "layer", "entity", "token"):
+        with pytest.raises(InputError, match=f"empty along '{dim}'"):
+            probe(planted().isel({dim: []}), progress=False)
