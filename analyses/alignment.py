@@ -168,13 +168,14 @@ def _aligned(x: Array, y: Array, fit: Array) -> tuple[float, float, float]:
         a, b = x[rows].astype(np.float64), y[rows].astype(np.float64)
         parts.append((a - a.mean(axis=0), b - b.mean(axis=0)))
     (a, b), (a_out, b_out) = parts
-    total = float((b_out**2).sum())
+    total, energy = float((b_out**2).sum()), (a_out**2).sum(axis=1)
     if total == 0:
         return (np.nan,) * 3
     rotation, _ = scipy.linalg.orthogonal_procrustes(a, b)
     plain, turned = (1 - float(((b_out - m) ** 2).sum()) / total for m in (a_out, a_out @ rotation))
     # Angle between each held-out row and its image, by its share of the energy.
-    energy = (a_out**2).sum(axis=1)
     length = np.maximum(energy, np.finfo(float).tiny)
     angle = np.arccos(np.clip((a_out * (a_out @ rotation)).sum(axis=1) / length, -1, 1))
-    return plain, turned, float(np.sqrt((energy * angle**2).sum() / energy.sum()))
+    # Nothing turns where all rows are the same.
+    rotated = float(np.sqrt((energy * angle**2).sum() / energy.sum())) if energy.any() else np.nan
+    return plain, turned, rotated

@@ -60,9 +60,7 @@ def generalise(
         raise InputError("generalise needs the scores of probe(ds, ...) with pairs, not 'multiclass'")
     by = by or str(probes.attrs.get("target", "trained_stage"))
     found = groups(ds, by)
-    mine = probes["entity"].values.tolist() if "entity" in probes.coords else None
-    rows = ds["entity"].values.tolist() if "entity" in ds.coords else None
-    if mine == rows and probes.sizes["entity"] == ds.sizes["entity"]:
+    if _same_rows(probes, ds):
         score = probes["score"]
         used = np.asarray(found.codes >= 0)
     else:
@@ -93,6 +91,16 @@ def generalise(
     return out.assign_attrs({**carried_attrs(probes), "by": by})
 
 
+def _same_rows(probes: xr.Dataset, ds: Data) -> bool:
+    """Whether the rows of `ds` are those that the probes were made from, as far as labels tell."""
+    if probes.sizes["entity"] != ds.sizes["entity"] or ("entity" in probes.coords) != ("entity" in ds.coords):
+        return False
+    shared = [str(name) for name, c in probes.coords.items() if c.dims == ("entity",) and name in ds.coords]
+    # Where nothing says which rows they are, what else is said of them does.
+    names = [name for name in ("entity", "entity_id") if name in shared] or shared
+    return all(probes[name].values.tolist() == ds[name].values.tolist() for name in names)
+
+
 class _Apply:
     """Scores of the probes on one slab, (token, pair, entity), NaN for rows that are not used."""
 
@@ -116,13 +124,17 @@ class _Apply:
 
 def _applied(probes: xr.Dataset, ds: Data, used: Array, skip_missing: bool, options: Mapping[str, Any]) -> xr.DataArray:
     for dim in ("stage", "layer", "token"):
-        if dim in probes.dims and dim in ds.coords:
-            lacking = [v for v in probes[dim].values.tolist() if v not in np.atleast_1d(ds[dim].values).tolist()]
+        if dim in probes.coords and dim in ds.coords:
+            wanted, have = (np.atleast_1d(data[dim].values) for data in (probes, ds))
+            lacking = [v for v in wanted.tolist() if v not in have.tolist()]
             if lacking:
-                valid = map(str, np.atleast_1d(ds[dim].values))
-                raise InputError(f"the data lacks {dim} {lacking[0]!r} of the probes: {near(str(lacking[0]), valid)}")
+                told = near(str(lacking[0]), map(str, have))
+                raise InputError(f"the data lacks {dim} {lacking[0]!r} of the probes: {told}")
             if dim in ds.dims:
-                ds = ds.sel({dim: probes[dim].values})
+                ds = ds.sel({dim: wanted if dim in probes.dims else wanted[0]})
+        mine, theirs = (int(data.sizes.get(dim, 1)) for data in (probes, ds))
+        if mine != theirs and not (dim == "token" and probes.attrs.get("tokens") == "joint"):
+            raise InputError(f"the probes are of {mine} {dim}s, the data has {theirs}; narrow it with .isel({dim}=...)")
     source = SiteData(ds, str(probes.attrs.get("site", "resid_post")))
     coef, features = vectors(probes)
     full = {d: 1 for d in ("stage", "layer", "token") if d not in coef.dims}

@@ -11,6 +11,7 @@ from stratalens.analyses.alignment import principal_angles, procrustes
 from stratalens.analyses.centroids import centroids
 from stratalens.analyses.directions import agreement, cosines, drift, steps
 from stratalens.analyses.generalisation import generalise
+from stratalens.analyses.probes import probe
 from stratalens.store.errors import InputError
 from support.planted import planted
 
@@ -141,6 +142,28 @@ def test_generalise_applies_probes_to_new_entities_only() -> None:
         generalise(probes, new.isel(layer=[0]))
 
 
+def test_generalise_is_not_fooled_by_as_many_rows() -> None:
+    ds = planted(stages=1, layers=1, groups=3, per_group=20, tokens=("t",)).drop_vars(["entity", "entity_id"])
+    probes = probe(ds, progress=False)
+    other = ds.isel(entity=np.random.default_rng(0).permutation(ds.sizes["entity"]))
+    generalise(probes, ds, draws=20)
+    with pytest.raises(InputError, match="cannot tell which entities"):
+        generalise(probes, other, draws=20, progress=False)
+
+
+def test_probes_of_one_place_are_applied_at_that_place() -> None:
+    ds = planted(stages=2, groups=6, per_group=40, effect=2.0)
+    half = np.isin(ds.entity_id.values, np.unique(ds.entity_id.values)[::2])
+    old, new = ds.isel(entity=np.flatnonzero(half)), ds.isel(entity=np.flatnonzero(~half))
+    probes, place = probe_like(old), {"stage": 1, "layer": 1}
+    found = generalise(probes.isel(place), new, draws=20, progress=False)
+    whole = generalise(probes, new, draws=20, progress=False).isel(place)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    nameless = probes.isel(place).drop_vars(["stage", "layer"])
+    with pytest.raises(InputError, match="probes are of 1 stages, the data has 2"):
+        generalise(nameless, new, draws=20, progress=False)
+
+
 def test_procrustes_undoes_a_rotation_and_only_that() -> None:
     ds = planted(stages=2, layers=1, groups=4, per_group=100, d=10, chunked=False, tokens=("t",))
     rng = np.random.default_rng(0)
@@ -158,6 +181,10 @@ def test_procrustes_undoes_a_rotation_and_only_that() -> None:
         procrustes(ds, reference="s9")
     with pytest.raises(InputError, match="has one"):
         procrustes(ds.isel(stage=0))
+    x[0] = 1.5  # the same in all rows: nothing turns
+    found = procrustes(ds, progress=False).isel(layer=0, token=0, stage=0)
+    assert found.explained == 0
+    assert np.isnan(found.rotation)
 
 
 def test_steps_of_a_line_a_corner_and_of_noise() -> None:
