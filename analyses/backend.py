@@ -76,6 +76,11 @@ def gpu_problem() -> str | None:
     return None
 
 
+def has_cuml() -> bool:
+    """Whether cuML is installed (it can be, without a GPU)."""
+    return importlib.util.find_spec("cuml") is not None
+
+
 def resolve(backend: str = "auto") -> Backend:
     """The backend to use.
 
@@ -133,10 +138,10 @@ def logistic_estimator(backend: Backend, *, C: float, tol: float = 1e-6, max_ite
         from sklearn.linear_model import LogisticRegression
 
         return cast("LinearClassifier", LogisticRegression(C=C, tol=tol, max_iter=max_iter))
-    if importlib.util.find_spec("cuml") is None:
+    if not has_cuml():
         raise InputError(
-            "solver='library' on a GPU needs cuML: pip install 'stratalens[gpu-cu12]' or "
-            "'stratalens[gpu-cu13]'; or keep the default solver, which needs CuPy alone"
+            "pairs='multiclass' and solver='library' on a GPU need cuML: pip install 'stratalens[gpu-cu12]' or "
+            "'stratalens[gpu-cu13]'; or use backend='cpu'"
         )
     linear_model = importlib.import_module("cuml.linear_model")
     return cast(

@@ -114,6 +114,7 @@ def matched_probe(
         )
     source = SiteData(ds, site)
     values = Statistics(ds, source.site, _default(ds, source.site) if statistics is None else statistics)
+    values.require_places(source)
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
     options = MatchOptions(method, bins, settings, small, normalize)
     result = run_slabs(

@@ -122,7 +122,7 @@ def probe(
     """
     plan = plan or make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples, tokens)
     settings = Settings(
-        method, C, standardize, solver, tol, device(backend, method, plan.contrasts.kind), plan.contrasts.kind
+        method, C, standardize, solver, tol, device(backend, method, plan.contrasts.kind, solver), plan.contrasts.kind
     )
     settings.check(folds)
     source = SiteData(ds, site)

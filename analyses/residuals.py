@@ -88,6 +88,7 @@ def residual_probe(
     settings.check(folds)
     source = SiteData(ds, site)
     values = Statistics(ds, source.site, statistics)
+    values.require_places(source)
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
     plan.check(rows, [str(source.label("stage", i)) for i in range(len(rows))])
     described = {

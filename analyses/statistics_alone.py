@@ -90,6 +90,7 @@ def statistics_probe(
     settings = Settings(method, C, standardize=True, kind=plan.contrasts.kind)
     settings.check(folds)
     source, values = statistics_source(ds, site, statistics)
+    values.require_places(source)
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
     plan.check(rows, [str(source.label("stage", i)) for i in range(len(rows))])
     result = run_slabs(

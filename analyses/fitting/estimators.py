@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stratalens.analyses.backend import logistic_estimator, resolve, to_numpy
+from stratalens.analyses.backend import has_cuml, logistic_estimator, resolve, to_numpy
 from stratalens.analyses.fitting import closed_form
 from stratalens.analyses.fitting.boosting import BOOSTING
 from stratalens.analyses.fitting.logistic import LinearFit, fit_logistic
@@ -96,14 +96,17 @@ class Settings:
                 raise InputError(f"choosing C inside the training folds needs at least 3 folds, not {folds}")
 
 
-def device(backend: str, method: str, kind: str) -> str:
+def device(backend: str, method: str, kind: str, solver: str = "batched") -> str:
     """Where probes are fitted: "auto" takes a GPU for logistic probes alone, as closed forms are quick on the CPU.
+
+    And where a library fits them, only where cuML is there.
 
     Raises:
         InputError: an unknown backend, or a GPU was asked for and there is none.
     """
     closed = method != "logistic" or kind == ORDINAL
-    return resolve("cpu" if backend == "auto" and closed else backend).name
+    lacking = (kind == MULTICLASS or solver == "library") and not has_cuml()
+    return resolve("cpu" if backend == "auto" and (closed or lacking) else backend).name
 
 
 @dataclass(frozen=True)

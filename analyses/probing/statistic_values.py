@@ -14,7 +14,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from stratalens.analyses.engine.cache import digest
-from stratalens.analyses.engine.slabs import Slab, read
+from stratalens.analyses.engine.slabs import SiteData, Slab, read
 from stratalens.analyses.labels import Data
 from stratalens.store.errors import InputError, near
 from stratalens.store.schema import AXES
@@ -97,6 +97,21 @@ class Statistics:
         missing = [d for d in AXES if d not in array.dims and d != "entity"]
         self._parts.append(array.expand_dims(missing).transpose(*AXES, *extra))
 
+    def require_places(self, source: SiteData) -> None:
+        """Refuse statistics of places that the site does not have, as they have no single value there.
+
+        Raises:
+            InputError: a statistic has more stages, layers or tokens than the site.
+        """
+        for part in (part for part in self._parts if not isinstance(part, str)):
+            for dim in ("stage", "layer", "token"):
+                own, theirs = part.sizes[dim], source.array.sizes[dim]
+                if own not in (1, theirs):
+                    raise InputError(
+                        f"{part.name!r} has {own} {dim}s and {self.site!r} has {theirs}; narrow the statistic to the "
+                        f"one that is meant: ds.assign({part.name}=ds[{str(part.name)!r}].isel({dim}=..., drop=True))"
+                    )
+
     def identity(self) -> dict[str, list[str]]:
         """What the values depend on besides the activations, for a cache to know them by."""
         parts = [
@@ -123,7 +138,8 @@ class Statistics:
         for part in self._parts:
             if isinstance(part, str):
                 assert activations is not None
-                columns.append(FORMULAS[part](activations.astype(np.float64))[..., None])
+                with np.errstate(invalid="ignore"):  # of infinities, which `usable` refuses
+                    columns.append(FORMULAS[part](activations.astype(np.float64))[..., None])
                 continue
             i, j = (p if size > 1 else 0 for p, size in zip(slab.position, part.shape[:2], strict=True))
             found = read(part[i, j])[slab.rows].astype(np.float64)

@@ -253,3 +253,21 @@ def test_a_statistic_with_holes_is_refused(norm_only: xr.Dataset) -> None:
     entropy[0, 3, 1] = np.nan
     with pytest.raises(InputError, match="not defined in some rows: entropy"):
         statistics_probe(norm_only.assign(entropy=entropy), statistics=("entropy",), **QUIET)
+
+
+def test_statistics_of_places_that_the_site_lacks_are_refused() -> None:
+    ds = planted(stages=1, layers=2, groups=2, per_group=30, tokens=("last",))
+    ds = with_statistics(ds).assign(embed=ds.resid_post.isel(layer=0, drop=True))
+    for verb in (matched_probe, residual_probe, statistics_probe):
+        with pytest.raises(InputError, match=r"'resid_post_l2' has 2 layers and 'embed' has 1; narrow the statistic"):
+            verb(ds, site="embed", statistics=("resid_post_l2",), **QUIET)
+        first = ds.assign(resid_post_l2=ds.resid_post_l2.isel(layer=0, drop=True))
+        more = {"small": "nan", "bins": 2} if verb is matched_probe else {}
+        assert "layer" not in verb(first, site="embed", statistics=("resid_post_l2",), **more, **QUIET).dims
+
+
+def test_infinities_are_refused_by_name_not_by_numpy() -> None:
+    ds = planted(stages=1, layers=1, groups=2, per_group=30, tokens=("last",), chunked=False)
+    ds.resid_post[0, 0, 5, 0, 3] = np.inf
+    with pytest.raises(InputError, match=r"not defined in some rows: resid_post_l2 \(1 of 60\)"):
+        statistics_probe(ds, **QUIET)

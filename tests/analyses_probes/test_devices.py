@@ -66,6 +66,20 @@ def test_what_runs_on_the_host_alone_does_not_pretend(ds: xr.Dataset, device: No
         probe(ds, method="diffmeans", backend="gpu", **QUIET)
 
 
+def test_a_gpu_without_cuml_leaves_what_needs_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimators, "resolve", lambda name: Backend("cpu" if name == "cpu" else "gpu", np))
+    monkeypatch.setattr(estimators, "has_cuml", lambda: False)
+    assert estimators.device("auto", "logistic", "binary") == "gpu"
+    assert estimators.device("auto", "logistic", "multiclass") == "cpu"
+    assert estimators.device("auto", "logistic", "binary", "library") == "cpu"
+    assert estimators.device("gpu", "logistic", "multiclass") == "gpu"
+    monkeypatch.setattr(backends, "has_cuml", lambda: False)
+    with pytest.raises(InputError, match="pairs='multiclass' and solver='library' on a GPU need cuML"):
+        backends.logistic_estimator(Backend("gpu", np), C=1.0)
+    monkeypatch.setattr(estimators, "has_cuml", lambda: True)
+    assert estimators.device("auto", "logistic", "multiclass") == "gpu"
+
+
 def test_few_threads_share_a_gpu() -> None:
     assert backends.threads("gpu", None) == backends.THREADS_ON_GPU
     assert backends.threads("gpu", 5) == 5
