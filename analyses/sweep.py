@@ -100,7 +100,7 @@ def sweep(
         if template is None and len({len(r) for r in rows}) > 1:
             raise InputError("the stages differ in the rows they have; give template=, an example of one result")
         slabs = source.slabs(rows)
-        example = as_dataset(template if template is not None else function(noise_slab(slabs[0])))
+        example = as_dataset(template if template is not None else _on_noise(function, slabs[0]))
         result = source.restore(Layout(example).lazy(Common(run, source, slabs), slabs, source.shape))
     out = unwrap(result)
     return out if reduce is None else reduce(out)
@@ -176,6 +176,17 @@ def run_slabs(
             kept.close(filled)
     assert filled is not None  # SiteData has at least one slab
     return source.restore(filled.layout.dataset(filled.arrays))
+
+
+def _on_noise(function: Callable[[xr.DataArray], Any], slab: Slab) -> Any:
+    try:
+        return function(noise_slab(slab))
+    except Exception as error:
+        error.add_note(
+            "this was a trial on noise, to learn the shape of a result; if the function cannot work on noise, give "
+            "template=, an example of one result, or compute=True"
+        )
+        raise
 
 
 def _labels(source: SiteData) -> dict[str, Array]:

@@ -238,3 +238,18 @@ def test_data_of_which_nothing_was_selected_is_refused() -> None:
     for dim in ("stage", "layer", "entity", "token"):
         with pytest.raises(InputError, match=f"empty along '{dim}'"):
             probe(planted().isel({dim: []}), progress=False)
+
+
+def test_a_function_that_fails_on_noise_is_told_of_the_template() -> None:
+    ds = planted().assign(resid_post=abs(planted().resid_post))
+
+    def positive(slab: xr.DataArray) -> xr.DataArray:
+        if (slab < 0).any():
+            raise ValueError("negative")
+        return slab.mean("entity")
+
+    with pytest.raises(ValueError, match="negative") as caught:
+        sweep(ds, positive)
+    assert "template=" in caught.value.__notes__[0]
+    now = sweep(ds, positive, compute=True)
+    xr.testing.assert_allclose(now, sweep(ds, positive, template=positive(ds.resid_post[0, 0]).compute()).compute())
