@@ -19,7 +19,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from stratalens.analyses.engine.assemble import Filled, Layout, as_dataset, noise_slab, unwrap
-from stratalens.analyses.engine.cache import SlabCache
+from stratalens.analyses.engine.cache import SlabCache, digest
 from stratalens.analyses.engine.parcels import Common, run_one, run_parcels
 from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.engine.threads import blas_threads, cores, worker_count
@@ -189,9 +189,9 @@ def _on_noise(function: Callable[[xr.DataArray], Any], slab: Slab) -> Any:
         raise
 
 
-def _labels(source: SiteData) -> dict[str, Array]:
-    """All labels that a function may look at, for a cache to know its results by."""
-    return {f"{name} {coord.dims}": np.asarray(coord.values) for name, coord in source.array.coords.items()}
+def _labels(source: SiteData) -> dict[str, str]:
+    """Hashes of all labels that a function may look at, for a cache to know its results by; one column at a time."""
+    return {f"{name} {coord.dims}": digest(coord.values) for name, coord in source.array.coords.items()}
 
 
 def _results(
