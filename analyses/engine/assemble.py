@@ -42,8 +42,11 @@ def as_dataset(result: object) -> xr.Dataset:
 
 
 def _of_any_length(result: xr.Dataset) -> xr.Dataset:
-    """Text of a fixed width as Python's: the width of one slab's would cut that of another."""
-    return result.assign({k: v.astype(object) for k, v in result.data_vars.items() if v.dtype.kind == "U"})
+    """Text of a fixed width as Python's: the width of one slab's would cut that of another, and zarr has none."""
+    several = [k for k, index in result.xindexes.items() if isinstance(index, xr.indexes.PandasMultiIndex)]
+    texts = {k: (v.dims, v.values.astype(object), v.attrs) for k, v in result.variables.items() if v.dtype.kind == "U"}
+    labels = {k: v for k, v in texts.items() if k in result.coords and k not in several}
+    return result.assign({k: v for k, v in texts.items() if k in result.data_vars}).assign_coords(labels)
 
 
 def unwrap(result: xr.Dataset) -> xr.DataArray | xr.Dataset:
@@ -79,7 +82,7 @@ class Layout:
         Raises:
             InputError: it differs in variables, dims, shape, dtype or labels; says how, and at which slab.
         """
-        if [str(n) for n in result.data_vars] != self.names:
+        if {str(n) for n in result.data_vars} != {*self.names}:
             raise InputError(f"{where}: the result has {list(result.data_vars)}, other slabs have {self.names}")
         out = []
         for name in self.names:

@@ -98,7 +98,9 @@ class SlabCache:
             return None
         found = self._open.isel(stage=slab.position[0], layer=slab.position[1])
         found = found.drop_vars(["done", *self._open.attrs.get("added_labels", [])]).load()
-        found.attrs = {k: v for k, v in found.attrs.items() if k not in ("identity", "added_labels")}
+        names: list[str] = found.attrs.get("variables", list(found.data_vars))
+        found = found[names]  # zarr lists them in any order
+        found.attrs = {k: v for k, v in found.attrs.items() if k not in ("identity", "added_labels", "variables")}
         texts = [name for name, v in found.variables.items() if v.dtype.kind == "T"]
         return found.assign({n: found[n].astype(object) for n in texts if n in found.data_vars}).assign_coords(
             {n: found[n].astype(object) for n in texts if n in found.coords}
@@ -107,7 +109,7 @@ class SlabCache:
     def put(self, slab: Slab, filled: Filled) -> None:
         """Keep the result of one slab, that `filled` already has; written every few seconds, and by `flush`."""
         if self._done is None:
-            _refuse_multiindex(filled.layout.example)
+            _refuse_what_zarr_lacks(filled.layout.example)
             self._done = np.zeros(filled.shape, bool)
         self._done[slab.position] = True
         self._stages.add(slab.position[0])
@@ -147,7 +149,7 @@ class SlabCache:
     def _create(self, filled: Filled) -> None:
         """An empty group of the right shape, put in place by one rename."""
         blank = [np.full(a.shape, "" if a.dtype.kind in "OT" else 0, a.dtype) for a in filled.arrays]
-        whole = filled.layout.dataset(blank)
+        whole = filled.layout.dataset(blank).assign_attrs(variables=filled.layout.names)
         whole["done"] = (("stage", "layer"), np.zeros(filled.shape, bool))
         added = {d: v for d, v in self.labels.items() if d not in whole.coords and whole.sizes.get(d) == len(v)}
         whole = whole.assign_coords(added).assign_attrs(added_labels=list(added))
@@ -186,14 +188,17 @@ def digest(value: Any) -> str:
     return h.hexdigest()
 
 
-def _refuse_multiindex(result: xr.Dataset) -> None:
-    """Such a result has no form in zarr; said of the first slab, not of the last."""
+def _refuse_what_zarr_lacks(result: xr.Dataset) -> None:
+    """A MultiIndex has no form in zarr, and xarray writes times relative to the first; said of the first slab."""
     several = [str(name) for name, index in result.xindexes.items() if isinstance(index, xr.indexes.PandasMultiIndex)]
     if several:
         raise InputError(
             f"a result with the MultiIndex {several[0]!r} cannot be kept; let the function end with "
             f".reset_index({several[0]!r}), or leave cache= out"
         )
+    times = [str(name) for name, v in result.variables.items() if v.dtype.kind in "mM"]
+    if times:
+        raise InputError(f"times ({times[0]!r}) cannot be kept; give them as numbers or text, or leave cache= out")
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:

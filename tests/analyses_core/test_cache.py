@@ -147,6 +147,8 @@ def test_what_zarr_cannot_keep_is_refused_at_the_first_slab(store: Path) -> None
     with pytest.raises(InputError, match=r"reset_index\('place'\)"):
         sweep(open_store(store), function, cache="stacked", workers=1)
     assert len(calls) <= 2
+    with pytest.raises(InputError, match=r"times .* cannot be kept"):
+        sweep(open_store(store), lambda slab: xr.Dataset({"at": np.datetime64("2026-01-01", "ns")}), cache="times")
     kept = sweep(open_store(store), lambda slab: function(slab).reset_index("place"), cache="flat", workers=1)
     assert kept.sizes["place"] == 16
 
@@ -186,6 +188,29 @@ def test_every_verb_keeps_its_results(verb: str, store: Path, monkeypatch: pytes
     xr.testing.assert_identical(first, second)
     VERBS[verb](open_store(store).isel(layer=[1], stage=[2, 3]), **options, cache=False)
     assert seen
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_goes_on_where_it_was_interrupted(verb: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"progress": False, "workers": 1}
+    whole = VERBS[verb](open_store(store), **options, cache=False)
+    seen: list[object] = []
+
+    def interrupted(function: Callable[[Slab], object], slab: Slab) -> object:
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        seen.append(slab.position)
+        return run_one(function, slab)
+
+    monkeypatch.setattr(sys.modules["stratalens.analyses.sweep"], "run_one", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        VERBS[verb](open_store(store), **options)
+    again = reads(monkeypatch)
+    found = VERBS[verb](open_store(store), **options)
+    assert len(seen) == 5
+    assert not {*seen} & {*again}
+    assert list(found.data_vars) == list(whole.data_vars)
+    xr.testing.assert_identical(found, whole)
 
 
 def test_a_probe_of_other_settings_is_made_anew(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,3 +270,16 @@ def test_results_of_any_dtype_come_back_as_they_were(store: Path) -> None:
     xr.testing.assert_identical(first, run_slabs(ds, function, cache="types", progress=False))
     assert first.b.dtype == bool
     assert first.i.dtype == np.int32
+
+
+def test_text_of_a_fixed_width_is_kept_and_comes_back(store: Path) -> None:
+    ds = open_store(store)
+
+    def function(slab: xr.DataArray) -> xr.Dataset:
+        name = ("k", np.array(["x" * (1 + slab.layer.item()), slab.stage.item()]))
+        return xr.Dataset({"name": name}, coords={"k": ["a", "bb"], "other": ("k", np.array(["c", "dddd"]))})
+
+    first = sweep(ds, function, cache="text", workers=1)
+    assert first.name.values[-1, -1].tolist() == ["xxx", "s3"]
+    xr.testing.assert_identical(first, sweep(ds, function, cache="text"))
+    xr.testing.assert_identical(first, sweep(ds, function).compute())
