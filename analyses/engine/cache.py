@@ -196,6 +196,8 @@ def _refuse_what_zarr_lacks(result: xr.Dataset) -> None:
             f"a result with the MultiIndex {several[0]!r} cannot be kept; let the function end with "
             f".reset_index({several[0]!r}), or leave cache= out"
         )
+    if "done" in result.variables:
+        raise InputError("a result with a variable 'done' cannot be kept, as what is kept has one; rename it")
     times = [str(name) for name, v in result.variables.items() if v.dtype.kind in "mM"]
     if times:
         raise InputError(f"times ({times[0]!r}) cannot be kept; give them as numbers or text, or leave cache= out")

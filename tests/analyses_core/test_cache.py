@@ -149,6 +149,8 @@ def test_what_zarr_cannot_keep_is_refused_at_the_first_slab(store: Path) -> None
     assert len(calls) <= 2
     with pytest.raises(InputError, match=r"times .* cannot be kept"):
         sweep(open_store(store), lambda slab: xr.Dataset({"at": np.datetime64("2026-01-01", "ns")}), cache="times")
+    with pytest.raises(InputError, match="'done' cannot be kept"):
+        sweep(open_store(store), lambda slab: slab.mean().to_dataset(name="done"), cache="done")
     kept = sweep(open_store(store), lambda slab: function(slab).reset_index("place"), cache="flat", workers=1)
     assert kept.sizes["place"] == 16
 
