@@ -23,6 +23,23 @@ def bridge(work: Work) -> Any:
     )
 
 
+class HookedForward(Way):
+    """The bridge's own forward pass: its hook points are there and nothing listens; no logits."""
+
+    name = "hooked forward pass only"
+    packages = ("transformer-lens",)
+    writes = False
+
+    def load(self, work: Work) -> Any:
+        self.model = bridge(work)
+        return self.model.original_model.model.embed_tokens
+
+    @torch.inference_mode()
+    def run(self, work: Work, setting: str, folder: Path) -> None:
+        for _, ids, mask in work.batches(setting):
+            self.model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_type=None)
+
+
 class RunWithCache(Way):
     """The loop of the tutorials: only the wanted hooks are cached, no logits are asked for."""
 
@@ -60,4 +77,4 @@ def way(saver: type[Saver]) -> type[RunWithCache]:
     return type(f"RunWithCache{saver.__name__}", (RunWithCache,), about)
 
 
-WAYS = tuple(way(saver) for saver in SAVERS)
+WAYS = (HookedForward, *(way(saver) for saver in SAVERS))
