@@ -3,7 +3,8 @@
 Workload P of probes_speed.py: 30 layers x 6 groups x 1000 entities x 2 tokens x 576, all 15 pairs, 5 folds and a fit to
 all rows, C = 0.1. A part of it is measured (stated for each row as its fits) and scaled to the whole. The others:
 
-- *scikit-learn*: the loop of today with its defaults, and the same tuned (float32, tol=1e-6, one BLAS thread).
+- *scikit-learn*: the loop of today with its defaults; the same tuned (float32, tol=1e-6, one BLAS thread, one core);
+  and its `newton-cholesky` in float64, one core, the best of its solvers for few features that depend on one another.
 - *TransformerLens sparse probing*: `fit_sparse_probe` with k = all features and the penalty that equals C, which makes
   it the same question; float64, its own stratified splits, so its folds are others.
 - *lmprobe*: `Probe.fit_from_activations` for every fold, and `Probe.sweep_layers` as it comes, from its cache of one
@@ -34,7 +35,9 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from common import Timing, alternate, is_installed
-from peers.probing import Fits, dask_fit, exact, lmprobe_fits, lmprobe_sweep, one_fold, sklearn_fits, sparse_fits
+from peers.probing import (
+    Fits, dask_fit, exact, lmprobe_fits, lmprobe_sweep, newton_fits, one_fold, sklearn_fits, sparse_fits,
+)  # fmt: skip
 from probes_speed import ALL_PAIRS, CORES, FOLDS, GROUPS, LAYERS, PER_GROUP, TOKENS, activations, as_data, gap, on_cores
 from report import Column, Report, Table, arguments, parse, ratios, versus
 from stratalens.analyses.probes import probe
@@ -50,6 +53,7 @@ OURS = {
 SAME = (
     "scikit-learn, defaults",
     "scikit-learn, tuned",
+    "scikit-learn, newton-cholesky",
     "stratalens, logistic",
     "stratalens, logistic by cuML",
     "lmprobe fit_from_activations",
@@ -100,6 +104,7 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
                 others, "scikit-learn, defaults", partial(sklearn_fits, loose), len(CORES), None
             ),
             "scikit-learn, tuned": partial(others, "scikit-learn, tuned", partial(sklearn_fits, tight), 1, 1),
+            "scikit-learn, newton-cholesky": partial(others, "scikit-learn, newton-cholesky", newton_fits, 1, 1),
         }
         ways |= {name: partial(ours, name, method) for name, method in OURS.items()}
         if has_gpu():

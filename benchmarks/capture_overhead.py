@@ -3,7 +3,9 @@
 SmolLM2-135M, all blocks, two positions, the same batches for everybody, in alternating runs (one round forwards, the
 next backwards). *Forward, no logits* is the leanest pass there is; with logits at the recorded positions is what the
 statistics of the output cannot do without; all statistics have `running_loss` among them, which needs the head at every
-token, so that they also stand beside the forward pass with all of its logits. capture() runs from its start until
+token, so that they also stand beside the forward pass with all of its logits. *run_with_cache and np.save* is the loop
+of the tutorials: logits at every token, float32, no fsync; *lean* is the same loop with logits of one token, float16
+and fsync. capture() runs from its start until
 everything is on the disk, the fingerprint of the weights included; what of it is paid once, however many prompts there
 are, is seen with eight of them. Peak memory is that of a process which does one of them.
 
@@ -35,6 +37,7 @@ import pandas as pd
 import torch
 
 from common import Timing, is_installed, peak_memory_mib, time_once
+from peers.way import sync_file
 from report import Report, arguments, parse, ratios
 from stratalens import PromptTable, capture
 from stratalens.models import adapt
@@ -45,6 +48,7 @@ from stratalens.recipe import OUTPUT_STATISTICS, SITE_STATISTICS
 TITLE, THEME = "What recording costs", "Capture"
 POSITIONS = ("last", "entity_last")
 HOOK = "blocks.{}.hook_resid_post"
+LEAN = "run_with_cache and np.save, lean"
 # Everything that needs logits at the recorded positions only; `loss` and `running_loss` look at other positions too.
 AT_POSITIONS = (*SITE_STATISTICS, *(n for n in OUTPUT_STATISTICS if n not in ("loss", "running_loss", "answer_loss")))
 
@@ -135,17 +139,25 @@ class Workload:
             batch_size=self.batch, block_size=self.block_size, progress=False,
         )  # fmt: skip
 
-    def by_hand(self, folder: Path) -> None:
-        """What a user would write today."""
+    def by_hand(self, folder: Path, lean: bool = False) -> None:
+        """What a user would write today; `lean` with all that it can be spared, and on the disk as ours is."""
         names = [HOOK.format(n) for n in range(self.model.cfg.n_layers)]
-        out = np.zeros((len(names), len(self.table), len(POSITIONS), self.model.cfg.d_model), dtype=np.float32)
-        with torch.no_grad():
+        kind = torch.float16 if lean else torch.float32
+        shape = (len(names), len(self.table), len(POSITIONS), self.model.cfg.d_model)
+        out = np.zeros(shape, dtype=np.float16 if lean else np.float32)
+        # return_type=None alone leaves the output layer where it is: the bridge runs it at every token.
+        spared: dict[str, Any] = {"return_type": None, "logits_to_keep": 1} if lean else {}
+        with torch.inference_mode() if lean else torch.no_grad():
             for rows, ids, mask in self.batches:
-                _, cache = self.model.run_with_cache(ids, attention_mask=mask, names_filter=lambda n: n in names)
+                _, cache = self.model.run_with_cache(
+                    ids, attention_mask=mask, names_filter=lambda n: n in names, **spared
+                )
                 place = torch.from_numpy(self.index[rows])
                 for layer, name in enumerate(names):
-                    out[layer, rows] = cache[name][torch.arange(len(rows))[:, None], place].numpy()
+                    out[layer, rows] = cache[name][torch.arange(len(rows))[:, None], place].to(kind).numpy()
         np.save(folder / "out.npy", out)
+        if lean:
+            sync_file(folder / "out.npy")
 
 
 def measured(function: Callable[[Path], None]) -> Timing:
@@ -164,6 +176,7 @@ def ways(work: Workload) -> dict[str, Callable[[Path], None]]:
         "capture, statistics at the positions": lambda f: work.capture(f, AT_POSITIONS),
         "capture, all statistics": lambda f: work.capture(f, True),
         "run_with_cache and np.save": work.by_hand,
+        LEAN: lambda f: work.by_hand(f, lean=True),
     }
 
 
@@ -173,6 +186,7 @@ AIMS = (
     ("capture, all statistics", "forward, logits at the positions", 1.10),
     ("capture, all statistics", "forward, logits at every token", 1.10),
     ("capture, statistics off", "run_with_cache and np.save", 1.0),
+    ("capture, statistics off", LEAN, 1.0),
 )
 
 

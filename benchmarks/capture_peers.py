@@ -10,10 +10,11 @@ the same files: it is resumable where the second start needs fewer forward passe
 
 Baseline is the forward pass alone: transformers, no logits, nothing kept, and no hooks. *Hooked forward pass only* is
 the same of TransformerLens's bridge, which ours and every run_with_cache pay for and which neither transformers nor
-nnsight has. `capture_overhead` compares with it at more prompts, where what a job costs once (the fingerprint of the
-weights, a first pass over a few tokens) weighs less. Of all tokens, ours, lmprobe and SAELens keep rows of the longest
-prompt's length on the disk, the others no padding. SAELens needs TransformerLens below 4 and so an
-environment of its own (`make .venv-saelens/.peers`); nnsight and lmprobe come from constraints/bench.txt.
+nnsight has. Logits are asked for at one token where a way can be told so (lmprobe cannot). `capture_overhead` compares
+at more prompts, where what a job costs once (the fingerprint of the weights, a first pass over a few tokens) weighs
+less. Of all tokens, ours, lmprobe and SAELens keep every row as long as the longest, the others keep no padding.
+SAELens needs TransformerLens below 4 and so an environment of its own (`make .venv-saelens/.peers`); nnsight and
+lmprobe come from constraints/bench.txt.
 
     python benchmarks/capture_peers.py [FOLDER] [--prompts 64] [--rounds 3] [--saelens PYTHON]
 """

@@ -5,7 +5,10 @@ refit at every layer and token, 5400 fits. Some of its layers are measured, and 
 both are scaled to the whole.
 
 - *naive*: np.load, LogisticRegression with its defaults (C as ours), cross_val_score, both cores, BLAS as it comes.
-- *tuned*: the same loop in float32 at tol=1e-6, one BLAS thread, pinned to one core.
+- *tuned*: the same loop in float32 at tol=1e-6, one BLAS thread, pinned to one core (its solver is lbfgs); *newton*:
+  the same in float64 with `newton-cholesky`, the best of its solvers where rows are many more than features.
+- *ridge loop* and *lda loop*: the same with RidgeClassifier and LinearDiscriminantAnalysis (lsqr, Ledoit and Wolf's
+  shrinkage), which ask what our ridge and lda ask. CPU seconds compare one core with one core, wall one with two.
 - ours: sl.probe for logistic, ridge, lda and diffmeans with two workers on two cores: fits, refits, scores, AUCs and
   bootstrap intervals of every accuracy included.
 
@@ -34,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from sklearn.base import clone
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -88,9 +92,21 @@ def as_data(x: np.ndarray) -> xr.DataArray:
     )
 
 
-def loop(file: Path, fold: np.ndarray, pairs: list[tuple[int, int]], tuned: bool) -> dict[tuple[int, ...], float]:
+#: scikit-learn's, by the name of the loop; all of one BLAS thread on one core but the naive one.
+LOOPS: dict[str, Any] = {
+    "naive": LogisticRegression(C=0.1),
+    "tuned": LogisticRegression(C=0.1, tol=1e-6, max_iter=5000),
+    "newton": LogisticRegression(C=0.1, tol=1e-6, max_iter=5000, solver="newton-cholesky"),
+    "ridge loop": RidgeClassifier(alpha=10.0),
+    "lda loop": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+}
+
+
+def loop(file: Path, fold: np.ndarray, pairs: list[tuple[int, int]], name: str) -> dict[tuple[int, ...], float]:
     """Mean accuracy of every (layer, token, pair) by scikit-learn, with a refit each, as ours has."""
     x = np.load(file)
+    if name == "newton":  # in float32 it finds the Hessian of a residual stream singular, and falls back to lbfgs
+        x = x.astype(np.float64)
     codes = np.repeat(np.arange(GROUPS), PER_GROUP)
     out = {}
     for layer in range(x.shape[0]):
@@ -98,7 +114,7 @@ def loop(file: Path, fold: np.ndarray, pairs: list[tuple[int, int]], tuned: bool
             for a, b in pairs:
                 rows = (codes == a) | (codes == b)
                 X, y = np.ascontiguousarray(x[layer, rows, token]), (codes[rows] == b).astype(int)
-                model = LogisticRegression(C=0.1, tol=1e-6, max_iter=5000) if tuned else LogisticRegression(C=0.1)
+                model = clone(LOOPS[name])
                 scores = cross_val_score(model, X, y, cv=PredefinedSplit(fold[rows]))
                 model.fit(X, y)
                 out[layer, token, ALL_PAIRS.index((a, b))] = float(scores.mean())
@@ -150,7 +166,7 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
     """All ways over one kind of data."""
     chosen = [ALL_PAIRS[i] for i in np.linspace(0, len(ALL_PAIRS) - 1, options.pairs + 2).round().astype(int)[1:-1]]
     whole = LAYERS / x.shape[0] * TOKENS / x.shape[2]
-    scale = dict.fromkeys(("naive", "tuned"), whole * len(ALL_PAIRS) / len(chosen))
+    scale = dict.fromkeys(LOOPS, whole * len(ALL_PAIRS) / len(chosen))
     data = as_data(x)
     fold = probe(data.isel(layer=[0], token=[0]), method="diffmeans", progress=False).entity_fold.values
     found: dict[str, Any] = {}
@@ -158,20 +174,16 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
         file = Path(folder) / "activations.npy"
         np.save(file, x)
 
-        def naive() -> None:
-            on_cores(options.workers)
-            found["naive"] = loop(file, fold, chosen, False)
-
-        def tuned() -> None:
-            on_cores(1)
-            with threadpool_limits(1):
-                found["tuned"] = loop(file, fold, chosen, True)
+        def theirs(name: str) -> None:
+            on_cores(options.workers if name == "naive" else 1)
+            with threadpool_limits(None if name == "naive" else 1):
+                found[name] = loop(file, fold, chosen, name)
 
         def ours(method: str) -> None:
             on_cores(options.workers)
             found[method] = probe(data, method=method, workers=options.workers, progress=False)
 
-        ways: dict[str, Any] = {"naive": naive, "tuned": tuned}
+        ways: dict[str, Any] = {name: partial(theirs, name) for name in LOOPS}
         ways |= {method: partial(ours, method) for method in METHODS}
         measured = alternate(ways, rounds=options.rounds)
     on_cores(len(CORES))
@@ -181,7 +193,7 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
     }
     extra = {
         f"{unit}, times {base}": {m: ratios(runs[base], runs[m], unit) for m in METHODS}
-        for base in ("naive", "tuned")
+        for base in ("naive", "tuned", "newton")
         for unit in ("wall", "cpu")
     }
     title = f"Workload P on {kind} activations"
@@ -191,6 +203,10 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
     for base, method, least in aims:
         speed = ratios(runs[base], runs[method])
         report.aim(f"speed of {method} by that of the {base} loop, {kind} activations", speed, at_least=least)
+    for base, method in (("tuned", "logistic"), ("newton", "logistic"), ("ridge loop", "ridge"), ("lda loop", "lda")):
+        speed = ratios(runs[base], runs[method], "cpu")
+        what = base if base.endswith("loop") else f"{base} loop"
+        report.aim(f"{method} by the {what}, CPU seconds, {kind} activations: times as few", speed, at_least=1)
     check(report, kind, found, x, chosen)
 
 
@@ -202,7 +218,7 @@ def check(report: Report, kind: str, found: dict[str, Any], x: np.ndarray, chose
     ], note="the exact solution is scikit-learn's in float64, for one pair, layer and token")  # fmt: skip
     ours = found["logistic"]
     accuracy = ours.accuracy.mean("fold").values
-    for name in ("naive", "tuned"):
+    for name in ("naive", "tuned", "newton"):
         gaps = [abs(accuracy[place] - value) for place, value in found[name].items()]
         table.add(name=f"logistic, {name} loop", mean=float(np.mean(gaps)), most=float(max(gaps)))
     share = float(ours.converged.mean())

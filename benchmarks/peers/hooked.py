@@ -1,4 +1,8 @@
-"""TransformerLens 4: `run_with_cache` of the bridge, its residual streams cast and put into files."""
+"""TransformerLens 4: `run_with_cache` of the bridge, its residual streams cast and put into files.
+
+`return_type=None` alone does not keep the bridge from running the output layer at every token; `logits_to_keep=1`, which
+it hands on to transformers, leaves one token of it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ def bridge(work: Work) -> Any:
 
 
 class HookedForward(Way):
-    """The bridge's own forward pass: its hook points are there and nothing listens; no logits."""
+    """The bridge's own forward pass: its hook points are there and nothing listens; logits of one token."""
 
     name = "hooked forward pass only"
     packages = ("transformer-lens",)
@@ -37,11 +41,11 @@ class HookedForward(Way):
     @torch.inference_mode()
     def run(self, work: Work, setting: str, folder: Path) -> None:
         for _, ids, mask in work.batches(setting):
-            self.model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_type=None)
+            self.model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_type=None, logits_to_keep=1)
 
 
 class RunWithCache(Way):
-    """The loop of the tutorials: only the wanted hooks are cached, no logits are asked for."""
+    """The loop of the tutorials with what it can be spared: only the wanted hooks are cached, logits of one token."""
 
     saver: type[Saver]
 
@@ -55,7 +59,7 @@ class RunWithCache(Way):
         saver = self.saver(work, setting, folder)
         for rows, ids, mask in work.batches(setting):
             _, cache = self.model.run_with_cache(
-                torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_type=None,
+                torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_type=None, logits_to_keep=1,
                 names_filter=lambda name: name in self.hooks,
             )  # fmt: skip
             place, token = (torch.from_numpy(i) for i in work.wanted(setting, rows))

@@ -34,6 +34,12 @@ def sklearn_fits(model: Any, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> 
     return Fits(np.array(scores), clone(model).fit(x, y).coef_.ravel())
 
 
+def newton_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
+    """scikit-learn's Newton in float64; in float32 it finds a residual stream's Hessian singular and leaves it to lbfgs."""
+    newton = LogisticRegression(C=C, tol=1e-6, max_iter=5000, solver="newton-cholesky")
+    return sklearn_fits(newton, x.astype(np.float64), y, fold)
+
+
 def exact(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
     """Newton's method in float64 to the end."""
     newton = LogisticRegression(C=C, tol=1e-10, max_iter=1000, solver="newton-cholesky")

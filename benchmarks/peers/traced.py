@@ -14,7 +14,7 @@ from peers.work import Work
 
 
 class Trace(Way):
-    """nnsight has no files of its own; it runs the whole model, its output layer included."""
+    """nnsight has no files of its own; it runs the whole model, of the output layer one token."""
 
     name = "nnsight tracer.cache, np.memmap"
     packages = ("nnsight",)
@@ -34,7 +34,7 @@ class Trace(Way):
         layers = [self.model.model.layers[n] for n in range(work.layers)]
         for rows, ids, mask in work.batches(setting):
             given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            with self.model.trace(given) as tracer:
+            with self.model.trace(given, logits_to_keep=1) as tracer:
                 cache = tracer.cache(modules=layers).save()
             place, token = (torch.from_numpy(i) for i in work.wanted(setting, rows))
             outputs = [cache[layer.path].output for layer in layers]
