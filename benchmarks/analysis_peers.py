@@ -36,7 +36,15 @@ from threadpoolctl import threadpool_limits
 
 from common import Timing, alternate, is_installed
 from peers.probing import (
-    Fits, dask_fit, exact, lmprobe_fits, lmprobe_sweep, newton_fits, one_fold, sklearn_fits, sparse_fits,
+    Fits,
+    dask_fit,
+    exact,
+    lmprobe_fits,
+    lmprobe_sweep,
+    newton_fits,
+    one_fold,
+    sklearn_fits,
+    sparse_fits,
 )  # fmt: skip
 from probes_speed import ALL_PAIRS, CORES, FOLDS, GROUPS, LAYERS, PER_GROUP, TOKENS, activations, as_data, gap, on_cores
 from report import Column, Report, Table, arguments, parse, ratios, versus

@@ -44,8 +44,8 @@ MODULES = ("plain", "ours", "hooked", "traced", "probed", "sae")
 OURS = ("stratalens", "stratalens, all statistics")
 BASELINE = "forward pass only"
 QUICK = [
-    "Forward", "HookedForward", "Capture", "CaptureWithStatistics", "HiddenStates", "RunWithCacheMemmap", "Trace", "Warmup",
-    "HookedOneLayer",
+    "Forward", "HookedForward", "Capture", "CaptureWithStatistics", "HiddenStates", "RunWithCacheMemmap", "Trace",
+    "Warmup", "HookedOneLayer",
 ]  # fmt: skip
 
 

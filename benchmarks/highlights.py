@@ -11,7 +11,8 @@ BEGIN, END = "<!-- speed: made by benchmarks/page.py -->", "<!-- /speed -->"
 # (words, benchmark, aim); "speed" is how many times as fast, "time" how many times as long.
 CHOSEN = [
     ("logistic probes, 30 layers x 2 tokens x 15 pairs x 6 fits, real activations: speed on two cores, against "
-     "scikit-learn's lbfgs in float32 on one", "probes_speed", "speed of logistic by that of the tuned loop, real activations"),
+     "scikit-learn's lbfgs in float32 on one", "probes_speed",
+     "speed of logistic by that of the tuned loop, real activations"),
     ("the same on Gaussian features", "probes_speed",
      "speed of logistic by that of the tuned loop, gaussian activations"),
     ("recording 30 layers at two positions of 256 prompts: time, against the forward pass alone", "capture_overhead",
@@ -24,12 +25,14 @@ CHOSEN = [
      "capture, statistics off, by run_with_cache and np.save, wall seconds"),
     ("a short job of 64 prompts: time, against transformers' hidden states without any hooks", "capture_peers",
      "two positions: seconds of stratalens (no statistics) by those of output_hidden_states, np.memmap"),
-    ("writing values that are in our buffers already: speed, against TensorStore from an array", "store_write", "writing speed by that of TensorStore, memory"),
+    ("writing values that are in our buffers already: speed, against TensorStore from an array", "store_write",
+     "writing speed by that of TensorStore, memory"),
     ("reading a layer without dask, every byte checked: speed, against a single pass over the same bytes with crc32c",
      "store_read",
      "speed of verified reading of a layer by that of a single pass, stratalens, chunks=None"),
     ("the same, against TensorStore", "store_read", "speed of verified reading of a layer by that of TensorStore"),
-    ("one entity over 16 layers, its chunks checked before: time, against as many bytes in sequence (the store is made for layers)", "store_read",
+    ("one entity over 16 layers, its chunks checked before: time, against as many bytes in sequence (the store is made "
+     "for layers)", "store_read",
      "time of one entity over all layers (16 layers x 2048) by that of as many bytes: stratalens, chunks=None, "
      "verified before"),
     ("shuffled batches for SAE training: speed, against `.values` from memory", "torch_batches",

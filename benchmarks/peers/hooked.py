@@ -1,7 +1,7 @@
 """TransformerLens 4: `run_with_cache` of the bridge, its residual streams cast and put into files.
 
-`return_type=None` alone does not keep the bridge from running the output layer at every token; `logits_to_keep=1`, which
-it hands on to transformers, leaves one token of it.
+`return_type=None` alone does not keep the bridge from running the output layer at every token; `logits_to_keep=1`,
+which it hands on to transformers, leaves one token of it.
 """
 
 from __future__ import annotations

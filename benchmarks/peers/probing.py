@@ -35,7 +35,7 @@ def sklearn_fits(model: Any, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> 
 
 
 def newton_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
-    """scikit-learn's Newton in float64; in float32 it finds a residual stream's Hessian singular and leaves it to lbfgs."""
+    """scikit-learn's Newton in float64 (in float32 it finds a residual stream's Hessian singular, and takes lbfgs)."""
     newton = LogisticRegression(C=C, tol=1e-6, max_iter=5000, solver="newton-cholesky")
     return sklearn_fits(newton, x.astype(np.float64), y, fold)
 
