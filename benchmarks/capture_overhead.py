@@ -146,7 +146,7 @@ class Workload:
         shape = (len(names), len(self.table), len(POSITIONS), self.model.cfg.d_model)
         out = np.zeros(shape, dtype=np.float16 if lean else np.float32)
         # return_type=None alone leaves the output layer where it is: the bridge runs it at every token.
-        spared: dict[str, Any] = {"return_type": None, "logits_to_keep": 1} if lean else {}
+        spared: dict[str, Any] = {"return_type": None, "logits_to_keep": 1, "use_cache": False} if lean else {}
         with torch.inference_mode() if lean else torch.no_grad():
             for rows, ids, mask in self.batches:
                 _, cache = self.model.run_with_cache(

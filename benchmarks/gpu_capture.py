@@ -1,10 +1,13 @@
 """What recording costs on a GPU: tokens a second with all layers recorded against none, in bfloat16.
 
 Random models of the shapes of SmolLM2-135M and of Llama 3.2 1B, prompts of 64 tokens, all blocks recorded: at the last
-token, and at every token. Batches double until the card is full; at each size there are as many prompts as the forward
-pass alone needs some seconds for. *Forward* is the leanest pass there is: no hooks, no logits. capture() runs from its
-start until everything is on the disk. What bounds it is measured beside it: copies from the device into pageable and
-into pinned memory, the disk, and products of matrices on the device.
+token, and at every token. Batches double until the card is full, or --most; the largest three are measured, each with
+as many prompts as the forward pass alone needs some seconds for. *Forward* is the leanest pass there is: no hooks, no
+logits. capture() runs from its start until everything is on the disk, the fingerprint of the weights included. It never
+runs more rows at once than a block of the store has, so that blocks are as long as a batch here, or as two buffers of
+4 GiB allow; *rows of a pass* are those that it did run. Device memory is that of recording, at its peak. What bounds it
+is measured beside it: copies from the device into pageable and into pinned memory, the disk, and products of matrices
+on the device.
 
     python benchmarks/gpu_capture.py [FOLDER] [--shapes smollm2 llama-1b] [--rounds 3] [--seconds 4]
 
@@ -33,6 +36,7 @@ from tiny_model import prompts, tokenizer
 
 TITLE, THEME = "What recording costs on a GPU", "GPU"
 LENGTH = 64
+BUFFER = 4 << 30
 # width, layers, heads, key and value heads, hidden width, vocabulary
 SHAPES = {
     "smollm2": (576, 30, 9, 3, 1536, 49152),
@@ -66,6 +70,7 @@ class Work:
 
     def __init__(self, hooked: Any, count: int, batch: int) -> None:
         self.hooked, self.adapter, self.batch = hooked, adapt(hooked), batch
+        self.most = 0  # rows of a pass
         self.table = prompts(count, words=LENGTH)
         tokenized = self.table.tokenize(hooked.tokenizer)
         self.tokens = int(tokenized.lengths.sum())
@@ -85,11 +90,20 @@ class Work:
 
     def record(self, folder: Path, positions: Any) -> Timing:
         """capture() into a fresh folder, without what it takes to delete it."""
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            return time_once(lambda: capture(
-                {"model": self.hooked}, self.table, Path(place) / "run.zarr", positions=positions, statistics=False,
-                batch_size=self.batch, progress=False,
-            ))  # fmt: skip
+        config = self.hooked.original_model.config
+        row = config.num_hidden_layers * config.hidden_size * 2 * (LENGTH if positions == "all" else 1)
+        seen: list[int] = []
+        entry = self.hooked.original_model.get_input_embeddings()
+        handle = entry.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        try:
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                return time_once(lambda: capture(
+                    {"model": self.hooked}, self.table, Path(place) / "run.zarr", positions=positions, statistics=False,
+                    batch_size=self.batch, block_size=max(1, min(self.batch, BUFFER // row)), progress=False,
+                ))  # fmt: skip
+        finally:
+            handle.remove()
+            self.most = max(seen)
 
 
 def settle(device: torch.device) -> None:
@@ -98,18 +112,22 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def sizes(hooked: Any, most: int) -> list[int]:
+def sizes(report: Report, shape: str, hooked: Any, most: int) -> list[int]:
     """Batch sizes, doubled until the card is full."""
     found = []
     batch = 32
     while batch <= most:
         try:
             Work(hooked, batch, batch).forward()
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except RuntimeError as error:  # out of memory, or more rows than a kernel takes
+            report.note(f"{shape}: batches of {batch} do not run, {type(error).__name__}")
             break
         found.append(batch)
         batch *= 2
+    else:
+        report.note(f"{shape}: batches of more than {found[-1]} were not tried")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return found[-3:]
 
 
@@ -138,16 +156,20 @@ def measure(report: Report, shape: str, options: argparse.Namespace, folder: Pat
     width, layers = SHAPES[shape][:2]
     table = Table(f"capture-{shape}", f"{shape}: {layers} blocks of {width}, prompts of {LENGTH} tokens", [
         Column("name", ""), Column("forward", "forward", "tokens/s"), Column("recorded", "recorded", "tokens/s"),
-        Column("ratio", "time, ratio"), Column("bytes", "recorded", "GB/s"), Column("memory", "device memory", "GiB"),
+        Column("ratio", "time, ratio"), Column("bytes", "recorded", "GB/s"),
+        Column("rows", "rows of a pass, recorded"), Column("memory", "device memory", "GiB"),
     ])  # fmt: skip
     shares: dict[str, list[float]] = {}
-    for batch in sizes(hooked, options.most):
+    for batch in sizes(report, shape, hooked, options.most):
         few = Work(hooked, batch, batch)
         few.forward()
         count = batch * max(2, round(options.seconds / max(1e-4, rates.best_of(few.forward, 3))))
         work = Work(hooked, min(count, options.prompts), batch)
         for way, positions in WAYS.items():
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
             work.record(folder, positions)
+            memory = used()
             bare, ours = [], []
             for _ in range(options.rounds):
                 bare.append(time_once(work.forward))
@@ -157,7 +179,7 @@ def measure(report: Report, shape: str, options: argparse.Namespace, folder: Pat
             table.add(
                 name=f"{way}, batches of {batch}", forward=[work.tokens / t.wall for t in bare],
                 recorded=[work.tokens / t.wall for t in ours], ratio=shares[way],
-                bytes=[kept / t.wall / 1e9 for t in ours], memory=used(),
+                bytes=[kept / t.wall / 1e9 for t in ours], rows=work.most, memory=memory,
             )  # fmt: skip
     report.add(table)
     for way, found in shares.items():
@@ -169,7 +191,7 @@ def measure(report: Report, shape: str, options: argparse.Namespace, folder: Pat
 
 
 def used() -> float | None:
-    """Most memory of the device so far, GiB."""
+    """Most memory of the device since the peak was set back, GiB."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
 
 

@@ -5,9 +5,9 @@ done to them, as many floating point operations as the result needs at the rate 
 forward pass alone. 1 is the floor. Where the rest goes is sampled: the functions that the threads were found in.
 
 - *write*: blocks of float16 values from buffers that hold them, with checksums and commit records, onto the disk; floor
-  as many bytes into a raw file, with fsync.
+  as many bytes into raw files, one for each block, with fsync, by a thread for each core.
 - *read, cold* and *read, warm*: one layer of all entities, bfloat16, checked and widened to float32; floor as many
-  bytes into new memory, from the disk and from the page cache, by one thread.
+  bytes into new memory, from the disk and from the page cache, by a thread for each core.
 - *centroids*: all slabs of a store; floor reading them, checked and widened, with the same workers.
 - *lda* and *logistic*: all pairs of six groups, five folds and a refit, scores, AUCs and intervals too; floor, with all
   cores: for lda one product X'X of all rows and a Cholesky factor for each fit, as a direct solution needs them; for
@@ -25,6 +25,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,18 +48,20 @@ from stratalens.store.threads import cores
 
 TITLE, THEME = "How close to what the machine can do", "Limits"
 ORDER = [f"s{g + 1}" for g in range(GROUPS)]
+POOL = ThreadPoolExecutor(cores())  # of the floors
 Path_ = tuple[str, Callable[[], Any], Callable[[], Any], str]
 
 
 def writing(folder: Path, blocks: int) -> Path_:
-    """Our blocks onto the disk against one raw file."""
+    """Our blocks onto the disk against raw files."""
     values = np.random.default_rng(0).standard_normal((LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.float32).astype(DTYPE)
     shape = (1, LAYERS, ROWS * blocks, TOKENS, D_MODEL)
 
     def floor() -> Timing:
-        path = folder / "raw"
-        took = time_once(lambda: rates.write_file(path, values, blocks))
-        path.unlink()
+        paths = [folder / f"raw-{number}" for number in range(blocks)]
+        took = time_once(lambda: list(POOL.map(lambda path: rates.write_file(path, values), paths)))
+        for path in paths:
+            path.unlink()
         return took
 
     return "write", lambda: write_filled(folder, shape, values), floor, f"{values.nbytes * blocks / 1e6:.0f} MB"
@@ -82,7 +85,7 @@ def reading(folder: Path, store: Path, cold: bool) -> Path_:
     def floor() -> Timing:
         if cold:
             drop_cache(raw)
-        return time_once(lambda: rates.read_file(raw, count))
+        return time_once(lambda: rates.read_shared(POOL, cores(), raw, count))
 
     return f"read, {'cold' if cold else 'warm'}", ours, floor, f"{count / 1e6:.0f} MB"
 

@@ -16,6 +16,9 @@ from peers.savers import SAVERS, Saver
 from peers.way import Way, hugging_face
 from peers.work import Work
 
+#: What transformers need not do for anybody who records.
+SPARED: dict[str, Any] = {"logits_to_keep": 1, "use_cache": False}
+
 
 def bridge(work: Work) -> Any:
     """The model in TransformerLens, without compatibility mode: nothing folded, nothing centred."""
@@ -41,7 +44,7 @@ class HookedForward(Way):
     @torch.inference_mode()
     def run(self, work: Work, setting: str, folder: Path) -> None:
         for _, ids, mask in work.batches(setting):
-            self.model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_type=None, logits_to_keep=1)
+            self.model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_type=None, **SPARED)
 
 
 class RunWithCache(Way):
@@ -59,8 +62,8 @@ class RunWithCache(Way):
         saver = self.saver(work, setting, folder)
         for rows, ids, mask in work.batches(setting):
             _, cache = self.model.run_with_cache(
-                torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_type=None, logits_to_keep=1,
-                names_filter=lambda name: name in self.hooks,
+                torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), return_type=None,
+                names_filter=lambda name: name in self.hooks, **SPARED,
             )  # fmt: skip
             place, token = (torch.from_numpy(i) for i in work.wanted(setting, rows))
             saver.put(rows, torch.stack([cache[name][place, token].half() for name in self.hooks]))

@@ -34,7 +34,7 @@ class Trace(Way):
         layers = [self.model.model.layers[n] for n in range(work.layers)]
         for rows, ids, mask in work.batches(setting):
             given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            with self.model.trace(given, logits_to_keep=1) as tracer:
+            with self.model.trace(given, logits_to_keep=1, use_cache=False) as tracer:
                 cache = tracer.cache(modules=layers).save()
             place, token = (torch.from_numpy(i) for i in work.wanted(setting, rows))
             outputs = [cache[layer.path].output for layer in layers]
