@@ -82,7 +82,8 @@ def probe(
         standardize: scale features to unit variance over the training rows of each fit; `coef` stays in the
             units of the activations.
         solver: of the logistic regression: "batched" (ours, exact) or "library" (scikit-learn, cuML on a GPU).
-        tol: largest component of the gradient of the mean loss at which a logistic fit counts as converged.
+        tol: largest component of the gradient of the mean loss at which a logistic fit counts as converged; it
+            shrinks with a gradient that is below 0.001 from the start, as very small activations give.
         fold_coefs: also return `fold_coef` and `fold_intercept`, the probes that made `score`.
         resamples: of the cluster bootstrap.
         skip_missing: leave out rows that were not recorded instead of refusing.

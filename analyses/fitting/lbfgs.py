@@ -20,6 +20,8 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 
 # Problems that are done leave the batch once they are this share of it (leaving costs a copy).
 LEAVE_AT = 0.15
+# Of a gradient at the start, below which the tolerance shrinks with it, to a millionth at most.
+SMALL = 1e-3
 # Iterations without a new smallest gradient after which a problem counts as stuck at rounding.
 PATIENCE = 12
 
@@ -89,7 +91,8 @@ def minimise(
 
     Args:
         objective: the problems; it is moved.
-        tol: a problem is done when `objective.size_of(gradient) <= tol`.
+        tol: a problem is done when `objective.size_of(gradient) <= tol`, or `tol` times the size at the start by
+            SMALL where that is less: a gradient that is small from the beginning says nothing of being near.
         max_iter: most iterations.
         memory: pairs of steps and gradient differences that are kept.
         line_steps: most evaluations in one line search.
@@ -108,12 +111,15 @@ def minimise(
     since = np.zeros(n_problems, dtype=np.int64)
     history: list[tuple[Array, Array, Array]] = []
     scale = xp.ones(n_problems, dtype=gradient.dtype)
+    goal: npt.NDArray[np.float64] | None = None  # of each problem, known once its first gradient is measured
 
     for iteration in range(max_iter + 1):
         now = to_numpy(objective.size_of(gradient)).astype(np.float64)
+        if goal is None:
+            goal = tol * np.clip(now / SMALL, 1e-6, 1)
         since = np.where(now < best, 0, since + 1)
         best = np.minimum(now, best)
-        done = (now <= tol) | (since > PATIENCE) | ~np.isfinite(now)
+        done = (now <= goal[active]) | (since > PATIENCE) | ~np.isfinite(now)
         last = iteration == max_iter
         if last or done.all() or done.mean() >= LEAVE_AT:
             leave = np.ones_like(done) if last else done
@@ -155,7 +161,7 @@ def minimise(
         scale = xp.where(fine & (curved > 0), bend / xp.where(curved > 0, curved, 1), scale)
         history = [*history[-(memory - 1) :], (step, change, rho)]
         gradient = moved
-    return Minimum(points, size, iterations, size <= tol)
+    return Minimum(points, size, iterations, size <= (0 if goal is None else goal))
 
 
 def _two_loops(

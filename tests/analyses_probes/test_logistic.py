@@ -139,6 +139,18 @@ def test_features_of_very_different_sizes_are_finished_in_float64(backend: Backe
     assert agree.mean() > 0.99
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e-2, 1e3])
+def test_small_activations_are_fitted_as_well_as_large_ones(scale: float) -> None:
+    X, y = activations()
+    X = (X - X.mean(axis=0)) * scale
+    signs = np.where(y, 1, -1).astype(np.int8)[:, None]
+    fit = fit_logistic(X.astype(np.float32), signs, C=0.1)
+    exact = reference(X, y, 0.1)
+    assert fit.converged.all()
+    assert one_minus_cosine(fit.coef[0], exact.coef_[0]) < 1e-6
+    assert ((X @ fit.coef[0] + fit.intercept[0] > 0) == (exact.decision_function(X) > 0)).mean() > 0.99
+
+
 def test_one_class_is_refused() -> None:
     with pytest.raises(InputError, match="one class only"):
         fit_logistic(np.ones((4, 2)), np.ones((4, 1), dtype=np.int8))
