@@ -221,6 +221,10 @@ def check(report: Report, kind: str, found: dict[str, Any], x: np.ndarray, chose
     for name in ("naive", "tuned", "newton"):
         gaps = [abs(accuracy[place] - value) for place, value in found[name].items()]
         table.add(name=f"logistic, {name} loop", mean=float(np.mean(gaps)), most=float(max(gaps)))
+        if name != "naive":
+            words = " (the exact solution)" if name == "newton" else ""
+            text = f"accuracies of logistic and of the {name} loop{words}, {kind} activations: difference"
+            report.aim(text, [float(g) for g in gaps], at_most=0.002)
     share = float(ours.converged.mean())
     report.aim(f"share of the logistic fits that converged, {kind} activations", share, at_least=1)
     codes = np.repeat(np.arange(GROUPS), PER_GROUP)
