@@ -221,7 +221,7 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
             wall=[t.wall for t in runs["ours"]],
             floor=[t.wall for t in runs["floor"]],
             times=found[name],
-            profile=rates.profile(ours),
+            profile=rates.profile(ours, most=10),
         )
     report.add(table)
     for name, times in found.items():

@@ -6,7 +6,8 @@ means in the page cache, *cold* that the files were taken out of it before each 
 hold them still). Each turn opens the files anew and the question alone is timed; opening has a table of its own. All
 answer with NumPy arrays in memory, compared with one another before anything is timed; np.memmap, safetensors and torch
 are made to copy, since a map that nobody has touched is no answer. The baseline reads as many bytes from the beginning
-of flat files, sequentially, on one thread.
+of flat files, sequentially, on one thread. SAELens keeps Arrow datasets, of one layer each; nnsight and run_with_cache
+keep what the user saves.
 
 Ours checks every byte against its checksum in all rows but the one with `verify=False`; in the table of the files it is
 said who else does.
@@ -28,6 +29,7 @@ import numpy as np
 
 from common import Timing, alternate, drop_cache, fill_cache, is_installed, time_once
 from formats import DTYPE, Format, Ours, OursPlain, OursUnchecked, Raw, Shape
+from lmprobe_format import Lmprobe
 from peer_formats import PEERS, READERS_OF_OURS
 from report import Column, Report, Table, arguments, parse, ratios, versus
 
@@ -67,7 +69,7 @@ def make_all(folder: Path, shape: Shape, rows: int) -> tuple[list[Format], dict[
     ours = fill(Ours, folder / "ours", shape, rows)
     made: list[Format] = [raw, ours, *(kind(ours.folder, shape, rows) for kind in OURS[1:])]
     missing = {}
-    for kind in (*READERS_OF_OURS, *PEERS):
+    for kind in (*READERS_OF_OURS, *PEERS, Lmprobe):
         if kind.module and not is_installed(kind.module):
             missing[kind.name] = f"not installed: pip install {kind.module}"
         elif kind in READERS_OF_OURS:
