@@ -53,8 +53,8 @@ def setting(document: dict[str, Any]) -> str:
 def machines(documents: list[dict[str, Any]]) -> list[str]:
     """Where and when it was measured; one line where that was the same machine for all."""
     lines = []
-    for where in sorted({setting(d) for d in documents}):
-        members = [d for d in documents if setting(d) == where]
+    for where in sorted({setting(d) for d in documents if d["tables"]}):
+        members = [d for d in documents if setting(d) == where and d["tables"]]
         days = sorted({d["date"][:10] for d in members})
         busy = max(members, key=lambda d: d["machine"]["load"])
         when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
