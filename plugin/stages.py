@@ -153,6 +153,7 @@ def check_stage_name(name: Any) -> str:
 @contextmanager
 def loaded(stage: Stage, tokenizer: Any, device: str | torch.device | None) -> Iterator[nn.Module]:
     """The stage's model, on the device; a model of the caller's own goes back to where it was."""
+    _check_device(device)
     loadable = as_loadable(stage.source)
     if loadable is None and isinstance(stage.source, nn.Module):
         with _on_device(stage.source, device):
@@ -168,6 +169,18 @@ def loaded(stage: Stage, tokenizer: Any, device: str | torch.device | None) -> I
             f"stage {stage.name!r} is {type(stage.source).__name__}, from which no model can be had. "
             f"{near(type(stage.source).__name__, kinds)}"
         )
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    """Refuse a device that is not there before anything is loaded."""
+    if device is None:
+        return
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device={str(device)!r} is none that PyTorch knows; e.g. 'cpu', 'cuda', 'cuda:1'") from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device={str(device)!r}, but PyTorch sees no CUDA device; leave it out to take what is there")
 
 
 def _called(stage: Stage, device: str | torch.device | None) -> nn.Module:

@@ -76,8 +76,6 @@ class Settings:
             raise InputError(f"solver={self.solver!r}: {near(str(self.solver), SOLVERS)}")
         if self.solver == "library" and (self.method != "logistic" or self.kind != "binary"):
             raise InputError("solver='library' is for logistic probes of two classes; leave solver= out")
-        if self.backend == "gpu" and self.method in ("diffmeans", BOOSTING):
-            raise InputError(f"{self.method} runs on the CPU alone; use backend='auto' or 'cpu'")
         if self.kind == MULTICLASS and self.method != "logistic":
             raise InputError(f"pairs='multiclass' needs method='logistic', not {self.method!r}")
         if self.kind == ORDINAL and self.method not in ("ridge", "logistic"):
@@ -104,6 +102,8 @@ def device(backend: str, method: str, kind: str, solver: str = "batched") -> str
     Raises:
         InputError: an unknown backend, or a GPU was asked for and there is none.
     """
+    if backend == "gpu" and method == "diffmeans":
+        raise InputError("diffmeans runs on the CPU alone; use backend='auto' or 'cpu'")
     closed = method != "logistic" or kind == ORDINAL
     lacking = (kind == MULTICLASS or solver == "library") and not has_cuml()
     return resolve("cpu" if backend == "auto" and (closed or lacking) else backend).name

@@ -229,3 +229,18 @@ def test_the_models_own_dtype(tmp_path: Path) -> None:
     assert np.isfinite(ds.loss.values).all()
     expected = np.linalg.norm(ds.resid_post.values.astype(np.float64), axis=-1)
     np.testing.assert_allclose(ds.resid_post_l2.values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("device", "message"), [("cuda", "sees no CUDA device"), ("warp", "none that PyTorch knows")])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
+    device: str, message: str, tmp_path: Path
+) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+
+    def load() -> Any:
+        raise AssertionError("loaded")
+
+    with pytest.raises(InputError, match=message):
+        capture({"a": load}, table(4), tmp_path / "run.zarr", device=device)
+    assert not (tmp_path / "run.zarr").exists()
