@@ -159,7 +159,7 @@ def run_slabs(
         filled = filled or Filled(Layout(found), source.shape)
         filled.put(slab, found)
     hide = None if progress is None else not progress
-    begun = len(slabs) - len(todo)
+    begun = len(slabs) - len(todo)  # and finished
     try:
         with (
             closing(_results(function, source, todo, scheduler, workers)) as results,
@@ -170,7 +170,12 @@ def run_slabs(
                 filled.put(slab, result)
                 if kept is not None:
                     kept.put(slab, filled)
+                begun += 1
                 bar.update()
+    except KeyboardInterrupt as stop:
+        if kept is not None:
+            stop.add_note(f"{begun} of {len(slabs)} slabs are kept beside the store; the same call goes on from there")
+        raise
     finally:  # also when interrupted: what is finished is kept
         if kept is not None:
             kept.close(filled)

@@ -79,8 +79,9 @@ def test_an_interrupted_sweep_keeps_what_it_finished(store: Path) -> None:
         calls.append(1)
         return slab.mean("entity")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         sweep(ds, fails, cache="means", workers=1)
+    assert "slabs are kept beside the store" in stopped.value.__notes__[-1]
     again: list[int] = []
 
     def function(slab: xr.DataArray) -> xr.DataArray:
