@@ -6,7 +6,7 @@ once (`Filled`) or lazily (`lazy`). Running the slabs is in sweep.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import dask
@@ -41,9 +41,14 @@ def as_dataset(result: object) -> xr.Dataset:
     )
 
 
+def multi_indexed(result: xr.Dataset) -> list[Hashable]:
+    """Coordinates that are, or are levels of, a MultiIndex."""
+    return [k for k, index in result.xindexes.items() if isinstance(index, xr.indexes.PandasMultiIndex)]
+
+
 def _of_any_length(result: xr.Dataset) -> xr.Dataset:
     """Text of a fixed width as Python's: the width of one slab's would cut that of another, and zarr has none."""
-    several = [k for k, index in result.xindexes.items() if isinstance(index, xr.indexes.PandasMultiIndex)]
+    several = multi_indexed(result)
     texts = {k: (v.dims, v.values.astype(object), v.attrs) for k, v in result.variables.items() if v.dtype.kind == "U"}
     labels = {k: v for k, v in texts.items() if k in result.coords and k not in several}
     return result.assign({k: v for k, v in texts.items() if k in result.data_vars}).assign_coords(labels)

@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from stratalens.analyses.engine.assemble import Filled
+from stratalens.analyses.engine.assemble import Filled, multi_indexed
 from stratalens.analyses.engine.slabs import SiteData, Slab
 from stratalens.analyses.labels import Array
 from stratalens.store.errors import InputError
@@ -190,7 +190,7 @@ def digest(value: Any) -> str:
 
 def _refuse_what_zarr_lacks(result: xr.Dataset) -> None:
     """A MultiIndex has no form in zarr, and xarray writes times relative to the first; said of the first slab."""
-    several = [str(name) for name, index in result.xindexes.items() if isinstance(index, xr.indexes.PandasMultiIndex)]
+    several = [str(name) for name in multi_indexed(result)]
     if several:
         raise InputError(
             f"a result with the MultiIndex {several[0]!r} cannot be kept; let the function end with "
