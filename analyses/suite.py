@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.centroids import centroids, project
-from stratalens.analyses.controls import BASELINES, control_table, controls
-from stratalens.analyses.directions import cosines
-from stratalens.analyses.generalisation import generalise
-from stratalens.analyses.labels import groups
-from stratalens.analyses.matched import matched_probe
-from stratalens.analyses.plots.distributions import statistic_quantiles
-from stratalens.analyses.probes import probe
-from stratalens.analyses.probing.matched_slab import LEAST
-from stratalens.analyses.probing.tabulate import untrained
-from stratalens.analyses.residuals import residual_probe
-from stratalens.analyses.statistics_alone import statistics_probe
+from stratalens.analyses.centroids.centroids import centroids, project
+from stratalens.analyses.controls.control_table import untrained
+from stratalens.analyses.controls.controls import BASELINES, control_table, controls
+from stratalens.analyses.controls.matched_probe import LEAST, matched_probe
+from stratalens.analyses.controls.residual_probe import residual_probe
+from stratalens.analyses.controls.statistics_probe import statistics_probe
+from stratalens.analyses.data.groups import groups
+from stratalens.analyses.directions.directions import cosines
+from stratalens.analyses.probes.generalise import generalise
+from stratalens.analyses.probes.probe import probe
+from stratalens.analyses.stats.quantiles import statistic_quantiles
 from stratalens.store.errors import InputError, near, no_site
 
 VERBS = ("centroids", "probes", "controls")
@@ -38,7 +37,7 @@ class Suite:
     """What `run_suite` found.
 
     Attributes:
-        results: results by the names that `stratalens.analyses.report.report` takes.
+        results: results by the names that `stratalens.analyses.report.report.report` takes.
         skipped: why something was left out, one sentence each.
     """
 

@@ -48,7 +48,7 @@ from peers.probing import (
 )  # fmt: skip
 from probes_speed import ALL_PAIRS, CORES, FOLDS, GROUPS, LAYERS, PER_GROUP, TOKENS, activations, as_data, gap, on_cores
 from report import Column, Report, Table, arguments, parse, ratios, versus
-from stratalens.analyses.probes import probe
+from stratalens.analyses.probes.probe import probe
 
 TITLE, THEME = "Linear probes, against other ways", "Analyses"
 OURS = {

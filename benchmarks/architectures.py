@@ -26,13 +26,12 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import stratalens as sl
-from stratalens.recency.corpus import texts
-from stratalens.recency.corpus.drawing import make_corpus
-from stratalens.recency.models.loading import load_base
-from stratalens.recency.parts import AnalysisSettings, RecordSettings, TrainSettings
-from stratalens.recency.settings import StudySettings
-from stratalens.recency.study import run_study
-from stratalens.recency.training.train import loss_curves, train_stages
+from stratalens.plugin.study.config import templates as texts
+from stratalens.plugin.study.config.settings import AnalysisSettings, RecordSettings, StudySettings, TrainSettings
+from stratalens.plugin.study.corpus.sampling import make_corpus
+from stratalens.plugin.study.models.base_model import load_base
+from stratalens.plugin.study.run import run_study
+from stratalens.plugin.study.training.train import loss_curves, train_stages
 
 SEED, TUNING_SEED = 0, 100
 KINDS = ("llama", "gpt2", "gpt_neox")

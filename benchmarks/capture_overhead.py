@@ -40,10 +40,10 @@ from common import Timing, is_installed, peak_memory_mib, time_once
 from peers.way import sync_file
 from report import Report, arguments, parse, ratios
 from stratalens import PromptTable, capture
-from stratalens.models import adapt
-from stratalens.modes import evaluation_mode
-from stratalens.plan import plan_block
-from stratalens.recipe import OUTPUT_STATISTICS, SITE_STATISTICS
+from stratalens.plugin.capture.batching import plan_block
+from stratalens.plugin.capture.spec import OUTPUT_STATISTICS, SITE_STATISTICS
+from stratalens.plugin.models.adapters import adapt
+from stratalens.plugin.models.hooks import evaluation_mode
 
 TITLE, THEME = "What recording costs", "Capture"
 POSITIONS = ("last", "entity_last")
@@ -72,7 +72,7 @@ def smollm2() -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
-    from stratalens.recency.models.smollm import load_smollm2
+    from stratalens.plugin.study.models.smollm import load_smollm2
 
     hf, tokenizer = load_smollm2()
     folder = Path(tempfile.mkdtemp(prefix="tokenizer-"))
@@ -90,7 +90,7 @@ class Workload:
         self.adapter = adapt(self.model)
         self.table, self.batch = prompts(count), batch
         tokenized = self.table.tokenize(self.model.tokenizer)
-        from stratalens.positions import resolve
+        from stratalens.plugin.prompts.positions import resolve
 
         index = resolve(POSITIONS, self.table, tokenized).index
         self.index, self.tokens = index, int(tokenized.lengths.sum())

@@ -18,13 +18,13 @@ import xarray as xr
 
 from common import alternate, peak_memory_mib, scratch, time_once
 from report import Column, Report, Table, arguments, parse, ratios
-from stratalens.analyses.centroids import centroids, project
-from stratalens.analyses.engine.slabs import SiteData, Slab
-from stratalens.analyses.sweep import run_slabs
+from stratalens.analyses.centroids.centroids import centroids, project
+from stratalens.analyses.data.slabs import SiteData, Slab
+from stratalens.analyses.sweep.run import run_slabs
 from stratalens.store import open_store
-from stratalens.store.create import create
-from stratalens.store.schema import site_variable
-from stratalens.store.writer import ActivationWriter
+from stratalens.store.format.schema import site_variable
+from stratalens.store.writing.create import create
+from stratalens.store.writing.writer import ActivationWriter
 
 TITLE, THEME = "Centroids against merely reading", "Analyses"
 WIDTH, TOKENS, GROUPS = 576, ("entity_last", "last"), 6

@@ -33,10 +33,10 @@ from threadpoolctl import threadpool_limits
 from centroids_speed import GROUPS, make
 from common import Timing, scratch
 from report import Column, Report, Table, arguments, parse, ratios
-from stratalens.analyses.centroids import project
-from stratalens.analyses.engine.parcels import Common, run_one
-from stratalens.analyses.engine.slabs import SiteData, Slab
-from stratalens.analyses.sweep import run_slabs
+from stratalens.analyses.centroids.centroids import project
+from stratalens.analyses.data.slabs import SiteData, Slab
+from stratalens.analyses.sweep.run import run_slabs
+from stratalens.analyses.sweep.tasks import Common, run_one
 from stratalens.store import open_store
 
 TITLE, THEME = "Two distributed workers against one", "Scale-out"

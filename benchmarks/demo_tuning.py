@@ -27,14 +27,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from threadpoolctl import threadpool_limits
 
-from stratalens.recency.corpus.drawing import make_corpus
-from stratalens.recency.corpus.entities import Corpus
-from stratalens.recency.models.smollm import load_smollm2
-from stratalens.recency.models.vocabulary import cut_vocabulary
-from stratalens.recency.parts import UNTRAINED
-from stratalens.recency.presets import preset
-from stratalens.recency.settings import StudySettings
-from stratalens.recency.training.train import load_checkpoint, loss_curves, train_stages
+from stratalens.plugin.study.config.presets import preset
+from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
+from stratalens.plugin.study.corpus.corpus import Corpus
+from stratalens.plugin.study.corpus.sampling import make_corpus
+from stratalens.plugin.study.models.smollm import load_smollm2
+from stratalens.plugin.study.models.vocabulary import cut_vocabulary
+from stratalens.plugin.study.training.train import load_checkpoint, loss_curves, train_stages
 
 TUNING_SEEDS = (0, 101, 102)
 

@@ -1,6 +1,7 @@
 """What runs would take that are larger than this machine: bytes and files as the store forecasts them, hours at rates.
 
-Bytes, files and memory come from `stratalens.store.layout.forecast`, which growth.py compares with real stores. Hours
+Bytes, files and memory come from `stratalens.store.format.layout.forecast`, which growth.py compares with real stores.
+Hours
 are amounts divided by rates that were measured here, on this machine, moments before:
 
 - *forward*: 2 operations for each parameter and token (the output layer is among them: statistics need it), at the
@@ -35,13 +36,13 @@ from centroids_speed import GROUPS, make, read
 from formats import DTYPE
 from report import Column, Report, Table, arguments, number, parse
 from store_write import D_MODEL, LAYERS, ROWS, TOKENS, write_filled
-from stratalens.analyses.centroids import centroids
-from stratalens.analyses.engine.slabs import SiteData
-from stratalens.analyses.probes import probe
-from stratalens.analyses.sweep import run_slabs
+from stratalens.analyses.centroids.centroids import centroids
+from stratalens.analyses.data.slabs import SiteData
+from stratalens.analyses.probes.probe import probe
+from stratalens.analyses.sweep.run import run_slabs
 from stratalens.store import open_store
-from stratalens.store.layout import forecast
-from stratalens.store.schema import site_variable, statistic_variables
+from stratalens.store.format.layout import forecast
+from stratalens.store.format.schema import site_variable, statistic_variables
 from stratalens.store.threads import cores
 
 TITLE, THEME = "What larger runs would take", "Growth"

@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from stratalens.store import ActivationWriter, create, open_store
-from stratalens.store.checksum import extend
-from stratalens.store.schema import site_variable
+from stratalens.store.format.checksum import extend
+from stratalens.store.format.schema import site_variable
 
 Shape = tuple[int, int, int, int, int]
 DTYPE = np.dtype("float16")

@@ -30,8 +30,8 @@ import rates
 from common import Timing, time_once
 from report import Column, Report, Table, arguments, parse, ratios
 from stratalens import capture
-from stratalens.models import adapt
-from stratalens.modes import evaluation_mode
+from stratalens.plugin.models.adapters import adapt
+from stratalens.plugin.models.hooks import evaluation_mode
 from tiny_model import prompts, tokenizer
 
 TITLE, THEME = "What recording costs on a GPU", "GPU"

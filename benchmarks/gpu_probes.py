@@ -31,8 +31,8 @@ import rates
 from common import Timing, alternate, is_installed, time_once
 from probes_speed import ALL_PAIRS, FOLDS, GROUPS, PER_GROUP, as_data, synthetic
 from report import Column, Report, Table, arguments, parse, ratios
-from stratalens.analyses.backend import gpu_problem, resolve
-from stratalens.analyses.probes import probe
+from stratalens.analyses.estimators.backend import gpu_problem, resolve
+from stratalens.analyses.probes.probe import probe
 
 TITLE, THEME = "Linear probes on a GPU", "GPU"
 FITS = len(ALL_PAIRS) * (FOLDS + 1)

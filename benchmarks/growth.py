@@ -7,7 +7,7 @@ log(seconds) over log(size), by least squares, in each round: 1 is proportional,
 grow still weighs. Peak memory is what the process rose by, above what it held when it was ready: of a recording
 prompts, tokens and labels are part of it, up to 2 kB a prompt, and of everything two buffers or slabs, which are as
 wide as the model and at most as long as a block or a few. The number of files and bytes is compared with what
-`stratalens.store.layout.forecast` says beforehand.
+`stratalens.store.format.layout.forecast` says beforehand.
 
     python benchmarks/growth.py [FOLDER] [--times 1 2 4 8] [--rounds 3]
 """
@@ -78,9 +78,9 @@ def memory(key: str) -> float:
 def child(folder: Path, sizes: dict[str, int]) -> None:
     """Answer on standard output what is asked on standard input."""
     from centroids_speed import read
-    from stratalens.analyses.centroids import centroids
-    from stratalens.analyses.probes import probe
-    from stratalens.analyses.sweep import run_slabs
+    from stratalens.analyses.centroids.centroids import centroids
+    from stratalens.analyses.probes.probe import probe
+    from stratalens.analyses.sweep.run import run_slabs
     from stratalens.store import info, open_store
     from tiny_model import Adding, prompts, record, tokenizer
 
@@ -215,8 +215,8 @@ def tables(
 
 def files(options: argparse.Namespace, found: dict[tuple[str, int, str], list[dict[str, Any]]]) -> Table:
     """What the store takes, and what was said beforehand."""
-    from stratalens.store.layout import forecast
-    from stratalens.store.schema import site_variable
+    from stratalens.store.format.layout import forecast
+    from stratalens.store.format.schema import site_variable
 
     table = Table("files", "Files and bytes, and what the forecast said", [
         Column("axis", ""), Column("size", "size"), Column("files", "data files"), Column("said_files", "forecast"),

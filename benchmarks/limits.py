@@ -39,10 +39,10 @@ from formats import DTYPE
 from probes_speed import FOLDS, as_data, gaussian
 from report import Column, Report, Table, arguments, parse, ratios
 from store_write import D_MODEL, LAYERS, ROWS, TOKENS, write_filled
-from stratalens.analyses.centroids import centroids
-from stratalens.analyses.engine.slabs import SiteData
-from stratalens.analyses.probes import probe
-from stratalens.analyses.sweep import run_slabs
+from stratalens.analyses.centroids.centroids import centroids
+from stratalens.analyses.data.slabs import SiteData
+from stratalens.analyses.probes.probe import probe
+from stratalens.analyses.sweep.run import run_slabs
 from stratalens.store import open_store
 from stratalens.store.threads import cores
 
@@ -124,8 +124,8 @@ def recording(folder: Path, layers: int, rows: int) -> Path_:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from stratalens import capture
-    from stratalens.models import adapt
-    from stratalens.modes import evaluation_mode
+    from stratalens.plugin.models.adapters import adapt
+    from stratalens.plugin.models.hooks import evaluation_mode
     from tiny_model import prompts, tokenizer
 
     torch.manual_seed(0)

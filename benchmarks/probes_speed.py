@@ -46,7 +46,7 @@ from threadpoolctl import threadpool_limits
 
 from common import Timing, alternate, is_installed
 from report import Column, Report, Table, arguments, parse, ratios
-from stratalens.analyses.probes import probe
+from stratalens.analyses.probes.probe import probe
 
 TITLE, THEME = "All pairs, folds, layers and tokens of linear probes", "Analyses"
 GROUPS, PER_GROUP, WIDTH, LAYERS, TOKENS, FOLDS = 6, 1000, 576, 30, 2, 5

@@ -20,7 +20,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from common import drop_cache, time_once
-from stratalens.store.checksum import extend
+from stratalens.store.format.checksum import extend
 
 PIECE = 8 << 20
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 import stratalens as sl
-from stratalens.recency.models.smollm import load_smollm2
+from stratalens.plugin.study.models.smollm import load_smollm2
 
 GROUPS, EACH = 6, 1000
 

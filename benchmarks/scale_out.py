@@ -54,7 +54,7 @@ class Ranks:
         from transformer_lens.model_bridge import TransformerBridge
 
         from capture_overhead import prompts
-        from stratalens.recency.models.smollm import load_smollm2
+        from stratalens.plugin.study.models.smollm import load_smollm2
 
         model, tokenizer = load_smollm2(layers)
         tokenizer.save_pretrained(folder / "tokenizer")
@@ -167,8 +167,8 @@ def workers(count: int) -> Iterator[Any]:
 
 def sweeps(report: Report, folder: Path, options: argparse.Namespace) -> None:
     """Sweeps on a cluster, undisturbed and disturbed."""
-    from stratalens.analyses.centroids import project
-    from stratalens.analyses.probes import probe
+    from stratalens.analyses.centroids.centroids import project
+    from stratalens.analyses.probes.probe import probe
     from stratalens.store import open_store
 
     ds = open_store(make(folder / "run.zarr", options.stages, 4, options.entities))

@@ -30,13 +30,15 @@ from threadpoolctl import threadpool_limits
 from common import alternate
 from probes_speed import ALL_PAIRS, FOLDS, GROUPS, PER_GROUP, gaussian, synthetic
 from report import Report, arguments, parse
-from stratalens.analyses.backend import resolve
-from stratalens.analyses.fitting import label_rows, logistic, probe_systems
-from stratalens.analyses.fitting.closed_form import fit_closed_form
-from stratalens.analyses.fitting.lbfgs import minimise
-from stratalens.analyses.fitting.logistic import fit_logistic
-from stratalens.analyses.probing.folds import entity_folds
-from stratalens.analyses.probing.pairs import training_signs
+from stratalens.analyses.data.splits import entity_folds
+from stratalens.analyses.data.targets import training_signs
+from stratalens.analyses.estimators import gram as label_rows
+from stratalens.analyses.estimators import linear_systems as probe_systems
+from stratalens.analyses.estimators import logistic
+from stratalens.analyses.estimators.backend import resolve
+from stratalens.analyses.estimators.closed_form import fit_closed_form
+from stratalens.analyses.estimators.lbfgs import minimise
+from stratalens.analyses.estimators.logistic import fit_logistic
 
 TITLE, THEME = "What makes the probes fast", "Analyses"
 C = 0.1

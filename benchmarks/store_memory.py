@@ -29,7 +29,7 @@ Work = Callable[[Callable[[], None]], None]  # calls what it is given at the mom
 def write(path: Path, blocks: int) -> Work:
     """Stream `blocks` blocks of 4 MiB into a store, with one small array of values."""
     from stratalens.store import ActivationWriter, create
-    from stratalens.store.schema import site_variable
+    from stratalens.store.format.schema import site_variable
 
     names = np.arange(blocks * BLOCK).astype(str).astype(object)
     site = site_variable("resid_post", ["d_model"], [D_MODEL], "float32", "blocks.{layer}.hook_out")

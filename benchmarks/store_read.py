@@ -32,11 +32,11 @@ import zarr
 from common import alternate, scratch
 from report import Report, arguments, parse, ratios
 from stratalens.store import ActivationWriter, create, open_store, verify_store
-from stratalens.store.checksum import extend
-from stratalens.store.chunks import PIECE, widen
-from stratalens.store.manifest import load
-from stratalens.store.places import storage_at
-from stratalens.store.schema import site_variable
+from stratalens.store.format.checksum import extend
+from stratalens.store.format.schema import site_variable
+from stratalens.store.reading.chunks import PIECE, widen
+from stratalens.store.state.manifest import load
+from stratalens.store.storage.resolve import storage_at
 from stratalens.store.threads import cores
 
 TITLE, THEME = "Reading our own files", "Store"

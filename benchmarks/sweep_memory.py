@@ -29,8 +29,8 @@ import numpy as np
 from centroids_speed import GROUPS, TOKENS, WIDTH, make
 from common import peak_memory_mib, time_once
 from report import Column, Report, Table, arguments, parse
-from stratalens.analyses.centroids import centroids
-from stratalens.analyses.probes import probe
+from stratalens.analyses.centroids.centroids import centroids
+from stratalens.analyses.probes.probe import probe
 from stratalens.store import open_store
 
 TITLE, THEME = "A store larger than memory", "Growth"

@@ -30,9 +30,9 @@ import stratalens as sl
 from common import alternate, drop_cache, scratch
 from report import Report, arguments, parse, ratios
 from store_read import D_MODEL, ROWS, make
-from stratalens.store.chunks import widen
-from stratalens.store.manifest import load
-from stratalens.store.places import storage_at
+from stratalens.store.reading.chunks import widen
+from stratalens.store.state.manifest import load
+from stratalens.store.storage.resolve import storage_at
 from stratalens.store.threads import cores
 
 TITLE, THEME = "Shuffled batches for training", "Store"

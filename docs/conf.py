@@ -85,7 +85,7 @@ def make_commands() -> None:
     """Write a section for every command, from its own help."""
     from typer.main import get_command
 
-    from stratalens.cli import app
+    from stratalens.plugin.cli.app import app
 
     parts = []
     commands = get_command(app).commands  # type: ignore[attr-defined]

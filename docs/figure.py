@@ -10,7 +10,7 @@ from pathlib import Path
 
 import stratalens as sl
 
-TARGET = Path(__file__).parent / "results" / "demo-seed-1" / "centroids.png"
+TARGET = Path(__file__).parent / "study-results" / "demo-seed-1" / "centroids.png"
 
 
 def main(store: str, target: str | Path = TARGET) -> None:

@@ -1,11 +1,11 @@
-"""stratalens: activations of every layer and every training checkpoint, in one labelled store.
+"""Everything that touches a model or a terminal: prompts, capture, the study, the command line.
 
-The public names are loaded on first use, so that `import stratalens` (and
-`import stratalens.store`) costs milliseconds and never imports torch.
+cli       the `stratalens` command
+study     the training-order study, from a corpus to a report
+capture   activations of a model into a store
+interop   a store as a torch dataset or an ActivationCache
+models    hooks, sites and weights of a TransformerLens model
+prompts   prompt tables, token ids and named positions
+stages    training stages and where their models come from
+terminal  progress and messages on standard error
 """
-
-from __future__ import annotations
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

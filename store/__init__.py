@@ -1,12 +1,22 @@
-"""The activation store: labelled, chunked, checksummed zarr (NumPy, zarr and xarray; no torch, no plotting)."""
+"""The activation store: labelled, chunked, checksummed zarr (NumPy, zarr and xarray; no torch, no plotting).
+
+The public names are loaded on first use.
+
+    interop     other formats: exported arrays, icechunk, an xarray engine
+    integrity   verification and repair
+    writing     new stores, blocks of rows, label columns
+    reading     a store as a lazy Dataset
+    display     HTML for notebooks
+    state       root document, commit records, history, provenance
+    format      names, geometry, bytes and checksums
+    storage     a folder or an object store
+    errors      the exceptions
+    files       a text file replaced atomically
+    threads     the threads that read
+"""
 
 from __future__ import annotations
 
-from stratalens.store.create import create
-from stratalens.store.info import info
-from stratalens.store.reader import open_store
-from stratalens.store.relabelling import relabel
-from stratalens.store.verify import VerifyReport, verify_store
-from stratalens.store.writer import ActivationWriter
+import lazy_loader
 
-__all__ = ["ActivationWriter", "VerifyReport", "create", "info", "open_store", "relabel", "verify_store"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

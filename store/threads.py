@@ -13,11 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 Task = Callable[[], None]
+
+
 WAITING = 16  # reads at a time where they wait for a network rather than for the processor
 
+
 _pool: ThreadPoolExecutor | None = None
+
+
 _reading = 0
+
+
 _lock = threading.Lock()
+
+
 _scratch = threading.local()
 
 

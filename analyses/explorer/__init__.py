@@ -16,11 +16,11 @@ __all__ = ["explore", "page"]
 def __getattr__(name: str) -> Any:
     # Panel takes a second to import
     if name == "explore":
-        from stratalens.analyses.explorer.serve import explore
+        from stratalens.analyses.explorer.server import explore
 
         return explore
     if name == "page":
-        from stratalens.analyses.explorer.page import page
+        from stratalens.analyses.explorer.app import page
 
         return page
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,17 +15,24 @@ import bokeh.models
 import bokeh.plotting
 import numpy as np
 
-from stratalens.analyses.explorer.inks import INK, LINE, tint
-from stratalens.analyses.explorer.source import Plane
-from stratalens.analyses.plots.embed import FONT
-from stratalens.analyses.plots.palette import stage_colors
-from stratalens.analyses.plots.picture import padded
-from stratalens.analyses.plots.scatter import MAX_POINTS
+from stratalens.analyses.explorer.data import Plane
+from stratalens.analyses.plots.centroids import MAX_POINTS
+from stratalens.analyses.plots.colors import INK, LINE, stage_colors, tint
+from stratalens.analyses.plots.render_bokeh import FONT
+from stratalens.analyses.plots.spec import padded
 
 models: Any = bokeh.models
+
+
 events: Any = bokeh.events
+
+
 PIXELS = (700, 480)
+
+
 MOST_BOLD = 60  # rings; more of them would hide the points that they surround
+
+
 HOVER = {"row": "row", "group": "group", "w1": "w1", "w2": "w2"}
 
 

@@ -9,8 +9,12 @@ import panel
 import param
 from panel.custom import JSComponent
 
-FILES = Path(__file__).with_name("page-files")
+FILES = Path(__file__).with_name("assets")
+
+
 STYLE = (FILES / "widgets.css").read_text(encoding="utf-8")
+
+
 pn: Any = panel  # its functions have no types
 
 

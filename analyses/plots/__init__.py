@@ -6,16 +6,14 @@ to a standalone HTML page whose sliders work without Python.
 
 from __future__ import annotations
 
-from stratalens.analyses.plots.comparison import control_comparison
-from stratalens.analyses.plots.distributions import loss_curves, statistic_distributions, statistic_quantiles
-from stratalens.analyses.plots.drift import probe_generalisation, stage_drift
-from stratalens.analyses.plots.grids import cosine_matrix, layer_token_map, pair_matrix, stage_layer_map
-from stratalens.analyses.plots.palette import stage_colors
-from stratalens.analyses.plots.paths import centroid_path
-from stratalens.analyses.plots.saving import save
-from stratalens.analyses.plots.scatter import entity_scatter
-from stratalens.analyses.plots.stages import direction_drift, forgetting
-from stratalens.analyses.plots.sweeps import layer_sweep
+from stratalens.analyses.plots.centroids import centroid_path, entity_scatter
+from stratalens.analyses.plots.colors import stage_colors
+from stratalens.analyses.plots.distributions import loss_curves, statistic_distributions
+from stratalens.analyses.plots.matrices import cosine_matrix, layer_token_map, pair_matrix, stage_layer_map
+from stratalens.analyses.plots.probes import control_comparison, layer_sweep
+from stratalens.analyses.plots.save import save
+from stratalens.analyses.plots.stages import direction_drift, forgetting, probe_generalisation, stage_drift
+from stratalens.analyses.stats.quantiles import statistic_quantiles
 
 __all__ = [
     "centroid_path",

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from stratalens.analyses.labels import groups as label_groups
-from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
-from stratalens.analyses.plots.palette import group_names, stage_colors, trained_order
-from stratalens.analyses.plots.picture import (
+from stratalens.analyses.data.training_order import group_names, result_order
+from stratalens.analyses.plots.colors import stage_colors
+from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
+from stratalens.analyses.plots.spec import (
     Axis,
     Mark,
     Picture,
@@ -26,67 +26,11 @@ from stratalens.analyses.plots.picture import (
     split_dims,
     values_of,
 )
+from stratalens.analyses.stats.quantiles import (
+    QUANTILES,
+    statistic_quantiles,
+)
 from stratalens.store.errors import InputError
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-OUTPUT_STATISTICS = ("loss", "running_loss", "entropy", "max_logprob", "logit_l2")
-
-
-def statistic_quantiles(
-    ds: xr.Dataset, by: str = "trained_stage", statistics: Sequence[str] | None = None
-) -> xr.Dataset:
-    """Quantiles of per-row statistics within each group, one statistic read at a time.
-
-    Args:
-        ds: an open store (or a Dataset of the same shape) with label column `by`.
-        by: label column that names the groups.
-        statistics: variables with dims among stage, layer, entity, token; default the norms
-            `*_l2` and the output statistics that the store has.
-
-    Returns:
-        Dataset `quantile` (statistic, stage, layer, token, group, q) in units of the
-        standard deviation over all rows at that place, from the mean there; statistics without
-        a layer are the same at every layer. `spread` (statistic, stage, layer, token): largest
-        difference between two groups' medians.
-    """
-    names = list(statistics) if statistics is not None else default_statistics(ds)
-    missing = [n for n in names if n not in ds]
-    if missing:
-        raise InputError(
-            f"no statistic {missing[0]!r} in the store; valid: {', '.join(default_statistics(ds)) or 'none'}"
-        )
-    if not names:
-        raise InputError("the store has no statistics; record it with sl.capture(..., statistics=True)")
-    found = label_groups(ds, by)
-    parts = [_quantiles(ds[name].astype("float64").load(), np.asarray(found.codes), len(found.names)) for name in names]
-    quantile = xr.concat(
-        xr.broadcast(*parts),
-        dim=pd.Index(names, name="statistic", dtype=object),
-        coords="minimal",
-        compat="override",
-        join="outer",
-    )
-    quantile = quantile.assign_coords(group=np.array(found.names, dtype=object))
-    median = quantile.sel(q=0.5, drop=True)
-    spread = median.max("group") - median.min("group")
-    attrs = {"by": by, "site": ds.attrs.get("site", "")}
-    return xr.Dataset({"quantile": quantile, "spread": spread}, attrs=attrs)
-
-
-def default_statistics(ds: xr.Dataset) -> list[str]:
-    """Norms and output statistics that a store has and a figure shows by default."""
-    norms = [str(n) for n in ds.data_vars if str(n).endswith("_l2") and not str(n).startswith("logit")]
-    usable = [n for n in norms if set(ds[n].dims) <= {"stage", "layer", "entity", "token"}]
-    return usable + [n for n in OUTPUT_STATISTICS if n in ds]
-
-
-def _quantiles(values: xr.DataArray, codes: np.ndarray, count: int) -> xr.DataArray:
-    inside = values.isel(entity=codes >= 0)
-    standard = (inside - inside.mean("entity")) / inside.std("entity").where(lambda s: s > 0)
-    kept = codes[codes >= 0]
-    parts = [standard.isel(entity=kept == g).quantile(QUANTILES, dim="entity") for g in range(count)]
-    joined = xr.concat(parts, dim="group", coords="minimal", compat="override")
-    return joined.rename(quantile="q")
 
 
 def statistic_distributions_picture(data: xr.Dataset, by: str = "trained_stage") -> Picture:
@@ -98,7 +42,7 @@ def statistic_distributions_picture(data: xr.Dataset, by: str = "trained_stage")
     names = [str(s) for s in values_of(quantiles, "statistic")]
     if not groups:
         return message_picture("statistic_distributions", title, "There are no groups to compare.", quantiles)
-    trained, untrained = trained_order(quantiles)
+    trained, untrained = result_order(quantiles)
     tint = stage_colors(groups, trained, untrained)
     sliders, fixed = split_dims(array, ("statistic", "group", "q"))
     shift = (np.arange(len(groups)) - (len(groups) - 1) / 2) * 0.8 / max(len(groups), 1)

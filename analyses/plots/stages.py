@@ -7,13 +7,14 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.directions import drift
-from stratalens.analyses.labels import clusters
-from stratalens.analyses.labels import groups as label_groups
-from stratalens.analyses.ordering import exposure
-from stratalens.analyses.plots.hv_backend import Figure, to_holoviews
-from stratalens.analyses.plots.palette import HIGHLIGHT, group_names, stage_colors, trained_order
-from stratalens.analyses.plots.picture import (
+from stratalens.analyses.data.groups import clusters, exposure
+from stratalens.analyses.data.groups import groups as label_groups
+from stratalens.analyses.data.results import require
+from stratalens.analyses.data.training_order import group_names, result_order
+from stratalens.analyses.directions.directions import drift, stage_steps
+from stratalens.analyses.plots.colors import HIGHLIGHT, stage_colors
+from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
+from stratalens.analyses.plots.spec import (
     Axis,
     Mark,
     Picture,
@@ -23,14 +24,16 @@ from stratalens.analyses.plots.picture import (
     message_picture,
     padded,
     plain,
-    require,
     site_of,
     split_dims,
     values_of,
 )
+from stratalens.analyses.stats.estimates import extreme_pair
 from stratalens.store.errors import InputError, near
 
 Reference = Literal["first", "last", "previous"]
+
+
 AGAINST = {"first": "the first stage", "last": "the last stage", "previous": "the stage before"}
 
 
@@ -49,7 +52,7 @@ def direction_drift_picture(probes: xr.Dataset, reference: Reference = "last") -
     if "pair" not in cosine.dims:
         cosine = cosine.expand_dims(pair=["all groups"])
     pairs = [str(p) for p in values_of(cosine, "pair")]
-    trained, untrained = trained_order(probes)
+    trained, untrained = result_order(probes)
     later = [str(g) for g in np.atleast_1d(probes["pair_second"].values)] if "pair_second" in probes.coords else []
     tint = stage_colors(list(dict.fromkeys(later)), trained or group_names(probes), untrained) if later else {}
     colors = [tint[g] for g in later] if later else [HIGHLIGHT] * len(pairs)
@@ -166,7 +169,7 @@ def not_yet(table: xr.Dataset) -> np.ndarray:
     lack the form of the answers, and a loss far above all others would be taken for what was not learned.
     """
     since = table["exposure"].transpose("group", "stage").values < 0
-    _, untrained = trained_order(table)
+    _, untrained = result_order(table)
     taught = since & ~np.isin(np.array([str(s) for s in table["stage"].values]), untrained)
     return taught if taught.any() else since
 
@@ -179,7 +182,7 @@ def forgetting_picture(data: xr.Dataset, by: str = "trained_stage", statistic: s
     groups = group_names(table)
     if "stage" not in table["value"].dims or table.sizes["stage"] < 2:
         return message_picture("forgetting", title, "Forgetting needs at least two recorded stages.", table)
-    trained, untrained = trained_order(table)
+    trained, untrained = result_order(table)
     tint = stage_colors(groups, trained, untrained)
     stages = values_of(table, "stage")
     present = table["stage"].values.tolist()
@@ -263,3 +266,149 @@ def forgetting(
         at stages after the untrained one.
     """
     return to_holoviews(forgetting_picture(ds, by, statistic), dynamic)
+
+
+def stage_drift_picture(centroids: xr.Dataset) -> Picture:
+    """Describe `stage_drift` without drawing it."""
+    title = "How far each group's centroid moves at each stage"
+    centroid = require(centroids, "centroid", "stage_drift", "sl.centroids(ds, by=...)")
+    if "stage" not in centroid.dims or centroid.sizes["stage"] < 2:
+        return message_picture("stage_drift", title, "Drift needs at least two recorded stages.", centroids)
+    steps = stage_steps(centroids)
+    stages = [plain(s, 16) for s in values_of(steps, "stage")]
+    groups = group_names(centroids)
+    trained, untrained = result_order(centroids)
+    tint = stage_colors(groups, trained, untrained)
+    sliders, fixed = split_dims(steps, ("stage", "group"))
+    x = np.arange(len(stages), dtype=float)
+    read = lookup(steps, ("group", "stage"))
+    own = {g: stages.index(plain(g, 16)) for g in groups if plain(g, 16) in stages}
+    top = float(np.nanmax(steps.values)) if np.isfinite(steps.values).any() else 1.0
+
+    def tables(place: Place) -> dict[str, Table]:
+        y = read(place)
+        n = len(stages)
+        names = np.repeat([plain(g) for g in groups], n).tolist()
+        dots: Table = {
+            "x": np.tile(x, len(groups)),
+            "y": y.ravel(),
+            "color": np.repeat([tint[g] for g in groups], n).tolist(),
+            "group": names,
+            "at": stages * len(groups),
+        }
+        lines: Table = {
+            "x0": np.tile(x[:-1], len(groups)),
+            "y0": y[:, :-1].ravel(),
+            "x1": np.tile(x[1:], len(groups)),
+            "y1": y[:, 1:].ravel(),
+            "color": np.repeat([tint[g] for g in groups], n - 1).tolist(),
+        }
+        marked = [g for g in groups if g in own]
+        ring: Table = {
+            "x": [x[own[g]] for g in marked],
+            "y": [y[groups.index(g), own[g]] for g in marked],
+            "color": [tint[g] for g in marked],
+            "group": [plain(g) for g in marked],
+            "at": [stages[own[g]] for g in marked],
+        }
+        return {"lines": lines, "moves": dots, "own": ring}
+
+    hover = {"group": "group", "at": "at stage", "y": "moved (share of norm)"}
+    return Picture(
+        name="stage_drift",
+        title=title,
+        x=Axis("recorded stage", ticks=[(float(i), s) for i, s in enumerate(stages)]),
+        y=Axis("distance moved / mean centroid norm"),
+        marks=[
+            Mark("lines", "segments", width=1.5, alpha=0.7),
+            Mark("moves", "points", hover=hover, size=6),
+            Mark("own", "points", hover=hover, size=14),
+        ],
+        tables=tables,
+        limits=lambda place: (-0.4, len(stages) - 0.6, 0.0, top * 1.1 or 1.0),
+        sliders=sliders,
+        fixed=fixed,
+        site=site_of(centroids),
+        legend={plain(g): tint[g] for g in groups},
+    )
+
+
+def stage_drift(centroids: xr.Dataset, dynamic: bool | None = None) -> Figure:
+    """Draw how far each group's centroid moves at each stage; a large dot marks the stage that trained on the group.
+
+    Args:
+        centroids: result of `sl.centroids` over at least two stages.
+        dynamic: see `to_holoviews`.
+    """
+    return to_holoviews(stage_drift_picture(centroids), dynamic)
+
+
+def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
+    """Describe `probe_generalisation` without drawing it."""
+    if "group" not in scores.dims:
+        raise InputError(
+            f"plots.probe_generalisation needs a dim 'group'; got {scores.dims}. Make it with sl.generalise(probes, "
+            "ds)."
+        )
+    title = "Mean score of every group along one pair's probe"
+    groups = group_names(scores)
+    trained, untrained = result_order(scores)
+    tint = stage_colors(groups, trained, untrained)
+    colors = [tint[g] for g in groups]
+    sliders, fixed = split_dims(scores, ("group",), ("pair",))
+    ends = extreme_pair(scores)  # the one that the other figures are about
+    x = np.arange(len(groups), dtype=float)
+    names = [plain(g) for g in groups]
+
+    values = lookup(scores, ("group",))
+    bounds = [
+        lookup(scores[name].reset_coords(drop=True), ("group",)) for name in ("low", "high") if name in scores.coords
+    ]
+
+    def tables(place: Place) -> dict[str, Table]:
+        y = values(place)
+        out: dict[str, Table] = {
+            "zero": {"x0": [-0.5], "y0": [0.0], "x1": [len(groups) - 0.5], "y1": [0.0]},
+            "stems": {"x0": x, "y0": np.zeros(len(x)), "x1": x, "y1": y, "color": colors},
+            "scores": {"x": x, "y": y, "color": colors, "group": names},
+        }
+        if len(bounds) == 2:
+            out["intervals"] = {"x0": x, "y0": bounds[0](place), "x1": x, "y1": bounds[1](place), "color": colors}
+        return out
+
+    def limits(place: Place) -> tuple[float, float, float, float]:
+        y = np.concatenate([values(place), *(read(place) for read in bounds)])
+        y = y[np.isfinite(y)]
+        low, high = padded(float(min(0.0, *y)), float(max(0.0, *y))) if y.size else (0.0, 1.0)
+        return (-0.5, len(groups) - 0.5, low, high)
+
+    return Picture(
+        name="probe_generalisation",
+        title=title,
+        x=Axis("group, in training order", ticks=[(float(i), plain(g, 16)) for i, g in enumerate(groups)]),
+        y=Axis("mean score (log-odds; 0: undecided)"),
+        marks=[
+            Mark("zero", "segments", role="ink", width=1.2, dash="dashed"),
+            Mark("stems", "segments", width=1.5, alpha=0.6),
+            *([Mark("intervals", "segments", width=6, alpha=0.4)] if len(bounds) == 2 else []),
+            Mark("scores", "points", hover={"group": "group", "y": "mean score"}, size=11),
+        ],
+        tables=tables,
+        limits=limits,
+        sliders=sliders,
+        fixed=fixed,
+        site=site_of(scores),
+        height=320,
+        legend=dict(zip(names, colors, strict=True)),
+        start={"pair": ends} if ends is not None and "pair" in sliders else {},
+    )
+
+
+def probe_generalisation(scores: xr.DataArray, dynamic: bool | None = None) -> Figure:
+    """Draw the mean score of every group along each pair's probe, also of groups the probe never saw.
+
+    Args:
+        scores: result of `sl.generalise`: (stage, layer, token, pair, group), log-odds of the later group.
+        dynamic: see `to_holoviews`.
+    """
+    return to_holoviews(probe_generalisation_picture(scores), dynamic)

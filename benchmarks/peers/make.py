@@ -9,13 +9,13 @@ import numpy as np
 
 from capture_overhead import prompts
 from peers.work import POSITIONS, SETTINGS
-from stratalens.plan import plan_block
-from stratalens.positions import resolve
+from stratalens.plugin.capture.batching import plan_block
+from stratalens.plugin.prompts.positions import resolve
 
 
 def make_model(folder: Path, layers: int | None) -> None:
     """SmolLM2-135M in float32, and its tokenizer, as anybody can load them."""
-    from stratalens.recency.models.smollm import load_smollm2
+    from stratalens.plugin.study.models.smollm import load_smollm2
 
     model, tokenizer = load_smollm2(layers)
     model.save_pretrained(folder)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from support.paths import ROOT
+
 FOLDER = ROOT / "benchmarks"
 SMALLEST = {
     "store_memory": ["--sizes", "1", "--jobs", "write"],

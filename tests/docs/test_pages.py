@@ -2,7 +2,7 @@
 
 Cells (`{code-cell}`) are also run, and their output shown, where the pages are built (docs/conf.py); other blocks are
 run here alone. A block that cannot be run without a hub or a GPU is a `code-block` directive, and the text before it
-says so. docs/sweep.md is tested in tests/analyses_core.
+says so. docs/sweep.md has a test of its own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from support.models import save_checkpoint
+from support.paths import DOCS
 
-DOCS = Path(__file__).parents[2] / "docs"
 OTHERS = {"sweep.md", "quickstart.md"}  # tests of their own
 BLOCK = re.compile(r"^```(?:\{code-cell\} python\n(?::tags:([^\n]*)\n\n)?|python\n)(.*?)^```", re.DOTALL | re.MULTILINE)
 READERS = [
@@ -104,7 +104,7 @@ def test_the_tutorial_shows_what_it_promises(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("page", sorted(str(p.relative_to(DOCS)) for p in (DOCS / "howto").glob("*.md")))
 def test_run_files_on_a_page_are_run_files(page: str, tmp_path: Path) -> None:
-    from stratalens.runfile import read_run_file
+    from stratalens.plugin.cli.run_file import read_run_file
 
     for block in re.findall(
         r"^```yaml\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
@@ -118,7 +118,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     pages = {
         str(p.relative_to(DOCS)).removesuffix(".md")
         for p in DOCS.rglob("*.md")
-        if not {"_build", "_generated", "results"} & set(p.relative_to(DOCS).parts) and p.name != "index.md"
+        if not {"_build", "_generated", "study-results"} & set(p.relative_to(DOCS).parts) and p.name != "index.md"
     }
     assert [p for p in pages if not any(fnmatch(p, pattern) for pattern in listed)] == []
 
@@ -126,7 +126,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 def test_the_commands_on_the_pages_exist() -> None:
     from typer.main import get_command
 
-    from stratalens.cli import app
+    from stratalens.plugin.cli.app import app
 
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
     for page in DOCS.rglob("*.md"):

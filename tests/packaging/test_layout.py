@@ -1,69 +1,87 @@
-"""The distribution holds every folder of code, and importing it stays cheap."""
+"""The import path is the folder path, and what is built from the repository holds every module."""
 
-import json
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
+import tarfile
+import zipfile
+from importlib import resources
+from pathlib import Path, PurePosixPath
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+import stratalens
+from support.paths import ROOT
+
+FOLDERS = ("plugin", "store", "analyses")
+FILES = ("*.py", "*.pyi", "py.typed", "assets/*", "templates/*")
+
+
+def product_files() -> set[str]:
+    """Every file of the package, as its place below `stratalens/`."""
+    files = {
+        str(path.relative_to(ROOT))
+        for folder in FOLDERS
+        for pattern in FILES
+        for path in (ROOT / folder).rglob(pattern)
+        if path.is_file()
+    }
+    return files | {path.name for path in (ROOT / "src" / "stratalens").iterdir() if path.is_file()}
 
 
 @pytest.fixture(scope="module")
-def setuptools_table():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source distribution and a wheel, built from the tracked files."""
+    pytest.importorskip("build")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    inputs = [*FOLDERS, "src", "pyproject.toml", "README.md", "LICENSE"]
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *inputs],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout.split("\0")
+    for name in filter(None, tracked):
+        if (ROOT / name).exists():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / name).is_symlink():
+                (source / name).symlink_to((ROOT / name).readlink())
+            else:
+                (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
 
 
-def folder_of(package, mapping):
-    best = max((name for name in mapping if package == name or package.startswith(name + ".")), key=len)
-    return Path(mapping[best], *package[len(best) :].strip(".").split("."))
+def test_the_wheel_holds_every_file_of_the_package(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    names = {PurePosixPath(name) for name in zipfile.ZipFile(wheel).namelist()}
+    held = {str(name.relative_to("stratalens")) for name in names if name.parts[0] == "stratalens"}
+    assert held == product_files()
 
 
-def test_every_folder_with_an_init_is_packaged(setuptools_table):
-    listed = {folder_of(name, setuptools_table["package-dir"]) for name in setuptools_table["packages"]}
-    present = {
-        init.parent.relative_to(ROOT)
-        for top in ("plugin", "store", "analyses")
-        for init in (ROOT / top).rglob("__init__.py")
-    }
-    assert listed == present
+def test_the_source_distribution_holds_every_file_of_the_package(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        members = [member for member in archive.getmembers() if member.isfile()]
+    names = [PurePosixPath(*PurePosixPath(member.name).parts[1:]) for member in members]
+    held = {str(name.relative_to("src/stratalens")) for name in names if name.is_relative_to("src/stratalens")}
+    assert held == product_files()
 
 
-def run_fresh(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def test_every_folder_of_code_is_a_package() -> None:
+    folders = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
-@pytest.mark.parametrize("module", ["stratalens", "stratalens.store", "stratalens.analyses", "stratalens.cli"])
-def test_import_brings_no_torch(module):
-    loaded = run_fresh(f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))")
-    assert not {"torch", "transformers", "transformer_lens"} & set(loaded)
+def test_the_import_path_is_the_folder_path() -> None:
+    package = resources.files(stratalens)
+    missing = [name for name in product_files() if not package.joinpath(*PurePosixPath(name).parts).is_file()]
+    assert missing == []
 
 
-def test_import_is_light():
-    """What makes an import slow is what it imports: none of the heavy libraries come with the bare name."""
-    loaded = run_fresh("import sys, json, stratalens; print(json.dumps(sorted(sys.modules)))")
-    assert not {"xarray", "zarr", "pandas", "dask", "sklearn", "scipy", "holoviews"} & set(loaded)
-
-
-def test_every_public_name_resolves():
-    import stratalens
-
-    assert {name for name in stratalens.__all__ if getattr(stratalens, name, None) is None} == set()
-
-
-def test_the_installed_package_is_what_is_tested():
-    """The suite must see the installed wheel, not the folders of the checkout."""
-    import stratalens
-
-    assert ROOT not in Path(stratalens.__file__).parents or "site-packages" in stratalens.__file__
-
-
-def test_the_walls_name_every_module_of_the_plugin():
-    """A new module of the plugin must be forbidden to store and analyses, too."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    present = {f"stratalens.{path.stem}" for path in (ROOT / "plugin").glob("*.py") if path.stem != "__init__"}
-    walls = [set(contract["forbidden_modules"]) for contract in contracts if contract["type"] == "forbidden"]
-    assert [present - wall for wall in walls] == [set(), set()]
+def test_the_suite_sees_the_installed_package() -> None:
+    """Folders of the checkout on the path would hide what is missing from the package."""
+    home = Path(stratalens.__file__).parent
+    assert home == ROOT / "src" / "stratalens" or "site-packages" in home.parts

@@ -15,13 +15,13 @@ import pytest
 import zarr
 
 from stratalens.store import ActivationWriter, create, open_store, verify_store
-from stratalens.store import metadata as documents
 from stratalens.store.errors import DamagedError, InputError, StoreExistsError, StratalensError
-from stratalens.store.manifest import load
-from stratalens.store.schema import Variable, site_variable
-from stratalens.store.storage import LocalStorage
+from stratalens.store.format import metadata as documents
+from stratalens.store.format.schema import Variable, site_variable
+from stratalens.store.state.manifest import load
+from stratalens.store.storage.local import LocalStorage
 from support.stores import make_labels
-from support.streamer import content, make, stream, variables
+from support.synthetic_writer import content, make, stream, variables
 
 Spoil = Callable[[Path], object]
 

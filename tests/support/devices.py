@@ -16,7 +16,7 @@ import array_api_strict
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from stratalens.analyses.backend import Backend
+from stratalens.analyses.estimators.backend import Backend
 
 
 class StrictBackend(Backend):

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from stratalens.store.errors import NoSpaceError
-from support.streamer import content, never_shows_what_was_not_written, stream
+from support.synthetic_writer import content, never_shows_what_was_not_written, stream
 
 
 def main(folder: Path, kibibytes: int) -> None:

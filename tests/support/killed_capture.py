@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from stratalens.capturing import capture
-from stratalens.store.reader import open_store
-from stratalens.store.storage import LocalStorage
+from stratalens.plugin.capture.run import capture
+from stratalens.store.reading.open import open_store
+from stratalens.store.storage.local import LocalStorage
 from support.models import TwoLayers, run_two_layers, table, tokenizer
-from support.streamer import committed_files, content
+from support.synthetic_writer import committed_files, content
 
 CHANGES = ("_open", "_write", "_fsync", "_rename", "_fsync_folder", "_mkdir", "_unlink")
 

@@ -21,8 +21,8 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.model_bridge import TransformerBridge
 
-from stratalens.models import HookedTransformer
-from stratalens.prompts import PromptTable
+from stratalens.plugin.models.adapters import HookedTransformer
+from stratalens.plugin.prompts.table import PromptTable
 from support.tokenizers import byte_level
 
 VOCABULARY = 400

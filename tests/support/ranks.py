@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from stratalens.capturing import capture
+from stratalens.plugin.capture.run import capture
 from support.models import TwoLayers, run_two_layers, table, tokenizer
 
 ROWS = 22

@@ -13,10 +13,10 @@ from unittest import mock
 
 import numpy as np
 
-from stratalens.store.create import create
-from stratalens.store.schema import site_variable
-from stratalens.store.storage import LocalStorage
-from stratalens.store.writer import ActivationWriter
+from stratalens.store.format.schema import site_variable
+from stratalens.store.storage.local import LocalStorage
+from stratalens.store.writing.create import create
+from stratalens.store.writing.writer import ActivationWriter
 
 WINDOW = 1 << 20
 

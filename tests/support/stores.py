@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from stratalens.store.create import create
-from stratalens.store.schema import (
+from stratalens.store.format.schema import (
     Variable,
     answer_variable,
     output_variables,
     site_variable,
     statistic_variables,
 )
-from stratalens.store.writer import ActivationWriter
+from stratalens.store.writing.create import create
+from stratalens.store.writing.writer import ActivationWriter
 
 HOOK = "blocks.{layer}.hook_out"
 

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stratalens.recency.corpus import texts
+from stratalens.plugin.study.config import templates as texts
 
 
 def study_tokenizer(size: int = 900) -> Any:

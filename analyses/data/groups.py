@@ -1,0 +1,341 @@
+"""Which rows belong to which group, and which rows are about the same entity.
+
+`groups` turns a label column into ordered group codes, `clusters` says which
+rows must never be parted by a split. Training order itself is in ordering.py;
+nothing here touches an activation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from stratalens.analyses.data.training_order import stage_orders, trained_order
+from stratalens.store.errors import InputError, listed, near
+from stratalens.store.format.schema import AXES
+
+Array = npt.NDArray[Any]
+
+
+Data = xr.Dataset | xr.DataArray
+
+
+# A float column with this many different non-integer values is a measurement, not a set of classes.
+MOST_FRACTIONAL_GROUPS = 12
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Ordered groups of rows.
+
+    Attributes:
+        by: name of the label column.
+        names: [array-like, shape: (G,)] group names in their order; object dtype for strings.
+        codes: [array-like, shape: (entity,)] int64, index into `names`; -1 = in no group.
+        ordering: what the order rests on: 'order' (given), 'stage_order', 'numeric' or 'first appearance'.
+    """
+
+    by: str
+    names: Array
+    codes: npt.NDArray[np.int64]
+    ordering: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Rows in each group, shape (G,)."""
+        return np.bincount(self.codes[self.codes >= 0], minlength=len(self)).astype(np.int64)
+
+    def index(self, name: object) -> int:
+        """Position of the group called `name`.
+
+        Raises:
+            InputError: there is no such group; the message names the near ones.
+        """
+        for i, have in enumerate(self.names):
+            if have == name or str(have) == str(name):
+                return i
+        raise InputError(f"no group {name!r} in {self.by!r}: {near(str(name), map(str, self.names))}")
+
+    def pairs(self, pairs: str | Sequence[Sequence[object]] = "all") -> list[tuple[int, int]]:
+        """Pairs of group indices, earlier group first.
+
+        Args:
+            pairs: "all" (every pair, in order), or a list of (name, name). A pair is always
+                turned so that the later group is the second one.
+
+        Raises:
+            InputError: an unknown word or group, or a pair of a group with itself.
+
+        >>> g = Groups("by", np.array(["a", "b", "c"], object), np.array([0, 1, 2]), "order")
+        >>> g.pairs()
+        [(0, 1), (0, 2), (1, 2)]
+        >>> g.pairs([("c", "a")])
+        [(0, 2)]
+        """
+        if isinstance(pairs, str):
+            if pairs != "all":
+                raise InputError(f"pairs={pairs!r}: {near(pairs, ['all'])}, or a list of pairs of group names")
+            return [(i, j) for i in range(len(self)) for j in range(i + 1, len(self))]
+        found = []
+        for pair in pairs:
+            if isinstance(pair, str) or len(pair) != 2:
+                raise InputError(f"pairs holds {pair!r}; each must be two group names, e.g. {self.names[:2].tolist()}")
+            first, second = sorted((self.index(pair[0]), self.index(pair[1])))
+            if first == second:
+                raise InputError(f"the pair {pair!r} names the same group twice")
+            found.append((first, second))
+        if not found:
+            raise InputError("pairs is empty; give 'all' or at least one pair of group names")
+        return found
+
+    def require(
+        self, classes: int = 2, per_class: int = 1, units: npt.NDArray[np.int64] | None = None, why: str = ""
+    ) -> None:
+        """Refuse too few groups, or groups too small for what is asked.
+
+        Args:
+            classes: least number of groups.
+            per_class: least number of rows (or of units, e.g. entities) in each group.
+            units: [array-like, shape: (entity,)] codes of what is counted; None counts rows.
+            why: what needs that many, for the message (e.g. "5 folds").
+
+        Raises:
+            InputError: naming every group that is too small, with its size.
+        """
+        reason = f" ({why})" if why else ""
+        if len(self) < classes:
+            raise InputError(
+                f"{self.by!r} has {len(self)} group{'s' if len(self) != 1 else ''} "
+                f"({', '.join(map(str, self.names))}), at least {classes} are needed{reason}; "
+                f"choose another column with by=/target="
+            )
+        sizes = self.sizes(units)
+        small = [f"{name} ({size})" for name, size in zip(self.names, sizes, strict=True) if size < per_class]
+        if small:
+            kind = "rows" if units is None else "entities"
+            if self.names.dtype != object and len(small) > MOST_FRACTIONAL_GROUPS:
+                raise InputError(
+                    f"{self.by!r} has {len(self)} values on {int(sizes.sum())} {kind}; {len(small)} of them have fewer "
+                    f"than {per_class}{reason}: bin it into classes first, for example with pandas.qcut"
+                )
+            raise InputError(
+                f"too few {kind} in {self.by!r}: {listed(small)}; each group needs at least "
+                f"{per_class}{reason}. Leave such groups out with order=[...] or lower what is asked"
+            )
+
+    def sizes(self, units: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
+        """Rows, or distinct units (e.g. entities), in each group, shape (G,)."""
+        if units is None:
+            return self.counts
+        return np.array([len(np.unique(units[self.codes == g])) for g in range(len(self))], dtype=np.int64)
+
+
+def check_data(data: object) -> None:
+    """Refuse what is neither a Dataset nor a DataArray with entities, such as the path of a store.
+
+    Raises:
+        InputError: what it is, and how to open a store.
+    """
+    if not isinstance(data, xr.Dataset | xr.DataArray):
+        path = data if isinstance(data, str | os.PathLike) else "run.zarr"
+        raise InputError(
+            f"expected a Dataset or a DataArray, got {type(data).__name__}; open a store with "
+            f"stratalens.open_store({os.fspath(path)!r})"
+        )
+    if "entity" not in data.dims:
+        raise InputError(f"the data has no dim 'entity' (dims: {', '.join(map(str, data.dims))})")
+    empty = [dim for dim in AXES if data.sizes.get(dim) == 0]
+    if empty:
+        raise InputError(f"the data is empty along {empty[0]!r}; nothing was selected")
+
+
+def groups(ds: Data, by: str, order: Iterable[object] | None = None) -> Groups:
+    """Ordered groups of the rows of `ds` by a label column.
+
+    The order is `order` where given (groups it leaves out are excluded, code -1); else training
+    order where the names are stages; else numeric order; else order of first appearance. Strings
+    are never sorted. Missing labels (NaN, None, "") are excluded.
+
+    Args:
+        ds: Dataset or DataArray with a coordinate `by` along `entity`.
+        by: name of the label column.
+        order: the groups wanted, in order.
+
+    Raises:
+        InputError: unknown column, mixed types, a continuous column, an unknown name in `order`,
+            or names of which only some are stages.
+
+    >>> ds = xr.Dataset(coords={"colour": ("entity", np.array(["red", "blue", "red"], object))})
+    >>> groups(ds, "colour").names.tolist(), groups(ds, "colour").codes.tolist()
+    (['red', 'blue'], [0, 1, 0])
+    >>> groups(ds, "colour", order=["blue"]).codes.tolist()
+    [-1, 0, -1]
+    """
+    values = column(ds, by)
+    codes, names = _factorize(values, by)
+    if len(names) == 0:
+        raise InputError(f"every label in {by!r} is missing; choose another column: {listed(label_columns(ds))}")
+    if order is not None:
+        positions = _given_order(names, list(order), by)
+        how = "order"
+    elif (staged := trained_order(ds, by, names, codes)) is not None:
+        positions, how = staged, "stage_order"
+    elif names.dtype != object:
+        positions, how = np.argsort(names, kind="stable"), "numeric"
+    else:
+        positions, how = np.arange(len(names)), "first appearance"
+    rank = np.full(len(names) + 1, -1, dtype=np.int64)
+    rank[positions] = np.arange(len(positions))
+    return Groups(by, names[positions], rank[codes], how)
+
+
+def clusters(ds: Data, groups: str = "entity_id") -> npt.NDArray[np.int64]:
+    """Which rows are about the same entity: int64 codes, shape (entity,).
+
+    A missing `entity_id` column means that every row is its own entity; any other missing column
+    is an error, and so is a missing label (a row that could end up on both sides of a split).
+    """
+    check_data(ds)
+    if groups == "entity_id" and "entity_id" not in ds.coords:
+        return np.arange(ds.sizes["entity"], dtype=np.int64)
+    codes, _ = _factorize(column(ds, groups), groups, continuous=True)
+    if (codes < 0).any():
+        rows = np.flatnonzero(codes < 0)[:5].tolist()
+        raise InputError(f"{groups!r} is missing in rows {rows}; every row needs one, or splits could leak")
+    return codes
+
+
+def labels_by_cluster(groups: Groups, units: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Group code of each entity, shape (units,); -1 where none of its rows is in a group.
+
+    Raises:
+        InputError: rows of one entity lie in different groups, so that moving labels between
+            entities has no meaning.
+    """
+    out = np.full(int(units.max(initial=-1)) + 1, -1, dtype=np.int64)
+    used = groups.codes >= 0
+    out[units[used]] = groups.codes[used]
+    torn = np.flatnonzero(used & (out[units] != groups.codes))
+    if len(torn):
+        raise InputError(
+            f"{len(np.unique(units[torn]))} entities have rows in several groups of {groups.by!r} "
+            f"(first such row: {int(torn[0])}); a label must belong to the whole entity here"
+        )
+    return out
+
+
+def column(ds: Data, name: str) -> Array:
+    """The label column `name` along `entity`.
+
+    Raises:
+        InputError: no such column (naming near ones), or it lies along other dims.
+    """
+    check_data(ds)
+    if name not in ds.coords:
+        if name in getattr(ds, "data_vars", ()):
+            raise InputError(
+                f"{name!r} is a variable of the data, not a label: open a store with stratalens.open_store(path) or "
+                f"xarray.open_dataset(path, engine='stratalens'); for other data, ds.set_coords({name!r})"
+            )
+        raise InputError(f"no label column {name!r}: {near(str(name), label_columns(ds))}")
+    if ds.coords[name].dims != ("entity",):
+        dims = ", ".join(map(str, ds.coords[name].dims)) or "none"
+        raise InputError(
+            f"{name!r} is no label column: its dims are ({dims}), not (entity). {near(name, label_columns(ds))}"
+        )
+    return np.asarray(ds.coords[name].values)
+
+
+def label_columns(ds: Data) -> list[str]:
+    """Names of the coordinates along `entity`."""
+    return [str(name) for name, coord in ds.coords.items() if coord.dims == ("entity",) and name != "entity"]
+
+
+def as_objects(values: Array) -> Array:
+    """Strings of any dtype as Python strings; numbers and booleans unchanged."""
+    return values.astype(object) if values.dtype.kind in "UTSO" else values
+
+
+def _factorize(values: Array, by: str, continuous: bool = False) -> tuple[npt.NDArray[np.int64], Array]:
+    values = as_objects(values)
+    if values.dtype == object:
+        values = np.array([None if _missing(v) else v for v in values], dtype=object)
+        kinds = {_kind(v) for v in values if v is not None}
+        if len(kinds) > 1:
+            raise InputError(f"labels in {by!r} are of mixed type ({', '.join(sorted(kinds))}); give them one type")
+        if kinds <= {"number"} and kinds:
+            filled = np.array([np.nan if v is None else float(v) for v in values])
+            whole = filled[~np.isnan(filled)]
+            values = filled.astype(np.int64) if len(whole) == len(filled) and (whole % 1 == 0).all() else filled
+    codes, names = pd.factorize(values, use_na_sentinel=True)
+    names = np.asarray(names)
+    if not continuous and names.dtype.kind == "f":
+        fractional = np.unique(names[names % 1 != 0])
+        if len(fractional) > MOST_FRACTIONAL_GROUPS:
+            raise InputError(
+                f"{by!r} is continuous ({len(names)} different values from {names.min():g} to {names.max():g}) where "
+                f"groups are needed; cut it into classes first (e.g. with pandas.qcut)"
+            )
+    return codes.astype(np.int64), names
+
+
+def _missing(value: Hashable) -> bool:
+    return value is None or value is pd.NA or value == "" or (isinstance(value, float) and np.isnan(value))
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bool | np.bool_):
+        return "boolean"
+    return "number" if isinstance(value, int | float | np.number) else type(value).__name__
+
+
+def _given_order(names: Array, order: list[object], by: str) -> npt.NDArray[np.int64]:
+    position = {str(name): i for i, name in enumerate(names)}
+    unknown = [o for o in order if str(o) not in position]
+    if unknown:
+        raise InputError(f"order names {unknown[0]!r}, which no row of {by!r} has: {near(str(unknown[0]), position)}")
+    if len({str(o) for o in order}) != len(order) or not order:
+        raise InputError(f"order={order!r} must name each group of {by!r} once: {listed(position)}")
+    return np.array([position[str(o)] for o in order], dtype=np.int64)
+
+
+def exposure(ds: Data, groups: Groups) -> xr.DataArray | None:
+    """How many stages ago each group was trained on, dims (stage, group); None where unknown.
+
+    Negative: not trained yet (a control), 0: just trained. Taken from the variable `exposure`
+    where there is one, else from the coordinates `stage` and `stage_order` where the groups are stages.
+    """
+    known = ds.get("exposure") if isinstance(ds, xr.Dataset) else ds.coords.get("exposure")
+    if known is not None and groups.by == "trained_stage" and "entity" in known.dims:
+        rows = [int(np.flatnonzero(groups.codes == g)[0]) for g in range(len(groups))]
+        known = known.drop_vars(_extra(known)).isel(entity=rows).compute(scheduler="synchronous")
+        return known.rename(entity="group").assign_coords(group=groups.names)
+    orders = stage_orders(ds)
+    names = [str(name) for name in groups.names]
+    if orders is None or "stage" not in ds.dims or not all(name in orders for name in names):
+        return None
+    stages = np.array([orders[str(s)] for s in ds["stage"].values])
+    table = stages[:, None] - np.array([orders[name] for name in names])[None, :]
+    return xr.DataArray(
+        table,
+        dims=("stage", "group"),
+        coords={"stage": ds["stage"].values, "group": groups.names},
+        name="exposure",
+    )
+
+
+def _extra(array: xr.DataArray) -> list[Hashable]:
+    """Coordinates of a table of rows that mean nothing for a table of groups."""
+    return [name for name, coord in array.coords.items() if "entity" in coord.dims]

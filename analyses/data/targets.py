@@ -1,0 +1,161 @@
+"""Which classes a probe tells apart: pairs of groups, one group against the rest, the order, all at once.
+
+Turns groups into targets: a matrix of signs, one column for each probe. Fitting and scoring live elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from stratalens.analyses.data.groups import Groups
+from stratalens.store.errors import InputError, near
+
+Pairs = str | Sequence[tuple[object, object]]
+
+
+REST = "rest"
+
+
+ORDINAL = "ordinal"
+
+
+MULTICLASS = "multiclass"
+
+
+WORDS = ("all", REST, ORDINAL, MULTICLASS)
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """The probes of one call.
+
+    Attributes:
+        kind: "binary", "ordinal" (regression on the position in the order) or "multiclass".
+        names: label of each probe along the dim `pair`.
+        first: name of the negative class of each; "rest" for one against the rest.
+        second: name of the positive class: the later group.
+        signs: [array-like, shape: (entity, pair)] int8: +1, -1, or 0 where a row is in neither class. For
+            ordinal and multiclass +1 marks the rows that are used.
+    """
+
+    kind: str
+    names: list[str]
+    first: list[str]
+    second: list[str]
+    signs: npt.NDArray[np.int8]
+
+
+def contrasts(groups: Groups, pairs: Pairs = "all") -> Contrasts:
+    """Targets for `pairs`.
+
+    Args:
+        groups: ordered groups of the rows.
+        pairs: "all", "rest" (each group against all others), "ordinal", "multiclass", or a list of
+            (name, name); the later group of a pair is always the positive class.
+
+    Raises:
+        InputError: an unknown word or group.
+
+    >>> g = Groups("by", np.array(["a", "b"], object), np.array([0, 1, -1]), "order")
+    >>> found = contrasts(g)
+    >>> found.names, found.signs[:, 0].tolist()
+    (['a v b'], [-1, 1, 0])
+    """
+    names = [str(name) for name in groups.names]
+    used = (groups.codes >= 0).astype(np.int8)[:, None]
+    if isinstance(pairs, str):
+        if pairs not in WORDS:
+            raise InputError(
+                f"pairs={pairs!r}: {near(pairs, WORDS)}, or a list of pairs of group names such as "
+                f"[({names[0]!r}, {names[-1]!r})]"
+            )
+        if pairs in (ORDINAL, MULTICLASS):
+            return Contrasts(pairs, [pairs], [names[0]], [names[-1]], used)
+        if pairs == REST:
+            own = groups.codes[:, None] == np.arange(len(names))
+            signs = np.where(own, 1, -1).astype(np.int8) * used
+            return Contrasts("binary", [f"{n} v {REST}" for n in names], [REST] * len(names), names, signs)
+    chosen = groups.pairs(pairs)
+    first = np.array([a for a, _ in chosen])
+    second = np.array([b for _, b in chosen])
+    signs = (groups.codes[:, None] == second).astype(np.int8) - (groups.codes[:, None] == first).astype(np.int8)
+    return Contrasts(
+        "binary",
+        [f"{names[a]} v {names[b]}" for a, b in chosen],
+        [names[a] for a in first],
+        [names[b] for b in second],
+        signs,
+    )
+
+
+def training_signs(
+    signs: npt.NDArray[np.int8],
+    fold: npt.NDArray[np.int64],
+    folds: int,
+    trainable: npt.NDArray[np.bool_] | None = None,
+) -> npt.NDArray[np.int8]:
+    """Targets of every fit: for each probe one fit without each fold, then one refit on all rows.
+
+    Args:
+        signs: [array-like, shape: (n, pair)].
+        fold: [array-like, shape: (n,)].
+        folds: their number.
+        trainable: [array-like, shape: (n,)] rows that may be trained on; None = all.
+
+    Returns:
+        [shape: (n, pair, folds + 1)], the refit last.
+    """
+    inside = np.ones((len(fold), folds + 1), dtype=np.int8)
+    inside[np.arange(len(fold)), fold] = 0
+    if trainable is not None:
+        inside *= trainable.astype(np.int8)[:, None]
+    return signs[:, :, None] * inside[:, None, :]
+
+
+Integers = TypeVar("Integers", bound=np.integer[Any])
+
+
+def shuffled_labels(
+    labels: npt.NDArray[Integers],
+    fold: npt.NDArray[np.int64],
+    units: npt.NDArray[np.int64],
+    seed: np.random.SeedSequence | int,
+) -> npt.NDArray[Integers]:
+    """Labels moved between entities, column by column, inside each fold.
+
+    Whole entities swap labels, so that rows of one entity stay together; where the rows of one entity carry
+    different labels, they are shuffled within the entity instead. Staying inside the fold keeps every fold as
+    balanced as it was, so that the null differs in nothing but the labels.
+
+    Args:
+        labels: [array-like, shape: (n, columns)] 0 = outside, which stays outside.
+        fold: [array-like, shape: (n,)].
+        units: [array-like, shape: (n,)] entity of each row.
+        seed: of the shuffle.
+    """
+    rng = np.random.default_rng(seed)
+    out = np.zeros_like(labels)
+    for column in range(labels.shape[1]):
+        rows = np.flatnonzero(labels[:, column])
+        label, where = labels[rows, column], fold[rows]
+        _, first, unit = np.unique(units[rows], return_index=True, return_inverse=True)
+        if (label == label[first][unit]).all():
+            out[rows, column] = _shuffle_within(label[first], where[first], rng)[unit]
+        else:
+            out[rows, column] = _shuffle_within(label, unit, rng)
+    return out
+
+
+def _shuffle_within(
+    values: npt.NDArray[Integers], strata: npt.NDArray[np.int64], rng: np.random.Generator
+) -> npt.NDArray[Integers]:
+    order = np.argsort(strata, kind="stable")
+    shuffled = np.lexsort((rng.random(len(values)), strata))
+    out = np.empty_like(values)
+    out[order] = values[shuffled]
+    return out

@@ -1,1 +1,0 @@
-"""How one function reaches every slab: reading, threads and workers, assembling, caching."""

@@ -1,1 +1,0 @@
-"""Estimators: from rows and targets to coefficients, many problems at a time."""

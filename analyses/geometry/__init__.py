@@ -1,1 +1,0 @@
-"""Geometry of group centroids as arrays: planes, resampling, eigenvalues."""

@@ -1,0 +1,267 @@
+"""Tables of coloured cells: pairs, cosines, and any scalar over layers, stages and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import xarray as xr
+
+from stratalens.analyses.data.results import require
+from stratalens.analyses.data.training_order import group_names
+from stratalens.analyses.plots.colors import DIVERGING, SEQUENTIAL, inks_on
+from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
+from stratalens.analyses.plots.spec import (
+    SLIDER_DIMS,
+    Axis,
+    Mark,
+    Picture,
+    Place,
+    Table,
+    lookup,
+    message_picture,
+    plain,
+    site_of,
+    split_dims,
+    values_of,
+)
+from stratalens.analyses.stats.estimates import PARTS, beyond_null, estimate
+from stratalens.store.errors import InputError
+
+MAX_WRITTEN = 100  # cells; more than that and their numbers are in the hover only
+
+
+def cells(columns: np.ndarray, rows: np.ndarray) -> Table:
+    """Unit squares centred on (columns, rows)."""
+    return {"x0": columns - 0.5, "y0": rows - 0.5, "x1": columns + 0.5, "y1": rows + 0.5}
+
+
+def pair_matrix_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
+    """Describe `pair_matrix` without drawing it."""
+    require(probes, name, "pair_matrix", 'sl.probe(ds, target=..., pairs="all")')
+    title = "Probe accuracy of each pair" if name == "accuracy" else f"Probe {name} of each pair"
+    if "pair_first" not in probes.coords:
+        return message_picture(
+            "pair_matrix", title, 'A pair matrix needs probes of pairs: sl.probe(pairs="all").', probes
+        )
+    result = estimate(probes, name)
+    groups = group_names(probes)
+    first = [groups.index(str(g)) for g in np.atleast_1d(probes["pair_first"].values)]
+    second = [groups.index(str(g)) for g in np.atleast_1d(probes["pair_second"].values)]
+    sliders, fixed = split_dims(probes[name], ("pair",))
+    columns, rows = np.array(second, dtype=float), -np.array(first, dtype=float)
+    read = {k: lookup(result[k], ("pair",) if "pair" in result.dims else ()) for k in PARTS}
+    base = cells(columns, rows)
+    base |= {"earlier": [plain(groups[i]) for i in first], "later": [plain(groups[j]) for j in second]}
+    upper, lower = rows + 0.08, rows - 0.24
+
+    def tables(place: Place) -> dict[str, Table]:
+        got = {k: np.atleast_1d(read[k](place)) for k in PARTS}
+        told = [beyond_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(first))]
+        table = base | {"value": got["value"]}
+        table["interval"] = [f"[{a:z.3f}, {b:z.3f}]" for a, b in zip(got["low"], got["high"], strict=True)]
+        table["null"] = [f"{n:z.3f}" for n in got["null"]]
+        table["verdict"] = ["beyond chance" if t else "not told from chance" for t in told]
+        inks = inks_on(got["value"], 0, 1)
+        return {
+            "pairs": table,
+            "numbers": {"x": columns, "y": upper, "text": [f"{v:z.2f}" for v in got["value"]], "ink": inks},
+            "verdicts": {"x": columns, "y": lower, "text": ["" if t else "n.s." for t in told], "ink": inks},
+        }
+
+    hover = {
+        "earlier": "earlier group",
+        "later": "later group",
+        "value": name,
+        "interval": "95 %",
+        "null": "chance or null",
+        "verdict": "verdict",
+    }
+    n = len(groups)
+    small = n <= 10
+    marks = [Mark("pairs", "cells", hover=hover)]
+    if small:
+        marks += [Mark("numbers", "labels", size=10), Mark("verdicts", "labels", size=7)]
+    return Picture(
+        name="pair_matrix",
+        title=title,
+        x=Axis("later group", ticks=[(float(i), plain(groups[i], 16)) for i in range(1, n)]),
+        y=Axis("earlier group", ticks=[(-float(i), plain(groups[i], 16)) for i in range(n - 1)]),
+        marks=marks,
+        tables=tables,
+        limits=lambda place: (0.5, n - 0.5, -(n - 1.5), 0.5),
+        sliders=sliders,
+        fixed=fixed,
+        site=site_of(probes),
+        clim=(0.0, 1.0),
+        palette=DIVERGING,
+        colorbar=f"{name} (0.5: chance)",
+        height=400,
+    )
+
+
+def pair_matrix(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Figure:
+    """Draw held-out accuracy for every pair of groups, earlier group by later group.
+
+    Args:
+        probes: result of `sl.probe(pairs="all")`.
+        name: "accuracy" or "auc".
+        dynamic: see `to_holoviews`.
+
+    Returns:
+        HoloViews object; "n.s." marks pairs that are not told from chance (by permutation p
+        where there is one, else by the 95 % interval).
+    """
+    return to_holoviews(pair_matrix_picture(probes, name), dynamic)
+
+
+def cosine_matrix_picture(cosines: xr.DataArray) -> Picture:
+    """Describe `cosine_matrix` without drawing it."""
+    others = [str(d) for d in cosines.dims if str(d).endswith("_other")]
+    if len(others) != 1:
+        raise InputError(
+            f"plots.cosine_matrix needs dims (..., x, x_other); got {cosines.dims}. Make it with sl.cosines(probes)."
+        )
+    over, title = others[0].removesuffix("_other"), "Cosine between probe directions"
+    labels = [plain(v, 24) for v in values_of(cosines, over)]
+    n = len(labels)
+    if n < 2:
+        return message_picture("cosine_matrix", title, "Cosines need at least two directions.", cosines)
+    extra = ("pair",) if over != "pair" else ()
+    sliders, fixed = split_dims(cosines, (over,), extra)
+    grid_rows, grid_columns = np.divmod(np.arange(n * n), n)
+    columns, rows = grid_columns.astype(float), -grid_rows.astype(float)
+    read = lookup(cosines, (over, others[0]))
+    base = cells(columns, rows)
+    base |= {"one": [labels[i] for i in grid_rows], "other": [labels[i] for i in grid_columns]}
+
+    def tables(place: Place) -> dict[str, Table]:
+        value = read(place).ravel()
+        table = base | {"value": value}
+        inks = inks_on(value, -1, 1)
+        return {
+            "cosines": table,
+            "numbers": {"x": columns, "y": rows, "text": [f"{v:z.2f}" for v in value], "ink": inks},
+        }
+
+    marks = [Mark("cosines", "cells", hover={"one": over, "other": f"other {over}", "value": "cosine"})]
+    if n * n <= MAX_WRITTEN:
+        marks.append(Mark("numbers", "labels", size=8))
+    return Picture(
+        name="cosine_matrix",
+        title=title,
+        x=Axis(over, ticks=[(float(i), t) for i, t in enumerate(labels)], rotate=True),
+        y=Axis(over, ticks=[(-float(i), t) for i, t in enumerate(labels)]),
+        marks=marks,
+        tables=tables,
+        limits=lambda place: (-0.5, n - 0.5, 0.5 - n, 0.5),
+        sliders=sliders,
+        fixed=fixed,
+        site=site_of(cosines),
+        clim=(-1.0, 1.0),
+        palette=DIVERGING,
+        colorbar="cosine",
+        height=460,
+    )
+
+
+def cosine_matrix(cosines: xr.DataArray, dynamic: bool | None = None) -> Figure:
+    """Draw cosines between probe directions, over pairs (default), layers, stages or tokens.
+
+    Args:
+        cosines: result of `sl.cosines`: (..., x, x_other).
+        dynamic: see `to_holoviews`.
+    """
+    return to_holoviews(cosine_matrix_picture(cosines), dynamic)
+
+
+def scalar_map_picture(
+    scalar: xr.DataArray,
+    x: str,
+    y: str,
+    label: str,
+    clim: tuple[float, float] | None = None,
+    null: float | None = None,
+) -> Picture:
+    """Describe a heat map of any scalar over two of stage, layer and token (see `stage_layer_map`)."""
+    missing = [d for d in (x, y) if d not in scalar.coords]
+    if missing:
+        raise InputError(f"this map needs the dims {x!r} and {y!r}; the data has {tuple(scalar.dims)}")
+    scalar = scalar.expand_dims([d for d in (x, y) if d not in scalar.dims])
+    title = f"{label[:1].upper()}{label[1:]} by {x} and {y}"
+    extra = tuple(str(d) for d in scalar.dims if d not in (*SLIDER_DIMS, x, y))
+    sliders, fixed = split_dims(scalar, (x, y), extra)
+    xs, ys = values_of(scalar, x), values_of(scalar, y)
+    if not np.isfinite(scalar.values.astype(float)).any():
+        return message_picture(f"{y}_{x}_map", title, f"There is no finite {label} to show.", scalar)
+    ordered = scalar.isel({x: _order(scalar, x, xs), y: _order(scalar, y, ys)})
+    read = lookup(ordered, (y, x))
+    grid_rows, grid_columns = np.divmod(np.arange(len(xs) * len(ys)), len(xs))
+    columns, rows = grid_columns.astype(float), grid_rows.astype(float)
+    base = cells(columns, rows)
+    base |= {x: [plain(xs[i]) for i in grid_columns], y: [plain(ys[i]) for i in grid_rows]}
+    finite = scalar.values[np.isfinite(scalar.values)].astype(float)
+    limits = clim or (float(finite.min()), float(finite.max()) or 1.0)
+    palette = DIVERGING if null is not None else SEQUENTIAL
+    if null is not None and clim is None:
+        half = max(abs(limits[0] - null), abs(limits[1] - null)) or 1.0
+        limits = (null - half, null + half)
+
+    def tables(place: Place) -> dict[str, Table]:
+        value = read(place).ravel()
+        inks = inks_on(value, *limits, palette)
+        return {
+            "cells": base | {"value": value},
+            "numbers": {"x": columns, "y": rows, "text": [f"{v:z.2f}" for v in value], "ink": inks},
+        }
+
+    marks = [Mark("cells", "cells", hover={x: x, y: y, "value": label})]
+    if len(xs) * len(ys) <= MAX_WRITTEN:
+        marks.append(Mark("numbers", "labels", size=8))
+    return Picture(
+        name=f"{y}_{x}_map",
+        title=title,
+        x=_names_axis(x, xs),
+        y=_names_axis(y, ys),
+        marks=marks,
+        tables=tables,
+        limits=lambda place: (-0.5, len(xs) - 0.5, -0.5, len(ys) - 0.5),
+        sliders=sliders,
+        fixed=fixed,
+        site=site_of(scalar),
+        clim=limits,
+        palette=palette,
+        colorbar=label if null is None else f"{label} (white: {null:g})",
+        height=max(220, 110 + 24 * len(ys)),
+    )
+
+
+def _order(data: xr.DataArray, dim: str, values: Sequence[Hashable]) -> list[int]:
+    present = [v.item() if isinstance(v, np.generic) else v for v in np.atleast_1d(data[dim].values)]
+    return [present.index(v) for v in values]
+
+
+def _names_axis(dim: str, values: Sequence[Hashable]) -> Axis:
+    label = {"stage": "recorded stage", "layer": "layer (block)", "token": "token position"}.get(dim, dim)
+    return Axis(label, ticks=[(float(i), plain(v, 16)) for i, v in enumerate(values)])
+
+
+def stage_layer_map(
+    scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
+) -> Figure:
+    """Draw a heat map of any scalar over recorded stage (across) and layer (up).
+
+    Args:
+        scalar: DataArray with dims stage and layer (and perhaps token, pair: sliders).
+        label: what the scalar is, with its unit.
+        null: its value without any signal; white on the map.
+        clim: limits of the colours; default from the data.
+    """
+    return to_holoviews(scalar_map_picture(scalar, "stage", "layer", label, clim, null))
+
+
+def layer_token_map(
+    scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
+) -> Figure:
+    """Draw a heat map of any scalar over layer (across) and token position (up); arguments as `stage_layer_map`."""
+    return to_holoviews(scalar_map_picture(scalar, "layer", "token", label, clim, null))

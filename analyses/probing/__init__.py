@@ -1,1 +1,0 @@
-"""What the probe verbs share: pairs, folds, plans, scores, matching."""

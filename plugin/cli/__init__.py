@@ -1,0 +1,8 @@
+"""The `stratalens` command.
+
+app           every command and its arguments
+capture_jobs  the work of capture, forecast and study
+store_jobs    the work of info, verify, analyze, report and explore
+output        tables, JSON and exit codes
+run_file      run files
+"""

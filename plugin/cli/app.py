@@ -1,0 +1,316 @@
+"""The command line. Each command is thin: it reads its arguments and calls `stratalens.plugin.cli.store_jobs`.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stratalens.plugin.cli.output import AsJson, Debug, StorePath, emit_json, emit_text, guarded, note, told_warnings
+
+# Threads of OpenMP (torch's matrix products) spin while they wait for each other. Where anything else wants a core, be
+# it only our own writer, a spinning thread keeps the one it waits for from running: benchmarks/waiting_threads.py
+# measures it. OpenMP reads this when torch is loaded; what the user has set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+if not sys.stderr.isatty():  # transformers draws bars into pipes, too
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+app = typer.Typer(
+    name="stratalens",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Activations of every layer and every training checkpoint, in one labelled store.",
+    epilog="Example: stratalens capture run.yaml, then stratalens report run.zarr",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        emit_text(f"stratalens {version('stratalens')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    Debug.on = debug
+
+
+@app.command(epilog="Example: stratalens demo --quick --out quick-demo")
+@guarded
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the store, the report and the summary.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Entities, partition and training order of the data.", min=0)] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="The whole line in two minutes; proves nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a real model through six stages, record it, analyse it, report."""
+    from stratalens.plugin.study.run import run_demo
+
+    made = run_demo(out, seed=seed, quick=quick)
+    if as_json:
+        emit_json(asdict(made))
+
+
+@app.command(epilog="Example: stratalens study --preset cpu --out runs/cpu")
+@guarded
+def study(
+    run_file: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="Settings to replay.")] = None,
+    preset: Annotated[str | None, typer.Option(help="demo, smoke, cpu or paper; no run file then.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything the run makes.")] = Path("study"),
+    seed: Annotated[int | None, typer.Option(help="Another seed than the settings'.", min=0)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on in a folder with an earlier run, or refuse it.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """The training-order study: corpus, sequential fine-tuning, recording, analyses, report."""
+    from stratalens.plugin.cli.capture_jobs import study_settings
+    from stratalens.plugin.study.run import run_study
+
+    settings = study_settings(run_file, preset, seed)
+    made = run_study(settings, out, resume=resume, proves_nothing=settings.preset == "smoke")
+    if as_json:
+        emit_json(asdict(made))
+
+
+@app.command(epilog="Example: stratalens forecast --preset paper")
+@guarded
+def forecast(
+    run_file: Annotated[
+        Path | None, typer.Argument(metavar="RUN.yaml", help="Run file of a capture or of a study.")
+    ] = None,
+    as_json: AsJson = False,
+    preset: Annotated[str | None, typer.Option(help="demo, smoke, cpu or paper: a study, no run file.")] = None,
+) -> None:
+    """Bytes, files, tokens, memory and time of a capture or a study; nothing is written."""
+    from stratalens.plugin.cli.capture_jobs import forecast_run, study_settings
+    from stratalens.plugin.cli.output import show_forecast
+    from stratalens.plugin.cli.run_file import read_run_file
+    from stratalens.plugin.study.config.settings import is_study_file
+
+    if run_file is not None and preset is None and not is_study_file(run_file):
+        result = forecast_run(read_run_file(run_file))
+    else:
+        from stratalens.plugin.study.forecast import flat, forecast_study
+
+        told = forecast_study(study_settings(run_file, preset, None))
+        result = told if as_json else flat(told)
+    if as_json:
+        emit_json(result)
+        return
+    show_forecast(str(run_file or preset), result)
+
+
+@app.command(epilog="Example: stratalens capture run.yaml")
+@guarded
+def capture(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to record, a YAML file.")],
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on in a store that is there, or refuse one that is.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Record even if the disk seems too small.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Record the activations of every stage of a run file.
+
+    Keys: prompts, store, stages or model; and sites, layers, positions, dtype,
+    compression, batch_size, device, statistics, allow_same_weights, by; all are
+    written beside it."""
+    from stratalens.plugin.cli.capture_jobs import capture_run
+    from stratalens.plugin.cli.run_file import read_run_file
+
+    store = capture_run(read_run_file(run_file), resume=resume, force=force)
+    if as_json:
+        from stratalens.store.state.info import info as read_info
+
+        facts = read_info(store)
+        stages = [stage["name"] for stage in facts["stages"]]
+        emit_json({"store": store, "stages": stages, **{key: facts[key] for key in ("complete", "bytes", "files")}})
+
+
+@app.command(epilog="Example: stratalens info run.zarr --json")
+@guarded
+def info(store: StorePath, as_json: AsJson = False) -> None:
+    """Dims, sites, size, completeness by stage and site, provenance."""
+    from stratalens.plugin.cli.output import show_info
+    from stratalens.store.state.info import info as read_info
+
+    facts = read_info(store)
+    if as_json:
+        emit_json(facts)
+    else:
+        show_info(facts)
+
+
+@app.command(epilog="Example: stratalens verify run.zarr --repair")
+@guarded
+def verify(
+    store: StorePath,
+    as_json: AsJson = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mark damaged shards as missing, so that a resume records them again.")
+    ] = False,
+) -> None:
+    """Read everything back against its checksums; exit 1 if damaged."""
+    from stratalens.plugin.cli.output import show_verified
+    from stratalens.plugin.cli.store_jobs import verify_job
+
+    report = verify_job(store, repair=repair)
+    if as_json:
+        emit_json(report)
+    else:
+        show_verified(report)
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: stratalens analyze run.zarr --verbs centroids,probes")
+@guarded
+def analyze(
+    store: StorePath,
+    by: Annotated[str | None, typer.Option(help="Label column; default: the run's, else trained_stage.")] = None,
+    verbs: Annotated[
+        str, typer.Option(help="Comma-separated: centroids, probes, controls.")
+    ] = "centroids,probes,controls",
+    site: Annotated[str | None, typer.Option(help="Site to analyse; default: the first one recorded.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    scheduler: Annotated[str | None, typer.Option(metavar="URL", help="Address of a dask cluster.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Results folder; default: STORE.results/latest.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Splits, permutations and resamples.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask every layer and stage at once; labelled results beside the store."""
+    from stratalens.plugin.cli.store_jobs import analyze_store
+
+    folder = analyze_store(
+        store,
+        by=by,
+        verbs=[verb.strip() for verb in verbs.split(",") if verb.strip()],
+        site=site,
+        backend=backend,
+        scheduler=scheduler,
+        out=out,
+        seed=seed,
+    )
+    note(f"wrote {folder}")
+    if as_json:
+        emit_json({"store": store, "folder": folder, "results": sorted(p.name for p in folder.iterdir() if p.is_dir())})
+
+
+@app.command(epilog="Example: stratalens report run.zarr -o report.html")
+@guarded
+def report(
+    store: StorePath,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
+    by: Annotated[str | None, typer.Option(help="Label column; default: the run's, else trained_stage.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One standalone HTML page; analyses that are not there yet are run."""
+    from stratalens.plugin.cli.store_jobs import report_store
+
+    page = report_store(store, out, by=by)
+    note(f"wrote {page}")
+    if as_json:
+        emit_json({"store": store, "report": page, "bytes": page.stat().st_size})
+
+
+@app.command(epilog="Example: stratalens explore run.zarr --port 5010 --show")
+@guarded
+def explore(
+    store: StorePath,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes any free one.")] = 5006,
+    show: Annotated[bool, typer.Option("--show", help="Open the page in the system's browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A live page on a store, on this machine only: rows, prompts, probes on demand. Ctrl-C ends it."""
+    from stratalens.plugin.cli.store_jobs import explore_store
+
+    explore_store(store, port=port, show=show, told=emit_json if as_json else None)
+
+
+@app.command(epilog="Example: stratalens export run.zarr --site resid_post --layer 12 --to l12.npy")
+@guarded
+def export(
+    store: StorePath,
+    site: Annotated[str, typer.Option(help="A recorded site, e.g. resid_post.")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors or .npy file.")],
+    layer: Annotated[int | None, typer.Option(help="Block index; leave out for sites outside the blocks.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One site at one layer, all stages, as a plain array file."""
+    from stratalens.plugin.cli.store_jobs import export_site
+
+    export_site(store, site=site, layer=layer, target=to)
+    note(f"wrote {to}")
+    if as_json:
+        emit_json({"store": store, "site": site, "layer": layer, "file": to, "bytes": to.stat().st_size})
+
+
+@app.command(epilog="Example: stratalens commit run.zarr run.icechunk")
+@guarded
+def commit(
+    store: StorePath,
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="A folder, or s3://bucket/prefix.")],
+    as_json: AsJson = False,
+) -> None:
+    """Complete stages into an icechunk repository, one commit for each (extra icechunk)."""
+    from stratalens.store.interop.icechunk import commit_stages
+
+    done = commit_stages(store, repository)
+    for stage in done:
+        note(f"committed stage {stage}")
+    if not done:
+        note(f"nothing new: {repository} has every complete stage of {store}")
+    if as_json:
+        emit_json({"store": store, "repository": repository, "committed": done})
+
+
+@app.command(epilog="Example: stratalens label run.zarr prompts.csv")
+@guarded
+def label(
+    store: StorePath,
+    table: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="The prompts that were recorded, with the right labels.")
+    ],
+    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Take this column out of the store.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Correct or add labels of a store that is recorded; its activations stay as they are.
+
+    Rows are matched by prompt_id. Columns of the table replace those of the
+    store or are added to it; columns that the table does not have stay."""
+    from stratalens.plugin.capture.store import relabel
+    from stratalens.plugin.prompts.table import PromptTable
+
+    with told_warnings():
+        changed = relabel(store, PromptTable.read(table), drop=drop or ())
+    for name, rows in changed.items():
+        counted = "1 row has" if rows == 1 else f"{rows} rows have"
+        note(f"dropped {name}" if name in (drop or ()) else f"{name}: {counted} another value than before")
+    note(f"{store} has the labels of {table}" if changed else f"nothing to do: {store} has the labels of {table}")
+    if as_json:
+        emit_json({"store": store, "changed": changed})
+
+
+def main() -> None:
+    """Entry point of the `stratalens` command."""
+    app()

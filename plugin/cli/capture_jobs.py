@@ -1,0 +1,144 @@
+"""What the commands do: a run file captured, a store described, verified, analysed, reported, exported.
+
+The command line (`stratalens.plugin.cli.app`) reads arguments, this module joins plugin,
+store and analyses; each is imported when its job runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stratalens.plugin.cli.output import note, told_warnings
+from stratalens.plugin.cli.run_file import RunFile, StageEntry, beside, write_run_file
+from stratalens.plugin.terminal import quiet_loading
+from stratalens.store.errors import InputError
+
+if TYPE_CHECKING:
+    from stratalens.plugin.stages.stage import Source, Stage
+    from stratalens.plugin.study.config.settings import StudySettings
+
+
+def run_stages(run: RunFile) -> list[Stage]:
+    """Stages of a run file, in training order; without any, the model itself is the stage called "model"."""
+    from stratalens.plugin.stages.stage import Stage
+
+    entries = run.stages or (StageEntry(name="model"),)
+    given = [entry.order for entry in entries]
+    if any(order is None for order in given) and any(order is not None for order in given):
+        raise InputError("stages: give every stage an `order`, or none (they are then numbered as listed, from 0)")
+    orders = [i if order is None else order for i, order in enumerate(given)]
+    listed = [Stage(entry.name, order, _source(run, entry)) for entry, order in zip(entries, orders, strict=True)]
+    return sorted(listed, key=lambda stage: stage.order)
+
+
+def _source(run: RunFile, entry: StageEntry) -> Source:
+    from stratalens.plugin.stages.checkpoints import Checkpoint, LoraAdapter, Revision
+
+    if entry.path is not None:
+        return Checkpoint(entry.path)
+    if entry.adapter is not None:
+        return LoraAdapter(entry.adapter, base=run.model)
+    assert run.model is not None  # the run file refuses such a stage without it
+    if entry.revision is not None:
+        return Revision(run.model, entry.revision)
+    return Checkpoint(run.model) if Path(run.model).is_dir() else Revision(run.model, "main")
+
+
+def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> str | Path:
+    """Record every stage of a run file; the complete run file is written beside the store.
+
+    Args:
+        run: the run.
+        resume: False refuses a store that is there already.
+        force: record even where the disk seems too small for the whole store.
+
+    Returns:
+        The store.
+    """
+    from stratalens.plugin.capture.run import capture
+    from stratalens.plugin.prompts.table import PromptTable
+    from stratalens.plugin.terminal import StageLines, on_a_screen
+
+    table = PromptTable.read(run.prompts)
+    stages = run_stages(run)
+    if isinstance(run.store, Path):
+        run.store.parent.mkdir(parents=True, exist_ok=True)
+    # Without numbers of their own, stages are placed after the names that the store has, as a mapping's are.
+    numbered = any(entry.order is not None for entry in run.stages)
+    quiet_loading()
+    before = _state(run.store)
+    with told_warnings():
+        capture(
+            stages if numbered else {stage.name: stage.source for stage in stages},
+            table,
+            run.store,
+            sites=run.sites,
+            layers=run.layers,
+            positions=run.positions,
+            dtype=run.dtype,
+            compression=run.compression,
+            batch_size=run.batch_size,
+            device=run.device,
+            statistics=run.statistics,
+            allow_same_weights=run.allow_same_weights,
+            resume=resume,
+            force=force,
+            progress=None if on_a_screen() else StageLines([stage.name for stage in stages], note),
+        )
+    write_run_file(run, beside(run.store))
+    if _state(run.store) == before:
+        note(
+            f"nothing to do: every row of every stage of {run.store} is committed "
+            "(`stratalens verify` checks the bytes)"
+        )
+    else:
+        note(f"recorded {run.store}")
+    return run.store
+
+
+def _state(store: str | Path) -> tuple[str, str] | None:
+    """What tells whether anything was recorded; None where there is no store yet."""
+    from stratalens.store.format.metadata import ROOT
+    from stratalens.store.state.manifest import load
+    from stratalens.store.storage.resolve import storage_at
+
+    storage = storage_at(store)
+    if storage.kind() != "folder" or storage.get(ROOT) is None:
+        return None
+    held = load(storage)
+    return held.checksum, held.commits().key
+
+
+def study_settings(run_file: Path | None, preset_name: str | None, seed: int | None) -> StudySettings:
+    """Settings of a study from a run file or a preset.
+
+    Raises:
+        InputError: both or neither are given, or the settings are wrong.
+    """
+    from stratalens.plugin.study.config.presets import PRESETS, preset
+    from stratalens.plugin.study.config.settings import read_settings, validate
+
+    if (run_file is None) == (preset_name is None):
+        raise InputError(f"give either a run file or --preset, one of {', '.join(PRESETS)}")
+    settings = read_settings(run_file) if run_file is not None else preset(str(preset_name))
+    if seed is None:
+        return settings
+    return validate({**settings.model_dump(), "seed": seed, "seeds": ()}, "--seed")
+
+
+def forecast_run(run: RunFile) -> dict[str, Any]:
+    """What a capture will need: bytes, files, tokens, memory. The model is looked at, nothing is written."""
+    from stratalens.plugin.capture.forecast import forecast
+    from stratalens.plugin.prompts.table import PromptTable
+
+    quiet_loading()
+    return forecast(
+        run_stages(run),
+        PromptTable.read(run.prompts),
+        sites=run.sites,
+        layers=run.layers,
+        positions=run.positions,
+        dtype=run.dtype,
+        statistics=run.statistics,
+    )

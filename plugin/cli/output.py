@@ -1,0 +1,244 @@
+"""How the command line speaks: results on standard output, everything else on standard error.
+
+What lives here: tables, notes and the mapping from errors to exit codes.
+What does not: any command (`stratalens.plugin.cli.app`).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stratalens.plugin.terminal import folded
+from stratalens.store.errors import InputError, LabelWarning, StratalensError
+
+P = ParamSpec("P")
+
+
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="An activation store, e.g. run.zarr")]
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+EXIT_FAILED = 1
+
+
+EXIT_WRONG_INPUT = 2
+
+
+EXIT_INTERRUPTED = 130
+
+
+class Debug:
+    """Whether errors show their traceback; set once by the `--debug` option."""
+
+    on = False
+
+
+def note(message: str) -> None:
+    """One line to the person watching, on standard error; on a terminal as many as it takes."""
+    print(folded(message), file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Warnings about labels as one line each, without the place in the code that they came from."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, LabelWarning):
+                note(f"warning: {message}")
+            else:
+                show(message, category, *rest)
+
+        warnings.showwarning = tell  # type: ignore[assignment]
+        warnings.simplefilter("always", LabelWarning)
+        yield
+
+
+def emit_json(value: Mapping[str, Any]) -> None:
+    """The one JSON object of a `--json` run, on standard output."""
+    print(json.dumps(value, indent=2, default=str, allow_nan=False), flush=True)  # noqa: T201
+
+
+def emit_text(text: str) -> None:
+    """Plain result text, on standard output."""
+    print(text)  # noqa: T201
+
+
+def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table: drawn on a terminal, tab-separated lines when piped."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        emit_text(f"# {title}")
+        for line in [list(columns), *lines]:
+            emit_text("\t".join(line))
+        return
+    # as Text: markup in the name of a file, stage or entity is no colour
+    table = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(Text(column), overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    Console().print(table)
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in binary units.
+
+    >>> human_bytes(3 * 2**30)
+    '3.0 GiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn errors raised on purpose into one clear message and the exit code of their kind.
+
+    2 when the input is wrong, 1 when data are damaged, the disk is full or
+    the job failed, 130 after Ctrl-C. Anything else is a defect and keeps its
+    traceback.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            note(
+                "interrupted; whole blocks of rows are kept (see stratalens info), the same command goes on from there"
+            )
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            # the reader of a pipe went away (`| head`): nothing is wrong here
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except StratalensError as error:
+            _show(error, str(error))
+            raise typer.Exit(EXIT_WRONG_INPUT if isinstance(error, InputError) else EXIT_FAILED) from None
+        except OSError as error:
+            _show(error, _explain(error))
+            raise typer.Exit(EXIT_FAILED) from None
+
+    return run
+
+
+def _show(error: BaseException, message: str) -> None:
+    if Debug.on:
+        traceback.print_exception(error, file=sys.stderr)
+    notes = "".join(f"\n  {extra}" for extra in getattr(error, "__notes__", ()))
+    note(f"error: {message}{notes}")
+
+
+def _explain(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"no space left on the disk{where}; what was committed is kept. Free some space, then run this again"
+    return f"{error.strerror or error}{where}"
+
+
+def show_info(facts: dict[str, Any]) -> None:
+    """Print what `stratalens.store.info` found, for a person."""
+    from stratalens.store.state.info import percent, state_in_words  # brings zarr's codecs
+
+    dims = ", ".join(f"{name} {size}" for name, size in facts["dims"].items())
+    emit_table(
+        f"{facts['path']}: {state_in_words(facts)}",
+        ["what", "value"],
+        [
+            ("dims", dims),
+            ("tokens", ", ".join(map(str, facts["tokens"]))),
+            ("size", f"{human_bytes(facts['bytes'])} in {facts['files']} files"),
+            ("rows a block", facts["block_size"]),
+            ("labels", ", ".join(facts["labels"])),
+            ("format", facts["format"]),
+        ],
+    )
+    emit_table(
+        "sites",
+        ["site", "dtype", "dims", "hook", "size"],
+        [
+            (name, _dtype(v), ", ".join(f"{d} {n}" for d, n in v["dims"].items()), v["hook"], human_bytes(v["bytes"]))
+            for name, v in facts["variables"].items()
+            if v["kind"] == "site"
+        ],
+    )
+    sites = facts["sites"]
+    emit_table(
+        "completeness (share of rows recorded)",
+        ["stage", "order", "weights", *sites],
+        [
+            (
+                stage["name"],
+                stage["order"],
+                stage["fingerprint"][:12],
+                *(percent(facts["completeness"][stage["name"]][s]) for s in sites),
+            )
+            for stage in facts["stages"]
+        ]
+        + [(name, "", "not begun", *("0%" for _ in sites)) for name in facts["lacking_stages"]],
+    )
+    for title, held in (("provenance (must match)", "provenance"), ("recorded with (may differ)", "recorded_with")):
+        emit_table(title, ["what", "value"], sorted((name, _flat(value)) for name, value in facts[held].items()))
+
+
+FORECAST = {
+    "memory_bytes": "memory_bytes (the two block buffers; the model and its forward pass come on top)",
+    "seconds": "seconds (forward passes; starting up and loading models come on top)",
+    "training_seconds": "training_seconds (updates; starting up and loading models come on top)",
+    "recording_seconds": "recording_seconds (forward passes; starting up and loading models come on top)",
+}
+
+
+def show_forecast(name: str, told: Mapping[str, Any]) -> None:
+    """Print a forecast, and what its numbers leave out."""
+    rows = [(FORECAST.get(k, k), human_bytes(v) if k.endswith("bytes") else v) for k, v in told.items()]
+    emit_table(f"forecast of {name}", ["what", "how much"], rows)
+
+
+def _flat(value: Any) -> str:
+    """Settings inside settings, on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_flat(inner)}" for name, inner in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _dtype(variable: Mapping[str, Any]) -> str:
+    """dtype of a site; for one scaled to int8 with what that lost of its rows."""
+    if "mean_relative_error" not in variable:
+        return str(variable["dtype"])
+    mean, largest = variable["mean_relative_error"], variable["max_relative_error"]
+    return f"{variable['dtype']}, rows off by {mean:.2%} on average, {largest:.2%} at most"
+
+
+def show_verified(report: Mapping[str, Any]) -> None:
+    """Print what `verify_store` found: damage and gaps by name, then how much was read."""
+    for problem in report["damaged"]:
+        emit_text(f"damaged\t{problem['text']}")
+    for gap in report["missing"]:
+        emit_text(f"missing\t{gap}")
+    for change in report["unfinished"]:
+        emit_text(f"unfinished\t{change}")
+    read = f"{report['blocks']:,} blocks, {report['files']:,} files, {human_bytes(report['bytes'])} read"
+    emit_text(f"ok: {read}" if report["ok"] else f"{len(report['damaged'])} damaged: {read}")

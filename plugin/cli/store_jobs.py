@@ -1,0 +1,149 @@
+"""What the commands do: a run file captured, a store described, verified, analysed, reported, exported.
+
+The command line (`stratalens.plugin.cli.app`) reads arguments, this module joins plugin,
+store and analyses; each is imported when its job runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from stratalens.plugin.cli.output import note
+from stratalens.plugin.cli.run_file import read_beside
+from stratalens.store.errors import InputError, near
+from stratalens.store.storage.resolve import is_url
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
+    """Verify a store with a progress bar; with `repair`, mark what is damaged as missing first."""
+    from stratalens.store.integrity.verify import verify_store
+
+    with tqdm(unit="B", unit_scale=True, desc="verify", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = verify_store(store, repair=repair, progress=advance)
+    for line in report.repaired:
+        note(line)
+    return report.to_json()
+
+
+def analyze_store(
+    store: str,
+    *,
+    by: str | None,
+    verbs: Sequence[str],
+    site: str | None,
+    backend: str,
+    scheduler: str | None,
+    out: Path | None,
+    seed: int,
+) -> Path:
+    """Run the verbs on a store and write each result as a labelled zarr group.
+
+    Returns:
+        The folder with the results.
+    """
+    from stratalens.analyses.accessor import open_store
+    from stratalens.analyses.results import write_results
+    from stratalens.analyses.suite import run_suite
+    from stratalens.store.state.info import info
+
+    ds = open_store(store)
+    note_incomplete(info(store))
+    with _cluster(scheduler):
+        suite = run_suite(ds, by=_by(ds, store, by), verbs=verbs, site=site, backend=backend, seed=seed, tell=note)
+    folder = out if out is not None else _results(store) / "latest"
+    write_results(suite.results, folder)
+    return folder
+
+
+def note_incomplete(facts: Mapping[str, Any]) -> None:
+    """Say that rows or stages which were to be recorded are not there."""
+    from stratalens.store.state.info import state_in_words
+
+    if not facts["complete"]:
+        note(f"{facts['path']} is {state_in_words(facts)}; the capture, run again, records the rest")
+
+
+def _results(store: str) -> Path:
+    """Folder beside a store; for one behind a URL, in the working directory."""
+    name = store.rstrip("/")
+    return Path(f"{name.rsplit('/', 1)[1] if is_url(name) else name}.results")
+
+
+def report_store(store: str, out: Path, *, by: str | None) -> Path:
+    """Write the report of a store; analyses whose results are cached beside it are not run again."""
+    from stratalens.analyses.accessor import open_store
+    from stratalens.analyses.report.report import report
+    from stratalens.analyses.suite import VERBS, run_suite
+    from stratalens.store.state.info import info
+
+    ds, facts = open_store(store), info(store)
+    note_incomplete(facts)
+    suite = run_suite(ds, by=_by(ds, store, by), verbs=VERBS, tell=note)
+    title = f"stratalens: {Path(store).name}"
+    return report(suite.results, out, store_info=facts, notes=suite.skipped, title=title)
+
+
+def explore_store(store: str, *, port: int, show: bool, told: Callable[[dict[str, str]], None] | None = None) -> None:
+    """Serve the live page of a store until Ctrl-C; the store is only read. `told` is given {store, url} before."""
+    from stratalens.analyses.accessor import open_store
+    from stratalens.analyses.explorer import explore
+    from stratalens.analyses.explorer.server import ADDRESS, free_port
+
+    ds, port = open_store(store), free_port(port)
+
+    def tell(message: str) -> None:
+        note(message)
+        if told is not None:
+            told({"store": store, "url": f"http://{ADDRESS}:{port}"})
+
+    with suppress(KeyboardInterrupt):
+        explore(ds, port, show=show, tell=tell)
+    note("the explorer has ended")
+
+
+def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
+    """The label column: the one given, else that of the run file beside the store, else trained_stage."""
+    run = None if by else read_beside(store)
+    chosen = by or (run.by if run is not None else "trained_stage")
+    columns = [str(name) for name, coord in ds.coords.items() if coord.dims == ("entity",) and name != "entity"]
+    if chosen not in columns:
+        raise InputError(f"--by {chosen!r} is not a label column of {store}; {near(chosen, columns)}")
+    return chosen
+
+
+def _cluster(scheduler: str | None) -> Any:
+    if scheduler is None:
+        return nullcontext()
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise InputError("--scheduler needs dask's cluster part: pip install 'stratalens[cluster]'") from error
+    try:
+        return Client(scheduler, timeout="10s")  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise InputError(f"no dask scheduler answers at {scheduler!r} ({error}); give its tcp://host:port") from error
+
+
+def export_site(store: str, *, site: str, layer: int | None, target: Path) -> None:
+    """Write one site at one layer, all stages, as .npy or .safetensors.
+
+    Raises:
+        InputError: unknown site, layer or file type; rows that were not recorded are an error of the store.
+    """
+    from stratalens.store.interop.export import export_array
+
+    export_array(store, site=site, layer=layer, target=target)

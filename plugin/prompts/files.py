@@ -1,0 +1,165 @@
+"""Reads prompt tables from csv, jsonl and parquet files into a pandas frame.
+
+What lives here: file formats and what can be wrong with a file. What does
+not: what the columns mean (`prompts.py`).
+
+In csv files only an empty field is missing. pandas would also read 'NA',
+'null' and 'None' as missing, but these are names of things, and prompts are
+about names.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stratalens.store.errors import InputError, near
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+# Always text, whatever a csv file's values look like: prompt_id 007 is not 7.
+TEXT_COLUMNS = ("prompt", "prompt_id", "entity", "entity_id", "answer")
+
+
+def read_frame(path: str | Path) -> pd.DataFrame:
+    """The table in `path` as a frame with one row per prompt.
+
+    Raises:
+        InputError: no such file, a folder, an unknown ending, an unreadable
+            encoding, or a malformed line (named).
+    """
+    file = Path(path)
+    if not file.exists():
+        folder = file.parent
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in SUFFIXES) if folder.is_dir() else []
+        raise InputError(
+            f"{file}: no such file" + (f"; {near(file.name, others)}" if others else f" (in {folder.absolute()})")
+        )
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; give one file that ends in {', '.join(SUFFIXES)}")
+    suffix = file.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(file, "\t" if suffix == ".tsv" else ",")
+    if suffix in (".jsonl", ".ndjson"):
+        return _read_jsonl(file)
+    if suffix == ".parquet":
+        return _read_parquet(file)
+    raise InputError(
+        f"{file}: prompt tables end in {', '.join(SUFFIXES)}; for other formats read the file yourself: "
+        "PromptTable.from_dataframe(df)"
+    )
+
+
+def _read_text(file: Path) -> str:
+    """The file decoded as UTF-8 (with or without a byte-order mark)."""
+    data = file.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{file}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8, or read it "
+            "yourself: PromptTable.from_dataframe(pd.read_csv(path, encoding='latin-1'))"
+        ) from None
+
+
+def _read_csv(file: Path, separator: str) -> pd.DataFrame:
+    text = _read_text(file)
+    if not text.strip():
+        raise InputError(f"{file} is empty; a table has a header line with a column 'prompt' and one line per prompt")
+    options: dict[str, Any] = {
+        "sep": separator,
+        "keep_default_na": False,
+        "na_values": [""],
+        "dtype": dict.fromkeys(TEXT_COLUMNS, "string"),
+        "dtype_backend": "numpy_nullable",  # integers with a hole stay integers
+        "index_col": False,  # a surplus field never becomes a silent row index
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # surplus fields in every line
+            frame: pd.DataFrame = pd.read_csv(io.StringIO(text), **options)
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise InputError(
+            f"{file}: {str(error).strip()}; every line must have as many fields as the header, and a field that "
+            'holds the separator, a quote or a line break is written in "..."'
+        ) from None
+    for name in frame.columns.difference(list(TEXT_COLUMNS)):
+        frame[name] = _numbers_with_nan(frame[name])
+    return frame
+
+
+def _numbers_with_nan(column: pd.Series[Any]) -> pd.Series[Any]:
+    """A column of numbers in which somebody wrote 'nan' is a float column."""
+    if not pd.api.types.is_string_dtype(column.dtype):
+        return column
+    is_nan = column.str.lower().eq("nan").fillna(False).to_numpy(dtype=bool)
+    others = column[~is_nan]
+    if not is_nan.any() or not len(others) or others.isna().any():
+        return column
+    numbers = pd.to_numeric(others, errors="coerce")
+    return column if numbers.isna().any() else numbers.reindex(column.index).astype("Float64")
+
+
+def _read_jsonl(file: Path) -> pd.DataFrame:
+    columns: dict[str, list[Any]] = {}
+    count = 0
+    for number, line in enumerate(_read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{file}, line {number}, column {error.colno}: {error.msg}; every line of a jsonl file is one "
+                'JSON object such as {"prompt": "..."}'
+            ) from None
+        if not isinstance(record, dict):
+            raise InputError(
+                f"{file}, line {number}: a JSON {type(record).__name__} where an object such as "
+                '{"prompt": "..."} belongs'
+            )
+        for name, value in record.items():
+            columns.setdefault(name, [None] * count).append(value)
+        count += 1
+        for values in columns.values():
+            if len(values) < count:
+                values.append(None)
+    # pd.array infers nullable dtypes (integers with a hole stay integers); nested or mixed values stay objects
+    return pd.DataFrame({name: _inferred(values) for name, values in columns.items()})
+
+
+def _inferred(values: list[Any]) -> Any:
+    # text stays what it is: pandas' own text arrays fail on what has no UTF-8 form, without saying where
+    objects = any(isinstance(value, str | list | dict) for value in values)
+    return pd.Series(values, dtype=object) if objects else pd.array(values)
+
+
+def _read_parquet(file: Path) -> pd.DataFrame:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise InputError(
+            f"{file}: reading parquet needs pyarrow: pip install 'stratalens[parquet]'; or save the table as csv"
+        ) from None
+    try:
+        # nullable dtypes as in the other formats; plain frames keep their pandas dtypes through the metadata
+        frame: pd.DataFrame = parquet.read_table(file).to_pandas(types_mapper=_nullable(arrow).get)
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file} is not a readable parquet file: {str(error).splitlines()[0]}") from None
+    return frame
+
+
+def _nullable(arrow: Any) -> dict[Any, Any]:
+    integers = {
+        getattr(arrow, name.lower())(): getattr(pd, f"{name}Dtype")()
+        for name in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
+    }
+    return {**integers, arrow.bool_(): pd.BooleanDtype()}

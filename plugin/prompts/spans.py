@@ -1,0 +1,143 @@
+"""Character spans of a prompt table: where entities and span columns lie in their prompts.
+
+What lives here: spans in characters. What does not: spans in tokens
+(`positions.py`).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratalens.plugin.prompts.columns import missing_rows, name_rows
+from stratalens.store.errors import InputError
+
+Spans = NDArray[np.int64]
+
+
+def span_columns(
+    columns: Mapping[str, pd.Series[Any]], prompts: NDArray[Any], source: str
+) -> tuple[dict[str, Spans], set[str]]:
+    """Spans given as pairs of columns `<name>_start`, `<name>_end`, and the names of those columns.
+
+    A lone `<name>_start` is an ordinary label. Spans are [start, end) in
+    characters of the prompt, as Python slices them; (-1, -1) where both values
+    are missing.
+
+    Raises:
+        InputError: values that are no integers, half a span, or a span that is
+            empty or outside its prompt.
+    """
+    spans: dict[str, Spans] = {}
+    used: set[str] = set()
+    for column in columns:
+        name = column.removesuffix("_start")
+        if name == column or not name or f"{name}_end" not in columns:
+            continue
+        pair = [_integers(columns[f"{name}_{edge}"], source) for edge in ("start", "end")]
+        span = np.stack(pair, axis=1)
+        _check_span(name, span, prompts, source)
+        spans[name] = span
+        used |= {f"{name}_start", f"{name}_end"}
+    return spans, used
+
+
+def _integers(column: pd.Series[Any], source: str) -> Spans:
+    values = np.full(len(column), -1, dtype=np.int64)
+    missing = set(missing_rows(column))
+    for row, value in enumerate(column.tolist()):
+        if row in missing:
+            continue
+        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not number or not float(value).is_integer():
+            raise InputError(
+                f"{source}: {name_rows([row])}, column {column.name!r}: {value!r} is not a whole number of "
+                "characters; columns <name>_start and <name>_end hold positions in the prompt (rename the columns "
+                "if they are labels)"
+            )
+        values[row] = int(value)
+    return values
+
+
+def _check_span(name: str, span: Spans, prompts: NDArray[Any], source: str) -> None:
+    for row, (start, end) in enumerate(span.tolist()):
+        if start == -1 and end == -1:
+            continue
+        length = len(prompts[row])
+        if not 0 <= start < end <= length:
+            raise InputError(
+                f"{source}: {name_rows([row])}: the span {name} = [{start}, {end}) is "
+                f"{'empty' if start == end else 'outside the prompt'}, which has {length} characters "
+                f"({_short(prompts[row])}); valid is 0 <= {name}_start < {name}_end <= {length}, or both missing"
+            )
+
+
+def entity_spans(prompts: NDArray[Any], entities: NDArray[Any], given: Spans | None, source: str) -> Spans:
+    """Span of each row's entity in its prompt, int64 of shape (rows, 2), (-1, -1) for rows without one.
+
+    Args:
+        prompts: text of each row.
+        entities: text of each row's entity, '' for none.
+        given: spans from entity_start and entity_end, which decide where present.
+        source: where the table comes from, for messages.
+
+    Raises:
+        InputError: an entity that is not in its prompt, or not where the given
+            span says.
+    """
+    spans = np.full((len(prompts), 2), -1, dtype=np.int64)
+    for row, (prompt, entity) in enumerate(zip(prompts.tolist(), entities.tolist(), strict=True)):
+        if given is not None and given[row, 0] >= 0:
+            start, end = given[row].tolist()
+            if entity and prompt[start:end] != entity:
+                raise InputError(
+                    f"{source}: {name_rows([row])}: entity_start and entity_end point at {prompt[start:end]!r}, but "
+                    f"entity is {entity!r}; make them agree, or leave one of them out"
+                )
+            spans[row] = start, end
+        elif entity:
+            start = find_entity(prompt, entity)
+            if start < 0:
+                raise InputError(
+                    f"{source}: {name_rows([row])}: the entity {entity!r} does not occur in its prompt "
+                    f"{_short(prompt)}{_hint(prompt, entity)}; `entity` is text of the prompt, `entity_id` is any "
+                    "name to group rows by: df.rename(columns={'entity': 'entity_id'})"
+                )
+            spans[row] = start, start + len(entity)
+    return spans
+
+
+def find_entity(prompt: str, entity: str) -> int:
+    """Where the entity starts: its last occurrence as a whole word, else its last; -1 if there is none.
+
+    >>> find_entity("Ann met Anna. Who is Ann?", "Ann"), find_entity("Who is Anna?", "Ann")
+    (21, 7)
+    """
+    last = start = prompt.rfind(entity)
+    while start >= 0:
+        end = start + len(entity)
+        joined_before = start > 0 and prompt[start - 1].isalnum() and entity[0].isalnum()
+        joined_after = end < len(prompt) and prompt[end].isalnum() and entity[-1].isalnum()
+        if not joined_before and not joined_after:
+            return start
+        start = prompt.rfind(entity, 0, end - 1)
+    return last
+
+
+def _hint(prompt: str, entity: str) -> str:
+    if entity.strip() != entity and entity.strip() in prompt:
+        return f" (without its surrounding space, {entity.strip()!r} does)"
+    if unicodedata.normalize("NFC", entity) in unicodedata.normalize("NFC", prompt):
+        return " (it does after Unicode normalisation: use unicodedata.normalize('NFC', ...) on both)"
+    if entity.casefold() in prompt.casefold():
+        return " (it does with other capital letters)"
+    return ""
+
+
+def _short(text: str, limit: int = 80) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

@@ -1,1 +1,0 @@
-"""What is asked of the recordings, and how the answers are written down: numbers, words, report."""

@@ -1,0 +1,5 @@
+"""What is measured on the checkpoints of a study.
+
+stores   the stores of activations
+answers  the likelihood of each candidate answer
+"""

@@ -1,0 +1,142 @@
+"""Label columns: NumPy arrays in, zarr chunk files out, and back lazily.
+
+Strings are written as zarr's variable-length ``string`` type, numbers and
+booleans as themselves; each chunk carries a crc32c. A missing string (None or
+NaN in a column of objects) is written as the empty string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numcodecs.vlen import VLenUTF8  # type: ignore[import-untyped]
+from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from stratalens.store.errors import DamagedError, InputError
+from stratalens.store.format.checksum import crc32c
+
+LABEL_CHUNK = 65536
+
+
+_STRINGS = VLenUTF8()
+
+
+ZSTD_CODEC = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+
+
+_ZSTD = Zstd(level=1)
+
+
+def normalise(name: str, values: Any) -> NDArray[Any]:
+    """Column as an object array of str, or as a numeric or boolean array that zarr has a type for."""
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise InputError(f"label column {name!r} has shape {array.shape}: one value for each entity row is needed")
+    if array.dtype.kind in "biuf":
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    if array.dtype.kind in "Mm":
+        return np.array([str(v) for v in array], dtype=object)
+    if array.dtype.kind in "OUT":
+        return np.array([_text(name, row, v) for row, v in enumerate(array.tolist())], dtype=object)
+    raise InputError(
+        f"label column {name!r} has dtype {array.dtype}: use strings, numbers or booleans (convert it with astype)"
+    )
+
+
+def _text(name: str, row: int, value: Any) -> str:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"label column {name!r}, row {row}: {value!r} cannot be written as UTF-8; replace the lone surrogate"
+            ) from None
+        return str(value)
+    if value is None or (isinstance(value, float) and np.isnan(value)) or str(value) in ("<NA>", "NaT"):
+        return ""
+    if isinstance(value, bool | int | float | np.generic):
+        return str(value)
+    raise InputError(
+        f"label column {name!r}, row {row}: {type(value).__name__} cannot be a label; use strings, numbers or booleans"
+    )
+
+
+def data_type(values: NDArray[Any]) -> str:
+    """Name of the zarr data type of a normalised column."""
+    return "string" if values.dtype == object else values.dtype.name
+
+
+def codecs(dtype: str) -> list[dict[str, Any]]:
+    """Codec chain of a label array, as in zarr.json."""
+    if dtype == "string":
+        head: list[dict[str, Any]] = [
+            {"name": "vlen-utf8", "configuration": {}},
+            ZSTD_CODEC,
+        ]
+    else:
+        head = [bytes_codec(dtype)]
+    return [*head, {"name": "crc32c"}]
+
+
+def bytes_codec(dtype: str) -> dict[str, Any]:
+    """The ``bytes`` codec as zarr-python writes it (no byte order where an item is one byte)."""
+    if np.dtype(dtype).itemsize == 1:
+        return {"name": "bytes"}
+    return {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def fill_value(dtype: str) -> Any:
+    """JSON fill value of a label array."""
+    if dtype == "string":
+        return ""
+    return {"b": False, "f": "NaN"}.get(np.dtype(dtype).kind, 0)
+
+
+def encode_chunks(values: NDArray[Any], chunk: int) -> list[bytes]:
+    """Chunk files of a normalised column."""
+    dtype = data_type(values)
+    padding: Any = np.nan if fill_value(dtype) == "NaN" else fill_value(dtype)
+    files = []
+    for start in range(0, len(values), chunk):
+        part = values[start : start + chunk]
+        if len(part) < chunk:
+            part = np.concatenate([part, np.full(chunk - len(part), padding, dtype=part.dtype)])
+        raw = bytes(_ZSTD.encode(_STRINGS.encode(part))) if dtype == "string" else part.tobytes()
+        files.append(raw + crc32c(raw).to_bytes(4, "little"))
+    return files
+
+
+def decode_chunk(raw: bytes | None, dtype: str, where: str) -> NDArray[Any]:
+    """Values of one chunk file, checked against its crc32c."""
+    if raw is None:
+        raise DamagedError(f"{where} is missing: restore it, or run the capture again with the same prompts")
+    if len(raw) < 4 or crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
+        raise DamagedError(
+            f"{where} differs from its checksum: restore it, or run the capture again with the same prompts"
+        )
+    if dtype == "string":
+        decoded: NDArray[Any] = _STRINGS.decode(_ZSTD.decode(raw[:-4]))
+        return decoded
+    return np.frombuffer(raw[:-4], dtype=np.dtype(dtype).newbyteorder("<"))
+
+
+def digest(columns: Mapping[str, NDArray[Any]]) -> str:
+    """sha256 over all label columns, names and values, that decides whether two tables are the same."""
+    state = hashlib.sha256()
+    for name in sorted(columns):
+        values = columns[name]
+        state.update(f"{name}\0{data_type(values)}\0{len(values)}\0".encode())
+        if values.dtype == object:
+            for start in range(0, len(values), LABEL_CHUNK):
+                texts = [text.encode() for text in values[start : start + LABEL_CHUNK]]
+                sizes = np.fromiter(map(len, texts), dtype="<u8", count=len(texts)).tobytes()
+                state.update(b"".join(sizes[8 * i : 8 * i + 8] + text for i, text in enumerate(texts)))
+        else:
+            state.update(values.tobytes())
+    return state.hexdigest()

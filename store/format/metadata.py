@@ -1,0 +1,162 @@
+"""zarr.json documents: arrays, the root group with inline consolidated metadata, and its seal.
+
+The root zarr.json is the store's commit point for stages and variables. Its
+attribute ``stratalens`` holds everything that the reader needs, and a crc32c of
+the document. All documents are written in one canonical form, so that a
+changed byte anywhere in them is found.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stratalens.store.errors import DamagedError, InputError
+from stratalens.store.format import label_codec as labels
+from stratalens.store.format.checksum import crc32c
+from stratalens.store.format.layout import ArrayLayout
+from stratalens.store.format.schema import Variable
+
+ROOT = "zarr.json"
+
+
+ROOT_COPY = ".stratalens/root.json"
+
+
+FORMAT_VERSION = "1.0"
+
+
+SECOND_PLACE = {"name": "v2", "configuration": {"separator": "."}}  # files 0, 1, ... instead of c.0, c.1, ...
+
+
+Json = dict[str, Any]
+
+
+def canonical(document: Any) -> bytes:
+    """The one way a JSON document is written: one line, sorted keys, UTF-8, no NaN literals."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def plain(value: Any, where: str) -> Any:
+    """`value` as it will come back from JSON; raises `InputError` naming what cannot be written."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        items = sorted(value) if isinstance(value, set | frozenset) else list(value)
+        return [plain(v, f"{where}[{i}]") for i, v in enumerate(items)]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(
+        f"{where} is a {type(value).__name__}: provenance holds strings, numbers, booleans, lists and dicts of them"
+    )
+
+
+def _fill(variable: Variable) -> Any:
+    if variable.dtype != "bfloat16" and np.dtype(variable.dtype).kind == "f":
+        return "NaN"
+    return variable.fill.item() if hasattr(variable.fill, "item") else variable.fill
+
+
+def _array(shape: tuple[int, ...], chunk: tuple[int, ...], **rest: Any) -> Json:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "storage_transformers": [],
+        **rest,
+    }
+
+
+def variable_metadata(layout: ArrayLayout, stages: int, entities: int) -> Json:
+    """zarr.json of a data variable."""
+    variable = layout.variable
+    dtype = variable.storage_dtype.name
+    packing = [labels.ZSTD_CODEC] if layout.compressed else []
+    inner: list[Json] = [labels.bytes_codec(dtype), *packing, {"name": "crc32c"}]
+    if layout.sharded:
+        chain: list[Json] = [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": list(layout.inner_shape),
+                    "codecs": inner,
+                    "index_codecs": [labels.bytes_codec("uint64"), {"name": "crc32c"}],
+                    "index_location": "end",
+                },
+            }
+        ]
+    else:
+        chain = inner
+    attributes: Json = {**variable.attrs}
+    if variable.doc:
+        attributes["long_name"] = variable.doc
+    if variable.units:
+        attributes["units"] = variable.units
+    if variable.dtype == "bfloat16":
+        attributes["stored_as"] = "bfloat16 bits in uint16"
+    return _array(
+        layout.array_shape(stages, entities),
+        layout.file_shape,
+        data_type=dtype,
+        fill_value=_fill(variable),
+        codecs=chain,
+        attributes=attributes,
+        dimension_names=list(variable.dims),
+    )
+
+
+def label_metadata(dim: str, size: int, chunk: int, dtype: str, attributes: Json) -> Json:
+    """zarr.json of a one-dimensional coordinate or label column."""
+    return _array(
+        (size,),
+        (chunk,),
+        data_type=dtype,
+        fill_value=labels.fill_value(dtype),
+        codecs=labels.codecs(dtype),
+        attributes=attributes,
+        dimension_names=[dim],
+    )
+
+
+def seal(attributes: Json, arrays: Mapping[str, Json]) -> bytes:
+    """Bytes of a root zarr.json; the attribute `stratalens` gets the checksum of the document."""
+    state = {k: v for k, v in attributes["stratalens"].items() if k != "checksum"}
+    document: Json = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {**attributes, "stratalens": state},
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": dict(arrays)},
+    }
+    state["checksum"] = f"{crc32c(canonical(document)):08x}"
+    return canonical(document)
+
+
+def unseal(raw: bytes, where: str) -> Json:
+    """The document of a root zarr.json; raises `DamagedError` unless every byte is as it was sealed."""
+    try:
+        document = json.loads(raw.decode())
+        state = document["attributes"]["stratalens"]
+        checksum = state.pop("checksum")
+        whole = f"{crc32c(canonical(document)):08x}" == checksum
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if whole:
+        state["checksum"] = checksum
+        whole = canonical(document) == raw
+    if not whole:
+        raise DamagedError(
+            f"{where} was damaged or edited: it differs from its checksum. "
+            "`stratalens verify --repair` puts back the copy that the store keeps."
+        )
+    return dict(document)

@@ -1,0 +1,8 @@
+"""Verification and repair.
+
+verify           verify_store()
+report           VerifyReport
+data_checks      one data file against its checksums
+metadata_checks  documents, labels and records
+repair           what can be restored
+"""

@@ -1,0 +1,10 @@
+"""What a store says of itself: its root document, commit records, history and provenance.
+
+manifest      the root document
+commit_log    commit records
+history       the history file
+publish       atomic replacement of the root document
+provenance    fields that must match
+capture_plan  stages that are still to be recorded
+info          a store described as a dict
+"""

@@ -1,0 +1,10 @@
+"""New stores, blocks of rows, label columns.
+
+create              create()
+writer              ActivationWriter
+buffers             the block that a caller fills
+write_queue         background threads that write and commit
+label_columns       label columns checked, read, written, compared
+quantization_error  int8 errors of a stage
+relabel             relabel()
+"""

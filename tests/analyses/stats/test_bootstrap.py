@@ -1,0 +1,108 @@
+"""Intervals cover, p-values are never zero, discoveries are controlled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import bootstrap, false_discovery_control
+
+from stratalens.analyses.stats.bootstrap import (
+    bootstrap_weights,
+    cluster_bootstrap,
+    fdr,
+    interval,
+    p_value,
+    permuted_labels,
+)
+from stratalens.store.errors import InputError
+from support.planted import planted
+
+
+def test_cluster_bootstrap_covers_where_rows_would_not() -> None:
+    """Rows of one entity share a value: 60 entities are the evidence, not 600 rows."""
+    rng = np.random.default_rng(0)
+    entities, rows, studies = 60, 10, 400
+    own = rng.standard_normal((entities, studies))
+    values = np.repeat(own, rows, axis=0) + 0.3 * rng.standard_normal((entities * rows, studies))
+    units = np.repeat(np.arange(entities), rows)
+    for unit, low_bound, high_bound in ((units, 0.90, 0.985), (np.arange(len(units)), 0.2, 0.6)):
+        low, high = cluster_bootstrap(values, unit, draws=400)
+        covered = float(((low <= 0) & (high >= 0)).mean())
+        assert low_bound <= covered <= high_bound, covered
+
+
+def test_cluster_bootstrap_agrees_with_scipy_where_rows_are_entities() -> None:
+    x = np.random.default_rng(1).exponential(size=200)
+    low, high = cluster_bootstrap(x, np.arange(200), draws=4000)
+    other = bootstrap(
+        (x,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert low == pytest.approx(other.low, abs=0.02)
+    assert high == pytest.approx(other.high, abs=0.02)
+
+
+def test_missing_values_do_not_count() -> None:
+    x = np.where(np.arange(100) % 2, np.nan, 1.0)
+    low, high = cluster_bootstrap(np.stack([x, np.arange(100.0)], 1), np.arange(100))
+    assert low[0] == high[0] == 1
+    assert low[1] < 49.5 < high[1]
+
+
+def test_weights_keep_strata_and_leave_out_negative_ones() -> None:
+    strata = np.array([0, 0, 0, 1, 1, -1])
+    weights = bootstrap_weights(strata, 500, np.random.default_rng(0))
+    np.testing.assert_array_equal(weights[:, :3].sum(1), 3)
+    np.testing.assert_array_equal(weights[:, 3:5].sum(1), 2)
+    np.testing.assert_array_equal(weights[:, 5], 0)
+    np.testing.assert_allclose(weights[:, :5].mean(0), 1, atol=0.15)
+
+
+def test_permuted_labels_keep_counts() -> None:
+    found = permuted_labels(np.array([0, 0, 1, 2]), 50, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.sort(found, axis=1), np.tile([0, 0, 1, 2], (50, 1)))
+    assert len(np.unique(found, axis=0)) == 12
+
+
+def test_intervals_contain_the_estimate_and_keep_bounds() -> None:
+    draws = np.random.default_rng(0).uniform(0.3, 0.6, 1000)
+    low, high = interval(draws, np.array(0.9), bounds=(0, 1))
+    assert low < 0.9 < high <= 1
+    assert low == pytest.approx(0.9 - 0.1425, abs=0.02)
+
+
+def test_p_values_count_ties_and_are_never_zero() -> None:
+    null = np.array([0.1, 0.5, 0.5 + 1e-13, 0.9])
+    assert p_value(null, np.array(0.5)) == 4 / 5
+    assert p_value(null, np.array(2.0)) == 1 / 5
+    assert np.isnan(p_value(null, np.array(np.nan)))
+
+
+def test_fdr_equals_scipy_over_any_dims() -> None:
+    rng = np.random.default_rng(0)
+    p = xr.DataArray(rng.uniform(size=(3, 4, 2)), dims=("stage", "layer", "token"), coords={"layer": [3, 1, 2, 9]})
+    whole = fdr(p)
+    np.testing.assert_allclose(whole, false_discovery_control(p.values.ravel()).reshape(p.shape))
+    assert whole.dims == p.dims
+    assert whole.layer.values.tolist() == [3, 1, 2, 9]
+    by_stage = fdr(p, over=("layer", "token"), method="by")
+    for i in range(3):
+        np.testing.assert_allclose(by_stage[i], false_discovery_control(p.values[i].ravel(), method="by").reshape(4, 2))
+    p[0, 0, 0] = np.nan
+    found = fdr(p)
+    assert np.isnan(found[0, 0, 0])
+    np.testing.assert_allclose(found.values.ravel()[1:], false_discovery_control(p.values.ravel()[1:]))
+    both = fdr(xr.Dataset({"r2_p": p, "r2": p}))
+    np.testing.assert_array_equal(both.r2, p)
+    xr.testing.assert_allclose(both.r2_p, found)
+    with pytest.raises(InputError, match="bh, by"):
+        fdr(p, method="holm")  # type: ignore[arg-type]
+
+
+def test_fdr_on_a_projection() -> None:
+    from stratalens.analyses.centroids.centroids import project
+
+    found = project(planted(stages=2, effect=2.0, per_group=30), permutations=99, bootstrap=0, progress=False)
+    adjusted = fdr(found, over=("layer", "token"))
+    assert (adjusted.r2_p >= found.r2_p - 1e-12).all()
+    assert (adjusted.rank_correlation_p.isel(stage=-1, layer=-1) <= 0.05).all()

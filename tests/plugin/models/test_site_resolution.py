@@ -1,0 +1,66 @@
+"""One probing pass where it leaves no doubt, two where it does, with the same sites from either."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from stratalens.plugin.models import site_resolution as probing
+from stratalens.plugin.models.adapters import adapt
+from stratalens.plugin.models.site_resolution import resolve
+from support.models import BRIDGES, ON_39, TwoLayers, bridge, hooked_transformer, run_two_layers
+
+IDS = torch.arange(1, 9)
+INSIDE = ("resid_pre", "resid_post", "attn_out", "mlp_out", "mlp_post", "z", "q", "k", "v")
+KINDS = [*BRIDGES, *(["hooked"] if ON_39 else [])]
+
+
+def passes(model: Any) -> tuple[list[int], Any]:
+    """Lengths of the passes that a model makes from now on, and the handle of what counts them."""
+    lengths: list[int] = []
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("input"))
+        lengths.append(ids.shape[1])
+
+    return lengths, model.register_forward_pre_hook(count, with_kwargs=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_pass_says_what_two_say(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = hooked_transformer() if kind == "hooked" else bridge(kind)
+    adapter = adapt(model)
+    lengths, handle = passes(model)
+    once = resolve(adapter, INSIDE, None, IDS)
+    assert lengths == [5]
+    logits = adapter.probed
+    monkeypatch.setattr(probing, "_TELLING", ())
+    twice = resolve(adapter, INSIDE, None, IDS)
+    assert lengths == [5, 3, 4]
+    handle.remove()
+    assert once == twice
+    assert logits is not None
+
+
+def test_a_length_that_is_another_size_as_well_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bridge("llama")  # 4 heads: q is (batch, position, head, d_head)
+    monkeypatch.setattr(probing, "_SIZES", ())
+    monkeypatch.setattr(probing, "_TELLING", (4,))
+    lengths, handle = passes(model)
+    found = resolve(adapt(model), ("q",), None, IDS)
+    handle.remove()
+    assert lengths == [4, 3, 4]
+    assert found.sites[0].feature_shape == (4, 8)
+
+
+def test_sites_outside_blocks_and_other_models_get_two() -> None:
+    model = bridge("gpt2")
+    lengths, handle = passes(model)
+    resolve(adapt(model), ("resid_post", "ln_final"), None, IDS)
+    handle.remove()
+    assert lengths == [3, 4]
+    own = TwoLayers()
+    lengths, handle = passes(own)
+    resolve(adapt(own, run_two_layers), ("layers.{layer}.hook_state",), None, IDS)
+    handle.remove()
+    assert lengths == [3, 4]

@@ -1,0 +1,186 @@
+"""The whole study with all of it on: LoRA, courses after the stages, two stores, self-report, own entities."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import stratalens as sl
+from stratalens.plugin.study.config.presets import preset
+from stratalens.plugin.study.config.settings import (
+    AfterSettings,
+    AnalysisSettings,
+    ConflictSettings,
+    EntitiesSettings,
+    LastSettings,
+    LoraSettings,
+    RecordSettings,
+    SelfReportSettings,
+    StudySettings,
+    TrainSettings,
+    read_settings,
+)
+from stratalens.plugin.study.findings.correlation import relate
+from stratalens.plugin.study.forecast import flat, forecast_study
+from stratalens.plugin.study.run import run_study
+from stratalens.store.errors import InputError
+from stratalens.store.state.info import info
+from support.tiny_study import save_base
+
+pytestmark = pytest.mark.slow
+ANALYSIS = AnalysisSettings(repeats=3, permutations=20, sweep_permutations=10, probe_permutations=4, bins=2)
+
+
+def people(path, rows=54):
+    random = np.random.default_rng(0)
+    columns = {"entity": [f"thing {i}" for i in range(rows)], "born": random.integers(1700, 1900, rows)}
+    pd.DataFrame({**columns, "gender": random.permutation(["male", "female"] * (rows // 2))}).to_csv(path, index=False)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("base")
+    lora = LoraSettings(rank=2, targets=("q_proj", "down_proj"))
+    return StudySettings(
+        model=str(save_base(folder / "model")),
+        stages=3,
+        entities=EntitiesSettings(file=people(folder / "people.csv"), mean_limit=0.5, share_limit=0.3),
+        entities_per_stage=16,
+        train_questions=1,
+        device="cpu",
+        train=TrainSettings(
+            method="lora", lora=lora, epochs=1, batch_size=8, learning_rate=2e-2, precision="float32", optimizer="adamw"
+        ),
+        after=(AfterSettings(name="mixed", epochs=2, checkpoints=2), AfterSettings(name="again", train_on=("s1",))),
+        self_report=SelfReportSettings(epochs=1),
+        conflict=ConflictSettings(stages=("s1", "s3"), entities=6),
+        record=RecordSettings(last=LastSettings(templates=("who", "mean"), positions=("last", "-2", "entity_last"))),
+        analysis=ANALYSIS,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(settings, tmp_path_factory):
+    return run_study(settings, tmp_path_factory.mktemp("beyond") / "out", proves_nothing=True, quiet=True)
+
+
+def test_both_stores_hold_what_was_planned(done):
+    ds = sl.open_store(done.store)
+    assert list(ds.stage.values) == ["untrained", "s1", "s2", "s3", "mixed-1", "mixed-2", "again"]
+    assert len(set(ds.weights_fingerprint.values)) == 7
+    wide = sl.open_store(done.folder / "last.zarr")
+    assert list(wide.stage.values) == ["s3"]
+    assert wide.resid_post.sizes == {"stage": 1, "layer": 2, "entity": 96, "token": 3, "d_model": 16}
+    assert wide.weights_fingerprint.item() == ds.weights_fingerprint.sel(stage="s3").item()
+    same = wide.isel(entity=np.flatnonzero(wide.template.values == "who")).resid_post.sel(stage="s3", token="last")
+    np.testing.assert_array_equal(same.values, ds.resid_post.sel(stage="s3", token="last").values)
+    assert sl.verify_store(str(done.folder / "last.zarr")).ok
+
+
+def test_one_report_and_one_summary_speak_of_all_of_it(done):
+    page = done.report.read_text()
+    rows = json.loads(done.summary.read_text())
+    names = [row["name"] for row in rows]
+    for words in (
+        "self-report accuracy",
+        "self-report accuracy, fine-tuned on shuffled labels",
+        "first v last accuracy after mixed-2",
+        "place of s1 between first and last stage",
+        "first v last accuracy, template mean",
+        "rank correlation of recency score and preference for the later answer",
+        "first v last accuracy on template mean from probes of the others",
+        "first v last accuracy on template mean from probes of the others, with these regressed out",
+        "first v last accuracy on template mean from probes of the others, matched on these: matched",
+        "answer accuracy",
+        "answer accuracy, entities of s1",
+        "rank correlation of recency score and answer accuracy within stages",
+        "rank correlation of recency score and answer loss within stages, prompt loss partialled out",
+    ):
+        assert words in names, words
+    for words in (
+        "Self-report:",
+        "Training goes on",
+        "First v last by template",
+        "Forgetting:",
+        "Balance of attributes",
+        "Contradictions:",
+        "At which token of the prompt?",
+        "What is forgotten?",
+    ):
+        assert words in page, words
+    assert {row["stage"] for row in rows if row["name"] == "early v late accuracy"} == {"s3"}
+    per_token = [row["token"] for row in rows if row["name"] == "first v last accuracy, template who"]
+    assert per_token == ["last", "-2", "entity_last"]
+    table = pd.read_csv(done.folder / "forgetting.csv")
+    assert len(table) == 7 * 48
+    assert table["answer_accuracy"].between(0, 1).all()
+    share = next(row for row in rows if row["name"] == "answer accuracy" and row["stage"] == "s3")
+    assert share["value"] == pytest.approx(table[table.stage == "s3"]["answer_accuracy"].mean())
+
+
+def test_contradicted_entities_are_taught_both_answers_and_are_in_no_stage(done):
+    asked = [json.loads(line) for line in (done.folder / "corpus" / "train-s1.jsonl").read_text().splitlines()]
+    later = [json.loads(line) for line in (done.folder / "corpus" / "train-s3.jsonl").read_text().splitlines()]
+    one = {row["entity_id"]: row for row in asked if row["entity_id"].startswith("c0")}
+    two = {row["entity_id"]: row for row in later if row["entity_id"].startswith("c0")}
+    assert len(one) == 6
+    assert one.keys() == two.keys()
+    for name, row in one.items():
+        assert row["question"] == two[name]["question"]
+        assert row["answer"] != two[name]["answer"]
+    assert not set(one) & set(sl.open_store(done.store).entity_id.values)
+    ds = sl.open_store(done.folder / "conflict.zarr")
+    table = pd.read_csv(done.folder / "conflict.csv")
+    at = ds.sel(stage="s2").answer_loss.values
+    prefers = at[ds.which.values == "first"] - at[ds.which.values == "second"]
+    np.testing.assert_allclose(table[table.stage == "s2"]["later_answer"], prefers, rtol=1e-5)
+
+
+def test_a_second_run_trains_and_records_nothing(settings, done):
+    before = {p: p.stat().st_mtime_ns for p in done.folder.rglob("*.safetensors")}
+    held = json.loads(done.summary.read_text())
+    run_study(settings, done.folder, proves_nothing=True, quiet=True)
+    assert {p: p.stat().st_mtime_ns for p in done.folder.rglob("*.safetensors")} == before
+    assert json.loads(done.summary.read_text()) == held
+    assert read_settings(done.folder / "run.yaml") == settings
+
+
+def test_the_forecast_is_what_the_run_needed(settings, done):
+    told = forecast_study(settings)
+    for name in ("run.zarr", "last.zarr"):
+        facts = info(str(done.folder / name))
+        assert told["stores"][name]["bytes"] == pytest.approx(facts["bytes"], rel=0.05)
+        assert told["stores"][name]["rows"] == int(sl.open_store(done.folder / name).recorded.sum())
+    weights = sum(p.stat().st_size for p in (done.folder / "checkpoints").rglob("*.safetensors"))
+    assert told["checkpoint_bytes"] == pytest.approx(weights, rel=0.3)  # headers weigh in models so small
+    assert told["training_seconds"] > 0
+    assert told["training_tokens"] > 48 * 10
+    assert flat(told)["bytes"] == told["store_bytes"] + told["checkpoint_bytes"]
+
+
+def test_a_preset_for_a_gpu_is_refused_without_one(settings, monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert preset("paper").gpu
+    wanting = settings.model_copy(update={"gpu": True, "device": None})
+    with pytest.raises(InputError, match=r"there is none: here .* million tokens .* hours.*device: cpu"):
+        run_study(wanting, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_relation_within_stages_is_found_and_one_between_stages_is_not():
+    random = np.random.default_rng(0)
+    strata = np.repeat(np.arange(4), 60)
+    known = random.normal(size=240)
+    within = relate(strata + known, -known + random.normal(size=240), strata)
+    assert within["value"] < -0.4
+    assert within["low"] < within["value"] < within["high"]
+    assert within["p"] < 0.01
+    between = relate(strata + random.normal(size=240) * 0.1, 5.0 * strata + random.normal(size=240), strata)
+    assert between["p"] > 0.01
+    explained = relate(known + random.normal(size=240) * 0.1, known + random.normal(size=240) * 0.1, strata, known)
+    assert abs(explained["value"]) < 0.35

@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+
+import stratalens as sl
+from stratalens.plugin.study.config.settings import AnalysisSettings, RecordSettings, StudySettings, TrainSettings
+from stratalens.plugin.study.run import run_study
+from stratalens.store.errors import InputError
+from support.tiny_study import save_base
+
+ANALYSIS = AnalysisSettings(repeats=3, permutations=20, sweep_permutations=10, probe_permutations=4, bins=2)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return StudySettings(
+        model=str(save_base(tmp_path_factory.mktemp("base"))),
+        vocabulary="used",
+        stages=3,
+        entities_per_stage=16,
+        train_questions=2,
+        train=TrainSettings(epochs=1, batch_size=16, learning_rate=1e-2, precision="float32"),
+        record=RecordSettings(),
+        analysis=ANALYSIS,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "out"
+    return run_study(settings, folder, notes=("a note of ours",), proves_nothing=True)
+
+
+def test_the_store_holds_every_stage_layer_and_position(settings, done):
+    ds = sl.open_store(done.store)
+    assert list(ds.stage.values) == ["untrained", "s1", "s2", "s3"]
+    assert ds.resid_post.sizes == {"stage": 4, "layer": 2, "entity": 48, "token": 2, "d_model": 16}
+    assert ds.ln_final.sizes == {"stage": 4, "entity": 48, "token": 2, "d_model": 16}
+    assert bool(ds.recorded.all())
+    assert bool(np.isfinite(ds.answer_loss).all())
+    assert set(ds.half.values) == {"early", "late"}
+
+
+def test_every_headline_number_has_interval_null_and_n(done):
+    rows = json.loads(done.summary.read_text())
+    assert {"name", "stage", "layer", "token", "value", "low", "high", "null", "n"} <= set(rows[0])
+    by_name = {row["name"]: row for row in rows}
+    for name in ("early v late accuracy", "first v last accuracy", "rank correlation of held-out centroids"):
+        for suffix in ("", ", untrained", " after the final norm"):
+            row = by_name[name + suffix]
+            assert row["low"] <= row["value"] <= row["high"], row
+            assert row["null"] is not None
+            assert row["n"] in (32, 48)
+    assert by_name["early v late accuracy"]["stage"] == "s3"
+    assert by_name["early v late accuracy, untrained"]["stage"] == "untrained"
+
+
+def test_the_report_stands_alone_and_says_what_it_is(done):
+    page = done.report.read_text()
+    assert "a note of ours" in page
+    assert "proves nothing" in page
+    assert "<script src" not in page
+    assert "tokens in use" in page
+
+
+def test_a_second_run_reuses_everything_and_says_the_same(settings, done, capsys):
+    weights = done.folder / "checkpoints" / "s3" / "model.safetensors"
+    before, rows = weights.stat().st_mtime_ns, json.loads(done.summary.read_text())
+    run_study(settings, done.folder, proves_nothing=True)
+    assert weights.stat().st_mtime_ns == before
+    assert json.loads(done.summary.read_text()) == rows
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "training: done" in said.err
+
+
+def test_other_settings_in_the_same_folder_are_refused(settings, done):
+    with pytest.raises(InputError, match="seed was 0, now 1"):
+        run_study(settings.model_copy(update={"seed": 1}), done.folder)
+    with pytest.raises(InputError, match="--resume"):
+        run_study(settings, done.folder, resume=False)
+
+
+def test_a_folder_with_other_things_is_left_alone(settings, tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(InputError, match=r"no run\.yaml"):
+        run_study(settings, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
