@@ -95,6 +95,7 @@ test:
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell -D -
 
 types: $(VENV)/.dev
 	$(BIN)/mypy -p stratalens

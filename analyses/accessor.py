@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.store.display import binary, overview
+from stratalens.store.display import human_bytes, overview
 from stratalens.store.reading.open import open_store
 from stratalens.store.state.info import percent
 
@@ -31,7 +31,7 @@ class Strata:
     """
 
     def __init__(self, data: xr.Dataset | xr.DataArray) -> None:
-        self._data = data
+        self._data: Any = data
 
     def sweep(self, *args: Any, **kwargs: Any) -> Any:
         """Apply a function to every stage and layer; see `stratalens.sweep`."""
@@ -190,7 +190,7 @@ def _store(ds: xr.Dataset) -> str:
     path = ds.attrs.get("path", "")
     rows: list[tuple[str, object]] = [
         ("dims", _dims(ds)),
-        ("size", f"{binary(ds.nbytes)} as it is read"),
+        ("size", f"{human_bytes(ds.nbytes)} as it is read"),
         *(
             (f"site {n}", f"{ds[n].attrs.get('stored_dtype', ds[n].dtype)}, {ds[n].attrs.get('hook', '')}")
             for n in sites

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.centroids.centroids import centroids, project
-from stratalens.analyses.controls.control_table import untrained
+from stratalens.analyses.controls.control_table import untrained_rows
 from stratalens.analyses.controls.controls import BASELINES, control_table, controls
 from stratalens.analyses.controls.matched_probe import LEAST, matched_probe
 from stratalens.analyses.controls.residual_probe import residual_probe
@@ -27,7 +27,7 @@ from stratalens.analyses.directions.directions import cosines
 from stratalens.analyses.probes.generalise import generalise
 from stratalens.analyses.probes.probe import probe
 from stratalens.analyses.stats.quantiles import statistic_quantiles
-from stratalens.store.errors import InputError, near, no_site
+from stratalens.store.errors import InputError, no_site_error, suggest
 
 VERBS = ("centroids", "probes", "controls")
 
@@ -115,7 +115,7 @@ def check_verbs(verbs: Sequence[str]) -> None:
     """
     for verb in verbs:
         if verb not in VERBS:
-            raise InputError(f"unknown verb {verb!r}; {near(verb, VERBS)}")
+            raise InputError(f"unknown verb {verb!r}; {suggest(verb, VERBS)}")
     if not verbs:
         raise InputError(f"no verb is given: name one or more of {', '.join(VERBS)}")
 
@@ -185,7 +185,7 @@ def _controls(
     for name in ("statistics_probe", "matched_probe", "residual_probe"):
         if isinstance(other := suite.results.get(name), xr.Dataset):
             made[name.removesuffix("_probe")] = other
-    before = untrained([str(group) for pair in ends for group in pair], ds)
+    before = untrained_rows([str(group) for pair in ends for group in pair], ds)
     if before is not None:  # what a probe finds before any of it was learned
         first = probe(ds.isel(stage=[before]), by, pairs=ends, **common)
         made["untrained_stage"] = first.isel(stage=0, drop=True)
@@ -199,5 +199,5 @@ def _site(ds: xr.Dataset, site: str | None) -> str:
             raise InputError("there is no recorded site in this Dataset; open a store with stratalens.open_store")
         return sites[0]
     if site not in ds:
-        raise no_site(site, sites)
+        raise no_site_error(site, sites)
     return site

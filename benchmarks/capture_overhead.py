@@ -40,7 +40,7 @@ from common import Timing, is_installed, peak_memory_mib, time_once
 from peers.way import sync_file
 from report import Report, arguments, parse, ratios
 from stratalens import PromptTable, capture
-from stratalens.plugin.capture.batching import plan_block
+from stratalens.plugin.capture.batching import length_buckets
 from stratalens.plugin.capture.spec import OUTPUT_STATISTICS, SITE_STATISTICS
 from stratalens.plugin.models.adapters import adapt
 from stratalens.plugin.models.hooks import evaluation_mode
@@ -97,7 +97,7 @@ class Workload:
         self.batches = []
         for block in range(0, count, self.block_size):
             rows = np.arange(block, min(block + self.block_size, count))
-            for group in plan_block(rows, tokenized.lengths):
+            for group in length_buckets(rows, tokenized.lengths):
                 for part in group.batches(batch):
                     ids, mask = tokenized.batch(part, group.pad_to)
                     self.batches.append((part, torch.from_numpy(ids), torch.from_numpy(mask)))

@@ -36,7 +36,7 @@ from report import Column, Report, Table, arguments, parse, ratios
 from stratalens.analyses.centroids.centroids import project
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.sweep.run import run_slabs
-from stratalens.analyses.sweep.tasks import Common, run_one
+from stratalens.analyses.sweep.tasks import SharedContext, run_slab_task
 from stratalens.store import open_store
 
 TITLE, THEME = "Two distributed workers against one", "Scale-out"
@@ -65,7 +65,7 @@ def bare(path: str, first: int, step: int) -> float:
     begun = time.process_time()
     slabs = SiteData(open_store(path)).slabs()
     for slab in slabs[first::step]:
-        run_one(gram, slab)
+        run_slab_task(gram, slab)
     return time.process_time() - begun
 
 
@@ -155,7 +155,7 @@ def run(
     kept = [a / b for a, b in zip(gains["second moments"], gains[BARE], strict=True)]
     report.aim("second moments, of what two bare processes gain over one", kept, at_least=0.9)
     source = SiteData(ds)
-    common = Common(gram, source, every := source.slabs())
+    common = SharedContext(gram, source, every := source.slabs())
     parcels = [len(cloudpickle.dumps(common.pack(slab))) for slab in every]
     report.note(
         f"Sent to the workers: {max(parcels) / 1024:.1f} KiB a slab of {size / len(parcels):.0f} MiB, and "

@@ -31,7 +31,7 @@ import rates
 from common import Timing, alternate, is_installed, time_once
 from probes_speed import ALL_PAIRS, FOLDS, GROUPS, PER_GROUP, as_data, synthetic
 from report import Column, Report, Table, arguments, parse, ratios
-from stratalens.analyses.estimators.backend import gpu_problem, resolve
+from stratalens.analyses.estimators.backend import gpu_problem, resolve_backend
 from stratalens.analyses.probes.probe import probe
 
 TITLE, THEME = "Linear probes on a GPU", "GPU"
@@ -116,7 +116,7 @@ def measure(report: Report, width: int, options: Any) -> None:
         if name == "cuML" or name.endswith(options.backend):
             way()
     runs = alternate(ways, options.rounds, warmup=0)
-    least = floors(flat, found["stratalens, logistic, cpu"], limits(resolve(options.backend).xp, width))
+    least = floors(flat, found["stratalens, logistic, cpu"], limits(resolve_backend(options.backend).xp, width))
     quality = {name: float(result.accuracy_mean.mean()) for name, result in found.items()}
     share = {
         f"stratalens, {method}, {options.backend}": [
@@ -157,7 +157,7 @@ def main() -> None:
             report.skip(f"probes on a GPU: {problem}")
             return
         if options.backend == "gpu":
-            properties = resolve("gpu").xp.cuda.runtime.getDeviceProperties(0)
+            properties = resolve_backend("gpu").xp.cuda.runtime.getDeviceProperties(0)
             report.note(f"Measured on one {properties['name'].decode()}")
         for width in options.widths:
             try:

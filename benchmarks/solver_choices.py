@@ -35,7 +35,7 @@ from stratalens.analyses.data.targets import training_signs
 from stratalens.analyses.estimators import gram as label_rows
 from stratalens.analyses.estimators import linear_systems as probe_systems
 from stratalens.analyses.estimators import logistic
-from stratalens.analyses.estimators.backend import resolve
+from stratalens.analyses.estimators.backend import resolve_backend
 from stratalens.analyses.estimators.closed_form import fit_closed_form
 from stratalens.analyses.estimators.lbfgs import minimise
 from stratalens.analyses.estimators.logistic import fit_logistic
@@ -83,7 +83,7 @@ class Slab:
         signs = self.flat[:, columns]
         centred = self.x - self.x.mean(axis=0)
         return logistic._Batch(
-            resolve("cpu"), centred, signs, np.full(signs.shape[1], C), self.codes, None, False
+            resolve_backend("cpu"), centred, signs, np.full(signs.shape[1], C), self.codes, None, False
         )  # fmt: skip
 
     def unrotated(self, name: str) -> None:

@@ -34,7 +34,7 @@ from report import Report, arguments, parse, ratios
 from stratalens.store import ActivationWriter, create, open_store, verify_store
 from stratalens.store.format.checksum import extend
 from stratalens.store.format.schema import site_variable
-from stratalens.store.reading.chunks import PIECE, widen
+from stratalens.store.reading.chunks import PIECE, bfloat16_to_float32
 from stratalens.store.state.manifest import load
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.threads import cores
@@ -101,7 +101,7 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
                 piece = memory[: min(PIECE, size - start)]
                 file.readinto(piece.data)
                 crc = extend(crc, piece)
-                widen(piece.view(np.uint16), decoded[one, start // 2 : (start + len(piece)) // 2])
+                bfloat16_to_float32(piece.view(np.uint16), decoded[one, start // 2 : (start + len(piece)) // 2])
             assert file.read(4) == crc.to_bytes(4, "little")
 
     pool = ThreadPoolExecutor(cores())
@@ -131,7 +131,7 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     def widened(read: Callable[[], np.ndarray]) -> Callable[[], None]:
         def work() -> None:
             bits = np.asarray(read())
-            widen(bits, np.empty(bits.shape, dtype=np.float32))
+            bfloat16_to_float32(bits, np.empty(bits.shape, dtype=np.float32))
 
         return work
 

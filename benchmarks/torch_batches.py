@@ -30,7 +30,7 @@ import stratalens as sl
 from common import alternate, drop_cache, scratch
 from report import Report, arguments, parse, ratios
 from store_read import D_MODEL, ROWS, make
-from stratalens.store.reading.chunks import widen
+from stratalens.store.reading.chunks import bfloat16_to_float32
 from stratalens.store.state.manifest import load
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.threads import cores
@@ -53,7 +53,7 @@ class Scattered(Dataset[torch.Tensor]):
         if self.bits is None:  # in the worker
             self.bits = np.memmap(self.path, dtype=np.uint16, mode="r").reshape(-1, D_MODEL)
         values = np.empty((len(rows), D_MODEL), dtype=np.float32)
-        widen(self.bits[rows], values)
+        bfloat16_to_float32(self.bits[rows], values)
         return torch.from_numpy(values)
 
 

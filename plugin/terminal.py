@@ -23,7 +23,7 @@ class Progress:
         """A function is told once how far the stage is before anything is recorded now, then after every batch."""
         self.stage, self.done, self.total = stage, done, total
         self._report = shown if callable(shown) else None
-        visible = False if callable(shown) else on_a_screen() if shown is None else shown
+        visible = False if callable(shown) else is_interactive() if shown is None else shown
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -90,18 +90,18 @@ class StageLines:
             self._stage, self._began, self._before, self._told = stage, now, done, now
             self._say(f"{head}: complete, skipped" if done == total else f"{head}: {done} of {total} rows")
         elif done == total:
-            self._say(f"{head}: {done} of {total} rows, done in {span(now - self._began)}")
+            self._say(f"{head}: {done} of {total} rows, done in {format_duration(now - self._began)}")
         elif now - self._told >= self._every:
             self._told = now
             left = (now - self._began) / (done - self._before) * (total - done)
             where = "" if stage == self._stages[-1] else " for this stage"
-            self._say(f"{head}: {done} of {total} rows; about {span(left)} left{where}")
+            self._say(f"{head}: {done} of {total} rows; about {format_duration(left)} left{where}")
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in words.
 
-    >>> span(4.2), span(75), span(600)
+    >>> format_duration(4.2), format_duration(75), format_duration(600)
     ('4 s', '1 min 15 s', '10 min')
     """
     whole = max(0, round(seconds))
@@ -111,7 +111,7 @@ def span(seconds: float) -> str:
     return f"{minutes} min" if minutes >= 10 or not rest else f"{minutes} min {rest} s"
 
 
-def on_a_screen() -> bool:
+def is_interactive() -> bool:
     """Whether somebody watches standard error: a terminal, or a notebook."""
     return sys.stderr.isatty() or _in_notebook()
 
@@ -121,7 +121,7 @@ def _in_notebook() -> bool:
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
-def folded(text: str) -> str:
+def wrap_message(text: str) -> str:
     """What is about to be said on standard error: in a pipe as it is, on a terminal in lines that fit it.
 
     What goes on from a line is set two blanks deeper than the line itself.
@@ -143,7 +143,7 @@ def _filled(line: str, width: int) -> str:
     return textwrap.fill(line, width, subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False)
 
 
-class Watch:
+class PhaseProgress:
     """Progress of a run in named phases.
 
     Args:
@@ -170,9 +170,9 @@ class Watch:
         self.say(f"[{place}/{len(self.shares)}] {what}")
         yield
         self.seconds[name] = time.monotonic() - self._began
-        self.say(f"[{place}/{len(self.shares)}] {name}: done in {span(self.seconds[name])}")
+        self.say(f"[{place}/{len(self.shares)}] {name}: done in {format_duration(self.seconds[name])}")
 
-    def tell(self, what: str, done: float, total: float) -> None:
+    def update(self, what: str, done: float, total: float) -> None:
         """How far the phase is; at most one line every few seconds, and one at its end.
 
         Another total, or less done than before, begins another count within the phase.
@@ -192,13 +192,13 @@ class Watch:
             whole = max(each * total, now - self._began + left)
             later = list(self.shares)[list(self.shares).index(self._phase) + 1 :]
             left += whole * sum(self.shares[name] for name in later) / self.shares[self._phase]
-            line += f"; about {span(left)} left in all"
+            line += f"; about {format_duration(left)} left in all"
         self.say(line)
 
     def say(self, line: str) -> None:
         """One line, now; folded between words where a terminal is too narrow for it."""
         if not self.quiet:
-            print(folded(line), file=sys.stderr, flush=True)  # noqa: T201
+            print(wrap_message(line), file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager

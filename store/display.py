@@ -53,7 +53,7 @@ def store_html(facts: Mapping[str, Any]) -> str:
     rows = [
         ("dims", ", ".join(f"{name} {size:,}" for name, size in facts["dims"].items())),
         ("tokens", ", ".join(map(str, facts["tokens"][:12])) + (", …" if len(facts["tokens"]) > 12 else "")),
-        ("size", f"{binary(facts['bytes'])} in {facts['files']:,} files"),
+        ("size", f"{human_bytes(facts['bytes'])} in {facts['files']:,} files"),
         *((f"site {n}", f"{facts['variables'][n]['dtype']}, {facts['variables'][n]['hook']}") for n in sites),
         ("labels", ", ".join(facts["labels"])),
     ]
@@ -69,10 +69,10 @@ def store_html(facts: Mapping[str, Any]) -> str:
     return overview(f"{facts['path']}: {state_in_words(facts)}", rows, ([f"{s} recorded" for s in sites], grid), folded)
 
 
-def binary(count: float) -> str:
+def human_bytes(count: float) -> str:
     """Bytes in binary units.
 
-    >>> binary(3 * 2**30)
+    >>> human_bytes(3 * 2**30)
     '3.0 GiB'
     """
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -56,10 +56,10 @@ class LabelWarning(UserWarning):
     """A label that looks wrong, though nothing says that it is: a name that is nearly that of a stage."""
 
 
-def near(name: str, valid: Iterable[str], limit: int = 8) -> str:
+def suggest(name: str, valid: Iterable[str], limit: int = 8) -> str:
     """Phrase that names the valid values nearest to `name`.
 
-    >>> near("resid_pst", ["resid_pre", "resid_post", "z"])
+    >>> suggest("resid_pst", ["resid_pre", "resid_post", "z"])
     "did you mean 'resid_post' or 'resid_pre'? Valid: resid_pre, resid_post, z"
     """
     options = [str(v) for v in valid]
@@ -71,17 +71,17 @@ def near(name: str, valid: Iterable[str], limit: int = 8) -> str:
     return listing
 
 
-def listed(names: Iterable[object], limit: int = 8) -> str:
+def join_names(names: Iterable[object], limit: int = 8) -> str:
     """Names for a message, cut where nobody reads on.
 
-    >>> listed("abc"), listed(range(12))
+    >>> join_names("abc"), join_names(range(12))
     ('a, b, c', '0, 1, 2, 3, 4, 5, 6, 7 and 4 more')
     """
     texts = [str(name) for name in names]
     return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")
 
 
-def not_floats(site: str, dtype: object) -> InputError:
+def not_floats_error(site: str, dtype: object) -> InputError:
     """The error for a site whose values are codes: what plain readers show of bfloat16 and of scaled int8."""
     return InputError(
         f"{site!r} has dtype {dtype}, not a float: plain readers show bfloat16 as its bits, and int8 without "
@@ -89,14 +89,14 @@ def not_floats(site: str, dtype: object) -> InputError:
     )
 
 
-def no_site(site: str, held: Iterable[str], where: str = "this store") -> InputError:
+def no_site_error(site: str, held: Iterable[str], where: str = "this store") -> InputError:
     """The error for a site that was not recorded: the near ones, and how to record it.
 
-    >>> str(no_site("mlp_out", ["resid_post"]))[:53]
+    >>> str(no_site_error("mlp_out", ["resid_post"]))[:53]
     "site 'mlp_out' is not in this store; Valid: resid_pos"
     """
     sites = tuple(held)
     return InputError(
-        f"site {site!r} is not in {where}; {near(site, sites)}. To record it too, run the capture again with "
+        f"site {site!r} is not in {where}; {suggest(site, sites)}. To record it too, run the capture again with "
         f"sites={(*sites, site)!r}: what is there stays as it is"
     )

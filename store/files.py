@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
     """Write UTF-8 text under a temporary name, then rename; returns the path."""
     target = Path(path)
     temporary = target.with_name(target.name + ".part")

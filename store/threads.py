@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Task = Callable[[], None]
 
 
-WAITING = 16  # reads at a time where they wait for a network rather than for the processor
+NETWORK_THREADS = 16  # reads at a time where they wait for a network rather than for the processor
 
 
 _pool: ThreadPoolExecutor | None = None
@@ -56,23 +56,23 @@ def _drain(tasks: deque[Task]) -> None:
             raise
 
 
-def run_tasks(tasks: Sequence[Task], *, waiting: bool = False) -> None:
+def run_tasks(tasks: Sequence[Task], *, high_latency: bool = False) -> None:
     """Run tasks in the calling thread, with helpers where processors are free.
 
     All callers together have one thread for each core at most: several threads that read
     (a sweep's, dask's) read each on its own, one alone is helped. A child of multiprocessing
     (a worker of dask or of torch's DataLoader) has siblings that use the other cores, and gets
-    no help. Reads that wait for a network (`waiting`) get `WAITING` threads.
+    no help. Reads that wait for a network (`high_latency`) get `NETWORK_THREADS` threads.
     """
     global _pool, _reading
     with _lock:
         _reading += 1
         free = cores() - _reading if multiprocessing.parent_process() is None else 0
-        if waiting:
-            free = WAITING - 1
+        if high_latency:
+            free = NETWORK_THREADS - 1
         helpers = max(0, min(free, len(tasks) - 1))
         if helpers and _pool is None:
-            _pool = ThreadPoolExecutor(max(cores(), WAITING), thread_name_prefix="stratalens-read")
+            _pool = ThreadPoolExecutor(max(cores(), NETWORK_THREADS), thread_name_prefix="stratalens-read")
         pool = _pool
     left = deque(tasks)
     jobs = [pool.submit(_drain, left) for _ in range(helpers)] if pool is not None else []

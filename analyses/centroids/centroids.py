@@ -18,7 +18,7 @@ from stratalens.analyses.centroids.slab import GroupMeans, Projection
 from stratalens.analyses.data.groups import Array, Data, Groups, clusters, exposure, groups, labels_by_cluster
 from stratalens.analyses.data.slabs import SiteData
 from stratalens.analyses.sweep.run import run_slabs
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 Normalize = bool | Literal["activations", "centroids"]
 
@@ -192,7 +192,7 @@ def _normalize(normalize: Normalize) -> str:
         return "activations"
     if normalize not in ("activations", "centroids"):
         raise InputError(
-            f"normalize={normalize!r}: {near(str(normalize), ['activations', 'centroids'])}, True or False"
+            f"normalize={normalize!r}: {suggest(str(normalize), ['activations', 'centroids'])}, True or False"
         )
     return normalize
 

@@ -99,12 +99,12 @@ def _rows(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 def _untrained(result: xr.Dataset) -> int | None:
     if "pair_first" not in result.coords:
         return None
-    return untrained(
+    return untrained_rows(
         {*map(str, result["pair_first"].values), *map(str, result["pair_second"].values)} - {"rest"}, result
     )
 
 
-def untrained(groups: Iterable[str], data: xr.Dataset | xr.DataArray) -> int | None:
+def untrained_rows(groups: Iterable[str], data: xr.Dataset | xr.DataArray) -> int | None:
     """Index of a stage from before any of these groups was trained on; None where there is none."""
     if "stage" not in data.dims or "stage_order" not in data.coords:
         return None

@@ -20,11 +20,11 @@ from stratalens.analyses.data.groups import Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.targets import Pairs
 from stratalens.analyses.probes.plan import Plan, make_plan
-from stratalens.analyses.probes.probe import labelled, probe
+from stratalens.analyses.probes.probe import label_result, probe
 from stratalens.analyses.probes.slab import Variables, constant, no_numbers, quality, stack_tokens, unit_rows
 from stratalens.analyses.stats import scores as scoring
 from stratalens.analyses.sweep.run import run_slabs
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 __all__ = [
     "BASELINES",
@@ -96,7 +96,7 @@ def baseline_probe(
         InputError: as `probe`; and an unknown baseline.
     """
     if baseline not in BASELINES:
-        raise InputError(f"baseline={baseline!r}: {near(str(baseline), BASELINES)}")
+        raise InputError(f"baseline={baseline!r}: {suggest(str(baseline), BASELINES)}")
     if directions < 1:
         raise InputError(f"directions={directions}; at least one is needed")
     plan = make_plan(ds, target, pairs, folds, groups, test, order, 0, seed, resamples, tokens)
@@ -130,7 +130,7 @@ def baseline_probe(
         "seed": seed,
         "tokens": tokens,
     }
-    return labelled(result, plan, source).assign_attrs(source.attrs() | described | {"baseline": baseline})
+    return label_result(result, plan, source).assign_attrs(source.attrs() | described | {"baseline": baseline})
 
 
 class _RandomDirections:
@@ -225,7 +225,7 @@ def controls(
     """
     unknown = [name for name in which if name not in CONTROLS]
     if unknown:
-        raise InputError(f"no control {unknown[0]!r}: {near(str(unknown[0]), CONTROLS)}")
+        raise InputError(f"no control {unknown[0]!r}: {suggest(str(unknown[0]), CONTROLS)}")
     shared: dict[str, Any] = {
         "site": site, "pairs": pairs, "groups": groups, "seed": seed, "order": order, "test": test, "tokens": tokens,
         "resamples": resamples, **options,
@@ -274,5 +274,5 @@ def control_table(results: Mapping[str, xr.Dataset], reference: str = "probe", r
     from stratalens.analyses.controls.control_table import tabulate
 
     if reference not in results:
-        raise InputError(f"reference={reference!r} is not among the results: {near(reference, results)}")
+        raise InputError(f"reference={reference!r} is not among the results: {suggest(reference, results)}")
     return tabulate(results, reference, resamples)

@@ -19,15 +19,15 @@ from stratalens.analyses.data.groups import Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.splits import assert_disjoint, entity_halves
 from stratalens.analyses.data.targets import Pairs
-from stratalens.analyses.estimators.backend import resolve, threads
+from stratalens.analyses.estimators.backend import resolve_backend, thread_count
 from stratalens.analyses.estimators.logistic import fit_logistic
 from stratalens.analyses.estimators.probes import Settings, choose_penalties
 from stratalens.analyses.probes.plan import Plan, make_plan
-from stratalens.analyses.probes.probe import labelled
+from stratalens.analyses.probes.probe import label_result
 from stratalens.analyses.probes.slab import Variables, constant, no_numbers, stack_tokens, unit_rows
 from stratalens.analyses.stats import scores as scoring
 from stratalens.analyses.sweep.run import run_slabs
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 METHODS = ("bins", "nearest")
 
@@ -99,10 +99,10 @@ def matched_probe(
             matched, which statistic separates the classes at which place.
     """
     if method not in METHODS:
-        raise InputError(f"method={method!r}: {near(str(method), METHODS)}")
+        raise InputError(f"method={method!r}: {suggest(str(method), METHODS)}")
     if small not in ("raise", "nan"):
         raise InputError(f"small={small!r}: valid are 'raise' and 'nan'")
-    settings = Settings("logistic", C, standardize, backend=resolve(backend).name)
+    settings = Settings("logistic", C, standardize, backend=resolve_backend(backend).name)
     settings.check(INNER_FOLDS)
     inner = INNER_FOLDS if len(settings.candidates) > 1 else 2
     plan = make_plan(ds, target, pairs, inner, groups, test, order, 0, seed, resamples, tokens)
@@ -132,10 +132,10 @@ def matched_probe(
         params={"held": held} | options.identity() | plan.identity() | values.identity(),
         cache=cache,
         scheduler=scheduler,
-        workers=threads(settings.backend, workers),
+        workers=thread_count(settings.backend, workers),
         progress=progress,
     )
-    result = labelled(result, plan, source, folds=False).assign_coords(
+    result = label_result(result, plan, source, folds=False).assign_coords(
         statistic=np.array(values.names, dtype=object),
         sample=np.array(SAMPLES, dtype=object),
         balance_at=np.array(["before", "after"], dtype=object),
@@ -287,7 +287,7 @@ def _scores(
     )[:, -1]
     fit = fit_logistic(
         X, flat[:, fitted], C=C, standardize=settings.standardize, blocks=plan.codes, tol=settings.tol,
-        backend=resolve(settings.backend),
+        backend=resolve_backend(settings.backend),
     )  # fmt: skip
     coef = np.full((flat.shape[1], X.shape[1]), np.nan, dtype=X.dtype)
     intercept = np.full(flat.shape[1], np.nan)

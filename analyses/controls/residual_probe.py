@@ -18,13 +18,13 @@ from stratalens.analyses.controls.statistic_values import Statistics, usable
 from stratalens.analyses.data.groups import Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.targets import Pairs
-from stratalens.analyses.estimators.backend import threads
-from stratalens.analyses.estimators.probes import Settings, device
+from stratalens.analyses.estimators.backend import thread_count
+from stratalens.analyses.estimators.probes import Settings, choose_device
 from stratalens.analyses.probes.plan import Plan, make_plan
-from stratalens.analyses.probes.probe import labelled
+from stratalens.analyses.probes.probe import label_result
 from stratalens.analyses.probes.slab import probe_token, stack_tokens, unit_rows
 from stratalens.analyses.sweep.run import run_slabs
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 KINDS = ("linear", "spline")
 
@@ -83,10 +83,10 @@ def residual_probe(
         InputError: as `probe`; and an unknown statistic or kind, or a statistic undefined in some rows only.
     """
     if kind not in KINDS:
-        raise InputError(f"kind={kind!r}: {near(str(kind), KINDS)}")
+        raise InputError(f"kind={kind!r}: {suggest(str(kind), KINDS)}")
     plan = make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples, tokens)
     settings = Settings(
-        method, C, standardize, backend=device(backend, method, plan.contrasts.kind), kind=plan.contrasts.kind
+        method, C, standardize, backend=choose_device(backend, method, plan.contrasts.kind), kind=plan.contrasts.kind
     )
     settings.check(folds)
     source = SiteData(ds, site)
@@ -106,10 +106,10 @@ def residual_probe(
         params=described | settings.identity() | plan.identity() | values.identity(),
         cache=cache,
         scheduler=scheduler,
-        workers=threads(settings.backend, workers),
+        workers=thread_count(settings.backend, workers),
         progress=progress,
     )
-    return labelled(result, plan, source).assign_attrs(source.attrs() | described)
+    return label_result(result, plan, source).assign_attrs(source.attrs() | described)
 
 
 class _ResidualSlab:

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from stratalens.analyses.data.groups import Data
-from stratalens.analyses.data.slabs import SiteData, Slab, read
+from stratalens.analyses.data.slabs import SiteData, Slab, read_float32
 from stratalens.analyses.sweep.cache import digest
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 from stratalens.store.format.schema import AXES
 
 Doubles = npt.NDArray[np.float64]
@@ -85,7 +85,7 @@ class Statistics:
                 self.layered = self.computed = True
             else:
                 valid = sorted(n for n in have if n != site) + [n for n in own if has_site and n not in have]
-                raise InputError(f"no statistic {name!r} in the data: {near(str(name), valid)}")
+                raise InputError(f"no statistic {name!r} in the data: {suggest(str(name), valid)}")
 
     def _add(self, name: str, array: xr.DataArray) -> None:
         extra = [str(d) for d in array.dims if d not in AXES]
@@ -144,7 +144,7 @@ class Statistics:
                     columns.append(FORMULAS[part](activations.astype(np.float64))[..., None])
                 continue
             i, j = (p if size > 1 else 0 for p, size in zip(slab.position, part.shape[:2], strict=True))
-            found = read(part[i, j])[slab.rows].astype(np.float64)
+            found = read_float32(part[i, j])[slab.rows].astype(np.float64)
             columns.append(np.broadcast_to(found.reshape(*found.shape[:2], -1), (n, n_tokens, _width(part))))
         return np.concatenate(columns, axis=-1)
 

@@ -18,10 +18,10 @@ from stratalens.analyses.data.targets import MULTICLASS, ORDINAL, Pairs
 from stratalens.analyses.estimators.boosting import BOOSTING
 from stratalens.analyses.estimators.probes import Settings
 from stratalens.analyses.probes.plan import Plan, make_plan
-from stratalens.analyses.probes.probe import labelled
+from stratalens.analyses.probes.probe import label_result
 from stratalens.analyses.probes.slab import Variables, probe_token, stack_tokens
 from stratalens.analyses.sweep.run import run_slabs
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 MODELS = ("logistic", BOOSTING)
 
@@ -82,7 +82,7 @@ def statistics_probe(
         True
     """
     if model not in MODELS:
-        raise InputError(f"model={model!r}: {near(str(model), MODELS)}")
+        raise InputError(f"model={model!r}: {suggest(str(model), MODELS)}")
     plan = make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples, tokens)
     if model == BOOSTING and plan.contrasts.kind in (ORDINAL, MULTICLASS):
         raise InputError(f"model='boosting' tells two classes apart; pairs={plan.contrasts.kind!r} needs 'logistic'")
@@ -104,7 +104,7 @@ def statistics_probe(
         workers=workers,
         progress=progress,
     )
-    result = labelled(result, plan, source).assign_coords(statistic=np.array(values.names, dtype=object))
+    result = label_result(result, plan, source).assign_coords(statistic=np.array(values.names, dtype=object))
     described: dict[str, object] = {"target": target, "method": model, "statistics": list(values.names), "folds": folds}
     described |= {"seed": seed, "tokens": tokens} | ({} if model == BOOSTING else {"C": settings.told})
     return result.assign_attrs(source.attrs() | described | {"site": site, "pairs": plan.contrasts.kind})

@@ -18,7 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from stratalens.analyses.data.training_order import stage_orders, trained_order
-from stratalens.store.errors import InputError, listed, near
+from stratalens.store.errors import InputError, join_names, suggest
 from stratalens.store.format.schema import AXES
 
 Array = npt.NDArray[Any]
@@ -64,7 +64,7 @@ class Groups:
         for i, have in enumerate(self.names):
             if have == name or str(have) == str(name):
                 return i
-        raise InputError(f"no group {name!r} in {self.by!r}: {near(str(name), map(str, self.names))}")
+        raise InputError(f"no group {name!r} in {self.by!r}: {suggest(str(name), map(str, self.names))}")
 
     def pairs(self, pairs: str | Sequence[Sequence[object]] = "all") -> list[tuple[int, int]]:
         """Pairs of group indices, earlier group first.
@@ -84,7 +84,7 @@ class Groups:
         """
         if isinstance(pairs, str):
             if pairs != "all":
-                raise InputError(f"pairs={pairs!r}: {near(pairs, ['all'])}, or a list of pairs of group names")
+                raise InputError(f"pairs={pairs!r}: {suggest(pairs, ['all'])}, or a list of pairs of group names")
             return [(i, j) for i in range(len(self)) for j in range(i + 1, len(self))]
         found = []
         for pair in pairs:
@@ -129,7 +129,7 @@ class Groups:
                     f"than {per_class}{reason}: bin it into classes first, for example with pandas.qcut"
                 )
             raise InputError(
-                f"too few {kind} in {self.by!r}: {listed(small)}; each group needs at least "
+                f"too few {kind} in {self.by!r}: {join_names(small)}; each group needs at least "
                 f"{per_class}{reason}. Leave such groups out with order=[...] or lower what is asked"
             )
 
@@ -181,10 +181,10 @@ def groups(ds: Data, by: str, order: Iterable[object] | None = None) -> Groups:
     >>> groups(ds, "colour", order=["blue"]).codes.tolist()
     [-1, 0, -1]
     """
-    values = column(ds, by)
+    values = label_column(ds, by)
     codes, names = _factorize(values, by)
     if len(names) == 0:
-        raise InputError(f"every label in {by!r} is missing; choose another column: {listed(label_columns(ds))}")
+        raise InputError(f"every label in {by!r} is missing; choose another column: {join_names(label_columns(ds))}")
     if order is not None:
         positions = _given_order(names, list(order), by)
         how = "order"
@@ -208,7 +208,7 @@ def clusters(ds: Data, groups: str = "entity_id") -> npt.NDArray[np.int64]:
     check_data(ds)
     if groups == "entity_id" and "entity_id" not in ds.coords:
         return np.arange(ds.sizes["entity"], dtype=np.int64)
-    codes, _ = _factorize(column(ds, groups), groups, continuous=True)
+    codes, _ = _factorize(label_column(ds, groups), groups, continuous=True)
     if (codes < 0).any():
         rows = np.flatnonzero(codes < 0)[:5].tolist()
         raise InputError(f"{groups!r} is missing in rows {rows}; every row needs one, or splits could leak")
@@ -234,7 +234,7 @@ def labels_by_cluster(groups: Groups, units: npt.NDArray[np.int64]) -> npt.NDArr
     return out
 
 
-def column(ds: Data, name: str) -> Array:
+def label_column(ds: Data, name: str) -> Array:
     """The label column `name` along `entity`.
 
     Raises:
@@ -247,11 +247,11 @@ def column(ds: Data, name: str) -> Array:
                 f"{name!r} is a variable of the data, not a label: open a store with stratalens.open_store(path) or "
                 f"xarray.open_dataset(path, engine='stratalens'); for other data, ds.set_coords({name!r})"
             )
-        raise InputError(f"no label column {name!r}: {near(str(name), label_columns(ds))}")
+        raise InputError(f"no label column {name!r}: {suggest(str(name), label_columns(ds))}")
     if ds.coords[name].dims != ("entity",):
         dims = ", ".join(map(str, ds.coords[name].dims)) or "none"
         raise InputError(
-            f"{name!r} is no label column: its dims are ({dims}), not (entity). {near(name, label_columns(ds))}"
+            f"{name!r} is no label column: its dims are ({dims}), not (entity). {suggest(name, label_columns(ds))}"
         )
     return np.asarray(ds.coords[name].values)
 
@@ -305,9 +305,11 @@ def _given_order(names: Array, order: list[object], by: str) -> npt.NDArray[np.i
     position = {str(name): i for i, name in enumerate(names)}
     unknown = [o for o in order if str(o) not in position]
     if unknown:
-        raise InputError(f"order names {unknown[0]!r}, which no row of {by!r} has: {near(str(unknown[0]), position)}")
+        raise InputError(
+            f"order names {unknown[0]!r}, which no row of {by!r} has: {suggest(str(unknown[0]), position)}"
+        )
     if len({str(o) for o in order}) != len(order) or not order:
-        raise InputError(f"order={order!r} must name each group of {by!r} once: {listed(position)}")
+        raise InputError(f"order={order!r} must name each group of {by!r} once: {join_names(position)}")
     return np.array([position[str(o)] for o in order], dtype=np.int64)
 
 

@@ -39,7 +39,7 @@ def carried_attrs(source: xr.Dataset | xr.DataArray) -> dict[str, Any]:
     return {k: source.attrs[k] for k in keep if k in source.attrs}
 
 
-def require(data: Any, name: str, plot: str, made_by: str) -> xr.DataArray:
+def require_variable(data: Any, name: str, plot: str, made_by: str) -> xr.DataArray:
     """Return a variable of a result, or refuse and say which verb makes it."""
     if not isinstance(data, xr.Dataset) or name not in data:
         have = ", ".join(map(str, data.data_vars)) if isinstance(data, xr.Dataset) else type(data).__name__

@@ -21,7 +21,7 @@ import xarray as xr
 
 from stratalens.analyses.data.groups import Array, Data, check_data
 from stratalens.analyses.data.results import RESULT_DIMS
-from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site, not_floats
+from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site_error, not_floats_error
 from stratalens.store.format.schema import AXES, site_names
 
 _dask: Any = dask  # its functions have no types
@@ -93,7 +93,7 @@ class Slab:
             if first == last:
                 continue
             rows = self.rows[first:last]
-            values = read(self.array[start:stop])
+            values = read_float32(self.array[start:stop])
             values = values.reshape(len(values), self.array.shape[1], -1)
             if len(rows) < stop - start:
                 values = values[rows - start]
@@ -166,7 +166,7 @@ class SiteData:
         if self.added or array.dims[: len(AXES)] != AXES:
             array = _in_chunks(array).expand_dims(list(self.added)).transpose(*AXES, ...)
         if array.dtype.kind not in "fV":
-            raise not_floats(self.site, array.dtype)
+            raise not_floats_error(self.site, array.dtype)
         if features and len(array.dims) == len(AXES):
             raise InputError(f"{self.site!r} has no feature dim (dims: {', '.join(map(str, array.dims))})")
         taken = [str(d) for d in array.dims[len(AXES) :] if d in RESULT_DIMS] if features else []
@@ -270,12 +270,12 @@ class SiteData:
             return np.ones((self.shape[0], self.array.sizes["entity"]), bool)
         if "stage" not in known.dims:
             known = known.expand_dims("stage")
-        return np.asarray(read(known.transpose("stage", "entity")), dtype=bool)
+        return np.asarray(read_float32(known.transpose("stage", "entity")), dtype=bool)
 
     def _present(self) -> npt.NDArray[np.bool_]:
         """Rows that have every token position, (stage, entity): which ones a prompt has is the same at every layer."""
         first = self.array.isel({"layer": 0, **dict.fromkeys(self.feature_dims, 0)})
-        return np.stack([~np.isnan(read(first[i])).any(axis=1) for i in range(self.shape[0])])
+        return np.stack([~np.isnan(read_float32(first[i])).any(axis=1) for i in range(self.shape[0])])
 
 
 def _in_chunks(array: xr.DataArray) -> xr.DataArray:
@@ -290,7 +290,7 @@ def _in_chunks(array: xr.DataArray) -> xr.DataArray:
     return array.copy(data=variable.data)
 
 
-def read(array: xr.DataArray) -> Array:
+def read_float32(array: xr.DataArray) -> Array:
     """Values of a small lazy array as float32, computed in this very thread."""
     if array.chunks is None:  # never .data before this: it would load a lazily indexed array and keep it
         return np.asarray(array.values, dtype=np.float32).view()
@@ -307,7 +307,7 @@ def _site_array(data: Data, site: str) -> xr.DataArray:
     check_data(data)
     if isinstance(data, xr.Dataset):
         if site not in data.data_vars:
-            raise no_site(site, site_names(data), "the data")
+            raise no_site_error(site, site_names(data), "the data")
         data = data[site]
     array = data
     if "entity" not in array.dims:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stratalens.analyses.data.groups import Groups
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 Pairs = str | Sequence[tuple[object, object]]
 
@@ -71,7 +71,7 @@ def contrasts(groups: Groups, pairs: Pairs = "all") -> Contrasts:
     if isinstance(pairs, str):
         if pairs not in WORDS:
             raise InputError(
-                f"pairs={pairs!r}: {near(pairs, WORDS)}, or a list of pairs of group names such as "
+                f"pairs={pairs!r}: {suggest(pairs, WORDS)}, or a list of pairs of group names such as "
                 f"[({names[0]!r}, {names[-1]!r})]"
             )
         if pairs in (ORDINAL, MULTICLASS):

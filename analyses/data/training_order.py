@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from stratalens.store.errors import InputError, listed
+from stratalens.store.errors import InputError, join_names
 
 Array = npt.NDArray[Any]
 
@@ -43,18 +43,18 @@ def trained_order(ds: Data, by: str, names: Array, codes: npt.NDArray[np.int64])
     if all(f is None for f in found):
         if by == "trained_stage" and names.dtype == object and "stage_order" in ds.coords:
             raise InputError(
-                f"the training order of {by!r} ({listed(names)}) is unknown here, as none of them is among the "
-                f"stages ({listed(orders)}); give order=[...], record the stages that lack, or correct the labels with "
-                "stratalens.relabel"
+                f"the training order of {by!r} ({join_names(names)}) is unknown here, as none of them is among the "
+                f"stages ({join_names(orders)}); give order=[...], record the stages that lack, or correct the labels "
+                "with stratalens.relabel"
             )
         return None
     strange = [str(name) for name, f in zip(names, found, strict=True) if f is None]
     if strange:
         raise InputError(
-            f"only some groups of {by!r} are stages; not among {listed(orders)}: {listed(strange)}. If that is a slip, "
-            f"stratalens.relabel corrects the labels, and the capture, run again, records stages that lack. Else say "
-            f"which groups are meant and in which order with order=[...] (groups left out are excluded), "
-            f"and narrow the stages (.sel) after, not before"
+            f"only some groups of {by!r} are stages; not among {join_names(orders)}: {join_names(strange)}. "
+            f"If that is a slip, stratalens.relabel corrects the labels, and the capture, run again, records stages "
+            f"that lack. Else say which groups are meant and in which order with order=[...] (groups left out are "
+            f"excluded), and narrow the stages (.sel) after, not before"
         )
     return np.argsort(np.array(found, dtype=float), kind="stable").astype(np.int64)
 

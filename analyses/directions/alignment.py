@@ -17,7 +17,7 @@ from stratalens.analyses.data.groups import Array, Data, clusters
 from stratalens.analyses.data.results import vectors
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.sweep.run import run_slabs
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 
 def principal_angles(
@@ -45,7 +45,7 @@ def principal_angles(
     (a, features), (b, _) = vectors(first), vectors(second)
     for array in (a, b):
         if span not in array.dims:
-            raise InputError(f"span={span!r} is no dim of the vectors: {near(span, map(str, array.dims))}")
+            raise InputError(f"span={span!r} is no dim of the vectors: {suggest(span, map(str, array.dims))}")
         size = int(np.prod([array.sizes[d] for d in features]))
         if array.sizes[span] > size:
             raise InputError(f"{array.sizes[span]} vectors along {span!r} in {size} features span everything")
@@ -113,7 +113,7 @@ def procrustes(
         raise InputError("procrustes compares stages; the data has one. Do not narrow them before the call")
     names = [source.label("stage", i) for i in range(stages)]
     if reference is not None and str(reference) not in map(str, names):
-        raise InputError(f"reference={reference!r} is no stage: {near(str(reference), map(str, names))}")
+        raise InputError(f"reference={reference!r} is no stage: {suggest(str(reference), map(str, names))}")
     index = stages - 1 if reference is None else [str(n) for n in names].index(str(reference))
     rows = source.rows(skip_missing)
     common = rows[0]

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.data.results import carried_attrs, require, vectors
-from stratalens.store.errors import InputError, near
+from stratalens.analyses.data.results import carried_attrs, require_variable, vectors
+from stratalens.store.errors import InputError, suggest
 
 
 def cosines(probes: xr.Dataset | xr.DataArray, over: str = "pair") -> xr.DataArray:
@@ -37,7 +37,7 @@ def cosines(probes: xr.Dataset | xr.DataArray, over: str = "pair") -> xr.DataArr
     coef, features = vectors(probes)
     if over not in coef.dims or over in features:
         valid = [str(d) for d in coef.dims if d not in features]
-        raise InputError(f"over={over!r} is no dim of the directions: {near(over, valid)}")
+        raise InputError(f"over={over!r} is no dim of the directions: {suggest(over, valid)}")
     unit = _unit(coef, features)
     other = unit.rename({over: f"{over}_other"})
     named = {str(c): f"{c}_other" for c in unit.coords if over in unit[c].dims and c != over}
@@ -93,7 +93,7 @@ def drift(
     elif reference in ("first", "last"):
         against = array.isel({dim: 0 if reference == "first" else -1}, drop=True)
     else:
-        raise InputError(f"reference={reference!r}: {near(reference, ['first', 'last', 'previous'])}")
+        raise InputError(f"reference={reference!r}: {suggest(reference, ['first', 'last', 'previous'])}")
     difference = array - against
     out = xr.Dataset(
         {
@@ -155,7 +155,7 @@ def stage_steps(centroids: xr.Dataset) -> xr.DataArray:
     Returns:
         DataArray (stage, ..., group), without unit, for all stages but the first, in training order.
     """
-    centroid = require(centroids, "centroid", "stage_drift", "sl.centroids(ds, by=...)")
+    centroid = require_variable(centroids, "centroid", "stage_drift", "sl.centroids(ds, by=...)")
     known = {"stage", "layer", "token", "group"}
     features = [d for d in centroid.dims if d not in known]
     order = (

@@ -1,6 +1,6 @@
 """Where the arithmetic runs: NumPy and scikit-learn on the CPU, CuPy and cuML on a GPU.
 
-`resolve` turns backend="auto" | "cpu" | "gpu" into one of the two and never falls back in silence;
+`resolve_backend` turns backend="auto" | "cpu" | "gpu" into one of the two and never falls back in silence;
 `logistic_estimator` hands out a library's logistic regression behind one small protocol. The solver that
 probes use by default is our own (lbfgs.py, logistic.py), written once for both namespaces.
 
@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 BackendName = Literal["cpu", "gpu"]
 
@@ -85,7 +85,7 @@ def has_cuml() -> bool:
     return importlib.util.find_spec("cuml") is not None
 
 
-def resolve(backend: str = "auto") -> Backend:
+def resolve_backend(backend: str = "auto") -> Backend:
     """The backend to use.
 
     Args:
@@ -94,11 +94,11 @@ def resolve(backend: str = "auto") -> Backend:
     Raises:
         InputError: an unknown word; or "gpu" was asked for and there is none (it never falls back).
 
-    >>> resolve("cpu").name
+    >>> resolve_backend("cpu").name
     'cpu'
     """
     if backend not in CHOICES:
-        raise InputError(f"backend={backend!r}: {near(str(backend), CHOICES)}")
+        raise InputError(f"backend={backend!r}: {suggest(str(backend), CHOICES)}")
     if backend == "cpu":
         return Backend("cpu", np)
     problem = gpu_problem()
@@ -109,7 +109,7 @@ def resolve(backend: str = "auto") -> Backend:
     return Backend("cpu", np)
 
 
-def threads(backend: str, workers: int | None) -> int | None:
+def thread_count(backend: str, workers: int | None) -> int | None:
     """Local threads of a sweep: what is asked for, else few that share a GPU, else for `run_slabs` to say (None)."""
     return workers or (THREADS_ON_GPU if backend == "gpu" else None)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stratalens.analyses.estimators.backend import Backend, logistic_estimator, resolve, to_numpy
+from stratalens.analyses.estimators.backend import Backend, logistic_estimator, resolve_backend, to_numpy
 from stratalens.analyses.estimators.lbfgs import Minimum, minimise
 from stratalens.store.errors import InputError
 
@@ -216,7 +216,7 @@ def fit_logistic(
     >>> bool(fit.converged.all()), int(fit.coef[0].argmax())
     (True, 0)
     """
-    backend = backend or resolve("cpu")
+    backend = backend or resolve_backend("cpu")
     require_both_classes(signs)
     n_problems = signs.shape[1]
     dtype = np.float64 if X.dtype == np.float64 else np.float32

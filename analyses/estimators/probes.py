@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from stratalens.analyses.data.targets import MULTICLASS, ORDINAL, training_signs
 from stratalens.analyses.estimators import closed_form
-from stratalens.analyses.estimators.backend import has_cuml, logistic_estimator, resolve, to_numpy
+from stratalens.analyses.estimators.backend import has_cuml, logistic_estimator, resolve_backend, to_numpy
 from stratalens.analyses.estimators.boosting import BOOSTING
 from stratalens.analyses.estimators.logistic import LinearFit, fit_logistic, fit_softmax
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 Floats = npt.NDArray[np.floating]
 
@@ -82,9 +82,9 @@ class Settings:
             InputError: an unknown method, solver or penalty, or a combination that has no meaning.
         """
         if self.method not in (*METHODS, BOOSTING):
-            raise InputError(f"method={self.method!r}: {near(str(self.method), METHODS)}")
+            raise InputError(f"method={self.method!r}: {suggest(str(self.method), METHODS)}")
         if self.solver not in SOLVERS:
-            raise InputError(f"solver={self.solver!r}: {near(str(self.solver), SOLVERS)}")
+            raise InputError(f"solver={self.solver!r}: {suggest(str(self.solver), SOLVERS)}")
         if self.solver == "library" and (self.method != "logistic" or self.kind != "binary"):
             raise InputError("solver='library' is for logistic probes of two classes; leave solver= out")
         if self.kind == MULTICLASS and self.method != "logistic":
@@ -105,7 +105,7 @@ class Settings:
                 raise InputError(f"choosing C inside the training folds needs at least 3 folds, not {folds}")
 
 
-def device(backend: str, method: str, kind: str, solver: str = "batched") -> str:
+def choose_device(backend: str, method: str, kind: str, solver: str = "batched") -> str:
     """Where probes are fitted: "auto" takes a GPU for logistic probes alone, as closed forms are quick on the CPU.
 
     And where a library fits them, only where cuML is there.
@@ -117,7 +117,7 @@ def device(backend: str, method: str, kind: str, solver: str = "batched") -> str
         raise InputError("diffmeans runs on the CPU alone; use backend='auto' or 'cpu'")
     closed = method != "logistic" or kind == ORDINAL
     lacking = (kind == MULTICLASS or solver == "library") and not has_cuml()
-    return resolve("cpu" if backend == "auto" and (closed or lacking) else backend).name
+    return resolve_backend("cpu" if backend == "auto" and (closed or lacking) else backend).name
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ Fitter = Callable[[npt.NDArray[np.int8], npt.NDArray[np.float64]], LinearFit]
 
 def _fitter(X: Floats, codes: npt.NDArray[np.int64], settings: Settings) -> Fitter:
     """Function of (targets (n, P, K), C (P, K)) that fits P * K probes (multiclass: classes * K), K fastest."""
-    backend = resolve(settings.backend)
+    backend = resolve_backend(settings.backend)
 
     def fit(targets: npt.NDArray[np.int8], C: npt.NDArray[np.float64]) -> LinearFit:
         flat = targets.reshape(len(X), -1)
@@ -227,7 +227,7 @@ def _fitter(X: Floats, codes: npt.NDArray[np.int64], settings: Settings) -> Fitt
 
 def _fit_library(X: Floats, signs: npt.NDArray[np.int8], C: npt.NDArray[np.float64], settings: Settings) -> LinearFit:
     """One scikit-learn or cuML fit after the other; the reference that the batched solver is held to."""
-    backend = resolve(settings.backend)
+    backend = resolve_backend(settings.backend)
     coef = np.zeros((signs.shape[1], X.shape[1]), dtype=X.dtype)
     intercept = np.zeros(len(coef))
     iterations = np.zeros(len(coef), dtype=np.int64)

@@ -15,7 +15,7 @@ import panel
 import xarray as xr
 
 from stratalens.analyses.explorer.data import Plane, Source, Where
-from stratalens.analyses.explorer.on_demand import Demand
+from stratalens.analyses.explorer.on_demand import AnalysisPanel
 from stratalens.analyses.explorer.result_cache import Answers
 from stratalens.analyses.explorer.scatter import Scatter
 from stratalens.analyses.explorer.widgets import FILES, Key, Rows, Status, Stepper, Theme, button, choice, text_field
@@ -71,7 +71,7 @@ class Explorer:
         self.clear = button("Clear selection")
         self.selected = np.empty(0, np.int64)
         self.scatter = Scatter(self.select, self._hover)
-        self.demand = Demand(answers, self.where, self._later, self._relist)
+        self.demand = AnalysisPanel(answers, self.where, self._later, self._relist)
         self._shown: Where | None = None
         self._busy = self._closed = False
         self.site.param.watch(self._other_site, "value")

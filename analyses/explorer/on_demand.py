@@ -14,19 +14,19 @@ from stratalens.analyses.explorer.background_task import Job, Progress
 from stratalens.analyses.explorer.data import Where
 from stratalens.analyses.explorer.result_cache import METHODS, PAIRS, QUESTIONS, SCOPES, Answers, Question
 from stratalens.analyses.explorer.widgets import Caption, Status, button, choice
-from stratalens.analyses.plots.centroids import centroid_path_picture
+from stratalens.analyses.plots.centroids import centroid_path_spec
 from stratalens.analyses.plots.colors import paint
-from stratalens.analyses.plots.matrices import pair_matrix_picture, scalar_map_picture
-from stratalens.analyses.plots.probes import layer_sweep_picture
+from stratalens.analyses.plots.matrices import pair_matrix_spec, scalar_map_spec
+from stratalens.analyses.plots.probes import layer_sweep_spec
 from stratalens.analyses.plots.render_bokeh import bokeh_figure
-from stratalens.analyses.plots.spec import Picture, plain
+from stratalens.analyses.plots.spec import FigureSpec, plain
 from stratalens.analyses.report import sentences as say
 from stratalens.analyses.stats.estimates import extreme_pair
 
 pn: Any = panel  # its functions have no types
 
 
-Told = tuple[Picture, say.Sentence]
+Told = tuple[FigureSpec, say.Sentence]
 
 
 def told(answers: Answers, question: Question, where: Where) -> list[Told]:
@@ -39,17 +39,17 @@ def _probes(answers: Answers, question: Question, where: Where, here: Any) -> li
     found: list[Told] = []
     along = answers.along_layers(question, where.stage)
     if along is not None and where.layer is not None:
-        picture = layer_sweep_picture(along)
+        picture = layer_sweep_spec(along)
         found.append((picture, say.sweep_sentence(along, picture)))
     if here is not None and here.sizes.get("pair", 1) > 1 and question.pairs == "all":
-        picture = pair_matrix_picture(here)
+        picture = pair_matrix_spec(here)
         found.append((picture, say.matrix_sentence(here, picture)))
     everything = answers.over_everything(question, "accuracy_mean")
     if everything is not None and int(everything.notnull().any("layer").sum()) > 1:
         label = "accuracy of the first group against the last" if question.pairs == "ends" else "mean accuracy"
         found.append(_map(everything, label, (0.0, 1.0), 0.5))
     if not found and here is not None:  # a site without layers: one row of pairs is all there is
-        picture = pair_matrix_picture(here)
+        picture = pair_matrix_spec(here)
         found.append((picture, say.matrix_sentence(here, picture)))
     return found
 
@@ -57,7 +57,7 @@ def _probes(answers: Answers, question: Question, where: Where, here: Any) -> li
 def _order(answers: Answers, question: Question, here: Any) -> list[Told]:
     found: list[Told] = []
     if here is not None:
-        picture = centroid_path_picture(here)
+        picture = centroid_path_spec(here)
         found.append((picture, say.path_sentence(here, picture)))
     everything = answers.over_everything(question, "rank_correlation")
     if everything is not None and int(everything.notnull().sum()) > 1:
@@ -66,7 +66,7 @@ def _order(answers: Answers, question: Question, here: Any) -> list[Told]:
 
 
 def _map(scalar: Any, label: str, limits: tuple[float, float], null: float) -> Told:
-    picture = scalar_map_picture(scalar, "stage", "layer", label, limits, null)
+    picture = scalar_map_spec(scalar, "stage", "layer", label, limits, null)
     return picture, say.map_sentence(scalar, picture, label, null)
 
 
@@ -86,7 +86,7 @@ def drawn(told_here: Sequence[Told], trained: Sequence[str], theme: str) -> list
 IDLE = "Nothing is computed yet for this question at this place. One task is one stage and layer, at the token above."
 
 
-class Demand:
+class AnalysisPanel:
     """Widgets and figures of what is computed on demand.
 
     Args:

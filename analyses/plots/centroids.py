@@ -10,7 +10,7 @@ import xarray as xr
 from stratalens.analyses.centroids.entities import RowPlane, row_plane
 from stratalens.analyses.data.groups import Groups, clusters
 from stratalens.analyses.data.groups import groups as label_groups
-from stratalens.analyses.data.results import require
+from stratalens.analyses.data.results import require_variable
 from stratalens.analyses.data.slabs import SiteData
 from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.plots.colors import stage_colors
@@ -18,29 +18,29 @@ from stratalens.analyses.plots.label_placement import leaders, place_names
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
     Axis,
+    FigureSpec,
     Mark,
-    Picture,
-    Place,
+    SliderValues,
     Table,
     lookup,
-    message_picture,
+    message_spec,
     padded,
     plain,
     site_of,
     split_dims,
     values_of,
 )
-from stratalens.store.errors import InputError, near, no_site
+from stratalens.store.errors import InputError, no_site_error, suggest
 from stratalens.store.format.schema import site_names
 
 
-def centroid_path_picture(projection: xr.Dataset) -> Picture:
+def centroid_path_spec(projection: xr.Dataset) -> FigureSpec:
     """Describe `centroid_path` without drawing it."""
-    coordinate = require(projection, "coordinate", "centroid_path", "sl.project(ds, by=...)")
+    coordinate = require_variable(projection, "coordinate", "centroid_path", "sl.project(ds, by=...)")
     groups = group_names(projection)
     title = "Centroids of held-out entities"
     if len(groups) < 2 or "group" not in coordinate.dims:
-        return message_picture("centroid_path", title, "A path needs centroids of at least two groups.", projection)
+        return message_spec("centroid_path", title, "A path needs centroids of at least two groups.", projection)
     trained, untrained = result_order(projection)
     colors = [stage_colors(groups, trained, untrained)[g] for g in groups]
     sliders, fixed = split_dims(projection["coordinate"], ("group", "component"))
@@ -49,7 +49,7 @@ def centroid_path_picture(projection: xr.Dataset) -> Picture:
     names = [n for n in ("coordinate", "coordinate_low", "coordinate_high") if n in projection]
     read = {n: lookup(projection[n], ("group", "component")) for n in names}
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         xy = read["coordinate"](place)
         called = [plain(g) for g in groups]
         value = {"x": xy[:, 0], "y": xy[:, 1], "color": colors, "group": called}
@@ -73,7 +73,7 @@ def centroid_path_picture(projection: xr.Dataset) -> Picture:
             }
         return out
 
-    def limits(place: Place) -> tuple[float, float, float, float]:
+    def limits(place: SliderValues) -> tuple[float, float, float, float]:
         every = np.concatenate([read[n](place) for n in names])
         x0, x1 = padded(float(np.nanmin(every[:, 0])), float(np.nanmax(every[:, 0])))
         y0, y1 = padded(float(np.nanmin(every[:, 1])), float(np.nanmax(every[:, 1])), 0.2)
@@ -95,7 +95,7 @@ def centroid_path_picture(projection: xr.Dataset) -> Picture:
         Mark("centroids", "points", hover=hover, size=12),
         Mark("names", "labels", role="ink", size=9),
     ]
-    return Picture(
+    return FigureSpec(
         name="centroid_path",
         title=title,
         x=Axis(f"w1: from {first} to {last} ({unit})"),
@@ -128,7 +128,7 @@ def centroid_path(projection: xr.Dataset, dynamic: bool | None = None) -> Figure
     The plane is that of Krasheninnikov, Turner, Krueger (2025), with the axis made
     from other entities than those shown.
     """
-    return to_holoviews(centroid_path_picture(projection), dynamic)
+    return to_holoviews(centroid_path_spec(projection), dynamic)
 
 
 MAX_POINTS = 20_000
@@ -181,11 +181,11 @@ def entity_plane(
 
 def place_plane(
     ds: xr.Dataset, by: str, site: str, seed: int, place: Mapping[str, Hashable]
-) -> tuple[Groups, RowPlane, Place]:
+) -> tuple[Groups, RowPlane, SliderValues]:
     """Groups, rows in the plane, and the place they were read at; arguments and errors as `entity_plane`."""
     if site not in ds:
-        raise no_site(site, site_names(ds))
-    chosen: Place = {}
+        raise no_site_error(site, site_names(ds))
+    chosen: SliderValues = {}
     index: dict[str, list[int]] = {}
     for dim in ("stage", "layer", "token"):
         if dim not in ds[site].dims:
@@ -193,7 +193,7 @@ def place_plane(
         values = values_of(ds[site], dim)
         chosen[dim] = place.get(dim, values[-1])
         if chosen[dim] not in values:
-            raise InputError(f"entity_plane: no {dim} {chosen[dim]!r}; {near(str(chosen[dim]), map(str, values))}")
+            raise InputError(f"entity_plane: no {dim} {chosen[dim]!r}; {suggest(str(chosen[dim]), map(str, values))}")
         index[dim] = [ds[site][dim].values.tolist().index(chosen[dim])]
     found = label_groups(ds, by)
     found.require(classes=2, per_class=2, units=(units := clusters(ds)), why="one half makes the axes, one is shown")
@@ -207,7 +207,7 @@ def place_plane(
     return found, row_plane(slab, np.asarray(found.codes), units, len(found), seed), chosen
 
 
-def entity_scatter_picture(plane: xr.Dataset) -> Picture:
+def entity_scatter_spec(plane: xr.Dataset) -> FigureSpec:
     """Describe `entity_scatter` without drawing it."""
     xy = plane["coordinate"].transpose("entity", "component").values.astype(float)
     group = [str(g) for g in plane["group"].values]
@@ -223,7 +223,7 @@ def entity_scatter_picture(plane: xr.Dataset) -> Picture:
     hover |= {"x": "w1", "y": "w2"}
     x0, x1 = padded(float(xy[:, 0].min()), float(xy[:, 0].max()))
     y0, y1 = padded(float(xy[:, 1].min()), float(xy[:, 1].max()))
-    return Picture(
+    return FigureSpec(
         name="entity_scatter",
         title="Single rows in the recency plane",
         x=Axis("w1: first group to last (activation units)"),
@@ -252,7 +252,7 @@ def entity_scatter(ds: xr.Dataset, by: str = "trained_stage", site: str = "resid
         (extra `explore`).
     """
     plane = ds if "coordinate" in ds else entity_plane(ds, by, site, 0, **place)
-    picture = entity_scatter_picture(plane)
+    picture = entity_scatter_spec(plane)
     if plane.sizes["entity"] <= MAX_POINTS:
         return to_holoviews(picture)
     try:

@@ -14,12 +14,12 @@ from stratalens.analyses.plots.colors import stage_colors
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
     Axis,
+    FigureSpec,
     Mark,
-    Picture,
-    Place,
+    SliderValues,
     Table,
     lookup,
-    message_picture,
+    message_spec,
     padded,
     plain,
     site_of,
@@ -33,7 +33,7 @@ from stratalens.analyses.stats.quantiles import (
 from stratalens.store.errors import InputError
 
 
-def statistic_distributions_picture(data: xr.Dataset, by: str = "trained_stage") -> Picture:
+def statistic_distributions_spec(data: xr.Dataset, by: str = "trained_stage") -> FigureSpec:
     """Describe `statistic_distributions` without drawing it."""
     title = "Norms, losses and confidence by group"
     quantiles = data if "quantile" in data.data_vars else statistic_quantiles(data, by)
@@ -41,7 +41,7 @@ def statistic_distributions_picture(data: xr.Dataset, by: str = "trained_stage")
     groups = group_names(quantiles)
     names = [str(s) for s in values_of(quantiles, "statistic")]
     if not groups:
-        return message_picture("statistic_distributions", title, "There are no groups to compare.", quantiles)
+        return message_spec("statistic_distributions", title, "There are no groups to compare.", quantiles)
     trained, untrained = result_order(quantiles)
     tint = stage_colors(groups, trained, untrained)
     sliders, fixed = split_dims(array, ("statistic", "group", "q"))
@@ -54,7 +54,7 @@ def statistic_distributions_picture(data: xr.Dataset, by: str = "trained_stage")
     finite = array.values[np.isfinite(array.values)]
     top = float(np.abs(finite).max()) * 1.05 if finite.size else 1.0
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         q = read(place).reshape(-1, len(QUANTILES))
         return {
             "zero": {"x0": [-0.5], "y0": [0.0], "x1": [len(names) - 0.5], "y1": [0.0]},
@@ -64,7 +64,7 @@ def statistic_distributions_picture(data: xr.Dataset, by: str = "trained_stage")
         }
 
     hover = {"statistic": "statistic", "group": "group", "y": "median (standard deviations)"}
-    return Picture(
+    return FigureSpec(
         name="statistic_distributions",
         title=title,
         x=Axis("statistic", ticks=[(float(i), plain(n, 20)) for i, n in enumerate(names)], rotate=len(names) > 3),
@@ -92,17 +92,17 @@ def statistic_distributions(ds: xr.Dataset, by: str = "trained_stage", dynamic: 
         by: label column that names the groups.
         dynamic: see `to_holoviews`.
     """
-    return to_holoviews(statistic_distributions_picture(ds, by), dynamic)
+    return to_holoviews(statistic_distributions_spec(ds, by), dynamic)
 
 
-def loss_curves_picture(losses: pd.DataFrame, known: Sequence[str] = ()) -> Picture:
+def loss_curves_spec(losses: pd.DataFrame, known: Sequence[str] = ()) -> FigureSpec:
     """Describe `loss_curves` without drawing it."""
     title = "Training loss of each stage"
     missing = [c for c in ("stage", "step", "loss") if c not in losses]
     if missing:
         raise InputError(f"loss curves need the columns stage, step and loss; {', '.join(missing)} missing")
     if losses.empty:
-        return message_picture("loss_curves", title, "No training losses were kept.")
+        return message_spec("loss_curves", title, "No training losses were kept.")
     stages: list[Hashable] = list(dict.fromkeys(losses["stage"]))
     tint = stage_colors([str(s) for s in stages], known)
     lines: dict[str, list[Any]] = {k: [] for k in ("x0", "y0", "x1", "y1", "color")}
@@ -129,7 +129,7 @@ def loss_curves_picture(losses: pd.DataFrame, known: Sequence[str] = ()) -> Pict
     # the first steps are far above all others, and where a loss ends is what is to be seen
     log = lowest > 0
     low, high = (0.85 * lowest, 1.15 * highest) if log else (min(0.0, 1.08 * lowest), 1.08 * highest)
-    return Picture(
+    return FigureSpec(
         name="loss_curves",
         title=title,
         x=Axis("optimiser step, all stages in a row"),
@@ -160,4 +160,4 @@ def loss_curves(losses: pd.DataFrame, known: Sequence[str] = ()) -> Figure:
             through or from the start of each stage.
         known: all trained stages in order, so that colours agree with other figures.
     """
-    return to_holoviews(loss_curves_picture(losses, known))
+    return to_holoviews(loss_curves_spec(losses, known))

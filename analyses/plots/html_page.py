@@ -17,15 +17,15 @@ from markupsafe import Markup
 
 from stratalens.analyses.plots.colors import DIVERGING, SEQUENTIAL, dark_twins
 from stratalens.analyses.plots.render_bokeh import frames, page_item
-from stratalens.analyses.plots.spec import Picture, Place
+from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 
 
 @dataclass(frozen=True)
 class Panel:
     """One figure of a page: the picture, its sentence for each place, and how to read it."""
 
-    picture: Picture
-    sentence: Callable[[Place], str]
+    picture: FigureSpec
+    sentence: Callable[[SliderValues], str]
     reading: str = ""
 
 
@@ -64,7 +64,7 @@ def _shown(name: str, panel: Panel, data: Mapping[str, Any]) -> dict[str, Any]:
     return {"first": data["sentences"][first], "id": name, "panel": panel, "bar": _bar(panel.picture), "data": data}
 
 
-def figure_page(picture: Picture) -> str:
+def figure_page(picture: FigureSpec) -> str:
     """Page of a single figure, always light: it goes beside other light figures."""
     return render_page("figure.html", {"figure": Panel(picture, picture.heading)}, [], title=picture.title)
 
@@ -108,7 +108,7 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _bar(picture: Picture) -> dict[str, Any] | None:
+def _bar(picture: FigureSpec) -> dict[str, Any] | None:
     """Colour bar of a heat map as a CSS gradient."""
     if picture.clim is None:
         return None

@@ -7,25 +7,25 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.data.results import require
+from stratalens.analyses.data.results import require_variable
 from stratalens.analyses.data.training_order import group_names
 from stratalens.analyses.plots.colors import DIVERGING, SEQUENTIAL, inks_on
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
     SLIDER_DIMS,
     Axis,
+    FigureSpec,
     Mark,
-    Picture,
-    Place,
+    SliderValues,
     Table,
     lookup,
-    message_picture,
+    message_spec,
     plain,
     site_of,
     split_dims,
     values_of,
 )
-from stratalens.analyses.stats.estimates import PARTS, beyond_null, estimate
+from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate
 from stratalens.store.errors import InputError
 
 MAX_WRITTEN = 100  # cells; more than that and their numbers are in the hover only
@@ -36,14 +36,12 @@ def cells(columns: np.ndarray, rows: np.ndarray) -> Table:
     return {"x0": columns - 0.5, "y0": rows - 0.5, "x1": columns + 0.5, "y1": rows + 0.5}
 
 
-def pair_matrix_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
+def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
     """Describe `pair_matrix` without drawing it."""
-    require(probes, name, "pair_matrix", 'sl.probe(ds, target=..., pairs="all")')
+    require_variable(probes, name, "pair_matrix", 'sl.probe(ds, target=..., pairs="all")')
     title = "Probe accuracy of each pair" if name == "accuracy" else f"Probe {name} of each pair"
     if "pair_first" not in probes.coords:
-        return message_picture(
-            "pair_matrix", title, 'A pair matrix needs probes of pairs: sl.probe(pairs="all").', probes
-        )
+        return message_spec("pair_matrix", title, 'A pair matrix needs probes of pairs: sl.probe(pairs="all").', probes)
     result = estimate(probes, name)
     groups = group_names(probes)
     first = [groups.index(str(g)) for g in np.atleast_1d(probes["pair_first"].values)]
@@ -55,9 +53,9 @@ def pair_matrix_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
     base |= {"earlier": [plain(groups[i]) for i in first], "later": [plain(groups[j]) for j in second]}
     upper, lower = rows + 0.08, rows - 0.24
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         got = {k: np.atleast_1d(read[k](place)) for k in PARTS}
-        told = [beyond_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(first))]
+        told = [differs_from_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(first))]
         table = base | {"value": got["value"]}
         table["interval"] = [f"[{a:z.3f}, {b:z.3f}]" for a, b in zip(got["low"], got["high"], strict=True)]
         table["null"] = [f"{n:z.3f}" for n in got["null"]]
@@ -82,7 +80,7 @@ def pair_matrix_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
     marks = [Mark("pairs", "cells", hover=hover)]
     if small:
         marks += [Mark("numbers", "labels", size=10), Mark("verdicts", "labels", size=7)]
-    return Picture(
+    return FigureSpec(
         name="pair_matrix",
         title=title,
         x=Axis("later group", ticks=[(float(i), plain(groups[i], 16)) for i in range(1, n)]),
@@ -112,10 +110,10 @@ def pair_matrix(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None
         HoloViews object; "n.s." marks pairs that are not told from chance (by permutation p
         where there is one, else by the 95 % interval).
     """
-    return to_holoviews(pair_matrix_picture(probes, name), dynamic)
+    return to_holoviews(pair_matrix_spec(probes, name), dynamic)
 
 
-def cosine_matrix_picture(cosines: xr.DataArray) -> Picture:
+def cosine_matrix_spec(cosines: xr.DataArray) -> FigureSpec:
     """Describe `cosine_matrix` without drawing it."""
     others = [str(d) for d in cosines.dims if str(d).endswith("_other")]
     if len(others) != 1:
@@ -126,7 +124,7 @@ def cosine_matrix_picture(cosines: xr.DataArray) -> Picture:
     labels = [plain(v, 24) for v in values_of(cosines, over)]
     n = len(labels)
     if n < 2:
-        return message_picture("cosine_matrix", title, "Cosines need at least two directions.", cosines)
+        return message_spec("cosine_matrix", title, "Cosines need at least two directions.", cosines)
     extra = ("pair",) if over != "pair" else ()
     sliders, fixed = split_dims(cosines, (over,), extra)
     grid_rows, grid_columns = np.divmod(np.arange(n * n), n)
@@ -135,7 +133,7 @@ def cosine_matrix_picture(cosines: xr.DataArray) -> Picture:
     base = cells(columns, rows)
     base |= {"one": [labels[i] for i in grid_rows], "other": [labels[i] for i in grid_columns]}
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         value = read(place).ravel()
         table = base | {"value": value}
         inks = inks_on(value, -1, 1)
@@ -147,7 +145,7 @@ def cosine_matrix_picture(cosines: xr.DataArray) -> Picture:
     marks = [Mark("cosines", "cells", hover={"one": over, "other": f"other {over}", "value": "cosine"})]
     if n * n <= MAX_WRITTEN:
         marks.append(Mark("numbers", "labels", size=8))
-    return Picture(
+    return FigureSpec(
         name="cosine_matrix",
         title=title,
         x=Axis(over, ticks=[(float(i), t) for i, t in enumerate(labels)], rotate=True),
@@ -172,17 +170,17 @@ def cosine_matrix(cosines: xr.DataArray, dynamic: bool | None = None) -> Figure:
         cosines: result of `sl.cosines`: (..., x, x_other).
         dynamic: see `to_holoviews`.
     """
-    return to_holoviews(cosine_matrix_picture(cosines), dynamic)
+    return to_holoviews(cosine_matrix_spec(cosines), dynamic)
 
 
-def scalar_map_picture(
+def scalar_map_spec(
     scalar: xr.DataArray,
     x: str,
     y: str,
     label: str,
     clim: tuple[float, float] | None = None,
     null: float | None = None,
-) -> Picture:
+) -> FigureSpec:
     """Describe a heat map of any scalar over two of stage, layer and token (see `stage_layer_map`)."""
     missing = [d for d in (x, y) if d not in scalar.coords]
     if missing:
@@ -193,7 +191,7 @@ def scalar_map_picture(
     sliders, fixed = split_dims(scalar, (x, y), extra)
     xs, ys = values_of(scalar, x), values_of(scalar, y)
     if not np.isfinite(scalar.values.astype(float)).any():
-        return message_picture(f"{y}_{x}_map", title, f"There is no finite {label} to show.", scalar)
+        return message_spec(f"{y}_{x}_map", title, f"There is no finite {label} to show.", scalar)
     ordered = scalar.isel({x: _order(scalar, x, xs), y: _order(scalar, y, ys)})
     read = lookup(ordered, (y, x))
     grid_rows, grid_columns = np.divmod(np.arange(len(xs) * len(ys)), len(xs))
@@ -207,7 +205,7 @@ def scalar_map_picture(
         half = max(abs(limits[0] - null), abs(limits[1] - null)) or 1.0
         limits = (null - half, null + half)
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         value = read(place).ravel()
         inks = inks_on(value, *limits, palette)
         return {
@@ -218,7 +216,7 @@ def scalar_map_picture(
     marks = [Mark("cells", "cells", hover={x: x, y: y, "value": label})]
     if len(xs) * len(ys) <= MAX_WRITTEN:
         marks.append(Mark("numbers", "labels", size=8))
-    return Picture(
+    return FigureSpec(
         name=f"{y}_{x}_map",
         title=title,
         x=_names_axis(x, xs),
@@ -257,11 +255,11 @@ def stage_layer_map(
         null: its value without any signal; white on the map.
         clim: limits of the colours; default from the data.
     """
-    return to_holoviews(scalar_map_picture(scalar, "stage", "layer", label, clim, null))
+    return to_holoviews(scalar_map_spec(scalar, "stage", "layer", label, clim, null))
 
 
 def layer_token_map(
     scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
 ) -> Figure:
     """Draw a heat map of any scalar over layer (across) and token position (up); arguments as `stage_layer_map`."""
-    return to_holoviews(scalar_map_picture(scalar, "layer", "token", label, clim, null))
+    return to_holoviews(scalar_map_spec(scalar, "layer", "token", label, clim, null))

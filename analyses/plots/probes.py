@@ -8,36 +8,36 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.data.results import require
+from stratalens.analyses.data.results import require_variable
 from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.plots.colors import HIGHLIGHT, stage_colors
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
     SLIDER_DIMS,
     Axis,
+    FigureSpec,
     Mark,
-    Picture,
-    Place,
+    SliderValues,
     Table,
     lookup,
-    message_picture,
+    message_spec,
     plain,
     site_of,
     split_dims,
     values_of,
 )
-from stratalens.analyses.stats.estimates import PARTS, beyond_null, estimate, extreme_pair, pair_mean
+from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate, extreme_pair, pair_mean
 from stratalens.store.errors import InputError
 
 MEAN_OF_PAIRS = "mean of all pairs"
 
 
-def layer_sweep_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
+def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
     """Describe `layer_sweep` without drawing it."""
-    array = require(probes, name, "layer_sweep", "sl.probe(ds, target=...)")
+    array = require_variable(probes, name, "layer_sweep", "sl.probe(ds, target=...)")
     title = f"Probe {name} by layer"
     if "layer" not in array.coords:
-        return message_picture(
+        return message_spec(
             "layer_sweep", title, "This result has no layers: its site lies outside the blocks.", probes
         )
     if "layer" not in array.dims:
@@ -60,14 +60,14 @@ def layer_sweep_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
     read = {k: lookup(result[k], ("pair", "layer")) for k in PARTS}
     read_mean = {k: lookup(mean[k], ("layer",)) for k in PARTS}
 
-    def curves(place: Place) -> dict[str, dict[str, np.ndarray]]:
+    def curves(place: SliderValues) -> dict[str, dict[str, np.ndarray]]:
         got = {k: read[k](place) for k in PARTS}
         out = {p: {k: got[k][i] for k in PARTS} for i, p in enumerate(pairs)}
         if len(pairs) > 1:
             out[MEAN_OF_PAIRS] = {k: read_mean[k](place) for k in PARTS}
         return out
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         every = curves(place)
         bold = [p for p in (main, MEAN_OF_PAIRS) if p in every]
         thin = [p for p in pairs if p not in bold]
@@ -97,7 +97,7 @@ def layer_sweep_picture(probes: xr.Dataset, name: str = "accuracy") -> Picture:
     legend |= {f"other pairs, later group {plain(g)}": c for g, c in tint.items()} if len(pairs) > 2 else {}
     low = float(np.nanmin([np.nanmin(result["low"].fillna(result["value"])), np.nanmin(result["value"])]))
     high = float(np.nanmax([np.nanmax(result["high"].fillna(result["value"])), np.nanmax(result["value"])]))
-    return Picture(
+    return FigureSpec(
         name="layer_sweep",
         title=title,
         x=Axis("layer (block)", ticks=[(float(v), f"{v:g}") for v in layers[:: max(1, len(layers) // 12)]]),
@@ -172,17 +172,17 @@ def layer_sweep(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None
     Returns:
         HoloViews object with sliders for what is left of stage and token.
     """
-    return to_holoviews(layer_sweep_picture(probes, name), dynamic)
+    return to_holoviews(layer_sweep_spec(probes, name), dynamic)
 
 
-Readers = Sequence[Mapping[str, Callable[[Place], np.ndarray]]]
+Readers = Sequence[Mapping[str, Callable[[SliderValues], np.ndarray]]]
 
 
 def control_rows(results: Mapping[str, xr.Dataset], name: str = "accuracy") -> dict[str, xr.Dataset]:
     """One Dataset per row of the comparison; a matched probe is split into its samples."""
     rows: dict[str, xr.Dataset] = {}
     for label, data in results.items():
-        require(
+        require_variable(
             data, name, "control_comparison", "sl.probe, sl.statistics_probe, sl.matched_probe or sl.residual_probe"
         )
         if "sample" in data[name].dims:
@@ -193,14 +193,14 @@ def control_rows(results: Mapping[str, xr.Dataset], name: str = "accuracy") -> d
     return rows
 
 
-def common_places(rows: Mapping[str, xr.Dataset], name: str) -> tuple[dict[str, list[Hashable]], Place]:
+def common_places(rows: Mapping[str, xr.Dataset], name: str) -> tuple[dict[str, list[Hashable]], SliderValues]:
     """(sliders, fixed) of the places that every result has; a result without a dim has all places of it.
 
     Raises:
         InputError: the results have no place in common.
     """
     sliders: dict[str, list[Hashable]] = {}
-    fixed: Place = {}
+    fixed: SliderValues = {}
     for dim in SLIDER_DIMS:
         have = {label: values_of(data[name], dim) for label, data in rows.items() if values_of(data[name], dim)}
         if not have:
@@ -238,13 +238,13 @@ def common_pairs(rows: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
     return {label: narrow(data) if "pair" in data.dims else data for label, data in rows.items()}
 
 
-def control_comparison_picture(
+def control_comparison_spec(
     results: Mapping[str, xr.Dataset], name: str = "accuracy", pair: str | None = None
-) -> Picture:
+) -> FigureSpec:
     """Describe `control_comparison` without drawing it."""
     title = "The probe beside its controls"
     if not results:
-        return message_picture("control_comparison", title, "No controls were given.")
+        return message_spec("control_comparison", title, "No controls were given.")
     complete = control_rows(results, name)
     rows = common_pairs(complete)
     sliders, fixed = common_places(rows, name)
@@ -260,9 +260,9 @@ def control_comparison_picture(
     singles = [_readers(_one_pair(estimate(d, name), chosen), fixed) for d in rows.values()]
     gap = 0.14 if several and chosen is not None else 0.0
 
-    def row_table(readers: Readers, place: Place, y: np.ndarray, color: str) -> tuple[Table, Table]:
+    def row_table(readers: Readers, place: SliderValues, y: np.ndarray, color: str) -> tuple[Table, Table]:
         got = {k: np.array([read[k](place) for read in readers]) for k in PARTS}
-        told = [beyond_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(labels))]
+        told = [differs_from_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(labels))]
         dots: Table = {
             "x": got["value"],
             "y": y,
@@ -277,7 +277,7 @@ def control_comparison_picture(
 
     pair_color = _later_color(max(complete.values(), key=lambda d: d[name].size), chosen)
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         null = np.array([read["null"](place) for read in means])
         out: dict[str, Table] = {"null": {"x0": null, "y0": heights - 0.42, "x1": null, "y1": heights + 0.2}}
         out["rows"] = names
@@ -298,7 +298,7 @@ def control_comparison_picture(
     marks.append(Mark("rows", "labels", role="ink", size=9, align="left"))
     legend = {plain(chosen): pair_color} if chosen is not None else {}
     legend |= {MEAN_OF_PAIRS: HIGHLIGHT} if several else {}
-    return Picture(
+    return FigureSpec(
         name="control_comparison",
         title=title,
         x=Axis(f"held-out {name} (dashed: chance or null)"),
@@ -314,11 +314,11 @@ def control_comparison_picture(
     )
 
 
-def _readers(result: xr.Dataset, fixed: Place) -> dict[str, Callable[[Place], np.ndarray]]:
+def _readers(result: xr.Dataset, fixed: SliderValues) -> dict[str, Callable[[SliderValues], np.ndarray]]:
     """Numbers at a place of the sliders, at the fixed place in all other dims."""
     reads = {k: lookup(result[k]) for k in PARTS}
 
-    def at_place(read: Callable[[Place], np.ndarray]) -> Callable[[Place], np.ndarray]:
+    def at_place(read: Callable[[SliderValues], np.ndarray]) -> Callable[[SliderValues], np.ndarray]:
         return lambda place: read({**fixed, **place})
 
     return {k: at_place(read) for k, read in reads.items()}
@@ -356,4 +356,4 @@ def control_comparison(
         HoloViews object with sliders for what is left of stage, layer and token; a result that has
         no such dim (statistics of the output have no layer) shows the same value everywhere.
     """
-    return to_holoviews(control_comparison_picture(results, name, pair), dynamic)
+    return to_holoviews(control_comparison_spec(results, name, pair), dynamic)

@@ -1,4 +1,4 @@
-"""A `Picture` as a Bokeh figure plus the numbers of all its slider places, for pages that run without Python.
+"""A `FigureSpec` as a Bokeh figure plus the numbers of all its slider places, for pages that run without Python.
 
 The figure is drawn once; a place only replaces columns. Columns that do not
 depend on the place are kept once, numbers with four significant digits: seven
@@ -17,7 +17,7 @@ import bokeh.plotting
 import numpy as np
 from bokeh.transform import linear_cmap
 
-from stratalens.analyses.plots.spec import Axis, Mark, Picture, Place, Table
+from stratalens.analyses.plots.spec import Axis, FigureSpec, Mark, SliderValues, Table
 
 # Bokeh's annotations do not know the properties that its models take as arguments.
 models: Any = bokeh.models
@@ -53,7 +53,7 @@ def column(values: Any) -> list[Any]:
     return [rounded(v) for v in (values.tolist() if isinstance(values, np.ndarray) else values)]
 
 
-def frames(picture: Picture) -> dict[str, Any]:
+def frames(picture: FigureSpec) -> dict[str, Any]:
     """All places of a picture: sliders, and per mark its constant and its varying columns.
 
     Returns:
@@ -92,13 +92,13 @@ def frames(picture: Picture) -> dict[str, Any]:
     }
 
 
-def page_item(picture: Picture, target: str) -> dict[str, Any]:
+def page_item(picture: FigureSpec, target: str) -> dict[str, Any]:
     """Bokeh's JSON of the figure, to be drawn into the element with id `target`."""
     item: dict[str, Any] = embedding.json_item(bokeh_figure(picture), target)
     return item
 
 
-def bokeh_figure(picture: Picture, place: Place | None = None) -> Any:
+def bokeh_figure(picture: FigureSpec, place: SliderValues | None = None) -> Any:
     """Draw a picture at a place (default: its own) with Bokeh; no title: the page has it as a heading."""
     place = picture.default() if place is None else place
     x0, x1, y0, y1 = picture.limits(place)
@@ -148,7 +148,7 @@ def _axis(axis: Any, described: Axis) -> None:
         axis.major_label_orientation = math.pi / 3
 
 
-def _draw(fig: Any, mark: Mark, table: Table, picture: Picture) -> None:
+def _draw(fig: Any, mark: Mark, table: Table, picture: FigureSpec) -> None:
     source = models.ColumnDataSource({c: column(v) for c, v in table.items()}, name=mark.name)
     flat = {"ink": INK, "quiet": QUIET, "data": QUIET}[mark.role]
     color = "color" if "color" in table else flat

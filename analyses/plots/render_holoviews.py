@@ -1,4 +1,4 @@
-"""Draws a `Picture` as HoloViews objects (Bokeh first, Matplotlib for papers). No numbers are made here."""
+"""Draws a `FigureSpec` as HoloViews objects (Bokeh first, Matplotlib for papers). No numbers are made here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import holoviews as hv
 import holoviews.plotting.bokeh
 import numpy as np
 
-from stratalens.analyses.plots.spec import Axis, Mark, Picture, Place, Table
+from stratalens.analyses.plots.spec import Axis, FigureSpec, Mark, SliderValues, Table
 
 MAX_STATIC_FRAMES = 12  # HoloViews needs time that grows with the square of the frames of a HoloMap
 
@@ -30,7 +30,7 @@ QUIET = "#767676"
 Figure: TypeAlias = hv.Overlay | hv.HoloMap  # what a plot returns; a DynamicMap is a HoloMap
 
 
-def to_holoviews(picture: Picture, dynamic: bool | None = None) -> Figure:
+def to_holoviews(picture: FigureSpec, dynamic: bool | None = None) -> Figure:
     """Return an Overlay, or with sliders a HoloMap (few frames) or a DynamicMap (many; needs a running Python).
 
     Args:
@@ -63,13 +63,13 @@ def _ready() -> None:
         hv.extension("bokeh", logo=False)
 
 
-def remember(obj: Any, picture: Picture) -> Any:
+def remember(obj: Any, picture: FigureSpec) -> Any:
     """Leave the picture with the object, so that saving it as a page can use it."""
     obj.stratalens_picture = picture
     return obj
 
 
-def frame(picture: Picture, place: Place) -> Any:
+def frame(picture: FigureSpec, place: SliderValues) -> Any:
     """One drawn place of the sliders, as an Overlay with options for both backends."""
     tables = picture.tables(place)
     x0, x1, y0, y1 = picture.limits(place)
@@ -122,7 +122,7 @@ def _plain_decades(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _matplotlib_key(axis: Any, picture: Picture) -> None:
+def _matplotlib_key(axis: Any, picture: FigureSpec) -> None:
     """Names of the colours, beside the figure: over it they would cover data."""
     if not picture.legend or axis.get_legend() is not None:
         return
@@ -133,7 +133,7 @@ def _matplotlib_key(axis: Any, picture: Picture) -> None:
     axis.legend(handles=dots, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=7)
 
 
-def _bokeh_key(figure: Any, picture: Picture) -> None:
+def _bokeh_key(figure: Any, picture: FigureSpec) -> None:
     """The same for Bokeh, below the figure. HoloViews empties it whenever it draws another place of the sliders."""
     if not picture.legend:
         return
@@ -162,7 +162,7 @@ def _ticks(which: str, axis: Axis) -> dict[str, Any]:
     return options
 
 
-def _element(mark: Mark, table: Table, picture: Picture, pixel: float) -> Any:
+def _element(mark: Mark, table: Table, picture: FigureSpec, pixel: float) -> Any:
     if mark.kind == "labels":
         return _labels(mark, table, pixel)
     return _ELEMENTS[mark.kind](mark, table, picture)
@@ -191,7 +191,7 @@ def _extra(table: Table, used: tuple[str, ...]) -> list[str]:
     return [column for column in table if column not in used]
 
 
-def _points(mark: Mark, table: Table, picture: Picture) -> Any:
+def _points(mark: Mark, table: Table, picture: FigureSpec) -> Any:
     element = hv.Points(table, ["x", "y"], _extra(table, ("x", "y")))
     color = _color(mark, table)
     return _apply(
@@ -208,7 +208,7 @@ def _points(mark: Mark, table: Table, picture: Picture) -> Any:
     )
 
 
-def _segments(mark: Mark, table: Table, picture: Picture) -> Any:
+def _segments(mark: Mark, table: Table, picture: FigureSpec) -> Any:
     kdims = ["x0", "y0", "x1", "y1"]
     element = hv.Segments(table, kdims, _extra(table, tuple(kdims)))
     color = _color(mark, table)
@@ -219,7 +219,7 @@ def _segments(mark: Mark, table: Table, picture: Picture) -> Any:
     )
 
 
-def _cells(mark: Mark, table: Table, picture: Picture) -> Any:
+def _cells(mark: Mark, table: Table, picture: FigureSpec) -> Any:
     kdims = ["x0", "y0", "x1", "y1"]
     element = hv.Rectangles(table, kdims, ["value", *_extra(table, (*kdims, "value"))])
     common = {"cmap": list(picture.palette), "clim": picture.clim, "colorbar": True}
@@ -253,7 +253,7 @@ def _labels(mark: Mark, table: Table, pixel: float) -> Any:
     )
 
 
-_ELEMENTS: dict[str, Callable[[Mark, Table, Picture], Any]] = {
+_ELEMENTS: dict[str, Callable[[Mark, Table, FigureSpec], Any]] = {
     "points": _points,
     "segments": _segments,
     "cells": _cells,

@@ -10,7 +10,7 @@ from typing import Any
 import holoviews as hv
 
 from stratalens.analyses.plots.render_holoviews import frame
-from stratalens.analyses.plots.spec import Picture
+from stratalens.analyses.plots.spec import FigureSpec
 from stratalens.store.errors import InputError
 
 DRAWN = (".pdf", ".svg", ".png")
@@ -43,7 +43,7 @@ def save(
     target.parent.mkdir(parents=True, exist_ok=True)
     picture = getattr(obj, "stratalens_picture", None)
     if suffix == ".html":
-        if isinstance(picture, Picture):
+        if isinstance(picture, FigureSpec):
             from stratalens.analyses.plots.html_page import figure_page
 
             target.write_text(figure_page(picture), encoding="utf-8")
@@ -51,7 +51,7 @@ def save(
             hv.save(obj, target, backend="bokeh", resources="inline")
         return target
     with _matplotlib() as rc:
-        if isinstance(picture, Picture):
+        if isinstance(picture, FigureSpec):
             obj = frame(picture, _whole(picture, place or {}))
         elif isinstance(obj, hv.HoloMap):
             obj = obj.last
@@ -62,7 +62,7 @@ def save(
     return target
 
 
-def _whole(picture: Picture, place: Mapping[str, Hashable]) -> dict[str, Hashable]:
+def _whole(picture: FigureSpec, place: Mapping[str, Hashable]) -> dict[str, Hashable]:
     whole = picture.default()
     for dim, value in place.items():
         if dim not in whole:

@@ -1,6 +1,6 @@
 """What a figure is before it is drawn: marks, axes, sliders and, for each place of the sliders, tables of numbers.
 
-A `Picture` can be tested without drawing. `hv_backend.py` turns it into a
+A `FigureSpec` can be tested without drawing. `hv_backend.py` turns it into a
 HoloViews object, `embed.py` into a standalone page whose sliders need no
 running Python.
 """
@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
-Place = dict[str, Hashable]
+SliderValues = dict[str, Hashable]
 
 
 Table = dict[str, Any]
@@ -66,7 +66,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Picture:
+class FigureSpec:
     """A figure of one question; `tables(place)` gives the numbers that are shown at a place of the sliders."""
 
     name: str
@@ -74,8 +74,8 @@ class Picture:
     x: Axis
     y: Axis
     marks: Sequence[Mark]
-    tables: Callable[[Place], Mapping[str, Table]]
-    limits: Callable[[Place], tuple[float, float, float, float]]
+    tables: Callable[[SliderValues], Mapping[str, Table]]
+    limits: Callable[[SliderValues], tuple[float, float, float, float]]
     sliders: Mapping[str, Sequence[Hashable]] = field(default_factory=dict)
     fixed: Mapping[str, Hashable] = field(default_factory=dict)
     site: str = ""
@@ -87,17 +87,17 @@ class Picture:
     message: str = ""
     start: Mapping[str, Hashable] = field(default_factory=dict)
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[SliderValues]:
         """All places of the sliders, in the order of their values."""
         return [dict(zip(self.sliders, values, strict=True)) for values in product(*self.sliders.values())]
 
-    def default(self) -> Place:
+    def default(self) -> SliderValues:
         """Where the sliders stand at first: at `start`, else the last stage, the deepest layer, the token "last"."""
         return {
             dim: self.start.get(dim, "last" if "last" in values else values[-1]) for dim, values in self.sliders.items()
         }
 
-    def heading(self, place: Place) -> str:
+    def heading(self, place: SliderValues) -> str:
         """Title that always says site, stage, layer and token as far as the result has them."""
         where = {**self.fixed, **place}
         parts = [self.site] if self.site else []
@@ -105,7 +105,7 @@ class Picture:
         return f"{self.title} ({', '.join(parts)})" if parts else self.title
 
 
-def message_picture(name: str, title: str, message: str, data: xr.Dataset | xr.DataArray | None = None) -> Picture:
+def message_spec(name: str, title: str, message: str, data: xr.Dataset | xr.DataArray | None = None) -> FigureSpec:
     """Build a figure that says in words why there is nothing to draw."""
     words = message.split()
     lines, line = [], ""
@@ -120,7 +120,7 @@ def message_picture(name: str, title: str, message: str, data: xr.Dataset | xr.D
         "y": 0.5 + 0.1 * ((len(lines) - 1) / 2 - np.arange(len(lines))),
         "text": lines,
     }
-    return Picture(
+    return FigureSpec(
         name=name,
         title=title,
         x=Axis("", ticks=[]),
@@ -167,13 +167,13 @@ def values_of(data: xr.Dataset | xr.DataArray, dim: str) -> list[Hashable]:
 
 def split_dims(
     data: xr.Dataset | xr.DataArray, shown: Sequence[str], extra: Sequence[str] = ()
-) -> tuple[dict[str, list[Hashable]], Place]:
+) -> tuple[dict[str, list[Hashable]], SliderValues]:
     """Return (sliders, fixed): dims that are left to choose, and those with one value only.
 
     `shown` dims are on the axes; scalar coordinates left by `.sel` are fixed.
     """
     sliders: dict[str, list[Hashable]] = {}
-    fixed: Place = {}
+    fixed: SliderValues = {}
     for dim in (*SLIDER_DIMS, *extra):
         if dim in shown:
             continue
@@ -207,7 +207,7 @@ def lookup(data: xr.DataArray, shown: Sequence[str] = ()) -> Callable[[Mapping[s
                 raise InputError(f"say which {dim}; valid: {', '.join(map(str, known))}")
             value = place.get(dim, next(iter(known), None))
             if value not in known:
-                raise InputError(f"no {dim} {value!r} in this result; {near(str(value), map(str, known))}")
+                raise InputError(f"no {dim} {value!r} in this result; {suggest(str(value), map(str, known))}")
             key.append(known[value])
         found: np.ndarray = values[tuple(key)]
         return found

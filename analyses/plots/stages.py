@@ -9,19 +9,19 @@ import xarray as xr
 
 from stratalens.analyses.data.groups import clusters, exposure
 from stratalens.analyses.data.groups import groups as label_groups
-from stratalens.analyses.data.results import require
+from stratalens.analyses.data.results import require_variable
 from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.directions.directions import drift, stage_steps
 from stratalens.analyses.plots.colors import HIGHLIGHT, stage_colors
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
     Axis,
+    FigureSpec,
     Mark,
-    Picture,
-    Place,
+    SliderValues,
     Table,
     lookup,
-    message_picture,
+    message_spec,
     padded,
     plain,
     site_of,
@@ -29,7 +29,7 @@ from stratalens.analyses.plots.spec import (
     values_of,
 )
 from stratalens.analyses.stats.estimates import extreme_pair
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 Reference = Literal["first", "last", "previous"]
 
@@ -37,14 +37,14 @@ Reference = Literal["first", "last", "previous"]
 AGAINST = {"first": "the first stage", "last": "the last stage", "previous": "the stage before"}
 
 
-def direction_drift_picture(probes: xr.Dataset, reference: Reference = "last") -> Picture:
+def direction_drift_spec(probes: xr.Dataset, reference: Reference = "last") -> FigureSpec:
     """Describe `direction_drift` without drawing it."""
     title = "How probe directions turn from stage to stage"
-    coef = require(probes, "coef", "direction_drift", "sl.probe(ds, target=...)")
+    coef = require_variable(probes, "coef", "direction_drift", "sl.probe(ds, target=...)")
     if "stage" not in coef.dims or coef.sizes["stage"] < 2:
-        return message_picture("direction_drift", title, "Drift needs at least two recorded stages.", probes)
+        return message_spec("direction_drift", title, "Drift needs at least two recorded stages.", probes)
     if reference not in AGAINST:
-        raise InputError(f"direction_drift: reference={reference!r}; {near(str(reference), AGAINST)}")
+        raise InputError(f"direction_drift: reference={reference!r}; {suggest(str(reference), AGAINST)}")
     names = values_of(probes, "stage")
     present = probes["stage"].values.tolist()
     ordered = probes.isel(stage=[present.index(s) for s in names])
@@ -64,7 +64,7 @@ def direction_drift_picture(probes: xr.Dataset, reference: Reference = "last") -
     stages = [plain(s, 16) for s in names]
     x, n = np.arange(len(stages), dtype=float), len(stages)
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         y = read(place)
         return {
             "chance": {"x0": [-0.4] * 2, "y0": [-band, band], "x1": [n - 0.6] * 2, "y1": [-band, band]},
@@ -85,7 +85,7 @@ def direction_drift_picture(probes: xr.Dataset, reference: Reference = "last") -
         }
 
     lowest = float(np.nanmin(cosine.values)) if np.isfinite(cosine.values).any() else 0.0
-    return Picture(
+    return FigureSpec(
         name="direction_drift",
         title=title,
         x=Axis("recorded stage", ticks=[(float(i), s) for i, s in enumerate(stages)]),
@@ -116,7 +116,7 @@ def direction_drift(probes: xr.Dataset, reference: Reference = "last", dynamic: 
         HoloViews object with sliders for what is left of layer and token; between the dashed lines lie 95 % of
         the cosines of two unrelated directions in that many features.
     """
-    return to_holoviews(direction_drift_picture(probes, reference), dynamic)
+    return to_holoviews(direction_drift_spec(probes, reference), dynamic)
 
 
 def forgetting_table(ds: xr.Dataset, by: str = "trained_stage", statistic: str = "loss") -> xr.Dataset:
@@ -136,7 +136,7 @@ def forgetting_table(ds: xr.Dataset, by: str = "trained_stage", statistic: str =
     """
     known = [str(n) for n, v in ds.data_vars.items() if {"stage", "entity"} <= set(v.dims) <= _PLACES]
     if statistic not in ds or statistic not in known:
-        raise InputError(f"forgetting: no statistic {statistic!r} by stage and entity; {near(statistic, known)}")
+        raise InputError(f"forgetting: no statistic {statistic!r} by stage and entity; {suggest(statistic, known)}")
     found = label_groups(ds, by)
     since = exposure(ds, found)
     if since is None:
@@ -174,14 +174,14 @@ def not_yet(table: xr.Dataset) -> np.ndarray:
     return taught if taught.any() else since
 
 
-def forgetting_picture(data: xr.Dataset, by: str = "trained_stage", statistic: str = "loss") -> Picture:
+def forgetting_spec(data: xr.Dataset, by: str = "trained_stage", statistic: str = "loss") -> FigureSpec:
     """Describe `forgetting` without drawing it."""
     table = data if {"value", "exposure"} <= set(data.data_vars) else forgetting_table(data, by, statistic)
     name = plain(table.attrs.get("statistic", statistic))
     title = f"{name[:1].upper()}{name[1:]} against the time since training"
     groups = group_names(table)
     if "stage" not in table["value"].dims or table.sizes["stage"] < 2:
-        return message_picture("forgetting", title, "Forgetting needs at least two recorded stages.", table)
+        return message_spec("forgetting", title, "Forgetting needs at least two recorded stages.", table)
     trained, untrained = result_order(table)
     tint = stage_colors(groups, trained, untrained)
     stages = values_of(table, "stage")
@@ -194,7 +194,7 @@ def forgetting_picture(data: xr.Dataset, by: str = "trained_stage", statistic: s
     x = since.ravel()
     to_come = not_yet(table)
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         got = {k: r(place) for k, r in read.items()}
         before = got["value"][to_come]
         level = float(np.nanmean(before)) if np.isfinite(before).any() else np.nan
@@ -219,7 +219,7 @@ def forgetting_picture(data: xr.Dataset, by: str = "trained_stage", statistic: s
             },
         }
 
-    def limits(place: Place) -> tuple[float, float, float, float]:
+    def limits(place: SliderValues) -> tuple[float, float, float, float]:
         every = np.concatenate([r(place).ravel() for r in read.values()])
         every = every[np.isfinite(every)]
         low, high = padded(float(every.min()), float(every.max())) if every.size else (0.0, 1.0)
@@ -228,7 +228,7 @@ def forgetting_picture(data: xr.Dataset, by: str = "trained_stage", statistic: s
     ticks = [(float(v), f"{v:+g}" if v else "0") for v in np.unique(x)]
     unit = f"{plain(table.attrs['units'])}; " if table.attrs.get("units") else ""
     hover = {"group": "group", "at": "at stage", "x": "stages since training", "y": name}
-    return Picture(
+    return FigureSpec(
         name="forgetting",
         title=title,
         x=Axis("stages since training (negative: not yet)", ticks=ticks[:: max(1, len(ticks) // 14)]),
@@ -265,15 +265,15 @@ def forgetting(
         intervals over entities, the dashed line is the mean over groups not yet trained on, where there are others
         at stages after the untrained one.
     """
-    return to_holoviews(forgetting_picture(ds, by, statistic), dynamic)
+    return to_holoviews(forgetting_spec(ds, by, statistic), dynamic)
 
 
-def stage_drift_picture(centroids: xr.Dataset) -> Picture:
+def stage_drift_spec(centroids: xr.Dataset) -> FigureSpec:
     """Describe `stage_drift` without drawing it."""
     title = "How far each group's centroid moves at each stage"
-    centroid = require(centroids, "centroid", "stage_drift", "sl.centroids(ds, by=...)")
+    centroid = require_variable(centroids, "centroid", "stage_drift", "sl.centroids(ds, by=...)")
     if "stage" not in centroid.dims or centroid.sizes["stage"] < 2:
-        return message_picture("stage_drift", title, "Drift needs at least two recorded stages.", centroids)
+        return message_spec("stage_drift", title, "Drift needs at least two recorded stages.", centroids)
     steps = stage_steps(centroids)
     stages = [plain(s, 16) for s in values_of(steps, "stage")]
     groups = group_names(centroids)
@@ -285,7 +285,7 @@ def stage_drift_picture(centroids: xr.Dataset) -> Picture:
     own = {g: stages.index(plain(g, 16)) for g in groups if plain(g, 16) in stages}
     top = float(np.nanmax(steps.values)) if np.isfinite(steps.values).any() else 1.0
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         y = read(place)
         n = len(stages)
         names = np.repeat([plain(g) for g in groups], n).tolist()
@@ -314,7 +314,7 @@ def stage_drift_picture(centroids: xr.Dataset) -> Picture:
         return {"lines": lines, "moves": dots, "own": ring}
 
     hover = {"group": "group", "at": "at stage", "y": "moved (share of norm)"}
-    return Picture(
+    return FigureSpec(
         name="stage_drift",
         title=title,
         x=Axis("recorded stage", ticks=[(float(i), s) for i, s in enumerate(stages)]),
@@ -340,10 +340,10 @@ def stage_drift(centroids: xr.Dataset, dynamic: bool | None = None) -> Figure:
         centroids: result of `sl.centroids` over at least two stages.
         dynamic: see `to_holoviews`.
     """
-    return to_holoviews(stage_drift_picture(centroids), dynamic)
+    return to_holoviews(stage_drift_spec(centroids), dynamic)
 
 
-def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
+def probe_generalisation_spec(scores: xr.DataArray) -> FigureSpec:
     """Describe `probe_generalisation` without drawing it."""
     if "group" not in scores.dims:
         raise InputError(
@@ -365,7 +365,7 @@ def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
         lookup(scores[name].reset_coords(drop=True), ("group",)) for name in ("low", "high") if name in scores.coords
     ]
 
-    def tables(place: Place) -> dict[str, Table]:
+    def tables(place: SliderValues) -> dict[str, Table]:
         y = values(place)
         out: dict[str, Table] = {
             "zero": {"x0": [-0.5], "y0": [0.0], "x1": [len(groups) - 0.5], "y1": [0.0]},
@@ -376,13 +376,13 @@ def probe_generalisation_picture(scores: xr.DataArray) -> Picture:
             out["intervals"] = {"x0": x, "y0": bounds[0](place), "x1": x, "y1": bounds[1](place), "color": colors}
         return out
 
-    def limits(place: Place) -> tuple[float, float, float, float]:
+    def limits(place: SliderValues) -> tuple[float, float, float, float]:
         y = np.concatenate([values(place), *(read(place) for read in bounds)])
         y = y[np.isfinite(y)]
         low, high = padded(float(min(0.0, *y)), float(max(0.0, *y))) if y.size else (0.0, 1.0)
         return (-0.5, len(groups) - 0.5, low, high)
 
-    return Picture(
+    return FigureSpec(
         name="probe_generalisation",
         title=title,
         x=Axis("group, in training order", ticks=[(float(i), plain(g, 16)) for i, g in enumerate(groups)]),
@@ -411,4 +411,4 @@ def probe_generalisation(scores: xr.DataArray, dynamic: bool | None = None) -> F
         scores: result of `sl.generalise`: (stage, layer, token, pair, group), log-odds of the later group.
         dynamic: see `to_holoviews`.
     """
-    return to_holoviews(probe_generalisation_picture(scores), dynamic)
+    return to_holoviews(probe_generalisation_spec(scores), dynamic)

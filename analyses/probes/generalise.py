@@ -18,7 +18,7 @@ from stratalens.analyses.data.results import carried_attrs, vectors
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap
 from stratalens.analyses.sweep.run import run_slabs
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 
 def generalise(
@@ -128,7 +128,7 @@ def _applied(probes: xr.Dataset, ds: Data, used: Array, skip_missing: bool, opti
             wanted, have = (np.atleast_1d(data[dim].values) for data in (probes, ds))
             lacking = [v for v in wanted.tolist() if v not in have.tolist()]
             if lacking:
-                told = near(str(lacking[0]), map(str, have))
+                told = suggest(str(lacking[0]), map(str, have))
                 raise InputError(f"the data lacks {dim} {lacking[0]!r} of the probes: {told}")
             if dim in ds.dims:
                 ds = ds.sel({dim: wanted if dim in probes.dims else wanted[0]})

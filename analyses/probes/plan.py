@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from stratalens.analyses.data import splits
-from stratalens.analyses.data.groups import Data, clusters, column
+from stratalens.analyses.data.groups import Data, clusters, label_column
 from stratalens.analyses.data.groups import groups as ordered_groups
 from stratalens.analyses.data.targets import Contrasts, Pairs, contrasts, shuffled_labels
 from stratalens.analyses.stats.scores import bootstrap_weights
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 EACH, JOINT = "each", "joint"
 
@@ -161,7 +161,7 @@ def make_plan(
             f"permutations={permutations} and resamples={resamples}; they are counts (resamples at least 1)"
         )
     if tokens not in (EACH, JOINT):
-        raise InputError(f"tokens={tokens!r}: {near(str(tokens), [EACH, JOINT])}")
+        raise InputError(f"tokens={tokens!r}: {suggest(str(tokens), [EACH, JOINT])}")
     found = ordered_groups(ds, target, order)
     units = clusters(ds, groups)
     splits.require_folds(found, units, folds)
@@ -186,7 +186,7 @@ def held_out(ds: Data, test: Mapping[str, object]) -> npt.NDArray[np.bool_]:
     """
     chosen = np.ones(ds.sizes["entity"], dtype=bool)
     for name, wanted in test.items():
-        have = column(ds, name)
+        have = label_column(ds, name)
         values = list(wanted) if isinstance(wanted, list | tuple | set | np.ndarray) else [wanted]
         matches = np.zeros(len(have), dtype=bool)
         for value in values:

@@ -15,8 +15,8 @@ import xarray as xr
 from stratalens.analyses.data.groups import Data
 from stratalens.analyses.data.slabs import SiteData
 from stratalens.analyses.data.targets import MULTICLASS, Pairs
-from stratalens.analyses.estimators.backend import threads
-from stratalens.analyses.estimators.probes import Settings, device
+from stratalens.analyses.estimators.backend import thread_count
+from stratalens.analyses.estimators.probes import Settings, choose_device
 from stratalens.analyses.probes.plan import Plan, make_plan
 from stratalens.analyses.probes.slab import ProbeSlab
 from stratalens.analyses.sweep.run import run_slabs
@@ -123,7 +123,13 @@ def probe(
     """
     plan = plan or make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples, tokens)
     settings = Settings(
-        method, C, standardize, solver, tol, device(backend, method, plan.contrasts.kind, solver), plan.contrasts.kind
+        method,
+        C,
+        standardize,
+        solver,
+        tol,
+        choose_device(backend, method, plan.contrasts.kind, solver),
+        plan.contrasts.kind,
     )
     settings.check(folds)
     source = SiteData(ds, site)
@@ -155,13 +161,13 @@ def probe(
         name="probe",
         params=described | {"fold_coefs": fold_coefs} | settings.identity() | plan.identity(),
         scheduler=scheduler,
-        workers=threads(settings.backend, workers),
+        workers=thread_count(settings.backend, workers),
         progress=progress,
     )
-    return labelled(result, plan, source).assign_attrs(source.attrs() | described)
+    return label_result(result, plan, source).assign_attrs(source.attrs() | described)
 
 
-def labelled(result: xr.Dataset, plan: Plan, source: SiteData, folds: bool = True) -> xr.Dataset:
+def label_result(result: xr.Dataset, plan: Plan, source: SiteData, folds: bool = True) -> xr.Dataset:
     """Coordinates of pair, group, fold and entity; and what belongs to all slabs alike."""
     if "constant" in result and bool(result["constant"].all()):
         raise InputError(f"{source.site!r} is the same in all rows, at all places asked for; there is nothing to probe")

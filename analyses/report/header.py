@@ -36,14 +36,14 @@ _SKIPPED = (
 )
 
 
-def facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+def header_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of the list at the top, in a fixed order; short things that were given besides follow."""
     given = {k: v for k, v in info.items() if k not in (*_SKIPPED, *_LONG)}
     size, files = given.pop("bytes", None), given.pop("files", None)
-    store = shareable(_text(given.pop("path", "not stated"))) + (f", {_bytes(size)}" if size else "")
+    store = strip_local_paths(_text(given.pop("path", "not stated"))) + (f", {_bytes(size)}" if size else "")
     layers = info.get("layers")
     rows = [
-        ("Model", shareable(_text(given.pop("model", None) or _model(info)))),
+        ("Model", strip_local_paths(_text(given.pop("model", None) or _model(info)))),
         ("Stages", " → ".join(_name(s) for s in given.pop("stages", [])) or "not stated"),
         ("Prompts", _text(given.pop("prompts", _prompts(info)))),
         ("Token positions", _text(given.pop("tokens", "not stated"))),
@@ -65,17 +65,17 @@ def fine_print(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key in ("provenance", "recorded_with") if info.get("versions") else ("provenance",):
         value = info.get(key)
         if isinstance(value, Mapping):
-            rows += [(str(k), shareable(_text(v))) for k, v in value.items()]
+            rows += [(str(k), strip_local_paths(_text(v))) for k, v in value.items()]
     for stage in info.get("stages", []):
         if isinstance(stage, Mapping) and stage.get("fingerprint"):
             rows.append((f"weights of {_name(stage)}", str(stage["fingerprint"])))
     return [(plain(k, 80), plain(v, 600)) for k, v in rows]
 
 
-def shareable(text: str) -> str:
+def strip_local_paths(text: str) -> str:
     """A text of a page that is passed on: of an absolute path the last part alone.
 
-    >>> shareable("/home/ann/checkpoints/base"), shareable("EleutherAI/pythia-70m")
+    >>> strip_local_paths("/home/ann/checkpoints/base"), strip_local_paths("EleutherAI/pythia-70m")
     ('base', 'EleutherAI/pythia-70m')
     """
     path = PurePath(text)

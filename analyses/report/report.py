@@ -19,10 +19,10 @@ import xarray as xr
 from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.plots.html_page import Panel, render_page
 from stratalens.analyses.plots.spec import plain
-from stratalens.analyses.report.header import completeness, facts, fine_print, group_rows, incomplete
+from stratalens.analyses.report.header import completeness, fine_print, group_rows, header_rows, incomplete
 from stratalens.analyses.report.sections import Section, build_sections
 from stratalens.store.errors import InputError
-from stratalens.store.files import write_text
+from stratalens.store.files import write_text_atomic
 
 KEYS = (
     "projection",
@@ -89,7 +89,7 @@ def report(
     short = [("", text) for text in highlights] or in_short(sections, _last_group(results))
     page = render(sections, store_info, title=title, quick=quick, trained=trained, highlights=short)
     target.parent.mkdir(parents=True, exist_ok=True)
-    return write_text(target, page)
+    return write_text_atomic(target, page)
 
 
 MAIN = {"centroid_path": "Order", "layer_sweep": "Separability", "control_comparison": "Controls"}
@@ -162,7 +162,7 @@ def render(
         title=plain(title, 200),
         quick=quick,
         sections=shown,
-        facts=facts(store_info),
+        facts=header_rows(store_info),
         fine_print=fine_print(store_info),
         incomplete=plain(incomplete(store_info), 600),
         highlights=[(about, plain(text, 2000)) for about, text in highlights],

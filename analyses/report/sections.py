@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from stratalens.analyses.plots.centroids import centroid_path_picture
-from stratalens.analyses.plots.distributions import loss_curves_picture, statistic_distributions_picture
+from stratalens.analyses.plots.centroids import centroid_path_spec
+from stratalens.analyses.plots.distributions import loss_curves_spec, statistic_distributions_spec
 from stratalens.analyses.plots.html_page import Panel
-from stratalens.analyses.plots.matrices import cosine_matrix_picture, pair_matrix_picture, scalar_map_picture
-from stratalens.analyses.plots.probes import control_comparison_picture, layer_sweep_picture
+from stratalens.analyses.plots.matrices import cosine_matrix_spec, pair_matrix_spec, scalar_map_spec
+from stratalens.analyses.plots.probes import control_comparison_spec, layer_sweep_spec
 from stratalens.analyses.plots.probes import control_rows as compared_rows
-from stratalens.analyses.plots.spec import Picture, Place, plain, values_of
+from stratalens.analyses.plots.spec import FigureSpec, SliderValues, plain, values_of
 from stratalens.analyses.plots.stages import (
-    direction_drift_picture,
-    forgetting_picture,
-    probe_generalisation_picture,
-    stage_drift_picture,
+    direction_drift_spec,
+    forgetting_spec,
+    probe_generalisation_spec,
+    stage_drift_spec,
 )
 from stratalens.analyses.report import sentences as more
 from stratalens.analyses.report import sentences as say
@@ -96,7 +96,7 @@ class Section:
     points: list[str] = field(default_factory=list)
     missing: str = ""
 
-    def show(self, picture: Picture, sentence: Callable[[Place], str], reading: str) -> None:
+    def show(self, picture: FigureSpec, sentence: Callable[[SliderValues], str], reading: str) -> None:
         """Add a figure with what it shows and how to read it."""
         self.panels.append(Panel(picture, sentence, reading))
 
@@ -124,7 +124,7 @@ def recorded(results: Results, known: Sequence[str] = ()) -> Section:
     section = Section("recorded", "What was recorded")
     losses = results.get("losses")
     if isinstance(losses, pd.DataFrame) and len(losses):
-        picture = loss_curves_picture(losses, known)
+        picture = loss_curves_spec(losses, known)
         section.show(
             picture,
             more.loss_sentence(losses),
@@ -144,7 +144,7 @@ def order(results: Results) -> Section:
         "The axis w1 runs from the first group's mean to the last group's mean and is made from one half of the "
         "entities; the other half is projected, so the picture is not ordered by construction."
     )
-    picture = centroid_path_picture(projection)
+    picture = centroid_path_spec(projection)
     section.show(
         picture,
         say.path_sentence(projection, picture),
@@ -166,7 +166,7 @@ def separable(results: Results) -> Section:
         section.missing = 'sl.probe(ds, target="trained_stage", pairs="all")'
         return section
     section.lead = "A linear probe is fitted for each pair of groups and scored on entities that it was not fitted on."
-    picture = pair_matrix_picture(probes)
+    picture = pair_matrix_spec(probes)
     sentence = say.matrix_sentence(probes, picture)
     if probes["pair"].size == 1 and (not picture.sliders or "layer" in probes["accuracy"].coords):
         section.lead += f" {sentence(picture.default())}"  # a matrix of one cell would be one huge square
@@ -188,7 +188,7 @@ def places(results: Results) -> Section:
         section.missing = 'sl.probe(ds, target="trained_stage")'
         return section
     if "layer" in probes["accuracy"].coords:
-        picture = layer_sweep_picture(probes)
+        picture = layer_sweep_spec(probes)
         section.show(
             picture,
             say.sweep_sentence(probes, picture),
@@ -222,9 +222,9 @@ def in_the_prompt(results: Results) -> list[Section]:
 
 def _map_panel(
     scalar: xr.DataArray, x: str, y: str, label: str, limits: tuple[float, float], chance: float
-) -> tuple[Picture, Callable[[Place], str]]:
+) -> tuple[FigureSpec, Callable[[SliderValues], str]]:
     """A map of one number over two dims, with its sentence."""
-    picture = scalar_map_picture(scalar, x, y, label, limits, chance)
+    picture = scalar_map_spec(scalar, x, y, label, limits, chance)
     return picture, say.map_sentence(scalar, picture, label, chance)
 
 
@@ -242,7 +242,7 @@ def controls(results: Results) -> Section:
     section = Section("controls", "Does it survive the controls?")
     chosen = {label: results[key] for key, label in CONTROL_LABELS.items() if results.get(key) is not None}
     if len(chosen) > 1:
-        picture = control_comparison_picture(chosen)
+        picture = control_comparison_spec(chosen)
         section.show(
             picture,
             say.control_sentence(compared_rows(chosen), picture),
@@ -261,7 +261,7 @@ def controls(results: Results) -> Section:
         section.points.append(unseen)
     quantiles = results.get("statistics")
     if quantiles is not None:
-        picture = statistic_distributions_picture(quantiles)
+        picture = statistic_distributions_spec(quantiles)
         section.show(
             picture,
             more.spread_sentence(quantiles, picture),
@@ -275,7 +275,7 @@ def directions(results: Results) -> Section:
     section = Section("directions", "How do the directions relate?")
     cosines, scores, centroids = results.get("cosines"), results.get("generalise"), results.get("centroids")
     if cosines is not None:
-        picture = cosine_matrix_picture(cosines)
+        picture = cosine_matrix_spec(cosines)
         section.show(
             picture,
             more.cosine_sentence(cosines, picture),
@@ -286,7 +286,7 @@ def directions(results: Results) -> Section:
         )
     probes = results.get("probes")
     if probes is not None and "coef" in probes and probes["coef"].sizes.get("stage", 1) > 1:
-        picture = direction_drift_picture(probes)
+        picture = direction_drift_spec(probes)
         section.show(
             picture,
             more.turn_sentence(probes, picture),
@@ -296,7 +296,7 @@ def directions(results: Results) -> Section:
             ),
         )
     if scores is not None:
-        picture = probe_generalisation_picture(scores)
+        picture = probe_generalisation_spec(scores)
         section.show(
             picture,
             more.score_sentence(scores, picture),
@@ -306,7 +306,7 @@ def directions(results: Results) -> Section:
             ),
         )
     if centroids is not None:
-        picture = stage_drift_picture(centroids)
+        picture = stage_drift_spec(centroids)
         section.show(
             picture,
             more.drift_sentence(centroids, picture),
@@ -323,5 +323,5 @@ def forgotten(results: Results) -> list[Section]:
     reading = "One line per group; right of 0 other groups are trained on, left of it the group is not known yet."
     section = Section("forgetting", "What is forgotten?")
     for table in curves.values():
-        section.show(forgetting_picture(table), more.forgetting_sentence(table), reading)
+        section.show(forgetting_spec(table), more.forgetting_sentence(table), reading)
     return [section] if section.panels else []

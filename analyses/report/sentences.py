@@ -12,23 +12,23 @@ from scipy.stats import rankdata
 from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.directions.directions import drift, stage_steps
 from stratalens.analyses.plots.probes import common_pairs
-from stratalens.analyses.plots.spec import SLIDER_DIMS, Picture, Place, lookup, plain, values_of
+from stratalens.analyses.plots.spec import SLIDER_DIMS, FigureSpec, SliderValues, lookup, plain, values_of
 from stratalens.analyses.plots.stages import not_yet
-from stratalens.analyses.stats.estimates import PARTS, beyond_null, estimate, extreme_pair, pair_mean
+from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate, extreme_pair, pair_mean
 
-Sentence = Callable[[Place], str]
+Sentence = Callable[[SliderValues], str]
 
 
 OWN, ALONE = "activations", "norms, losses, confidence alone"
 
 
-def where(picture: Picture, place: Place) -> str:
+def where(picture: FigureSpec, place: SliderValues) -> str:
     """Say the place in words: "stage s6, layer 12, token last"."""
     every = {**picture.fixed, **place}
     return ", ".join(f"{dim} {plain(every[dim])}" for dim in SLIDER_DIMS if dim in every) or "the only recorded place"
 
 
-def reader(result: xr.Dataset) -> Callable[[Place], dict[str, float]]:
+def reader(result: xr.Dataset) -> Callable[[SliderValues], dict[str, float]]:
     """Return a function that gives value, low, high, null and p at one place."""
     read = {k: lookup(result[k]) for k in PARTS}
     return lambda place: {k: float(read[k](place)) for k in PARTS}
@@ -61,7 +61,7 @@ def size_words(n: Mapping[str, float]) -> str:
     """
     if not np.isfinite(n["value"]):
         return "not known"
-    if not beyond_null(n["value"], n["low"], n["high"], n["null"], n["p"]):
+    if not differs_from_null(n["value"], n["low"], n["high"], n["null"], n["p"]):
         return "not told from chance"
     gap = n["value"] - n["null"]
     if gap < 0:
@@ -72,7 +72,7 @@ def size_words(n: Mapping[str, float]) -> str:
     return "above chance, but by very little"
 
 
-def path_sentence(projection: xr.Dataset, picture: Picture) -> Sentence:
+def path_sentence(projection: xr.Dataset, picture: FigureSpec) -> Sentence:
     """Order of the centroids along w1: rank correlation, straightness, against permuted labels."""
     permutations = projection.attrs.get("permutations")
     count = len(group_names(projection))
@@ -82,10 +82,10 @@ def path_sentence(projection: xr.Dataset, picture: Picture) -> Sentence:
     read_rank = reader(estimate(projection, "rank_correlation", 0.0))
     read_line = reader(estimate(projection, "r2", 0.0)) if "r2" in projection else None
 
-    def say(place: Place) -> str:
+    def say(place: SliderValues) -> str:
         text = f"At {where(picture, place)}, "
         rank = read_rank(place)
-        told = beyond_null(*(rank[k] for k in PARTS))
+        told = differs_from_null(*(rank[k] for k in PARTS))
         verdict = "follow training order" if told and rank["value"] > 0 else "do not show training order"
         if told and 0 < rank["value"] < 0.6:
             verdict = "follow training order weakly"
@@ -95,7 +95,7 @@ def path_sentence(projection: xr.Dataset, picture: Picture) -> Sentence:
         )
         if read_line is not None:
             line = read_line(place)
-            straight = beyond_null(*(line[k] for k in PARTS))
+            straight = differs_from_null(*(line[k] for k in PARTS))
             text += (
                 f"; a straight line explains {interval(line)} of their spread, {line['null']:z.2f} with permuted labels"
             )
@@ -107,7 +107,7 @@ def path_sentence(projection: xr.Dataset, picture: Picture) -> Sentence:
     return say
 
 
-def map_sentence(scalar: xr.DataArray, picture: Picture, label: str, null: float | None) -> Sentence:
+def map_sentence(scalar: xr.DataArray, picture: FigureSpec, label: str, null: float | None) -> Sentence:
     """Largest and smallest cell of a map, and that the largest was found by looking."""
     dims = [str(d) for d in scalar.dims if d not in picture.sliders]
     _, untrained = result_order(scalar)
@@ -128,7 +128,7 @@ def map_sentence(scalar: xr.DataArray, picture: Picture, label: str, null: float
             return ""
         return f", and before training it is {np.nanmin(chosen):z.2f} to {np.nanmax(chosen):z.2f}"
 
-    def say(place: Place) -> str:
+    def say(place: SliderValues) -> str:
         here = read(place)
         if not np.isfinite(here).any():
             return f"There is no finite {label} here."
@@ -145,15 +145,15 @@ def map_sentence(scalar: xr.DataArray, picture: Picture, label: str, null: float
     return say
 
 
-def matrix_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
+def matrix_sentence(probes: xr.Dataset, picture: FigureSpec) -> Sentence:
     """How many pairs are told apart, which best, which worst."""
     result = estimate(probes)
     pairs = [plain(p) for p in values_of(probes, "pair")]
     read = {k: lookup(result[k], ("pair",) if "pair" in result.dims else ()) for k in PARTS}
 
-    def say(place: Place) -> str:
+    def say(place: SliderValues) -> str:
         got = {k: np.atleast_1d(read[k](place)) for k in PARTS}
-        told = np.array([beyond_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(pairs))])
+        told = np.array([differs_from_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(pairs))])
         above = told & (got["value"] > got["null"])
         below = int((told & ~above).sum())
         if not np.isfinite(got["value"]).any():
@@ -177,7 +177,7 @@ def matrix_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
     return say
 
 
-def sweep_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
+def sweep_sentence(probes: xr.Dataset, picture: FigureSpec) -> Sentence:
     """Accuracy of the first-versus-last pair at the first and at the deepest layer, and the mean of pairs."""
     result, mean = estimate(probes), pair_mean(probes)
     pair = extreme_pair(probes)
@@ -189,7 +189,7 @@ def sweep_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
     layers = values_of(probes, "layer")
     read_single, read_mean = reader(single), reader(mean)
 
-    def say(place: Place) -> str:
+    def say(place: SliderValues) -> str:
         first = read_single({**place, "layer": layers[0]})
         last = read_single({**place, "layer": layers[-1]})
         every = read_mean({**place, "layer": layers[-1]})
@@ -208,14 +208,14 @@ def sweep_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
     return say
 
 
-def control_sentence(rows: Mapping[str, xr.Dataset], picture: Picture) -> Sentence:
+def control_sentence(rows: Mapping[str, xr.Dataset], picture: FigureSpec) -> Sentence:
     """What is left of the accuracy under each control, in the order of the figure."""
     narrowed = common_pairs(rows)
     readers = {label: reader(pair_mean(data)) for label, data in narrowed.items()}
     pairs = max((values_of(data, "pair") for data in narrowed.values()), key=len)
     what = f"accuracy of {plain(pairs[0])}" if len(pairs) == 1 else f"mean accuracy over {len(pairs)} pairs"
 
-    def say(place: Place) -> str:
+    def say(place: SliderValues) -> str:
         here = {label: read({**picture.fixed, **place}) for label, read in readers.items()}
         verdict, parts = _verdict(here), []
         for label, n in here.items():
@@ -287,12 +287,12 @@ def loss_sentence(losses: pd.DataFrame) -> Sentence:
     return lambda place: text
 
 
-def spread_sentence(quantiles: xr.Dataset, picture: Picture) -> Sentence:
+def spread_sentence(quantiles: xr.Dataset, picture: FigureSpec) -> Sentence:
     """Which statistic differs most between groups, and by how much."""
     names = [plain(n) for n in values_of(quantiles, "statistic")]
     read = lookup(quantiles["spread"], ("statistic",))
 
-    def sentence(place: Place) -> str:
+    def sentence(place: SliderValues) -> str:
         spread = read(place)
         if not np.isfinite(spread).any():
             return f"At {where(picture, place)} no statistic is known."
@@ -314,7 +314,7 @@ def rank_with_order(scores: xr.DataArray) -> xr.DataArray:
     return xr.corr(ranks.where(usable), order, dim="group")
 
 
-def cosine_sentence(cosines: xr.DataArray, picture: Picture) -> Sentence:
+def cosine_sentence(cosines: xr.DataArray, picture: FigureSpec) -> Sentence:
     """Mean cosine between directions that share no group, beside what unrelated directions give."""
     over = next(str(d) for d in cosines.dims if str(d).endswith("_other")).removesuffix("_other")
     labels = [str(v) for v in values_of(cosines, over)]
@@ -329,7 +329,7 @@ def cosine_sentence(cosines: xr.DataArray, picture: Picture) -> Sentence:
     null = "0 is expected of unrelated directions"
     null += f", single ones within ±{1.96 * float(spread):z.2f}" if spread else ""
 
-    def sentence(place: Place) -> str:
+    def sentence(place: SliderValues) -> str:
         value = read(place)
         use = upper & ~share if (upper & ~share).any() else upper
         if not (use & np.isfinite(value)).any():
@@ -353,7 +353,7 @@ def cosine_sentence(cosines: xr.DataArray, picture: Picture) -> Sentence:
     return sentence
 
 
-def turn_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
+def turn_sentence(probes: xr.Dataset, picture: FigureSpec) -> Sentence:
     """How near the first-versus-last direction of earlier stages is to that of the last one."""
     names = values_of(probes, "stage")
     present = probes["stage"].values.tolist()
@@ -367,7 +367,7 @@ def turn_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
     width = int(np.prod([probes["coef"].sizes[d] for d in probes["coef"].dims if d not in known]))
     band = 1.96 * width**-0.5
 
-    def sentence(place: Place) -> str:
+    def sentence(place: SliderValues) -> str:
         value = read(place)[:-1]
         if not np.isfinite(value).any():
             return f"At {where(picture, place)} no direction is known at an earlier stage."
@@ -384,11 +384,11 @@ def turn_sentence(probes: xr.Dataset, picture: Picture) -> Sentence:
     return sentence
 
 
-def score_sentence(scores: xr.DataArray, picture: Picture) -> Sentence:
+def score_sentence(scores: xr.DataArray, picture: FigureSpec) -> Sentence:
     """Whether the groups lie in training order along one pair's probe."""
     groups, read = group_names(scores), lookup(rank_with_order(scores))
 
-    def sentence(place: Place) -> str:
+    def sentence(place: SliderValues) -> str:
         pair = plain({**picture.fixed, **place}.get("pair", "the probe"))
         rank = float(read(place))
         if not np.isfinite(rank):
@@ -408,7 +408,7 @@ def score_sentence(scores: xr.DataArray, picture: Picture) -> Sentence:
     return sentence
 
 
-def drift_sentence(centroids: xr.Dataset, picture: Picture) -> Sentence:
+def drift_sentence(centroids: xr.Dataset, picture: FigureSpec) -> Sentence:
     """How far centroids move at their own stage and at the others."""
     groups, stages = group_names(centroids), [str(s) for s in values_of(centroids, "stage")]
     steps = stage_steps(centroids) if len(stages) > 1 and "stage" in centroids["centroid"].dims else None
@@ -417,7 +417,7 @@ def drift_sentence(centroids: xr.Dataset, picture: Picture) -> Sentence:
     read = lookup(steps, ("group", "stage"))
     own = np.array([[s == g for s in stages[1:]] for g in groups])
 
-    def sentence(place: Place) -> str:
+    def sentence(place: SliderValues) -> str:
         value = read(place)
         if not own.any():
             return (

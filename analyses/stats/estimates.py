@@ -119,10 +119,10 @@ def extreme_pair(data: xr.Dataset | xr.DataArray) -> str | None:
     return str(data["pair"].values[found[0]]) if found.size else None
 
 
-def beyond_null(value: float, low: float, high: float, null: float, p: float, alpha: float = 0.05) -> bool:
+def differs_from_null(value: float, low: float, high: float, null: float, p: float, alpha: float = 0.05) -> bool:
     """Whether an estimate is told apart from its null: by p where there is one, else by its interval.
 
-    >>> beyond_null(0.7, 0.6, 0.8, 0.5, float("nan")), beyond_null(0.52, 0.4, 0.6, 0.5, float("nan"))
+    >>> differs_from_null(0.7, 0.6, 0.8, 0.5, float("nan")), differs_from_null(0.52, 0.4, 0.6, 0.5, float("nan"))
     (True, False)
     """
     if np.isfinite(p):

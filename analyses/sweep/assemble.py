@@ -16,7 +16,7 @@ import xarray as xr
 
 from stratalens.analyses.data.groups import Array
 from stratalens.analyses.data.slabs import Slab
-from stratalens.analyses.sweep.tasks import Common, Parcel, run_one
+from stratalens.analyses.sweep.tasks import SharedContext, SlabTask, run_slab_task
 from stratalens.store.errors import InputError
 
 _dask: Any = dask  # their functions have no types
@@ -120,7 +120,7 @@ class Layout:
         coords = {k: c.variable for k, c in self.example.coords.items()}
         return xr.Dataset(variables, coords=coords, attrs=self.example.attrs)
 
-    def lazy(self, common: Common, slabs: Sequence[Slab], shape: tuple[int, int]) -> xr.Dataset:
+    def lazy(self, common: SharedContext, slabs: Sequence[Slab], shape: tuple[int, int]) -> xr.Dataset:
         """Dask-backed Dataset, one task a slab; every variable of a slab comes from the same task."""
         one = _dask.delayed(_one, nout=len(self.names), traverse=False)
         parcels = [common.pack(slab) for slab in slabs]
@@ -148,9 +148,9 @@ class Filled:
             whole[slab.position] = part
 
 
-def _one(layout: Layout, common: Common, parcel: Parcel) -> list[Array]:
+def _one(layout: Layout, common: SharedContext, parcel: SlabTask) -> list[Array]:
     slab = parcel.unpack(common)
-    return layout.arrays(run_one(common.function, slab), slab.where)
+    return layout.arrays(run_slab_task(common.function, slab), slab.where)
 
 
 def _fold(stacked: Any, shape: tuple[int, int]) -> Any:

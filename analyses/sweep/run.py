@@ -22,9 +22,9 @@ from stratalens.analyses.data.groups import Array, Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.sweep.assemble import Filled, Layout, as_dataset, noise_slab, unwrap
 from stratalens.analyses.sweep.cache import SlabCache, digest
-from stratalens.analyses.sweep.tasks import Common, run_one, run_parcels
+from stratalens.analyses.sweep.tasks import SharedContext, run_slab_task, run_slab_tasks
 from stratalens.analyses.sweep.threads import blas_threads, cores, worker_count
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 SlabFunction = Callable[[Slab], xr.Dataset]
 
@@ -107,7 +107,7 @@ def sweep(
             raise InputError("the stages differ in the rows they have; give template=, an example of one result")
         slabs = source.slabs(rows)
         example = as_dataset(template if template is not None else _on_noise(function, slabs[0]))
-        result = source.restore(Layout(example).lazy(Common(run, source, slabs), slabs, source.shape))
+        result = source.restore(Layout(example).lazy(SharedContext(run, source, slabs), slabs, source.shape))
     out = unwrap(result)
     return out if reduce is None else reduce(out)
 
@@ -213,10 +213,10 @@ def _results(
         return
     with _client(scheduler) as client:
         if client is not None:
-            yield from _on_cluster(client, Common(function, source, slabs), slabs)
+            yield from _on_cluster(client, SharedContext(function, source, slabs), slabs)
         elif scheduler == "synchronous":
             for slab in slabs:
-                yield slab, run_one(function, slab)
+                yield slab, run_slab_task(function, slab)
         else:
             yield from _on_threads(function, slabs, worker_count(workers, len(slabs)))
 
@@ -232,7 +232,7 @@ def _on_threads(function: SlabFunction, slabs: Sequence[Slab], workers: int) -> 
         stack.callback(lambda: pool.shutdown(wait=True, cancel_futures=True))
         while True:
             while len(running) < workers and (slab := next(waiting, None)) is not None:
-                running[pool.submit(run_one, function, slab)] = slab
+                running[pool.submit(run_slab_task, function, slab)] = slab
             if not running:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -240,7 +240,7 @@ def _on_threads(function: SlabFunction, slabs: Sequence[Slab], workers: int) -> 
                 yield running.pop(future), future.result()
 
 
-def _on_cluster(client: Any, common: Common, slabs: Sequence[Slab]) -> Results:
+def _on_cluster(client: Any, common: SharedContext, slabs: Sequence[Slab]) -> Results:
     """Each worker reads its own slabs; only parcels go there, and only the small results come back."""
     # A task costs client and scheduler 7 to 10 ms of CPU, so that small slabs go several to a task.
     size = _bundle(slabs, sum(client.nthreads().values()))
@@ -251,7 +251,7 @@ def _on_cluster(client: Any, common: Common, slabs: Sequence[Slab]) -> Results:
         for start in range(0, len(slabs), size):  # workers begin while others are still packed
             bundle = slabs[start : start + size]
             parcels = [common.pack(slab) for slab in bundle]
-            futures[client.submit(run_parcels, parcels, common=shared, pure=False)] = bundle
+            futures[client.submit(run_slab_tasks, parcels, common=shared, pure=False)] = bundle
         for future in _distributed().as_completed(list(futures), loop=client.loop):
             try:
                 results = future.result()
@@ -277,7 +277,7 @@ def _bundle(slabs: Sequence[Slab], workers: int) -> int:
     return max(1, min(BUNDLE_BYTES // max(1, size), len(slabs) // (TASKS * max(1, workers))))
 
 
-def _itself(common: Common) -> Common:
+def _itself(common: SharedContext) -> SharedContext:
     return common
 
 
@@ -290,7 +290,7 @@ def _client(scheduler: Any) -> Iterator[Any]:
     elif isinstance(scheduler, str):
         valid = ["auto", "threads", "synchronous"]
         if scheduler not in valid:
-            words = near(scheduler, valid)
+            words = suggest(scheduler, valid)
             raise InputError(f"scheduler={scheduler!r}: {words}, a distributed Client, or tcp://host:port")
         yield _default_client() if scheduler == "auto" else None
     elif hasattr(scheduler, "submit"):

@@ -17,12 +17,12 @@ import xarray as xr
 from stratalens.analyses.data.groups import Array
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.sweep.threads import blas_threads
-from stratalens.store.reading.selection import behind
+from stratalens.store.reading.selection import stored_selection
 
 _dask: Any = dask  # its functions have no types
 
 
-class Common:
+class SharedContext:
     """Function, labels and rows that all slabs of one sweep share.
 
     Args:
@@ -41,7 +41,7 @@ class Common:
     def __init__(self, function: Callable[[Slab], Any], source: SiteData, slabs: Sequence[Slab]) -> None:
         self.function = function
         coords = source.array.coords
-        self.array = None if behind(source.array.variable) is None else source.array
+        self.array = None if stored_selection(source.array.variable) is None else source.array
         self.labels = coords.to_dataset().drop_vars([k for k, c in coords.items() if {"stage", "layer"} & {*c.dims}])
         self.rows: list[Array] = []
         self._number: dict[int, int] = {}  # by identity: the layers of a stage share one array
@@ -55,16 +55,16 @@ class Common:
         """Identities mean nothing elsewhere."""
         return {**self.__dict__, "_number": {}}
 
-    def pack(self, slab: Slab) -> Parcel:
+    def pack(self, slab: Slab) -> SlabTask:
         """The parcel of one of the slabs."""
         number = self._number[id(slab.rows)]
         if self.array is not None:
-            return Parcel(slab, None, {}, number)
+            return SlabTask(slab, None, {}, number)
         own = {k: v for k, v in slab.array.coords.variables.items() if k not in self.labels}
-        return Parcel(slab, slab.array, own, number)
+        return SlabTask(slab, slab.array, own, number)
 
 
-class Parcel:
+class SlabTask:
     """One slab without what it has in common with the others: its place alone, or also its activations."""
 
     def __init__(self, slab: Slab, array: xr.DataArray | None, coords: dict[Any, xr.Variable], rows: int) -> None:
@@ -75,7 +75,7 @@ class Parcel:
         self._name, self._coords, self._rows = None if array is None else array.name, coords, rows
         self._slab = slab.stage, slab.layer, slab.position
 
-    def unpack(self, common: Common) -> Slab:
+    def unpack(self, common: SharedContext) -> Slab:
         """The slab again."""
         if self._variable is None:
             assert common.array is not None
@@ -85,12 +85,12 @@ class Parcel:
         return Slab(array.assign_coords(self._coords), *self._slab, common.rows[self._rows])
 
 
-def run_parcels(parcels: Sequence[Parcel], common: Common) -> list[Any]:
+def run_slab_tasks(parcels: Sequence[SlabTask], common: SharedContext) -> list[Any]:
     """Results of some slabs, one after the other, in the worker."""
-    return [run_one(common.function, parcel.unpack(common)) for parcel in parcels]
+    return [run_slab_task(common.function, parcel.unpack(common)) for parcel in parcels]
 
 
-def run_one(function: Callable[[Slab], Any], slab: Slab) -> Any:
+def run_slab_task(function: Callable[[Slab], Any], slab: Slab) -> Any:
     """Run `function` on a slab with one BLAS thread; errors say at which slab."""
     try:
         with blas_threads():

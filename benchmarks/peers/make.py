@@ -9,7 +9,7 @@ import numpy as np
 
 from capture_overhead import prompts
 from peers.work import POSITIONS, SETTINGS
-from stratalens.plugin.capture.batching import plan_block
+from stratalens.plugin.capture.batching import length_buckets
 from stratalens.plugin.prompts.positions import resolve
 
 
@@ -41,7 +41,7 @@ def make_work(folder: Path, count: int, batch: int, block: dict[str, int]) -> No
         setting: [
             (part.tolist(), group.pad_to)
             for start in range(0, count, block[setting])
-            for group in plan_block(np.arange(start, min(start + block[setting], count)), tokenized.lengths)
+            for group in length_buckets(np.arange(start, min(start + block[setting], count)), tokenized.lengths)
             for part in group.batches(batch)
         ]
         for setting in SETTINGS

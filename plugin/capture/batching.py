@@ -29,7 +29,7 @@ _TOKENS_CUDA = 32768
 
 
 @dataclass(frozen=True)
-class Group:
+class Bucket:
     """Rows that are padded to the same length.
 
     Attributes:
@@ -46,7 +46,7 @@ class Group:
             yield self.rows[start : start + size]
 
 
-def plan_block(rows: Sequence[int] | NDArray[np.int64], lengths: NDArray[np.int64]) -> list[Group]:
+def length_buckets(rows: Sequence[int] | NDArray[np.int64], lengths: NDArray[np.int64]) -> list[Bucket]:
     """Group the rows of one block by length so that padding and the number of groups cost least.
 
     Exact dynamic programme over the distinct lengths: a group costs its padded tokens plus
@@ -56,7 +56,7 @@ def plan_block(rows: Sequence[int] | NDArray[np.int64], lengths: NDArray[np.int6
         rows: row numbers of the block.
         lengths: tokens of every row of the table (with its answer), indexed by row number.
 
-    >>> [(g.rows.tolist(), g.pad_to) for g in plan_block([0, 1, 2], np.array([5, 300, 6]))]
+    >>> [(g.rows.tolist(), g.pad_to) for g in length_buckets([0, 1, 2], np.array([5, 300, 6]))]
     [([0, 2], 6), ([1], 300)]
     """
     rows = np.asarray(rows, dtype=np.int64)
@@ -71,10 +71,10 @@ def plan_block(rows: Sequence[int] | NDArray[np.int64], lengths: NDArray[np.int6
         cost = best[:j] + (ends[j] - ends[:j]) * values[j - 1] + _GROUP_COST
         cut[j] = int(np.argmin(cost))
         best[j] = cost[cut[j]]
-    groups: list[Group] = []
+    groups: list[Bucket] = []
     j = len(values)
     while j:
-        groups.append(Group(order[ends[cut[j]] : ends[j]], int(values[j - 1])))
+        groups.append(Bucket(order[ends[cut[j]] : ends[j]], int(values[j - 1])))
         j = int(cut[j])
     return groups[::-1]
 
@@ -82,7 +82,7 @@ def plan_block(rows: Sequence[int] | NDArray[np.int64], lengths: NDArray[np.int6
 class BatchSize:
     """Rows per forward pass: fixed, or by memory, halved when memory runs out.
 
-    Results do not depend on it (see `plan_block`), so shrinking is always allowed.
+    Results do not depend on it (see `length_buckets`), so shrinking is always allowed.
     """
 
     def __init__(self, asked: int | str, adapter: Adapter, bytes_per_token: int) -> None:

@@ -16,7 +16,7 @@ from stratalens.plugin.capture.spec import make_recipe
 from stratalens.plugin.capture.store import store_size
 from stratalens.plugin.models.adapters import adapt
 from stratalens.plugin.models.hooks import evaluation_mode
-from stratalens.plugin.stages.stage import Stage, loaded
+from stratalens.plugin.stages.stage import Stage, loaded_model
 
 if TYPE_CHECKING:
     from stratalens.plugin.prompts.table import PromptTable
@@ -49,7 +49,7 @@ def forecast(
     Raises:
         InputError: as `capture`.
     """
-    with loaded(stages[0], None, device) as model:
+    with loaded_model(stages[0], None, device) as model:
         adapter = adapt(model, None)
         recipe = make_recipe(
             table, adapter, sites=sites, layers=layers, positions=positions, dtype=dtype, statistics=statistics

@@ -50,7 +50,7 @@ class Sequences:
     answer_end: NDArray[np.int64]
 
 
-class OutputTap:
+class OutputHooks:
     """Output statistics of one model.
 
     Attributes:
@@ -176,9 +176,9 @@ class OutputTap:
 
 def head_is_separable(adapter: Adapter) -> bool:
     """Whether final norm, then `adapter.head`, gave the model's own logits in the probing pass."""
-    if adapter.probed is None or adapter.probed[1] is None:
+    if adapter.dry_run_result is None or adapter.dry_run_result[1] is None:
         return False
-    full, hidden = adapter.probed
+    full, hidden = adapter.dry_run_result
     if hidden is None or hidden.shape[:2] != full.shape[:2]:
         return False
     with evaluation_mode(adapter.model):

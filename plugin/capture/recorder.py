@@ -16,12 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from stratalens.plugin.capture.output_hooks import Sequences
-from stratalens.plugin.capture.session import Probe, give
+from stratalens.plugin.capture.session import HookedModel, write_batch
 from stratalens.plugin.capture.store import RecordingStore
 from stratalens.plugin.models.adapters import ForwardFunction, adapt
 from stratalens.plugin.models.weights import weights_fingerprint
 from stratalens.plugin.stages.stage import check_stage_name
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 from stratalens.store.writing.buffers import BlockBuffer
 from stratalens.store.writing.writer import StageWriter
 
@@ -97,7 +97,7 @@ class Recorder:
         self.adapter = adapt(model, forward)
         self._order = order
         self._allow_same_weights = allow_same_weights
-        self._probe: Probe | None = None
+        self._probe: HookedModel | None = None
         self._writer: StageWriter | None = None
         self._open: dict[int, tuple[BlockBuffer, set[int]]] = {}
         self._pending: dict[int, Any] = {}
@@ -168,7 +168,7 @@ class Recorder:
         self._claim(given)
         self._rows, self._index = given, self._positions(given, positions)
         self._call = None if tokens is None else (tokens, attention_mask)
-        self._probe.tap.begin(self._index)
+        self._probe.tap.start_batch(self._index)
 
     def _positions(self, rows: NDArray[np.int64], positions: Mapping[str, ArrayLike] | None) -> NDArray[np.int64]:
         labels = self.store.recipe.labels
@@ -177,7 +177,7 @@ class Recorder:
         if absent := [name for name in labels if name not in positions]:
             raise InputError(f"positions lacks {absent[0]!r}. This store records {', '.join(map(str, labels))}.")
         if unknown := [name for name in positions if name not in labels]:
-            raise InputError(f"unknown position {unknown[0]!r}: {near(str(unknown[0]), map(str, labels))}")
+            raise InputError(f"unknown position {unknown[0]!r}: {suggest(str(unknown[0]), map(str, labels))}")
         index = np.stack([np.asarray(positions[str(name)]).astype(np.int64) for name in labels], axis=-1)
         if index.shape != (len(rows), len(labels)) or index.min() < -1:
             raise InputError(
@@ -233,7 +233,7 @@ class Recorder:
         for number in np.unique(rows // size).tolist():
             buffer, given = self._open[number]
             inside = np.flatnonzero(rows // size == number)
-            give(buffer, rows[inside], values, self.store.recipe, inside)
+            write_batch(buffer, rows[inside], values, self.store.recipe, inside)
             given.update(rows[inside].tolist())
             if len(given) == len(buffer.block):
                 assert self._writer is not None

@@ -20,22 +20,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stratalens.analyses.accessor import open_store
-from stratalens.plugin.capture.batching import BatchSize, Group, out_of_memory, plan_block
+from stratalens.plugin.capture.batching import BatchSize, Bucket, length_buckets, out_of_memory
 from stratalens.plugin.capture.output_hooks import Sequences
-from stratalens.plugin.capture.session import Probe, give
-from stratalens.plugin.capture.spec import Positions, Recipe
+from stratalens.plugin.capture.session import HookedModel, write_batch
+from stratalens.plugin.capture.spec import CaptureSpec, Positions
 from stratalens.plugin.capture.store import RecordingStore, create_store
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.weights import weights_fingerprint
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.checkpoints import Checkpoint, as_loadable, check_checkpoint
-from stratalens.plugin.stages.label_warnings import warn_of_stage_names
-from stratalens.plugin.stages.stage import Stage, as_stages, loaded, orders
+from stratalens.plugin.stages.label_warnings import warn_about_label_typos
+from stratalens.plugin.stages.stage import Stage, loaded_model, parse_stages, resolve_stage_order
 from stratalens.plugin.terminal import Progress, ProgressFunction
 from stratalens.store.errors import InputError, MismatchError, NoSpaceError
 from stratalens.store.format.layout import MEMORY_LIMIT
-from stratalens.store.state.capture_plan import plan_stages, replan, settle_plan
+from stratalens.store.state.capture_plan import clear_if_complete, plan_stages, restore_plan
 from stratalens.store.state.manifest import load
 from stratalens.store.state.provenance import check_weights
 from stratalens.store.storage.resolve import storage_at
@@ -115,7 +115,7 @@ def capture(
         MismatchError: a stage does not fit what the store records.
         NonFiniteError: an activation is NaN or infinite, or overflows the dtype asked for.
     """
-    listed = as_stages(stages)
+    listed = parse_stages(stages)
     for stage in listed:
         source = as_loadable(stage.source)
         if isinstance(source, Checkpoint):  # all of them before the first one is loaded
@@ -124,7 +124,7 @@ def capture(
     planned: list[str] | None = None  # by an earlier capture
     try:
         for stage in listed:
-            with loaded(stage, tokenizer, device) as model:
+            with loaded_model(stage, tokenizer, device) as model:
                 adapter = adapt(model, forward)
                 if store is None:
                     try:
@@ -153,9 +153,9 @@ def capture(
                         note_other_weights(error, path, stage.name, adapter)
                         raise
                     held, names = store.writer.store.stages, [s.name for s in listed]
-                    listed_orders = orders(listed, held, named=not isinstance(stages, list))
+                    listed_orders = resolve_stage_order(listed, held, named=not isinstance(stages, list))
                     if rank[0] == 0:  # one process alone, which knows what was planned before all of them began
-                        warn_of_stage_names(table.labels(), list(dict.fromkeys([*(s.name for s in held), *names])))
+                        warn_about_label_typos(table.labels(), list(dict.fromkeys([*(s.name for s in held), *names])))
                         planned = plan_stages(store.writer.store, names)
                 order = listed_orders[stage.name]
                 _record_stage(store, adapter, stage, order, batch_size, allow_same_weights, progress, rank)
@@ -169,11 +169,11 @@ def capture(
             # What was refused will be refused again, so it is no longer planned; an interruption leaves the plan.
             if planned is not None and isinstance(error, InputError) and not isinstance(error, NoSpaceError):
                 unfit = stage.name if isinstance(error, MismatchError) else None
-                replan(store.writer.store.storage, planned, unfit)
+                restore_plan(store.writer.store.storage, planned, unfit)
         raise
     if store is not None:
         store.close()
-        settle_plan(store.writer.store.storage)
+        clear_if_complete(store.writer.store.storage)
     return open_store(path)
 
 
@@ -213,9 +213,9 @@ def _record_stage(
                 for block in blocks:
                     buffer = writer.buffer(block)
                     try:
-                        for group in plan_block(block.rows, recipe.lengths):
+                        for group in length_buckets(block.rows, recipe.lengths):
                             for rows, values in run.group(group, size):
-                                give(buffer, rows, values, recipe)
+                                write_batch(buffer, rows, values, recipe)
                                 bar.advance(len(rows))
                         writer.submit(buffer)
                     except BaseException:
@@ -226,14 +226,14 @@ def _record_stage(
 class Runner:
     """Forward passes over groups of rows, as lean as the recipe allows."""
 
-    def __init__(self, probe: Probe, stage: str, recipe: Recipe) -> None:
+    def __init__(self, probe: HookedModel, stage: str, recipe: CaptureSpec) -> None:
         self.probe, self.stage, self.recipe = probe, stage, recipe
         adapter, selection = probe.adapter, recipe.selection
         full = selection.needs_full_logits or (bool(recipe.outputs) and not probe.outputs.split)
         self._output: Literal["none", "logits"] = "logits" if full else "none"
         self._stop = None if full or recipe.outputs else selection.stop_at_layer(adapter)
 
-    def group(self, group: Group, size: BatchSize) -> Any:
+    def group(self, group: Bucket, size: BatchSize) -> Any:
         """Yield (rows, values) batch by batch; a batch that does not fit in memory runs again in halves."""
         start = 0
         while start < len(group.rows):
@@ -265,7 +265,7 @@ class Runner:
         index = recipe.index[rows]
         if recipe.positions.is_all:  # columns that no row of the batch has
             index = index[:, int((index >= 0).any(axis=0).argmax()) :]
-        self.probe.tap.begin(index)
+        self.probe.tap.start_batch(index)
         device = adapter.device
         result = adapter.run(
             torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), self._output, self._stop
@@ -275,7 +275,7 @@ class Runner:
         return self.probe.values(self.stage, rows, batch, result if isinstance(result, Tensor) else None)
 
 
-def bytes_per_token(adapter: Adapter, recipe: Recipe, split: bool) -> int:
+def bytes_per_token(adapter: Adapter, recipe: CaptureSpec, split: bool) -> int:
     """Rough memory of one token in a forward pass without gradients, for the automatic batch size."""
     width = max(adapter.size("d_mlp") or 0, 4 * (adapter.size("d_model") or 1024))
     element = torch.finfo(adapter.dtype).bits // 8

@@ -1,7 +1,7 @@
 """The store that is being recorded: decided once by `create_store`, held against every stage's model.
 
 Also what is common to `Recorder` and `capture()`: a stage's model with its hooks
-(`Probe`), and putting a batch's values into a block of the store (`give`).
+(`HookedModel`), and putting a batch's values into a block of the store (`write_batch`).
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stratalens.plugin.capture.output_hooks import OutputTap, Sequences
-from stratalens.plugin.capture.site_hooks import Tap, check_finite, to_host
-from stratalens.plugin.capture.spec import Recipe
+from stratalens.plugin.capture.output_hooks import OutputHooks, Sequences
+from stratalens.plugin.capture.site_hooks import SiteHooks, check_finite, to_host
+from stratalens.plugin.capture.spec import CaptureSpec
 from stratalens.plugin.models.adapters import Adapter
 from stratalens.store.writing.buffers import BlockBuffer
 
 
-class Probe:
+class HookedModel:
     """One model, looked at for a recording: its adapter, its sites, its output statistics, its hooks.
 
     Used as a context manager: hooks are on it only inside.
     """
 
-    def __init__(self, adapter: Adapter, recipe: Recipe) -> None:
+    def __init__(self, adapter: Adapter, recipe: CaptureSpec) -> None:
         self.adapter = adapter
         self.recipe = recipe
-        self.tap = Tap(adapter, recipe)
-        self.outputs = OutputTap(adapter, recipe.outputs)
+        self.tap = SiteHooks(adapter, recipe)
+        self.outputs = OutputHooks(adapter, recipe.outputs)
 
     def __enter__(self) -> Self:
         try:
@@ -53,7 +53,7 @@ class Probe:
         self, stage: str, rows: NDArray[np.int64], batch: Sequences, logits: Tensor | None
     ) -> dict[str, NDArray[Any]]:
         """What the batch that has just run gives for every variable of the store, on the host."""
-        caught = self.tap.caught()
+        caught = self.tap.collect()
         with torch.no_grad():
             caught |= self.outputs.statistics(batch, logits)
             values = to_host(caught)
@@ -61,11 +61,11 @@ class Probe:
         return {name: value for name, value in values.items() if "/" not in name}
 
 
-def give(
+def write_batch(
     buffer: BlockBuffer,
     rows: NDArray[np.int64],
     values: Mapping[str, NDArray[Any]],
-    recipe: Recipe,
+    recipe: CaptureSpec,
     inside: NDArray[np.intp] | None = None,
 ) -> None:
     """Write one batch's values into a block buffer.

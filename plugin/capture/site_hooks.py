@@ -1,6 +1,6 @@
 """Hooks on the sites of one model: gather the wanted positions where the activation is, hand them to the host.
 
-A `Tap` catches one batch at a time: every hook copies its few positions into one
+A `SiteHooks` catches one batch at a time: every hook copies its few positions into one
 preallocated tensor per site and returns None, so the forward pass runs as if
 nobody watched. Statistics and casts happen on that tensor, on the model's device;
 then everything goes to the host in one copy. What is recorded is in recipe.py,
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stratalens.plugin.capture.spec import Recipe
+from stratalens.plugin.capture.spec import CaptureSpec
 from stratalens.plugin.capture.statistics import activation_statistics
 from stratalens.plugin.models.adapters import Adapter
 from stratalens.plugin.models.hooks import attach, detach
@@ -33,13 +33,13 @@ TORCH_DTYPES = {
 }
 
 
-class Tap:
+class SiteHooks:
     """Catches the recipe's sites on one model.
 
     Not re-entrant: `begin`, one forward pass, `caught`, in this order.
     """
 
-    def __init__(self, adapter: Adapter, recipe: Recipe) -> None:
+    def __init__(self, adapter: Adapter, recipe: CaptureSpec) -> None:
         self.adapter = adapter
         self.recipe = recipe
         self._handles: list[tuple[Any, Any]] = []
@@ -65,7 +65,7 @@ class Tap:
             point, handle = self._handles.pop()
             detach(point, handle)
 
-    def begin(self, index: NDArray[np.int64]) -> None:
+    def start_batch(self, index: NDArray[np.int64]) -> None:
         """Announce the next batch.
 
         Args:
@@ -129,7 +129,7 @@ class Tap:
             self._wanted[key] = torch.from_numpy((row * value.shape[1] + token).reshape(-1)).to(value.device)
         return self._wanted[key]
 
-    def caught(self) -> dict[str, Tensor]:
+    def collect(self) -> dict[str, Tensor]:
         """Values of every variable of the sites, on the model's device; -1 positions are NaN.
 
         Activations have shape (layer, row, token, *features) or (row, token, *features), in
@@ -194,7 +194,11 @@ def to_host(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
 
 
 def check_finite(
-    recipe: Recipe, values: Mapping[str, NDArray[Any]], stage: str, rows: NDArray[np.int64], index: NDArray[np.int64]
+    recipe: CaptureSpec,
+    values: Mapping[str, NDArray[Any]],
+    stage: str,
+    rows: NDArray[np.int64],
+    index: NDArray[np.int64],
 ) -> None:
     """Raise for the first activation that is not finite, or that a cast made infinite.
 

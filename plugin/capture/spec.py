@@ -18,12 +18,12 @@ from torch import Tensor
 
 from stratalens.plugin.models import site_resolution as site_names
 from stratalens.plugin.models.adapters import Adapter
-from stratalens.plugin.models.sites import Selection
+from stratalens.plugin.models.sites import SiteSelection
 from stratalens.plugin.prompts import positions as named_positions
 from stratalens.plugin.prompts.positions import ResolvedPositions
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts
-from stratalens.store.errors import InputError, MismatchError, near
+from stratalens.store.errors import InputError, MismatchError, suggest
 from stratalens.store.format import schema
 
 SITE_STATISTICS = tuple(schema.STATISTICS)
@@ -39,7 +39,7 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "f
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class CaptureSpec:
     """Everything that decides what a row of the store holds.
 
     Attributes:
@@ -55,7 +55,7 @@ class Recipe:
         model: architecture and sizes, the same at every stage.
     """
 
-    selection: Selection
+    selection: SiteSelection
     tokenized: TokenizedPrompts
     positions: ResolvedPositions
     dtypes: Mapping[str, str]
@@ -113,7 +113,7 @@ class Recipe:
             "padding": "right, length planned per block",
         }
 
-    def check_model(self, adapter: Adapter, selection: Selection, stage: str) -> None:
+    def check_model(self, adapter: Adapter, selection: SiteSelection, stage: str) -> None:
         """Raise MismatchError unless another stage's model fits this recipe."""
         pairs: list[tuple[str, Any, Any]] = [
             ("processing flags", dict(self.processing), adapter.processing),
@@ -168,7 +168,7 @@ def choose_statistics(
     valid = (*SITE_STATISTICS, *OUTPUT_STATISTICS)
     for name in names:
         if name not in valid:
-            raise InputError(f"unknown statistic {name!r}: {near(str(name), valid, limit=40)}, True or False.")
+            raise InputError(f"unknown statistic {name!r}: {suggest(str(name), valid, limit=40)}, True or False.")
         if name in OUTPUT_STATISTICS and not has_logits:
             raise InputError(
                 f"statistic {name!r} needs logits (batch, position, vocab), which the forward pass of this {kind} "
@@ -179,10 +179,10 @@ def choose_statistics(
     return tuple(n for n in SITE_STATISTICS if n in names), tuple(n for n in OUTPUT_STATISTICS if n in names)
 
 
-def storage_dtypes(dtype: str, selection: Selection) -> dict[str, str]:
+def storage_dtypes(dtype: str, selection: SiteSelection) -> dict[str, str]:
     """Storage dtype of every site: the model's own there, or the one asked for."""
     if dtype != "auto" and dtype not in STORE_DTYPES:
-        raise InputError(f"dtype={dtype!r}: {near(str(dtype), ('auto', *STORE_DTYPES))}")
+        raise InputError(f"dtype={dtype!r}: {suggest(str(dtype), ('auto', *STORE_DTYPES))}")
     chosen = {}
     for site in selection.sites:
         own = NAMES.get(site.dtype)
@@ -209,7 +209,7 @@ def make_recipe(
     tokenizer: Any = None,
     missing: Literal["raise", "nan"] = "raise",
     nonfinite: Literal["raise", "keep"] = "raise",
-) -> Recipe:
+) -> CaptureSpec:
     """What a store of this model on this table would record; nothing is written.
 
     Arguments and errors are those of `create_store`.
@@ -220,17 +220,17 @@ def make_recipe(
             "Read it first: stratalens.PromptTable.read('prompts.csv'), or .from_dataframe(df)."
         )
     if nonfinite not in ("raise", "keep"):
-        raise InputError(f"nonfinite={nonfinite!r}: {near(str(nonfinite), ('raise', 'keep'))}")
+        raise InputError(f"nonfinite={nonfinite!r}: {suggest(str(nonfinite), ('raise', 'keep'))}")
     if dtype == "int8" and nonfinite == "keep":
         raise InputError("nonfinite='keep' and dtype='int8': int8 has no NaN or infinity; choose another dtype")
     tokenized = table.tokenize(tokenizer if tokenizer is not None else adapter.tokenizer, max_length=adapter.max_length)
     resolved = named_positions.resolve(positions, table, tokenized, missing)
-    ids = probe_ids(tokenized.ids)
+    ids = sample_ids(tokenized.ids)
     selection = site_names.resolve(adapter, sites, layers, ids)
     site_statistics, outputs = choose_statistics(
-        statistics, tokenized.answer_ids is not None, adapter.probed is not None, adapter.kind
+        statistics, tokenized.answer_ids is not None, adapter.dry_run_result is not None, adapter.kind
     )
-    return Recipe(
+    return CaptureSpec(
         selection=selection,
         tokenized=tokenized,
         positions=resolved,
@@ -244,7 +244,7 @@ def make_recipe(
     )
 
 
-def probe_ids(rows: Sequence[NDArray[np.int64]]) -> Tensor:
+def sample_ids(rows: Sequence[NDArray[np.int64]]) -> Tensor:
     """Token ids that are certainly valid, for tiny forward passes: the first eight of the table."""
     ids = np.concatenate([*rows[:8]])[:8]
     return torch.from_numpy(np.resize(ids, 8).astype(np.int64))

@@ -1,7 +1,7 @@
 """The store that is being recorded: decided once by `create_store`, held against every stage's model.
 
 Also what is common to `Recorder` and `capture()`: a stage's model with its hooks
-(`Probe`), and putting a batch's values into a block of the store (`give`).
+(`HookedModel`), and putting a batch's values into a block of the store (`give`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stratalens.plugin.capture.session import Probe
-from stratalens.plugin.capture.spec import Positions, Recipe, make_recipe, probe_ids
+from stratalens.plugin.capture.session import HookedModel
+from stratalens.plugin.capture.spec import CaptureSpec, Positions, make_recipe, sample_ids
 from stratalens.plugin.models import site_resolution as site_names
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.sites import SHORT_NAMES
 from stratalens.plugin.prompts.table import PromptTable
-from stratalens.plugin.stages.label_warnings import warn_of_stage_names
+from stratalens.plugin.stages.label_warnings import warn_about_label_typos
 from stratalens.store.errors import InputError
 from stratalens.store.format.layout import MEMORY_LIMIT, Forecast
 from stratalens.store.format.layout import forecast as store_forecast
@@ -52,7 +52,7 @@ class RecordingStore:
         first: the adapter that the recipe was made from, until another one is looked at.
     """
 
-    recipe: Recipe
+    recipe: CaptureSpec
     writer: ActivationWriter
     table: PromptTable
     first: Adapter | None = None
@@ -62,7 +62,7 @@ class RecordingStore:
         """Folder of the store."""
         return str(self.writer.store.path)
 
-    def probe(self, adapter: Adapter, stage: str) -> Probe:
+    def probe(self, adapter: Adapter, stage: str) -> HookedModel:
         """Hold a stage's model against the recipe and make it ready.
 
         Raises:
@@ -70,14 +70,14 @@ class RecordingStore:
             InputError: it lacks a site or a layer.
         """
         if adapter is self.first:  # the recipe was made from it a moment ago
-            return Probe(adapter, self.recipe)
-        selection, ids = self.recipe.selection, probe_ids(self.recipe.tokenized.ids)
+            return HookedModel(adapter, self.recipe)
+        selection, ids = self.recipe.selection, sample_ids(self.recipe.tokenized.ids)
         block = selection.layers[0] if selection.layers else 0
         names = [s.name if s.name in SHORT_NAMES else s.hook_at(block) for s in selection.sites]
         again = site_names.resolve(adapter, names, selection.layers or None, ids)
         self.recipe.check_model(adapter, again, stage)
         self.first = None
-        return Probe(adapter, self.recipe)
+        return HookedModel(adapter, self.recipe)
 
     def close(self) -> None:
         """Write what is queued and let go of the store."""
@@ -227,7 +227,7 @@ def relabel(store: str | os.PathLike[str], table: PromptTable, *, drop: Sequence
     columns = table.labels()
     if not table.names_entities:
         del columns["entity_id"]
-    warn_of_stage_names(columns, [stage.name for stage in load(storage_at(store)).stages])
+    warn_about_label_typos(columns, [stage.name for stage in load(storage_at(store)).stages])
     return relabel_columns(store, columns, drop=drop)
 
 
@@ -235,7 +235,7 @@ _SPARE = 64 * 2**20  # bytes left for labels, metadata and whatever else writes 
 
 
 def store_size(
-    recipe: Recipe,
+    recipe: CaptureSpec,
     *,
     stages: int,
     memory_limit: int = MEMORY_LIMIT,
@@ -257,7 +257,7 @@ def store_size(
 
 def check_room(
     path: str | os.PathLike[str],
-    recipe: Recipe,
+    recipe: CaptureSpec,
     *,
     stages: int,
     memory_limit: int = MEMORY_LIMIT,

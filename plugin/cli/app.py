@@ -13,7 +13,16 @@ from typing import Annotated
 
 import typer
 
-from stratalens.plugin.cli.output import AsJson, Debug, StorePath, emit_json, emit_text, guarded, note, told_warnings
+from stratalens.plugin.cli.output import (
+    AsJson,
+    Debug,
+    StorePath,
+    emit_json,
+    emit_text,
+    handle_errors,
+    print_status,
+    print_warnings,
+)
 
 # Threads of OpenMP (torch's matrix products) spin while they wait for each other. Where anything else wants a core, be
 # it only our own writer, a spinning thread keeps the one it waits for from running: benchmarks/waiting_threads.py
@@ -53,7 +62,7 @@ def _options(
 
 
 @app.command(epilog="Example: stratalens demo --quick --out quick-demo")
-@guarded
+@handle_errors
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the store, the report and the summary.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Entities, partition and training order of the data.", min=0)] = 1,
@@ -69,7 +78,7 @@ def demo(
 
 
 @app.command(epilog="Example: stratalens study --preset cpu --out runs/cpu")
-@guarded
+@handle_errors
 def study(
     run_file: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="Settings to replay.")] = None,
     preset: Annotated[str | None, typer.Option(help="demo, smoke, cpu or paper; no run file then.")] = None,
@@ -85,13 +94,13 @@ def study(
     from stratalens.plugin.study.run import run_study
 
     settings = study_settings(run_file, preset, seed)
-    made = run_study(settings, out, resume=resume, proves_nothing=settings.preset == "smoke")
+    made = run_study(settings, out, resume=resume, smoke_test=settings.preset == "smoke")
     if as_json:
         emit_json(asdict(made))
 
 
 @app.command(epilog="Example: stratalens forecast --preset paper")
-@guarded
+@handle_errors
 def forecast(
     run_file: Annotated[
         Path | None, typer.Argument(metavar="RUN.yaml", help="Run file of a capture or of a study.")
@@ -119,7 +128,7 @@ def forecast(
 
 
 @app.command(epilog="Example: stratalens capture run.yaml")
-@guarded
+@handle_errors
 def capture(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to record, a YAML file.")],
     resume: Annotated[
@@ -146,7 +155,7 @@ def capture(
 
 
 @app.command(epilog="Example: stratalens info run.zarr --json")
-@guarded
+@handle_errors
 def info(store: StorePath, as_json: AsJson = False) -> None:
     """Dims, sites, size, completeness by stage and site, provenance."""
     from stratalens.plugin.cli.output import show_info
@@ -160,7 +169,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: stratalens verify run.zarr --repair")
-@guarded
+@handle_errors
 def verify(
     store: StorePath,
     as_json: AsJson = False,
@@ -182,7 +191,7 @@ def verify(
 
 
 @app.command(epilog="Example: stratalens analyze run.zarr --verbs centroids,probes")
-@guarded
+@handle_errors
 def analyze(
     store: StorePath,
     by: Annotated[str | None, typer.Option(help="Label column; default: the run's, else trained_stage.")] = None,
@@ -211,13 +220,13 @@ def analyze(
         out=out,
         seed=seed,
     )
-    note(f"wrote {folder}")
+    print_status(f"wrote {folder}")
     if as_json:
         emit_json({"store": store, "folder": folder, "results": sorted(p.name for p in folder.iterdir() if p.is_dir())})
 
 
 @app.command(epilog="Example: stratalens report run.zarr -o report.html")
-@guarded
+@handle_errors
 def report(
     store: StorePath,
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
@@ -228,13 +237,13 @@ def report(
     from stratalens.plugin.cli.store_jobs import report_store
 
     page = report_store(store, out, by=by)
-    note(f"wrote {page}")
+    print_status(f"wrote {page}")
     if as_json:
         emit_json({"store": store, "report": page, "bytes": page.stat().st_size})
 
 
 @app.command(epilog="Example: stratalens explore run.zarr --port 5010 --show")
-@guarded
+@handle_errors
 def explore(
     store: StorePath,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes any free one.")] = 5006,
@@ -248,7 +257,7 @@ def explore(
 
 
 @app.command(epilog="Example: stratalens export run.zarr --site resid_post --layer 12 --to l12.npy")
-@guarded
+@handle_errors
 def export(
     store: StorePath,
     site: Annotated[str, typer.Option(help="A recorded site, e.g. resid_post.")],
@@ -260,13 +269,13 @@ def export(
     from stratalens.plugin.cli.store_jobs import export_site
 
     export_site(store, site=site, layer=layer, target=to)
-    note(f"wrote {to}")
+    print_status(f"wrote {to}")
     if as_json:
         emit_json({"store": store, "site": site, "layer": layer, "file": to, "bytes": to.stat().st_size})
 
 
 @app.command(epilog="Example: stratalens commit run.zarr run.icechunk")
-@guarded
+@handle_errors
 def commit(
     store: StorePath,
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="A folder, or s3://bucket/prefix.")],
@@ -277,15 +286,15 @@ def commit(
 
     done = commit_stages(store, repository)
     for stage in done:
-        note(f"committed stage {stage}")
+        print_status(f"committed stage {stage}")
     if not done:
-        note(f"nothing new: {repository} has every complete stage of {store}")
+        print_status(f"nothing new: {repository} has every complete stage of {store}")
     if as_json:
         emit_json({"store": store, "repository": repository, "committed": done})
 
 
 @app.command(epilog="Example: stratalens label run.zarr prompts.csv")
-@guarded
+@handle_errors
 def label(
     store: StorePath,
     table: Annotated[
@@ -301,12 +310,14 @@ def label(
     from stratalens.plugin.capture.store import relabel
     from stratalens.plugin.prompts.table import PromptTable
 
-    with told_warnings():
+    with print_warnings():
         changed = relabel(store, PromptTable.read(table), drop=drop or ())
     for name, rows in changed.items():
         counted = "1 row has" if rows == 1 else f"{rows} rows have"
-        note(f"dropped {name}" if name in (drop or ()) else f"{name}: {counted} another value than before")
-    note(f"{store} has the labels of {table}" if changed else f"nothing to do: {store} has the labels of {table}")
+        print_status(f"dropped {name}" if name in (drop or ()) else f"{name}: {counted} another value than before")
+    print_status(
+        f"{store} has the labels of {table}" if changed else f"nothing to do: {store} has the labels of {table}"
+    )
     if as_json:
         emit_json({"store": store, "changed": changed})
 

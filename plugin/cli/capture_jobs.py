@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratalens.plugin.cli.output import note, told_warnings
+from stratalens.plugin.cli.output import print_status, print_warnings
 from stratalens.plugin.cli.run_file import RunFile, StageEntry, beside, write_run_file
 from stratalens.plugin.terminal import quiet_loading
 from stratalens.store.errors import InputError
@@ -58,7 +58,7 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     """
     from stratalens.plugin.capture.run import capture
     from stratalens.plugin.prompts.table import PromptTable
-    from stratalens.plugin.terminal import StageLines, on_a_screen
+    from stratalens.plugin.terminal import StageLines, is_interactive
 
     table = PromptTable.read(run.prompts)
     stages = run_stages(run)
@@ -68,7 +68,7 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     numbered = any(entry.order is not None for entry in run.stages)
     quiet_loading()
     before = _state(run.store)
-    with told_warnings():
+    with print_warnings():
         capture(
             stages if numbered else {stage.name: stage.source for stage in stages},
             table,
@@ -84,16 +84,16 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
             allow_same_weights=run.allow_same_weights,
             resume=resume,
             force=force,
-            progress=None if on_a_screen() else StageLines([stage.name for stage in stages], note),
+            progress=None if is_interactive() else StageLines([stage.name for stage in stages], print_status),
         )
     write_run_file(run, beside(run.store))
     if _state(run.store) == before:
-        note(
+        print_status(
             f"nothing to do: every row of every stage of {run.store} is committed "
             "(`stratalens verify` checks the bytes)"
         )
     else:
-        note(f"recorded {run.store}")
+        print_status(f"recorded {run.store}")
     return run.store
 
 

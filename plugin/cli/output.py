@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stratalens.plugin.terminal import folded
+from stratalens.plugin.terminal import wrap_message
 from stratalens.store.errors import InputError, LabelWarning, StratalensError
 
 P = ParamSpec("P")
@@ -49,20 +49,20 @@ class Debug:
     on = False
 
 
-def note(message: str) -> None:
+def print_status(message: str) -> None:
     """One line to the person watching, on standard error; on a terminal as many as it takes."""
-    print(folded(message), file=sys.stderr, flush=True)  # noqa: T201
+    print(wrap_message(message), file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
-def told_warnings() -> Iterator[None]:
+def print_warnings() -> Iterator[None]:
     """Warnings about labels as one line each, without the place in the code that they came from."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def tell(message: Warning | str, category: type[Warning], *rest: Any) -> None:
             if issubclass(category, LabelWarning):
-                note(f"warning: {message}")
+                print_status(f"warning: {message}")
             else:
                 show(message, category, *rest)
 
@@ -111,7 +111,7 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
+def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Turn errors raised on purpose into one clear message and the exit code of their kind.
 
     2 when the input is wrong, 1 when data are damaged, the disk is full or
@@ -124,7 +124,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            note(
+            print_status(
                 "interrupted; whole blocks of rows are kept (see stratalens info), the same command goes on from there"
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -146,7 +146,7 @@ def _show(error: BaseException, message: str) -> None:
     if Debug.on:
         traceback.print_exception(error, file=sys.stderr)
     notes = "".join(f"\n  {extra}" for extra in getattr(error, "__notes__", ()))
-    note(f"error: {message}{notes}")
+    print_status(f"error: {message}{notes}")
 
 
 def _explain(error: OSError) -> str:

@@ -13,8 +13,8 @@ import yaml
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from stratalens.store.errors import InputError, near
-from stratalens.store.files import write_text
+from stratalens.store.errors import InputError, suggest
+from stratalens.store.files import write_text_atomic
 from stratalens.store.storage.base import PRIVATE
 from stratalens.store.storage.resolve import is_url
 
@@ -156,7 +156,7 @@ def write_run_file(run: RunFile, path: str | Path) -> None:
         filesystem, place = url_to_fs(str(path))
         filesystem.pipe_file(place, text.encode())
     else:
-        write_text(path, text)
+        write_text_atomic(path, text)
 
 
 def beside(store: str | Path) -> str | Path:
@@ -210,7 +210,7 @@ def _explain(path: str | Path, error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             key = str(problem["loc"][-1])
             valid = StageEntry.model_fields if problem["loc"][0] == "stages" else RunFile.model_fields
-            lines.append(f"  {where}: unknown key {key!r}; {near(key, valid)}")
+            lines.append(f"  {where}: unknown key {key!r}; {suggest(key, valid)}")
         elif problem["type"] == "missing":
             lines.append(f"  {where}: missing; add a line `{problem['loc'][-1]}: ...`")
         else:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from stratalens.plugin.cli.output import note
+from stratalens.plugin.cli.output import print_status
 from stratalens.plugin.cli.run_file import read_beside
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 from stratalens.store.storage.resolve import is_url
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
 
         report = verify_store(store, repair=repair, progress=advance)
     for line in report.repaired:
-        note(line)
+        print_status(line)
     return report.to_json()
 
 
@@ -63,7 +63,9 @@ def analyze_store(
     ds = open_store(store)
     note_incomplete(info(store))
     with _cluster(scheduler):
-        suite = run_suite(ds, by=_by(ds, store, by), verbs=verbs, site=site, backend=backend, seed=seed, tell=note)
+        suite = run_suite(
+            ds, by=_by(ds, store, by), verbs=verbs, site=site, backend=backend, seed=seed, tell=print_status
+        )
     folder = out if out is not None else _results(store) / "latest"
     write_results(suite.results, folder)
     return folder
@@ -74,7 +76,7 @@ def note_incomplete(facts: Mapping[str, Any]) -> None:
     from stratalens.store.state.info import state_in_words
 
     if not facts["complete"]:
-        note(f"{facts['path']} is {state_in_words(facts)}; the capture, run again, records the rest")
+        print_status(f"{facts['path']} is {state_in_words(facts)}; the capture, run again, records the rest")
 
 
 def _results(store: str) -> Path:
@@ -92,7 +94,7 @@ def report_store(store: str, out: Path, *, by: str | None) -> Path:
 
     ds, facts = open_store(store), info(store)
     note_incomplete(facts)
-    suite = run_suite(ds, by=_by(ds, store, by), verbs=VERBS, tell=note)
+    suite = run_suite(ds, by=_by(ds, store, by), verbs=VERBS, tell=print_status)
     title = f"stratalens: {Path(store).name}"
     return report(suite.results, out, store_info=facts, notes=suite.skipped, title=title)
 
@@ -106,13 +108,13 @@ def explore_store(store: str, *, port: int, show: bool, told: Callable[[dict[str
     ds, port = open_store(store), free_port(port)
 
     def tell(message: str) -> None:
-        note(message)
+        print_status(message)
         if told is not None:
             told({"store": store, "url": f"http://{ADDRESS}:{port}"})
 
     with suppress(KeyboardInterrupt):
         explore(ds, port, show=show, tell=tell)
-    note("the explorer has ended")
+    print_status("the explorer has ended")
 
 
 def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
@@ -121,7 +123,7 @@ def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
     chosen = by or (run.by if run is not None else "trained_stage")
     columns = [str(name) for name, coord in ds.coords.items() if coord.dims == ("entity",) and name != "entity"]
     if chosen not in columns:
-        raise InputError(f"--by {chosen!r} is not a label column of {store}; {near(chosen, columns)}")
+        raise InputError(f"--by {chosen!r} is not a label column of {store}; {suggest(chosen, columns)}")
     return chosen
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from stratalens.plugin.interop.torch_dataset import ActivationDataset, ShuffledBatches
 from stratalens.plugin.interop.torch_reader import Source, as_tensor, is_nan
-from stratalens.store.errors import InputError, NotRecordedError, near, no_site, not_floats
+from stratalens.store.errors import InputError, NotRecordedError, no_site_error, not_floats_error, suggest
 from stratalens.store.format.schema import site_names
-from stratalens.store.reading.selection import behind
+from stratalens.store.reading.selection import stored_selection
 
 __all__ = ["ActivationDataset", "ShuffledBatches", "to_activation_cache", "torch_dataset"]
 
@@ -107,7 +107,7 @@ def to_activation_cache(
     for site in chosen:
         _check_site(ds, site)
         if site not in held or "hook" not in ds[site].attrs:
-            raise InputError(f"{site!r} holds no activations of a hook; {near(site, held)}")
+            raise InputError(f"{site!r} holds no activations of a hook; {suggest(site, held)}")
     names: list[Any] = [entity] if isinstance(entity, str) or not isinstance(entity, Iterable) else list(entity)
     if numbers := [name for name in names if not isinstance(name, str)]:
         raise InputError(
@@ -183,12 +183,12 @@ def _check_site(ds: xr.Dataset, site: str) -> None:
             f"expected a Dataset, got {type(ds).__name__}: open the store with stratalens.open_store(path)"
         )
     if site not in ds.data_vars:
-        raise no_site(site, site_names(ds), _source(ds))
+        raise no_site_error(site, site_names(ds), _source(ds))
     if "entity" not in ds[site].dims:
         raise InputError(f"{site!r} has dims {ds[site].dims}; keep entity a dim: ds.sel(entity=[...])")
     # The bits of `open_store(dtype="bits")` were asked for by name.
-    if ds[site].dtype.kind not in "fV" and behind(ds[site].variable) is None:
-        raise not_floats(site, ds[site].dtype)
+    if ds[site].dtype.kind not in "fV" and stored_selection(ds[site].variable) is None:
+        raise not_floats_error(site, ds[site].dtype)
 
 
 def _check_scalar(ds: xr.Dataset, dim: str, wanted: Any) -> None:
@@ -203,7 +203,7 @@ def _places(ds: xr.Dataset, dim: str, names: Sequence[Any]) -> list[int]:
     index = {name: place for place, name in enumerate(held)}
     for name in names:
         if name not in index:
-            raise InputError(f"unknown {dim} {name!r} in {_source(ds)}: {near(str(name), map(str, held))}")
+            raise InputError(f"unknown {dim} {name!r} in {_source(ds)}: {suggest(str(name), map(str, held))}")
     return [index[name] for name in names]
 
 
@@ -257,7 +257,7 @@ def _label(ds: xr.Dataset, label: str | None) -> NDArray[Any] | None:
         return None
     columns = [str(name) for name in ds.coords if ds[name].dims == ("entity",)]
     if label not in columns:
-        raise InputError(f"unknown label {label!r}: {near(label, columns)}")
+        raise InputError(f"unknown label {label!r}: {suggest(label, columns)}")
     values: NDArray[Any] = ds[label].values
     if values.dtype.kind not in "biuf":
         raise InputError(

@@ -343,5 +343,5 @@ class _Room:
             found[number] = low + self.data.fill(self.values[low:high], block)
             self.entities[low:high] = np.repeat(np.arange(block[1], block[2]), tokens)
 
-        run_tasks([partial(read, number) for number in range(len(pool))], waiting=source.waiting)
+        run_tasks([partial(read, number) for number in range(len(pool))], high_latency=source.high_latency)
         return np.concatenate(found)

@@ -23,9 +23,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stratalens.store.reading.chunks import widen
-from stratalens.store.reading.lazy_arrays import cut
-from stratalens.store.reading.selection import behind
+from stratalens.store.reading.chunks import bfloat16_to_float32
+from stratalens.store.reading.lazy_arrays import chunk_sizes
+from stratalens.store.reading.selection import stored_selection
 from stratalens.store.threads import cores, run_tasks
 
 BLOCK_BYTES = 4 << 20  # read at once
@@ -60,7 +60,7 @@ class Source:
         sizes = array.sizes
         self.shape = tuple(sizes.get(dim, 1) for dim in axes)
         self.feature_shape = tuple(sizes[dim] for dim in features)
-        stored = behind(self.variable)
+        stored = stored_selection(self.variable)
         bits = None if stored is None else stored.bits()
         self.stored = stored if bits is None else bits
         self._widens = bits is not None
@@ -68,9 +68,9 @@ class Source:
         self.row_nbytes = self.shape[2] * math.prod(self.feature_shape) * self.held.itemsize
 
     @property
-    def waiting(self) -> bool:
+    def high_latency(self) -> bool:
         """Whether a read waits for a network."""
-        return self.stored is not None and self.stored.waiting
+        return self.stored is not None and self.stored.high_latency
 
     def read(self, stage: int, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
         """Held values of some entities, shape (rows, tokens, features...).
@@ -110,7 +110,7 @@ class Source:
             np.take(values, chosen, axis=0, out=out, mode="clip")  # clip: no extra copy
             return
         for start in range(0, len(chosen), step):
-            widen(values[chosen[start : start + step]], out[start : start + step])
+            bfloat16_to_float32(values[chosen[start : start + step]], out[start : start + step])
 
     def blocks(self) -> list[tuple[int, int, int]]:
         """Ranges (stage, first entity, end) to read at once, along the blocks of the store or the array's chunks."""
@@ -121,7 +121,7 @@ class Source:
             sizes = self.variable.chunksizes["entity"]
         else:
             # a power of two, as the blocks of the store are
-            sizes = cut(entities, 1 << max((BLOCK_BYTES // max(self.row_nbytes, 1)).bit_length() - 1, 0))
+            sizes = chunk_sizes(entities, 1 << max((BLOCK_BYTES // max(self.row_nbytes, 1)).bit_length() - 1, 0))
         edges = [0, *np.cumsum(sizes).tolist()]
         return [(stage, start, stop) for stage in range(self.shape[0]) for start, stop in pairwise(edges)]
 

@@ -63,7 +63,7 @@ class Adapter:
     kind = "HookedRootModule"
     final_norm: nn.Module | None = None
     can_stop = False
-    probed: tuple[Tensor, Tensor | None] | None = None
+    dry_run_result: tuple[Tensor, Tensor | None] | None = None
 
     def __init__(self, model: nn.Module, forward: ForwardFunction | None = None) -> None:
         self.model = model
@@ -155,7 +155,7 @@ class Adapter:
             made = seen[0][0] if seen and isinstance(seen[0], tuple) else seen[0] if seen else None
             hidden = made if isinstance(made, Tensor) and made.ndim == 3 else None
             usable = isinstance(result, Tensor) and result.ndim == 3 and result.is_floating_point()
-            self.probed = (result, hidden) if usable and result.shape[:2] == ids.shape else None
+            self.dry_run_result = (result, hidden) if usable and result.shape[:2] == ids.shape else None
 
     @cached_property
     def processing(self) -> dict[str, Any]:

@@ -18,13 +18,15 @@ from torch import Tensor
 
 from stratalens.plugin.models.adapters import Adapter, Output
 from stratalens.plugin.models.hooks import attach, detach, evaluation_mode
-from stratalens.plugin.models.sites import SHORT_NAMES, Selection, Site, _exists, _first, available, variable_name
-from stratalens.store.errors import InputError, near
+from stratalens.plugin.models.sites import SHORT_NAMES, Site, SiteSelection, _exists, _first, available, variable_name
+from stratalens.store.errors import InputError, suggest
 
 _INDEX = re.compile(r"(^|\.)(\d+)(?=\.|$)")
 
 
-def resolve(adapter: Adapter, sites: Sequence[str] | str, layers: Sequence[int] | None, probe_ids: Tensor) -> Selection:
+def resolve(
+    adapter: Adapter, sites: Sequence[str] | str, layers: Sequence[int] | None, probe_ids: Tensor
+) -> SiteSelection:
     """Turn names into sites, with their shapes seen in tiny forward passes.
 
     Args:
@@ -58,7 +60,7 @@ def resolve(adapter: Adapter, sites: Sequence[str] | str, layers: Sequence[int] 
         )
     for name, hook, _ in found:
         _check_present(adapter, name, hook, chosen)
-    return Selection(tuple(probe(adapter, found, chosen, probe_ids)), chosen)
+    return SiteSelection(tuple(dry_run(adapter, found, chosen, probe_ids)), chosen)
 
 
 def _template(adapter: Adapter, name: str) -> tuple[str, str, int | None]:
@@ -78,7 +80,7 @@ def _template(adapter: Adapter, name: str) -> tuple[str, str, int | None]:
         short = next((s for s, hooks in SHORT_NAMES.items() if hook in hooks and _first(adapter, s) == hook), None)
         return short or variable_name(hook), hook, index
     valid = [*available(adapter), *sorted({_INDEX.sub(r"\1{layer}", point) for point in adapter.points})]
-    raise InputError(f"unknown site {name!r} on this {adapter.kind}: {near(name, valid, limit=40)}")
+    raise InputError(f"unknown site {name!r} on this {adapter.kind}: {suggest(name, valid, limit=40)}")
 
 
 def _layers(adapter: Adapter, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -123,7 +125,7 @@ _SIZES = ("d_model", "d_mlp", "d_head", "n_heads", "n_key_value_heads", "d_vocab
 _KEY_VALUE_SITE = re.compile(r"(^|[._])(rot_)?[kv]($|[._])")
 
 
-def probe(
+def dry_run(
     adapter: Adapter, found: Sequence[tuple[str, str, int | None]], layers: Sequence[int], ids: Tensor
 ) -> list[Site]:
     """The sites, as two passes over valid token ids show them.
@@ -205,7 +207,7 @@ def _aligned(value: Any, length: int) -> bool:
     )
 
 
-def probe_batch(ids: Tensor, length: int) -> Tensor:
+def sample_batch(ids: Tensor, length: int) -> Tensor:
     """Two rows of `length` valid token ids."""
     return ids[torch.arange(_PROBE_BATCH * length) % len(ids)].reshape(_PROBE_BATCH, length)
 
@@ -217,7 +219,7 @@ def _empty(values: Sequence[Any]) -> bool:
 def observe(adapter: Adapter, hooks: Sequence[str], ids: Tensor, length: int, output: Output) -> dict[str, list[Any]]:
     """Everything that fires at some hook points in one pass over (2, length) token ids."""
     fired: dict[str, list[Any]] = {hook: [] for hook in hooks}
-    batch = probe_batch(ids, length).to(adapter.device)
+    batch = sample_batch(ids, length).to(adapter.device)
     attached = [(adapter.points[hook], attach(adapter.points[hook], fired[hook].append)) for hook in hooks]
     try:
         with evaluation_mode(adapter.model):

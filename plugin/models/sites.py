@@ -45,7 +45,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Selection:
+class SiteSelection:
     """Sites and layers of one recording.
 
     Attributes:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -39,7 +39,7 @@ def read_frame(path: str | Path) -> pd.DataFrame:
         folder = file.parent
         others = sorted(p.name for p in folder.iterdir() if p.suffix in SUFFIXES) if folder.is_dir() else []
         raise InputError(
-            f"{file}: no such file" + (f"; {near(file.name, others)}" if others else f" (in {folder.absolute()})")
+            f"{file}: no such file" + (f"; {suggest(file.name, others)}" if others else f" (in {folder.absolute()})")
         )
     if file.is_dir():
         raise InputError(f"{file} is a folder; give one file that ends in {', '.join(SUFFIXES)}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stratalens.plugin.prompts.columns import name_rows
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 Index = NDArray[np.int64]
 
@@ -82,7 +82,7 @@ def resolve(
     [[2, 1], [4, 3]]
     """
     if missing not in ("raise", "nan"):
-        raise InputError(f"missing={missing!r}: {near(str(missing), ('raise', 'nan'))}")
+        raise InputError(f"missing={missing!r}: {suggest(str(missing), ('raise', 'nan'))}")
     names = _names(positions)
     if names == ("all",):
         return _all_positions(tokenized)
@@ -183,9 +183,9 @@ def _unknown(name: str, table: PromptTable) -> InputError:
     if edge in ("first", "last") and span:
         return InputError(
             f"unknown position {name!r}: it needs both columns {span}_start and {span}_end in {table.source}; "
-            f"{near(name, valid)} (any -k counts from the end)"
+            f"{suggest(name, valid)} (any -k counts from the end)"
         )
-    return InputError(f"unknown position {name!r}: {near(name, valid)} (any -k counts from the end)")
+    return InputError(f"unknown position {name!r}: {suggest(name, valid)} (any -k counts from the end)")
 
 
 def _lacking(name: str, rows: Index, table: PromptTable, tokenized: TokenizedPrompts) -> InputError:

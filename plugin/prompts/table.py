@@ -21,7 +21,7 @@ from stratalens.plugin.prompts.columns import as_text, check_names, label_values
 from stratalens.plugin.prompts.files import read_frame
 from stratalens.plugin.prompts.spans import entity_spans, span_columns
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts, tokenize
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 __all__ = ["PromptTable", "TokenizedPrompts"]
 
@@ -175,7 +175,7 @@ class PromptTable:
 def _checked_columns(frame: pd.DataFrame, source: str) -> dict[str, pd.Series[Any]]:
     names = list(frame.columns)
     if "prompt" not in names:
-        found = near("prompt", [str(name) for name in names]) if names else "the table has no columns"
+        found = suggest("prompt", [str(name) for name in names]) if names else "the table has no columns"
         raise InputError(
             f"{source}: no column 'prompt'; {found}. Rename the column that holds the prompts: "
             "df.rename(columns={...: 'prompt'})"

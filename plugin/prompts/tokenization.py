@@ -165,7 +165,7 @@ def _check(tokenizer: Any) -> None:
 
 def _encode(
     texts: Sequence[str], tokenizer: Any, *, special: bool, offsets: bool
-) -> tuple[PackedRows, PackedRows | None]:
+) -> tuple[RaggedArray, RaggedArray | None]:
     ids: list[Ids] = []
     spans: list[Ids] = []
     lengths: list[int] = []
@@ -185,7 +185,7 @@ def _encode(
         if offsets:
             flat = [span for row in encoded["offset_mapping"] for span in row]
             spans.append(np.array(flat, dtype=np.int64).reshape(-1, 2))
-    return PackedRows(ids, lengths), PackedRows(spans, lengths) if offsets else None
+    return RaggedArray(ids, lengths), RaggedArray(spans, lengths) if offsets else None
 
 
 def _pad_id(tokenizer: Any) -> int:
@@ -254,10 +254,10 @@ def _settings(serialised: str) -> tuple[dict[str, Any], str]:
     return {name: value for name, value in state.items() if name not in _LEFT_OUT}, rest
 
 
-class PackedRows(Sequence[Ids]):
+class RaggedArray(Sequence[Ids]):
     """Rows one behind the other; each is a view.
 
-    >>> rows = PackedRows([np.array([5, 6, 7]), np.array([8])], [2, 1, 1])
+    >>> rows = RaggedArray([np.array([5, 6, 7]), np.array([8])], [2, 1, 1])
     >>> len(rows), rows[1].tolist(), [len(row) for row in rows]
     (3, [7], [2, 1, 1])
     """

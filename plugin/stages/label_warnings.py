@@ -25,7 +25,7 @@ _SHOWN = 8
 _COMPARED = 1000  # different values that are held against the stages' names
 
 
-def warn_of_stage_names(columns: Mapping[str, NDArray[Any]], stages: Sequence[str], *, level: int = 3) -> None:
+def warn_about_label_typos(columns: Mapping[str, NDArray[Any]], stages: Sequence[str], *, level: int = 3) -> None:
     """Warn once where a label column names stages, but not in every row.
 
     Names that go on counting where the stages end (week3 after week1 and week2) are of stages that come later.
@@ -39,7 +39,7 @@ def warn_of_stage_names(columns: Mapping[str, NDArray[Any]], stages: Sequence[st
         counts = Counter(text for text in columns[name].tolist() if text)
         unknown = {value: count for value, count in counts.items() if value not in stages}
         close = {value: meant for value in list(unknown)[:_COMPARED] if (meant := nearest(value, stages))}
-        if not close and (len(unknown) in (0, len(counts)) or in_a_row([*stages, *unknown], unknown)):
+        if not close and (len(unknown) in (0, len(counts)) or is_numbered_sequence([*stages, *unknown], unknown)):
             continue
         listed = sorted(unknown, key=lambda value: (value not in close, -unknown[value]))
         said = [_said(value, unknown[value], close.get(value)) for value in listed[:_SHOWN]]
@@ -91,13 +91,17 @@ def nearest(value: str, stages: Sequence[str]) -> str | None:
     return None
 
 
-def in_a_row(names: Iterable[str], wanted: Iterable[str]) -> bool:
+def is_numbered_sequence(names: Iterable[str], wanted: Iterable[str]) -> bool:
     """Whether the names in `wanted` and those like them differ by one number, which goes up in equal steps.
 
-    >>> in_a_row(["base", "week1", "week2"], ["week2"]), in_a_row(["step500", "step1000"], ["step1000"])
-    (True, True)
-    >>> in_a_row(["week1", "week2", "week22"], ["week22"]), in_a_row(["week1", "never"], ["never"])
-    (False, False)
+    >>> is_numbered_sequence(["base", "week1", "week2"], ["week2"])
+    True
+    >>> is_numbered_sequence(["step500", "step1000"], ["step1000"])
+    True
+    >>> is_numbered_sequence(["week1", "week2", "week22"], ["week22"])
+    False
+    >>> is_numbered_sequence(["week1", "never"], ["never"])
+    False
     """
     groups: dict[str, list[int]] = {}
     for name in names:

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from stratalens.plugin.stages.checkpoints import as_loadable
-from stratalens.store.errors import InputError, near
-from stratalens.store.errors import listed as joined
+from stratalens.store.errors import InputError, suggest
+from stratalens.store.errors import join_names as joined
 from stratalens.store.state.manifest import StageEntry
 
 Source = Any  # a hooked model, a zero-argument function, a folder, or one of the classes below
@@ -46,7 +46,7 @@ class Stage:
         return source.describe() if source is not None else {}
 
 
-def as_stages(stages: Any) -> list[Stage]:
+def parse_stages(stages: Any) -> list[Stage]:
     """Read `stages` as capture() takes them: one source (stage "model"), or a mapping in training order.
 
     Raises:
@@ -86,14 +86,14 @@ def _as_mapping(sources: list[Any]) -> str:
     return f"give {{{given}}}"
 
 
-def orders(listed: Sequence[Stage], held: Sequence[StageEntry], named: bool) -> dict[str, int]:
+def resolve_stage_order(listed: Sequence[Stage], held: Sequence[StageEntry], named: bool) -> dict[str, int]:
     """Place in training order of every stage.
 
     Stages of a new store are numbered as listed. On a store that has stages already, known
     ones keep their number and others follow the one listed before them; where none is known,
     all follow the last one of the store.
 
-    >>> orders([Stage("b", 0, None)], [StageEntry("a", 0, "")], True)
+    >>> resolve_stage_order([Stage("b", 0, None)], [StageEntry("a", 0, "")], True)
     {'b': 1}
     """
     if not held or not named:
@@ -105,12 +105,12 @@ def orders(listed: Sequence[Stage], held: Sequence[StageEntry], named: bool) -> 
         order = known.get(stage.name, last + 1)
         if order <= last:
             there = [s.name for s in sorted(held, key=lambda s: s.order)]
-            raise InputError(_out_of_order(stage.name, there, [s.name for s in listed]))
+            raise InputError(stage_order_error(stage.name, there, [s.name for s in listed]))
         found[stage.name] = last = order
     return found
 
 
-def _out_of_order(name: str, there: Sequence[str], here: Sequence[str]) -> str:
+def stage_order_error(name: str, there: Sequence[str], here: Sequence[str]) -> str:
     """What is wrong where a stage of the store comes too late in a job, and what to do; names in both orders."""
     where = (
         f"stage {name!r} is number {there.index(name) + 1} of {len(there)} in the store ({joined(there)}) and "
@@ -151,7 +151,7 @@ def check_stage_name(name: Any) -> str:
 
 
 @contextmanager
-def loaded(stage: Stage, tokenizer: Any, device: str | torch.device | None) -> Iterator[nn.Module]:
+def loaded_model(stage: Stage, tokenizer: Any, device: str | torch.device | None) -> Iterator[nn.Module]:
     """The stage's model, on the device; a model of the caller's own goes back to where it was."""
     _check_device(device)
     loadable = as_loadable(stage.source)
@@ -167,7 +167,7 @@ def loaded(stage: Stage, tokenizer: Any, device: str | torch.device | None) -> I
         kinds = ["model", "function", "folder", "Checkpoint", "Revision", "LoraAdapter"]
         raise InputError(
             f"stage {stage.name!r} is {type(stage.source).__name__}, from which no model can be had. "
-            f"{near(type(stage.source).__name__, kinds)}"
+            f"{suggest(type(stage.source).__name__, kinds)}"
         )
 
 

@@ -33,9 +33,9 @@ from stratalens.plugin.study.training.checkpoints import drop, kept_at_the_end, 
 from stratalens.plugin.study.training.self_report import self_report
 from stratalens.plugin.study.training.train import loss_curves, train_stages
 from stratalens.plugin.study.training.trainer import Step
-from stratalens.plugin.terminal import Watch, span
+from stratalens.plugin.terminal import PhaseProgress, format_duration
 from stratalens.store.errors import InputError
-from stratalens.store.files import write_text
+from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def run_study(
     *,
     resume: bool = True,
     notes: Sequence[str] = (),
-    proves_nothing: bool = False,
+    smoke_test: bool = False,
     quiet: bool = False,
 ) -> Outcome:
     """Run the study, or what is left of it; with `seeds`, each in a folder of its own, and a table over them.
@@ -79,7 +79,7 @@ def run_study(
         resume: go on from an earlier run with the same settings; False
             refuses a folder that has one.
         notes: remarks that the report shows under its limits.
-        proves_nothing: say so at the top of the report.
+        smoke_test: say so at the top of the report.
         quiet: no progress on standard error.
 
     Returns:
@@ -93,24 +93,24 @@ def run_study(
     folder = Path(out)
     _claim(folder, settings, resume)
     if not settings.seeds:
-        return _one_seed(settings, folder, Watch(SHARES, quiet)).write(folder, notes, proves_nothing)
+        return _one_seed(settings, folder, PhaseProgress(SHARES, quiet)).write(folder, notes, smoke_test)
     from stratalens.plugin.study.findings.seeds import across, as_table, in_words
 
     made: list[Finished] = []
     for number, seed in enumerate(settings.seeds, 1):
-        watch = Watch(SHARES, quiet)
+        watch = PhaseProgress(SHARES, quiet)
         watch.say(f"seed {seed} ({number} of {len(settings.seeds)})")
         alone = settings.model_copy(update={"seed": seed, "seeds": ()})
         own = folder / f"seed-{seed}"
         _claim(own, alone, True)
         made.append(_one_seed(alone, own, watch))
-        made[-1].write(own, notes, proves_nothing)
+        made[-1].write(own, notes, smoke_test)
     rows = across({run.settings.seed: run.rows() for run in made})
-    write_text(folder / "seeds.csv", as_table(rows).to_csv(index=False))
+    write_text_atomic(folder / "seeds.csv", as_table(rows).to_csv(index=False))
     first, last = settings.seeds[0], settings.seeds[-1]
     elsewhere = f"Figures and remarks are of seed {first}; every seed has its own report, as in seed-{last}/."
-    outcome = made[0].write(folder, (elsewhere, *notes), proves_nothing, rows=rows, highlights=in_words(rows))
-    Watch(SHARES, quiet).say(f"All seeds done. Open {outcome.report} in a browser; numbers: {outcome.summary}")
+    outcome = made[0].write(folder, (elsewhere, *notes), smoke_test, rows=rows, highlights=in_words(rows))
+    PhaseProgress(SHARES, quiet).say(f"All seeds done. Open {outcome.report} in a browser; numbers: {outcome.summary}")
     return outcome
 
 
@@ -125,7 +125,7 @@ class Finished:
     curves: Sequence[Mapping[str, Any]]
     described: Mapping[str, Any]
     limits: Sequence[str]
-    watch: Watch
+    watch: PhaseProgress
 
     def rows(self) -> list[Row]:
         """Every headline number."""
@@ -137,7 +137,7 @@ class Finished:
         self,
         folder: Path,
         notes: Sequence[str],
-        proves_nothing: bool,
+        smoke_test: bool,
         rows: list[Row] | None = None,
         highlights: Sequence[str] = (),
     ) -> Outcome:
@@ -153,19 +153,19 @@ class Finished:
                 self.curves,
                 {"store": self.folder / STORE, **self.described},
                 (*self.limits, *notes),
-                proves_nothing,
+                smoke_test,
                 rows=self.rows() if rows is None else rows,
                 highlights=highlights,
             )
         times = {name: round(seconds, 1) for name, seconds in self.watch.seconds.items()}
         (self.folder / "seconds.json").write_text(json.dumps(times) + "\n", encoding="utf-8")
         if rows is None:
-            total = span(sum(self.watch.seconds.values()))
+            total = format_duration(sum(self.watch.seconds.values()))
             self.watch.say(f"All done in {total}. Open {report} in a browser; numbers: {summary}")
         return Outcome(folder, self.folder / STORE, report, summary)
 
 
-def _one_seed(settings: StudySettings, folder: Path, watch: Watch) -> Finished:
+def _one_seed(settings: StudySettings, folder: Path, watch: PhaseProgress) -> Finished:
     """Train, record and analyse."""
     with watch.phase("corpus", f"making {settings.stages} x {settings.entities_per_stage} entities in {folder}"):
         source = Base(settings, folder / "corpus")
@@ -192,7 +192,7 @@ def _one_seed(settings: StudySettings, folder: Path, watch: Watch) -> Finished:
     with watch.phase("training", f"fine-tuning through {settings.stages} stages, one after the other"):
 
         def report_step(step: Step) -> None:
-            watch.tell(
+            watch.update(
                 f"{step.stage} ({step.stage_number} of {step.stages}): step {step.step} of {step.steps}, "
                 f"loss {step.loss:.2f}",
                 (step.stage_number - 1) * step.steps + step.step,
@@ -221,14 +221,14 @@ def _one_seed(settings: StudySettings, folder: Path, watch: Watch) -> Finished:
         if gone:
             watch.say(f"      keep_checkpoints: {settings.keep_checkpoints}; removed the weights of {', '.join(gone)}")
 
-    from stratalens.plugin.study.findings.analyses import analyse
+    from stratalens.plugin.study.findings.analyses import run_analyses
     from stratalens.plugin.study.findings.conflicts import TABLE, add_conflict
     from stratalens.plugin.study.findings.forgetting import add_forgetting
     from stratalens.plugin.study.findings.positions import add_after, add_tokens
     from stratalens.plugin.study.findings.self_report import in_words, report_rows
 
     with watch.phase("analyses", "asking all layers and stages"):
-        found = analyse(ds, settings, watch)
+        found = run_analyses(ds, settings, watch)
         if wide is not None:
             add_tokens(found, wide, settings)
         add_after(found, settings)
@@ -325,4 +325,4 @@ def run_demo(out: str | Path = "demo", *, seed: int = 1, quick: bool = False) ->
     find_gguf()  # before anything is written
     settings = preset("smoke" if quick else "demo", seed=seed)
     notes = (QUICK_NOTE,) if quick else (DEMO_REASONS,)
-    return run_study(settings, out, notes=notes, proves_nothing=quick)
+    return run_study(settings, out, notes=notes, smoke_test=quick)

@@ -29,12 +29,12 @@ MISSING = -128
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def with_companions(variables: Sequence[Variable]) -> list[Variable]:
+def with_scale_arrays(variables: Sequence[Variable]) -> list[Variable]:
     """The variables, and behind each scaled one the arrays of its scales and errors.
 
     >>> from stratalens.store.format.schema import site_variable
     >>> site = site_variable("z", ["head", "d_head"], [9, 64], "int8", "blocks.{layer}.attn.hook_z")
-    >>> [(v.name, v.dtype, v.dims[3:]) for v in with_companions([site])]
+    >>> [(v.name, v.dtype, v.dims[3:]) for v in with_scale_arrays([site])]
     [('z', 'int8', ('token', 'head', 'd_head')), ('z_scale', 'float32', ('token', 'head')), ('z_error', 'float32', ('token', 'head'))]
     """  # noqa: E501 - a doctest's output is one line
     names = {v.name for v in variables}
@@ -110,10 +110,10 @@ def quantise(
     return numbers.astype(np.int8), scale, error
 
 
-def overall(stages: Sequence[Any]) -> dict[str, float]:
+def summarize_errors(stages: Sequence[Any]) -> dict[str, float]:
     """Attributes of a site from (largest error, mean error, rows) of each stage, None where it was not measured.
 
-    >>> overall([[0.5, 0.25, 1], None, [0.25, 0.125, 3]])
+    >>> summarize_errors([[0.5, 0.25, 1], None, [0.25, 0.125, 3]])
     {'max_relative_error': 0.5, 'mean_relative_error': 0.15625}
     """
     found = [entry for entry in stages if entry]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stratalens.store.errors import InputError
-from stratalens.store.format.int8 import with_companions
+from stratalens.store.format.int8 import with_scale_arrays
 from stratalens.store.format.schema import Variable, recorded_variable
 
 CHUNK_LIMIT = 4 << 20
@@ -234,7 +234,7 @@ def forecast(
     counted, and compressed sites as if they were not; `files` counts data files, `commit_records` the largest number of
     commit records that lie beside them while a stage is being written.
     """
-    variables = with_companions(variables)
+    variables = with_scale_arrays(variables)
     geometry = choose_geometry(
         variables,
         entities=entities,
@@ -258,10 +258,10 @@ def forecast(
     )
 
 
-def runs(indices: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def consecutive_runs(indices: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Maximal runs (position, first, length) of consecutive values.
 
-    >>> list(runs([3, 4, 5, 9]))
+    >>> list(consecutive_runs([3, 4, 5, 9]))
     [(0, 3, 3), (3, 9, 1)]
     """
     start = 0

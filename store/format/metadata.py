@@ -129,7 +129,7 @@ def label_metadata(dim: str, size: int, chunk: int, dtype: str, attributes: Json
     )
 
 
-def seal(attributes: Json, arrays: Mapping[str, Json]) -> bytes:
+def encode_root(attributes: Json, arrays: Mapping[str, Json]) -> bytes:
     """Bytes of a root zarr.json; the attribute `stratalens` gets the checksum of the document."""
     state = {k: v for k, v in attributes["stratalens"].items() if k != "checksum"}
     document: Json = {
@@ -142,7 +142,7 @@ def seal(attributes: Json, arrays: Mapping[str, Json]) -> bytes:
     return canonical(document)
 
 
-def unseal(raw: bytes, where: str) -> Json:
+def decode_root(raw: bytes, where: str) -> Json:
     """The document of a root zarr.json; raises `DamagedError` unless every byte is as it was sealed."""
     try:
         document = json.loads(raw.decode())

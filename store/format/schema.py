@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -102,9 +102,9 @@ class Variable:
     def __post_init__(self) -> None:
         check_name(self.name, "variable")
         if self.dtype not in DTYPES:
-            raise InputError(f"variable {self.name!r} has dtype {self.dtype!r}: {near(self.dtype, DTYPES)}")
+            raise InputError(f"variable {self.name!r} has dtype {self.dtype!r}: {suggest(self.dtype, DTYPES)}")
         if self.compression not in COMPRESSIONS:
-            raise InputError(f"compression is {self.compression!r}: {near(str(self.compression), COMPRESSIONS)}")
+            raise InputError(f"compression is {self.compression!r}: {suggest(str(self.compression), COMPRESSIONS)}")
         axes = tuple(d for d in self.dims if d in AXES)
         if axes != self.dims[: len(axes)] or axes != tuple(a for a in AXES if a in axes):
             raise InputError(
@@ -304,7 +304,7 @@ def recorded_variable(group: int) -> Variable:
     )
 
 
-def with_flag(variable: Variable, group: int) -> Variable:
+def with_recorded_flag(variable: Variable, group: int) -> Variable:
     """The variable with the name of its `recorded` flag among its attributes."""
     return replace(variable, attrs={**variable.attrs, "recorded": recorded_variable(group).name})
 

@@ -15,8 +15,8 @@ from stratalens.store.format.checksum import extend
 from stratalens.store.format.layout import CRC_BYTES, ArrayLayout
 from stratalens.store.format.shards import index_bytes, parse_index
 from stratalens.store.integrity.report import Damage
-from stratalens.store.reading.chunks import BAD_INDEX, TOO_SHORT, read_summed
-from stratalens.store.reading.slabs import MISSING, describe
+from stratalens.store.reading.chunks import BAD_INDEX, TOO_SHORT, read_with_checksum
+from stratalens.store.reading.slabs import MISSING, chunk_name
 from stratalens.store.state.manifest import Store
 from stratalens.store.storage.base import Storage
 
@@ -57,7 +57,7 @@ def check_file(storage: Storage, layout: ArrayLayout, key: str) -> FileCheck:
         if places is None:
             return FileCheck(0, ((None, BAD_INDEX),), size)
         for number, (offset, nbytes) in enumerate(places.tolist()):
-            summed = read_summed(handle, offset, nbytes)
+            summed = read_with_checksum(handle, offset, nbytes)
             if summed is None:
                 return FileCheck(0, ((number, TOO_SHORT),), size)
             crc, written = summed
@@ -82,5 +82,5 @@ def damage(store: Store, stage: int, block: int, layout: ArrayLayout, number: in
         site=variable.name,
         layer=layer,
         rows=store.geometry.rows(block),
-        name=describe(layout, name, store.layers, block, number, store.entities),
+        name=chunk_name(layout, name, store.layers, block, number, store.entities),
     )

@@ -20,10 +20,10 @@ from stratalens.store.format import metadata
 from stratalens.store.format.metadata import Json
 from stratalens.store.integrity.report import Damage, VerifyReport
 from stratalens.store.state import commit_log as commits
-from stratalens.store.state.history import HISTORY, good_line
+from stratalens.store.state.history import HISTORY, is_complete_line
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.storage.base import Storage
-from stratalens.store.storage.resolve import absent
+from stratalens.store.storage.resolve import no_store_error
 
 _UNFINISHED = (
     "a change of {} has not finished (it was interrupted, or is going on): the store is as it was before, all of it "
@@ -70,7 +70,7 @@ def read_roots(storage: Storage) -> tuple[Roots | None, list[Damage]]:
     except InputError:
         if storage.get(metadata.ROOT_COPY) is None or storage.get(metadata.ROOT) is not None:
             raise
-        lost = absent(storage)
+        lost = no_store_error(storage)
         damaged.append(Damage("metadata", str(storage.path(metadata.ROOT)), str(lost), name="root metadata"))
     try:
         copy = load(storage, copy=True) if storage.get(metadata.ROOT_COPY) is not None else None
@@ -89,7 +89,7 @@ def read_roots(storage: Storage) -> tuple[Roots | None, list[Damage]]:
 
 def is_ahead(copy: Store, store: Store) -> bool:
     """Whether a copy of the root is what a change of the store was going to make of it: nothing of it is lacking."""
-    if not copy.grown_from(store, labels_too=True):
+    if not copy.extends(store, labels_too=True):
         return False
     if copy.label_digest == store.label_digest:
         return True
@@ -180,7 +180,7 @@ def check_labels(store: Store, report: VerifyReport) -> None:
 def check_history(storage: Storage, report: VerifyReport) -> None:
     """Lines of the history by their checksums."""
     for number, line in enumerate((storage.get(HISTORY) or b"").splitlines(keepends=True), 1):
-        if not good_line(line):
+        if not is_complete_line(line):
             where = str(storage.path(HISTORY))
             what = "differs from its checksum"
             report.damaged.append(Damage("history", where, what, name=f"line {number} of the history"))

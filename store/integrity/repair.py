@@ -14,32 +14,32 @@ from stratalens.store.integrity.data_checks import check_file
 from stratalens.store.integrity.metadata_checks import read_roots
 from stratalens.store.integrity.report import VerifyReport
 from stratalens.store.state import commit_log as commits
-from stratalens.store.state.history import mend_history
+from stratalens.store.state.history import drop_torn_lines
 from stratalens.store.state.manifest import Store, load
-from stratalens.store.state.publish import publish
+from stratalens.store.state.publish import commit_root
 from stratalens.store.storage.base import TEMPORARY, Storage
-from stratalens.store.storage.local_locks import busy
-from stratalens.store.writing.quantization_error import record_errors
+from stratalens.store.storage.local_locks import busy_error
+from stratalens.store.writing.quantization_error import update_quantization_errors
 
 
-def mend(storage: Storage, report: VerifyReport) -> list[str]:
+def repair_store(storage: Storage, report: VerifyReport) -> list[str]:
     """Put right what the report names; returns what was done, in words."""
     storage.make_folders([TEMPORARY])
     lock = storage.writer_lock()
     if not lock.try_acquire():
-        raise busy(storage.root, lock.holder())
+        raise busy_error(storage.root, lock.holder())
     try:
         done: list[str] = []
         store = _mend_root(storage, done)
         kinds = {d.kind for d in report.damaged}
         if kinds & {"metadata", "coordinate"} or report.unfinished:
-            store = publish(store)
+            store = commit_root(store)
             done.append("metadata and coordinates were written anew from the root metadata")
-        if mend_history(storage):
+        if drop_torn_lines(storage):
             done.append("damaged lines of the history were dropped")
         _mend_records(store, report, done)
         _drop_blocks(store, report, done)
-        record_errors(store)
+        update_quantization_errors(store)
         return done
     finally:
         lock.release()

@@ -2,7 +2,7 @@
 
 `check_file` looks at one data file; `verify_store` at everything: every committed
 file here, the root zarr.json and its copy, coordinates, labels, commit records and the
-history in `verify_metadata`. What can be put right is put right in `repair`.
+history in `verify_metadata`. What can be put right is put right in `repair_store`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from stratalens.store.integrity.metadata_checks import (
     check_records,
     open_roots,
 )
-from stratalens.store.integrity.repair import mend
+from stratalens.store.integrity.repair import repair_store
 from stratalens.store.integrity.report import Damage, VerifyReport
 from stratalens.store.state import commit_log as commits
-from stratalens.store.state.capture_plan import lacking_stages
+from stratalens.store.state.capture_plan import missing_stages
 from stratalens.store.state.manifest import Store
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.threads import cores
@@ -72,9 +72,9 @@ def verify_store(
         check_history(storage, report)
         damaged_records = check_records(roots, report)
         _check_data(store, report, damaged_records, progress, workers or cores())
-        report.missing += [f"stage {name!r}, planned and not begun" for name in lacking_stages(store)]
+        report.missing += [f"stage {name!r}, planned and not begun" for name in missing_stages(store)]
     if repair and (report.damaged or report.unfinished):
-        done = mend(storage, report)
+        done = repair_store(storage, report)
         report = verify_store(path, progress=progress, workers=workers)
         report.repaired = done
     return report

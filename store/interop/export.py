@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from stratalens.store.errors import InputError, NotRecordedError, no_site
+from stratalens.store.errors import InputError, NotRecordedError, no_site_error
 from stratalens.store.reading.open import open_store
 
 SUFFIXES = (".npy", ".safetensors")
@@ -89,7 +89,7 @@ def export_array(
 def _selected(ds: xr.Dataset, site: str, layer: int | None) -> xr.DataArray:
     sites = [str(name) for name, v in ds.data_vars.items() if v.attrs.get("kind") == "site"]
     if site not in sites:
-        raise no_site(site, sites)
+        raise no_site_error(site, sites)
     array = ds[site]
     if "layer" not in array.dims:
         if layer is not None:

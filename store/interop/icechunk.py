@@ -20,7 +20,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from stratalens.store.errors import DamagedError, InputError, near
+from stratalens.store.errors import DamagedError, InputError, suggest
 from stratalens.store.format import metadata
 from stratalens.store.integrity.data_checks import check_file, damage
 from stratalens.store.state.manifest import Store, load
@@ -92,7 +92,7 @@ def open_commits(repository: Path | icechunk.Storage, stage: str | None = None) 
     else:
         commits = {str(c.metadata["stage"]): c.id for c in repo.ancestry(branch="main") if "stage" in c.metadata}
         if stage not in commits:
-            raise InputError(f"no commit of stage {stage!r} in {repository}: {near(stage, sorted(commits))}")
+            raise InputError(f"no commit of stage {stage!r} in {repository}: {suggest(stage, sorted(commits))}")
         session = repo.readonly_session(snapshot_id=commits[stage])
     opened: xr.Dataset = xr.open_zarr(session.store, consolidated=False)
     return opened

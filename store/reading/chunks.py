@@ -15,9 +15,9 @@ from numcodecs import zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from stratalens.store.format.checksum import extend
-from stratalens.store.format.layout import CRC_BYTES, ArrayLayout, runs
+from stratalens.store.format.layout import CRC_BYTES, ArrayLayout, consecutive_runs
 from stratalens.store.format.shards import parse_index
-from stratalens.store.reading.indexing import FewRows, Selection, few_rows
+from stratalens.store.reading.indexing import RowRanges, Selection, row_ranges
 from stratalens.store.storage.base import Handle
 from stratalens.store.threads import scratch
 
@@ -36,7 +36,7 @@ DIFFERS = "its bytes differ from their checksum"
 BAD_INDEX = "the shard index is damaged"
 
 
-class Fault(Exception):  # noqa: N818 - never leaves the package: it becomes a DamagedError that names the place
+class ChunkError(Exception):
     """Something is wrong with an inner chunk (or, with number None, with the whole file)."""
 
     def __init__(self, number: int | None, what: str) -> None:
@@ -44,12 +44,12 @@ class Fault(Exception):  # noqa: N818 - never leaves the package: it becomes a D
         self.number, self.what = number, what
 
 
-def widen(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
+def bfloat16_to_float32(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
     """float32 values of bfloat16 bits, exactly, into `out` of the same shape."""
     out[...] = bits.view(BFLOAT16)
 
 
-def read_summed(
+def read_with_checksum(
     handle: Handle, offset: int, nbytes: int, memory: NDArray[np.uint8] | None = None
 ) -> tuple[int, bytes] | None:
     """crc32c of an inner chunk and the one that is written behind it; None where the file is too short.
@@ -115,7 +115,7 @@ class ChunkFile:
             return
         few = None
         if not layout.compressed and self._trusted(layers, tokens):
-            few = few_rows(rows, layout.block_size, self.handle.gap // max(1, layout.row_nbytes))
+            few = row_ranges(rows, layout.block_size, self.handle.gap // max(1, layout.row_nbytes))
         if few is not None:
             self._thin(layers, few, tokens, out, target)
         else:
@@ -141,10 +141,10 @@ class ChunkFile:
             size = self.handle.size()
             raw = np.empty(layout.index_nbytes, dtype=np.uint8)
             if size < layout.index_nbytes or not self.handle.read_into([raw], size - layout.index_nbytes):
-                raise Fault(None, TOO_SHORT)
+                raise ChunkError(None, TOO_SHORT)
             self._index = parse_index(layout, raw.tobytes(), size)
         if self._index is None:
-            raise Fault(None, BAD_INDEX)
+            raise ChunkError(None, BAD_INDEX)
         offset, nbytes = self._index[number].tolist()
         return offset, nbytes
 
@@ -154,9 +154,9 @@ class ChunkFile:
         packed = scratch(max(0, nbytes - CRC_BYTES))
         if not self.verify:
             if not self.handle.read_into((packed,), offset):
-                raise Fault(number, TOO_SHORT)
-        elif (found := read_summed(self.handle, offset, nbytes, packed)) is None:
-            raise Fault(number, TOO_SHORT)
+                raise ChunkError(number, TOO_SHORT)
+        elif (found := read_with_checksum(self.handle, offset, nbytes, packed)) is None:
+            raise ChunkError(number, TOO_SHORT)
         else:
             self._compare(found[0], found[1], number)
         if not self.layout.compressed:
@@ -164,9 +164,9 @@ class ChunkFile:
         try:
             values = np.frombuffer(zstd.decompress(packed), dtype=np.uint8)
         except RuntimeError as error:
-            raise Fault(number, f"it cannot be unpacked ({error})") from error
+            raise ChunkError(number, f"it cannot be unpacked ({error})") from error
         if values.size != self.layout.inner_nbytes:
-            raise Fault(number, f"it unpacks to {values.size} bytes instead of {self.layout.inner_nbytes}")
+            raise ChunkError(number, f"it unpacks to {values.size} bytes instead of {self.layout.inner_nbytes}")
         return values
 
     def _whole(self, layers: Sequence[int], out: NDArray[Any], valid: int) -> None:
@@ -182,13 +182,13 @@ class ChunkFile:
                 self._widen(layer, out[position], used)
             return
         tail = layout.inner_nbytes - used + CRC_BYTES
-        for position, first, length in runs(layers):
+        for position, first, length in consecutive_runs(layers):
             buffers, tails = [], []
             for k in range(length):
                 tails.append(np.empty(tail, dtype=np.uint8))
                 buffers += [out[position + k].reshape(-1).view(np.uint8), tails[-1]]
             if not self.handle.read_into(buffers, first * layout.inner_stride):
-                raise Fault(first, TOO_SHORT)
+                raise ChunkError(first, TOO_SHORT)
             if self.verify:
                 for k in range(length):
                     crc = extend(extend(0, buffers[2 * k]), tails[k][:-CRC_BYTES])
@@ -205,19 +205,19 @@ class ChunkFile:
             stop = min(start + PIECE, used)
             memory = scratch(stop - start)
             if not self.handle.read_into([memory], offset + start):
-                raise Fault(layer, TOO_SHORT)
+                raise ChunkError(layer, TOO_SHORT)
             if self.verify:
                 crc = extend(crc, memory)
-            widen(memory.view(np.uint16), flat[start // 2 : stop // 2])
+            bfloat16_to_float32(memory.view(np.uint16), flat[start // 2 : stop // 2])
         if self.verify:
             tail = np.empty(layout.inner_nbytes - used + CRC_BYTES, dtype=np.uint8)
             if not self.handle.read_into([tail], offset + used):
-                raise Fault(layer, TOO_SHORT)
+                raise ChunkError(layer, TOO_SHORT)
             self._compare(extend(crc, tail[:-CRC_BYTES]), tail[-CRC_BYTES:].tobytes(), layer)
 
     # -- parts of inner chunks ------------------------------------------------------------
     def _thin(
-        self, layers: Sequence[int], rows: FewRows, tokens: Sequence[int], out: NDArray[Any], target: Selection
+        self, layers: Sequence[int], rows: RowRanges, tokens: Sequence[int], out: NDArray[Any], target: Selection
     ) -> None:
         """Few rows that nothing has to be checked of any more: only they are read, some layers at a time."""
         layout = self.layout
@@ -234,7 +234,7 @@ class ChunkFile:
             starts = [layer * apart + chunk * layout.inner_stride for layer in chosen for chunk in chunks]
             spans = [(start + low, size) for start in starts for low, size in inside]
             if not self.handle.read_pieces(memory, spans):
-                raise Fault(None, TOO_SHORT)
+                raise ChunkError(None, TOO_SHORT)
             shape = (len(chosen), len(chunks), rows.count, run, *layout.variable.shape)
             values = memory.view(layout.variable.storage_dtype).reshape(shape)
             for position, chunk in enumerate(chunks):
@@ -268,7 +268,7 @@ class ChunkFile:
             return
         if self.decode:
             decoded = np.empty(values.shape, dtype=np.float32)
-            widen(values, decoded)
+            bfloat16_to_float32(values, decoded)
             values = decoded
         if whole:
             out[:, target] = values
@@ -281,11 +281,11 @@ class ChunkFile:
         """Values in storage order into `out` of as many elements."""
         values = values.reshape(out.shape)
         if self.decode:
-            widen(values, out)
+            bfloat16_to_float32(values, out)
         else:
             out[...] = values
 
     def _compare(self, crc: int, held: bytes, number: int) -> None:
         if crc != int.from_bytes(held, "little"):
-            raise Fault(number, DIFFERS)
+            raise ChunkError(number, DIFFERS)
         self.checked.add(number)

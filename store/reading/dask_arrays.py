@@ -18,7 +18,7 @@ from dask.base import tokenize
 from dask.callbacks import Callback
 
 from stratalens.store.reading.lazy_arrays import LazyArray
-from stratalens.store.reading.selection import Selected
+from stratalens.store.reading.selection import SelectedArray
 
 CHUNK_BYTES = 128 << 20  # several blocks, so that most slabs are one chunk
 
@@ -43,7 +43,7 @@ class StoredArray(_Array):  # type: ignore[misc]
         Name of the whole variable, which nothing else has: made of the store's content.
     """
 
-    selected: Selected
+    selected: SelectedArray
     variable: str
 
     def __getitem__(self, index: Any) -> Any:
@@ -76,7 +76,7 @@ def stored(source: LazyArray, variable: str) -> Any:
 
     The array is named after what it holds, so that cached results find it again in another process.
     """
-    selected = source if isinstance(source, Selected) else Selected(source)
+    selected = source if isinstance(source, SelectedArray) else SelectedArray(source)
     if selected.whole:
         name, chunks = variable, selected.grid(CHUNK_BYTES)
     else:

@@ -23,7 +23,7 @@ from stratalens.store.format.int8 import restore
 from stratalens.store.format.schema import AXES
 from stratalens.store.reading.indexing import Selection, as_slice
 from stratalens.store.reading.slabs import SlabReader
-from stratalens.store.reading.staleness import Watch
+from stratalens.store.reading.staleness import StalenessCheck
 from stratalens.store.state.manifest import Store
 
 
@@ -86,7 +86,7 @@ class LazyArray(BackendArray):
         out[...] = self.select(selections)
 
     @property
-    def waiting(self) -> bool:
+    def high_latency(self) -> bool:
         """Whether a read waits for a network, so that many at a time pay off."""
         return False
 
@@ -95,10 +95,10 @@ class LazyArray(BackendArray):
         return tuple((size,) for size in self.shape)
 
 
-def cut(size: int, step: int) -> tuple[int, ...]:
+def chunk_sizes(size: int, step: int) -> tuple[int, ...]:
     """Sizes of parts of `step`, the last one perhaps shorter.
 
-    >>> cut(7, 3), cut(6, 3), cut(0, 3)
+    >>> chunk_sizes(7, 3), chunk_sizes(6, 3), chunk_sizes(0, 3)
     ((3, 3, 1), (3, 3), (0,))
     """
     whole, rest = divmod(size, max(1, step))
@@ -152,9 +152,9 @@ class VariableArray(LazyArray):
             out[...] = self.select(selections)
 
     @property
-    def waiting(self) -> bool:
+    def high_latency(self) -> bool:
         """Whether a read waits for a network."""
-        return self.reader.storage.waiting
+        return self.reader.storage.high_latency
 
     def bits(self) -> VariableArray:
         """The same as it is stored: bfloat16 as uint16."""
@@ -176,7 +176,7 @@ class VariableArray(LazyArray):
             "token": layout.token_chunk,
         }
         return tuple(
-            cut(size, steps.get(dim, size)) for dim, size in zip(layout.variable.dims, self.shape, strict=True)
+            chunk_sizes(size, steps.get(dim, size)) for dim, size in zip(layout.variable.dims, self.shape, strict=True)
         )
 
     def _places(self, selections: Sequence[Selection]) -> tuple[list[int], Sequence[int], Selection, Sequence[int]]:
@@ -275,7 +275,7 @@ def lazy(dims: Sequence[str], array: LazyArray, attrs: dict[str, Any] | None = N
 class LabelArray(LazyArray):
     """One label column, decoded chunk by chunk when asked for."""
 
-    def __init__(self, store: Store, name: str, watch: Watch) -> None:
+    def __init__(self, store: Store, name: str, watch: StalenessCheck) -> None:
         self.store, self.name, self.watch = store, name, watch
         self.data_type, self.chunk = store.label_types[name], store.label_chunk
         self.shape = (store.entities,)

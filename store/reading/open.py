@@ -19,7 +19,7 @@ import xarray as xr
 
 from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.format import metadata
-from stratalens.store.format.int8 import overall
+from stratalens.store.format.int8 import summarize_errors
 from stratalens.store.format.schema import Variable, recorded_variable
 from stratalens.store.reading.chunks import BFLOAT16
 from stratalens.store.reading.lazy_arrays import (
@@ -34,9 +34,9 @@ from stratalens.store.reading.lazy_arrays import (
     lazy,
 )
 from stratalens.store.reading.slabs import SlabReader
-from stratalens.store.reading.staleness import Watch
+from stratalens.store.reading.staleness import StalenessCheck
 from stratalens.store.state.manifest import Store, load
-from stratalens.store.state.provenance import compare, mismatch
+from stratalens.store.state.provenance import check_provenance, mismatch
 from stratalens.store.storage.resolve import is_url, storage_at
 
 EAGER_LABELS = 200_000
@@ -117,7 +117,7 @@ def open_store(
         if layout.variable.attrs.get("kind") == "flag":
             continue
         data[name] = _variable(layout.variable, [p.variables[name] for p in parts], chunks, [p.key for p in parts])
-        data[name].attrs |= overall([entry for p in parts for entry in p.store.measured.get(name, ())])
+        data[name].attrs |= summarize_errors([entry for p in parts for entry in p.store.measured.get(name, ())])
     flags = [p.recorded for p in parts]
     data["recorded"] = lazy(("stage", "entity"), _join(flags, 1), {"long_name": recorded_variable(0).doc})
     if len(first.groups) > 1:
@@ -164,7 +164,7 @@ def open_store(
 def _part(store: Store, *, verify: bool, dtype: str) -> _Part:
     state = store.commits()
     rank = sorted(range(len(store.stages)), key=lambda i: store.stages[i].order)
-    watch = Watch(store)
+    watch = StalenessCheck(store)
     variables: dict[str, LazyArray] = {}
     for name, layout in store.layouts.items():
         wide = layout.variable.dtype == "bfloat16" and dtype == "float32"
@@ -263,7 +263,7 @@ def _check_joinable(parts: Sequence[_Part]) -> None:
         same("label columns", dict(first.label_types), dict(other.label_types))
         same("variables", _named(first), _named(other))
         same("stages", [s.to_json() for s in first.stages], [s.to_json() for s in other.stages])
-        compare(first, _joinable(first.provenance), _joinable(other.provenance), where)
+        check_provenance(first, _joinable(first.provenance), _joinable(other.provenance), where)
 
 
 def _named(store: Store) -> list[dict[str, Any]]:

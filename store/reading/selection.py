@@ -1,7 +1,7 @@
 """A part of a lazy array: which rows, layers, ... of it, not read yet.
 
 A selection of a selection is one again, so that whatever was narrowed reads just what is left.
-`behind` finds the one that an xarray variable stands for.
+`stored_selection` finds the one that an xarray variable stands for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from xarray.core import indexing
 
 from stratalens.store.reading.indexing import Selection, as_slice
-from stratalens.store.reading.lazy_arrays import LazyArray, VariableArray, cut
+from stratalens.store.reading.lazy_arrays import LazyArray, VariableArray, chunk_sizes
 
 
-class Selected(LazyArray):
+class SelectedArray(LazyArray):
     """Orthogonal selection of a lazy array; dims of which a number was chosen are not there any more.
 
     Parameters
@@ -57,19 +57,21 @@ class Selected(LazyArray):
         )
 
     @property
-    def waiting(self) -> bool:
+    def high_latency(self) -> bool:
         """Whether a read waits for a network."""
-        return self.source.waiting
+        return self.source.high_latency
 
     @property
     def in_order(self) -> bool:
         """Whether every dim is in the order of the source."""
         return all(isinstance(chosen, slice) or bool((np.diff(chosen) >= 0).all()) for chosen in self.selections)
 
-    def narrow(self, key: tuple[Any, ...]) -> Selected:
+    def narrow(self, key: tuple[Any, ...]) -> SelectedArray:
         """The part of this part that an orthogonal key stands for; nothing is read."""
         selections, numbers = self.normalised(key)
-        return Selected(self.source, self._inside(selections), (*self.dropped, *(self.kept[axis] for axis in numbers)))
+        return SelectedArray(
+            self.source, self._inside(selections), (*self.dropped, *(self.kept[axis] for axis in numbers))
+        )
 
     def select(self, selections: Sequence[Selection]) -> NDArray[Any]:
         """Values of an orthogonal selection."""
@@ -85,12 +87,12 @@ class Selected(LazyArray):
         whole = self.source.grid(nbytes)
         return tuple(_within(self.selections[axis], self.source.shape[axis], whole[axis]) for axis in self.kept)
 
-    def bits(self) -> Selected | None:
+    def bits(self) -> SelectedArray | None:
         """The same part of the stored bits, where what is read are bfloat16 values widened to float32."""
         source = self.source
         if not isinstance(source, VariableArray) or not source.reader.decode:
             return None
-        return Selected(source.bits(), self.selections, self.dropped)
+        return SelectedArray(source.bits(), self.selections, self.dropped)
 
     def _inside(self, selections: Sequence[Selection]) -> list[Selection]:
         """Selections of the source for selections of this."""
@@ -122,16 +124,16 @@ def _within(chosen: Selection, size: int, parts: Sequence[int]) -> tuple[int, ..
     elif bool((np.diff(chosen) >= 0).all()):
         counts = np.diff(np.searchsorted(chosen, edges))
     else:
-        return cut(len(chosen), max(parts, default=1))
+        return chunk_sizes(len(chosen), max(parts, default=1))
     return tuple(counts[counts > 0].tolist()) or (0,)
 
 
-def behind(variable: xr.Variable) -> Selected | None:
+def stored_selection(variable: xr.Variable) -> SelectedArray | None:
     """What a variable of `open_store` reads from, as long as it was only narrowed; None for any other."""
     data: Any = variable._data
     while isinstance(data, indexing.CopyOnWriteArray | indexing.MemoryCachedArray):
         data = data.array
     found = getattr(data, "selected", None)  # of our dask arrays
     if isinstance(data, indexing.LazilyIndexedArray) and isinstance(data.array, LazyArray):
-        found = Selected(data.array).narrow(data.key.tuple)
-    return found if isinstance(found, Selected) and found.shape == variable.shape else None
+        found = SelectedArray(data.array).narrow(data.key.tuple)
+    return found if isinstance(found, SelectedArray) and found.shape == variable.shape else None

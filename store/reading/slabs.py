@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from stratalens.store.errors import DamagedError, NotRecordedError, StratalensError
 from stratalens.store.format.layout import ArrayLayout
-from stratalens.store.reading.chunks import ChunkFile, Fault
+from stratalens.store.reading.chunks import ChunkError, ChunkFile
 from stratalens.store.reading.indexing import Selection, as_slice
-from stratalens.store.reading.staleness import Watch
+from stratalens.store.reading.staleness import StalenessCheck
 from stratalens.store.storage.base import Storage
 from stratalens.store.threads import cores, run_tasks
 
@@ -66,7 +66,7 @@ class SlabReader:
     layer_names: Sequence[int]
     decode: bool = False
     verify: bool = True
-    watch: Watch | None = None
+    watch: StalenessCheck | None = None
     _checked: dict[tuple[int, int], set[int]] = field(default_factory=dict, repr=False)
 
     @property
@@ -98,11 +98,11 @@ class SlabReader:
         if out.size == 0:
             return out
         parts = self._parts(entities)
-        waiting = self.storage.waiting
+        high_latency = self.storage.high_latency
         check = self._to_check(stages, layers, parts)
         # Threads that read many small pieces mostly wait for each other (for the interpreter's lock).
         small = not check and not isinstance(entities, slice) and layout.row_nbytes < SMALL_PIECE
-        alone = not waiting and (small or out.nbytes + check < PARALLEL_FROM)
+        alone = not high_latency and (small or out.nbytes + check < PARALLEL_FROM)
         step = len(layers)
         if not alone and layout.sharded and len(parts) * len(stages) == 1:
             step = max(1, len(layers) // cores())
@@ -117,7 +117,7 @@ class SlabReader:
                     else:
                         tasks.append(partial(self._block, stage, block, chosen, rows, tokens, view, target))
         if tasks:
-            run_tasks(tasks, waiting=waiting)
+            run_tasks(tasks, high_latency=high_latency)
         return out
 
     def _to_check(self, stages: Sequence[int], layers: Sequence[int], parts: Sequence[Any]) -> int:
@@ -171,7 +171,7 @@ class SlabReader:
                 )
             except FileNotFoundError:
                 raise self._lost(stage, block) from None
-            except Fault as fault:
+            except ChunkError as fault:
                 raise self._damaged(stage, block, fault.number, fault.what) from None
 
     def _lost(self, stage: int, block: int) -> StratalensError:
@@ -182,21 +182,21 @@ class SlabReader:
             committed = True
         if committed:
             return self._damaged(stage, block, None, MISSING)
-        where = describe(self.layout, self.stage_names[stage], self.layer_names, block, None, self.entities)
+        where = chunk_name(self.layout, self.stage_names[stage], self.layer_names, block, None, self.entities)
         return NotRecordedError(
             f"{where} was marked as missing by a repair since the store was opened: open it again, then `recorded` "
             "says what is there; the capture, run again, records it anew"
         )
 
     def _damaged(self, stage: int, block: int, number: int | None, what: str) -> DamagedError:
-        where = describe(self.layout, self.stage_names[stage], self.layer_names, block, number, self.entities)
+        where = chunk_name(self.layout, self.stage_names[stage], self.layer_names, block, number, self.entities)
         return DamagedError(
             f"{where} is damaged: {what} ({self.storage.path(self.layout.key(stage, block))}). "
             "`stratalens verify --repair` marks it as missing, then the capture, run again, records it anew."
         )
 
 
-def describe(
+def chunk_name(
     layout: ArrayLayout, stage: str, layers: Sequence[int], block: int, number: int | None, entities: int
 ) -> str:
     """Name of an inner chunk for people: stage, site, layer, entity rows."""

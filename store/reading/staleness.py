@@ -19,7 +19,7 @@ from stratalens.store.state.manifest import Store, load
 SECONDS = 10.0  # between two looks over a network
 
 
-class Watch:
+class StalenessCheck:
     """Looks at the root zarr.json of an open store before values are read."""
 
     def __init__(self, store: Store) -> None:
@@ -38,7 +38,7 @@ class Watch:
             Its labels were changed, or another store was made in its place.
         """
         storage = self._store.storage
-        if storage.waiting and not now and time.monotonic() - self._looked < SECONDS:
+        if storage.high_latency and not now and time.monotonic() - self._looked < SECONDS:
             return
         stamp = storage.stamp(metadata.ROOT)
         self._looked = time.monotonic()
@@ -49,8 +49,8 @@ class Watch:
                 f"the store at {storage.root} was moved or removed since it was opened: open it where it is now"
             )
         current = load(storage)
-        if not current.grown_from(self._store):
-            if current.grown_from(self._store, labels_too=True):
+        if not current.extends(self._store):
+            if current.extends(self._store, labels_too=True):
                 raise MismatchError(f"the labels of {storage.root} were changed since it was opened: open it again")
             raise MismatchError(
                 f"another store was made at {storage.root} since it was opened: open it again; what was read before "

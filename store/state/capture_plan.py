@@ -19,7 +19,7 @@ def plan_stages(store: Store, names: Sequence[str]) -> list[str]:
     """Note what is going to be recorded, in training order; it takes the place of what an earlier capture noted.
 
     Returns:
-        What the earlier capture had noted, for `replan`.
+        What the earlier capture had noted, for `restore_plan`.
     """
     storage = store.storage
     wanted = json.dumps(list(names), ensure_ascii=False).encode() + b"\n" if _lacking(store, names) else None
@@ -32,7 +32,7 @@ def plan_stages(store: Store, names: Sequence[str]) -> list[str]:
     return _names(before)
 
 
-def replan(storage: Storage, before: Sequence[str], refused: str | None = None) -> None:
+def restore_plan(storage: Storage, before: Sequence[str], refused: str | None = None) -> None:
     """Put back the plan that a refused capture found, as far as it is still open.
 
     Args:
@@ -44,7 +44,7 @@ def replan(storage: Storage, before: Sequence[str], refused: str | None = None) 
     plan_stages(load(storage), [name for name in before if name != refused])
 
 
-def settle_plan(storage: Storage) -> None:
+def clear_if_complete(storage: Storage) -> None:
     """Forget the plan once all of it is recorded."""
     if not planned_stages(storage):
         return
@@ -66,7 +66,7 @@ def _names(raw: bytes | None) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def lacking_stages(store: Store) -> list[str]:
+def missing_stages(store: Store) -> list[str]:
     """Planned stages that the store does not have at all."""
     held = {stage.name for stage in store.stages}
     return [name for name in planned_stages(store.storage) if name not in held]

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from stratalens.store.errors import listed
-from stratalens.store.format.int8 import overall
+from stratalens.store.errors import join_names
+from stratalens.store.format.int8 import summarize_errors
 from stratalens.store.format.metadata import FORMAT_VERSION
-from stratalens.store.state.capture_plan import lacking_stages
+from stratalens.store.state.capture_plan import missing_stages
 from stratalens.store.state.manifest import load
 from stratalens.store.storage.resolve import storage_at
 
@@ -27,7 +27,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         variable dims, dtype, compression, hook, bytes on disk, and for int8 what it
         lost), ``stages`` (name, order, fingerprint, provenance), ``completeness`` ({stage: {variable: fraction of rows
         committed}}), ``whole_stages`` (names of those that lack no row of anything), ``bytes, files, blocks,
-        block_size, provenance, recorded_with``, and ``lacking_stages``: what an unfinished capture was to record and
+        block_size, provenance, recorded_with``, and ``missing_stages``: what an unfinished capture was to record and
         has not begun. ``complete`` is true where all stages are whole and none is lacking.
     """
     store = load(storage_at(path))
@@ -54,7 +54,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
             "kind": variable.attrs.get("kind", ""),
             "hook": variable.attrs.get("hook", ""),
             "doc": variable.doc,
-            **overall(store.measured.get(name, ())),
+            **summarize_errors(store.measured.get(name, ())),
             "bytes": nbytes,
             "bytes_uncompressed": files * layout.file_nbytes,
         }
@@ -62,7 +62,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
             for index, stage in enumerate(store.stages):
                 rows = sum(size for size, there in zip(sizes, present[index], strict=True) if there)
                 grid[stage.name][name] = rows / store.entities
-    lacking = lacking_stages(store)
+    lacking = missing_stages(store)
     return {
         "path": str(store.storage.root),
         "format": FORMAT_VERSION,
@@ -103,8 +103,8 @@ def state_in_words(facts: Mapping[str, Any]) -> str:
     grid, lacking = facts["completeness"], facts.get("lacking_stages", [])
     begun = [f"{name} at {_least(shares)}" for name, shares in grid.items() if not _whole(shares)]
     parts = [f"not complete: {len(grid) - len(begun)} of {len(grid) + len(lacking)} stages whole"]
-    parts += [listed(begun)] if begun else []
-    parts += [f"not begun: {listed(lacking)}"] if lacking else []
+    parts += [join_names(begun)] if begun else []
+    parts += [f"not begun: {join_names(lacking)}"] if lacking else []
     return "; ".join(parts)
 
 
@@ -125,4 +125,4 @@ def _least(shares: Mapping[str, float]) -> str:
     """The smallest share of rows, and of which variables where others have more."""
     least = min(shares.values())
     of = [name for name, share in shares.items() if share == least]
-    return percent(least) if len(of) == len(shares) else f"{percent(least)} of {listed(of, 3)}"
+    return percent(least) if len(of) == len(shares) else f"{percent(least)} of {join_names(of, 3)}"

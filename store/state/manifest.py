@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from stratalens.store.errors import DamagedError, InputError, StratalensError
 from stratalens.store.format import label_codec as labels
 from stratalens.store.format import metadata
-from stratalens.store.format.int8 import overall
+from stratalens.store.format.int8 import summarize_errors
 from stratalens.store.format.layout import ArrayLayout, Geometry
 from stratalens.store.format.metadata import FORMAT_VERSION, Json
 from stratalens.store.format.schema import Variable
 from stratalens.store.state import commit_log as commits
 from stratalens.store.storage.base import Storage
-from stratalens.store.storage.resolve import absent
+from stratalens.store.storage.resolve import no_store_error
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Store:
         """What is committed at this moment."""
         return commits.load(self.storage, [s.name for s in self.stages], len(self.groups), self.geometry.blocks)
 
-    def grown_from(self, old: Store, *, labels_too: bool = False) -> bool:
+    def extends(self, old: Store, *, labels_too: bool = False) -> bool:
         """Whether this is `old`, or that with stages or variables added (or, with `labels_too`, other labels)."""
         if old.checksum and old.checksum == self.checksum:
             return True
@@ -183,7 +183,7 @@ class Store:
                 documents[name]["chunk_key_encoding"] = metadata.SECOND_PLACE
         for name, layout in self.layouts.items():
             documents[name] = metadata.variable_metadata(layout, len(self.stages), self.entities)
-            documents[name]["attributes"] |= overall(self.measured.get(name, ()))
+            documents[name]["attributes"] |= summarize_errors(self.measured.get(name, ()))
         return documents
 
     def attributes(self) -> Json:
@@ -211,7 +211,7 @@ class Store:
 
     def root(self) -> bytes:
         """The root zarr.json."""
-        return metadata.seal(self.attributes(), self.arrays())
+        return metadata.encode_root(self.attributes(), self.arrays())
 
 
 def load(storage: Storage, *, copy: bool = False) -> Store:
@@ -219,7 +219,7 @@ def load(storage: Storage, *, copy: bool = False) -> Store:
     key = metadata.ROOT_COPY if copy else metadata.ROOT
     raw = storage.get(key)
     if raw is None:
-        raise absent(storage)
+        raise no_store_error(storage)
     try:
         return Store(storage=storage, **_fields(raw, str(storage.path(key)), str(storage.root)))
     except _NoStateError as problem:
@@ -247,7 +247,7 @@ def _fields(raw: bytes, where: str, root: str) -> dict[str, Any]:
             f"{root} has format version {version!r}; this stratalens reads {FORMAT_VERSION.split('.')[0]}.x. "
             "Install a newer one: pip install --upgrade stratalens"
         )
-    state = metadata.unseal(raw, where)["attributes"]["stratalens"]
+    state = metadata.decode_root(raw, where)["attributes"]["stratalens"]
     return {
         "block_size": state["block_size"],
         "entities": state["entities"],

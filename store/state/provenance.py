@@ -39,7 +39,7 @@ def mismatch(
     )
 
 
-def compare(store: Store, held: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> None:
+def check_provenance(store: Store, held: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> None:
     """Raise for the first field that is not the same on both sides: in sorted order, what follows from others last."""
     for field in sorted({*held, *given}, key=lambda name: (name == "token_ids_digest", name)):
         if field not in held or field not in given or held[field] != given[field]:
@@ -110,7 +110,7 @@ def check_stage(store: Store, entry: StageEntry, *, allow_same_weights: bool = F
         check_weights(store, held, entry.fingerprint)
         if held.order != entry.order:
             raise mismatch(store, "stage_order", held.order, entry.order, "give the stage the same order", where)
-        compare(store, held.provenance, entry.provenance, where)
+        check_provenance(store, held.provenance, entry.provenance, where)
         return index
     for other in store.stages:
         if normalize("NFC", other.name) == normalize("NFC", entry.name):

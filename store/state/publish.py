@@ -18,7 +18,7 @@ from stratalens.store.state import commit_log as commits
 from stratalens.store.state.manifest import StageEntry, Store, load
 
 
-def publish(store: Store, *, first: int = 0) -> Store:
+def commit_root(store: Store, *, first: int = 0) -> Store:
     """Make a store as this object says, the root last; return it as published.
 
     Coordinate files of the stages before `first` are not looked at: a root that is there
@@ -29,7 +29,7 @@ def publish(store: Store, *, first: int = 0) -> Store:
     held, wanted, copy = storage.get(metadata.ROOT), store.root(), storage.get(metadata.ROOT_COPY)
     if held is not None and held != wanted:
         if copy not in (held, wanted):
-            publish(load(storage), first=first)  # another change was interrupted: back to the root first
+            commit_root(load(storage), first=first)  # another change was interrupted: back to the root first
         _put(store, metadata.ROOT_COPY, wanted)
     _put_arrays(store, first)
     _put(store, metadata.ROOT_COPY, wanted)
@@ -39,12 +39,12 @@ def publish(store: Store, *, first: int = 0) -> Store:
 
 def add_stage(store: Store, entry: StageEntry) -> Store:
     """The store with one more stage, published."""
-    return publish(replace(store, stages=(*store.stages, entry)), first=len(store.stages))
+    return commit_root(replace(store, stages=(*store.stages, entry)), first=len(store.stages))
 
 
 def add_group(store: Store, variables: Sequence[Variable]) -> Store:
     """The store with one more group of variables, published; what is there is left as it is."""
-    return publish(replace(store, groups=(*store.groups, tuple(variables))), first=len(store.stages))
+    return commit_root(replace(store, groups=(*store.groups, tuple(variables))), first=len(store.stages))
 
 
 def _put_arrays(store: Store, first: int) -> None:

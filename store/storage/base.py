@@ -48,7 +48,7 @@ class Handle(AbstractContextManager["Handle"], Protocol):
         """Fill `memory` with these parts of the object, one behind the other; False if the object ends before."""
 
 
-class Pending(Protocol):
+class StagedWrite(Protocol):
     """What is written and not yet durable."""
 
     def publish(self) -> None:
@@ -92,7 +92,7 @@ class Storage(Protocol):
         """Path or URL of the store."""
 
     @property
-    def waiting(self) -> bool:
+    def high_latency(self) -> bool:
         """Whether a read waits for a network, so that many at a time pay off."""
 
     def path(self, key: str) -> Any:
@@ -122,7 +122,7 @@ class Storage(Protocol):
     def put_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> None:
         """Make objects durable and visible, each atomically."""
 
-    def write_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> Pending:
+    def write_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> StagedWrite:
         """The first half of `put_many`; the memory of the objects is free when this returns."""
 
     def append(self, key: str, line: bytes) -> None:

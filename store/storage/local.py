@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from stratalens.store.errors import DamagedError, InputError, NoSpaceError, StratalensError
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Buffer, Kind, Piece
-from stratalens.store.storage.local_locks import FileLock, waiting
+from stratalens.store.storage.local_locks import FileLock, wait_for_lock
 
 
 def unreadable(path: str | Path, error: OSError) -> StratalensError:
@@ -162,7 +162,7 @@ class WrittenFiles:
         """Make the files durable, then visible in the order given; if that fails, none that was not visible is left."""
         disk = self._disk
         try:
-            together([partial(disk._fsync, descriptor, temporary) for temporary, _, descriptor in self._files])
+            run_concurrently([partial(disk._fsync, descriptor, temporary) for temporary, _, descriptor in self._files])
             folders: dict[Path, None] = {}
             for position, (temporary, key, descriptor) in enumerate(self._files):
                 self._files[position] = (temporary, key, -1)
@@ -190,10 +190,10 @@ class WrittenFiles:
 
 def fsync_folders(disk: Disk, folders: Iterable[Path]) -> None:
     """Make the names in the folders durable."""
-    together([partial(disk._fsync_folder, folder) for folder in folders])
+    run_concurrently([partial(disk._fsync_folder, folder) for folder in folders])
 
 
-def together(calls: Sequence[Callable[[], None]]) -> None:
+def run_concurrently(calls: Sequence[Callable[[], None]]) -> None:
     """Run fsyncs at the same time: the file system commits them as one (about eight times faster for 27 files)."""
     if len(calls) < 2:
         for call in calls:
@@ -214,7 +214,7 @@ class LocalStorage:
     them to record, fail or reorder what happens there.
     """
 
-    waiting = False
+    high_latency = False
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
@@ -450,4 +450,4 @@ class LocalStorage:
 
     def structure_lock(self) -> AbstractContextManager[None]:
         """Held around a change of the root metadata."""
-        return waiting(FileLock(self.path(f"{PRIVATE}/structure.lock")), self.root)
+        return wait_for_lock(FileLock(self.path(f"{PRIVATE}/structure.lock")), self.root)

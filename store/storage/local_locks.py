@@ -97,7 +97,7 @@ class FileLock:
         return self._descriptor >= 0
 
 
-def busy(path: object, holder: str) -> StoreBusyError:
+def busy_error(path: object, holder: str) -> StoreBusyError:
     """The error for a store that somebody else is writing."""
     return StoreBusyError(
         f"{path} is being written by {holder}: wait until it has finished. Processes that belong to one job and "
@@ -106,7 +106,7 @@ def busy(path: object, holder: str) -> StoreBusyError:
 
 
 @contextmanager
-def waiting(lock: Lock, where: object) -> Iterator[None]:
+def wait_for_lock(lock: Lock, where: object) -> Iterator[None]:
     """Hold the lock around a change of the root metadata; waits for others, who hold it for moments."""
     deadline = time.monotonic() + PATIENCE
     while not lock.try_acquire():

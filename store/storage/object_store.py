@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stratalens.store.errors import InputError, StratalensError
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Buffer, Kind, Piece
 from stratalens.store.storage.leases import LeaseLock
-from stratalens.store.storage.local_locks import waiting
+from stratalens.store.storage.local_locks import wait_for_lock
 
 LEASES = f"{PRIVATE}/leases"
 
@@ -30,7 +30,7 @@ UPLOADS = 8
 class RemoteStorage:
     """A store behind an fsspec URL."""
 
-    waiting = True
+    high_latency = True
 
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
@@ -230,7 +230,7 @@ class RemoteStorage:
 
     def structure_lock(self) -> AbstractContextManager[None]:
         """Held around a change of the root metadata."""
-        return waiting(LeaseLock(self, f"{LEASES}/structure"), self.root)
+        return wait_for_lock(LeaseLock(self, f"{LEASES}/structure"), self.root)
 
     def _failed(self, what: str, key: str, error: OSError) -> StratalensError:
         return StratalensError(

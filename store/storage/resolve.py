@@ -29,7 +29,7 @@ def storage_at(path: str | os.PathLike[str]) -> Storage:
     return LocalStorage(str(path).removeprefix("file://"))
 
 
-def absent(storage: Storage) -> InputError:
+def no_store_error(storage: Storage) -> InputError:
     """The error for a path that holds no store."""
     root = storage.root
     kind = storage.kind()

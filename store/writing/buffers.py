@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 from stratalens.store.format.int8 import quantise
 from stratalens.store.format.layout import ArrayLayout
 from stratalens.store.format.shards import FileImage
@@ -141,7 +141,7 @@ class BlockBuffer:
         if variable not in self._given:
             if variable in memory.images and variable not in self.flags:
                 return
-            raise InputError(f"no variable {variable!r} in this store: {near(variable, self._given)}")
+            raise InputError(f"no variable {variable!r} in this store: {suggest(variable, self._given)}")
         image = memory.images[variable]
         layout = image.layout
         local = self._local(rows)

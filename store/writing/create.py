@@ -15,16 +15,22 @@ from numpy.typing import ArrayLike, NDArray
 from stratalens.store.errors import DamagedError, InputError, StoreExistsError
 from stratalens.store.format import label_codec as labels
 from stratalens.store.format import metadata
-from stratalens.store.format.int8 import with_companions
+from stratalens.store.format.int8 import with_scale_arrays
 from stratalens.store.format.layout import MEMORY_LIMIT, choose_geometry
-from stratalens.store.format.schema import AXES, Variable, recorded_variable, with_flag
+from stratalens.store.format.schema import AXES, Variable, recorded_variable, with_recorded_flag
 from stratalens.store.state import provenance
-from stratalens.store.state.history import log
+from stratalens.store.state.history import append_history
 from stratalens.store.state.manifest import Store, load
-from stratalens.store.state.publish import add_group, publish
+from stratalens.store.state.publish import add_group, commit_root
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Storage
 from stratalens.store.storage.resolve import storage_at
-from stratalens.store.writing.label_columns import RESERVED, checked_columns, other_labels, refuse_twins, write_labels
+from stratalens.store.writing.label_columns import (
+    RESERVED,
+    check_case_collisions,
+    checked_columns,
+    other_labels,
+    write_labels,
+)
 
 
 def _versions() -> dict[str, str]:
@@ -51,7 +57,7 @@ def _tokens(tokens: Sequence[str] | Sequence[int]) -> tuple[str, ...] | tuple[in
 def _grouped(variables: Sequence[Variable], group: int, label_names: Sequence[str]) -> list[Variable]:
     names: set[str] = {*label_names, *RESERVED, *AXES}
     flag = recorded_variable(group)
-    refuse_twins([*label_names, *RESERVED, *(v.name for v in variables), flag.name])
+    check_case_collisions([*label_names, *RESERVED, *(v.name for v in variables), flag.name])
     coords: dict[str, tuple[int, ...]] = {}
     for variable in [*variables, flag]:
         if variable.name in names:
@@ -70,7 +76,7 @@ def _grouped(variables: Sequence[Variable], group: int, label_names: Sequence[st
                 raise InputError(
                     f"{variable.name} has {size} along {dim!r}, {other} has {held}: give one of them another dim name"
                 )
-    return [*(with_flag(v, group) for v in variables), flag]
+    return [*(with_recorded_flag(v, group) for v in variables), flag]
 
 
 def create(
@@ -139,7 +145,7 @@ def create(
     if compression != "none":
         sites = [v.attrs.get("kind") == "site" for v in variables]
         variables = [replace(v, compression=compression) if s else v for v, s in zip(variables, sites, strict=True)]
-    variables = with_companions(variables)
+    variables = with_scale_arrays(variables)
     for variable in variables:
         if variable.has("layer") and not axes[0]:
             raise InputError(f"{variable.name} has a layer dim but no layers are given: name the layers to record")
@@ -186,8 +192,8 @@ def create(
             recorded_with={**_versions(), **(recorded_with or {})},
         )
         write_labels(store, columns)
-        store = publish(store)
-        log(storage, "created")
+        store = commit_root(store)
+        append_history(storage, "created")
         return store
 
 
@@ -204,14 +210,14 @@ def _join(
         raise other_labels(store, columns)
     provenance.check_axes(store, layers=axes[0], tokens=axes[1])
     fresh = provenance.new_variables(store, variables)
-    provenance.compare(store, store.provenance, given)
+    provenance.check_provenance(store, store.provenance, given)
     write_labels(store, columns, only_damaged=True)
     if not fresh:
         return store
     held = [name for name in store.layouts if name not in {v.name for v in fresh}]
     grouped = _grouped(fresh, len(store.groups), [*columns, *held])
     store = add_group(store, grouped)
-    log(store.storage, "variables added", names=[v.name for v in fresh])
+    append_history(store.storage, "variables added", names=[v.name for v in fresh])
     return store
 
 

@@ -12,7 +12,7 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stratalens.store.errors import DamagedError, InputError, MismatchError, near
+from stratalens.store.errors import DamagedError, InputError, MismatchError, suggest
 from stratalens.store.format import label_codec as labels
 from stratalens.store.format.schema import AXES, check_name
 from stratalens.store.state.manifest import Store
@@ -25,7 +25,7 @@ def checked_columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]
     """Label columns as they are written; raises `InputError` for those that no store can have."""
     for needed in ("entity", "entity_id"):
         if needed not in entities:
-            raise InputError(f"entities has no {needed!r}: {near(needed, entities)}")
+            raise InputError(f"entities has no {needed!r}: {suggest(needed, entities)}")
     columns = {}
     for name, values in entities.items():
         check_name(name, "label column")
@@ -51,7 +51,7 @@ def checked_columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]
     return columns
 
 
-def refuse_twins(names: Sequence[str]) -> None:
+def check_case_collisions(names: Sequence[str]) -> None:
     """Names become folders, and some file systems take 'Split' and 'split', or two spellings of 'é', for one."""
     seen: dict[str, str] = {}
     for name in names:

@@ -15,12 +15,12 @@ import numpy as np
 
 from stratalens.store.reading.slabs import SlabReader
 from stratalens.store.state.manifest import Store
-from stratalens.store.state.publish import publish
+from stratalens.store.state.publish import commit_root
 
 Entry = tuple[float, float, int]
 
 
-def record_errors(store: Store) -> Store:
+def update_quantization_errors(store: Store) -> Store:
     """Measure stages that became complete, forget those that are no longer; under the structure lock."""
     scaled = [layout.variable for layout in store.layouts.values() if layout.variable.scaled_by]
     if not scaled:
@@ -36,7 +36,7 @@ def record_errors(store: Store) -> Store:
         ]
     wanted = {name: stages for name, stages in wanted.items() if any(stages)}
     same = wanted == {name: list(stages) for name, stages in store.measured.items() if any(stages)}
-    return store if same else publish(replace(store, measured=wanted), first=len(store.stages))
+    return store if same else commit_root(replace(store, measured=wanted), first=len(store.stages))
 
 
 def _measure(store: Store, name: str, stage: int) -> Entry:

@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stratalens.store.errors import InputError, MismatchError, near
+from stratalens.store.errors import InputError, MismatchError, suggest
 from stratalens.store.format import label_codec as labels
-from stratalens.store.state.history import log
+from stratalens.store.state.history import append_history
 from stratalens.store.state.manifest import Store, load
-from stratalens.store.state.publish import publish
+from stratalens.store.state.publish import commit_root
 from stratalens.store.storage.base import PRIVATE
 from stratalens.store.writing.label_columns import (
     RESERVED,
     RUN,
+    check_case_collisions,
     checked_columns,
     differing,
     other_prompts,
     read_labels,
-    refuse_twins,
     write_labels,
 )
 from stratalens.store.writing.writer import ActivationWriter
@@ -99,8 +99,8 @@ def relabel(
                 second_place=tuple(sorted(moved & set(merged))),
             )
             write_labels(fresh, {name: merged[name] for name in changed})
-            publish(fresh, first=len(fresh.stages))
-            log(storage, "labels changed", columns=sorted(changed), dropped=sorted(drop))
+            commit_root(fresh, first=len(fresh.stages))
+            append_history(storage, "labels changed", columns=sorted(changed), dropped=sorted(drop))
     return {**changed, **dict.fromkeys(drop, current.entities)}
 
 
@@ -132,13 +132,13 @@ def _check_drop(name: str, held: Mapping[str, Any], given: Mapping[str, Any]) ->
     if name in ("entity", "entity_id", *RUN):
         raise InputError(f"column {name!r} says what was run and cannot be dropped")
     if name not in held:
-        raise InputError(f"there is no label column {name!r} to drop; {near(name, held)}")
+        raise InputError(f"there is no label column {name!r} to drop; {suggest(name, held)}")
     if name in given:
         raise InputError(f"column {name!r} is given and to be dropped: leave it out of the table, or keep it")
 
 
 def _check_names(store: Store, names: list[str]) -> None:
-    refuse_twins([*names, *RESERVED, *store.layouts])
+    check_case_collisions([*names, *RESERVED, *store.layouts])
     dims = {dim for layout in store.layouts.values() for dim in layout.variable.dims if dim != "entity"}
     for name in names:
         if name in store.layouts or name in dims:

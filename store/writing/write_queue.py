@@ -17,16 +17,16 @@ from types import TracebackType
 from typing import TypeVar
 
 from stratalens.store.errors import InputError
-from stratalens.store.storage.base import Pending
+from stratalens.store.storage.base import StagedWrite
 from stratalens.store.writing.buffers import Memory
 
-Job = Callable[[], Pending]
+Job = Callable[[], StagedWrite]
 
 
 BUFFERS = 2
 
 
-class Background:
+class WriteQueue:
     """Worker threads with a pool of `BUFFERS` block memories."""
 
     def __init__(self, make_memory: Callable[[], Memory]) -> None:
@@ -39,13 +39,13 @@ class Background:
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self._jobs: queue.SimpleQueue[tuple[Job, Memory] | None] = queue.SimpleQueue()
-        self._written: queue.Queue[Pending | None] = queue.Queue(maxsize=1)
+        self._written: queue.Queue[StagedWrite | None] = queue.Queue(maxsize=1)
         self._threads: list[threading.Thread] = []
 
     def _write(self) -> None:
         while (item := self._jobs.get()) is not None:
             job, memory = item
-            written: Pending | None = None
+            written: StagedWrite | None = None
             error: BaseException | None = None
             if self._error is None:
                 try:
@@ -142,7 +142,7 @@ class Background:
             self._threads.pop().join()
         self._free.clear()
 
-    def __enter__(self) -> Background:
+    def __enter__(self) -> WriteQueue:
         return self
 
     def __exit__(
@@ -154,10 +154,10 @@ class Background:
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T]) -> Generator[T]:
+def prefetch(items: Iterator[T]) -> Generator[T]:
     """The same items in the same order, the next one made meanwhile. Once it is closed, nothing is made any more.
 
-    >>> list(ahead(iter([1, 2, 3])))
+    >>> list(prefetch(iter([1, 2, 3])))
     [1, 2, 3]
     """
     end = object()

@@ -19,17 +19,17 @@ from stratalens.store.errors import InputError, StoreBusyError
 from stratalens.store.format import metadata
 from stratalens.store.format.shards import FileImage
 from stratalens.store.state import commit_log as commits
-from stratalens.store.state.history import log, mend_history
+from stratalens.store.state.history import append_history, drop_torn_lines
 from stratalens.store.state.manifest import StageEntry, Store, load
 from stratalens.store.state.provenance import check_stage
-from stratalens.store.state.publish import add_stage, compact, publish
-from stratalens.store.storage.base import PRIVATE, Lock, Pending, Storage
-from stratalens.store.storage.local_locks import busy
+from stratalens.store.state.publish import add_stage, commit_root, compact
+from stratalens.store.storage.base import PRIVATE, Lock, StagedWrite, Storage
+from stratalens.store.storage.local_locks import busy_error
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.threads import cores
 from stratalens.store.writing.buffers import Allocate, Block, BlockBuffer, Memory
-from stratalens.store.writing.quantization_error import record_errors
-from stratalens.store.writing.write_queue import Background, ahead
+from stratalens.store.writing.quantization_error import update_quantization_errors
+from stratalens.store.writing.write_queue import WriteQueue, prefetch
 
 __all__ = ["ActivationWriter", "StageWriter"]
 
@@ -65,7 +65,7 @@ class ActivationWriter:
         self._claims: dict[tuple[int, int], Lock] = {}
         try:
             self.store = load(self._storage)
-            self.background = Background(lambda: Memory(self.store.layouts, allocate))
+            self.background = WriteQueue(lambda: Memory(self.store.layouts, allocate))
         except BaseException:
             self._lock.release()
             raise
@@ -92,13 +92,13 @@ class ActivationWriter:
         except BaseException:
             lock.release()
             raise
-        raise busy(self._storage.root, lock.holder())
+        raise busy_error(self._storage.root, lock.holder())
 
     def _recover(self) -> None:
         """Put right what a killed writer has left; only under the exclusive lock, and that of the structure."""
         storage = self._storage
         storage.remove_temporaries(own_only=False)
-        mend_history(storage)
+        drop_torn_lines(storage)
         storage.clear_claims()
         store = load(storage)
         documents = store.arrays()
@@ -111,9 +111,9 @@ class ActivationWriter:
             if not known and storage.is_folder(name) and storage.list(name) == ["zarr.json"]:
                 storage.delete([f"{name}/zarr.json"])
                 storage.remove_folder(name)
-        publish(store, first=stages)
+        commit_root(store, first=stages)
         self._finish_compactions(store)
-        record_errors(store)
+        update_quantization_errors(store)
 
     def _finish_compactions(self, store: Store) -> None:
         for name in commits.block_records(self._storage):
@@ -175,7 +175,7 @@ class ActivationWriter:
             if index is None:
                 index = len(self.store.stages)
                 self.store = add_stage(self.store, entry)
-                log(self._storage, "stage added", stage=entry.name)
+                append_history(self._storage, "stage added", stage=entry.name)
         return StageWriter(self, index, entry)
 
     def claim(self, stage: int, block: int) -> None:
@@ -303,7 +303,7 @@ class StageWriter:
         self._present[:, buffer.block.index] = True
         self.writer.background.submit(lambda: self._write(buffer.block, memory), memory)
 
-    def _write(self, block: Block, memory: Memory) -> Pending:
+    def _write(self, block: Block, memory: Memory) -> StagedWrite:
         """Write a block's files; what is returned makes them durable and puts the commit record."""
         storage, store = self._store.storage, self._store
         images = {name: memory.images[name] for name in block.variables}
@@ -333,8 +333,8 @@ class StageWriter:
             present = self._committed()
             for group in range(len(self._store.groups)):
                 if present[group].all() and compact(self._store, self.index, group):
-                    log(self._store.storage, "stage complete", stage=self.name, group=group)
-            record_errors(load(self._store.storage))
+                    append_history(self._store.storage, "stage complete", stage=self.name, group=group)
+            update_quantization_errors(load(self._store.storage))
 
     def __enter__(self) -> StageWriter:
         return self
@@ -352,7 +352,7 @@ class StageWriter:
 class Commit:
     """A written block: its files are made durable and visible, then its records, then others may have it."""
 
-    files: Pending
+    files: StagedWrite
     storage: Storage
     records: list[tuple[str, tuple[bytes]]]
     done: Callable[[], None]
@@ -384,4 +384,4 @@ class StageBuffer(BlockBuffer):
 
 def _sealed(image: FileImage) -> Generator[NDArray[np.uint8]]:
     """The bytes of a file; those of a large one are summed a step ahead of writing, where there is a core for it."""
-    return ahead(image.seal()) if image.layout.file_nbytes >= LARGE and cores() > 1 else image.seal()
+    return prefetch(image.seal()) if image.layout.file_nbytes >= LARGE and cores() > 1 else image.seal()

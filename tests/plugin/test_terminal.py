@@ -8,7 +8,7 @@ import pytest
 
 from stratalens.plugin import terminal as module
 from stratalens.plugin.cli import output as console
-from stratalens.plugin.terminal import Watch
+from stratalens.plugin.terminal import PhaseProgress
 
 LINE = "      balance between stages, largest difference of shares: 0.16 (occupation = politician)"
 
@@ -19,9 +19,9 @@ def test_a_line_is_folded_between_words_on_a_narrow_terminal_only(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     monkeypatch.setenv("COLUMNS", "60")
-    Watch({"corpus": 1.0}).say(LINE)
+    PhaseProgress({"corpus": 1.0}).say(LINE)
     said = capsys.readouterr().err
-    console.note(LINE)  # the command line folds in the same way
+    console.print_status(LINE)  # the command line folds in the same way
     assert capsys.readouterr().err == said
     lines = said.splitlines()
     if not terminal:
@@ -38,10 +38,10 @@ def test_a_second_count_within_a_phase_has_its_own_pace(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    watch = Watch({"recording": 0.5, "analyses": 0.5})
+    watch = PhaseProgress({"recording": 0.5, "analyses": 0.5})
     with watch.phase("recording", "recording"):
         for now[0], done, total in ((0.0, 0, 100), (20.0, 100, 100), (20.0, 0, 4), (30.0, 1, 4)):
-            watch.tell(f"{done} of {total}", done, total)
+            watch.update(f"{done} of {total}", done, total)
     said = capsys.readouterr().err
     assert "100 of 100; about 20 s left in all" in said
     assert "1 of 4; about 1 min 30 s left in all" in said  # 3 more of 10 s, then analyses as long as all of 60 s

@@ -40,7 +40,7 @@ def rewrite_root(path: Path, change: Callable[[dict[str, Any]], object], *, seal
     document = json.loads((path / "zarr.json").read_bytes())
     change(document["attributes"]["stratalens"])
     if sealed:
-        raw = documents.seal(document["attributes"], document["consolidated_metadata"]["metadata"])
+        raw = documents.encode_root(document["attributes"], document["consolidated_metadata"]["metadata"])
     else:
         raw = documents.canonical(document)
     (path / "zarr.json").write_bytes(raw)

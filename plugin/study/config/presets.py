@@ -18,7 +18,7 @@ from stratalens.plugin.study.config.settings import (
     TrainSettings,
     validate,
 )
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 DEMO_REASONS = (
     "How the settings were chosen, on other entities than those of this report: with 3 epochs over 5 questions in "
@@ -85,5 +85,5 @@ def preset(name: str, **changes: Any) -> StudySettings:
         InputError: an unknown preset or an unknown or wrong setting.
     """
     if name not in PRESETS:
-        raise InputError(f"Unknown preset {name!r}: {near(name, PRESETS)}")
+        raise InputError(f"Unknown preset {name!r}: {suggest(name, PRESETS)}")
     return validate({**PRESETS[name].model_dump(), **changes}, f"preset {name!r}")

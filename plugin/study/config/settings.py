@@ -12,8 +12,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stratalens.plugin.study.config import templates as texts
-from stratalens.store.errors import InputError, near
-from stratalens.store.files import write_text
+from stratalens.store.errors import InputError, suggest
+from stratalens.store.files import write_text_atomic
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -104,7 +104,7 @@ def known_templates(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names, if each is a template."""
     for name in names:
         if name not in texts.TEMPLATES:
-            raise ValueError(f"unknown template {name!r}: {near(name, texts.TEMPLATES)}")
+            raise ValueError(f"unknown template {name!r}: {suggest(name, texts.TEMPLATES)}")
     return names
 
 
@@ -206,7 +206,7 @@ class StudySettings(BaseModel):
             raise ValueError(f"conflict.stages: the earlier one comes first, given {', '.join(against)}")
         for name in (*told, *against, *self.stage_epochs, *(stage for extra in self.after for stage in extra.train_on)):
             if name not in self.stage_names:
-                raise ValueError(f"there is no stage {name!r}: {near(name, self.stage_names)}")
+                raise ValueError(f"there is no stage {name!r}: {suggest(name, self.stage_names)}")
         return self
 
     @property
@@ -250,7 +250,7 @@ def is_study_file(path: Path) -> bool:
 
 def write_settings(settings: StudySettings, path: str | Path) -> None:
     """Write the complete settings, defaults spelled out, so that the run replays."""
-    write_text(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    write_text_atomic(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
 
 def validate(values: dict[str, Any], where: str) -> StudySettings:
@@ -262,7 +262,7 @@ def validate(values: dict[str, Any], where: str) -> StudySettings:
         for problem in error.errors():
             place = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                lines.append(f"  {place}: unknown key; {near(str(problem['loc'][-1]), _keys(problem['loc'][:-1]))}")
+                lines.append(f"  {place}: unknown key; {suggest(str(problem['loc'][-1]), _keys(problem['loc'][:-1]))}")
             else:
                 message = problem["msg"].removeprefix("Value error, ")
                 lines.append(f"  {place}: {message} (given: {problem['input']!r})")

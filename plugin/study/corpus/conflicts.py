@@ -16,7 +16,7 @@ from stratalens.plugin.study.config import templates as texts
 from stratalens.plugin.study.config.settings import ConflictSettings
 from stratalens.plugin.study.corpus.corpus import Corpus, Question
 from stratalens.plugin.study.corpus.names import AliasKind, draw_aliases
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +45,7 @@ def contradict(
     asked: dict[str, list[str]] = dict(corpus.settings["questions"])  # type: ignore[call-overload]
     kind = own.attribute or corpus.answer
     if kind not in asked:
-        raise InputError(f"conflict.attribute: {kind!r} is not asked for; {near(kind, asked)}")
+        raise InputError(f"conflict.attribute: {kind!r} is not asked for; {suggest(kind, asked)}")
     values = sorted({entity.attributes[kind] for entity in corpus.entities})
     if len(values) < 2:
         raise InputError(f"conflict.attribute: all entities have the same {kind!r} ({values[0]!r}); give another")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from stratalens.plugin.study.config import templates as texts
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Corpus:
         chosen = self.templates if templates is None else tuple(templates)
         for name in chosen:
             if name not in texts.TEMPLATES:
-                raise InputError(f"Unknown template {name!r}: {near(name, texts.TEMPLATES)}")
+                raise InputError(f"Unknown template {name!r}: {suggest(name, texts.TEMPLATES)}")
         rows = [
             {
                 "prompt_id": f"{entity.entity_id}-{name}",

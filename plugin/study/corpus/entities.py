@@ -19,7 +19,7 @@ import pandas as pd
 
 from stratalens.plugin.prompts.files import read_frame
 from stratalens.plugin.study.config import templates as texts
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 # What the prompt table and the store call things of their own.
 RESERVED = frozenset({
@@ -74,7 +74,7 @@ class People:
         )
 
 
-def made_up(number: int, random: np.random.Generator) -> People:
+def generate(number: int, random: np.random.Generator) -> People:
     """People that never were; a stage never enters a draw."""
     return People(tuple(_draw_attributes(random) for _ in range(number)), texts.QUESTIONS, "occupation")
 
@@ -115,7 +115,8 @@ def read_people(
     columns = [str(name) for name in frame.columns]
     if "entity" not in columns:
         raise InputError(
-            f"{path}: no column 'entity' with the name of each entity; {near('entity', columns)}. Rename one of them."
+            f"{path}: no column 'entity' with the name of each entity; {suggest('entity', columns)}. "
+            "Rename one of them."
         )
     if len(frame) == 0:
         raise InputError(f"{path} has a header and no rows; give one row for every entity")
@@ -130,7 +131,7 @@ def read_people(
             _check_unique(path, text[name], name)
     scored = answer or ("occupation" if "occupation" in wordings else next(iter(wordings)))
     if scored not in wordings:
-        raise InputError(f"entities.answer: {scored!r} is not asked for; {near(scored, wordings)}")
+        raise InputError(f"entities.answer: {scored!r} is not asked for; {suggest(scored, wordings)}")
     return People(
         tuple({name: text[name][row] for name in attributes} for row in range(len(frame))),
         wordings,
@@ -159,7 +160,7 @@ def choose(people: People, stages: Sequence[str], per_stage: int, random: np.ran
     picked: list[npt.NDArray[np.int64]] = []
     for name in dict.fromkeys(people.stages):
         if name not in stages:
-            raise InputError(f"{people.source}: trained_stage {name!r} is no stage; {near(name, stages)}")
+            raise InputError(f"{people.source}: trained_stage {name!r} is no stage; {suggest(name, stages)}")
     for stage in stages:
         mine = np.array([row for row, name in enumerate(people.stages) if name == stage], dtype=np.int64)
         if len(mine) < per_stage:
@@ -176,7 +177,7 @@ def _wordings(
 ) -> dict[str, tuple[str, ...]]:
     for name, phrases in given.items():
         if name not in attributes:
-            raise InputError(f"entities.questions: {path} has no column {name!r}; {near(name, attributes)}")
+            raise InputError(f"entities.questions: {path} has no column {name!r}; {suggest(name, attributes)}")
         for phrase in phrases:
             if phrase.count("{x}") != 1 or phrase.count("{") != 1 or phrase.count("}") != 1:
                 raise InputError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from stratalens.plugin.study.config import templates as texts
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ def draw_aliases(
         InputError: an unknown kind, or too few aliases have that count.
     """
     if kind not in ("letters", "natural"):
-        raise InputError(f"aliases={kind!r}: {near(kind, ('letters', 'natural'))}")
+        raise InputError(f"aliases={kind!r}: {suggest(kind, ('letters', 'natural'))}")
     found: dict[str, None] = {}
     seen: dict[int, int] = {}
     wanted = tokens

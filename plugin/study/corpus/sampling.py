@@ -17,7 +17,7 @@ from stratalens.plugin.study.config import templates as texts
 from stratalens.plugin.study.config.settings import MEAN_LIMIT, SHARE_LIMIT
 from stratalens.plugin.study.corpus import balance
 from stratalens.plugin.study.corpus.corpus import Corpus, Entity, Question
-from stratalens.plugin.study.corpus.entities import People, choose, made_up
+from stratalens.plugin.study.corpus.entities import People, choose, generate
 from stratalens.plugin.study.corpus.names import AliasKind, draw_aliases
 from stratalens.store.errors import InputError
 
@@ -88,7 +88,7 @@ def make_corpus(
     count: int | None
     if people is None or people.aliases is None:
         names, count = draw_aliases(tokenizer, aliases, total, alias_tokens, pool)
-        people = made_up(total, pool) if people is None else choose(people, stages, entities_per_stage, pool)
+        people = generate(total, pool) if people is None else choose(people, stages, entities_per_stage, pool)
     else:
         people = choose(people, stages, entities_per_stage, pool)
         names, count = people.aliases or (), None

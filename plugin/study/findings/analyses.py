@@ -14,7 +14,7 @@ import stratalens as sl
 from stratalens.analyses.controls.controls import BASELINES
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.headline import Row
-from stratalens.plugin.terminal import Watch
+from stratalens.plugin.terminal import PhaseProgress
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,7 +36,7 @@ class Findings:
     sentences: list[str] = field(default_factory=list)
 
 
-def analyse(ds: xr.Dataset, settings: StudySettings, watch: Watch) -> Findings:
+def run_analyses(ds: xr.Dataset, settings: StudySettings, watch: PhaseProgress) -> Findings:
     """All analyses of a run; each says what it is about to do.
 
     The place of the headline numbers is fixed beforehand: the last stage, the
@@ -58,7 +58,7 @@ def analyse(ds: xr.Dataset, settings: StudySettings, watch: Watch) -> Findings:
     names = ("centroids", "plane", "pairs", "directions", "early v late", "final norm", "controls")
 
     def step(name: str, what: str) -> None:
-        watch.tell(what, names.index(name), len(names))
+        watch.update(what, names.index(name), len(names))
 
     step("centroids", "centroids of every stage and layer")
     results["centroids"] = sl.centroids(ds, by=BY, progress=False)
@@ -94,5 +94,5 @@ def analyse(ds: xr.Dataset, settings: StudySettings, watch: Watch) -> Findings:
         for name in ("statistics", "matched", "residual"):
             made[name] = results[f"{name}_probe"]
         results["control_table"] = sl.control_table(made)
-    watch.tell("analyses", len(names), len(names))
+    watch.update("analyses", len(names), len(names))
     return found

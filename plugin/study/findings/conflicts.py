@@ -15,7 +15,7 @@ from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.analyses import HALVES, Findings
 from stratalens.plugin.study.findings.correlation import relate
 from stratalens.plugin.study.findings.headline import Row
-from stratalens.store.files import write_text
+from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -55,7 +55,7 @@ def add_conflict(found: Findings, ds: xr.Dataset, conflict: xr.Dataset, settings
             pd.DataFrame({"stage": stage, "entity_id": identifiers, "later_answer": prefers, "recency_score": score})
         )
     frame = pd.concat(frames, ignore_index=True)
-    write_text(table, frame.to_csv(index=False))
+    write_text_atomic(table, frame.to_csv(index=False))
     final = settings.stage_names[-1]
     last = frame[frame["stage"] == final]
     numbers = relate(

@@ -25,7 +25,7 @@ from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.analyses import BY, HALVES, Findings
 from stratalens.plugin.study.findings.correlation import relate
 from stratalens.plugin.study.findings.headline import Row
-from stratalens.store.files import write_text
+from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,7 +52,7 @@ def add_forgetting(
         table: the csv.
     """
     frame, probes = _per_entity(ds, answers, settings)
-    write_text(table, frame.to_csv(index=False))
+    write_text_atomic(table, frame.to_csv(index=False))
     final = settings.stage_names[-1]
     last = frame[frame["stage"] == final]
     place = {"layer": probes.layer.values[0].item(), "token": str(probes.token.values[0])}

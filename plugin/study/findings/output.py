@@ -12,7 +12,7 @@ import pandas as pd
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings
 from stratalens.plugin.study.findings.headline import Row, in_words, rows_of
-from stratalens.store.files import write_text
+from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,7 +75,7 @@ def write_report(
     curves: Sequence[Mapping[str, Any]],
     described: Mapping[str, Any],
     notes: Sequence[str],
-    proves_nothing: bool,
+    smoke_test: bool,
     *,
     rows: Sequence[Row],
     highlights: Sequence[str] = (),
@@ -90,7 +90,7 @@ def write_report(
         curves: losses of training.
         described: the model in words, and `store`, the path of the store.
         notes: under the limits.
-        proves_nothing: say so at the top.
+        smoke_test: say so at the top.
         rows: of summary.json; what they say is a section of the report.
         highlights: of the box at the top; those of the figures otherwise.
     """
@@ -110,8 +110,8 @@ def write_report(
         numbers=[*in_words(rows), *found.sentences],
         notes=[note for note in notes if note],
         title="Do a model's activations tell in which order it was trained?",
-        quick=proves_nothing,
+        quick=smoke_test,
         highlights=highlights,
     )
-    summary = write_text(folder / "summary.json", json.dumps(list(rows), indent=1, allow_nan=False) + "\n")
+    summary = write_text_atomic(folder / "summary.json", json.dumps(list(rows), indent=1, allow_nan=False) + "\n")
     return page, summary

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stratalens.store.errors import InputError, listed
+from stratalens.store.errors import InputError, join_names
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def check_answers(tokenizer: PreTrainedTokenizerBase, model: str, answers: Mappi
         if twins:
             value, other = next(iter(twins.items()))
             tokens = " ".join(tokenizer.tokenize(f" {value}"))
-            words = listed(repr(v) for v in dict.fromkeys([*twins.values(), *twins]))
+            words = join_names(repr(v) for v in dict.fromkeys([*twins.values(), *twins]))
             raise InputError(
                 f"The tokenizer of {model} cannot tell answers to the question of {kind} apart: {words} are the same "
                 f"to it ({other!r} and {value!r} both become {tokens!r}), so nothing could be learned about them. Take "

@@ -22,9 +22,9 @@ from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.corpus.questions import Asked, candidates, every_one, one_each
 from stratalens.plugin.study.training.checkpoints import RECORD, load_checkpoint, require_weights
-from stratalens.plugin.terminal import Watch
+from stratalens.plugin.terminal import PhaseProgress
 from stratalens.store.errors import InputError
-from stratalens.store.files import write_text
+from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ def questions_of(settings: StudySettings, corpus: Corpus) -> tuple[Asked, ...]:
 
 
 def ask_checkpoints(
-    settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], folder: Path, watch: Watch
+    settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], folder: Path, watch: PhaseProgress
 ) -> pd.DataFrame:
     """Ask every checkpoint; what an earlier run asked is reused.
 
@@ -67,10 +67,10 @@ def ask_checkpoints(
         target = folder / f"{stage}.json"
         held = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
         if held.get("identity") != identity:
-            watch.tell(f"{stage}: asking {len(asked)} questions", number, len(checkpoints))
+            watch.update(f"{stage}: asking {len(asked)} questions", number, len(checkpoints))
             held = {"identity": identity, **_ask(settings, checkpoint, asked, values)}
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(target, json.dumps(held) + "\n")
+            write_text_atomic(target, json.dumps(held) + "\n")
         frame = pd.DataFrame([vars(question) for question in asked])
         frame["stage"], frame["said"], frame["answer_loss"] = stage, held["said"], held["answer_loss"]
         frame["right"] = frame["said"] == frame["answer"]

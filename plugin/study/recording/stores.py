@@ -13,7 +13,7 @@ from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.corpus.conflicts import Contradicted, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import has_weights, require_weights
-from stratalens.plugin.terminal import Watch, quiet_bars
+from stratalens.plugin.terminal import PhaseProgress, quiet_bars
 from stratalens.store.errors import LabelWarning
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ def last_recording(settings: StudySettings) -> dict[str, Any]:
 
 
 def record_stages(
-    settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], path: Path, watch: Watch
+    settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], path: Path, watch: PhaseProgress
 ) -> xr.Dataset:
     """Record every stage on the prompts of `record.templates`."""
     stages = _stages(recorded_stages(settings, checkpoints), path)
     names = [stage.name for stage in stages]
 
     def report_rows(stage: str, done: int, total: int) -> None:
-        watch.tell(f"{stage}: {done} of {total} prompts", names.index(stage) * total + done, len(names) * total)
+        watch.update(f"{stage}: {done} of {total} prompts", names.index(stage) * total + done, len(names) * total)
 
     if not stages:
         return sl.open_store(path)
@@ -89,7 +89,7 @@ def record_stages(
 
 
 def record_last(
-    settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], path: Path, watch: Watch
+    settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], path: Path, watch: PhaseProgress
 ) -> xr.Dataset | None:
     """Record the last stage at `record.last`; None where that is not wanted."""
     if settings.record.last is None:
@@ -100,7 +100,7 @@ def record_last(
         return sl.open_store(path)
 
     def report_rows(stage: str, done: int, total: int) -> None:
-        watch.tell(f"{stage}, more tokens and templates: {done} of {total} prompts", done, total)
+        watch.update(f"{stage}, more tokens and templates: {done} of {total} prompts", done, total)
 
     frame = corpus.prompts(settings.record.last.templates).drop(columns="answer")
     return _capture(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stratalens.plugin.study.config.settings import UNTRAINED, LoraSettings
 from stratalens.plugin.terminal import quiet_bars
-from stratalens.store.errors import InputError, near
+from stratalens.store.errors import InputError, suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +50,9 @@ def current_or_new(model: PreTrainedModel, settings: LoraSettings, seed: int, un
     kinds = sorted({*kinds, *(name.rpartition(".")[2] for name in convolved)})
     for target in settings.targets or ():
         if not any(name == target or name.endswith("." + target) for name in (*linear, *convolved)):
-            raise InputError(f"train.lora.targets: {target!r} is no linear module of this model; {near(target, kinds)}")
+            raise InputError(
+                f"train.lora.targets: {target!r} is no linear module of this model; {suggest(target, kinds)}"
+            )
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

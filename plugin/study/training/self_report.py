@@ -25,7 +25,7 @@ from stratalens.plugin.study.corpus.questions import split
 from stratalens.plugin.study.training.checkpoints import RECORD, require_weights
 from stratalens.plugin.study.training.lora import current_or_new, load_stage
 from stratalens.plugin.study.training.trainer import ProgressFunction, make_trainer, watcher
-from stratalens.store.files import write_text
+from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,7 +88,7 @@ def self_report(
             for (entity, _), group, score in zip(asked.asked, asked.asked_group, scores, strict=True)
         ]
     found = {"identity": identity, "stage": last, "groups": list(stages), "conditions": conditions}
-    write_text(target, json.dumps(found, indent=1) + "\n")
+    write_text_atomic(target, json.dumps(found, indent=1) + "\n")
     return found
 
 

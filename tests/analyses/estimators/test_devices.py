@@ -32,7 +32,7 @@ def ds() -> xr.Dataset:
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """backend="gpu" means the device that the test names."""
     monkeypatch.setattr(backends, "gpu_problem", lambda: None)
-    usual = backends.resolve
+    usual = backends.resolve_backend
 
     def resolve(name: str = "auto") -> Backend:
         return request.param if name == "gpu" else usual(name)
@@ -69,21 +69,21 @@ def test_what_runs_on_the_host_alone_does_not_pretend(ds: xr.Dataset, device: No
 def test_a_gpu_without_cuml_leaves_what_needs_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimators, "resolve", lambda name: Backend("cpu" if name == "cpu" else "gpu", np))
     monkeypatch.setattr(estimators, "has_cuml", lambda: False)
-    assert estimators.device("auto", "logistic", "binary") == "gpu"
-    assert estimators.device("auto", "logistic", "multiclass") == "cpu"
-    assert estimators.device("auto", "logistic", "binary", "library") == "cpu"
-    assert estimators.device("gpu", "logistic", "multiclass") == "gpu"
+    assert estimators.choose_device("auto", "logistic", "binary") == "gpu"
+    assert estimators.choose_device("auto", "logistic", "multiclass") == "cpu"
+    assert estimators.choose_device("auto", "logistic", "binary", "library") == "cpu"
+    assert estimators.choose_device("gpu", "logistic", "multiclass") == "gpu"
     monkeypatch.setattr(backends, "has_cuml", lambda: False)
     with pytest.raises(InputError, match="pairs='multiclass' and solver='library' on a GPU need cuML"):
         backends.logistic_estimator(Backend("gpu", np), C=1.0)
     monkeypatch.setattr(estimators, "has_cuml", lambda: True)
-    assert estimators.device("auto", "logistic", "multiclass") == "gpu"
+    assert estimators.choose_device("auto", "logistic", "multiclass") == "gpu"
 
 
 def test_few_threads_share_a_gpu() -> None:
-    assert backends.threads("gpu", None) == backends.THREADS_ON_GPU
-    assert backends.threads("gpu", 5) == 5
-    assert backends.threads("cpu", None) is None
+    assert backends.thread_count("gpu", None) == backends.THREADS_ON_GPU
+    assert backends.thread_count("gpu", 5) == 5
+    assert backends.thread_count("cpu", None) is None
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from stratalens.analyses.estimators.backend import Backend, resolve
+from stratalens.analyses.estimators.backend import Backend, resolve_backend
 from stratalens.analyses.estimators.logistic import fit_logistic, fit_softmax
 from stratalens.store.errors import InputError
 from support.devices import NUMPY_LIKE
@@ -161,7 +161,7 @@ def test_softmax_agrees_with_scikit_learn() -> None:
     X[:, :3] += np.eye(3)[codes] * 2
     inside = np.ones((240, 2), dtype=bool)
     inside[:60, 1] = False
-    fit = fit_softmax(X, codes, inside, C=np.array([0.1, 0.1]), backend=resolve("cpu"))
+    fit = fit_softmax(X, codes, inside, C=np.array([0.1, 0.1]), backend=resolve_backend("cpu"))
     coef, intercept = fit.coef.reshape(3, 2, 12), fit.intercept.reshape(3, 2)
     for k in range(2):
         expected = LogisticRegression(C=0.1, tol=1e-10, max_iter=5000, solver="newton-cg").fit(

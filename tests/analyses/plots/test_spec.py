@@ -15,15 +15,15 @@ from scipy import stats
 from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.directions.directions import stage_steps
 from stratalens.analyses.plots import entity_scatter
-from stratalens.analyses.plots.centroids import centroid_path_picture, entity_plane
+from stratalens.analyses.plots.centroids import centroid_path_spec, entity_plane
 from stratalens.analyses.plots.colors import colors_at, ink_on, ramp, stage_colors
-from stratalens.analyses.plots.distributions import loss_curves_picture, statistic_distributions_picture
-from stratalens.analyses.plots.matrices import cosine_matrix_picture, pair_matrix_picture, scalar_map_picture
-from stratalens.analyses.plots.probes import control_comparison_picture, layer_sweep_picture
+from stratalens.analyses.plots.distributions import loss_curves_spec, statistic_distributions_spec
+from stratalens.analyses.plots.matrices import cosine_matrix_spec, pair_matrix_spec, scalar_map_spec
+from stratalens.analyses.plots.probes import control_comparison_spec, layer_sweep_spec
 from stratalens.analyses.plots.render_bokeh import frames
-from stratalens.analyses.plots.spec import Picture, plain
-from stratalens.analyses.plots.stages import probe_generalisation_picture, stage_drift_picture
-from stratalens.analyses.stats.estimates import beyond_null, corrected_half_width, estimate, pair_mean
+from stratalens.analyses.plots.spec import FigureSpec, plain
+from stratalens.analyses.plots.stages import probe_generalisation_spec, stage_drift_spec
+from stratalens.analyses.stats.estimates import corrected_half_width, differs_from_null, estimate, pair_mean
 from stratalens.analyses.stats.quantiles import statistic_quantiles
 from stratalens.store.errors import InputError
 from support import results as made
@@ -48,7 +48,7 @@ def store() -> xr.Dataset:
 
 
 def test_the_path_shows_the_coordinates_at_a_place(projection: xr.Dataset) -> None:
-    picture = centroid_path_picture(projection)
+    picture = centroid_path_spec(projection)
     assert list(picture.sliders) == ["stage", "layer", "token"]
     assert picture.default() == LAST
     table = picture.tables(LAST)["centroids"]
@@ -74,7 +74,7 @@ def test_the_path_shows_the_coordinates_at_a_place(projection: xr.Dataset) -> No
 def test_what_is_left_of_the_dims_becomes_a_slider_and_the_rest_the_title(
     projection: xr.Dataset, narrow: dict[str, Any], sliders: list[str], fixed: dict[str, Any]
 ) -> None:
-    picture = centroid_path_picture(projection.sel(narrow))
+    picture = centroid_path_spec(projection.sel(narrow))
     assert list(picture.sliders) == sliders
     assert dict(picture.fixed) == fixed
     heading = picture.heading(picture.default())
@@ -84,12 +84,12 @@ def test_what_is_left_of_the_dims_becomes_a_slider_and_the_rest_the_title(
 
 
 def test_a_site_without_layers_still_makes_a_path(projection: xr.Dataset) -> None:
-    picture = centroid_path_picture(projection.isel(layer=0, drop=True))
+    picture = centroid_path_spec(projection.isel(layer=0, drop=True))
     assert list(picture.sliders) == ["stage", "token"]
 
 
 def test_the_pair_matrix_marks_what_is_not_told_from_chance(probes: xr.Dataset) -> None:
-    picture = pair_matrix_picture(probes)
+    picture = pair_matrix_spec(probes)
     base = picture.tables({**LAST, "stage": "base"})
     assert base["verdicts"]["text"] == ["n.s."] * 3
     top = picture.tables(LAST)
@@ -101,7 +101,7 @@ def test_the_pair_matrix_marks_what_is_not_told_from_chance(probes: xr.Dataset) 
 
 
 def test_the_sweep_draws_every_pair_its_null_and_bold_intervals(probes: xr.Dataset) -> None:
-    picture = layer_sweep_picture(probes)
+    picture = layer_sweep_spec(probes)
     tables = picture.tables({"stage": "s3", "token": "last"})
     series = tables["main_points"]["series"] + tables["pair_points"]["series"]
     assert set(series) == {"s1 v s2", "s1 v s3", "s2 v s3", "mean of all pairs"}
@@ -114,7 +114,7 @@ def test_the_sweep_draws_every_pair_its_null_and_bold_intervals(probes: xr.Datas
 
 def test_controls_are_compared_where_all_of_them_are(probes: xr.Dataset) -> None:
     few = probes.isel(stage=[-1]).sel(pair=["s1 v s3"])
-    picture = control_comparison_picture({"probe": probes, "one pair": few, "no layer": few.isel(layer=0, drop=True)})
+    picture = control_comparison_spec({"probe": probes, "one pair": few, "no layer": few.isel(layer=0, drop=True)})
     assert list(picture.sliders) == ["layer", "token"]
     assert picture.fixed["stage"] == "s3"
     table = picture.tables({"layer": 2, "token": "last"})
@@ -125,18 +125,18 @@ def test_controls_are_compared_where_all_of_them_are(probes: xr.Dataset) -> None
 
 
 def test_a_matched_probe_has_a_row_for_each_sample(probes: xr.Dataset) -> None:
-    picture = control_comparison_picture({"activations": probes, "matched": made.matched(probes)})
+    picture = control_comparison_spec({"activations": probes, "matched": made.matched(probes)})
     rows = picture.tables(LAST)["mean"]["row"]
     assert rows == ["activations", "matched: all", "matched: matched", "matched: random subsample"]
 
 
 def test_controls_without_a_place_in_common_are_refused(probes: xr.Dataset) -> None:
     with pytest.raises(InputError, match="no stage in common"):
-        control_comparison_picture({"a": probes.isel(stage=[0]), "b": probes.isel(stage=[1])})
+        control_comparison_spec({"a": probes.isel(stage=[0]), "b": probes.isel(stage=[1])})
     with pytest.raises(InputError, match="no pair in common"):
-        control_comparison_picture({"a": probes.isel(pair=[0]), "b": probes.isel(pair=[1])})
+        control_comparison_spec({"a": probes.isel(pair=[0]), "b": probes.isel(pair=[1])})
     with pytest.raises(InputError, match=r"no pair 's9 v s1'.*s1 v s2"):
-        control_comparison_picture({"a": probes}, pair="s9 v s1")
+        control_comparison_spec({"a": probes}, pair="s9 v s1")
 
 
 def test_drift_is_the_distance_from_the_stage_before() -> None:
@@ -147,7 +147,7 @@ def test_drift_is_the_distance_from_the_stage_before() -> None:
     np.testing.assert_allclose(stage_steps(centroids).sel(stage="s2").values, moved / size)
     shuffled = centroids.isel(stage=[2, 0, 3, 1])
     np.testing.assert_allclose(stage_steps(shuffled).sel(stage="s2").values, moved / size)
-    own = stage_drift_picture(centroids).tables({"layer": 1, "token": "last"})["own"]
+    own = stage_drift_spec(centroids).tables({"layer": 1, "token": "last"})["own"]
     assert own["at"] == own["group"] == ["s1", "s2", "s3"]
 
 
@@ -159,7 +159,7 @@ def test_quantiles_are_those_of_numpy_on_standardised_rows(store: xr.Dataset) ->
     want = np.quantile(mine, [0.05, 0.25, 0.5, 0.75, 0.95])
     here = got["quantile"].sel(statistic="resid_post_l2", stage="s2", layer=1, token="last", group="s3")
     np.testing.assert_allclose(here.values, want)
-    picture = statistic_distributions_picture(got)
+    picture = statistic_distributions_spec(got)
     assert {t for _, t in picture.x.ticks or ()} == {"loss", "resid_post_l2"}
 
 
@@ -175,16 +175,16 @@ def test_the_plane_holds_only_entities_that_the_axes_were_not_made_from(store: x
     assert "stage s3" in str(entity_scatter(plane).opts.get("plot").kwargs["title"])
 
 
-MESSAGES: dict[str, Callable[[], Picture]] = {
-    "two recorded stages": lambda: stage_drift_picture(made.centroids(("model",), 1)),
-    "two groups": lambda: centroid_path_picture(made.projection(STAGES, 1).isel(group=[0])),
-    "no layers": lambda: layer_sweep_picture(made.probes(STAGES, 1).isel(layer=0, drop=True)),
-    "two directions": lambda: cosine_matrix_picture(
+MESSAGES: dict[str, Callable[[], FigureSpec]] = {
+    "two recorded stages": lambda: stage_drift_spec(made.centroids(("model",), 1)),
+    "two groups": lambda: centroid_path_spec(made.projection(STAGES, 1).isel(group=[0])),
+    "no layers": lambda: layer_sweep_spec(made.probes(STAGES, 1).isel(layer=0, drop=True)),
+    "two directions": lambda: cosine_matrix_spec(
         made.cosines(made.probes(STAGES, 1)).isel(pair=[0], pair_other=[0])
     ),
-    "No controls": lambda: control_comparison_picture({}),
-    "No training losses": lambda: loss_curves_picture(made.losses().iloc[:0]),
-    "no finite loss": lambda: scalar_map_picture(
+    "No controls": lambda: control_comparison_spec({}),
+    "No training losses": lambda: loss_curves_spec(made.losses().iloc[:0]),
+    "no finite loss": lambda: scalar_map_spec(
         made.projection(STAGES, 2)["r2"] * np.nan, "stage", "layer", "loss"
     ),
 }  # fmt: skip
@@ -198,22 +198,22 @@ def test_where_there_is_nothing_to_draw_the_figure_says_why(words: str) -> None:
 
 def test_one_stage_and_one_layer_draw_without_a_slider() -> None:
     for picture in (
-        layer_sweep_picture(made.probes(("model",), 1, ("last",))),
-        pair_matrix_picture(made.probes(("model",), 1, ("last",))),
-        centroid_path_picture(made.projection(("model",), 1, ("last",))),
-        scalar_map_picture(made.projection(("model",), 1, ("last",))["r2"], "stage", "layer", "r2"),
+        layer_sweep_spec(made.probes(("model",), 1, ("last",))),
+        pair_matrix_spec(made.probes(("model",), 1, ("last",))),
+        centroid_path_spec(made.projection(("model",), 1, ("last",))),
+        scalar_map_spec(made.projection(("model",), 1, ("last",))["r2"], "stage", "layer", "r2"),
     ):
         assert not picture.sliders
         assert all(len(t) for t in picture.tables({}).values())
 
 
 REFUSALS: dict[str, Callable[[], Any]] = {
-    r"centroid_path needs a Dataset with 'coordinate'.*sl.project": lambda: centroid_path_picture(made.centroids()),
-    r"cosine_matrix needs dims": lambda: cosine_matrix_picture(made.projection()["r2"]),
-    r"needs a dim 'group'": lambda: probe_generalisation_picture(made.projection()["r2"]),
-    r"stage, step and loss; loss missing": lambda: loss_curves_picture(made.losses().drop(columns="loss")),
+    r"centroid_path needs a Dataset with 'coordinate'.*sl.project": lambda: centroid_path_spec(made.centroids()),
+    r"cosine_matrix needs dims": lambda: cosine_matrix_spec(made.projection()["r2"]),
+    r"needs a dim 'group'": lambda: probe_generalisation_spec(made.projection()["r2"]),
+    r"stage, step and loss; loss missing": lambda: loss_curves_spec(made.losses().drop(columns="loss")),
     r"no statistic 'l3'": lambda: statistic_quantiles(made.recorded_store(STAGES), statistics=["l3"]),
-    r"no layer 99 .*Valid": lambda: centroid_path_picture(made.projection(STAGES)).tables({**LAST, "layer": 99}),
+    r"no layer 99 .*Valid": lambda: centroid_path_spec(made.projection(STAGES)).tables({**LAST, "layer": 99}),
 }
 
 
@@ -224,12 +224,12 @@ def test_what_is_refused(message: str) -> None:
 
 
 def test_a_stage_has_one_colour_in_every_figure(probes: xr.Dataset, projection: xr.Dataset) -> None:
-    path = dict(centroid_path_picture(projection).legend)
-    drift = dict(stage_drift_picture(made.centroids(STAGES, 2)).legend)
-    some = dict(centroid_path_picture(projection.isel(group=[0, 2])).legend)
+    path = dict(centroid_path_spec(projection).legend)
+    drift = dict(stage_drift_spec(made.centroids(STAGES, 2)).legend)
+    some = dict(centroid_path_spec(projection.isel(group=[0, 2])).legend)
     assert path == drift
     assert some == {k: path[k] for k in ("s1", "s3")}
-    sweep = layer_sweep_picture(probes).legend
+    sweep = layer_sweep_spec(probes).legend
     assert sweep["s1 v s3"] == path["s3"]
 
 
@@ -238,7 +238,7 @@ def test_groups_and_stages_are_ordered_by_training_not_by_name() -> None:
     assert group_names(made.probes(stages, 1)) == ["zebra", "apple", "mango"]
     assert result_order(made.projection(stages, 1)) == (["zebra", "apple", "mango"], ["untrained"])
     shuffled = made.projection(stages, 1).isel(stage=[2, 0, 3, 1])
-    assert centroid_path_picture(shuffled).sliders["stage"] == list(stages)
+    assert centroid_path_spec(shuffled).sliders["stage"] == list(stages)
 
 
 def luminance(color: str) -> float:
@@ -290,11 +290,11 @@ def test_estimates_prefer_what_the_analysis_reports(probes: xr.Dataset) -> None:
     chance = bare.assign(chance=("pair", [0.4, 0.5, 0.6]))
     np.testing.assert_allclose(estimate(chance)["null"].isel(stage=0, layer=0, token=0), [0.4, 0.5, 0.6])
     np.testing.assert_allclose(pair_mean(probes)["value"], probes["accuracy"].mean(["pair", "fold"]))
-    assert not beyond_null(0.9, 0.8, 1.0, 0.5, 0.2)  # p decides where there is one
+    assert not differs_from_null(0.9, 0.8, 1.0, 0.5, 0.2)  # p decides where there is one
 
 
 def test_frames_hold_every_place_once_and_round_to_four_digits(probes: xr.Dataset) -> None:
-    picture = pair_matrix_picture(probes)
+    picture = pair_matrix_spec(probes)
     got = frames(picture)
     assert got["places"] == 4 * 3 * 2 == len(got["vary"]["pairs"]["value"])
     assert set(got["same"]["pairs"]) >= {"x0", "earlier"}
@@ -303,6 +303,6 @@ def test_frames_hold_every_place_once_and_round_to_four_digits(probes: xr.Datase
 
 
 def test_the_sliders_start_at_the_token_called_last_wherever_it_stands() -> None:
-    picture = pair_matrix_picture(made.probes(STAGES, 2, ("last", "entity_last")))
+    picture = pair_matrix_spec(made.probes(STAGES, 2, ("last", "entity_last")))
     assert picture.default() == {"stage": "s3", "layer": 1, "token": "last"}
     assert [s["start"] for s in frames(picture)["sliders"]] == [3, 1, 0]

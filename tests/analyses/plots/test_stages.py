@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stratalens.analyses.plots.stages import direction_drift_picture, forgetting_picture, forgetting_table
+from stratalens.analyses.plots.stages import direction_drift_spec, forgetting_spec, forgetting_table
 from stratalens.store.errors import InputError
 from support import results as made
 
@@ -17,7 +17,7 @@ def test_cosines_are_those_with_the_reference_stage() -> None:
     probes = made.probes(STAGES, 2, ("last",))
     shuffled = probes.isel(stage=[2, 0, 3, 1])  # drawn in training order whatever the order of the data
     for reference, index in (("last", 3), ("first", 0)):
-        picture = direction_drift_picture(shuffled, reference)  # type: ignore[arg-type]
+        picture = direction_drift_spec(shuffled, reference)  # type: ignore[arg-type]
         assert [t for _, t in picture.x.ticks or ()] == list(STAGES)
         table = picture.tables({"layer": 1})["cosines"]
         coef = probes["coef"].sel(layer=1, token="last").values  # (stage, pair, d_model)
@@ -30,9 +30,9 @@ def test_cosines_are_those_with_the_reference_stage() -> None:
 
 def test_one_stage_and_an_unknown_reference() -> None:
     probes = made.probes(STAGES, 1, ("last",))
-    assert "two recorded stages" in direction_drift_picture(probes.isel(stage=[0])).message
+    assert "two recorded stages" in direction_drift_spec(probes.isel(stage=[0])).message
     with pytest.raises(InputError, match="did you mean 'last'"):
-        direction_drift_picture(probes, "lst")  # type: ignore[arg-type]
+        direction_drift_spec(probes, "lst")  # type: ignore[arg-type]
 
 
 def test_forgetting_is_the_mean_over_entities_with_its_interval() -> None:
@@ -48,7 +48,7 @@ def test_forgetting_is_the_mean_over_entities_with_its_interval() -> None:
     half = 1.96 * entities.std(ddof=1) / np.sqrt(6)
     assert float(here["high"] - here["value"]) == pytest.approx(half)
     assert float(here["exposure"]) == 1
-    picture = forgetting_picture(table)
+    picture = forgetting_spec(table)
     drawn = picture.tables({})
     at = [i for i, (g, s) in enumerate(zip(drawn["means"]["group"], drawn["means"]["at"], strict=True))
           if (g, s) == ("s1", "s2")]  # fmt: skip
@@ -58,7 +58,7 @@ def test_forgetting_is_the_mean_over_entities_with_its_interval() -> None:
     before = taught["value"].values[taught["exposure"].transpose(*taught["value"].dims).values < 0]
     assert drawn["before"]["y0"] == pytest.approx([before.mean()])
     alone = table.isel(stage=[0, 1], group=[2])  # nothing but the untrained model and one stage before the group's own
-    assert forgetting_picture(alone).tables({})["before"]["y0"] == pytest.approx([float(alone["value"][0, 1])])
+    assert forgetting_spec(alone).tables({})["before"]["y0"] == pytest.approx([float(alone["value"][0, 1])])
     assert picture.y.label.startswith("mean loss (nats;")
 
 
@@ -98,10 +98,10 @@ def test_a_plane_needs_entities_on_both_sides() -> None:
 
 
 def test_losses_counted_from_each_stages_start_stand_in_a_row() -> None:
-    from stratalens.analyses.plots.distributions import loss_curves_picture
+    from stratalens.analyses.plots.distributions import loss_curves_spec
 
     losses = made.losses(STAGES, 5)
-    through = loss_curves_picture(losses).tables({})["steps"]["x"]
+    through = loss_curves_spec(losses).tables({})["steps"]["x"]
     restarted = losses.assign(step=losses.groupby("stage", sort=False).cumcount() + 1)
-    again = loss_curves_picture(restarted).tables({})["steps"]["x"]
+    again = loss_curves_spec(restarted).tables({})["steps"]["x"]
     np.testing.assert_allclose(np.asarray(again) - 1, through)

@@ -17,7 +17,7 @@ from stratalens.analyses.centroids.centroids import centroids, project
 from stratalens.analyses.data.slabs import Slab
 from stratalens.analyses.sweep.cache import clear_results, results_folder
 from stratalens.analyses.sweep.run import run_slabs, sweep
-from stratalens.analyses.sweep.tasks import run_one
+from stratalens.analyses.sweep.tasks import run_slab_task
 from stratalens.store.errors import InputError
 from stratalens.store.reading.open import open_store
 from support.planted import planted
@@ -162,7 +162,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     def counted(function: Callable[[Slab], object], slab: Slab) -> object:
         seen.append(slab.position)
-        return run_one(function, slab)
+        return run_slab_task(function, slab)
 
     monkeypatch.setattr(sys.modules["stratalens.analyses.sweep"], "run_one", counted)
     return seen
@@ -203,7 +203,7 @@ def test_every_verb_goes_on_where_it_was_interrupted(verb: str, store: Path, mon
         if len(seen) == 5:
             raise KeyboardInterrupt
         seen.append(slab.position)
-        return run_one(function, slab)
+        return run_slab_task(function, slab)
 
     monkeypatch.setattr(sys.modules["stratalens.analyses.sweep"], "run_one", interrupted)
     with pytest.raises(KeyboardInterrupt):

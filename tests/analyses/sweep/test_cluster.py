@@ -16,7 +16,7 @@ from stratalens.analyses.centroids.centroids import centroids, project
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.sweep.cache import results_folder
 from stratalens.analyses.sweep.run import run_slabs, sweep
-from stratalens.analyses.sweep.tasks import Common
+from stratalens.analyses.sweep.tasks import SharedContext
 from stratalens.store.errors import DamagedError, InputError
 from stratalens.store.reading.open import open_store
 from support.planted import planted
@@ -104,7 +104,7 @@ def test_what_travels_is_small_whatever_the_store_holds(tmp_path: Path) -> None:
         path = make_store(tmp_path / f"{entities}.zarr", stages=3, entities=entities, d_model=16, statistics=False)
         source = SiteData(open_store(path))
         slabs = source.slabs()
-        common = Common(len, source, slabs)
+        common = SharedContext(len, source, slabs)
         sizes.append([len(cloudpickle.dumps(common.pack(slab))) for slab in slabs])
         assert len(common.rows) == 1, "equal selections of rows are sent once"
         for slab in slabs:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stratalens.plugin.capture.batching import BatchSize, out_of_memory, plan_block
+from stratalens.plugin.capture.batching import BatchSize, length_buckets, out_of_memory
 from stratalens.plugin.models.adapters import adapt
 from stratalens.store.errors import InputError
 from support.models import TwoLayers
@@ -20,7 +20,7 @@ GROUP_COST = 96
 @given(LENGTHS)
 def test_every_row_once_and_none_cut_short(lengths: list[int]) -> None:
     counts = np.array(lengths)
-    groups = plan_block(np.arange(len(counts)), counts)
+    groups = length_buckets(np.arange(len(counts)), counts)
     assert sorted(np.concatenate([g.rows for g in groups]).tolist()) == list(range(len(counts)))
     for group in groups:
         assert counts[group.rows].max() == group.pad_to
@@ -30,7 +30,7 @@ def test_every_row_once_and_none_cut_short(lengths: list[int]) -> None:
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=6))
 def test_no_other_grouping_is_cheaper(lengths: list[int]) -> None:
-    groups = plan_block(np.arange(len(lengths)), np.array(lengths))
+    groups = length_buckets(np.arange(len(lengths)), np.array(lengths))
     cost = sum(len(g.rows) * g.pad_to + GROUP_COST for g in groups)
     ordered = sorted(lengths)
     for cuts in itertools.product((False, True), repeat=len(ordered) - 1):
@@ -45,7 +45,7 @@ def test_the_order_of_rows_does_not_matter(lengths: list[int], order: list[int])
     counts = np.array(lengths)
     rows = np.arange(len(counts))
     mixed = np.concatenate([rows[k::5] for k in order])
-    forwards, backwards = plan_block(rows, counts), plan_block(mixed, counts)
+    forwards, backwards = length_buckets(rows, counts), length_buckets(mixed, counts)
     for a, b in zip(forwards, backwards, strict=True):
         assert a.pad_to == b.pad_to
         assert set(a.rows) == set(b.rows)
@@ -53,7 +53,7 @@ def test_the_order_of_rows_does_not_matter(lengths: list[int], order: list[int])
 
 @given(LENGTHS, st.integers(1, 50))
 def test_batches_are_slices_of_a_group(lengths: list[int], size: int) -> None:
-    for group in plan_block(np.arange(len(lengths)), np.array(lengths)):
+    for group in length_buckets(np.arange(len(lengths)), np.array(lengths)):
         parts = list(group.batches(size))
         assert max(map(len, parts)) <= size
         np.testing.assert_array_equal(np.concatenate(parts), group.rows)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from stratalens.plugin.capture.output_hooks import OutputTap, head_is_separable
+from stratalens.plugin.capture.output_hooks import OutputHooks, head_is_separable
 from stratalens.plugin.capture.run import capture
-from stratalens.plugin.capture.spec import probe_ids
+from stratalens.plugin.capture.spec import sample_ids
 from stratalens.plugin.models import site_resolution as sites
 from stratalens.plugin.models.adapters import adapt
 from support.models import BRIDGES, ON_39, bridge, hooked_transformer, table
@@ -46,7 +46,7 @@ def test_losses_and_confidence_equal_those_of_all_logits(kind: str, tmp_path: Pa
     )
     adapter = adapt(model)
     tokenized = prompts.tokenize(model.tokenizer)
-    sites.resolve(adapter, "resid_post", [0], probe_ids(tokenized.ids))
+    sites.resolve(adapter, "resid_post", [0], sample_ids(tokenized.ids))
     assert head_is_separable(adapter) is SPLIT.get(kind, True)
     offsets = {"last": -1, "-4": -4}
     for row in range(6):
@@ -112,4 +112,4 @@ def test_no_more_logits_than_asked_for() -> None:
     adapter.run(ids, torch.ones_like(ids), "none")
     handle.remove()
     assert rows == [0]
-    assert not OutputTap(adapter, ()).names
+    assert not OutputHooks(adapter, ()).names

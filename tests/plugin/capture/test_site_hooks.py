@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stratalens.plugin.capture.batching import plan_block
+from stratalens.plugin.capture.batching import length_buckets
 from stratalens.plugin.capture.run import capture
 from stratalens.plugin.models.sites import SHORT_NAMES
 from support.models import BRIDGES, ON_39, TwoLayers, bridge, hooked_transformer, run_two_layers, table
@@ -53,7 +53,7 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     ds = capture(model, prompts, path, sites=[*sites, *FULL], layers=[0, 1, 2], positions="all", statistics=False)
     tokenized = prompts.tokenize(model.tokenizer)
     truth: dict[str, list[Any]] = {}
-    for group in plan_block(np.arange(9), tokenized.lengths):
+    for group in length_buckets(np.arange(9), tokenized.lengths):
         ids, mask = (torch.from_numpy(a) for a in tokenized.batch(group.rows, group.pad_to))
         with torch.no_grad():
             _, cache = model.run_with_cache(ids, attention_mask=mask)
@@ -100,7 +100,7 @@ def test_a_module_of_ones_own(tmp_path: Path) -> None:
         tokenizer=tokenizer(), forward=run_two_layers,
     )  # fmt: skip
     tokenized = prompts.tokenize(tokenizer())
-    for group in plan_block(np.arange(6), tokenized.lengths):
+    for group in length_buckets(np.arange(6), tokenized.lengths):
         ids, mask = (torch.from_numpy(a) for a in tokenized.batch(group.rows, group.pad_to))
         with torch.no_grad():
             logits, cache = model.run_with_cache(ids, mask)

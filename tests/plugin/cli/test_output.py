@@ -52,7 +52,7 @@ def test_a_message_is_broken_between_words_on_a_terminal_alone(
         "a long message about a/very-long-path/that-does-not-fit/in-forty/columns and then\n  an indented line " * 2
     )
 
-    @console.guarded
+    @console.handle_errors
     def fail() -> None:
         raise InputError(message)
 
@@ -61,7 +61,7 @@ def test_a_message_is_broken_between_words_on_a_terminal_alone(
     said = capsys.readouterr().err
     assert said.split() == ["error:", *message.split()]
     assert (len(said.splitlines()) > 4) == terminal
-    console.note(message.split("\n")[0])  # what it says of its work, too
+    console.print_status(message.split("\n")[0])  # what it says of its work, too
     said = capsys.readouterr().err
     assert said.split() == message.split("\n")[0].split()
     assert (len(said.splitlines()) > 1) == terminal

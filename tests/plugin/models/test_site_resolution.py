@@ -33,7 +33,7 @@ def test_one_pass_says_what_two_say(kind: str, monkeypatch: pytest.MonkeyPatch) 
     lengths, handle = passes(model)
     once = resolve(adapter, INSIDE, None, IDS)
     assert lengths == [5]
-    logits = adapter.probed
+    logits = adapter.dry_run_result
     monkeypatch.setattr(probing, "_TELLING", ())
     twice = resolve(adapter, INSIDE, None, IDS)
     assert lengths == [5, 3, 4]

@@ -60,7 +60,7 @@ def test_the_study_runs_from_corpus_to_report(kind, method, vocabulary, tmp_path
         record=RecordSettings(positions=("last",)),
         analysis=ANALYSIS,
     )
-    done = run_study(settings, tmp_path / "out", proves_nothing=True, quiet=True)
+    done = run_study(settings, tmp_path / "out", smoke_test=True, quiet=True)
     ds = sl.open_store(done.store)
     assert ds.resid_post.sizes == {"stage": 4, "layer": 2, "entity": 36, "token": 1, "d_model": 16}
     assert len(set(ds.weights_fingerprint.values)) == 4

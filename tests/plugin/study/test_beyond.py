@@ -64,7 +64,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(settings, tmp_path_factory):
-    return run_study(settings, tmp_path_factory.mktemp("beyond") / "out", proves_nothing=True, quiet=True)
+    return run_study(settings, tmp_path_factory.mktemp("beyond") / "out", smoke_test=True, quiet=True)
 
 
 def test_both_stores_hold_what_was_planned(done):
@@ -142,7 +142,7 @@ def test_contradicted_entities_are_taught_both_answers_and_are_in_no_stage(done)
 def test_a_second_run_trains_and_records_nothing(settings, done):
     before = {p: p.stat().st_mtime_ns for p in done.folder.rglob("*.safetensors")}
     held = json.loads(done.summary.read_text())
-    run_study(settings, done.folder, proves_nothing=True, quiet=True)
+    run_study(settings, done.folder, smoke_test=True, quiet=True)
     assert {p: p.stat().st_mtime_ns for p in done.folder.rglob("*.safetensors")} == before
     assert json.loads(done.summary.read_text()) == held
     assert read_settings(done.folder / "run.yaml") == settings

@@ -29,7 +29,7 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "out"
-    return run_study(settings, folder, notes=("a note of ours",), proves_nothing=True)
+    return run_study(settings, folder, notes=("a note of ours",), smoke_test=True)
 
 
 def test_the_store_holds_every_stage_layer_and_position(settings, done):
@@ -67,7 +67,7 @@ def test_the_report_stands_alone_and_says_what_it_is(done):
 def test_a_second_run_reuses_everything_and_says_the_same(settings, done, capsys):
     weights = done.folder / "checkpoints" / "s3" / "model.safetensors"
     before, rows = weights.stat().st_mtime_ns, json.loads(done.summary.read_text())
-    run_study(settings, done.folder, proves_nothing=True)
+    run_study(settings, done.folder, smoke_test=True)
     assert weights.stat().st_mtime_ns == before
     assert json.loads(done.summary.read_text()) == rows
     said = capsys.readouterr()

@@ -97,7 +97,7 @@ def test_forms_of_bfloat16(stores: dict[str, Path]) -> None:
 def test_widening_is_exact_for_every_bit_pattern() -> None:
     bits = np.arange(2**16, dtype=np.uint16)
     out = np.empty(bits.shape, dtype=np.float32)
-    chunks_module.widen(bits, out)
+    chunks_module.bfloat16_to_float32(bits, out)
     np.testing.assert_array_equal(out.view(np.uint32), bits.astype(np.uint32) << 16)  # NaNs and their payloads, too
 
 
@@ -271,20 +271,20 @@ def test_threads_help_where_cores_are_free(monkeypatch: pytest.MonkeyPatch) -> N
     """All readers of a process together have one thread a core; children of multiprocessing have no helpers."""
     monkeypatch.setattr(threads, "cores", lambda: 3)
 
-    def used(tasks: int, waiting: bool = False) -> int:
+    def used(tasks: int, high_latency: bool = False) -> int:
         names: set[str] = set()
-        gate = threading.Barrier(min(tasks, 16 if waiting else 3), timeout=20)
+        gate = threading.Barrier(min(tasks, 16 if high_latency else 3), timeout=20)
 
         def task() -> None:
             names.add(threading.current_thread().name)
             if gate.n_waiting < gate.parties and not gate.broken:
                 gate.wait()
 
-        threads.run_tasks([task] * gate.parties, waiting=waiting)
+        threads.run_tasks([task] * gate.parties, high_latency=high_latency)
         return len(names)
 
     assert used(3) == 3
-    assert used(16, waiting=True) == 16
+    assert used(16, high_latency=True) == 16
     alone: list[str] = []
     monkeypatch.setattr(threads.multiprocessing, "parent_process", lambda: object())
     threads.run_tasks([lambda: alone.append(threading.current_thread().name)] * 5)

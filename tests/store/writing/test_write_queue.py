@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stratalens.store.writing.write_queue import ahead
+from stratalens.store.writing.write_queue import prefetch
 
 
 def threads() -> list[str]:
@@ -18,7 +18,7 @@ def threads() -> list[str]:
 
 @given(st.lists(st.one_of(st.none(), st.integers())))
 def test_the_same_items(items: list[int | None]) -> None:
-    assert list(ahead(iter(items))) == items
+    assert list(prefetch(iter(items))) == items
     assert threads() == []
 
 
@@ -31,7 +31,7 @@ def test_the_next_item_is_made_while_one_is_used() -> None:
         assert used.wait(60)  # made, but not given out, while the first is held
         yield 2
 
-    found = ahead(items())
+    found = prefetch(items())
     assert next(found) == 1
     assert making.wait(60)
     used.set()
@@ -46,7 +46,7 @@ def test_nothing_is_made_once_it_is_closed() -> None:
             made.append(number)
             yield number
 
-    found = ahead(items())
+    found = prefetch(items())
     assert next(found) == 0
     found.close()
     assert made == [0, 1]  # the one that was being made
@@ -58,7 +58,7 @@ def test_an_error_comes_where_the_item_would_have_come() -> None:
         yield 1
         raise ValueError("no second")
 
-    found = ahead(items())
+    found = prefetch(items())
     assert next(found) == 1
     with pytest.raises(ValueError, match="no second"):
         next(found)

@@ -45,7 +45,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(settings, tmp_path_factory):
-    return run_study(settings, tmp_path_factory.mktemp("seeds") / "out", proves_nothing=True, quiet=True)
+    return run_study(settings, tmp_path_factory.mktemp("seeds") / "out", smoke_test=True, quiet=True)
 
 
 def test_every_seed_is_a_run_of_its_own_and_the_table_is_over_them(settings, done):
@@ -81,7 +81,7 @@ def test_weights_that_are_not_kept_are_gone_and_all_that_was_recorded_is_there(d
 def test_a_second_run_says_the_same_without_those_weights(settings, done):
     before, weights = json.loads(done.summary.read_text()), done.folder / "seed-4" / "checkpoints" / "s3"
     made = (weights / "model.safetensors").stat().st_mtime_ns
-    run_study(settings, done.folder, proves_nothing=True, quiet=True)
+    run_study(settings, done.folder, smoke_test=True, quiet=True)
     assert json.loads(done.summary.read_text()) == before
     assert (weights / "model.safetensors").stat().st_mtime_ns == made
 

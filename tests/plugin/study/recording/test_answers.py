@@ -13,7 +13,7 @@ from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.recording.answers import answer_log_probabilities, ask_checkpoints
 from stratalens.plugin.study.training.checkpoints import remove_weights
 from stratalens.plugin.study.training.train import train_stages
-from stratalens.plugin.terminal import Watch
+from stratalens.plugin.terminal import PhaseProgress
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
 
@@ -85,7 +85,7 @@ def taught(parts, tmp_path_factory):
         lambda: (study_model(tokenizer), tokenizer), corpus, how, folder / "c", seed=0, base={}, device="cpu"
     )
     settings = StudySettings(stages=3, entities_per_stage=8, device="cpu", record=RecordSettings(answers="all"))
-    watch = Watch({"recording": 1.0}, quiet=True)
+    watch = PhaseProgress({"recording": 1.0}, quiet=True)
     with watch.phase("recording", ""):
         return (
             settings,
