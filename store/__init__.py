@@ -13,6 +13,7 @@ The public names are loaded on first use.
     errors      the exceptions
     files       a text file replaced atomically
     threads     the threads that read
+    compat      private interfaces of xarray, dask and zarr
 """
 
 from __future__ import annotations

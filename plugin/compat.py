@@ -1,0 +1,3 @@
+"""Private interfaces of PyTorch, Transformers and TransformerLens that have no public counterpart."""
+
+from __future__ import annotations
