@@ -8,5 +8,5 @@ models    hooks, sites and weights of a TransformerLens model
 prompts   prompt tables, token ids and named positions
 stages    training stages and where their models come from
 terminal  progress and messages on standard error
-    compat     private interfaces of PyTorch, Transformers and TransformerLens
+compat    private interfaces of PyTorch, Transformers and TransformerLens
 """
