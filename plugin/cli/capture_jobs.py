@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.cli.output import print_status, print_warnings
-from stratalens.plugin.cli.run_file import RunFile, StageEntry, beside, write_run_file
+from stratalens.plugin.cli.run_file import RunFile, StageEntry, run_file_of, write_run_file
 from stratalens.plugin.terminal import quiet_loading
 from stratalens.store.errors import InputError
 
@@ -86,7 +86,7 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
             force=force,
             progress=None if is_interactive() else StageLines([stage.name for stage in stages], print_status),
         )
-    write_run_file(run, beside(run.store))
+    write_run_file(run, run_file_of(run.store))
     if _state(run.store) == before:
         print_status(
             f"nothing to do: every row of every stage of {run.store} is committed "

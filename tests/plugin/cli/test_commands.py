@@ -207,7 +207,7 @@ def test_a_capture_says_how_far_it_is_and_info_what_lacks(workplace, invoke, mon
         return real(stage, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(capturing, "loaded", stop)
+        patch.setattr(capturing, "loaded_model", stop)
         ended = invoke("capture", path)
     assert ended.exit_code == 130
     assert "warning: label column 'trained_stage' names stages in some rows only: 'S1' (1 row; is 's1'" in ended.stderr
@@ -215,12 +215,12 @@ def test_a_capture_says_how_far_it_is_and_info_what_lacks(workplace, invoke, mon
     assert "Loading" not in ended.stderr
     told = invoke("info", store)
     assert "run.zarr: not complete: 1 of 4 stages whole; not begun: s1, s2, s3\n" in told.stdout
-    assert "s2\t\tnot begun\t0%" in told.stdout
+    assert "s2\t\tnot started\t0%" in told.stdout
     page = workplace.folder / "report.html"
     shown = invoke("report", store, "--by", "colour", "-o", page)
     assert shown.exit_code == 0, shown.output
     state = "is not complete: 1 of 4 stages whole; not begun: s1, s2, s3"
-    assert f"{state}; the capture, run again, records the rest" in shown.stderr
+    assert f"{state}; run the capture again to record the rest" in shown.stderr
     assert f"The store {state}." in page.read_text()
     assert str(workplace.folder) not in re.sub("<script.*?</script>", "", page.read_text(), flags=re.S)
     again = invoke("capture", path)
@@ -242,7 +242,7 @@ def test_labels_are_corrected_in_a_store(workplace, invoke):
     assert f"stratalens label {store} TABLE" in refused.stderr
     done = invoke("label", store, prompts)
     assert done.exit_code == 0, done.output
-    assert "trained_stage: 1 row has another value than before\ncolour: 36 rows have" in done.stderr
+    assert "trained_stage: 1 row changed\ncolour: 36 rows changed" in done.stderr
     assert sl.open_store(store).trained_stage.values[5] == "s1"
     assert invoke("verify", store).stdout.startswith("ok: 4 blocks, ")
     assert invoke("capture", path).exit_code == 0
@@ -258,13 +258,13 @@ def test_a_forecast_of_a_short_run_is_the_same_number_in_text_and_json(workplace
     monkeypatch.setattr("stratalens.plugin.capture.forecast.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     facts = json.loads(invoke("forecast", workplace(), "--json").stdout)
     assert 0 < facts["seconds"] < 0.05
-    assert f"come on top)\t{facts['seconds']}\n" in invoke("forecast", workplace()).stdout
+    assert f"without loading models)\t{facts['seconds']}\n" in invoke("forecast", workplace()).stdout
 
 
 def test_a_forecast_says_what_it_leaves_out(workplace, invoke):
     told = invoke("forecast", workplace()).stdout
-    assert "memory_bytes (the two block buffers; the model and its forward pass come on top)\t" in told
-    assert "seconds (forward passes; starting up and loading models come on top)\t" in told
+    assert "memory_bytes (the two block buffers, without the model and its forward pass)\t" in told
+    assert "seconds (forward passes, without loading models)\t" in told
     for command in ("study", "forecast"):
         assert "demo, smoke, cpu or paper" in " ".join(invoke(command, "--help").stdout.replace("│", " ").split())
 
