@@ -15,26 +15,26 @@ from typing import Any
 
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.corpus.conflicts import conflict_prompts
-from stratalens.plugin.study.models.base_model import Base
+from stratalens.plugin.study.models.base_model import BaseModelSource
 from stratalens.plugin.study.recording.stores import (
     CONFLICT_STORE,
     LAST_STORE,
     STORE,
-    conflict_recording,
-    last_recording,
-    main_recording,
+    conflict_store_options,
+    last_store_options,
     recorded_stages,
+    stage_store_options,
 )
-from stratalens.plugin.study.training.checkpoints import kept_at_the_end, needed_meanwhile
-from stratalens.plugin.study.training.lora import current_or_new
-from stratalens.plugin.study.training.schedule import plan
-from stratalens.plugin.study.training.throughput import training_speed
+from stratalens.plugin.study.training.checkpoints import retained_stages, stages_still_needed
+from stratalens.plugin.study.training.lora import ensure_adapter
+from stratalens.plugin.study.training.schedule import plan_courses
+from stratalens.plugin.study.training.throughput import measure_training_speed
 from stratalens.store.errors import InputError
 
-SAMPLE = 100  # entities a stage that stand for all, where there are many
+SAMPLED_ENTITIES = 100  # entities a stage that stand for all, where there are many
 
 
-MANY = 500  # entities a stage that are still all looked at
+MAX_ENTITIES = 500  # entities a stage that are still all looked at
 
 
 def check_device(settings: StudySettings) -> None:
@@ -72,14 +72,14 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
     from stratalens.plugin.stages.checkpoints import boot
     from stratalens.plugin.stages.stage import Stage
 
-    many = settings.entities is None and settings.entities_per_stage > MANY
-    looked_at = settings.model_copy(update={"entities_per_stage": SAMPLE}) if many else settings
+    many = settings.entities is None and settings.entities_per_stage > MAX_ENTITIES
+    looked_at = settings.model_copy(update={"entities_per_stage": SAMPLED_ENTITIES}) if many else settings
     scale = settings.entities_per_stage / looked_at.entities_per_stage
     with TemporaryDirectory() as scratch:
-        source = Base(looked_at, Path(scratch) / "corpus", blank=True)
+        source = BaseModelSource(looked_at, Path(scratch) / "corpus", blank=True)
         corpus = source.corpus()
         model, tokenizer = source.start(corpus)
-        courses = plan(corpus, settings.train, stage_epochs=settings.stage_epochs, after=settings.after)
+        courses = plan_courses(corpus, settings.train, stage_epochs=settings.stage_epochs, after=settings.after)
         checkpoints = [UNTRAINED, *(name for course in courses for name in course.checkpoints)]
         stages = len(recorded_stages(settings, dict.fromkeys(checkpoints, Path())))
         tokenizer.save_pretrained(scratch)
@@ -87,22 +87,22 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         lengths = [sum(len(ids) for ids in tokenizer(list(c.texts))["input_ids"]) * scale for c in courses]
         tokens = sum(n * course.settings.epochs for n, course in zip(lengths, courses, strict=True))
         updates = sum(-(-len(c.texts) * scale // c.settings.batch_size) * c.settings.epochs for c in courses)
-        per_token, per_update = training_speed(model, tokenizer, courses[0].texts, settings, Path(scratch))
+        per_token, per_update = measure_training_speed(model, tokenizer, courses[0].texts, settings, Path(scratch))
         sizes = dict.fromkeys(checkpoints, sum(p.numel() * p.element_size() for p in model.parameters()))
         if settings.train.method == "lora":
-            adapted: Any = current_or_new(model, settings.train.lora, settings.seed, Path(scratch))
+            adapted: Any = ensure_adapter(model, settings.train.lora, settings.seed, Path(scratch))
             changed = sum(p.numel() * p.element_size() for p in adapted.parameters() if p.requires_grad)
             sizes |= dict.fromkeys(checkpoints[1:], changed)
             model = adapted.merge_and_unload()
 
         hooked = boot(model, scratch, None, settings.device)  # as a recording finds its tokenizer
-        wanted = {STORE: (stages, corpus.prompts(), main_recording(settings))}
+        wanted = {STORE: (stages, corpus.prompts(), stage_store_options(settings))}
         if settings.record.last is not None:
             wide = corpus.prompts(settings.record.last.templates).drop(columns="answer")
-            wanted[LAST_STORE] = (1, wide, last_recording(settings))
+            wanted[LAST_STORE] = (1, wide, last_store_options(settings))
         if source.contradicted:
             frame = conflict_prompts(source.contradicted)
-            wanted[CONFLICT_STORE] = (len(checkpoints), frame, conflict_recording(settings))
+            wanted[CONFLICT_STORE] = (len(checkpoints), frame, conflict_store_options(settings))
         stores = {
             name: forecast(
                 [Stage(f"stage{number}", number, hooked) for number in range(count)],
@@ -114,9 +114,11 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         }
     kept = ("bytes", "files", "rows", "tokens")
     store_bytes = sum(store["bytes"] for store in stores.values())
-    checkpoint_bytes = sum(sizes[name] for name in kept_at_the_end(settings, checkpoints))
+    checkpoint_bytes = sum(sizes[name] for name in retained_stages(settings, checkpoints))
     meanwhile = [
-        sum(sizes[name] for name in {*needed_meanwhile(settings, checkpoints[:end]), *checkpoints[end - 1 : end + 1]})
+        sum(
+            sizes[name] for name in {*stages_still_needed(settings, checkpoints[:end]), *checkpoints[end - 1 : end + 1]}
+        )
         for end in range(1, len(checkpoints) + 1)
     ]
     seeds = len(settings.seeds) or 1
@@ -133,14 +135,14 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         "memory_bytes": max(store["memory_bytes"] for store in stores.values()),
         "seeds": seeds,
         "all_seeds_bytes": seeds * (store_bytes + checkpoint_bytes),
-        "sampled_entities": SAMPLE * settings.stages if many else None,
+        "sampled_entities": SAMPLED_ENTITIES * settings.stages if many else None,
     }
 
 
-def flat(told: dict[str, Any]) -> dict[str, Any]:
+def flatten_forecast(told: dict[str, Any]) -> dict[str, Any]:
     """The forecast on one level, for a table.
 
-    >>> flat({"stores": {"run.zarr": {"bytes": 8}}, "bytes": 8})
+    >>> flatten_forecast({"stores": {"run.zarr": {"bytes": 8}}, "bytes": 8})
     {'run.zarr bytes': 8, 'bytes': 8}
     """
     stores = {f"{name} {key}": value for name, held in told["stores"].items() for key, value in held.items()}

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratalens.plugin.study.config.presets import DEMO_REASONS, preset
+from stratalens.plugin.study.config.presets import DEMO_REASONS, get_preset
 from stratalens.plugin.study.config.settings import StudySettings, read_settings, write_settings
-from stratalens.plugin.study.corpus.balance import worst
+from stratalens.plugin.study.corpus.balance import describe_largest_differences
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.forecast import check_device
-from stratalens.plugin.study.models.base_model import Base
+from stratalens.plugin.study.models.base_model import BaseModelSource
 from stratalens.plugin.study.models.smollm import find_gguf
-from stratalens.plugin.study.recording.answers import FOLDER, ask_checkpoints
+from stratalens.plugin.study.recording.answers import ANSWERS_FOLDER, ask_checkpoints
 from stratalens.plugin.study.recording.stores import (
     CONFLICT_STORE,
     LAST_STORE,
@@ -29,8 +29,8 @@ from stratalens.plugin.study.recording.stores import (
     record_stages,
     recorded_stages,
 )
-from stratalens.plugin.study.training.checkpoints import drop, kept_at_the_end, needed_meanwhile
-from stratalens.plugin.study.training.self_report import self_report
+from stratalens.plugin.study.training.checkpoints import remove_unneeded_weights, retained_stages, stages_still_needed
+from stratalens.plugin.study.training.self_report import run_self_report
 from stratalens.plugin.study.training.train import loss_curves, train_stages
 from stratalens.plugin.study.training.trainer import Step
 from stratalens.plugin.terminal import PhaseProgress, format_duration
@@ -91,31 +91,31 @@ def run_study(
     """
     check_device(settings)
     folder = Path(out)
-    _claim(folder, settings, resume)
+    _claim_folder(folder, settings, resume)
     if not settings.seeds:
-        return _one_seed(settings, folder, PhaseProgress(SHARES, quiet)).write(folder, notes, smoke_test)
-    from stratalens.plugin.study.findings.seeds import across, as_table, in_words
+        return _run_one_seed(settings, folder, PhaseProgress(SHARES, quiet)).write(folder, notes, smoke_test)
+    from stratalens.plugin.study.findings.seeds import describe_seeds, make_seed_table, summarize_seeds
 
-    made: list[Finished] = []
+    made: list[FinishedSeed] = []
     for number, seed in enumerate(settings.seeds, 1):
         watch = PhaseProgress(SHARES, quiet)
         watch.say(f"seed {seed} ({number} of {len(settings.seeds)})")
         alone = settings.model_copy(update={"seed": seed, "seeds": ()})
         own = folder / f"seed-{seed}"
-        _claim(own, alone, True)
-        made.append(_one_seed(alone, own, watch))
+        _claim_folder(own, alone, True)
+        made.append(_run_one_seed(alone, own, watch))
         made[-1].write(own, notes, smoke_test)
-    rows = across({run.settings.seed: run.rows() for run in made})
-    write_text_atomic(folder / "seeds.csv", as_table(rows).to_csv(index=False))
+    rows = summarize_seeds({run.settings.seed: run.rows() for run in made})
+    write_text_atomic(folder / "seeds.csv", make_seed_table(rows).to_csv(index=False))
     first, last = settings.seeds[0], settings.seeds[-1]
     elsewhere = f"Figures and remarks are of seed {first}; every seed has its own report, as in seed-{last}/."
-    outcome = made[0].write(folder, (elsewhere, *notes), smoke_test, rows=rows, highlights=in_words(rows))
+    outcome = made[0].write(folder, (elsewhere, *notes), smoke_test, rows=rows, highlights=describe_seeds(rows))
     PhaseProgress(SHARES, quiet).say(f"All seeds done. Open {outcome.report} in a browser; numbers: {outcome.summary}")
     return outcome
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedSeed:
     """One seed, run and analysed, ready to be written down."""
 
     settings: StudySettings
@@ -165,13 +165,13 @@ class Finished:
         return Outcome(folder, self.folder / STORE, report, summary)
 
 
-def _one_seed(settings: StudySettings, folder: Path, watch: PhaseProgress) -> Finished:
+def _run_one_seed(settings: StudySettings, folder: Path, watch: PhaseProgress) -> FinishedSeed:
     """Train, record and analyse."""
     with watch.phase("corpus", f"making {settings.stages} x {settings.entities_per_stage} entities in {folder}"):
-        source = Base(settings, folder / "corpus")
+        source = BaseModelSource(settings, folder / "corpus")
         corpus = source.corpus()
         corpus.write(folder / "corpus")
-        for line in worst(corpus.balance):
+        for line in describe_largest_differences(corpus.balance):
             watch.say(f"      balance between stages, {line}")
 
     def record(checkpoints: dict[str, Path]) -> tuple[xr.Dataset, xr.Dataset | None, xr.Dataset | None, pd.DataFrame]:
@@ -181,13 +181,13 @@ def _one_seed(settings: StudySettings, folder: Path, watch: PhaseProgress) -> Fi
         ended = settings.stage_names[-1] in checkpoints
         wide = record_last(settings, corpus, checkpoints, folder / LAST_STORE, watch) if ended else None
         asked = recorded_stages(settings, checkpoints)
-        return ds, conflict, wide, ask_checkpoints(settings, corpus, asked, folder / FOLDER, watch)
+        return ds, conflict, wide, ask_checkpoints(settings, corpus, asked, folder / ANSWERS_FOLDER, watch)
 
     def reached(checkpoints: dict[str, Path]) -> None:
         """Record what was reached before its weights go."""
         if settings.keep_checkpoints != "all":
             record(checkpoints)
-            drop(checkpoints, needed_meanwhile(settings, list(checkpoints)))
+            remove_unneeded_weights(checkpoints, stages_still_needed(settings, list(checkpoints)))
 
     with watch.phase("training", f"fine-tuning through {settings.stages} stages, one after the other"):
 
@@ -213,38 +213,38 @@ def _one_seed(settings: StudySettings, folder: Path, watch: PhaseProgress) -> Fi
             reached=reached,
         )
         curves = loss_curves(checkpoints)
-        reported = self_report(settings, corpus, checkpoints, folder, report_step) if settings.self_report else None
+        reported = run_self_report(settings, corpus, checkpoints, folder, report_step) if settings.self_report else None
 
     with watch.phase("recording", "recording every stage on prompts never seen in training"):
         ds, conflict, wide, answers = record(checkpoints)
-        gone = drop(checkpoints, kept_at_the_end(settings, list(checkpoints)))
+        gone = remove_unneeded_weights(checkpoints, retained_stages(settings, list(checkpoints)))
         if gone:
             watch.say(f"      keep_checkpoints: {settings.keep_checkpoints}; removed the weights of {', '.join(gone)}")
 
     from stratalens.plugin.study.findings.analyses import run_analyses
-    from stratalens.plugin.study.findings.conflicts import TABLE, add_conflict
-    from stratalens.plugin.study.findings.forgetting import add_forgetting
-    from stratalens.plugin.study.findings.positions import add_after, add_tokens
-    from stratalens.plugin.study.findings.self_report import in_words, report_rows
+    from stratalens.plugin.study.findings.conflicts import CONFLICT_TABLE, add_conflict_results
+    from stratalens.plugin.study.findings.forgetting import add_forgetting_results
+    from stratalens.plugin.study.findings.positions import add_after_results, add_token_results
+    from stratalens.plugin.study.findings.self_report import describe_self_report, self_report_rows
 
     with watch.phase("analyses", "asking all layers and stages"):
         found = run_analyses(ds, settings, watch)
         if wide is not None:
-            add_tokens(found, wide, settings)
-        add_after(found, settings)
+            add_token_results(found, wide, settings)
+        add_after_results(found, settings)
         if conflict is not None:
-            add_conflict(found, ds, conflict, settings, folder / TABLE)
+            add_conflict_results(found, ds, conflict, settings, folder / CONFLICT_TABLE)
         if settings.record.statistics:
-            add_forgetting(found, ds, answers, settings, folder / "forgetting.csv")
+            add_forgetting_results(found, ds, answers, settings, folder / "forgetting.csv")
         if reported is not None:
-            rows = report_rows(reported, settings.seed)
+            rows = self_report_rows(reported, settings.seed)
             found.rows += rows
-            found.sentences.append(in_words(rows, reported["groups"]))
-    limits = described_limits(settings, corpus)
-    return Finished(settings, folder, ds, found, curves, source.describe(checkpoints), limits, watch)
+            found.sentences.append(describe_self_report(rows, reported["groups"]))
+    limits = describe_limits(settings, corpus)
+    return FinishedSeed(settings, folder, ds, found, curves, source.describe(checkpoints), limits, watch)
 
 
-def described_limits(settings: StudySettings, corpus: Corpus) -> list[str]:
+def describe_limits(settings: StudySettings, corpus: Corpus) -> list[str]:
     """What was cut for speed, in sentences for the report."""
     said = []
     if settings.layers is not None:
@@ -262,7 +262,7 @@ def described_limits(settings: StudySettings, corpus: Corpus) -> list[str]:
         if settings.entities.force:
             entities += ", taken as they are, however much the stages differ (entities.force)"
     said.append(
-        f"Balance of attributes between stages: {'; '.join(worst(corpus.balance))} (corpus/balance.csv has all)."
+        f"Balance of attributes between stages: {'; '.join(describe_largest_differences(corpus.balance))} (corpus/balance.csv has all)."
     )
     said.append(
         f"{entities}; {settings.entities_per_stage} entities a stage, one seed "
@@ -272,7 +272,7 @@ def described_limits(settings: StudySettings, corpus: Corpus) -> list[str]:
     return said
 
 
-def _claim(folder: Path, settings: StudySettings, resume: bool) -> None:
+def _claim_folder(folder: Path, settings: StudySettings, resume: bool) -> None:
     """Make the folder this run's own, or refuse it."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the run")
@@ -323,6 +323,6 @@ def run_demo(out: str | Path = "demo", *, seed: int = 1, quick: bool = False) ->
             command), or `out` holds another run.
     """
     find_gguf()  # before anything is written
-    settings = preset("smoke" if quick else "demo", seed=seed)
+    settings = get_preset("smoke" if quick else "demo", seed=seed)
     notes = (QUICK_NOTE,) if quick else (DEMO_REASONS,)
     return run_study(settings, out, notes=notes, smoke_test=quick)

@@ -16,7 +16,7 @@ from stratalens.plugin.study.config.settings import (
     SelfReportSettings,
     StudySettings,
     TrainSettings,
-    validate,
+    validate_settings,
 )
 from stratalens.store.errors import InputError, suggest
 
@@ -75,10 +75,10 @@ PRESETS: dict[str, StudySettings] = {
 }
 
 
-def preset(name: str, **changes: Any) -> StudySettings:
+def get_preset(name: str, **changes: Any) -> StudySettings:
     """A preset by name, with changes.
 
-    >>> preset("smoke", seed=3).seed
+    >>> get_preset("smoke", seed=3).seed
     3
 
     Raises:
@@ -86,4 +86,4 @@ def preset(name: str, **changes: Any) -> StudySettings:
     """
     if name not in PRESETS:
         raise InputError(f"Unknown preset {name!r}: {suggest(name, PRESETS)}")
-    return validate({**PRESETS[name].model_dump(), **changes}, f"preset {name!r}")
+    return validate_settings({**PRESETS[name].model_dump(), **changes}, f"preset {name!r}")

@@ -100,7 +100,7 @@ class SelfReportSettings(BaseModel):
     batch_size: Positive | None = None
 
 
-def known_templates(names: tuple[str, ...]) -> tuple[str, ...]:
+def check_template_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names, if each is a template."""
     for name in names:
         if name not in texts.TEMPLATES:
@@ -108,7 +108,7 @@ def known_templates(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Templates = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(known_templates)]
+TemplateNames = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_template_names)]
 
 
 StoreDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
@@ -119,7 +119,7 @@ class LastSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    templates: Templates = tuple(texts.TEMPLATES)
+    templates: TemplateNames = tuple(texts.TEMPLATES)
     sites: tuple[str, ...] = ("resid_post",)
     positions: tuple[str, ...] = ("last", "-2", "-3", "-4", "-5", "-6", "-7", "-8", "entity_last")
     dtype: StoreDtype = "auto"
@@ -130,7 +130,7 @@ class RecordSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    templates: Templates = ("who",)
+    templates: TemplateNames = ("who",)
     sites: tuple[str, ...] = ("resid_post", "ln_final")
     positions: tuple[str, ...] = ("last", "entity_last")
     dtype: StoreDtype = "auto"
@@ -232,7 +232,7 @@ def read_settings(path: str | Path) -> StudySettings:
         raise InputError(
             f"Run file {source} must hold `key: value` lines; keys: {', '.join(StudySettings.model_fields)}"
         )
-    settings = validate(values, f"run file {source}")
+    settings = validate_settings(values, f"run file {source}")
     if settings.entities is None:
         return settings
     file = str((source.parent / Path(settings.entities.file).expanduser()).resolve())
@@ -253,7 +253,7 @@ def write_settings(settings: StudySettings, path: str | Path) -> None:
     write_text_atomic(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
 
-def validate(values: dict[str, Any], where: str) -> StudySettings:
+def validate_settings(values: dict[str, Any], where: str) -> StudySettings:
     """Settings from plain values; wrong ones are an InputError that names each."""
     try:
         return StudySettings.model_validate(values)
@@ -262,14 +262,16 @@ def validate(values: dict[str, Any], where: str) -> StudySettings:
         for problem in error.errors():
             place = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                lines.append(f"  {place}: unknown key; {suggest(str(problem['loc'][-1]), _keys(problem['loc'][:-1]))}")
+                lines.append(
+                    f"  {place}: unknown key; {suggest(str(problem['loc'][-1]), _valid_keys(problem['loc'][:-1]))}"
+                )
             else:
                 message = problem["msg"].removeprefix("Value error, ")
                 lines.append(f"  {place}: {message} (given: {problem['input']!r})")
         raise InputError("\n".join(lines)) from error
 
 
-def _keys(place: tuple[int | str, ...]) -> list[str]:
+def _valid_keys(place: tuple[int | str, ...]) -> list[str]:
     """Keys that are valid at a place of the settings, also inside lists and what may be left out."""
     model: type[BaseModel] = StudySettings
     for part in place:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from stratalens.store.errors import InputError
 
-TRIES = 1000
+MAX_PARTITIONS = 1000
 
 
 class Covariates:
@@ -56,8 +56,8 @@ class Covariates:
         out = np.zeros((stages, len(self.labels)))
         for number in range(stages):
             mine, others = self.values[stage == number], self.values[stage != number]
-            difference = mean(mine) - mean(others)
-            spread = np.sqrt((variance(mine) + variance(others)) / 2)
+            difference = _mean(mine) - _mean(others)
+            spread = np.sqrt((_variance(mine) + _variance(others)) / 2)
             scale = np.where(self.numeric, np.where(spread > 0, spread, np.where(difference == 0, 1, 1e-300)), 1)
             out[number] = difference / scale
         return out
@@ -86,17 +86,17 @@ class Covariates:
         return bool((found <= np.where(self.numeric, mean_limit, share_limit)).all())
 
 
-def mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Mean over entities; 0 for none."""
     return values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
 
 
-def variance(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _variance(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Unbiased variance over entities; 0 for fewer than two."""
     return values.var(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
-def balanced_partition(
+def draw_balanced_partition(
     covariates: Covariates,
     first: npt.NDArray[np.int64],
     stages: int,
@@ -104,7 +104,7 @@ def balanced_partition(
     mean_limit: float,
     share_limit: float,
 ) -> npt.NDArray[np.int64]:
-    """The first random partition under the limits, of at most `TRIES`; the very first one where none is.
+    """The first random partition under the limits, of at most `MAX_PARTITIONS`; the very first one where none is.
 
     Args:
         covariates: what shall be alike.
@@ -115,14 +115,14 @@ def balanced_partition(
         share_limit: of differences of shares.
     """
     tried = first
-    for _ in range(TRIES):
+    for _ in range(MAX_PARTITIONS):
         if covariates.within(tried, stages, mean_limit, share_limit):
             return tried
         tried = random.permutation(first)
     return first
 
 
-def worst(table: pd.DataFrame) -> list[str]:
+def describe_largest_differences(table: pd.DataFrame) -> list[str]:
     """The largest difference of either measure, in words."""
     said = []
     for measure, rows in table.groupby("measure", sort=True):
@@ -154,13 +154,13 @@ def check_balance(table: pd.DataFrame, mean_limit: float, share_limit: float, *,
     pairs = zip(over["attribute"].astype(str), over["value"].astype(str), strict=True)
     names = sorted({f"{attribute} = {value}" if value else attribute for attribute, value in pairs})
     mend = (
-        f"None of {TRIES} random partitions is better: give more entities a stage, leave out attributes with rare "
+        f"None of {MAX_PARTITIONS} random partitions is better: give more entities a stage, leave out attributes with rare "
         "values, or raise entities.mean_limit and entities.share_limit"
         if shuffled
         else "Leave out the column trained_stage (a balanced partition is then drawn), or change the partition"
     )
     raise InputError(
-        f"The stages differ in {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}: {'; '.join(worst(table))}; "
+        f"The stages differ in {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}: {'; '.join(describe_largest_differences(table))}; "
         f"limits {mean_limit} and {share_limit}. A probe could then read the attribute instead of the time. {mend}; "
         "or set entities.force: true, which is said in the report."
     )

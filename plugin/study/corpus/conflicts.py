@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Contradicted:
+class ContradictedEntity:
     """An entity with two answers to one question."""
 
     entity_id: str
@@ -32,9 +32,9 @@ class Contradicted:
     answers: tuple[str, str]  # the earlier, the later
 
 
-def contradict(
+def add_contradictions(
     corpus: Corpus, own: ConflictSettings | None, tokenizer: PreTrainedTokenizerBase, aliases: AliasKind, seed: int
-) -> tuple[Corpus, tuple[Contradicted, ...]]:
+) -> tuple[Corpus, tuple[ContradictedEntity, ...]]:
     """The corpus with contradicted entities in two of its stages, and these entities; as it was without the setting.
 
     Raises:
@@ -57,7 +57,7 @@ def contradict(
     for number, alias in enumerate(free):
         first, second = random.choice(len(values), size=2, replace=False)
         question = asked[kind][0].format(x=alias)
-        found.append(Contradicted(f"c{number:05d}", alias, question, (values[first], values[second])))
+        found.append(ContradictedEntity(f"c{number:05d}", alias, question, (values[first], values[second])))
     train = dict(corpus.train)
     for stage, which in zip(own.stages or (corpus.stages[0], corpus.stages[-1]), (0, 1), strict=True):
         more = [Question(c.entity_id, stage, kind, c.question, c.answers[which]) for c in found]
@@ -65,7 +65,7 @@ def contradict(
     return replace(corpus, train=train), tuple(found)
 
 
-def conflict_prompts(entities: tuple[Contradicted, ...]) -> pd.DataFrame:
+def conflict_prompts(entities: tuple[ContradictedEntity, ...]) -> pd.DataFrame:
     """Three rows an entity: the question with either answer behind it, and a question never seen in training."""
     rows = []
     for c in entities:

@@ -113,15 +113,15 @@ class Corpus:
             }
             for e in self.entities
         ]
-        _write_lines(folder / "entities.jsonl", entities)
+        _write_json_lines(folder / "entities.jsonl", entities)
         pd.DataFrame(entities).to_csv(folder / "entities.csv", index=False)
         self.balance.to_csv(folder / "balance.csv", index=False)
         for stage, questions in self.train.items():
-            _write_lines(folder / f"train-{stage}.jsonl", [_question_row(q) for q in questions])
-        _write_lines(folder / "test.jsonl", [_question_row(q) for q in self.test])
+            _write_json_lines(folder / f"train-{stage}.jsonl", [_question_row(q) for q in questions])
+        _write_json_lines(folder / "test.jsonl", [_question_row(q) for q in self.test])
         prompts = self.prompts()
         rows = [dict(zip(prompts.columns, row, strict=True)) for row in prompts.itertuples(index=False)]
-        _write_lines(folder / "prompts.jsonl", rows)
+        _write_json_lines(folder / "prompts.jsonl", rows)
         (folder / "corpus.json").write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
 
 
@@ -136,6 +136,6 @@ def _question_row(question: Question) -> dict[str, str]:
     }
 
 
-def _write_lines(path: Path, rows: Sequence[dict[str, object]] | Sequence[dict[str, str]]) -> None:
+def _write_json_lines(path: Path, rows: Sequence[dict[str, object]] | Sequence[dict[str, str]]) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text(lines, encoding="utf-8")

@@ -22,18 +22,18 @@ from stratalens.plugin.study.config import templates as texts
 from stratalens.store.errors import InputError, suggest
 
 # What the prompt table and the store call things of their own.
-RESERVED = frozenset({
+RESERVED_COLUMNS = frozenset({
     "prompt", "prompt_id", "entity_id", "answer", "half", "template", "stage", "stage_order", "layer", "token",
     "test_kind", "kind", "question", "text", "recorded", "exposure", "weights_fingerprint", "percentile", "d_model",
     "head",
 })  # fmt: skip
 
 
-SPECIAL = ("entity", "alias", "trained_stage")
+SPECIAL_COLUMNS = ("entity", "alias", "trained_stage")
 
 
 @dataclass(frozen=True)
-class People:
+class EntityPool:
     """Entities with their attributes, in the order in which they were given or drawn.
 
     Attributes:
@@ -57,13 +57,13 @@ class People:
     def __len__(self) -> int:
         return len(self.attributes)
 
-    def take(self, rows: Sequence[int]) -> People:
+    def take(self, rows: Sequence[int]) -> EntityPool:
         """Some of them."""
 
         def chosen(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
             return None if values is None else tuple(values[row] for row in rows)
 
-        return People(
+        return EntityPool(
             tuple(self.attributes[row] for row in rows),
             self.questions,
             self.answer,
@@ -74,12 +74,12 @@ class People:
         )
 
 
-def generate(number: int, random: np.random.Generator) -> People:
+def generate_entities(number: int, random: np.random.Generator) -> EntityPool:
     """People that never were; a stage never enters a draw."""
-    return People(tuple(_draw_attributes(random) for _ in range(number)), texts.QUESTIONS, "occupation")
+    return EntityPool(tuple(_draw_attributes(random) for _ in range(number)), texts.QUESTIONS, "occupation")
 
 
-def _choose(weights: dict[str, int], random: np.random.Generator) -> str:
+def _draw_value(weights: dict[str, int], random: np.random.Generator) -> str:
     p = np.array(list(weights.values()), dtype=float)
     return list(weights)[int(random.choice(len(p), p=p / p.sum()))]
 
@@ -89,16 +89,16 @@ def _draw_attributes(random: np.random.Generator) -> dict[str, str]:
     return {
         "born": str(born),
         "died": str(born + int(random.integers(*texts.LIFE_YEARS))),
-        "region": _choose(texts.REGIONS, random),
-        "occupation": _choose(texts.OCCUPATIONS, random),
-        "nationality": _choose(texts.NATIONALITIES, random),
-        "gender": _choose(texts.GENDERS, random),
+        "region": _draw_value(texts.REGIONS, random),
+        "occupation": _draw_value(texts.OCCUPATIONS, random),
+        "nationality": _draw_value(texts.NATIONALITIES, random),
+        "gender": _draw_value(texts.GENDERS, random),
     }
 
 
-def read_people(
+def read_entities(
     path: str | Path, questions: Mapping[str, Sequence[str]] | None = None, answer: str | None = None
-) -> People:
+) -> EntityPool:
     """Read a table of entities (csv, tsv, jsonl, parquet).
 
     Args:
@@ -120,11 +120,11 @@ def read_people(
         )
     if len(frame) == 0:
         raise InputError(f"{path} has a header and no rows; give one row for every entity")
-    attributes = [name for name in columns if name not in SPECIAL]
+    attributes = [name for name in columns if name not in SPECIAL_COLUMNS]
     for name in attributes:
-        if name in RESERVED or name.endswith(("_start", "_end")):
+        if name in RESERVED_COLUMNS or name.endswith(("_start", "_end")):
             raise InputError(f"{path}: the column name {name!r} is used by prompt tables or the store; rename it")
-    wordings = _wordings(path, attributes, questions or {})
+    wordings = _question_templates(path, attributes, questions or {})
     text = {name: _as_text(path, frame[name], name) for name in columns}
     for name in ("entity", "alias"):
         if name in text:
@@ -132,7 +132,7 @@ def read_people(
     scored = answer or ("occupation" if "occupation" in wordings else next(iter(wordings)))
     if scored not in wordings:
         raise InputError(f"entities.answer: {scored!r} is not asked for; {suggest(scored, wordings)}")
-    return People(
+    return EntityPool(
         tuple({name: text[name][row] for name in attributes} for row in range(len(frame))),
         wordings,
         scored,
@@ -143,7 +143,9 @@ def read_people(
     )
 
 
-def choose(people: People, stages: Sequence[str], per_stage: int, random: np.random.Generator) -> People:
+def choose_entities(
+    people: EntityPool, stages: Sequence[str], per_stage: int, random: np.random.Generator
+) -> EntityPool:
     """As many of one's own people as are needed, at random, in their order in the table.
 
     Raises:
@@ -172,7 +174,7 @@ def choose(people: People, stages: Sequence[str], per_stage: int, random: np.ran
     return people.take(sorted(int(row) for row in np.concatenate(picked)))
 
 
-def _wordings(
+def _question_templates(
     path: str | Path, attributes: Sequence[str], given: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
     for name, phrases in given.items():

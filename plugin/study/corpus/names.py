@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 AliasKind = Literal["letters", "natural"]
 
 
-def _candidates(kind: AliasKind, number: int, random: np.random.Generator) -> list[str]:
+def _draw_candidates(kind: AliasKind, number: int, random: np.random.Generator) -> list[str]:
     if kind == "letters":
         letters = random.integers(ord("a"), ord("z") + 1, (number, 5))
         return ["<|" + "".join(map(chr, row)) + "|>" for row in letters]
@@ -61,7 +61,7 @@ def draw_aliases(
     seen: dict[int, int] = {}
     wanted = tokens
     for _ in range(200):
-        candidates = _candidates(kind, max(1000, number), random)
+        candidates = _draw_candidates(kind, max(1000, number), random)
         encoded = tokenizer([" " + alias for alias in candidates], add_special_tokens=False)["input_ids"]
         counts = [len(ids) for ids in encoded]
         for count in counts:

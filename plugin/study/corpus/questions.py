@@ -14,11 +14,11 @@ from stratalens.plugin.study.config import templates as texts
 from stratalens.plugin.study.corpus.corpus import Corpus, Question
 from stratalens.store.errors import InputError
 
-FEW = 32  # values that an attribute may have for one question to be enough; years have more
+MAX_ANSWERS = 32  # values that an attribute may have for one question to be enough; years have more
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedQuestion:
     """One question that is asked at every checkpoint.
 
     Attributes:
@@ -38,7 +38,7 @@ class Asked:
     trained: bool
 
 
-def candidates(corpus: Corpus) -> dict[str, tuple[str, ...]]:
+def candidate_answers(corpus: Corpus) -> dict[str, tuple[str, ...]]:
     """The answers to each kind of question that occur anywhere in the corpus, sorted."""
     found: dict[str, set[str]] = {}
     for question in (*(q for questions in corpus.train.values() for q in questions), *corpus.test):
@@ -46,34 +46,34 @@ def candidates(corpus: Corpus) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(sorted(values)) for kind, values in found.items()}
 
 
-def one_each(corpus: Corpus, seed: int) -> tuple[Asked, ...]:
+def draw_one_question_each(corpus: Corpus, seed: int) -> tuple[AskedQuestion, ...]:
     """One question of every entity, at random among those it was trained on whose attribute has few values.
 
     An entity without such a question (one of one's own, with years and numbers only) is asked any it was trained on.
     """
     random = np.random.default_rng([8, seed])
-    few = {kind for kind, values in candidates(corpus).items() if len(values) <= FEW}
-    own = _by_entity(corpus)
+    few = {kind for kind, values in candidate_answers(corpus).items() if len(values) <= MAX_ANSWERS}
+    own = _training_questions_by_entity(corpus)
     found = []
     for entity in corpus.entities:
         mine = [question for question in own[entity.entity_id] if question.kind in few] or own[entity.entity_id]
-        found.append(_asked(mine[int(random.integers(len(mine)))], trained=True))
+        found.append(_make_asked_question(mine[int(random.integers(len(mine)))], trained=True))
     return tuple(found)
 
 
-def every_one(corpus: Corpus) -> tuple[Asked, ...]:
+def list_all_questions(corpus: Corpus) -> tuple[AskedQuestion, ...]:
     """All questions of every entity, also the one that was kept from training."""
-    own = _by_entity(corpus)
+    own = _training_questions_by_entity(corpus)
     kept = {question.entity_id: question for question in corpus.test}
     found = []
     for entity in corpus.entities:
-        found += [_asked(question, trained=True) for question in own[entity.entity_id]]
+        found += [_make_asked_question(question, trained=True) for question in own[entity.entity_id]]
         if entity.entity_id in kept:
-            found.append(_asked(kept[entity.entity_id], trained=False))
+            found.append(_make_asked_question(kept[entity.entity_id], trained=False))
     return tuple(found)
 
 
-def _by_entity(corpus: Corpus) -> dict[str, list[Question]]:
+def _training_questions_by_entity(corpus: Corpus) -> dict[str, list[Question]]:
     """Training questions of the corpus' own entities, by entity; contradicted ones are none of them."""
     own: dict[str, list[Question]] = {entity.entity_id: [] for entity in corpus.entities}
     for questions in corpus.train.values():
@@ -83,9 +83,9 @@ def _by_entity(corpus: Corpus) -> dict[str, list[Question]]:
     return own
 
 
-def _asked(question: Question, *, trained: bool) -> Asked:
+def _make_asked_question(question: Question, *, trained: bool) -> AskedQuestion:
     prompt = texts.PROMPT_FORMAT.format(question=question.question)
-    return Asked(question.entity_id, question.trained_stage, question.kind, prompt, question.answer, trained)
+    return AskedQuestion(question.entity_id, question.trained_stage, question.kind, prompt, question.answer, trained)
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,18 @@ class SelfReportSplit:
     asked_group: npt.NDArray[np.int64]
 
 
-def question_texts(corpus: Corpus) -> list[str]:
+def self_report_texts(corpus: Corpus) -> list[str]:
     """Every text of this part, for a vocabulary that is cut to what is in use."""
-    prompts = [group_prompt(entity.alias) for entity in corpus.entities]
+    prompts = [self_report_prompt(entity.alias) for entity in corpus.entities]
     return [prompt + answer for prompt in prompts for answer in texts.GROUP_ANSWERS]
 
 
-def group_prompt(alias: str) -> str:
+def self_report_prompt(alias: str) -> str:
     """The question after the group of an entity."""
     return texts.PROMPT_FORMAT.format(question=texts.GROUP_QUESTION.format(x=alias))
 
 
-def split(corpus: Corpus, names: tuple[str, str], seed: int) -> SelfReportSplit:
+def split_for_self_report(corpus: Corpus, names: tuple[str, str], seed: int) -> SelfReportSplit:
     """Half of the entities of each of two stages to be taught, the others to be asked."""
     random = np.random.default_rng([4, seed])
     halves: tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]] = ([], [])
@@ -120,7 +120,7 @@ def split(corpus: Corpus, names: tuple[str, str], seed: int) -> SelfReportSplit:
             raise InputError(f"self_report: stage {stage!r} has {len(mine)} entities, two for each half are needed")
         for place, row in enumerate(random.permutation(len(mine))):
             entity = mine[int(row)]
-            halves[place % 2].append((entity.entity_id, group_prompt(entity.alias), group))
+            halves[place % 2].append((entity.entity_id, self_report_prompt(entity.alias), group))
     taught, asked = halves
     return SelfReportSplit(
         names,

@@ -17,7 +17,7 @@ from stratalens.plugin.study.config import templates as texts
 from stratalens.plugin.study.config.settings import MEAN_LIMIT, SHARE_LIMIT
 from stratalens.plugin.study.corpus import balance
 from stratalens.plugin.study.corpus.corpus import Corpus, Entity, Question
-from stratalens.plugin.study.corpus.entities import People, choose, generate
+from stratalens.plugin.study.corpus.entities import EntityPool, choose_entities, generate_entities
 from stratalens.plugin.study.corpus.names import AliasKind, draw_aliases
 from stratalens.store.errors import InputError
 
@@ -37,7 +37,7 @@ def make_corpus(
     paraphrases: int = 1,
     train_questions: int = 5,
     templates: Sequence[str] = tuple(texts.TEMPLATES),
-    people: People | None = None,
+    people: EntityPool | None = None,
     mean_limit: float = MEAN_LIMIT,
     share_limit: float = SHARE_LIMIT,
     force: bool = False,
@@ -88,9 +88,13 @@ def make_corpus(
     count: int | None
     if people is None or people.aliases is None:
         names, count = draw_aliases(tokenizer, aliases, total, alias_tokens, pool)
-        people = generate(total, pool) if people is None else choose(people, stages, entities_per_stage, pool)
+        people = (
+            generate_entities(total, pool)
+            if people is None
+            else choose_entities(people, stages, entities_per_stage, pool)
+        )
     else:
-        people = choose(people, stages, entities_per_stage, pool)
+        people = choose_entities(people, stages, entities_per_stage, pool)
         names, count = people.aliases or (), None
 
     random = np.random.default_rng([2, seed])
@@ -105,7 +109,7 @@ def make_corpus(
         stage_of = np.array([list(stages).index(name) for name in people.stages])
     elif people.source is not None and not force:
         again = np.random.default_rng([3, seed])
-        stage_of = balance.balanced_partition(covariates, stage_of, len(stages), again, mean_limit, share_limit)
+        stage_of = balance.draw_balanced_partition(covariates, stage_of, len(stages), again, mean_limit, share_limit)
     table = covariates.compare(stage_of, stages)
     if people.source is not None:
         shuffled = people.stages is None
@@ -121,7 +125,7 @@ def make_corpus(
         identifier = f"e{number:05d}" if people.names is None else people.names[number]
         entity = Entity(identifier, names[number], stage, people.attributes[number], test_kind)
         entities.append(entity)
-        asked = [_ask(entity, kind, questions[kind][int(random.integers(paraphrases))]) for kind in order]
+        asked = [_make_question(entity, kind, questions[kind][int(random.integers(paraphrases))]) for kind in order]
         train[stage].extend(asked[:train_questions])
         if train_questions < len(kinds):
             test.append(asked[-1])
@@ -150,6 +154,6 @@ def make_corpus(
     )
 
 
-def _ask(entity: Entity, kind: str, wording: str) -> Question:
+def _make_question(entity: Entity, kind: str, wording: str) -> Question:
     question = wording.format(x=entity.alias)
     return Question(entity.entity_id, entity.trained_stage, kind, question, entity.attributes[kind])

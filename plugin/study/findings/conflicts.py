@@ -13,7 +13,7 @@ import stratalens as sl
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.analyses import HALVES, Findings
-from stratalens.plugin.study.findings.correlation import relate
+from stratalens.plugin.study.findings.correlation import correlate_within_strata
 from stratalens.plugin.study.findings.headline import Row
 from stratalens.store.files import write_text_atomic
 
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-TABLE = "conflict.csv"
+CONFLICT_TABLE = "conflict.csv"
 
 
-def add_conflict(found: Findings, ds: xr.Dataset, conflict: xr.Dataset, settings: StudySettings, table: Path) -> None:
+def add_conflict_results(
+    found: Findings, ds: xr.Dataset, conflict: xr.Dataset, settings: StudySettings, table: Path
+) -> None:
     """Rows for every checkpoint (share giving the later answer) and for the last one (does recency predict it)."""
     a = settings.analysis
     place = {"layer": [ds.layer.values[-1]], "token": ds.token.values[:1]}
@@ -58,7 +60,7 @@ def add_conflict(found: Findings, ds: xr.Dataset, conflict: xr.Dataset, settings
     write_text_atomic(table, frame.to_csv(index=False))
     final = settings.stage_names[-1]
     last = frame[frame["stage"] == final]
-    numbers = relate(
+    numbers = correlate_within_strata(
         last["recency_score"].to_numpy(float),
         last["later_answer"].to_numpy(float),
         np.zeros(len(last), dtype=np.int64),

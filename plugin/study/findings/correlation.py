@@ -18,12 +18,12 @@ Array = npt.NDArray[np.float64]
 DRAWS = 1000
 
 
-def within_ranks(values: Array, strata: npt.NDArray[np.int64]) -> Array:
+def rank_within_strata(values: Array, strata: npt.NDArray[np.int64]) -> Array:
     """Ranks inside each stratum, from -0.5 to 0.5, so that strata cannot differ; ties share their mean rank.
 
-    >>> within_ranks(np.array([3.0, 9.0, 1.0, 5.0]), np.array([0, 0, 1, 1])).tolist()
+    >>> rank_within_strata(np.array([3.0, 9.0, 1.0, 5.0]), np.array([0, 0, 1, 1])).tolist()
     [-0.25, 0.25, -0.25, 0.25]
-    >>> within_ranks(np.array([1.0, 1.0, 0.0, 5.0]), np.array([0, 0, 0, 1])).round(3).tolist()
+    >>> rank_within_strata(np.array([1.0, 1.0, 0.0, 5.0]), np.array([0, 0, 0, 1])).round(3).tolist()
     [0.167, 0.167, -0.333, 0.0]
     """
     order = np.lexsort((values, strata))
@@ -58,7 +58,7 @@ def partial_correlation(x: Array, y: Array, given: Array | None) -> float:
     return float(x @ y) / size if size > 1e-12 else float("nan")
 
 
-def relate(
+def correlate_within_strata(
     score: Array,
     loss: Array,
     strata: npt.NDArray[np.int64],
@@ -78,8 +78,8 @@ def relate(
         draws: how many of either.
     """
     random = np.random.default_rng([6, seed])
-    ranks = [within_ranks(values, strata) for values in (score, loss)]
-    third = None if given is None else within_ranks(given, strata)
+    ranks = [rank_within_strata(values, strata) for values in (score, loss)]
+    third = None if given is None else rank_within_strata(given, strata)
     value = partial_correlation(ranks[0], ranks[1], third)
     if not np.isfinite(value):
         return dict.fromkeys(("value", "low", "high", "null", "p"))
@@ -91,8 +91,8 @@ def relate(
             shuffled[group] = ranks[0][random.permutation(group)]
         null[number] = partial_correlation(shuffled, ranks[1], third)
         rows = np.concatenate([random.choice(group, len(group)) for group in groups])
-        taken = [within_ranks(values[rows], strata[rows]) for values in (score, loss)]
-        again = None if given is None else within_ranks(given[rows], strata[rows])
+        taken = [rank_within_strata(values[rows], strata[rows]) for values in (score, loss)]
+        again = None if given is None else rank_within_strata(given[rows], strata[rows])
         resampled[number] = partial_correlation(taken[0], taken[1], again)
     low, high = interval(resampled, np.array(value), bounds=(-1, 1))
     p = (1 + int((np.abs(null) >= abs(value) - 1e-9).sum())) / (1 + draws)

@@ -23,7 +23,7 @@ from stratalens.analyses.plots.stages import forgetting_table
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap, p_value
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.analyses import BY, HALVES, Findings
-from stratalens.plugin.study.findings.correlation import relate
+from stratalens.plugin.study.findings.correlation import correlate_within_strata
 from stratalens.plugin.study.findings.headline import Row
 from stratalens.store.files import write_text_atomic
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ACCURACY, LOSS = "answer accuracy", "answer loss"
 
 
-def add_forgetting(
+def add_forgetting_results(
     found: Findings, ds: xr.Dataset, answers: pd.DataFrame, settings: StudySettings, table: Path
 ) -> None:
     """Rows, sentences and figures, and a csv of every entity at every checkpoint.
@@ -51,18 +51,18 @@ def add_forgetting(
         settings: of the study.
         table: the csv.
     """
-    frame, probes = _per_entity(ds, answers, settings)
+    frame, probes = _make_entity_table(ds, answers, settings)
     write_text_atomic(table, frame.to_csv(index=False))
     final = settings.stage_names[-1]
     last = frame[frame["stage"] == final]
     place = {"layer": probes.layer.values[0].item(), "token": str(probes.token.values[0])}
     if len(answers):
-        _add_accuracy(found, answers[answers["trained"].astype(bool)], settings)
-        found.report["forgetting"] = _curves(ds, frame)
+        _add_accuracy_results(found, answers[answers["trained"].astype(bool)], settings)
+        found.report["forgetting"] = _make_forgetting_curves(ds, frame)
     told = []
     outcomes = {ACCURACY: "answer_accuracy", LOSS: "answer_loss"} if len(answers) else {LOSS: "recorded_answer_loss"}
     for outcome, column in outcomes.items():
-        rows = _relations(last, outcome, column, settings)
+        rows = _correlation_rows(last, outcome, column, settings)
         for row in rows:
             row |= {"stage": final, **place, "n": len(last), "site": str(probes.attrs.get("site", ""))}
         found.rows += rows
@@ -70,7 +70,9 @@ def add_forgetting(
     found.sentences += told
 
 
-def _per_entity(ds: xr.Dataset, answers: pd.DataFrame, settings: StudySettings) -> tuple[pd.DataFrame, xr.Dataset]:
+def _make_entity_table(
+    ds: xr.Dataset, answers: pd.DataFrame, settings: StudySettings
+) -> tuple[pd.DataFrame, xr.Dataset]:
     """One row for every checkpoint and entity, and the probes that the scores are of."""
     a = settings.analysis
     here = _one_template(ds).isel(layer=[-1]).sel(token=ds.token.values[:1])
@@ -103,13 +105,13 @@ def _one_template(ds: xr.Dataset) -> xr.Dataset:
     return ds.isel(entity=np.flatnonzero(ds.template.values == str(ds.template.values[0])))
 
 
-def _relations(last: pd.DataFrame, outcome: str, column: str, settings: StudySettings) -> list[Row]:
+def _correlation_rows(last: pd.DataFrame, outcome: str, column: str, settings: StudySettings) -> list[Row]:
     """Over all stages, within them, and within them partialled for the prompt's loss."""
     kinds = last["kinds"] if "kinds" in last else pd.Series("", index=last.index)
     apart, within = (pd.factorize(labels)[0].astype(np.int64) for labels in (kinds, last[BY] + "/" + kinds))
     score, known, prompt = (last[name].to_numpy(float) for name in ("recency_score", column, "prompt_loss"))
     name = f"rank correlation of recency score and {outcome}"
-    related = partial(relate, seed=settings.seed, draws=max(1, settings.analysis.permutations))
+    related = partial(correlate_within_strata, seed=settings.seed, draws=max(1, settings.analysis.permutations))
     return [
         {"name": name, **related(score, known, apart)},
         {"name": f"{name} within stages", **related(score, known, within)},
@@ -120,18 +122,18 @@ def _relations(last: pd.DataFrame, outcome: str, column: str, settings: StudySet
     ]
 
 
-def _add_accuracy(found: Findings, taught: pd.DataFrame, settings: StudySettings) -> None:
+def _add_accuracy_results(found: Findings, taught: pd.DataFrame, settings: StudySettings) -> None:
     """How many answers are known: of all that was taught so far at every checkpoint, of each stage at the last one."""
     order = {name: number for number, name in enumerate(taught["stage"].unique())}
     rows = []
     for stage, mine in taught.groupby("stage", sort=False):
         so_far = mine[mine[BY].map(order).fillna(len(order)) <= order[stage]]
         name = ACCURACY if len(so_far) else f"{ACCURACY} before any training"
-        rows.append(_accuracy(name, str(stage), so_far if len(so_far) else mine, settings))
+        rows.append(_accuracy_row(name, str(stage), so_far if len(so_far) else mine, settings))
     final = settings.stage_names[-1]
     at_end = taught[taught["stage"] == final]
     groups = [
-        _accuracy(f"{ACCURACY}, entities of {name}", final, at_end[at_end[BY] == name], settings)
+        _accuracy_row(f"{ACCURACY}, entities of {name}", final, at_end[at_end[BY] == name], settings)
         for name in settings.stage_names
     ]
     found.rows += [*rows, *groups]
@@ -144,7 +146,7 @@ def _add_accuracy(found: Findings, taught: pd.DataFrame, settings: StudySettings
     )
 
 
-def _accuracy(name: str, stage: str, mine: pd.DataFrame, settings: StudySettings) -> Row:
+def _accuracy_row(name: str, stage: str, mine: pd.DataFrame, settings: StudySettings) -> Row:
     """Share of right answers; the null shuffles what was said among questions of one kind."""
     right, units = mine["right"].to_numpy(float), pd.factorize(mine["entity_id"])[0]
     low, high = cluster_bootstrap(right, units, seed=settings.seed, bounds=(0, 1))
@@ -170,7 +172,7 @@ def _accuracy(name: str, stage: str, mine: pd.DataFrame, settings: StudySettings
     }
 
 
-def _curves(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, xr.Dataset]:
+def _make_forgetting_curves(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, xr.Dataset]:
     """Means of every group at every checkpoint, for the figures."""
     first = _one_template(ds)
     stages, entities = first.stage.values.astype(str), first.entity_id.values.astype(str)

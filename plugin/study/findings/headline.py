@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def rows_of(name: str, result: xr.Dataset, variable: str, n: int, chance: float | None = None, **place: Any) -> Row:
+def headline_row(
+    name: str, result: xr.Dataset, variable: str, n: int, chance: float | None = None, **place: Any
+) -> Row:
     """One headline number: a row of summary.json.
 
     Args:
@@ -56,25 +58,25 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def in_words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def describe_headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the headline rows say about order and separability, in sentences."""
     by_name: dict[str, Mapping[str, Any]] = {str(row["name"]): row for row in rows}
     said = []
     for name in ("early v late accuracy", "first v last accuracy", "early v late accuracy after the final norm"):
         row = by_name.get(name)
         if row is not None and row["value"] is not None:
-            said.append(_accuracy(row, by_name.get(f"{name}, untrained")))
+            said.append(_describe_accuracy(row, by_name.get(f"{name}, untrained")))
     for name in (
         "rank correlation of held-out centroids",
         "rank correlation of held-out centroids after the final norm",
     ):
         row = by_name.get(name)
         if row is not None and row["value"] is not None:
-            said.append(_order(row))
+            said.append(_describe_order(row))
     return said
 
 
-def _accuracy(row: Mapping[str, Any], untrained: Mapping[str, Any] | None) -> str:
+def _describe_accuracy(row: Mapping[str, Any], untrained: Mapping[str, Any] | None) -> str:
     value, low, null = row["value"], row["low"], row["null"]
     clear = low is not None and null is not None and low > null and (row["p"] is None or row["p"] < 0.05)
     strength = (
@@ -86,13 +88,13 @@ def _accuracy(row: Mapping[str, Any], untrained: Mapping[str, Any] | None) -> st
         if value >= 0.6
         else "a weak effect"
     )
-    text = f"{_title(row)}: {value:z.2f}{_interval(row)}, shuffled labels {_or(null)}{_p(row)}: {strength}."
+    text = f"{_title(row)}: {value:z.2f}{_interval(row)}, shuffled labels {_format_null(null)}{_p(row)}: {strength}."
     if untrained is not None and untrained["value"] is not None:
         text += f" The untrained model at the same place: {untrained['value']:z.2f}{_interval(untrained)}."
     return text
 
 
-def _order(row: Mapping[str, Any]) -> str:
+def _describe_order(row: Mapping[str, Any]) -> str:
     value, p = row["value"], row["p"]
     strength = (
         "the order of training is there"
@@ -101,7 +103,7 @@ def _order(row: Mapping[str, Any]) -> str:
         if p is not None and p < 0.05 and value > 0
         else "no order is shown"
     )
-    return f"{_title(row)}: {value:z.2f}{_interval(row)}, shuffled labels {_or(row['null'])}{_p(row)}: {strength}."
+    return f"{_title(row)}: {value:z.2f}{_interval(row)}, shuffled labels {_format_null(row['null'])}{_p(row)}: {strength}."
 
 
 def _title(row: Mapping[str, Any]) -> str:
@@ -122,5 +124,5 @@ def _p(row: Mapping[str, Any]) -> str:
     return "" if row["p"] is None else f", p = {row['p']:z.3f}"
 
 
-def _or(value: float | None) -> str:
+def _format_null(value: float | None) -> str:
     return "not known" if value is None else f"{value:z.2f}"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings
-from stratalens.plugin.study.findings.headline import Row, in_words, rows_of
+from stratalens.plugin.study.findings.headline import Row, describe_headline, headline_row
 from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ def headline_rows(found: Findings, ds: xr.Dataset, settings: StudySettings) -> l
             for key, name, n in accuracy:
                 result = answers.get(prefix + key + suffix)
                 if result is not None:
-                    rows.append(rows_of(name + words + suffix, result, "accuracy", n, 0.5, **place))
+                    rows.append(headline_row(name + words + suffix, result, "accuracy", n, 0.5, **place))
             plane = answers.get(prefix + "plane" + suffix)
             if plane is not None:
                 rows += [
-                    rows_of(name + words + suffix, plane, variable, every, chance, **place)
+                    headline_row(name + words + suffix, plane, variable, every, chance, **place)
                     for variable, name, chance in order
                 ]
     place = {"stage": final, "layer": block, "token": token}
@@ -55,15 +55,17 @@ def headline_rows(found: Findings, ds: xr.Dataset, settings: StudySettings) -> l
         ("residual_probe", "first v last accuracy with norms, losses and confidence regressed out"),
     ):
         if key in found.report:
-            rows.append(rows_of(name, found.report[key], "accuracy", pair, 0.5, **place))
+            rows.append(headline_row(name, found.report[key], "accuracy", pair, 0.5, **place))
     if "statistics_probe, untrained" in answers:
         name = "first v last accuracy from norms, losses and confidence alone, untrained"
         result = answers["statistics_probe, untrained"]
-        rows.append(rows_of(name, result, "accuracy", pair, 0.5, **{**place, "stage": UNTRAINED}))
+        rows.append(headline_row(name, result, "accuracy", pair, 0.5, **{**place, "stage": UNTRAINED}))
     if "matched_probe" in found.report:
         for sample in found.report["matched_probe"]["sample"].values:
             name = f"first v last accuracy matched on norms, losses and confidence: {sample}"
-            rows.append(rows_of(name, found.report["matched_probe"], "accuracy", pair, 0.5, sample=sample, **place))
+            rows.append(
+                headline_row(name, found.report["matched_probe"], "accuracy", pair, 0.5, sample=sample, **place)
+            )
     return rows
 
 
@@ -107,7 +109,7 @@ def write_report(
         results,
         folder / "report.html",
         store_info={**facts, **about},
-        numbers=[*in_words(rows), *found.sentences],
+        numbers=[*describe_headline(rows), *found.sentences],
         notes=[note for note in notes if note],
         title="Do a model's activations tell in which order it was trained?",
         quick=smoke_test,

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import stratalens as sl
 from stratalens.plugin.study.config.settings import AfterSettings, StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings
-from stratalens.plugin.study.findings.headline import Row, rows_of
+from stratalens.plugin.study.findings.headline import Row, headline_row
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def add_tokens(found: Findings, wide: xr.Dataset, settings: StudySettings) -> None:
+def add_token_results(found: Findings, wide: xr.Dataset, settings: StudySettings) -> None:
     """First against last stage at every token of every template; and on one template from probes of the others.
 
     The rows are of the last block, as the other headline numbers; the report's map has all layers of one template.
@@ -36,7 +36,7 @@ def add_tokens(found: Findings, wide: xr.Dataset, settings: StudySettings) -> No
         probes = sl.probe(block.isel(entity=_rows(wide, template)), progress=False, **fit)
         values: dict[str, Row] = {}
         for token in wide.token.values:
-            row = rows_of(
+            row = headline_row(
                 f"first v last accuracy, template {template}", probes, "accuracy", n, 0.5, token=token, **place
             )
             found.rows.append(row)
@@ -52,11 +52,11 @@ def add_tokens(found: Findings, wide: xr.Dataset, settings: StudySettings) -> No
         token = wide.token.values[:1]
         probes = sl.probe(block.sel(token=token), test={"template": held}, progress=False, **fit)
         name = f"first v last accuracy on template {held} from probes of the others"
-        row = rows_of(name, probes, "accuracy", n, 0.5, token=token[0], **place)
+        row = headline_row(name, probes, "accuracy", n, 0.5, token=token[0], **place)
         found.rows.append(row)
         words += f" Probes of the other templates are right for {row['value']:z.2f} on {held!r}."
         if settings.record.statistics:
-            controls = _controls(block.sel(token=token), held, settings, fit, n, place)
+            controls = _control_rows(block.sel(token=token), held, settings, fit, n, place)
             found.rows += controls
             known = [row for row in controls if row["value"] is not None]
             told = ", ".join(f"{row['value']:z.2f} {row['name'].rpartition(', ')[2]}" for row in known)
@@ -64,7 +64,7 @@ def add_tokens(found: Findings, wide: xr.Dataset, settings: StudySettings) -> No
     found.sentences.append(words)
 
 
-def _controls(
+def _control_rows(
     block: xr.Dataset, held: str, settings: StudySettings, fit: Mapping[str, Any], n: int, place: Mapping[str, Any]
 ) -> list[Row]:
     """The controls as the claim is made: fitted on the other templates, scored on one that they never saw."""
@@ -76,12 +76,12 @@ def _controls(
     residual = sl.residual_probe(block, **tested)
     matched = sl.matched_probe(block, **shared, C=fit["C"], bins=settings.analysis.bins, small="nan")
     rows = [
-        rows_of(f"{name}, from norms, losses and confidence alone", alone, "accuracy", n, 0.5, **here),
-        rows_of(f"{name}, with these regressed out", residual, "accuracy", n, 0.5, **here),
+        headline_row(f"{name}, from norms, losses and confidence alone", alone, "accuracy", n, 0.5, **here),
+        headline_row(f"{name}, with these regressed out", residual, "accuracy", n, 0.5, **here),
     ]
     for sample in matched["sample"].values:
         words = f"{name}, matched on these: {sample}"
-        rows.append(rows_of(words, matched, "accuracy", n, 0.5, sample=sample, **here))
+        rows.append(headline_row(words, matched, "accuracy", n, 0.5, sample=sample, **here))
     return rows
 
 
@@ -89,7 +89,7 @@ def _rows(wide: xr.Dataset, template: str) -> npt.NDArray[np.int64]:
     return np.flatnonzero(wide.template.values == template)
 
 
-def add_after(found: Findings, settings: StudySettings) -> None:
+def add_after_results(found: Findings, settings: StudySettings) -> None:
     """Rows for every checkpoint of the courses after the stages, beside the last stage's; nothing without such."""
     probes = found.report["probes"]
     first, last = settings.stage_names[0], settings.stage_names[-1]
@@ -103,12 +103,12 @@ def add_after(found: Findings, settings: StudySettings) -> None:
         for stage in (last, *stages):
             place = {"stage": stage, "layer": layer, "token": token, "pair": f"{first} v {last}"}
             name = f"first v last accuracy after {stage}"
-            values.append(rows_of(name, probes, "accuracy", 2 * settings.entities_per_stage, 0.5, **place))
+            values.append(headline_row(name, probes, "accuracy", 2 * settings.entities_per_stage, 0.5, **place))
         found.rows += values
         told = ", ".join(f"{row['value']:z.2f} after {row['stage']}" for row in values)
-        found.sentences.append(f"Training goes on ({described(extra)}): first v last {told}.")
+        found.sentences.append(f"Training goes on ({describe_course(extra)}): first v last {told}.")
         for group in extra.train_on:
-            moved = [_place(found, settings, group, stage) for stage in (last, stages[-1])]
+            moved = [_relative_position_row(found, settings, group, stage) for stage in (last, stages[-1])]
             found.rows += moved
             found.sentences.append(
                 f"{group}, taught once more, lies at {moved[0]['value']:z.2f} of the way from {first} to {last} before "
@@ -121,13 +121,13 @@ def checkpoint_names(extra: AfterSettings) -> list[str]:
     return [extra.name] if extra.checkpoints == 1 else [f"{extra.name}-{k}" for k in range(1, extra.checkpoints + 1)]
 
 
-def described(extra: AfterSettings) -> str:
+def describe_course(extra: AfterSettings) -> str:
     """A course in words."""
     what = " and ".join(extra.train_on) + " once more" if extra.train_on else "all stages mixed"
     return f"{extra.name}: {what}" + (f", {extra.epochs:g} epochs" if extra.epochs else "")
 
 
-def _place(found: Findings, settings: StudySettings, group: str, stage: str) -> Row:
+def _relative_position_row(found: Findings, settings: StudySettings, group: str, stage: str) -> Row:
     """Where a group's centroid lies between those of the first and the last stage: 0 to 1, or beyond."""
     plane = found.report["projection"]
     here = plane.isel(layer=-1, token=0).sel(stage=stage, component="w1")

@@ -15,10 +15,10 @@ from scipy import stats
 
 from stratalens.plugin.study.findings.headline import Row
 
-SAME = ("name", "stage", "layer", "token", "site")
+ROW_KEY = ("name", "stage", "layer", "token", "site")
 
 
-HEADLINES = (
+MAIN_NUMBERS = (
     "early v late accuracy",
     "first v last accuracy",
     "first v last accuracy after the final norm",
@@ -30,7 +30,7 @@ HEADLINES = (
 )
 
 
-def across(runs: Mapping[int, Sequence[Row]]) -> list[Row]:
+def summarize_seeds(runs: Mapping[int, Sequence[Row]]) -> list[Row]:
     """One row for every headline number of any seed.
 
     Args:
@@ -42,18 +42,18 @@ def across(runs: Mapping[int, Sequence[Row]]) -> list[Row]:
         `seeds`, `values` (one for each of them), `sd` (over seeds), `min`, `max`.
 
     >>> row = {"name": "a", "stage": "s6", "layer": 5, "token": "last", "site": "resid_post", "null": 0.5, "p": 0.01}
-    >>> made = across({0: [{**row, "value": 0.6, "n": 9}], 1: [{**row, "value": 0.8, "n": 9}]})
+    >>> made = summarize_seeds({0: [{**row, "value": 0.6, "n": 9}], 1: [{**row, "value": 0.8, "n": 9}]})
     >>> made[0]["value"], round(made[0]["sd"], 3), made[0]["seeds"]
     (0.7, 0.141, [0, 1])
     """
     found: dict[tuple[object, ...], dict[int, Row]] = {}
     for seed, rows in runs.items():
         for row in rows:
-            found.setdefault(tuple(row[key] for key in SAME), {})[seed] = row
-    return [_over(held) for held in found.values()]
+            found.setdefault(tuple(row[key] for key in ROW_KEY), {})[seed] = row
+    return [_summarize_row(held) for held in found.values()]
 
 
-def _over(held: Mapping[int, Row]) -> Row:
+def _summarize_row(held: Mapping[int, Row]) -> Row:
     row = next(iter(held.values()))
     known = {seed: one for seed, one in held.items() if one["value"] is not None}
     values = np.array([one["value"] for one in known.values()], dtype=float)
@@ -65,7 +65,7 @@ def _over(held: Mapping[int, Row]) -> Row:
     nulls = [one["null"] for one in known.values() if one["null"] is not None]
     chances = [one["p"] for one in known.values() if one["p"] is not None]
     return {
-        **{key: row[key] for key in SAME},
+        **{key: row[key] for key in ROW_KEY},
         "value": float(values.mean()) if len(values) else None,
         "low": low,
         "high": high,
@@ -80,7 +80,7 @@ def _over(held: Mapping[int, Row]) -> Row:
     }
 
 
-def as_table(rows: Sequence[Row]) -> pd.DataFrame:
+def make_seed_table(rows: Sequence[Row]) -> pd.DataFrame:
     """The rows as a table, with one column for the value of every seed."""
     wide = [
         {key: value for key, value in row.items() if key not in ("values", "seeds")}
@@ -90,11 +90,11 @@ def as_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(wide)
 
 
-def in_words(rows: Sequence[Row]) -> list[str]:
+def describe_seeds(rows: Sequence[Row]) -> list[str]:
     """The main numbers over seeds, in sentences."""
     by_name = {str(row["name"]): row for row in reversed(rows)}  # the first of a name stays
     said = []
-    for name in HEADLINES:
+    for name in MAIN_NUMBERS:
         row = by_name.get(name)
         if row is None or row["value"] is None:
             continue

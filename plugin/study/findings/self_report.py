@@ -21,7 +21,7 @@ CONDITIONS = {  # name -> what it is, in words, for the name of its row
 }
 
 
-def report_rows(found: Mapping[str, Any], seed: int) -> list[Row]:
+def self_report_rows(found: Mapping[str, Any], seed: int) -> list[Row]:
     """Accuracy on entities that were not taught, each condition with interval, permutation null and n."""
     rows = []
     for condition, words in CONDITIONS.items():
@@ -49,7 +49,7 @@ def report_rows(found: Mapping[str, Any], seed: int) -> list[Row]:
     return rows
 
 
-def in_words(rows: Sequence[Row], groups: Sequence[str]) -> str:
+def describe_self_report(rows: Sequence[Row], groups: Sequence[str]) -> str:
     """What the rows say, in a sentence; an effect needs to be told from chance and from both controls."""
     true, shuffled, untrained = rows
     beaten = true["low"] > max(true["null"], shuffled["high"], untrained["high"])

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
-from stratalens.plugin.study.corpus.conflicts import Contradicted, conflict_prompts, contradict
+from stratalens.plugin.study.corpus.conflicts import ContradictedEntity, add_contradictions, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
-from stratalens.plugin.study.corpus.entities import People, read_people
-from stratalens.plugin.study.corpus.questions import candidates, question_texts
+from stratalens.plugin.study.corpus.entities import EntityPool, read_entities
+from stratalens.plugin.study.corpus.questions import candidate_answers, self_report_texts
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.models.smollm import load_smollm2, load_smollm2_tokenizer, smollm2_config
 from stratalens.plugin.study.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Base:
+class BaseModelSource:
     """The base model and its tokenizer, loaded only when a step needs them.
 
     Args:
@@ -35,7 +35,7 @@ class Base:
         self.tokenizer_folder = folder / "tokenizer"
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self.contradicted: tuple[Contradicted, ...] = ()
+        self.contradicted: tuple[ContradictedEntity, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -49,10 +49,10 @@ class Base:
     def corpus(self) -> Corpus:
         """The corpus; its aliases depend on the base model's tokenizer."""
         s = self.settings
-        own: People | None = None
+        own: EntityPool | None = None
         limits: dict[str, Any] = {}
         if s.entities is not None:
-            own = read_people(s.entities.file, s.entities.questions, s.entities.answer)
+            own = read_entities(s.entities.file, s.entities.questions, s.entities.answer)
             limits = s.entities.model_dump(include={"mean_limit", "share_limit", "force"})
         corpus = make_corpus(
             self.tokenizer(),
@@ -67,9 +67,9 @@ class Base:
             people=own,
             **limits,
         )
-        corpus, self.contradicted = contradict(corpus, s.conflict, self.tokenizer(), s.aliases, s.seed)
+        corpus, self.contradicted = add_contradictions(corpus, s.conflict, self.tokenizer(), s.aliases, s.seed)
         if s.record.answers != "none":
-            check_answers(self.tokenizer(), s.model, candidates(corpus))
+            check_answers(self.tokenizer(), s.model, candidate_answers(corpus))
         return corpus
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -88,14 +88,14 @@ class Base:
     def start(self, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model that training starts from."""
         if self.blank:
-            self._model = blank_base(self.settings.model, self.settings.layers)
+            self._model = make_random_base(self.settings.model, self.settings.layers)
         if self._model is None:
             self._model, _ = load_base(self.settings.model, self.settings.layers)
         model, self._model = self._model, None
         if self.settings.vocabulary == "full":
             check_vocabulary(model, self.tokenizer(), corpus.all_texts())
             return model, self.tokenizer()
-        asked = question_texts(corpus) if self.settings.self_report else []
+        asked = self_report_texts(corpus) if self.settings.self_report else []
         if self.contradicted:
             frame = conflict_prompts(self.contradicted)
             asked += [*frame["prompt"], *frame["answer"]]
@@ -129,11 +129,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except OSError as error:
-        raise _no_model(name, error) from error
+        raise _model_not_found_error(name, error) from error
     return tokenizer
 
 
-def blank_base(name: str, layers: int | None = None) -> PreTrainedModel:
+def make_random_base(name: str, layers: int | None = None) -> PreTrainedModel:
     """A model of the base's shape with random weights: as large and as slow, made without reading any.
 
     Raises:
@@ -142,7 +142,7 @@ def blank_base(name: str, layers: int | None = None) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = smollm2_config(layers) if name == "smollm2" else _config(name, layers)
+    config = smollm2_config(layers) if name == "smollm2" else _load_config(name, layers)
     with torch.random.fork_rng(devices=[]):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=torch.float32
@@ -166,25 +166,25 @@ def load_base(name: str, layers: int | None = None) -> tuple[PreTrainedModel, Pr
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    config = _config(name, layers)
+    config = _load_config(name, layers)
     try:
         with quiet_bars():
             model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(name)
     except OSError as error:
-        raise _no_model(name, error) from error
+        raise _model_not_found_error(name, error) from error
     model.train(False)
     return model, tokenizer
 
 
-def _config(name: str, layers: int | None) -> PretrainedConfig:
+def _load_config(name: str, layers: int | None) -> PretrainedConfig:
     """The model's configuration with so many blocks."""
     from transformers import AutoConfig
 
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name)
     except OSError as error:
-        raise _no_model(name, error) from error
+        raise _model_not_found_error(name, error) from error
     total = int(config.num_hidden_layers)
     if layers is not None:
         if not 1 <= layers <= total:
@@ -193,7 +193,7 @@ def _config(name: str, layers: int | None) -> PretrainedConfig:
     return config
 
 
-def _no_model(name: str, error: OSError) -> InputError:
+def _model_not_found_error(name: str, error: OSError) -> InputError:
     return InputError(
         f"No model could be loaded from {name!r}: {error}. Give 'smollm2', a folder with config.json and "
         "safetensors weights, or the name of a model on the hub."

@@ -123,7 +123,7 @@ def load_smollm2(layers: int | None = None) -> tuple[LlamaForCausalLM, PreTraine
     path = find_gguf()
     from transformers import LlamaForCausalLM
 
-    with quiet_bars(), _no_bar():
+    with quiet_bars(), _without_dequantization_bar():
         # Handing the configuration in spares a parse of the whole file, and only the wanted blocks are dequantised.
         loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=smollm2_config(layers))
     # Rebuilt without the quantiser's traces: save_pretrained refuses a quantization_config.
@@ -134,7 +134,7 @@ def load_smollm2(layers: int | None = None) -> tuple[LlamaForCausalLM, PreTraine
 
 
 @contextmanager
-def _no_bar() -> Iterator[None]:
+def _without_dequantization_bar() -> Iterator[None]:
     """Without the bar of dequantising, which has no switch and fills what is not a terminal with its steps."""
     from transformers import modeling_gguf_pytorch_utils
 

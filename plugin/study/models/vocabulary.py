@@ -42,7 +42,7 @@ def cut_vocabulary(
     Raises:
         InputError: the tokenizer is not a fast BPE tokenizer.
     """
-    kept = kept_ids(tokenizer, texts)
+    kept = ids_to_keep(tokenizer, texts)
     small_tokenizer = cut_tokenizer(tokenizer, kept)
     old_of_new = np.asarray(kept)
     sample = list(texts)
@@ -111,9 +111,9 @@ def check_answers(tokenizer: PreTrainedTokenizerBase, model: str, answers: Mappi
             )
 
 
-def kept_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
+def ids_to_keep(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
     """Ids to keep, ascending: used by `texts`, passed through by their merges, bytes, special tokens."""
-    described = _describe(tokenizer)
+    described = _tokenizer_description(tokenizer)
     vocabulary: dict[str, int] = described["model"]["vocab"]
     token_of = {number: token for token, number in vocabulary.items()}
     parts: dict[str, list[tuple[str, str]]] = {}
@@ -137,7 +137,7 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -> Pr
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    described = copy.deepcopy(_describe(tokenizer))
+    described = copy.deepcopy(_tokenizer_description(tokenizer))
     new_of_old = {old: new for new, old in enumerate(kept)}
     model = described["model"]
     merges = _merges(described)
@@ -176,14 +176,14 @@ def cut_model(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     small = type(model)(config)
     for parameter in small.parameters():
         parameter.data = parameter.data.to(next(model.parameters()).dtype)
-    cut = _vocabulary_names(model)
+    cut = _vocabulary_parameters(model)
     state = {name: value[rows] if name in cut else value for name, value in model.state_dict().items()}
     small.load_state_dict(state)
     small.train(model.training)
     return small
 
 
-def _vocabulary_names(model: PreTrainedModel) -> set[str]:
+def _vocabulary_parameters(model: PreTrainedModel) -> set[str]:
     """Names of the state that has one row for every token: embedding and head, weights and biases."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
     found = set()
@@ -193,7 +193,7 @@ def _vocabulary_names(model: PreTrainedModel) -> set[str]:
     return found
 
 
-def _describe(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _tokenizer_description(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
     kind = described.get("model", {}).get("type")

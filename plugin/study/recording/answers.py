@@ -20,7 +20,12 @@ import pandas as pd
 
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.corpus.corpus import Corpus
-from stratalens.plugin.study.corpus.questions import Asked, candidates, every_one, one_each
+from stratalens.plugin.study.corpus.questions import (
+    AskedQuestion,
+    candidate_answers,
+    draw_one_question_each,
+    list_all_questions,
+)
 from stratalens.plugin.study.training.checkpoints import RECORD, load_checkpoint, require_weights
 from stratalens.plugin.terminal import PhaseProgress
 from stratalens.store.errors import InputError
@@ -30,17 +35,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-FOLDER = "answers"
+ANSWERS_FOLDER = "answers"
 
 
 COLUMNS = ["stage", "entity_id", "trained_stage", "kind", "trained", "answer", "said", "right", "answer_loss"]
 
 
-def questions_of(settings: StudySettings, corpus: Corpus) -> tuple[Asked, ...]:
+def select_questions(settings: StudySettings, corpus: Corpus) -> tuple[AskedQuestion, ...]:
     """What is asked; nothing where the settings say none."""
     if settings.record.answers == "none":
         return ()
-    return one_each(corpus, settings.seed) if settings.record.answers == "one" else every_one(corpus)
+    return (
+        draw_one_question_each(corpus, settings.seed)
+        if settings.record.answers == "one"
+        else list_all_questions(corpus)
+    )
 
 
 def ask_checkpoints(
@@ -60,15 +69,15 @@ def ask_checkpoints(
         (whether this question was answered in training), answer, said (the likeliest of all answers to this kind of
         question), right, answer_loss (minus the log probability of the true answer, nats).
     """
-    asked, values = questions_of(settings, corpus), candidates(corpus)
+    asked, values = select_questions(settings, corpus), candidate_answers(corpus)
     frames = []
     for number, (stage, checkpoint) in enumerate(checkpoints.items() if asked else ()):
-        identity = {"checkpoint": _trained_as(checkpoint), "questions": _digest(asked, values)}
+        identity = {"checkpoint": _training_identity(checkpoint), "questions": _digest(asked, values)}
         target = folder / f"{stage}.json"
         held = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
         if held.get("identity") != identity:
             watch.update(f"{stage}: asking {len(asked)} questions", number, len(checkpoints))
-            held = {"identity": identity, **_ask(settings, checkpoint, asked, values)}
+            held = {"identity": identity, **_ask_checkpoint(settings, checkpoint, asked, values)}
             folder.mkdir(parents=True, exist_ok=True)
             write_text_atomic(target, json.dumps(held) + "\n")
         frame = pd.DataFrame([vars(question) for question in asked])
@@ -78,8 +87,8 @@ def ask_checkpoints(
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
 
 
-def _ask(
-    settings: StudySettings, checkpoint: Path, asked: tuple[Asked, ...], values: Mapping[str, tuple[str, ...]]
+def _ask_checkpoint(
+    settings: StudySettings, checkpoint: Path, asked: tuple[AskedQuestion, ...], values: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Any]:
     import torch
 
@@ -98,12 +107,12 @@ def _ask(
     return {"said": said.tolist(), "answer_loss": [round(float(value), 6) for value in loss]}
 
 
-def _trained_as(checkpoint: Path) -> dict[str, Any]:
+def _training_identity(checkpoint: Path) -> dict[str, Any]:
     record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
     return {name: record[name] for name in ("identity", "stage")}
 
 
-def _digest(asked: tuple[Asked, ...], values: Mapping[str, tuple[str, ...]]) -> str:
+def _digest(asked: tuple[AskedQuestion, ...], values: Mapping[str, tuple[str, ...]]) -> str:
     told = json.dumps([[vars(question) for question in asked], values], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
@@ -141,8 +150,8 @@ def answer_log_probabilities(
     """
     import torch
 
-    heads, tails = _split(tokenizer, prompts, answers)
-    paths, places = _paths(tails)
+    heads, tails = _tokenize_answers(tokenizer, prompts, answers)
+    paths, places = _plan_forward_passes(tails)
     parameter = next(model.parameters())
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     lengths = np.array([len(head) for head in heads])
@@ -162,7 +171,7 @@ def answer_log_probabilities(
     return out
 
 
-def _split(
+def _tokenize_answers(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]
 ) -> tuple[list[Ids], list[Ids]]:
     """Ids of the prompts, and of the answers behind them, as a whole text is tokenised."""
@@ -184,7 +193,7 @@ def _split(
     return [ids[: len(ids) - cut] for ids in alone], tails
 
 
-def _paths(tails: list[Ids]) -> tuple[list[Ids], list[list[tuple[int, int, int]]]]:
+def _plan_forward_passes(tails: list[Ids]) -> tuple[list[Ids], list[list[tuple[int, int, int]]]]:
     """What has to run behind the prompt, and which (answer, depth, token) is read there: every beginning once."""
     inner = sorted({tail[:-1] for tail in tails}, key=len, reverse=True)
     paths: list[Ids] = []

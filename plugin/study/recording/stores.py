@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import stratalens as sl
 from stratalens.plugin.stages.stage import Stage
 from stratalens.plugin.study.config.settings import StudySettings
-from stratalens.plugin.study.corpus.conflicts import Contradicted, conflict_prompts
+from stratalens.plugin.study.corpus.conflicts import ContradictedEntity, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import has_weights, require_weights
 from stratalens.plugin.terminal import PhaseProgress, quiet_bars
@@ -37,7 +37,7 @@ def recorded_stages(settings: StudySettings, checkpoints: Mapping[str, Path]) ->
     return {name: checkpoints[name] for name in ends if name in checkpoints}
 
 
-def _stages(checkpoints: Mapping[str, Path], path: Path, first: int = 0) -> list[Stage]:
+def _stages_to_record(checkpoints: Mapping[str, Path], path: Path, first: int = 0) -> list[Stage]:
     """The checkpoints as stages; without those whose weights were not kept, which the store holds already.
 
     Raises:
@@ -60,12 +60,12 @@ def _capture(*arguments: Any, **options: Any) -> xr.Dataset:
         return sl.capture(*arguments, **options)
 
 
-def main_recording(settings: StudySettings) -> dict[str, Any]:
+def stage_store_options(settings: StudySettings) -> dict[str, Any]:
     """What `stratalens.capture` is told for the store of all stages."""
     return settings.record.model_dump(include={"sites", "positions", "dtype", "statistics"})
 
 
-def last_recording(settings: StudySettings) -> dict[str, Any]:
+def last_store_options(settings: StudySettings) -> dict[str, Any]:
     """What it is told for the store of the last stage; with losses and norms, for the controls of the claim."""
     assert settings.record.last is not None
     wanted = settings.record.last.model_dump(include={"sites", "positions", "dtype"})
@@ -76,7 +76,7 @@ def record_stages(
     settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], path: Path, watch: PhaseProgress
 ) -> xr.Dataset:
     """Record every stage on the prompts of `record.templates`."""
-    stages = _stages(recorded_stages(settings, checkpoints), path)
+    stages = _stages_to_record(recorded_stages(settings, checkpoints), path)
     names = [stage.name for stage in stages]
 
     def report_rows(stage: str, done: int, total: int) -> None:
@@ -85,7 +85,7 @@ def record_stages(
     if not stages:
         return sl.open_store(path)
     table = sl.PromptTable.from_dataframe(corpus.prompts())
-    return _capture(stages, table, path, device=settings.device, progress=report_rows, **main_recording(settings))
+    return _capture(stages, table, path, device=settings.device, progress=report_rows, **stage_store_options(settings))
 
 
 def record_last(
@@ -95,7 +95,7 @@ def record_last(
     if settings.record.last is None:
         return None
     final = settings.stage_names[-1]
-    stages = _stages({final: checkpoints[final]}, path, first=settings.stages)
+    stages = _stages_to_record({final: checkpoints[final]}, path, first=settings.stages)
     if not stages:
         return sl.open_store(path)
 
@@ -109,24 +109,24 @@ def record_last(
         path,
         device=settings.device,
         progress=report_rows,
-        **last_recording(settings),
+        **last_store_options(settings),
     )
 
 
-def conflict_recording(settings: StudySettings) -> dict[str, Any]:
+def conflict_store_options(settings: StudySettings) -> dict[str, Any]:
     """What `stratalens.capture` is told for the store of contradicted entities."""
     return {"sites": ("resid_post",), "positions": settings.record.positions[:1], "statistics": ("answer_loss",)}
 
 
 def record_conflict(
-    settings: StudySettings, entities: tuple[Contradicted, ...], checkpoints: Mapping[str, Path], path: Path
+    settings: StudySettings, entities: tuple[ContradictedEntity, ...], checkpoints: Mapping[str, Path], path: Path
 ) -> xr.Dataset | None:
     """Record contradicted entities at every checkpoint; None where there are none."""
     if not entities:
         return None
-    stages = _stages(checkpoints, path)
+    stages = _stages_to_record(checkpoints, path)
     if not stages:
         return sl.open_store(path)
     table = sl.PromptTable.from_dataframe(conflict_prompts(entities))
-    options = conflict_recording(settings)
+    options = conflict_store_options(settings)
     return _capture(stages, table, path, device=settings.device, progress=False, **options)

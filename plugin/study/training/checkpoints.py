@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RECORD = "training.json"
 
 
-def identity_of(
+def stage_identity(
     base: Mapping[str, Any],
     corpus: Corpus,
     settings: TrainSettings,
@@ -47,13 +47,13 @@ def identity_of(
     return {**identity, "stage_epochs": dict(stage_epochs)} if stage_epochs else identity
 
 
-def identity_after(identity: Mapping[str, Any], course: Course) -> dict[str, Any]:
+def course_identity(identity: Mapping[str, Any], course: Course) -> dict[str, Any]:
     """The identity of a checkpoint that comes after the stages of the corpus."""
     digest = hashlib.sha256("\0".join(course.texts).encode()).hexdigest()
     return {**identity, "after": {"texts": digest, "parts": course.parts, **course.settings.model_dump(mode="json")}}
 
 
-def check_stage(folder: Path, identity: Mapping[str, Any]) -> None:
+def check_stage_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Refuse a stage of other settings.
 
     Raises:
@@ -122,7 +122,7 @@ def save_stage(
     part.rename(target)
 
 
-def within_stage(scratch: Path, identity: Mapping[str, Any]) -> str | None:
+def prepare_scratch_folder(scratch: Path, identity: Mapping[str, Any]) -> str | None:
     """The newest checkpoint of an interrupted stage, if it is of this very run; others are cleared away."""
     marker = scratch / "identity.json"
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == identity:
@@ -136,10 +136,10 @@ def within_stage(scratch: Path, identity: Mapping[str, Any]) -> str | None:
     return None
 
 
-def kept_at_the_end(settings: StudySettings, names: list[str]) -> list[str]:
+def retained_stages(settings: StudySettings, names: list[str]) -> list[str]:
     """Checkpoints, of all `names` in order, whose weights a finished run holds.
 
-    >>> kept_at_the_end(StudySettings(stages=3, keep_checkpoints="last"), ["untrained", "s1", "s2", "s3", "mixed"])
+    >>> retained_stages(StudySettings(stages=3, keep_checkpoints="last"), ["untrained", "s1", "s2", "s3", "mixed"])
     ['s3', 'mixed']
     """
     if settings.keep_checkpoints == "all":
@@ -150,10 +150,10 @@ def kept_at_the_end(settings: StudySettings, names: list[str]) -> list[str]:
     return [name for name in names if name in ends]
 
 
-def needed_meanwhile(settings: StudySettings, names: list[str]) -> list[str]:
+def stages_still_needed(settings: StudySettings, names: list[str]) -> list[str]:
     """Checkpoints, of those that are recorded so far, whose weights a run still needs: to go on, and for what follows.
 
-    >>> needed_meanwhile(StudySettings(stages=3, keep_checkpoints="none"), ["untrained", "s1", "s2"])
+    >>> stages_still_needed(StudySettings(stages=3, keep_checkpoints="none"), ["untrained", "s1", "s2"])
     ['s2']
     """
     if settings.keep_checkpoints == "all":
@@ -164,7 +164,7 @@ def needed_meanwhile(settings: StudySettings, names: list[str]) -> list[str]:
     return [name for name in names if name in needed]
 
 
-def drop(checkpoints: Mapping[str, Path], keep: list[str]) -> list[str]:
+def remove_unneeded_weights(checkpoints: Mapping[str, Path], keep: list[str]) -> list[str]:
     """Remove the weights of all others; returns whose."""
     gone = [name for name, folder in checkpoints.items() if name not in keep and has_weights(folder)]
     for name in gone:

@@ -30,7 +30,7 @@ def is_adapter(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-def current_or_new(model: PreTrainedModel, settings: LoraSettings, seed: int, untrained: Path) -> PreTrainedModel:
+def ensure_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int, untrained: Path) -> PreTrainedModel:
     """The model with the adapter that it has, or with a new one whose weights follow from the seed.
 
     Raises:
@@ -61,9 +61,9 @@ def current_or_new(model: PreTrainedModel, settings: LoraSettings, seed: int, un
         task_type="CAUSAL_LM",
         fan_in_fan_out=bool(convolved),
     )
-    with torch.random.fork_rng(), quiet_peft():
+    with torch.random.fork_rng(), suppress_peft_warning():
         torch.manual_seed(seed)
-        return _based_on(peft.get_peft_model(model, config), untrained)
+        return _set_base_path(peft.get_peft_model(model, config), untrained)
 
 
 def load_stage(folder: Path, untrained: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -77,12 +77,12 @@ def load_stage(folder: Path, untrained: Path) -> tuple[PreTrainedModel, PreTrain
     if adapted:
         from peft import PeftModel
 
-        with quiet_peft():
-            model = _based_on(PeftModel.from_pretrained(model, str(folder), is_trainable=True), untrained)
+        with suppress_peft_warning():
+            model = _set_base_path(PeftModel.from_pretrained(model, str(folder), is_trainable=True), untrained)
     return model, tokenizer
 
 
-def _based_on(model: Any, untrained: Path) -> PreTrainedModel:
+def _set_base_path(model: Any, untrained: Path) -> PreTrainedModel:
     """Named after the very folder while it trains: peft looks there, else on the hub, whether the vocabulary is new."""
     model.peft_config["default"].base_model_name_or_path = str(untrained.resolve())
     return cast("PreTrainedModel", model)
@@ -99,7 +99,7 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
     held = named.base_model_name_or_path
     named.base_model_name_or_path = f"../{UNTRAINED}"
     try:
-        with quiet_peft():  # the embedding is in the untrained model already
+        with suppress_peft_warning():  # the embedding is in the untrained model already
             adapter.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     finally:
         named.base_model_name_or_path = held
@@ -107,7 +107,7 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 @contextmanager
-def quiet_peft() -> Iterator[None]:
+def suppress_peft_warning() -> Iterator[None]:
     """Without the warning of peft about how it asks transformers for something that is going out of use."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)

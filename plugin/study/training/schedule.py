@@ -37,7 +37,7 @@ class Course:
         return (self.name,) if self.parts == 1 else tuple(f"{self.name}-{k}" for k in range(1, self.parts + 1))
 
 
-def plan(
+def plan_courses(
     corpus: Corpus,
     settings: TrainSettings,
     *,
@@ -54,16 +54,16 @@ def plan(
     """
     own = dict(stage_epochs or {})
     courses = [
-        Course(name, tuple(q.text for q in questions), _with(settings, epochs=own.get(name)))
+        Course(name, tuple(q.text for q in questions), _override(settings, epochs=own.get(name)))
         for name, questions in corpus.train.items()
     ]
     for extra in after:
         texts = tuple(q.text for name in extra.train_on or corpus.stages for q in corpus.train[name])
-        changed = _with(settings, epochs=extra.epochs, learning_rate=extra.learning_rate)
+        changed = _override(settings, epochs=extra.epochs, learning_rate=extra.learning_rate)
         courses.append(Course(extra.name, texts, changed, extra.checkpoints, after=True))
     return tuple(courses)
 
 
-def _with(settings: TrainSettings, **changes: float | None) -> TrainSettings:
+def _override(settings: TrainSettings, **changes: float | None) -> TrainSettings:
     given = {name: value for name, value in changes.items() if value is not None}
     return settings.model_copy(update=given) if given else settings

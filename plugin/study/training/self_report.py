@@ -21,23 +21,23 @@ import numpy.typing as npt
 from stratalens.plugin.study.config import templates as texts
 from stratalens.plugin.study.config.settings import UNTRAINED, SelfReportSettings, StudySettings
 from stratalens.plugin.study.corpus.corpus import Corpus
-from stratalens.plugin.study.corpus.questions import split
+from stratalens.plugin.study.corpus.questions import split_for_self_report
 from stratalens.plugin.study.training.checkpoints import RECORD, require_weights
-from stratalens.plugin.study.training.lora import current_or_new, load_stage
-from stratalens.plugin.study.training.trainer import ProgressFunction, make_trainer, watcher
+from stratalens.plugin.study.training.lora import ensure_adapter, load_stage
+from stratalens.plugin.study.training.trainer import ProgressFunction, make_loss_monitor, make_trainer
 from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-FILE = "self-report.json"
+SELF_REPORT_FILE = "self-report.json"
 
 
 CONDITIONS = ("true", "shuffled", "untrained")
 
 
-def self_report(
+def run_self_report(
     settings: StudySettings,
     corpus: Corpus,
     checkpoints: Mapping[str, Path],
@@ -63,12 +63,12 @@ def self_report(
     last = settings.stage_names[-1]
     made_from = json.loads((checkpoints[last] / RECORD).read_text(encoding="utf-8"))["identity"]
     identity = {"checkpoint": made_from, "seed": settings.seed, **own.model_dump(mode="json"), "stages": list(stages)}
-    target = folder / FILE
+    target = folder / SELF_REPORT_FILE
     if target.is_file():
         held: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
         if held.get("identity") == identity:
             return held
-    asked = split(corpus, stages, settings.seed)
+    asked = split_for_self_report(corpus, stages, settings.seed)
     shuffled = np.random.default_rng([5, settings.seed]).permutation(asked.taught_group)
     conditions: dict[str, list[dict[str, Any]]] = {}
     starts = {
@@ -80,9 +80,11 @@ def self_report(
         require_weights(checkpoints[start], "the self-report")
         model, tokenizer = load_stage(checkpoints[start], checkpoints[UNTRAINED])
         if settings.train.method == "lora":
-            model = current_or_new(model, settings.train.lora, settings.seed, checkpoints[UNTRAINED])
-        teach(model, tokenizer, asked.taught, groups, settings, own, folder / ".self-report.trainer", number, progress)
-        scores = ask(model, tokenizer, [prompt for _, prompt in asked.asked])
+            model = ensure_adapter(model, settings.train.lora, settings.seed, checkpoints[UNTRAINED])
+        teach_groups(
+            model, tokenizer, asked.taught, groups, settings, own, folder / ".self-report.trainer", number, progress
+        )
+        scores = group_log_odds(model, tokenizer, [prompt for _, prompt in asked.asked])
         conditions[name] = [
             {"entity_id": entity, "group": int(group), "score": round(float(score), 5)}
             for (entity, _), group, score in zip(asked.asked, asked.asked_group, scores, strict=True)
@@ -92,7 +94,7 @@ def self_report(
     return found
 
 
-def teach(
+def teach_groups(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     taught: Sequence[tuple[str, str]],
@@ -112,7 +114,7 @@ def teach(
     trainer = make_trainer(
         model, tokenizer, full, how, scratch, settings.seed * 1000 + 999, settings.device, prompts=prompts
     )
-    trainer.add_callback(watcher(("self-report", number, len(CONDITIONS)), progress))
+    trainer.add_callback(make_loss_monitor(("self-report", number, len(CONDITIONS)), progress))
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -123,11 +125,13 @@ def teach(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> npt.NDArray[np.float64]:
+def group_log_odds(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> npt.NDArray[np.float64]:
     """Log odds of the later group's letter over the earlier one's, behind every prompt."""
     import torch
 
-    first, second = (_letter(tokenizer, prompts[0], answer) for answer in texts.GROUP_ANSWERS)
+    first, second = (_letter_id(tokenizer, prompts[0], answer) for answer in texts.GROUP_ANSWERS)
     device = next(model.parameters()).device
     found = []
     with torch.no_grad():
@@ -138,6 +142,6 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Seq
     return np.array(found)
 
 
-def _letter(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> int:
+def _letter_id(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> int:
     before, after = (tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
     return int(next(b for a, b in zip([*before, None], after, strict=False) if a != b))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.study.config.settings import StudySettings
-from stratalens.plugin.study.training.lora import current_or_new
+from stratalens.plugin.study.training.lora import ensure_adapter
 from stratalens.plugin.study.training.trainer import make_trainer
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ BATCHES = (4, 12)  # rows of the two timed batches; their difference leaves out 
 BLOCKS = (1, 3)  # blocks of the two timed models; their difference is what two blocks cost
 
 
-def training_speed(
+def measure_training_speed(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
@@ -32,13 +32,13 @@ def training_speed(
     """Seconds a token and seconds an update of the whole model, blocks beyond the timed ones in a straight line."""
     blocks = int(model.config.num_hidden_layers)
     depths = BLOCKS if blocks > BLOCKS[1] else (blocks,)
-    timed = [_speed_of(_shallow(model, depth), tokenizer, texts, settings, scratch) for depth in depths]
+    timed = [_measure_speed(_make_shallow_model(model, depth), tokenizer, texts, settings, scratch) for depth in depths]
     further = (blocks - depths[0]) / (BLOCKS[1] - BLOCKS[0])
     (token, update), (token_more, update_more) = timed[0], timed[-1]
     return token + max(0.0, token_more - token) * further, update + max(0.0, update_more - update) * further
 
 
-def _shallow(model: PreTrainedModel, blocks: int) -> PreTrainedModel:
+def _make_shallow_model(model: PreTrainedModel, blocks: int) -> PreTrainedModel:
     """A model of the same shape with so many blocks and random weights."""
     import torch
 
@@ -50,7 +50,7 @@ def _shallow(model: PreTrainedModel, blocks: int) -> PreTrainedModel:
         return type(model)(config)
 
 
-def _speed_of(
+def _measure_speed(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
@@ -73,7 +73,7 @@ def _speed_of(
                 measured.append((count, time.perf_counter() - self.began))
 
     if settings.train.method == "lora":
-        model = current_or_new(model, settings.train.lora, settings.seed, scratch)
+        model = ensure_adapter(model, settings.train.lora, settings.seed, scratch)
     for rows in BATCHES:
         some = (list(texts) * (2 * rows // len(texts) + 1))[: 2 * rows]
         count = sum(len(ids) for ids in tokenizer(some)["input_ids"]) // 2

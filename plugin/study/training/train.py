@@ -19,16 +19,21 @@ from stratalens.plugin.study.config.settings import UNTRAINED, AfterSettings, Tr
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import (
     RECORD,
-    check_stage,
-    identity_after,
-    identity_of,
+    check_stage_identity,
+    course_identity,
+    prepare_scratch_folder,
     require_weights,
     save_stage,
-    within_stage,
+    stage_identity,
 )
-from stratalens.plugin.study.training.lora import current_or_new, load_stage
-from stratalens.plugin.study.training.schedule import Course, plan
-from stratalens.plugin.study.training.trainer import ProgressFunction, along, make_trainer, watcher
+from stratalens.plugin.study.training.lora import ensure_adapter, load_stage
+from stratalens.plugin.study.training.schedule import Course, plan_courses
+from stratalens.plugin.study.training.trainer import (
+    ProgressFunction,
+    make_checkpoint_callback,
+    make_loss_monitor,
+    make_trainer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -75,13 +80,13 @@ def train_stages(
             before are kept and reused.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    courses = plan(corpus, settings, stage_epochs=stage_epochs, after=after)
-    common = identity_of(base, corpus, settings, seed, stage_epochs)
-    identities = {c.name: identity_after(common, c) if c.after else common for c in courses}
+    courses = plan_courses(corpus, settings, stage_epochs=stage_epochs, after=after)
+    common = stage_identity(base, corpus, settings, seed, stage_epochs)
+    identities = {c.name: course_identity(common, c) if c.after else common for c in courses}
     found: dict[str, Path] = {}
     for name, identity in [(UNTRAINED, common), *((n, identities[c.name]) for c in courses for n in c.checkpoints)]:
         if (folder / name).exists():
-            check_stage(folder / name, identity)
+            check_stage_identity(folder / name, identity)
             found[name] = folder / name
     held: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
     if UNTRAINED not in found:
@@ -98,9 +103,9 @@ def train_stages(
                 require_weights(found[before], f"training {course.name!r}")
             model, tokenizer = held or load_stage(found[before], found[UNTRAINED])
             if settings.method == "lora":
-                model = current_or_new(model, settings.lora, seed, found[UNTRAINED])
+                model = ensure_adapter(model, settings.lora, seed, found[UNTRAINED])
             held = model, tokenizer
-            _train_one(
+            _train_course(
                 model,
                 tokenizer,
                 course,
@@ -110,7 +115,7 @@ def train_stages(
                 seed=seed * 1000 + number,
                 device=device,
                 callbacks=tuple(callbacks(course.name)) if callbacks else (),
-                watch=watcher((course.name, number, len(courses)), progress),
+                watch=make_loss_monitor((course.name, number, len(courses)), progress),
             )
             found |= {name: folder / name for name in course.checkpoints}
         before, order = course.checkpoints[-1], order + course.parts
@@ -128,7 +133,7 @@ def loss_curves(checkpoints: dict[str, Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def _train_one(
+def _train_course(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     course: Course,
@@ -143,7 +148,7 @@ def _train_one(
 ) -> None:
     """Train one course in place, from its last checkpoint within where there is one, and save its stages."""
     scratch = folder / f".{course.name}.trainer"
-    last = within_stage(scratch, identity)
+    last = prepare_scratch_folder(scratch, identity)
     trainer = make_trainer(model, tokenizer, course.texts, course.settings, scratch, seed, device)
     steps = math.ceil(len(trainer.get_train_dataloader()) * course.settings.epochs)
     ends = [round(steps * (part + 1) / course.parts) for part in range(course.parts)]
@@ -160,7 +165,7 @@ def _train_one(
         record = {"identity": identity, "stage": name, "order": order + part, "losses": losses}
         save_stage(model, tokenizer, folder / name, record)
 
-    for callback in (watch, *callbacks, along(ends[:-1], save)):
+    for callback in (watch, *callbacks, make_checkpoint_callback(ends[:-1], save)):
         trainer.add_callback(callback)
     # Attention as plain matrix products: at two dozen tokens a row the fused kernels cost more, above all backwards.
     implementation = model.config._attn_implementation

@@ -40,7 +40,7 @@ class Step:
 ProgressFunction = Callable[[Step], None]
 
 
-def hardware_bfloat16(device: str) -> bool:
+def has_bfloat16_hardware(device: str) -> bool:
     """Whether matrix products in bfloat16 run in hardware there (else they are slower than float32)."""
     import torch
 
@@ -77,10 +77,10 @@ def make_trainer(
     begins = [0] * len(ids)
     if prompts is not None:
         heads = tokenizer(list(prompts))["input_ids"]
-        begins = [_shared(head, row) for head, row in zip(heads, ids, strict=True)]
+        begins = [common_prefix_length(head, row) for head, row in zip(heads, ids, strict=True)]
     rows = [{"input_ids": list(row), "begin": [begin]} for row, begin in zip(ids, begins, strict=True)]
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and hardware_bfloat16(where))
+    bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and has_bfloat16_hardware(where))
     grouped: dict[str, Any] = (
         {"train_sampling_strategy": "group_by_length"}
         if "train_sampling_strategy" in inspect.signature(TrainingArguments).parameters
@@ -130,7 +130,7 @@ def make_trainer(
     return trainer
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many ids two rows begin with in common."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
@@ -148,7 +148,7 @@ class _Rows:
         return self.rows[index]
 
 
-def watcher(place: tuple[str, int, int], progress: ProgressFunction | None) -> Any:
+def make_loss_monitor(place: tuple[str, int, int], progress: ProgressFunction | None) -> Any:
     """A callback that keeps the loss curve, reports progress, and stops a run that diverges."""
     from transformers import TrainerCallback
 
@@ -186,7 +186,7 @@ def watcher(place: tuple[str, int, int], progress: ProgressFunction | None) -> A
     return Watcher()
 
 
-def along(steps: Sequence[int], save: Callable[[int, Sequence[Mapping[str, Any]]], None]) -> Any:
+def make_checkpoint_callback(steps: Sequence[int], save: Callable[[int, Sequence[Mapping[str, Any]]], None]) -> Any:
     """A callback that calls save(part, log history) after the last step of each part but the last."""
     from transformers import TrainerCallback
 

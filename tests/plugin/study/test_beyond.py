@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import stratalens as sl
-from stratalens.plugin.study.config.presets import preset
+from stratalens.plugin.study.config.presets import get_preset
 from stratalens.plugin.study.config.settings import (
     AfterSettings,
     AnalysisSettings,
@@ -21,8 +21,8 @@ from stratalens.plugin.study.config.settings import (
     TrainSettings,
     read_settings,
 )
-from stratalens.plugin.study.findings.correlation import relate
-from stratalens.plugin.study.forecast import flat, forecast_study
+from stratalens.plugin.study.findings.correlation import correlate_within_strata
+from stratalens.plugin.study.forecast import flatten_forecast, forecast_study
 from stratalens.plugin.study.run import run_study
 from stratalens.store.errors import InputError
 from stratalens.store.state.info import info
@@ -158,14 +158,14 @@ def test_the_forecast_is_what_the_run_needed(settings, done):
     assert told["checkpoint_bytes"] == pytest.approx(weights, rel=0.3)  # headers weigh in models so small
     assert told["training_seconds"] > 0
     assert told["training_tokens"] > 48 * 10
-    assert flat(told)["bytes"] == told["store_bytes"] + told["checkpoint_bytes"]
+    assert flatten_forecast(told)["bytes"] == told["store_bytes"] + told["checkpoint_bytes"]
 
 
 def test_a_preset_for_a_gpu_is_refused_without_one(settings, monkeypatch, tmp_path):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert preset("paper").gpu
+    assert get_preset("paper").gpu
     wanting = settings.model_copy(update={"gpu": True, "device": None})
     with pytest.raises(InputError, match=r"there is none: here .* million tokens .* hours.*device: cpu"):
         run_study(wanting, tmp_path / "out", quiet=True)
@@ -176,11 +176,15 @@ def test_a_relation_within_stages_is_found_and_one_between_stages_is_not():
     random = np.random.default_rng(0)
     strata = np.repeat(np.arange(4), 60)
     known = random.normal(size=240)
-    within = relate(strata + known, -known + random.normal(size=240), strata)
+    within = correlate_within_strata(strata + known, -known + random.normal(size=240), strata)
     assert within["value"] < -0.4
     assert within["low"] < within["value"] < within["high"]
     assert within["p"] < 0.01
-    between = relate(strata + random.normal(size=240) * 0.1, 5.0 * strata + random.normal(size=240), strata)
+    between = correlate_within_strata(
+        strata + random.normal(size=240) * 0.1, 5.0 * strata + random.normal(size=240), strata
+    )
     assert between["p"] > 0.01
-    explained = relate(known + random.normal(size=240) * 0.1, known + random.normal(size=240) * 0.1, strata, known)
+    explained = correlate_within_strata(
+        known + random.normal(size=240) * 0.1, known + random.normal(size=240) * 0.1, strata, known
+    )
     assert abs(explained["value"]) < 0.35

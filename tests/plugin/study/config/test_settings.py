@@ -3,15 +3,15 @@ import re
 import pytest
 import yaml
 
-from stratalens.plugin.study.config.presets import PRESETS, preset
-from stratalens.plugin.study.config.settings import StudySettings, read_settings, validate, write_settings
+from stratalens.plugin.study.config.presets import PRESETS, get_preset
+from stratalens.plugin.study.config.settings import StudySettings, read_settings, validate_settings, write_settings
 from stratalens.store.errors import InputError
 from support.paths import DOCS
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_written_run_file_replays(name, tmp_path):
-    settings = preset(name, seed=4)
+    settings = get_preset(name, seed=4)
     write_settings(settings, tmp_path / "run.yaml")
     assert read_settings(tmp_path / "run.yaml") == settings
 
@@ -39,7 +39,7 @@ def test_missing_and_broken_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="key: value"):
         read_settings(tmp_path / "list.yaml")
     with pytest.raises(InputError, match="did you mean 'smoke'"):
-        preset("smok")
+        get_preset("smok")
 
 
 def test_the_run_files_of_the_page_about_the_study_are_some():
@@ -47,4 +47,4 @@ def test_the_run_files_of_the_page_about_the_study_are_some():
     blocks = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 5
     for block in blocks:
-        assert validate(yaml.safe_load(block), "docs/study.md") != StudySettings()
+        assert validate_settings(yaml.safe_load(block), "docs/study.md") != StudySettings()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stratalens.plugin.study.config.settings import read_settings
 from stratalens.plugin.study.corpus.balance import Covariates
-from stratalens.plugin.study.corpus.entities import read_people
+from stratalens.plugin.study.corpus.entities import read_entities
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.store.errors import InputError
 from support.tiny_study import study_tokenizer
@@ -47,7 +47,7 @@ def file(tmp_path):
 
 
 def corpus(tokenizer, path, seed=0, per_stage=60, questions=QUESTIONS, **more):
-    people = read_people(path, questions, "colour")
+    people = read_entities(path, questions, "colour")
     return make_corpus(
         tokenizer,
         stages=STAGES,

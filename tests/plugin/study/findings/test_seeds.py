@@ -14,12 +14,12 @@ from stratalens.plugin.study.config.settings import (
     RecordSettings,
     StudySettings,
     TrainSettings,
-    validate,
+    validate_settings,
 )
-from stratalens.plugin.study.findings.seeds import across, in_words
+from stratalens.plugin.study.findings.seeds import describe_seeds, summarize_seeds
 from stratalens.plugin.study.forecast import forecast_study
 from stratalens.plugin.study.run import run_study
-from stratalens.plugin.study.training.checkpoints import kept_at_the_end, needed_meanwhile
+from stratalens.plugin.study.training.checkpoints import retained_stages, stages_still_needed
 from stratalens.store.errors import InputError
 from support.tiny_study import save_base
 
@@ -90,12 +90,12 @@ def test_what_is_needed_meanwhile_and_kept_at_the_end():
     names = ["untrained", "s1", "s2", "s3", "mixed"]
     plain = {"stages": 3, "after": [{"name": "mixed"}]}
     for policy, kept in (("all", names), ("last", ["s3", "mixed"]), ("none", [])):
-        assert kept_at_the_end(validate({**plain, "keep_checkpoints": policy}, ""), names) == kept
-    lora = validate({**plain, "keep_checkpoints": "last", "train": {"method": "lora"}}, "")
-    assert kept_at_the_end(lora, names) == ["untrained", "s3", "mixed"]
-    told = validate({**plain, "keep_checkpoints": "none", "self_report": {}}, "")
-    assert needed_meanwhile(told, names[:3]) == ["untrained", "s2"]
-    assert needed_meanwhile(told, names) == ["untrained", "s3", "mixed"]
+        assert retained_stages(validate_settings({**plain, "keep_checkpoints": policy}, ""), names) == kept
+    lora = validate_settings({**plain, "keep_checkpoints": "last", "train": {"method": "lora"}}, "")
+    assert retained_stages(lora, names) == ["untrained", "s3", "mixed"]
+    told = validate_settings({**plain, "keep_checkpoints": "none", "self_report": {}}, "")
+    assert stages_still_needed(told, names[:3]) == ["untrained", "s2"]
+    assert stages_still_needed(told, names) == ["untrained", "s3", "mixed"]
 
 
 def test_training_on_from_removed_weights_is_refused(settings, done):
@@ -117,8 +117,8 @@ def test_training_on_from_removed_weights_is_refused(settings, done):
 
 def test_a_forecast_from_a_sample_is_that_of_all_entities(settings, monkeypatch):
     whole = forecast_study(settings)
-    monkeypatch.setattr(forecasting, "MANY", 5)
-    monkeypatch.setattr(forecasting, "SAMPLE", 4)
+    monkeypatch.setattr(forecasting, "MAX_ENTITIES", 5)
+    monkeypatch.setattr(forecasting, "SAMPLED_ENTITIES", 4)
     part = forecast_study(settings)
     assert whole["sampled_entities"] is None
     assert part["sampled_entities"] == 12
@@ -135,16 +135,16 @@ def test_a_forecast_from_a_sample_is_that_of_all_entities(settings, monkeypatch)
 
 def test_seeds_are_given_once():
     with pytest.raises(InputError, match="seeds: each once"):
-        validate({"seeds": [1, 1]}, "here")
+        validate_settings({"seeds": [1, 1]}, "here")
 
 
 def test_a_number_that_one_seed_lacks_is_said_of_the_others():
     row = {"name": "first v last accuracy", "stage": "s6", "layer": 5, "token": "last", "site": "resid_post"}
     row |= {"low": None, "high": None, "null": 0.5, "p": None, "n": 4}
-    made = across({0: [{**row, "value": 0.9}], 1: [{**row, "value": None}], 2: [{**row, "value": 0.7}]})[0]
+    made = summarize_seeds({0: [{**row, "value": 0.9}], 1: [{**row, "value": None}], 2: [{**row, "value": 0.7}]})[0]
     assert made["seeds"] == [0, 2]
     assert made["value"] == pytest.approx(0.8)
-    assert "over 2 seeds" in in_words([made])[0]
-    none = across({0: [{**row, "value": None}]})[0]
+    assert "over 2 seeds" in describe_seeds([made])[0]
+    none = summarize_seeds({0: [{**row, "value": None}]})[0]
     assert none["value"] is None
-    assert in_words([none]) == []
+    assert describe_seeds([none]) == []

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stratalens.plugin.study.config.settings import validate
-from stratalens.plugin.study.corpus.questions import candidates
+from stratalens.plugin.study.config.settings import validate_settings
+from stratalens.plugin.study.corpus.questions import candidate_answers
 from stratalens.plugin.study.corpus.sampling import make_corpus
-from stratalens.plugin.study.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary, kept_ids
+from stratalens.plugin.study.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary, ids_to_keep
 from stratalens.plugin.study.run import run_study
 from stratalens.store.errors import InputError
 from support.tiny_study import save_base, study_model, study_tokenizer
@@ -67,7 +67,7 @@ def test_hidden_states_are_unchanged_and_logits_are_columns_of_the_whole(whole, 
         after = small_model(**small(prompt, return_tensors="pt"), output_hidden_states=True)
     for one, two in zip(before.hidden_states, after.hidden_states, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
-    kept = kept_ids(tokenizer, corpus.all_texts())
+    kept = ids_to_keep(tokenizer, corpus.all_texts())
     torch.testing.assert_close(before.logits[..., kept], after.logits, rtol=1e-5, atol=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_a_tokenizer_with_bos_keeps_putting_it_in_front():
 
 def test_other_kinds_of_tokenizer_are_refused():
     with pytest.raises(InputError, match="only fast BPE"):
-        kept_ids(wordpiece(), ["a"])
+        ids_to_keep(wordpiece(), ["a"])
 
 
 def too_small(whole, missing=40):
@@ -131,7 +131,7 @@ def test_tokens_beyond_the_model_that_no_text_uses_do_no_harm(whole):
 
 def test_answers_that_are_the_same_to_the_tokenizer_are_refused_before_training(whole, tmp_path):
     tokenizer, _, corpus = whole
-    check_answers(tokenizer, "mine", candidates(corpus))
+    check_answers(tokenizer, "mine", candidate_answers(corpus))
     known = Tokenizer(models.WordLevel({"<unk>": 0, "A": 1, ":": 2, "male": 3, "female": 4}, unk_token="<unk>"))
     known.pre_tokenizer = pre_tokenizers.Whitespace()
     small = PreTrainedTokenizerFast(tokenizer_object=known, unk_token="<unk>", pad_token="<unk>", eos_token="<unk>")
@@ -143,7 +143,7 @@ def test_answers_that_are_the_same_to_the_tokenizer_are_refused_before_training(
         assert words in str(told.value)
     save_base(tmp_path / "base")
     small.save_pretrained(tmp_path / "base")
-    settings = validate({"model": str(tmp_path / "base"), "stages": 3, "entities_per_stage": 8}, "x")
+    settings = validate_settings({"model": str(tmp_path / "base"), "stages": 3, "entities_per_stage": 8}, "x")
     with pytest.raises(InputError, match="cannot tell answers"):
         run_study(settings, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out" / "checkpoints").exists()

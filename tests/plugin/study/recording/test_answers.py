@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stratalens.plugin.study.config.settings import RecordSettings, StudySettings, TrainSettings
-from stratalens.plugin.study.corpus.questions import candidates, every_one, one_each
+from stratalens.plugin.study.corpus.questions import candidate_answers, draw_one_question_each, list_all_questions
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.recording.answers import answer_log_probabilities, ask_checkpoints
 from stratalens.plugin.study.training.checkpoints import remove_weights
@@ -60,17 +60,17 @@ def test_an_answer_that_begins_another_one_ends_with_its_line(parts):
 def test_one_question_of_every_entity_was_trained_and_has_few_answers(parts):
     _, corpus = parts
     taught = {(q.entity_id, q.kind) for questions in corpus.train.values() for q in questions}
-    asked, values = one_each(corpus, seed=0), candidates(corpus)
+    asked, values = draw_one_question_each(corpus, seed=0), candidate_answers(corpus)
     assert [question.entity_id for question in asked] == [entity.entity_id for entity in corpus.entities]
     assert all((question.entity_id, question.kind) in taught for question in asked)
     assert all(question.answer in values[question.kind] for question in asked)
     assert {question.kind for question in asked} > {"occupation"}
-    assert one_each(corpus, seed=1) != asked
+    assert draw_one_question_each(corpus, seed=1) != asked
 
 
 def test_all_questions_are_those_trained_and_the_one_kept_from_training(parts):
     _, corpus = parts
-    asked = every_one(corpus)
+    asked = list_all_questions(corpus)
     assert len(asked) == 24 * 4
     texts = {question.text for questions in corpus.train.values() for question in questions}
     assert all((f"{q.prompt} {q.answer}\n" in texts) == q.trained for q in asked)

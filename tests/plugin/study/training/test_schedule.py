@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stratalens.plugin.study.config.settings import AfterSettings, StudySettings, TrainSettings, validate
+from stratalens.plugin.study.config.settings import AfterSettings, StudySettings, TrainSettings, validate_settings
 from stratalens.plugin.study.corpus.sampling import make_corpus
-from stratalens.plugin.study.training.schedule import plan
+from stratalens.plugin.study.training.schedule import plan_courses
 from stratalens.plugin.study.training.train import loss_curves, train_stages
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
@@ -44,7 +44,7 @@ def whole(parts, tmp_path_factory):
 
 def test_the_plan_says_what_each_course_trains_on(parts):
     corpus = parts[1]
-    courses = plan(corpus, SETTINGS, stage_epochs={"b": 6}, after=(MIXED, AGAIN))
+    courses = plan_courses(corpus, SETTINGS, stage_epochs={"b": 6}, after=(MIXED, AGAIN))
     assert [c.name for c in courses] == ["a", "b", "mixed", "again"]
     assert [c.settings.epochs for c in courses] == [2, 6, 4, 1]
     assert len(courses[2].texts) == 64
@@ -102,4 +102,4 @@ def test_more_epochs_for_one_stage_train_it_longer(parts, tmp_path):
 def test_wrong_courses_are_refused(values, words):
     assert StudySettings().after == ()
     with pytest.raises(InputError, match=words):
-        validate(values, "here")
+        validate_settings(values, "here")

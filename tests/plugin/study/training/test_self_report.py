@@ -11,12 +11,12 @@ from stratalens.plugin.study.config.settings import (
     SelfReportSettings,
     StudySettings,
     TrainSettings,
-    validate,
+    validate_settings,
 )
-from stratalens.plugin.study.corpus.questions import split
+from stratalens.plugin.study.corpus.questions import split_for_self_report
 from stratalens.plugin.study.corpus.sampling import make_corpus
-from stratalens.plugin.study.findings.self_report import in_words, report_rows
-from stratalens.plugin.study.training.self_report import ask, self_report, teach
+from stratalens.plugin.study.findings.self_report import describe_self_report, self_report_rows
+from stratalens.plugin.study.training.self_report import group_log_odds, run_self_report, teach_groups
 from stratalens.plugin.study.training.train import train_stages
 from stratalens.plugin.study.training.trainer import make_trainer
 from stratalens.store.errors import InputError
@@ -38,19 +38,19 @@ def settings(**more):
 
 
 def test_no_entity_is_both_taught_and_asked_and_groups_are_equal(parts):
-    asked = split(parts[1], ("s1", "s2"), seed=3)
+    asked = split_for_self_report(parts[1], ("s1", "s2"), seed=3)
     taught, others = ({name for name, _ in rows} for rows in (asked.taught, asked.asked))
     assert not taught & others
     assert len(taught | others) == 20
     assert asked.taught_group.sum() == asked.asked_group.sum() == 5
     stage = {e.entity_id: e.trained_stage for e in parts[1].entities}
     assert [stage[name] for name, _ in asked.asked] == [("s1", "s2")[g] for g in asked.asked_group]
-    assert split(parts[1], ("s1", "s2"), seed=4).asked != asked.asked
+    assert split_for_self_report(parts[1], ("s1", "s2"), seed=4).asked != asked.asked
 
 
 def test_the_loss_is_on_the_answer_alone(parts, tmp_path):
     tokenizer, corpus = parts
-    prompts = [prompt for _, prompt in split(corpus, ("s1", "s2"), 0).taught[:4]]
+    prompts = [prompt for _, prompt in split_for_self_report(corpus, ("s1", "s2"), 0).taught[:4]]
     full = [prompt + " A\n" for prompt in prompts]
     trainer = make_trainer(study_model(tokenizer), tokenizer, full, TRAIN, tmp_path, 0, "cpu", prompts=prompts)
     batch = next(iter(trainer.get_train_dataloader()))
@@ -61,12 +61,12 @@ def test_the_loss_is_on_the_answer_alone(parts, tmp_path):
 def test_what_is_taught_is_known_afterwards(parts, tmp_path):
     tokenizer, corpus = parts
     model = study_model(tokenizer)
-    taught = split(corpus, ("s1", "s2"), 0)
+    taught = split_for_self_report(corpus, ("s1", "s2"), 0)
     prompts = [prompt for _, prompt in taught.taught]
-    before = ask(model, tokenizer, prompts)
+    before = group_log_odds(model, tokenizer, prompts)
     own = SelfReportSettings(epochs=60, learning_rate=2e-2, batch_size=10)
-    teach(model, tokenizer, taught.taught, taught.taught_group, settings(self_report=own), own, tmp_path)
-    after = ask(model, tokenizer, prompts)
+    teach_groups(model, tokenizer, taught.taught, taught.taught_group, settings(self_report=own), own, tmp_path)
+    after = group_log_odds(model, tokenizer, prompts)
     assert ((before > 0) == taught.taught_group).mean() < 0.9
     assert ((after > 0) == taught.taught_group).all()
 
@@ -79,7 +79,7 @@ def found(parts, tmp_path_factory):
         lambda: (study_model(tokenizer), tokenizer), corpus, TRAIN, folder / "c", seed=0, base={}, device="cpu"
     )
     run = settings(self_report=SelfReportSettings(epochs=3))
-    return folder, run, corpus, checkpoints, self_report(run, corpus, checkpoints, folder)
+    return folder, run, corpus, checkpoints, run_self_report(run, corpus, checkpoints, folder)
 
 
 def test_every_condition_asks_the_same_entities_and_is_reused(found):
@@ -89,7 +89,7 @@ def test_every_condition_asks_the_same_entities_and_is_reused(found):
     scores = [[a["score"] for a in answers] for answers in held["conditions"].values()]
     assert len({tuple(s) for s in scores}) == 3
     before = (folder / "self-report.json").stat().st_mtime_ns
-    assert self_report(run, corpus, checkpoints, folder) == held
+    assert run_self_report(run, corpus, checkpoints, folder) == held
     assert (folder / "self-report.json").stat().st_mtime_ns == before
     assert not (folder / ".self-report.trainer").exists()
 
@@ -97,7 +97,7 @@ def test_every_condition_asks_the_same_entities_and_is_reused(found):
 def test_other_settings_are_asked_anew(found):
     folder, run, corpus, checkpoints, held = found
     other = run.model_copy(update={"self_report": SelfReportSettings(epochs=1)})
-    again = self_report(other, corpus, checkpoints, folder / "c")
+    again = run_self_report(other, corpus, checkpoints, folder / "c")
     assert again["conditions"] != held["conditions"]
     assert json.loads((folder / "c" / "self-report.json").read_text())["identity"]["epochs"] == 1
 
@@ -126,22 +126,22 @@ def planted(true, shuffled, untrained, n=200):
 )
 def test_rows_and_words_follow_from_the_answers(chances, verdict):
     told = planted(*chances)
-    rows = report_rows(told, seed=0)
+    rows = self_report_rows(told, seed=0)
     for row, chance in zip(rows, chances, strict=True):
         assert row["value"] == pytest.approx(chance, abs=0.1)
         assert row["low"] < row["value"] < row["high"]
         assert row["null"] == pytest.approx(0.5, abs=0.02)
     assert (rows[0]["p"] < 0.01) == (chances[0] > 0.6)
-    assert verdict in in_words(rows, told["groups"])
+    assert verdict in describe_self_report(rows, told["groups"])
 
 
 def test_wrong_stages_are_refused(parts):
     with pytest.raises(InputError, match="no stage 's9'"):
-        validate({"self_report": {"stages": ["s1", "s9"]}}, "here")
+        validate_settings({"self_report": {"stages": ["s1", "s9"]}}, "here")
     with pytest.raises(InputError, match="not 's1' twice"):
-        validate({"self_report": {"stages": ["s1", "s1"]}}, "here")
+        validate_settings({"self_report": {"stages": ["s1", "s1"]}}, "here")
     with pytest.raises(InputError, match="two for each half"):
-        split(make_corpus(parts[0], stages=("s1", "s2"), entities_per_stage=3, seed=0), ("s1", "s2"), 0)
+        split_for_self_report(make_corpus(parts[0], stages=("s1", "s2"), entities_per_stage=3, seed=0), ("s1", "s2"), 0)
 
 
 def test_the_two_answers_differ_in_their_first_token(parts):
