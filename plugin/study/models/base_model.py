@@ -64,7 +64,7 @@ class BaseModelSource:
             paraphrases=s.paraphrases,
             train_questions=s.train_questions,
             templates=s.record.templates,
-            people=own,
+            pool=own,
             **limits,
         )
         corpus, self.contradicted = add_contradictions(corpus, s.conflict, self.tokenizer(), s.aliases, s.seed)

@@ -47,14 +47,14 @@ def file(tmp_path):
 
 
 def corpus(tokenizer, path, seed=0, per_stage=60, questions=QUESTIONS, **more):
-    people = read_entities(path, questions, "colour")
+    pool = read_entities(path, questions, "colour")
     return make_corpus(
         tokenizer,
         stages=STAGES,
         entities_per_stage=per_stage,
         seed=seed,
         train_questions=2,
-        people=people,
+        pool=pool,
         templates=("who",),
         **more,
     )
@@ -159,14 +159,15 @@ def test_what_is_written_can_be_read_back_as_a_table(tokenizer, file, tmp_path):
         (lambda t: t.rename(columns={"entity": "entitty"}), QUESTIONS, "no column 'entity'.*did you mean 'entitty'"),
         (lambda t: t.iloc[:0], QUESTIONS, "no rows"),
         (lambda t: t.assign(template="x"), QUESTIONS, "'template' is used by"),
+        (lambda t: t.assign(entropy=1), QUESTIONS, "'entropy' is used by"),
         (lambda t: t.assign(colour=t.colour.where(t.index != 4)), QUESTIONS, "row 5, column 'colour': empty"),
         (lambda t: t.assign(entity=t.entity.where(t.index != 4, "thing 0")), QUESTIONS, "'thing 0' is in rows 1 and 5"),
-        (lambda t: t[["entity", "colour"]], {}, "nothing can be asked"),
+        (lambda t: t[["entity", "colour"]], {}, "no question asks for its columns"),
         (lambda t: t, {"color": ["?"]}, "no column 'color'; did you mean 'colour'"),
         (lambda t: t, {**QUESTIONS, "size": ["How big?"]}, "must hold {x} once"),
-        (lambda t: t, {**QUESTIONS, "size": []}, "no wording"),
-        (lambda t: t, {"size": ["How big was {x}?"]}, "'colour' is not asked for"),
-        (lambda t: t.head(100), QUESTIONS, "entities_per_stage at most 33"),
+        (lambda t: t, {**QUESTIONS, "size": []}, "no question template"),
+        (lambda t: t, {"size": ["How big was {x}?"]}, "no question asks for 'colour'"),
+        (lambda t: t.head(100), QUESTIONS, "entities_per_stage to at most 33"),
         (lambda t: t.assign(trained_stage="s9"), QUESTIONS, "trained_stage 's9' is no stage"),
         (lambda t: t.assign(trained_stage=["s1"] * 200 + ["s2"] * 40), QUESTIONS, "stage 's2' has 40 entities"),
     ],

@@ -134,7 +134,7 @@ def test_a_forecast_from_a_sample_is_that_of_all_entities(settings, monkeypatch)
 
 
 def test_seeds_are_given_once():
-    with pytest.raises(InputError, match="seeds: each once"):
+    with pytest.raises(InputError, match="list each seed once"):
         validate_settings({"seeds": [1, 1]}, "here")
 
 

@@ -93,7 +93,7 @@ def test_more_epochs_for_one_stage_train_it_longer(parts, tmp_path):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"after": [{"name": "s2"}]}, "taken by a stage"),
+        ({"after": [{"name": "s2"}]}, "is the name of a stage"),
         ({"after": [{"name": "m", "train_on": ["s9"]}]}, "no stage 's9'"),
         ({"after": [{"name": "m"}, {"name": "m"}]}, "names must differ"),
         ({"stage_epochs": {"s7": 2}}, "no stage 's7'"),

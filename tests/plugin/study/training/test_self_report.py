@@ -140,7 +140,7 @@ def test_wrong_stages_are_refused(parts):
         validate_settings({"self_report": {"stages": ["s1", "s9"]}}, "here")
     with pytest.raises(InputError, match="not 's1' twice"):
         validate_settings({"self_report": {"stages": ["s1", "s1"]}}, "here")
-    with pytest.raises(InputError, match="two for each half"):
+    with pytest.raises(InputError, match="each half needs two"):
         split_for_self_report(make_corpus(parts[0], stages=("s1", "s2"), entities_per_stage=3, seed=0), ("s1", "s2"), 0)
 
 
