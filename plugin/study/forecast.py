@@ -76,9 +76,9 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
     looked_at = settings.model_copy(update={"entities_per_stage": SAMPLED_ENTITIES}) if many else settings
     scale = settings.entities_per_stage / looked_at.entities_per_stage
     with TemporaryDirectory() as scratch:
-        source = BaseModelSource(looked_at, Path(scratch) / "corpus", blank=True)
-        corpus = source.corpus()
-        model, tokenizer = source.start(corpus)
+        source = BaseModelSource(looked_at, Path(scratch) / "corpus", random_weights=True)
+        corpus = source.draw_corpus()
+        model, tokenizer = source.load_untrained(corpus)
         courses = plan_courses(corpus, settings.train, stage_epochs=settings.stage_epochs, after=settings.after)
         checkpoints = [UNTRAINED, *(name for course in courses for name in course.checkpoints)]
         stages = len(recorded_stages(settings, dict.fromkeys(checkpoints, Path())))

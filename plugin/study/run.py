@@ -169,7 +169,7 @@ def _run_one_seed(settings: StudySettings, folder: Path, watch: PhaseProgress) -
     """Train, record and analyse."""
     with watch.phase("corpus", f"making {settings.stages} x {settings.entities_per_stage} entities in {folder}"):
         source = BaseModelSource(settings, folder / "corpus")
-        corpus = source.corpus()
+        corpus = source.draw_corpus()
         corpus.write(folder / "corpus")
         for line in describe_largest_differences(corpus.balance):
             watch.say(f"      balance between stages, {line}")
@@ -200,7 +200,7 @@ def _run_one_seed(settings: StudySettings, folder: Path, watch: PhaseProgress) -
             )
 
         checkpoints = train_stages(
-            lambda: source.start(corpus),
+            lambda: source.load_untrained(corpus),
             corpus,
             settings.train,
             folder / "checkpoints",
@@ -210,7 +210,7 @@ def _run_one_seed(settings: StudySettings, folder: Path, watch: PhaseProgress) -
             progress=report_step,
             stage_epochs=settings.stage_epochs,
             after=settings.after,
-            reached=reached,
+            on_course_end=reached,
         )
         curves = loss_curves(checkpoints)
         reported = run_self_report(settings, corpus, checkpoints, folder, report_step) if settings.self_report else None

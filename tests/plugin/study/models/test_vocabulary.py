@@ -138,12 +138,12 @@ def test_answers_that_are_the_same_to_the_tokenizer_are_refused_before_training(
     check_answers(small, "mine", {"gender": ("female", "male")})
     with pytest.raises(InputError) as told:
         check_answers(small, "models/mine", {"gender": ("female", "male"), "region": ("Asia", "Africa", "Europe")})
-    for words in ("tokenizer of models/mine", "question of region", "'Asia', 'Africa', 'Europe' are the same",
+    for words in ("tokenizer of models/mine", "question of region", "'Asia', 'Africa', 'Europe' are equal",
                   "both become '<unk>'", "record.answers: none"):  # fmt: skip
         assert words in str(told.value)
     save_base(tmp_path / "base")
     small.save_pretrained(tmp_path / "base")
     settings = validate_settings({"model": str(tmp_path / "base"), "stages": 3, "entities_per_stage": 8}, "x")
-    with pytest.raises(InputError, match="cannot tell answers"):
+    with pytest.raises(InputError, match="cannot distinguish answers"):
         run_study(settings, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out" / "checkpoints").exists()
