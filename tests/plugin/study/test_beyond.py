@@ -167,7 +167,7 @@ def test_a_preset_for_a_gpu_is_refused_without_one(settings, monkeypatch, tmp_pa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert get_preset("paper").gpu
     wanting = settings.model_copy(update={"gpu": True, "device": None})
-    with pytest.raises(InputError, match=r"there is none: here .* million tokens .* hours.*device: cpu"):
+    with pytest.raises(InputError, match=r"this machine has none: training on .* million tokens .* hours.*device: cpu"):
         run_study(wanting, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
 
