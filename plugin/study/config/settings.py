@@ -207,9 +207,7 @@ class StudySettings(_Block):
                 raise ValueError(f"{key}.stages: give two different stages, not {pair[0]!r} twice")
         order = [self.stage_names.index(name) for name in contradicted if name in self.stage_names]
         if order != sorted(order):
-            raise ValueError(
-                f"conflict.stages: {', '.join(contradicted)} are not in training order; swap them"
-            )
+            raise ValueError(f"conflict.stages: {', '.join(contradicted)} are not in training order; swap them")
         repeated = [stage for course in self.after for stage in course.train_on]
         for name in (*reported, *contradicted, *self.stage_epochs, *repeated):
             if name not in self.stage_names:

@@ -102,8 +102,8 @@ def test_one_report_and_one_summary_speak_of_all_of_it(done):
         assert words in names, words
     for words in (
         "Self-report:",
-        "Training goes on",
-        "First v last by template",
+        "Further training",
+        "First v last accuracy by token and template",
         "Forgetting:",
         "Balance of attributes",
         "Contradictions:",

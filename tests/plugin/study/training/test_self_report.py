@@ -120,8 +120,8 @@ def planted(true, shuffled, untrained, n=200):
     ("chances", "verdict"),
     [
         ((0.8, 0.5, 0.5), "can be taught to report"),
-        ((0.8, 0.5, 0.8), "not told from its controls"),
-        ((0.5, 0.5, 0.5), "not told from chance"),
+        ((0.8, 0.5, 0.8), "not distinguishable from its controls"),
+        ((0.5, 0.5, 0.5), "not distinguishable from chance"),
     ],
 )
 def test_rows_and_words_follow_from_the_answers(chances, verdict):
