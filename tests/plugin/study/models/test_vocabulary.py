@@ -37,7 +37,7 @@ def test_the_cut_is_smaller_and_keeps_special_tokens(whole, cut):
     assert model.config.pad_token_id == small.pad_token_id
 
 
-def test_texts_split_into_the_same_pieces_at_the_same_characters(whole, cut):
+def test_texts_split_into_the_same_tokens_at_the_same_characters(whole, cut):
     tokenizer, _, corpus = whole
     _, small = cut
     for text in corpus.all_texts():
@@ -67,8 +67,8 @@ def test_hidden_states_are_unchanged_and_logits_are_columns_of_the_whole(whole, 
         after = small_model(**small(prompt, return_tensors="pt"), output_hidden_states=True)
     for one, two in zip(before.hidden_states, after.hidden_states, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
-    kept = ids_to_keep(tokenizer, corpus.all_texts())
-    torch.testing.assert_close(before.logits[..., kept], after.logits, rtol=1e-5, atol=1e-6)
+    ids = ids_to_keep(tokenizer, corpus.all_texts())
+    torch.testing.assert_close(before.logits[..., ids], after.logits, rtol=1e-5, atol=1e-6)
 
 
 def test_the_cut_model_and_tokenizer_survive_saving(cut, tmp_path):
@@ -91,7 +91,7 @@ def test_the_whole_model_is_left_alone(whole):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_tokenizer_with_bos_keeps_putting_it_in_front():
+def test_a_tokenizer_with_bos_still_puts_it_in_front():
     tokenizer = byte_level_with_bos()
     model = study_model(study_tokenizer())
     model.resize_token_embeddings(len(tokenizer))
@@ -136,11 +136,11 @@ def test_answers_that_are_the_same_to_the_tokenizer_are_refused_before_training(
     known.pre_tokenizer = pre_tokenizers.Whitespace()
     small = PreTrainedTokenizerFast(tokenizer_object=known, unk_token="<unk>", pad_token="<unk>", eos_token="<unk>")
     check_answers(small, "mine", {"gender": ("female", "male")})
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refusal:
         check_answers(small, "models/mine", {"gender": ("female", "male"), "region": ("Asia", "Africa", "Europe")})
     for words in ("tokenizer of models/mine", "question of region", "'Asia', 'Africa', 'Europe' are equal",
                   "both become '<unk>'", "record.answers: none"):  # fmt: skip
-        assert words in str(told.value)
+        assert words in str(refusal.value)
     save_base(tmp_path / "base")
     small.save_pretrained(tmp_path / "base")
     settings = validate_settings({"model": str(tmp_path / "base"), "stages": 3, "entities_per_stage": 8}, "x")
