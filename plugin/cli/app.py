@@ -108,10 +108,10 @@ def forecast(
     if run_file is not None and preset is None and not is_study_file(run_file):
         result = forecast_run(read_run_file(run_file))
     else:
-        from stratalens.plugin.study.forecast import flat, forecast_study
+        from stratalens.plugin.study.forecast import flatten_forecast, forecast_study
 
         nested = forecast_study(study_settings(run_file, preset, None))
-        result = nested if as_json else flat(nested)
+        result = nested if as_json else flatten_forecast(nested)
     if as_json:
         emit_json(result)
         return

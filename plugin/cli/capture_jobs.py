@@ -116,15 +116,15 @@ def study_settings(run_file: Path | None, preset_name: str | None, seed: int | N
     Raises:
         InputError: both or neither are given, or the settings are wrong.
     """
-    from stratalens.plugin.study.config.presets import PRESETS, preset
-    from stratalens.plugin.study.config.settings import read_settings, validate
+    from stratalens.plugin.study.config.presets import PRESETS, get_preset
+    from stratalens.plugin.study.config.settings import read_settings, validate_settings
 
     if (run_file is None) == (preset_name is None):
         raise InputError(f"give either a run file or --preset, one of {', '.join(PRESETS)}")
-    settings = read_settings(run_file) if run_file is not None else preset(str(preset_name))
+    settings = read_settings(run_file) if run_file is not None else get_preset(str(preset_name))
     if seed is None:
         return settings
-    return validate({**settings.model_dump(), "seed": seed, "seeds": ()}, "--seed")
+    return validate_settings({**settings.model_dump(), "seed": seed, "seeds": ()}, "--seed")
 
 
 def forecast_run(run: RunFile) -> dict[str, Any]:
