@@ -15,7 +15,8 @@ import xarray as xr
 
 from stratalens.analyses.centroids.resampling import halves
 from stratalens.analyses.centroids.slab import GroupMeans, Projection
-from stratalens.analyses.data.groups import Array, Data, Groups, clusters, exposure, groups, labels_by_cluster
+from stratalens.analyses.data.array_types import Array, Data
+from stratalens.analyses.data.groups import Groups, clusters, exposure, groups, labels_by_cluster
 from stratalens.analyses.data.slabs import SiteData
 from stratalens.analyses.sweep.run import run_slabs
 from stratalens.store.errors import InputError, suggest

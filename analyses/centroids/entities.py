@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stratalens.analyses.data.groups import Array
+from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.slabs import Slab
 from stratalens.store.errors import InputError
 

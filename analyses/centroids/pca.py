@@ -13,7 +13,8 @@ import numpy as np
 import scipy.linalg
 import xarray as xr
 
-from stratalens.analyses.data.groups import Array, Data, groups
+from stratalens.analyses.data.array_types import Array, Data
+from stratalens.analyses.data.groups import groups
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.stats.moments import Moments, moments
 from stratalens.analyses.sweep.run import run_slabs

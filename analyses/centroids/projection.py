@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stratalens.analyses.centroids.resampling import Halves
-from stratalens.analyses.data.groups import Array
+from stratalens.analyses.data.array_types import Array
 
 STATISTICS = ("r2", "rank_correlation", "kendall", "inner_rank_correlation", "exact_order")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stratalens.analyses.data.groups import Array
+from stratalens.analyses.data.array_types import Array
 from stratalens.store.errors import InputError
 
 BLOCK = 10  # entities that move together inside one batch of permutations

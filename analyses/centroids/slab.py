@@ -14,7 +14,7 @@ import xarray as xr
 
 from stratalens.analyses.centroids.projection import STATISTICS, coordinates, gram, inner_products, statistics
 from stratalens.analyses.centroids.resampling import Slots, halves
-from stratalens.analyses.data.groups import Array
+from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.slabs import Slab
 from stratalens.analyses.stats.bootstrap import interval, p_value
 from stratalens.store.errors import InputError

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.controls.statistic_values import Statistics, usable
-from stratalens.analyses.data.groups import Data
+from stratalens.analyses.data.array_types import Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.targets import MULTICLASS, ORDINAL, Pairs
 from stratalens.analyses.estimators.boosting import BOOSTING

@@ -37,7 +37,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     def resolve(name: str = "auto") -> Backend:
         return request.param if name == "gpu" else usual(name)
 
-    monkeypatch.setattr(estimators, "resolve", resolve)
+    monkeypatch.setattr(estimators, "resolve_backend", resolve)
 
 
 def same(device: xr.Dataset, host: xr.Dataset, atol: float) -> None:
@@ -67,7 +67,7 @@ def test_what_runs_on_the_host_alone_does_not_pretend(ds: xr.Dataset, device: No
 
 
 def test_a_gpu_without_cuml_leaves_what_needs_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimators, "resolve", lambda name: Backend("cpu" if name == "cpu" else "gpu", np))
+    monkeypatch.setattr(estimators, "resolve_backend", lambda name: Backend("cpu" if name == "cpu" else "gpu", np))
     monkeypatch.setattr(estimators, "has_cuml", lambda: False)
     assert estimators.choose_device("auto", "logistic", "binary") == "gpu"
     assert estimators.choose_device("auto", "logistic", "multiclass") == "cpu"

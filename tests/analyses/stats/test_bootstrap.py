@@ -51,7 +51,7 @@ def test_missing_values_do_not_count() -> None:
 
 def test_weights_keep_strata_and_leave_out_negative_ones() -> None:
     strata = np.array([0, 0, 0, 1, 1, -1])
-    weights = bootstrap_weights(strata, 500, np.random.default_rng(0))
+    weights = bootstrap_weights(strata, 500, seed=0)
     np.testing.assert_array_equal(weights[:, :3].sum(1), 3)
     np.testing.assert_array_equal(weights[:, 3:5].sum(1), 2)
     np.testing.assert_array_equal(weights[:, 5], 0)
