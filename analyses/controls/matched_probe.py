@@ -146,7 +146,7 @@ def matched_probe(
         "method": method,
         "statistics": list(values.names),
         "bins": bins,
-        "C": settings.told,
+        "C": settings.C_attr,
         "repeats": repeats,
         "holdout": holdout,
         "seed": seed,

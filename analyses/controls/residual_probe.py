@@ -95,7 +95,7 @@ def residual_probe(
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
     plan.check(rows, [str(source.label("stage", i)) for i in range(len(rows))])
     described = {
-        "target": target, "method": method, "kind": kind, "statistics": list(values.names), "C": settings.told,
+        "target": target, "method": method, "kind": kind, "statistics": list(values.names), "C": settings.C_attr,
         "folds": folds, "seed": seed, "normalize": int(normalize), "standardize": int(standardize),
     }  # fmt: skip
     result = run_slabs(

@@ -139,7 +139,7 @@ def probe(
         "target": target,
         "pairs": plan.contrasts.kind,
         "method": method,
-        "C": settings.told,
+        "C": settings.C_attr,
         "folds": folds,
         "groups": groups,
         "test": "" if test is None else repr(dict(test)),

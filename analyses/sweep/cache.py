@@ -149,7 +149,7 @@ class SlabCache:
         for name, values in zip(results.layout.names, results.arrays, strict=True):
             for stage in self._stages:
                 finished = values[stage].copy()
-                finished[~self._done[stage]] = "" if values.dtype.kind in "OT" else 0
+                finished[~self._done[stage]] = "" if values.dtype.kind in ("O", "T") else 0
                 _array(group, name)[stage] = finished
         for stage in self._stages:
             _array(group, "done")[stage] = self._done[stage]
@@ -167,7 +167,7 @@ class SlabCache:
 
     def _create(self, results: ResultBuffer) -> None:
         """Create an empty group of the right shape; one rename puts it into place."""
-        blank = [np.full(a.shape, "" if a.dtype.kind in "OT" else 0, a.dtype) for a in results.arrays]
+        blank = [np.full(a.shape, "" if a.dtype.kind in ("O", "T") else 0, a.dtype) for a in results.arrays]
         empty = results.layout.dataset(blank).assign_attrs(variables=results.layout.names)
         empty["done"] = (("stage", "layer"), np.zeros(results.shape, bool))
         added = {d: v for d, v in self.labels.items() if d not in empty.coords and empty.sizes.get(d) == len(v)}
@@ -210,7 +210,7 @@ def digest(value: Any) -> str:
     for array in value if isinstance(value, list) else [value]:
         array = np.asarray(array)
         sha.update(f"{array.dtype.str}{array.shape}".encode())
-        is_text = array.dtype.kind in "OTU"
+        is_text = array.dtype.kind in ("O", "T", "U")
         sha.update(repr(array.tolist()).encode() if is_text else np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
 
