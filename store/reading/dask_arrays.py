@@ -101,15 +101,17 @@ def _whole_numbers(part: Any) -> bool:
 
 def _may_be_kept() -> bool:
     """Whether others may hold a result: workers of a cluster, or callbacks (dask.cache)."""
-    if Callback.active:
-        return True
+    return bool(Callback.active) or default_dask_client() is not None
+
+
+def default_dask_client() -> Any:
+    """Return the active client of a dask cluster; None without one."""
     if "distributed" not in sys.modules:
-        return False
+        return None
     try:
-        sys.modules["distributed"].default_client()
+        return sys.modules["distributed"].default_client()
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _finalised(results: Any) -> Any:

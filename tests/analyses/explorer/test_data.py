@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stratalens.analyses.centroids.entities import half
+from stratalens.analyses.centroids.entities import choose_half
 from stratalens.analyses.explorer.data import Source, Where
 from stratalens.analyses.explorer.result_cache import Answers, Question
 from stratalens.analyses.explorer.scatter import Scatter
@@ -38,7 +38,7 @@ def test_a_plane_is_what_a_plain_computation_gives(source: Source) -> None:
     ds = source.ds.sel(stage="s3", layer=1, token="last")
     X, labels = ds.resid_post.values.astype(float), ds.trained_stage.values
     _, units = np.unique(ds.entity_id.values, return_inverse=True)
-    made = half(units, 0)
+    made = choose_half(units, 0)
     assert plane.groups == ("s1", "s2", "s3")
     assert not set(ds.entity_id.values[made]) & set(ds.entity_id.values[plane.rows.rows])
     means = np.stack([X[made & (labels == g)].mean(0) for g in plane.groups])
