@@ -126,7 +126,7 @@ class SlabCache:
             return
         self.path.parent.mkdir(exist_ok=True)
         begun = time.monotonic()
-        if not self._lock.held and not self._lock.try_acquire():
+        if not self._lock.acquired and not self._lock.try_acquire():
             return  # another process is at the very same analysis, and keeps it
         if not self.path.exists():
             self._create(filled)

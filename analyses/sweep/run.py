@@ -23,8 +23,9 @@ from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.sweep.assemble import Filled, Layout, as_dataset, noise_slab, unwrap
 from stratalens.analyses.sweep.cache import SlabCache, digest
 from stratalens.analyses.sweep.tasks import SharedContext, run_slab_task, run_slab_tasks
-from stratalens.analyses.sweep.threads import blas_threads, cores, worker_count
+from stratalens.analyses.sweep.threads import blas_threads, worker_count
 from stratalens.store.errors import InputError, suggest
+from stratalens.store.threads import cores
 
 SlabFunction = Callable[[Slab], xr.Dataset]
 

@@ -7,7 +7,6 @@ one out restores it.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from typing import Any
 
 import dask
 from threadpoolctl import ThreadpoolController
+
+from stratalens.store.threads import cores
 
 _lock = threading.Lock()
 
@@ -50,13 +51,6 @@ def blas_threads(limit: int = 1) -> Iterator[None]:
             if _inside == 0:
                 _limiter.restore_original_limits()
                 _limiter = None
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def worker_count(workers: int | None, tasks: int) -> int:

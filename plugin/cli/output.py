@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stratalens.plugin.terminal import wrap_message
+from stratalens.store.display import human_bytes
 from stratalens.store.errors import InputError, LabelWarning, StratalensError
 
 P = ParamSpec("P")
@@ -96,19 +97,6 @@ def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     for line in lines:
         table.add_row(*map(Text, line))
     Console().print(table)
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in binary units.
-
-    >>> human_bytes(3 * 2**30)
-    '3.0 GiB'
-    """
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(count) < 1024 or unit == "TiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -195,7 +183,7 @@ def show_info(facts: dict[str, Any]) -> None:
             )
             for stage in facts["stages"]
         ]
-        + [(name, "", "not begun", *("0%" for _ in sites)) for name in facts["lacking_stages"]],
+        + [(name, "", "not started", *("0%" for _ in sites)) for name in facts["lacking_stages"]],
     )
     for title, held in (("provenance (must match)", "provenance"), ("recorded with (may differ)", "recorded_with")):
         emit_table(title, ["what", "value"], sorted((name, _flat(value)) for name, value in facts[held].items()))
