@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -149,35 +149,18 @@ class Variable:
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict from which `from_json` makes an equal variable."""
-        compressed = {} if self.compression == "none" else {"compression": self.compression}
-        return {
-            **compressed,
-            "name": self.name,
-            "dims": list(self.dims),
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "units": self.units,
-            "doc": self.doc,
-            "attrs": dict(self.attrs),
-            "sharded": bool(self.sharded),
-            "coords": {k: list(v) for k, v in self.coords.items()},
-        }
+        document = asdict(self)
+        if self.compression == "none":
+            del document["compression"]
+        return document
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Variable:
         """Make a variable from the dict that `to_json` returned."""
-        return cls(
-            name=data["name"],
-            dims=tuple(data["dims"]),
-            shape=tuple(data["shape"]),
-            dtype=data["dtype"],
-            units=data["units"],
-            doc=data["doc"],
-            attrs=dict(data["attrs"]),
-            sharded=data["sharded"],
-            coords={k: tuple(v) for k, v in data["coords"].items()},
-            compression=data.get("compression", "none"),
-        )
+        # A newer minor version of the format may have more keys.
+        known: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        coords = {dim: tuple(values) for dim, values in data["coords"].items()}
+        return cls(**{**known, "dims": tuple(data["dims"]), "shape": tuple(data["shape"]), "coords": coords})
 
 
 # Statistics of a site, and the doc of each.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -72,12 +72,7 @@ class StageEntry:
 
     def to_json(self) -> Json:
         """Return a plain dict for the root zarr.json."""
-        return {
-            "name": self.name,
-            "order": self.order,
-            "fingerprint": self.fingerprint,
-            "provenance": dict(self.provenance),
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)

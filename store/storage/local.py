@@ -6,10 +6,11 @@ import errno
 import itertools
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,11 @@ from stratalens.store.errors import DamagedError, InputError, StratalensError
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Buffer, ByteRange, Kind
 from stratalens.store.storage.disk import DiskOperations, StagedFiles, fsync_folders, write_error
 from stratalens.store.storage.local_locks import FileLock, wait_for_lock
+
+T = TypeVar("T")
+
+
+Default = TypeVar("Default")
 
 
 def read_error(path: str | Path, error: OSError) -> StratalensError:
@@ -129,6 +135,16 @@ class ReadHandle:
                 os.posix_fadvise(self._descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
+def _file_sizes(path: str) -> dict[str, int]:
+    with os.scandir(path) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    status = os.stat(path)  # noqa: PTH116 - faster than Path, and called before every read
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 class LocalStorage:
     """A store in a folder of a local or mounted file system.
 
@@ -142,7 +158,7 @@ class LocalStorage:
     def __init__(self, root: str | os.PathLike[str], disk: DiskOperations | None = None) -> None:
         self.root = Path(root)
         self._disk = disk or DiskOperations()
-        self._root = str(self.root)  # joining Paths takes longer than opening a file
+        self._root = str(self.root)
         self._token = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._counter = itertools.count()
         self._nowait = NoWaitSupport()
@@ -254,60 +270,40 @@ class LocalStorage:
                     self._disk.unlink(path)
 
     # -- reading --------------------------------------------------------------------
+    def _read(self, key: str, read: Callable[[str], T], default: Default) -> T | Default:
+        """Call `read` with the path of a key; return `default` if it does not exist."""
+        path = f"{self._root}/{key}" if key else self._root  # joining Paths takes longer than opening a file
+        try:
+            return read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return default
+        except OSError as error:
+            raise read_error(path, error) from error
+
     def get(self, key: str) -> bytes | None:
         """Return the content of an object, or None if it does not exist."""
-        try:
-            return self.path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise read_error(self.path(key), error) from error
+        return self._read(key, lambda path: Path(path).read_bytes(), None)
 
     def list(self, folder: str) -> list[str]:
         """List the names in a folder, sorted; empty if it does not exist."""
-        try:
-            return sorted(p.name for p in self.path(folder).iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise read_error(self.path(folder), error) from error
+        return self._read(folder, lambda path: sorted(p.name for p in Path(path).iterdir()), [])
 
     def size(self, key: str) -> int | None:
         """Return the bytes of an object, or None if it does not exist."""
-        try:
-            return self.path(key).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return self._read(key, lambda path: Path(path).stat().st_size, None)
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of every object in a folder, by name; empty if it does not exist."""
-        try:
-            with os.scandir(self.path(folder)) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except OSError as error:
-            raise read_error(self.path(folder), error) from error
+        return self._read(folder, _file_sizes, {})
 
     def stamp(self, key: str) -> tuple[int, int, int] | None:
         """Return a value that changes when the object is replaced, or None if it does not exist."""
-        try:
-            facts = os.stat(f"{self._root}/{key}")  # noqa: PTH116 - faster than Path, and called before every read
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise read_error(self.path(key), error) from error
-        return facts.st_ino, facts.st_mtime_ns, facts.st_size
+        return self._read(key, _stamp, None)
 
     def open_read(self, key: str) -> ReadHandle | None:
         """Open an object for positioned reads; None if it does not exist."""
-        path = f"{self._root}/{key}"
-        try:
-            return ReadHandle(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path, self._nowait)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise read_error(path, error) from error
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        return self._read(key, lambda path: ReadHandle(os.open(path, flags), path, self._nowait), None)
 
     # -- locks ------------------------------------------------------------------------
     def writer_lock(self) -> FileLock:

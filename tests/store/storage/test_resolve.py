@@ -234,7 +234,11 @@ def test_names_that_look_alike(path: Path) -> None:
         with pytest.raises(InputError, match="would be one folder on a file system"):
             create(
                 path.with_name("other.zarr"),
-                entities={**columns, one: np.arange(1), **({other: np.arange(1)} if other in (decomposed, "split") else {})},
+                entities={
+                    **columns,
+                    one: np.arange(1),
+                    **({other: np.arange(1)} if other in (decomposed, "split") else {}),
+                },
                 layers=[0],
                 tokens=["last"],
                 variables=synthetic_writer.variables(),
