@@ -12,6 +12,7 @@ from typing import Any
 
 from stratalens.analyses.plots.colors import stage_colors
 from stratalens.analyses.plots.spec import plain
+from stratalens.store.display import human_bytes
 from stratalens.store.state.info import state_in_words
 
 _PACKAGES = (
@@ -40,7 +41,7 @@ def header_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of the list at the top, in a fixed order; short things that were given besides follow."""
     given = {k: v for k, v in info.items() if k not in (*_SKIPPED, *_LONG)}
     size, files = given.pop("bytes", None), given.pop("files", None)
-    store = strip_local_paths(_text(given.pop("path", "not stated"))) + (f", {_bytes(size)}" if size else "")
+    store = strip_local_paths(_text(given.pop("path", "not stated"))) + (f", {human_bytes(size)}" if size else "")
     layers = info.get("layers")
     rows = [
         ("Model", strip_local_paths(_text(given.pop("model", None) or _model(info)))),
@@ -133,14 +134,6 @@ def _text(value: Any, joint: str = ", ") -> str:
     if isinstance(value, (list, tuple)):
         return joint.join(_text(v) for v in value)
     return str(value)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def _recorded_versions(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class SlabCache:
             return
         self.path.parent.mkdir(exist_ok=True)
         start = time.monotonic()
-        if not self._lock.held and not self._lock.try_acquire():
+        if not self._lock.acquired and not self._lock.try_acquire():
             return  # another process runs the same analysis and writes its results
         if not self.path.exists():
             self._create(results)

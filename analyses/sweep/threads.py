@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from typing import Any
 import dask
 import threadpoolctl
 from threadpoolctl import ThreadpoolController
+
+from stratalens.store.threads import cores
 
 
 class BlasLimit:
@@ -77,13 +78,6 @@ def _release_control() -> None:
 
 
 blas_limit = BlasLimit()
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def worker_count(workers: int | None, tasks: int) -> int:

@@ -29,7 +29,7 @@ from stratalens.store.format import schema
 SITE_STATISTICS = tuple(schema.STATISTICS)
 
 
-OUTPUT_STATISTICS = (*schema.OUTPUTS, "logit_percentile", "answer_loss")
+OUTPUT_STATISTICS = schema.OUTPUT_STATISTICS
 
 
 STORE_DTYPES = ("float32", "bfloat16", "float16", "int8")

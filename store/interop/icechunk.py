@@ -155,7 +155,7 @@ def _commit(repo: Any, part: Store, index: int) -> None:
     session = repo.writable_session("main")
     target, position, entry = session.store, len(part.stages) - 1, part.stages[-1]
     documents = part.arrays()
-    root = {"zarr_format": 3, "node_type": "group", "attributes": replace(part, second_place=()).attributes()}
+    root = {"zarr_format": 3, "node_type": "group", "attributes": replace(part, alternate_label_files=()).attributes()}
     _put(target, metadata.ROOT, metadata.canonical(root))
     for name, document in documents.items():
         document["chunk_key_encoding"] = {"name": "default", "configuration": {"separator": "/"}}  # icechunk's own

@@ -17,7 +17,7 @@ from stratalens.store.format import label_codec as labels
 from stratalens.store.format import metadata
 from stratalens.store.format.int8 import with_scale_arrays
 from stratalens.store.format.layout import MEMORY_LIMIT, choose_geometry
-from stratalens.store.format.schema import AXES, Variable, recorded_variable, with_recorded_flag
+from stratalens.store.format.schema import AXES, RESERVED_LABELS, Variable, recorded_variable, with_recorded_flag
 from stratalens.store.state import provenance
 from stratalens.store.state.history import append_history
 from stratalens.store.state.manifest import Store, load
@@ -25,7 +25,6 @@ from stratalens.store.state.publish import add_group, commit_root
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Storage
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.writing.label_columns import (
-    RESERVED,
     check_case_collisions,
     checked_columns,
     other_labels,
@@ -55,9 +54,9 @@ def _tokens(tokens: Sequence[str] | Sequence[int]) -> tuple[str, ...] | tuple[in
 
 
 def _grouped(variables: Sequence[Variable], group: int, label_names: Sequence[str]) -> list[Variable]:
-    names: set[str] = {*label_names, *RESERVED, *AXES}
+    names: set[str] = {*label_names, *RESERVED_LABELS, *AXES}
     flag = recorded_variable(group)
-    check_case_collisions([*label_names, *RESERVED, *(v.name for v in variables), flag.name])
+    check_case_collisions([*label_names, *RESERVED_LABELS, *(v.name for v in variables), flag.name])
     coords: dict[str, tuple[int, ...]] = {}
     for variable in [*variables, flag]:
         if variable.name in names:

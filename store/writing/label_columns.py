@@ -14,11 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from stratalens.store.errors import DamagedError, InputError, MismatchError, suggest
 from stratalens.store.format import label_codec as labels
-from stratalens.store.format.schema import AXES, check_name
+from stratalens.store.format.schema import AXES, RESERVED_LABELS, check_name
 from stratalens.store.state.manifest import Store
 from stratalens.store.state.provenance import mismatch
-
-RESERVED = ("stage", "stage_order", "weights_fingerprint", "layer", "token", "exposure")
 
 
 def checked_columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
@@ -29,10 +27,10 @@ def checked_columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]
     columns = {}
     for name, values in entities.items():
         check_name(name, "label column")
-        if name in RESERVED or (name in AXES and name != "entity"):
+        if name in RESERVED_LABELS or (name in AXES and name != "entity"):
             raise InputError(
                 f"label column {name!r} has the name of a dim or coordinate of the store: rename it "
-                f"(reserved: {', '.join(RESERVED)})"
+                f"(reserved: {', '.join(RESERVED_LABELS)})"
             )
         columns[name] = labels.normalise(name, values)
     rows = len(columns["entity"])

@@ -20,12 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from stratalens.store.errors import InputError, MismatchError, suggest
 from stratalens.store.format import label_codec as labels
+from stratalens.store.format.schema import RESERVED_LABELS
 from stratalens.store.state.history import append_history
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.publish import commit_root
 from stratalens.store.storage.base import PRIVATE
 from stratalens.store.writing.label_columns import (
-    RESERVED,
     RUN,
     check_case_collisions,
     checked_columns,
@@ -91,12 +91,14 @@ def relabel(
             }
             if not changed and not drop:
                 return {}
-            moved = {name for name in current.label_types if (name in current.second_place) != (name in changed)}
+            moved = {
+                name for name in current.label_types if (name in current.alternate_label_files) != (name in changed)
+            }
             fresh = replace(
                 current,
                 label_types={name: labels.data_type(column) for name, column in merged.items()},
                 label_digest=labels.digest(merged),
-                second_place=tuple(sorted(moved & set(merged))),
+                alternate_label_files=tuple(sorted(moved & set(merged))),
             )
             write_labels(fresh, {name: merged[name] for name in changed})
             commit_root(fresh, first=len(fresh.stages))
@@ -138,7 +140,7 @@ def _check_drop(name: str, held: Mapping[str, Any], given: Mapping[str, Any]) ->
 
 
 def _check_names(store: Store, names: list[str]) -> None:
-    check_case_collisions([*names, *RESERVED, *store.layouts])
+    check_case_collisions([*names, *RESERVED_LABELS, *store.layouts])
     dims = {dim for layout in store.layouts.values() for dim in layout.variable.dims if dim != "entity"}
     for name in names:
         if name in store.layouts or name in dims:

@@ -198,7 +198,7 @@ class ActivationWriter:
 
     def close(self) -> None:
         """Write what is queued, let go of the lock, and raise what went wrong in the background."""
-        if not self._lock.held:
+        if not self._lock.acquired:
             return
         try:
             self.background.close()
@@ -384,4 +384,4 @@ class StageBuffer(BlockBuffer):
 
 def _sealed(image: FileImage) -> Generator[NDArray[np.uint8]]:
     """The bytes of a file; those of a large one are summed a step ahead of writing, where there is a core for it."""
-    return prefetch(image.seal()) if image.layout.file_nbytes >= LARGE and cores() > 1 else image.seal()
+    return prefetch(image.encode()) if image.layout.file_nbytes >= LARGE and cores() > 1 else image.encode()

@@ -278,5 +278,5 @@ def test_a_page_to_be_passed_on_names_no_folders_and_nothing_twice(tmp_path: Pat
     assert "/home/ann" not in outside
     assert "<dt>Model</dt><dd>base</dd>" in outside
     assert outside.count("2.13.0") == 1
-    assert "The store is not complete: 1 of 4 stages whole; s1 at 99%; not begun: s3, s4." in outside
+    assert "The store is not complete: 1 of 4 stages complete; s1 at 99%; not started: s3, s4." in outside
     assert "not complete" not in re.sub(r"<script.*?</script>", "", write(tmp_path, {}), flags=re.S)

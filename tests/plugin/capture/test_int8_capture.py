@@ -42,7 +42,7 @@ def test_the_values_of_float32_within_the_stated_error(tmp_path: Path) -> None:
         assert "rows off by 0." in _dtype(described[site])
     np.testing.assert_array_equal(wide.running_loss.values, small.running_loss.values)
     assert verify_store(tmp_path / "int8.zarr").ok
-    with pytest.raises(MismatchError, match=r"dtype of .* differs.*\"int8\", given is \"float32\""):
+    with pytest.raises(MismatchError, match=r"dtype of .* differs.*\"int8\", got \"float32\""):
         record(tmp_path / "int8.zarr", "float32")
     record(tmp_path / "int8.zarr", "int8")
 

@@ -44,7 +44,7 @@ def test_a_stage_with_the_weights_of_another_is_refused_and_no_part_of_the_store
     refused = invoke("capture", workplace(stages=again))
     assert refused.exit_code == 2
     assert "error: stages 's1' and 'again' have the same weights (fingerprint " in refused.stderr
-    assert "not begun" not in invoke("info", store).stdout
+    assert "not started" not in invoke("info", store).stdout
     assert json.loads(invoke("info", store, "--json").stdout)["complete"] is True
     meant = invoke("capture", workplace(stages=again, allow_same_weights=True))
     assert meant.exit_code == 0, meant.output
@@ -61,12 +61,12 @@ def test_stages_of_a_run_file_are_placed_by_name_unless_they_have_numbers(workpl
     assert between.exit_code == 2
     assert "s1 would stand before it" in between.stderr
     assert "Record all of them to another store" in between.stderr
-    assert "not begun" not in invoke("info", store).stdout
+    assert "not started" not in invoke("info", store).stdout
     assert invoke("capture", workplace(stages=stages("s2", "s3"))).exit_code == 0  # without what is there already
     assert sl.open_store(store).stage_order.values.tolist() == [0, 1, 2]
     numbered = invoke("capture", workplace(stages=stages("s1", s1=1)))
     assert numbered.exit_code == 2
-    assert 'holds "s2: 1", given is "s1: 1"' in numbered.stderr
+    assert 'has "s2: 1", got "s1: 1"' in numbered.stderr
 
 
 def test_no_resume_refuses_a_store_that_is_there(recorded, invoke):
@@ -93,18 +93,18 @@ def test_a_stage_that_is_only_begun_does_not_count_as_there(invoke, tmp_path):
     path = make_store(tmp_path / "run.zarr", ["base", "week1"], 2, 8, statistics=False)
     with ActivationWriter(path) as writer, writer.stage("week2", order=2, fingerprint="sha256:week2"):
         page = writer._repr_html_()
-    state = "not complete: 2 of 3 stages whole; week2 at 0%"
+    state = "not complete: 2 of 3 stages complete; week2 at 0%"
     assert f"{path}: {state}<" in page
     assert invoke("info", path).stdout.startswith(f"# {path}: {state}\n")
     (path / ".stratalens" / "planned.json").write_text('["base", "week1", "week2", "week3"]')
-    assert invoke("info", path).stdout.startswith(f"# {path}: {state.replace('3', '4')}; not begun: week3\n")
+    assert invoke("info", path).stdout.startswith(f"# {path}: {state.replace('3', '4')}; not started: week3\n")
     facts = json.loads(invoke("info", path, "--json").stdout)
     assert (facts["complete"], facts["whole_stages"], facts["lacking_stages"]) == (False, ["base", "week1"], ["week3"])
 
     sites = [site_variable(name, ["d_model"], [8], "float32", HOOK) for name in ("resid_post", "z")]
     labels = make_labels(8, ["base", "week1"])
     create(path, entities=labels, layers=[0, 1], tokens=["last"], variables=sites, provenance=facts["provenance"])
-    state = "0 of 4 stages whole; base at 0% of z, week1 at 0% of z, week2 at 0%; not begun: week3\n"
+    state = "0 of 4 stages complete; base at 0% of z, week1 at 0% of z, week2 at 0%; not started: week3\n"
     assert state in invoke("info", path).stdout
     assert json.loads(invoke("info", path, "--json").stdout)["whole_stages"] == []
 
@@ -214,12 +214,12 @@ def test_a_capture_says_how_far_it_is_and_info_what_lacks(workplace, invoke, mon
     assert "base (1 of 4): 0 of 36 rows\nbase (1 of 4): 36 of 36 rows, done in " in ended.stderr
     assert "Loading" not in ended.stderr
     told = invoke("info", store)
-    assert "run.zarr: not complete: 1 of 4 stages whole; not begun: s1, s2, s3\n" in told.stdout
+    assert "run.zarr: not complete: 1 of 4 stages complete; not started: s1, s2, s3\n" in told.stdout
     assert "s2\t\tnot started\t0%" in told.stdout
     page = workplace.folder / "report.html"
     shown = invoke("report", store, "--by", "colour", "-o", page)
     assert shown.exit_code == 0, shown.output
-    state = "is not complete: 1 of 4 stages whole; not begun: s1, s2, s3"
+    state = "is not complete: 1 of 4 stages complete; not started: s1, s2, s3"
     assert f"{state}; run the capture again to record the rest" in shown.stderr
     assert f"The store {state}." in page.read_text()
     assert str(workplace.folder) not in re.sub("<script.*?</script>", "", page.read_text(), flags=re.S)

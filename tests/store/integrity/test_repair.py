@@ -14,6 +14,7 @@ import xarray as xr
 from stratalens.store import open_store, verify_store
 from stratalens.store.errors import DamagedError, NotRecordedError, StratalensError
 from stratalens.store.state.manifest import load
+from stratalens.store.storage.disk import DiskOperations
 from stratalens.store.storage.local import LocalStorage
 from support.synthetic_writer import ENTITIES, content, stream
 
@@ -81,10 +82,10 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> 
     """Call `look` before everything that changes the disk."""
     steps: list[str] = []
     busy: list[bool] = []
-    for name in ("_open", "_write", "_rename", "_unlink", "_fsync_folder", "_mkdir"):
-        original = getattr(LocalStorage, name)
+    for name in ("open", "write", "rename", "unlink", "fsync_folder", "mkdir"):
+        original = getattr(DiskOperations, name)
 
-        def step(self: LocalStorage, *arguments: Any, original: Any = original, name: str = name) -> Any:
+        def step(self: DiskOperations, *arguments: Any, original: Any = original, name: str = name) -> Any:
             if not busy:
                 busy.append(True)
                 look()
@@ -93,7 +94,7 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> 
             steps.append(name)
             return result
 
-        monkeypatch.setattr(LocalStorage, name, step)
+        monkeypatch.setattr(DiskOperations, name, step)
     return steps
 
 
@@ -122,7 +123,7 @@ def test_readers_during_a_repair(run: Path, clean: Path, known: xr.Dataset, monk
         report = verify_store(run, repair=True)
     assert report.ok
     assert len(report.missing) == 3
-    assert {"_open", "_rename", "_unlink"} <= set(steps)
+    assert {"open", "rename", "unlink"} <= set(steps)
     assert refused, "the damaged commit record stops a reader that opens the store before it is rebuilt"
     assert all("0001.0" in text for text in refused)
 

@@ -112,7 +112,7 @@ def test_files_and_metadata_are_those_of_zarr(case: tuple[ArrayLayout, int, int]
             start, stop = block * layout.block_size, min((block + 1) * layout.block_size, entities)
             image.clear(stop - start)
             image.put(slice(None), slice(0, stop - start), full[stage, :, start:stop])
-            ours_file = b"".join(p.tobytes() for p in image.seal())
+            ours_file = b"".join(p.tobytes() for p in image.encode())
             their_file = theirs[layout.key(stage, block)]
             if layout.token_chunks == 1 or layout.layers == 1:
                 assert ours_file == their_file
@@ -168,7 +168,7 @@ def test_files_split_along_tokens_are_those_of_zarr_but_for_the_order(
     image.clear(rows)
     image.put(slice(None), slice(0, rows), full[0, :, :rows])
     theirs = memory._store_dict[layout.key(0, 0)].to_bytes()
-    assert b"".join(p.tobytes() for p in image.seal()) == theirs
+    assert b"".join(p.tobytes() for p in image.encode()) == theirs
 
 
 def test_all_three_libraries_are_asked_through_the_shard_codec_too() -> None:

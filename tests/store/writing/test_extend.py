@@ -154,7 +154,7 @@ def test_store_provenance_refuses(tmp_path: Path, changes: dict[str, Any], says:
             ("s1", 1, "f0"),
             r"^stages 's0' and 's1' have the same weights \(fingerprint f0\): check .*allow_same_weights: true",
         ),
-        (("s1", 0, "f1"), "stage_order differs.*order of its own"),
+        (("s1", 0, "f1"), "stage_order differs.*its own order"),
     ],
 )
 def test_stage_provenance_refuses(tmp_path: Path, stage: tuple[str, int, str], says: str) -> None:

@@ -19,8 +19,8 @@ from stratalens.store.state.manifest import load
 from stratalens.store.storage.local import LocalStorage
 from stratalens.store.writing.label_columns import read_labels
 from stratalens.store.writing.writer import ActivationWriter
-from support import streamer
-from support.crashing_storage import Counting, Dying, forked
+from support import synthetic_writer
+from support.crashing_storage import CountingDisk, DyingDisk, forked
 from support.synthetic_writer import content, stream
 
 Change = Callable[[LocalStorage], object]
@@ -34,14 +34,20 @@ def add_stage(storage: LocalStorage) -> None:
 def add_variable(storage: LocalStorage) -> None:
     extra = site_variable("ln_final", ["d_model"], [16], "float32", "ln_final.hook_out")
     create(
-        storage.root, entities=read_labels(load(storage)), layers=range(3), tokens=("last", "-2"),
-        variables=[*streamer.variables(), extra], provenance={"model": "synthetic"}, block_size=6, storage=storage,
-    )  # fmt: skip
+        storage.root,
+        entities=read_labels(load(storage)),
+        layers=range(3),
+        tokens=("last", "-2"),
+        variables=[*synthetic_writer.variables(), extra],
+        provenance={"model": "synthetic"},
+        block_size=6,
+        storage=storage,
+    )
 
 
 def change_labels(storage: LocalStorage) -> None:
     """Two columns changed, one added, one dropped, all at once."""
-    rows = range(streamer.ENTITIES)
+    rows = range(synthetic_writer.ENTITIES)
     ids = [f"r{i:06d}" for i in rows]
     labels = {"trained_stage": [f"new {i}" for i in rows], "entity_id": [f"n{i}" for i in rows], "score": list(rows)}
     relabel(load(storage), {"entity": ids, **labels}, drop=["template"])
@@ -81,20 +87,20 @@ def test_killed_at_every_change_of_the_disk(tmp_path: Path, what: str, times: in
     """The state before or after, all of it valid, whichever of the two places holds the old labels."""
     change, generator = CHANGES[what], random.Random(0)
     clean, path, other = tmp_path / "clean.zarr", tmp_path / "run.zarr", tmp_path / "other.zarr"
-    stream(clean, stages=streamer.STAGES[:1])
+    stream(clean, stages=synthetic_writer.STAGES[:1])
     for number in range(times):
-        ids = [f"r{i:06d}" for i in range(streamer.ENTITIES)]
-        relabel(clean, {"entity": ids, "trained_stage": [f"{number} {i}" for i in range(streamer.ENTITIES)]})
+        ids = [f"r{i:06d}" for i in range(synthetic_writer.ENTITIES)]
+        relabel(clean, {"entity": ids, "trained_stage": [f"{number} {i}" for i in range(synthetic_writer.ENTITIES)]})
     shutil.copytree(clean, path)
-    counting = Counting(path)
-    change(counting)
+    counting = CountingDisk()
+    change(LocalStorage(path, counting))
     old, new, whole = seen(clean), seen(path), content(path)
     assert old != new
     states, unfinished = [], 0
-    for moment in range(1, counting.left + 1):
+    for moment in range(1, counting.changes + 1):
         shutil.rmtree(path)
         shutil.copytree(clean, path)
-        assert forked(lambda m=moment: change(Dying(path, m, half=m % 2 == 0)))
+        assert forked(lambda m=moment: change(LocalStorage(path, DyingDisk(m, half=m % 2 == 0))))
         report = verify_store(path)
         assert report.ok, report.damaged
         held = seen(path)
@@ -127,7 +133,7 @@ def test_killed_at_every_change_of_the_disk(tmp_path: Path, what: str, times: in
 def test_verify_beside_a_writer_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage is added, recorded and packed after verify has looked at the root: not one document is called damaged."""
     path = tmp_path / "run.zarr"
-    stream(path, stages=streamer.STAGES[:1])
+    stream(path, stages=synthetic_writer.STAGES[:1])
     look = verify.open_roots
 
     def then_goes_on(*arguments: Any) -> Any:
@@ -143,7 +149,7 @@ def test_verify_beside_a_writer_that_goes_on(tmp_path: Path, monkeypatch: pytest
 def test_a_root_older_than_what_was_recorded_is_damage(tmp_path: Path) -> None:
     """Somebody put back an old zarr.json: the copy knows the stage, and a record says that it was recorded."""
     path = tmp_path / "run.zarr"
-    stream(path, stages=streamer.STAGES[:1])
+    stream(path, stages=synthetic_writer.STAGES[:1])
     before = (path / "zarr.json").read_bytes()
     stream(path)
     whole = content(path)
@@ -157,7 +163,7 @@ def test_a_root_older_than_what_was_recorded_is_damage(tmp_path: Path) -> None:
 
 def test_a_copy_that_is_behind_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
-    stream(path, stages=streamer.STAGES[:1])
+    stream(path, stages=synthetic_writer.STAGES[:1])
     before = (path / ".stratalens" / "root.json").read_bytes()
     stream(path)
     (path / ".stratalens" / "root.json").write_bytes(before)
