@@ -1,4 +1,4 @@
-"""Killed, interrupted, out of space, failing disk, loss of power: nothing half, nothing lost, nothing twice."""
+"""A killed or interrupted writer, a full or failing disk: no block is lost, incomplete or recorded twice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stratalens.store.state.manifest import load
 from stratalens.store.storage.local import LocalStorage
 from stratalens.store.writing import writer as stagewriter
 from stratalens.store.writing.writer import ActivationWriter
-from support import streamer
+from support import synthetic_writer
 from support.crashing_storage import Counting, Dying, forked
 from support.paths import TESTS
 from support.synthetic_writer import committed_files, content, never_shows_what_was_not_written, stream
@@ -54,9 +54,9 @@ def test_killed_at_any_change_of_the_disk(tmp_path: Path, whole: dict[str, bytes
     generator = random.Random(0)
     path = tmp_path / "run.zarr"
     killed = 0
-    held: dict[str, tuple[int, int]] = {}
+    committed: dict[str, tuple[int, int]] = {}
     while killed < KILLS:
-        # Mostly from nothing to the end in steps, each kill somewhere in what is left.
+        # Most stores grow from nothing to the end, with kills at random points of the rest.
         dying = Dying(path, generator.randint(1, counting.left), generator.random() < 0.5)
         if forked(partial(stream, path, dying)):
             killed += 1
@@ -65,14 +65,14 @@ def test_killed_at_any_change_of_the_disk(tmp_path: Path, whole: dict[str, bytes
                 assert verify_store(path).ok
                 xr.open_zarr(path).close()
         now = committed_files(path)
-        assert held.items() <= now.items(), "a block was lost, or recorded twice"
-        held = now
+        assert committed.items() <= now.items(), "a block was lost, or recorded twice"
+        committed = now
         if generator.random() < 0.25:
             stream(path)
-            assert held.items() <= committed_files(path).items()
+            assert committed.items() <= committed_files(path).items()
             assert content(path) == whole
             shutil.rmtree(path)
-            held = {}
+            committed = {}
     stream(path)
     assert content(path) == whole
     assert verify_store(path).ok
@@ -119,11 +119,11 @@ class Failing(LocalStorage):
         super()._rename(source, target)
 
 
-@pytest.fixture(params=["alone", "a step ahead"])
+@pytest.fixture(params=["alone", "prefetched"])
 def sealed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Small files too are summed by another thread, in many pieces, as large ones are."""
-    if request.param == "a step ahead":
-        monkeypatch.setattr(stagewriter, "LARGE", 0)
+    """Let another thread checksum small files, in many slices, as it does for large files."""
+    if request.param == "prefetched":
+        monkeypatch.setattr(stagewriter, "PREFETCH_BYTES", 0)
         monkeypatch.setattr(stagewriter, "cores", lambda: 2)
         monkeypatch.setattr(shards, "_PIECE", 64)
     return str(request.param)
@@ -166,31 +166,34 @@ def test_file_size_limit_is_a_full_disk(tmp_path: Path, whole: dict[str, bytes])
 
 
 def test_a_file_system_that_is_full(tmp_path: Path) -> None:
-    """A tmpfs too small for the store, at several sizes; with room the same call ends as the uninterrupted store."""
+    """A tmpfs of several sizes is too small; with enough space the same call gives the uninterrupted store."""
     command = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
     probe = [*command, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("this system lets nobody mount a tmpfs")
+        pytest.skip("this system does not let this user mount a tmpfs")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
     for kibibytes in (96, 260):
         folder = tmp_path / str(kibibytes) / "disk"
         folder.mkdir(parents=True)
         run = subprocess.run(
             [*command, sys.executable, "-m", "support.full_disk", str(folder), str(kibibytes)],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert run.stdout.startswith("full "), run.stderr[-2000:]
 
 
 def test_ctrl_c(tmp_path: Path, whole: dict[str, bytes]) -> None:
     for blocks in range(5):
         path = tmp_path / f"{blocks}.zarr"
-        store = streamer.make(path)
+        store = synthetic_writer.make(path)
 
         def interrupted(store: Any, blocks: int) -> None:
             with ActivationWriter(store) as writer, writer.stage("s0", order=0, fingerprint="sha256:s0") as stage:
                 for number, block in enumerate(stage.pending()):
-                    buffer = streamer.fill_randomly(stage.buffer(block), writer.store, seed=0)
+                    buffer = synthetic_writer.fill_randomly(stage.buffer(block), writer.store, seed=0)
                     if number == blocks:
                         raise KeyboardInterrupt
                     stage.submit(buffer)
@@ -199,7 +202,7 @@ def test_ctrl_c(tmp_path: Path, whole: dict[str, bytes]) -> None:
 
         with pytest.raises(KeyboardInterrupt):
             interrupted(store, blocks)
-        assert open_store(path).recorded.values.sum() == min(6 * blocks, streamer.ENTITIES)
+        assert open_store(path).recorded.values.sum() == min(6 * blocks, synthetic_writer.ENTITIES)
         never_shows_what_was_not_written(path)
         stream(path)
         assert content(path) == whole
@@ -207,13 +210,13 @@ def test_ctrl_c(tmp_path: Path, whole: dict[str, bytes]) -> None:
 
 def test_an_error_in_the_background_surfaces_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
-    streamer.make(path)
+    synthetic_writer.make(path)
     storage = Failing(path, 10**9, errno.EIO)
     writer = ActivationWriter(load(storage))
     stage = writer.stage("s0", order=0, fingerprint="sha256:s0")
     blocks = list(stage.pending())
     storage.left = 3
-    stage.submit(streamer.fill_randomly(stage.buffer(blocks[0]), writer.store, 0))
+    stage.submit(synthetic_writer.fill_randomly(stage.buffer(blocks[0]), writer.store, 0))
     writer.background.drain()
     with pytest.raises(StratalensError, match=r"writing to .* failed"):
         stage.buffer(blocks[1])
