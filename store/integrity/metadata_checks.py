@@ -108,11 +108,11 @@ def open_roots(storage: Storage, report: VerifyReport) -> Roots | None:
             break
     report.damaged += damaged
     if roots is not None and roots.ahead is not None:
-        report.unfinished.append(_UNFINISHED.format(_changed(roots.store, roots.ahead)))
+        report.unfinished.append(_UNFINISHED.format(_name_changes(roots.store, roots.ahead)))
     return roots
 
 
-def _changed(old: Store, new: Store) -> str:
+def _name_changes(old: Store, new: Store) -> str:
     """Name the difference of two roots for a message."""
     changes = {
         "stages": new.stages != old.stages,

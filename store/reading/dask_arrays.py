@@ -71,14 +71,14 @@ def dask_array(source: LazyArray, variable: str) -> Any:
         variable: name of the whole variable.
     """
     selected = source if isinstance(source, SelectedArray) else SelectedArray(source)
-    if selected.whole:
+    if selected.is_whole:
         name, chunks = variable, selected.grid(CHUNK_BYTES)
     else:
         name = f"{variable.split('-')[0]}-{tokenize(variable, selected.selections, selected.dropped)}"
         small = selected.nbytes <= FEW_BYTES
         chunks = tuple((size,) for size in selected.shape) if small else selected.grid(CHUNK_BYTES)
     array = dask.array.from_array(selected, chunks=chunks, name=name, meta=_meta(selected))
-    return _stored(array, selected, variable) if subclass_works() else array
+    return _stored_array(array, selected, variable) if subclass_works() else array
 
 
 @cache
@@ -94,7 +94,7 @@ def subclass_works() -> bool:
     selected = SelectedArray(source)
     plain = dask.array.from_array(selected, chunks=(1, 3), name="stratalens-check", meta=_meta(selected))
     try:
-        array = _stored(plain, selected, "stratalens-check")
+        array = _stored_array(plain, selected, "stratalens-check")
         join, arguments = array.__dask_postcompute__()
         joined = join([[values[:1]], [values[1:]]], *arguments)
     except Exception:
@@ -103,7 +103,7 @@ def subclass_works() -> bool:
     return same_chunks and np.array_equal(joined, values)
 
 
-def _stored(array: Any, selected: SelectedArray, variable: str) -> StoredArray:
+def _stored_array(array: Any, selected: SelectedArray, variable: str) -> StoredArray:
     """Return a dask array that reads a selection as a `StoredArray`."""
     stored = StoredArray(array.dask, array.name, array.chunks, meta=_meta(selected))
     stored.selected, stored.variable = selected, variable

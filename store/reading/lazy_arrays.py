@@ -49,11 +49,11 @@ class LazyArray(BackendArray):
         return self._orthogonal((*key, *[slice(None)] * (self.ndim - len(key))))
 
     def _orthogonal(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        selections, scalars = self.normalised(key)
+        selections, scalars = self.normalize_key(key)
         values = self.select(selections)
         return values.squeeze(axis=scalars) if scalars else values
 
-    def normalised(self, key: tuple[Any, ...]) -> tuple[list[Selection], tuple[int, ...]]:
+    def normalize_key(self, key: tuple[Any, ...]) -> tuple[list[Selection], tuple[int, ...]]:
         """Return non-negative, forward selections for an orthogonal key, and the axes that an integer removes."""
         selections: list[Selection] = []
         scalars = []
@@ -301,7 +301,7 @@ class Exposure(LazyArray):
         return (self.stage_order[stage].astype(np.float32)[:, None] - order[None]).astype(np.float32)
 
 
-def concatenated(arrays: Sequence[LazyArray], axis: int) -> LazyArray:
+def concatenate(arrays: Sequence[LazyArray], axis: int) -> LazyArray:
     """Concatenate arrays along one axis; a single array is returned unchanged."""
     return arrays[0] if len(arrays) == 1 else ConcatenatedArray(arrays, axis)
 

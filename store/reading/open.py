@@ -28,7 +28,7 @@ from stratalens.store.reading.lazy_arrays import (
     RecordedInAllGroups,
     ScaledArray,
     VariableArray,
-    concatenated,
+    concatenate,
     lazy_variable,
 )
 from stratalens.store.reading.slabs import SlabReader
@@ -157,7 +157,7 @@ def _variable(variable: Variable, arrays: Sequence[LazyArray], chunks: str | Non
         attrs["long_name"] = variable.doc
     if variable.units:
         attrs["units"] = variable.units
-    array = concatenated(arrays, variable.dims.index("entity"))
+    array = concatenate(arrays, variable.dims.index("entity"))
     if chunks is None:
         return lazy_variable(variable.dims, array, attrs)
     from stratalens.store.reading.dask_arrays import dask_array
@@ -170,22 +170,22 @@ def _variable(variable: Variable, arrays: Sequence[LazyArray], chunks: str | Non
 def _recorded_flags(stores: Sequence[_OpenedStore]) -> dict[str, xr.Variable]:
     """Return `recorded`; with several groups of variables also `recorded_0`, `recorded_1`, ... for each group."""
     dims = ("stage", "entity")
-    recorded = concatenated([opened.recorded for opened in stores], 1)
+    recorded = concatenate([opened.recorded for opened in stores], 1)
     flags = {"recorded": lazy_variable(dims, recorded, {"long_name": recorded_variable(0).doc})}
     groups = len(stores[0].store.groups)
     if groups > 1:
         for group in range(1, groups):
             flag = recorded_variable(group)
-            array = concatenated([opened.variables[flag.name] for opened in stores], 1)
+            array = concatenate([opened.variables[flag.name] for opened in stores], 1)
             flags[flag.name] = lazy_variable(flag.dims, array, dict(flag.attrs))
-        first = concatenated([opened.variables["recorded"] for opened in stores], 1)
+        first = concatenate([opened.variables["recorded"] for opened in stores], 1)
         flags["recorded_0"] = lazy_variable(dims, first)
     return flags
 
 
 def _exposure(stores: Sequence[_OpenedStore], stage_order: np.ndarray[Any, Any]) -> xr.Variable:
     orders = {stage.name: stage.order for stage in stores[0].store.stages}
-    trained = concatenated([opened.labels["trained_stage"] for opened in stores], 0)
+    trained = concatenate([opened.labels["trained_stage"] for opened in stores], 0)
     doc = "stage_order minus that of trained_stage (negative: not yet trained on)"
     return lazy_variable(("stage", "entity"), Exposure(stage_order, orders, trained), {"long_name": doc})
 
@@ -212,7 +212,7 @@ def _label_coordinates(stores: Sequence[_OpenedStore], rows: int) -> dict[str, x
     """Return the label columns, read at once if there are at most `EAGER_LABELS` rows."""
     coords = {}
     for name in stores[0].store.label_types:
-        column = lazy_variable(("entity",), concatenated([opened.labels[name] for opened in stores], 0))
+        column = lazy_variable(("entity",), concatenate([opened.labels[name] for opened in stores], 0))
         coords[name] = column if rows > EAGER_LABELS else xr.Variable(("entity",), column.values)
     return coords
 
@@ -235,7 +235,7 @@ def _assemble(
 def _attributes(stores: Sequence[_OpenedStore]) -> dict[str, Any]:
     first = stores[0].store
     keys = [opened.key for opened in stores]
-    paths = [_absolute(opened.store.path) for opened in stores]
+    paths = [_absolute_path(opened.store.path) for opened in stores]
     return {
         "model": str(first.recorded_with.get("model", "")),
         "path": paths[0] if len(paths) == 1 else paths,
@@ -246,7 +246,7 @@ def _attributes(stores: Sequence[_OpenedStore]) -> dict[str, Any]:
     }
 
 
-def _absolute(path: str) -> str:
+def _absolute_path(path: str) -> str:
     return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - links stay as the user named them
 
 
@@ -266,14 +266,14 @@ def _check_joinable(stores: Sequence[_OpenedStore]) -> None:
             if expected != actual:
                 remedy = "open the stores separately; they do not belong together"
                 raise mismatch(first, field, expected, actual, remedy, where)
-        check_provenance(first, _joinable(first.provenance), _joinable(other.provenance), where)
+        check_provenance(first, _without_prompts(first.provenance), _without_prompts(other.provenance), where)
 
 
 def _variables_json(store: Store) -> list[dict[str, Any]]:
     return sorted((layout.variable.to_json() for layout in store.layouts.values()), key=lambda v: str(v["name"]))
 
 
-def _joinable(provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _without_prompts(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return the provenance without the digest of the prompts."""
     return {k: v for k, v in provenance.items() if k != "token_ids_digest"}
 

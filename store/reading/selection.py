@@ -41,7 +41,7 @@ class SelectedArray(LazyArray):
         return self.dtype.itemsize * math.prod(self.shape)
 
     @property
-    def whole(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether the selection is the whole source."""
         return not self.dropped and all(
             isinstance(selection, slice) and selection.indices(size) == (0, size, 1)
@@ -62,7 +62,7 @@ class SelectedArray(LazyArray):
 
     def narrow(self, key: tuple[Any, ...]) -> SelectedArray:
         """Return the selection for an orthogonal key, without reading it."""
-        selections, scalars = self.normalised(key)
+        selections, scalars = self.normalize_key(key)
         dropped = (*self.dropped, *(self.axes[axis] for axis in scalars))
         return SelectedArray(self.source, self._in_source(selections), dropped)
 

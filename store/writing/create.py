@@ -28,7 +28,7 @@ from stratalens.store.writing.label_columns import (
     RESERVED,
     Columns,
     check_case_collisions,
-    checked_columns,
+    check_columns,
     labels_mismatch,
     write_labels,
 )
@@ -74,9 +74,9 @@ def create(
         StoreExistsError: `path` is something else, or a store and `exist_ok` is False; nothing was written.
     """
     storage = storage or storage_at(path)
-    columns = checked_columns(entities)
+    columns = check_columns(entities)
     facts = metadata.plain(provenance or {}, "provenance")
-    positions = _checked_tokens(tokens)
+    positions = _check_tokens(tokens)
     layer_list = [int(n) for n in layers]
     if len(set(layer_list)) != len(layer_list):
         raise InputError(f"layers must be different ones, got {layer_list}")
@@ -126,7 +126,7 @@ def create(
         return store
 
 
-def _checked_tokens(tokens: Sequence[str] | Sequence[int]) -> tuple[str, ...] | tuple[int, ...]:
+def _check_tokens(tokens: Sequence[str] | Sequence[int]) -> tuple[str, ...] | tuple[int, ...]:
     positions: list[Any] = list(tokens)
     if not positions or len(set(positions)) != len(positions):
         raise InputError(f"positions must be one or more different ones, got {positions}")

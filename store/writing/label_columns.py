@@ -23,8 +23,8 @@ PROMPT_COLUMNS = ("prompt", "entity_text", "answer")  # other values in these wo
 _EXCERPT = 100  # characters of a text that an error shows
 
 
-def checked_columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
-    """Return label columns as they are written.
+def check_columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    """Check label columns and return them as they are written.
 
     Args:
         entities: label columns by name, one value for each row.
@@ -141,9 +141,9 @@ def labels_mismatch(store: Store, columns: Columns) -> MismatchError:
         )
     differences = []
     if absent := [name for name in store.label_types if name not in columns]:
-        differences.append(f"the table has no column {_names(absent)}, the store does")
+        differences.append(f"the table has no column {_quote_names(absent)}, the store does")
     if new := [name for name in columns if name not in store.label_types]:
-        differences.append(f"the table has a column {_names(new)}, the store does not")
+        differences.append(f"the table has a column {_quote_names(new)}, the store does not")
     for name, column in stored.items():
         if _differs(column, columns[name]):
             differences.append(_describe_difference(name, column, columns[name], table_ids))
@@ -165,8 +165,8 @@ def prompts_mismatch(store: Store, stored: Columns, columns: Columns) -> Mismatc
     absent = [name for name in stored_ids.tolist() if name not in row_of]
     new = [name for name in row_of if name not in known]
     if absent or new:
-        details = [f"the table has no {_names(absent)}"] if absent else []
-        details += [f"{_names(new)} {'is' if len(new) == 1 else 'are'} new"] if new else []
+        details = [f"the table has no {_quote_names(absent)}"] if absent else []
+        details += [f"{_quote_names(new)} {'is' if len(new) == 1 else 'are'} new"] if new else []
         remedy = "give the same prompts; more prompts make another store, and open_store([a, b]) joins the two"
         where = f" ({'; '.join(details)})"
         if len(stored_ids) == len(table_ids):
@@ -214,6 +214,6 @@ def _cut(text: str, start: int) -> str:
     return repr(f"{before}{text[start : start + _EXCERPT]}{after}")
 
 
-def _names(names: Sequence[Any], limit: int = 5) -> str:
+def _quote_names(names: Sequence[Any], limit: int = 5) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(str(name)) for name in names[:limit]) + more

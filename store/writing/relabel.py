@@ -28,7 +28,7 @@ from stratalens.store.writing.label_columns import (
     RESERVED,
     Columns,
     check_case_collisions,
-    checked_columns,
+    check_columns,
     differing_rows,
     prompts_mismatch,
     read_labels,
@@ -71,7 +71,7 @@ def relabel(
             for name in drop:
                 _check_drop(name, stored, new)
                 del merged[name]
-            merged = checked_columns(merged)
+            merged = check_columns(merged)
             _check_names(current, list(merged))
             changed = {
                 name: len(differing_rows(stored[name], column)) if name in stored else current.entities

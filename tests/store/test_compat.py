@@ -33,7 +33,7 @@ def test_lazy_selection(path: Path) -> None:
     assert selection is not None, "xarray changed Variable._data or its wrapper classes"
     array, key = selection
     assert isinstance(array, VariableArray)
-    np.testing.assert_array_equal(site.values[1][:, [9, 2]], array.select(array.normalised(key)[0])[0])
+    np.testing.assert_array_equal(site.values[1][:, [9, 2]], array.select(array.normalize_key(key)[0])[0])
     assert compat.lazy_selection(site.load().variable) is None
     assert compat.lazy_selection(xr.Variable("x", [1, 2])) is None
     assert compat.lazy_selection(xr.Variable("x", dask.array.zeros(2))) is None
