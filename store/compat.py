@@ -12,7 +12,9 @@ from xarray.core import indexing
 
 
 def lazy_selection(variable: xr.Variable) -> tuple[object, tuple[Any, ...]] | None:
-    """Return the backend array of a lazily indexed variable and the key that `isel` applied; None for other variables.
+    """Return the backend array of a lazily indexed variable, and its key.
+
+    The key is what `isel` has applied so far. The result is None for any other variable.
 
     Private: `Variable._data` and the classes that wrap it. `Variable.data` reads the values, and `encoding` names the
     file but not the rows that `isel` has selected.
@@ -32,7 +34,7 @@ def is_in_memory(variable: xr.Variable) -> bool:
 
 
 def has_dask_callbacks() -> bool:
-    """Return whether a dask callback (a progress bar, a profiler, `dask.cache`) is registered now.
+    """Return whether a dask callback is registered, such as a progress bar.
 
     Private: `Callback.active`. The public class registers callbacks and does not list them.
     """

@@ -1,4 +1,4 @@
-"""Checks of everything but data: root metadata, documents, coordinates, labels, commit records, history.
+"""Checks of metadata, coordinates, labels, commit records and the history.
 
 Every document is compared with the root. While stages, variables or labels change, the writer updates documents before
 the root, as the copy of the root describes. A document that matches the copy is therefore not damaged, even if the
@@ -34,7 +34,7 @@ _ATTEMPTS = 3  # to read metadata that a writer may be replacing at this moment
 
 @dataclass(frozen=True)
 class Roots:
-    """The root metadata, and its copy if a change of the store has updated only the copy."""
+    """The root metadata, and its copy if a change has updated only the copy."""
 
     store: Store
     ahead: Store | None = None
@@ -48,7 +48,7 @@ class Roots:
         return any(name in known and raw == metadata.canonical(known[name]) for known in self._documents)
 
     def is_behind(self, record: str) -> bool:
-        """Return whether a commit record refers to a stage or group that the copy has and the root has not."""
+        """Return whether only the copy has the stage and group of a commit record."""
         stage, group = (int(number) if number.isdigit() else -1 for number in [*record.split("."), ""][:2])
 
         def has(store: Store) -> bool:
@@ -90,7 +90,10 @@ def read_roots(storage: Storage) -> tuple[Roots | None, list[Damage]]:
 
 
 def is_ahead(copy: Store, store: Store) -> bool:
-    """Return whether a change of the store wrote the copy of the root, and every label file of the copy exists."""
+    """Return whether a change of the store wrote the copy of the root.
+
+    The label files that the copy refers to must exist.
+    """
     if not copy.extends(store, labels_too=True):
         return False
     if copy.label_digest == store.label_digest:
@@ -101,7 +104,10 @@ def is_ahead(copy: Store, store: Store) -> bool:
 
 
 def open_roots(storage: Storage, report: VerifyReport) -> Roots | None:
-    """Read the roots and put their damage into the report; repeat the read if a writer may be replacing them."""
+    """Read the roots and put their damage into the report.
+
+    Repeat the read if a writer may be replacing them.
+    """
     for _ in range(_ATTEMPTS):
         roots, damaged = read_roots(storage)
         if roots is None or (roots.ahead is None and not damaged):
@@ -146,7 +152,10 @@ def check_documents(roots: Roots, report: VerifyReport) -> None:
 
 
 def _same_values(raw: bytes | None, expected: bytes, data_type: str, where: str) -> bool:
-    """Return whether two chunks have equal values; other versions of zstd compress them to other bytes."""
+    """Return whether two chunks have equal values.
+
+    Other versions of zstd compress equal values to other bytes.
+    """
     if raw == expected:
         return True
     try:
@@ -157,7 +166,7 @@ def _same_values(raw: bytes | None, expected: bytes, data_type: str, where: str)
 
 
 def check_labels(store: Store, report: VerifyReport) -> None:
-    """Compare every label file with its checksum, and all labels with the digest in the root."""
+    """Compare label files with their checksums, and all labels with the root."""
     columns: dict[str, Any] = {}
     chunk = store.label_chunk
     for name, data_type in store.label_types.items():
@@ -190,7 +199,10 @@ def check_history(storage: Storage, report: VerifyReport) -> None:
 
 
 def check_records(roots: Roots, report: VerifyReport) -> set[str]:
-    """Return the names of commit records that are damaged, or refer to a stage or group that the root does not have."""
+    """Return the names of damaged commit records.
+
+    A record that refers to a stage or group that only the copy of the root has counts as damaged.
+    """
     storage, damaged = roots.store.storage, set()
     for name in storage.list(commits.FOLDER):
         where = str(storage.path(f"{commits.FOLDER}/{name}"))

@@ -1,5 +1,6 @@
-"""repair_store: the repairs of `stratalens verify --repair`, made under the exclusive lock of the store.
+"""repair_store: the repairs of `stratalens verify --repair`.
 
+They need the exclusive lock of the store.
 Intact data is never removed. The root zarr.json is restored from its copy, coordinates and metadata from the root, and
 commit records from the data files. A damaged block loses its commit record and its damaged files: it reads as missing,
 and a resumed capture records it again.
@@ -67,7 +68,10 @@ def _restore_root(storage: Storage, repairs: list[str]) -> Store:
 
 
 def _rebuild_records(store: Store, report: VerifyReport, repairs: list[str]) -> None:
-    """Rebuild damaged commit records from the data files; remove records that belong to no stage or group."""
+    """Rebuild damaged commit records from the data files.
+
+    Remove records that belong to no stage or group.
+    """
     storage = store.storage
     for damage in report.damaged:
         if damage.kind != "commit":
@@ -122,7 +126,10 @@ def _remove_blocks(store: Store, report: VerifyReport, repairs: list[str]) -> No
 def _put_record(
     store: Store, stage: int, group: int, key: str, digests: dict[str, dict[int, int]], single: int | None
 ) -> None:
-    """Write the commit record of a stage, or of the block `single`; delete it if no block is intact."""
+    """Write the commit record of a stage, or of the block `single`.
+
+    Delete the record if no block is intact.
+    """
     name = store.stages[stage].name
     if not any(digests.values()):
         store.storage.delete([key])

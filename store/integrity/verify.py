@@ -1,4 +1,4 @@
-"""verify_store: compare every byte of a store with its checksums, in parallel, and name the damage."""
+"""verify_store: compare every byte of a store with its checksums."""
 
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ def verify_store(
 
 
 def _committed_files(store: Store, report: VerifyReport, damaged_records: set[str]) -> list[CommittedFile]:
-    """Return all committed data files; count the blocks and list the missing rows in the report."""
+    """Return all committed data files.
+
+    Count the blocks, and list the missing rows in the report.
+    """
     files: list[CommittedFile] = []
     blocks = store.geometry.blocks
     records = commits.block_records(store.storage)

@@ -1,4 +1,4 @@
-"""export_array: one site at one layer as a plain array file, .npy or .safetensors, for tools that do not read zarr.
+"""export_array: one site at one layer as a .npy or .safetensors file.
 
 Values are written stage by stage and block by block, so memory stays small for any size of the store.
 """
@@ -102,7 +102,7 @@ def _fill(out: np.memmap, array: xr.DataArray) -> None:
 
 
 def _map_safetensors(path: Path, name: str, array: xr.DataArray, description: object) -> np.memmap:
-    """Write the header of a .safetensors file of one tensor and map its data for writing.
+    """Create a .safetensors file of one tensor and map its data for writing.
 
     `save_file` of the library needs the whole tensor in memory. The format is 8 bytes of header length, a JSON header
     padded with blanks, and the data.

@@ -1,4 +1,4 @@
-"""A store as an icechunk repository: one commit for each complete stage (extra `icechunk`).
+"""A store as an icechunk repository, with one commit for each stage.
 
 Icechunk keeps versions of zarr hierarchies; every commit is a state that can be opened again. A capture records into a
 folder or an object store as always, and its complete stages are then committed one by one. Files are checked and copied
@@ -37,7 +37,9 @@ _EQUAL_FIELDS = ("block_size", "entities", "layers", "tokens", "groups", "labels
 
 
 def commit_stages(store: Path, repository: Path | icechunk.Storage) -> list[str]:
-    """Commit every complete stage that the repository does not have, in the order in which the store added them.
+    """Commit every complete stage that the repository does not have.
+
+    Stages are committed in the order in which the store added them.
 
     Args:
         store: folder or URL of a store.
@@ -67,7 +69,7 @@ def commit_stages(store: Path, repository: Path | icechunk.Storage) -> list[str]
 
 
 def open_commits(repository: Path | icechunk.Storage, stage: str | None = None) -> xr.Dataset:
-    """Open the repository as plain zarr readers see it, now or right after a stage was committed.
+    """Open a commit of the repository as plain zarr readers see it.
 
     bfloat16 is shown as uint16 bits and scaled int8 as int8; docs/format.md explains both.
 
@@ -111,7 +113,10 @@ def _repository(place: Path | icechunk.Storage, *, create: bool) -> Any:
 
 
 def _committed_stages(repo: Any, source: Store) -> list[str]:
-    """Return the names of the committed stages; raise unless the repository belongs to the store."""
+    """Return the names of the committed stages.
+
+    Raise unless the repository belongs to the store.
+    """
     raw = _wait(repo.readonly_session("main").store.get(metadata.ROOT, default_buffer_prototype()))
     if raw is None:
         return []
@@ -143,7 +148,7 @@ def _with_stages(source: Store, names: list[str]) -> Store:
 
 
 def _commit(repo: Any, selected: Store, index: int) -> None:
-    """Commit the last stage of `selected`, which is stage `index` of the store on disk."""
+    """Commit the last stage of `selected`, which is stage `index` on disk."""
     session = repo.writable_session("main")
     _wait(_copy_stage(session.store, selected, index))
     entry = selected.stages[-1]
@@ -152,7 +157,7 @@ def _commit(repo: Any, selected: Store, index: int) -> None:
 
 
 async def _copy_stage(target: ZarrStore, selected: Store, index: int) -> None:
-    """Copy the metadata of `selected`, and the files of its last stage, which is stage `index` on disk."""
+    """Copy the metadata of `selected` and the files of its last stage."""
     position = len(selected.stages) - 1
     attributes = replace(selected, second_place=()).attributes()
     root = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
@@ -186,6 +191,9 @@ async def _put(target: ZarrStore, key: str, data: bytes) -> None:
 
 
 def _wait(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a new thread, because the calling thread may run an event loop, as in a notebook."""
+    """Run a coroutine in a new thread.
+
+    The calling thread may run an event loop, as in a notebook.
+    """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()

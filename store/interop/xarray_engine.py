@@ -1,4 +1,4 @@
-"""The xarray engine `stratalens`: xr.open_dataset("run.zarr", engine="stratalens") calls open_store."""
+"""The xarray engine `stratalens`, which calls open_store."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class StratalensBackend(BackendEntrypoint):
         return dataset
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return whether a local path holds a store; a URL needs engine="stratalens", to avoid network requests."""
+        """Return whether a local path holds a store.
+
+        The answer for a URL is False, to avoid network requests; name the engine to open it.
+        """
         if not isinstance(filename_or_obj, str | os.PathLike) or is_url(filename_or_obj):
             return False
         return (Path(filename_or_obj) / PRIVATE).is_dir()

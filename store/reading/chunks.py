@@ -1,4 +1,4 @@
-"""Reading inside one data file: inner chunks into NumPy memory, checked, decompressed and decoded."""
+"""Reading inside one data file: checked, decompressed and decoded chunks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ChunkError(Exception):
 
 
 def bfloat16_to_float32(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
-    """Write the exact float32 values of bfloat16 bits into `out`, an array of the same shape."""
+    """Write the float32 values of bfloat16 bits into an array of the same shape."""
     out[...] = bits.view(BFLOAT16)
 
 
@@ -133,7 +133,10 @@ class ChunkFile:
         return self.checked.issuperset(layer * layout.token_chunks + k for layer in layers for k in token_chunks)
 
     def _read_all(self, layers: Sequence[int], out: NDArray[Any], valid: int) -> None:
-        """Read all rows of some layers, in file order, into `out` of shape (layers, rows, tokens, *features)."""
+        """Read all rows of some layers, in file order.
+
+        `out` has shape (layers, rows, tokens, *features).
+        """
         layout = self.layout
         used = valid * layout.row_nbytes
         if layout.compressed:
@@ -180,7 +183,7 @@ class ChunkFile:
     def _read_rows(
         self, layers: Sequence[int], ranges: RowRanges, tokens: Sequence[int], out: NDArray[Any], target: Selection
     ) -> None:
-        """Read row ranges of checked inner chunks, several layers at a time, without the other rows."""
+        """Read row ranges of checked inner chunks, several layers at a time."""
         layout = self.layout
         row_nbytes, run = layout.row_nbytes, layout.token_chunk
         chunks = sorted({token // run for token in tokens})
@@ -206,7 +209,7 @@ class ChunkFile:
     def _read_chunks(
         self, layers: Sequence[int], rows: Selection, tokens: Sequence[int], out: NDArray[Any], target: Selection
     ) -> None:
-        """Read any selection through scratch memory; every inner chunk is read whole, to check it."""
+        """Read any selection through scratch memory, in whole inner chunks."""
         layout = self.layout
         inner = (layout.inner_layers, layout.block_size, layout.token_chunk, *layout.variable.shape)
         for chunk in sorted({token // layout.token_chunk for token in tokens}):
@@ -217,7 +220,10 @@ class ChunkFile:
                 self._put(selected, chunk, tokens, out[position : position + len(selected)], target)
 
     def _load_chunk(self, number: int) -> NDArray[np.uint8]:
-        """Return the bytes of an inner chunk, checked and decompressed; valid until this thread loads the next."""
+        """Return the bytes of an inner chunk, checked and decompressed.
+
+        They are valid until this thread loads the next chunk.
+        """
         offset, nbytes = self._locate(number)
         stored = scratch(max(0, nbytes - CRC_BYTES))
         if self.verify:
@@ -256,7 +262,10 @@ class ChunkFile:
     def _put(
         self, values: NDArray[Any], chunk: int, tokens: Sequence[int], out: NDArray[Any], target: Selection
     ) -> None:
-        """Put values of one token chunk, of shape (layers, rows, tokens of the chunk, *features), into `out`."""
+        """Put values of one token chunk into `out`.
+
+        `values` has shape (layers, rows, tokens of the chunk, *features).
+        """
         run = self.layout.token_chunk
         positions = [k for k, token in enumerate(tokens) if token // run == chunk]
         inner = [tokens[k] % run for k in positions]

@@ -35,7 +35,7 @@ class StoredArray(dask.array.Array):  # type: ignore[misc]
     variable: str
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a stored array for an orthogonal index, and dask's own result for any other."""
+        """Return a stored array for an orthogonal index, else dask's own result."""
         key = index if isinstance(index, tuple) else (index,)
         lists = [item for item in key if not isinstance(item, slice | int | np.integer)]
         if len(lists) > 1 or len(key) > self.ndim or not all(_is_integer_list(item) for item in lists):
@@ -46,7 +46,10 @@ class StoredArray(dask.array.Array):  # type: ignore[misc]
         return dask_array(selected, self.variable)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None, **options: Any) -> Any:
-        """Read a small selection in this thread: a scheduler takes many times as long as the read."""
+        """Read a small selection in this thread.
+
+        A scheduler takes many times as long as the read.
+        """
         if options or copy is False or self.selected.nbytes > FEW_BYTES or _results_are_shared():
             return super().__array__(dtype=dtype, copy=copy, **options)
         values = self.selected.select([slice(0, size) for size in self.selected.shape])
@@ -56,7 +59,7 @@ class StoredArray(dask.array.Array):  # type: ignore[misc]
         return dask_array, (self.selected, self.variable)
 
     def __dask_postcompute__(self) -> Any:
-        """Return the function that joins the results of all chunks; a single chunk is not copied."""
+        """Return the function that joins the results without copying a single one."""
         join, arguments = super().__dask_postcompute__()
         return (join, arguments) if _results_are_shared() else (_join_chunks, (join, arguments))
 
@@ -83,8 +86,9 @@ def dask_array(source: LazyArray, variable: str) -> Any:
 
 @cache
 def subclass_works() -> bool:
-    """Check `StoredArray` with the installed version of dask; if this is False, `dask_array` returns plain arrays.
+    """Check `StoredArray` with the installed version of dask.
 
+    If the result is False, `dask_array` returns plain dask arrays.
     Dask documents the methods that `StoredArray` overrides, but does not promise that a subclass may override them.
     The check runs no task, which a progress bar of the caller would show.
     """
@@ -122,7 +126,10 @@ def _is_integer_list(item: Any) -> bool:
 
 
 def _results_are_shared() -> bool:
-    """Return whether others may keep a result: the workers of a cluster, or a callback such as `dask.cache`."""
+    """Return whether others may keep a result.
+
+    The workers of a cluster keep results, and so does a callback such as `dask.cache`.
+    """
     if has_dask_callbacks():
         return True
     if "distributed" not in sys.modules:
@@ -135,7 +142,10 @@ def _results_are_shared() -> bool:
 
 
 def _join_chunks(results: Any, join: Any, arguments: tuple[Any, ...]) -> Any:
-    """Join the results of all chunks; return a single one without a copy, since only this call has it."""
+    """Join the results of all chunks.
+
+    A single one is returned without a copy, because no one else has it.
+    """
     single = results
     while isinstance(single, list | tuple) and len(single) == 1:
         single = single[0]

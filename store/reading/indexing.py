@@ -1,4 +1,4 @@
-"""Row ranges to read for a sparse selection, and the index of the selected rows in what was read."""
+"""Row ranges to read for a sparse selection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Selection = slice | NDArray[np.intp]
 
 @dataclass(frozen=True)
 class RowRanges:
-    """Row ranges that are read into consecutive memory, and the selected rows among them.
+    """Row ranges read into consecutive memory, and the selected rows in it.
 
     Attributes:
         spans: (start, stop) of each range.
@@ -30,8 +30,9 @@ class RowRanges:
 
 
 def row_ranges(rows: Selection, block_size: int, gap: int) -> RowRanges | None:
-    """Return the row ranges of a selection, or None if reading the whole block is as fast.
+    """Return the row ranges of a selection.
 
+    The result is None if reading the whole block is as fast.
     A range includes unselected rows where at most `gap` of them separate two selected rows.
 
     >>> row_ranges(np.array([9, 2, 3, 9]), 64, gap=1)

@@ -1,4 +1,4 @@
-"""Lazy arrays of a dataset: stored variables, label columns and values computed from them.
+"""Lazy arrays of a dataset: stored variables, label columns, computed values.
 
 Each is a `BackendArray` with orthogonal selections that reads when values are requested. They can be pickled, so dask
 workers read by themselves.
@@ -27,7 +27,10 @@ from stratalens.store.state.manifest import Store
 
 
 class LazyArray(BackendArray):
-    """Base of all lazy arrays; converts a key of xarray or NumPy into one selection a dim."""
+    """Base of all lazy arrays.
+
+    It converts a key of xarray or NumPy into one selection a dim.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -54,7 +57,10 @@ class LazyArray(BackendArray):
         return values.squeeze(axis=scalars) if scalars else values
 
     def normalize_key(self, key: tuple[Any, ...]) -> tuple[list[Selection], tuple[int, ...]]:
-        """Return non-negative, forward selections for an orthogonal key, and the axes that an integer removes."""
+        """Return one selection a dim, and the axes that an integer removes.
+
+        The selections have non-negative indices and positive steps.
+        """
         selections: list[Selection] = []
         scalars = []
         for axis, (index, size) in enumerate(zip(key, self.shape, strict=True)):
@@ -81,7 +87,10 @@ class LazyArray(BackendArray):
         raise TypeError(f"{type(self).__name__} defines no select")
 
     def fill(self, out: NDArray[Any], selections: Sequence[Selection]) -> None:
-        """Write the values of an orthogonal selection into an array of their shape and dtype."""
+        """Write the values of an orthogonal selection into an array.
+
+        The array has their shape and dtype.
+        """
         out[...] = self.select(selections)
 
     @property
@@ -90,7 +99,10 @@ class LazyArray(BackendArray):
         return False
 
     def grid(self, nbytes: int) -> tuple[tuple[int, ...], ...]:
-        """Return chunk sizes along each dim for efficient reads of about `nbytes`; the whole array by default."""
+        """Return chunk sizes along each dim for efficient reads of about `nbytes`.
+
+        By default, the whole array is one chunk.
+        """
         return tuple((size,) for size in self.shape)
 
 
@@ -123,7 +135,7 @@ class VariableArray(LazyArray):
         return values.view(self.view) if self.view is not None else values
 
     def fill(self, out: NDArray[Any], selections: Sequence[Selection]) -> None:
-        """Read an orthogonal selection into an array of its shape and dtype, without a copy where possible."""
+        """Read an orthogonal selection into an array, without a copy if possible."""
         features = [axis for axis, dim in enumerate(self.reader.layout.variable.dims) if dim not in AXES]
         if out.flags.c_contiguous and all(_selects_all(selections[axis], self.shape[axis]) for axis in features):
             expanded = np.expand_dims(out.view(self.reader.dtype), self._absent_axes())
@@ -141,7 +153,7 @@ class VariableArray(LazyArray):
         return VariableArray(replace(self.reader, decode=False), self.stages)
 
     def grid(self, nbytes: int) -> tuple[tuple[int, ...], ...]:
-        """Return chunk sizes of several blocks of one stage, one layer and one token chunk."""
+        """Return chunks of several blocks of one stage, layer and token chunk."""
         return self.grid_of(nbytes, self.dtype.itemsize)
 
     def grid_of(self, nbytes: int, itemsize: int) -> tuple[tuple[int, ...], ...]:
@@ -218,7 +230,10 @@ class ConcatenatedArray(LazyArray):
         return np.take(values, np.argsort(order), axis=self.axis)
 
     def fill(self, out: NDArray[Any], selections: Sequence[Selection]) -> None:
-        """Write the values of an orthogonal selection into an array, without a copy if one array holds all."""
+        """Write the values of an orthogonal selection into an array.
+
+        There is no copy if one of the concatenated arrays has all of them.
+        """
         reads = self._split(selections)
         if len(reads) == 1:
             array, inner, _ = reads[0]
@@ -233,7 +248,10 @@ class ConcatenatedArray(LazyArray):
         return (*grids[0][: self.axis], along, *grids[0][self.axis + 1 :])
 
     def _split(self, selections: Sequence[Selection]) -> list[tuple[LazyArray, list[Selection], NDArray[np.intp]]]:
-        """Return (array, selection in it, positions in the result) for each array that has selected rows."""
+        """Return the reads of a selection.
+
+        One tuple (array, selection in it, positions in the result) for each array that has selected rows.
+        """
         rows = np.arange(self.shape[self.axis])[selections[self.axis]]
         reads, start = [], 0
         for array, size in zip(self.arrays, self.sizes, strict=True):
@@ -271,7 +289,7 @@ class LabelArray(LazyArray):
 
 
 class RecordedInAllGroups(LazyArray):
-    """`recorded` of a store with several groups of variables: whether every group has the row."""
+    """`recorded` of a store with several groups: whether all have the row."""
 
     def __init__(self, flags: Sequence[LazyArray]) -> None:
         self.flags = list(flags)
@@ -284,7 +302,10 @@ class RecordedInAllGroups(LazyArray):
 
 
 class Exposure(LazyArray):
-    """`exposure`: stage_order minus the order of the stage that trained a row; NaN if that is unknown."""
+    """`exposure`: stage_order minus the order of the stage that trained a row.
+
+    It is NaN if the training stage is unknown.
+    """
 
     def __init__(self, stage_order: NDArray[np.int64], orders: dict[str, int], trained: LazyArray) -> None:
         self.stage_order, self.orders, self.trained = stage_order, orders, trained

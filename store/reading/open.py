@@ -1,4 +1,4 @@
-"""open_store: a store as a lazy, labelled xarray.Dataset; several stores are joined along entity.
+"""open_store: a store as a lazy, labelled xarray.Dataset.
 
 The root zarr.json and the commit records describe a store completely, so opening takes the same time for any size.
 Labels of up to `EAGER_LABELS` rows are read and indexed at once. Labels of more rows stay lazy;
@@ -60,7 +60,9 @@ def open_store(
     verify: bool = True,
     dtype: Literal["float32", "bfloat16", "bits"] = "float32",
 ) -> xr.Dataset:
-    """Open a store as a lazy Dataset, or several stores that hold different entities of one run.
+    """Open a store as a lazy Dataset.
+
+    Several stores of one run with different entities are joined along entity.
 
     Args:
         path: folder or fsspec URL of a store, or a list of them to join along entity.
@@ -168,7 +170,7 @@ def _variable(variable: Variable, arrays: Sequence[LazyArray], chunks: str | Non
 
 
 def _recorded_flags(stores: Sequence[_OpenedStore]) -> dict[str, xr.Variable]:
-    """Return `recorded`; with several groups of variables also `recorded_0`, `recorded_1`, ... for each group."""
+    """Return `recorded`, and `recorded_0`, `recorded_1`, ... of several groups."""
     dims = ("stage", "entity")
     recorded = concatenate([opened.recorded for opened in stores], 1)
     flags = {"recorded": lazy_variable(dims, recorded, {"long_name": recorded_variable(0).doc})}
@@ -220,7 +222,7 @@ def _label_coordinates(stores: Sequence[_OpenedStore], rows: int) -> dict[str, x
 def _assemble(
     data: Mapping[str, xr.Variable], coords: Mapping[str, xr.Variable], *, lazy_entity: bool, attrs: dict[str, Any]
 ) -> xr.Dataset:
-    """Return the Dataset with an index for every dim; entity has none if its labels are lazy."""
+    """Return the Dataset with an index for every dim whose labels are in memory."""
     indexes = {}
     for dim, variable in coords.items():
         if variable.dims == (dim,) and not (dim == "entity" and lazy_entity):
@@ -251,7 +253,10 @@ def _absolute_path(path: str) -> str:
 
 
 def _check_joinable(stores: Sequence[_OpenedStore]) -> None:
-    """Raise unless all stores have the same layers, positions, label columns, variables, stages and provenance."""
+    """Raise unless the stores belong together.
+
+    They need equal layers, positions, label columns, variables, stages and provenance.
+    """
     first = stores[0].store
     for other in (opened.store for opened in stores[1:]):
         where = f" in {other.path}"

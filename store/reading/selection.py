@@ -1,4 +1,4 @@
-"""Orthogonal selections of a lazy array that are not read yet, and the selection behind an xarray variable."""
+"""Orthogonal selections of lazy arrays that are not read yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from stratalens.store.reading.lazy_arrays import LazyArray, VariableArray, chunk
 
 
 class SelectedArray(LazyArray):
-    """Orthogonal selection of a lazy array; a selection of it is again one, and reads only its own values.
+    """Orthogonal selection of a lazy array.
+
+    A selection of it is again a SelectedArray, and reads only its own values.
 
     Args:
         source: the whole array.
@@ -72,18 +74,27 @@ class SelectedArray(LazyArray):
         return values.squeeze(axis=self.dropped) if self.dropped else values
 
     def fill(self, out: NDArray[Any], selections: Sequence[Selection]) -> None:
-        """Write the values of an orthogonal selection into an array of their shape and dtype."""
+        """Write the values of an orthogonal selection into an array.
+
+        The array has their shape and dtype.
+        """
         self.source.fill(np.expand_dims(out, tuple(sorted(self.dropped))), self._in_source(selections))
 
     def grid(self, nbytes: int) -> tuple[tuple[int, ...], ...]:
-        """Return the source's chunks cut to the selection; unordered indices get chunks of the same size."""
+        """Return the chunks of the source, cut to the selection.
+
+        Unordered indices get chunks of the same size.
+        """
         source_grid = self.source.grid(nbytes)
         return tuple(
             _chunks_within(self.selections[axis], self.source.shape[axis], source_grid[axis]) for axis in self.axes
         )
 
     def bits(self) -> SelectedArray | None:
-        """Return the same selection of the stored bits if bfloat16 is widened to float32, else None."""
+        """Return the same selection of stored bfloat16 bits.
+
+        The result is None if the source does not widen bfloat16 to float32.
+        """
         source = self.source
         if not isinstance(source, VariableArray) or not source.reader.decode:
             return None
@@ -107,7 +118,10 @@ class SelectedArray(LazyArray):
 
 
 def stored_selection(variable: xr.Variable) -> SelectedArray | None:
-    """Return the selection that a variable of `open_store` reads, if it was only narrowed; else None."""
+    """Return the selection that a variable of `open_store` reads.
+
+    The result is None if the variable was not only narrowed.
+    """
     selected: Any = None
     if variable.chunks is not None:
         selected = getattr(variable.data, "selected", None)  # an attribute of our own dask arrays

@@ -125,7 +125,7 @@ class SlabReader:
         return files * len(layers) * self.layout.inner_nbytes
 
     def _split(self, entities: Selection) -> list[tuple[int, Selection, Selection]]:
-        """Return (block, rows in the block, rows in the result) for each block of a selection."""
+        """Return (block, rows in it, rows in the result) for each selected block."""
         size = self.layout.block_size
         if isinstance(entities, slice):
             start, stop, _ = entities.indices(self.store.entities)
@@ -207,7 +207,10 @@ def chunk_name(store: Store, stage: int, block: int, layout: ArrayLayout, number
 
 
 def chunk_layer(store: Store, layout: ArrayLayout, number: int | None) -> int | None:
-    """Return the layer of an inner chunk; None if it has several layers or none, or `number` is None."""
+    """Return the layer of an inner chunk.
+
+    The result is None for a chunk of several or no layers, and for a whole file (`number` is None).
+    """
     if number is None or not layout.sharded or not layout.variable.has("layer"):
         return None
     return store.layers[number // layout.token_chunks]

@@ -26,7 +26,9 @@ class StalenessCheck:
         self._checked_at = float("-inf")
 
     def check(self, *, now: bool = False) -> None:
-        """Raise unless the path still holds the opened store, or that store with more stages or variables.
+        """Raise unless the path still holds the opened store.
+
+        More stages and variables are allowed.
 
         Args:
             now: check a remote store even if the last check is less than `SECONDS` ago.
@@ -57,6 +59,6 @@ class StalenessCheck:
         self._stamp = stamp
 
     def is_committed(self, variable: str, stage: int, block: int) -> bool:
-        """Return whether a block is committed now, regardless of its state when the store was opened."""
+        """Return whether a block is committed now."""
         store = load(self._store.storage)
         return bool(store.commits().present[store.group_of[variable]][stage, block])

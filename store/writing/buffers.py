@@ -1,4 +1,4 @@
-"""The buffer of one block of rows, which the caller fills while the forward pass runs.
+"""The buffer of one block of rows, which the caller fills.
 
 A buffer records which rows of each variable have been written. A block is submitted completely or not at all.
 """
@@ -197,7 +197,7 @@ class BlockBuffer:
 
 
 def _in_storage_dtype(values: NDArray[Any], layout: ArrayLayout) -> NDArray[Any]:
-    """Return values as an array of the dtype that the writer takes; raise for any other dtype."""
+    """Return values in the dtype that the writer takes; raise for other dtypes."""
     variable = layout.variable
     array = np.asarray(values)
     if array.dtype.name == "bfloat16":
@@ -213,7 +213,7 @@ def _in_storage_dtype(values: NDArray[Any], layout: ArrayLayout) -> NDArray[Any]
 def _select_layers(
     layers: slice | int | ArrayLike, layout: ArrayLayout, variable: str
 ) -> tuple[slice | NDArray[np.intp], int, bool]:
-    """Return the selected layers, their number, and whether the values have no layer dim."""
+    """Return the layers, their number, and whether values have no layer dim."""
     size = layout.layers
     if not layout.variable.has("layer"):
         return slice(0, 1), 1, True

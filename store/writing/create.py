@@ -138,7 +138,7 @@ def _check_tokens(tokens: Sequence[str] | Sequence[int]) -> tuple[str, ...] | tu
 
 
 def _with_storage(variables: Sequence[Variable], compression: str, layers: Sequence[int]) -> list[Variable]:
-    """Return the variables with their compression, and the scale and error arrays of int8 sites."""
+    """Return variables with compression, and the arrays of scales and errors."""
     if not variables:
         raise InputError("nothing to record: give at least one variable")
     if compression != "none":
@@ -150,7 +150,9 @@ def _with_storage(variables: Sequence[Variable], compression: str, layers: Seque
 
 
 def _group_variables(variables: Sequence[Variable], group: int, array_names: Sequence[str]) -> list[Variable]:
-    """Return the variables of a new group with its flag; raise if names or dims collide.
+    """Return the variables of a new group with its flag.
+
+    Raise if names or dims collide.
 
     Args:
         variables: variables of the group.
@@ -196,7 +198,10 @@ def _refuse_foreign(storage: Storage) -> None:
 
 
 def _extend(store: Store, expected: Store, columns: Columns) -> Store:
-    """Check that a store is as expected, rewrite its damaged label files, and add the variables it does not have."""
+    """Check that a store is as expected, and add the variables it does not have.
+
+    Damaged label files are written again.
+    """
     if expected.label_types != dict(store.label_types) or expected.label_digest != store.label_digest:
         raise labels_mismatch(store, columns)
     check_axes(store, layers=expected.layers, tokens=expected.tokens)
@@ -214,7 +219,7 @@ def _extend(store: Store, expected: Store, columns: Columns) -> Store:
 
 
 def _clear_interrupted(storage: Storage) -> None:
-    """Remove the files of a creation that was interrupted before it wrote its root zarr.json."""
+    """Remove the files of an earlier call that was interrupted before its root."""
     for name in storage.list(""):
         if name == PRIVATE:
             continue

@@ -1,4 +1,4 @@
-"""The label columns of a store: checked, written, read, and compared with those of a table."""
+"""The label columns of a store: checks, files, comparison with a table."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def check_columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
 
 
 def check_case_collisions(names: Sequence[str]) -> None:
-    """Raise if two names are one folder on some file systems: they differ only in case or in the encoding of 'é'."""
+    """Raise if two names are one folder on some file systems.
+
+    Such names differ only in case, or in the encoding of letters such as 'é'.
+    """
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(normalize("NFC", name).casefold(), name)
@@ -76,7 +79,10 @@ def check_case_collisions(names: Sequence[str]) -> None:
 
 
 def write_labels(store: Store, columns: Columns, *, only_damaged: bool = False) -> None:
-    """Write the chunk files of label columns; with `only_damaged`, those that differ from their checksum."""
+    """Write the chunk files of label columns.
+
+    With `only_damaged`, write only those that differ from their checksum.
+    """
     files = []
     store.storage.make_folders(columns)
     for name, column in columns.items():
@@ -118,7 +124,7 @@ def read_labels(store: Store, names: Iterable[str] | None = None) -> dict[str, N
 
 
 def differing_rows(stored: NDArray[Any], new: NDArray[Any]) -> NDArray[np.intp]:
-    """Return the rows in which two columns of one length have different values; NaN equals NaN."""
+    """Return the rows in which two columns differ; NaN equals NaN."""
     if stored.dtype != new.dtype:
         stored, new = (np.array([str(v) for v in column.tolist()], dtype=object) for column in (stored, new))
     differs = stored != new
@@ -128,7 +134,7 @@ def differing_rows(stored: NDArray[Any], new: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def labels_mismatch(store: Store, columns: Columns) -> MismatchError:
-    """Return the error for a table whose rows or labels differ from those of the store, with the remedy."""
+    """Return the error for a table with other rows or labels than the store."""
     stored = read_labels(store, [name for name in columns if name in store.label_types])
     if error := prompts_mismatch(store, stored, columns):
         return error
@@ -158,7 +164,10 @@ def labels_mismatch(store: Store, columns: Columns) -> MismatchError:
 
 
 def prompts_mismatch(store: Store, stored: Columns, columns: Columns) -> MismatchError | None:
-    """Return the error for a table of other prompts than the store's; None if they are equal, in any order."""
+    """Return the error for a table with other prompts than the store.
+
+    The result is None if the prompts are equal, in any order.
+    """
     stored_ids, table_ids = stored["entity"], columns["entity"]
     row_of = {name: row for row, name in enumerate(table_ids.tolist())}
     known = set(stored_ids.tolist())
@@ -199,7 +208,7 @@ def _describe_difference(name: str, stored: NDArray[Any], new: NDArray[Any], ids
 
 
 def _excerpts(stored: Any, new: Any) -> tuple[str, str]:
-    """Return both values for a message; long texts are cut to where the difference starts."""
+    """Return both values for a message; show where long texts differ."""
     if not (isinstance(stored, str) and isinstance(new, str)) or max(len(stored), len(new)) <= _EXCERPT:
         return repr(stored), repr(new)
     pairs = enumerate(zip(stored, new, strict=False))

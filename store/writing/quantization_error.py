@@ -1,4 +1,4 @@
-"""The quantization error of every int8 site and stage, stored in the root zarr.json.
+"""The quantization error of every int8 site and stage, in the root zarr.json.
 
 The store has the error of every row as an array. When a stage is complete, the largest and the mean error go into the
 root and the attributes of the site, where plain readers and `info` see them without reading data. They follow from the
@@ -18,7 +18,10 @@ from stratalens.store.state.publish import commit_root
 
 
 def update_quantization_errors(store: Store) -> Store:
-    """Add the errors of stages that are complete and remove those of others; needs the structure lock."""
+    """Add the errors of complete stages and remove those of others.
+
+    The caller holds the structure lock.
+    """
     scaled = [layout.variable for layout in store.layouts.values() if layout.variable.scaled_by]
     if not scaled:
         return store
@@ -39,7 +42,7 @@ def update_quantization_errors(store: Store) -> Store:
 
 
 def _stage_error(store: Store, name: str, stage: int) -> tuple[float, float, int]:
-    """Return the largest error, the mean error and the number of rows of a stage, read block by block."""
+    """Return the largest and the mean error of a stage, and its rows."""
     layout = store.layouts[name]
     reader = SlabReader(store, layout, committed=store.commits().present[store.group_of[name]])
     largest, total, rows = 0.0, 0.0, 0

@@ -1,4 +1,4 @@
-"""relabel: replace, add or drop label columns of a store without changing activations.
+"""relabel: replace, add or drop label columns of a store.
 
 Every label column has two alternative names for its files. New values go to the name that is not in use; then one
 replacement of the root zarr.json selects them. Every reader sees the old labels before that moment and the new labels
@@ -94,7 +94,10 @@ def relabel(
 
 
 def _remove_unused_columns(store: Store) -> None:
-    """Remove label columns that the root does not name: the last change dropped them, or was interrupted."""
+    """Remove label columns that the root does not name.
+
+    The last change dropped them, or was interrupted.
+    """
     storage, documents = store.storage, store.arrays()
     for name in storage.list(""):
         if name in documents or name == PRIVATE or not storage.is_folder(name):

@@ -1,5 +1,6 @@
-"""Background threads: one checksums and writes blocks, one makes them durable and commits them.
+"""Background threads that write blocks and commit them.
 
+One thread checksums and writes blocks, the other makes them durable and commits them.
 At most two blocks are in memory at a time, counting those being filled and those being written; a request for a third
 waits. A written block needs no memory, only time on the disk, and the next block is written meanwhile; at most two
 written blocks wait for their commit. An error in a thread is raised at the next call of the thread that fills buffers,
@@ -50,7 +51,10 @@ class WriteQueue:
             raise self._error
 
     def acquire(self) -> BlockMemory:
-        """Return memory for one more block; wait for the disk, but not for the caller's own open buffers."""
+        """Return memory for one more block.
+
+        Wait for the disk, but not for the caller's own open buffers.
+        """
         with self._changed:
             while True:
                 self.check()
@@ -143,7 +147,9 @@ class WriteQueue:
 
 
 def prefetch(items: Iterator[T]) -> Generator[T]:
-    """Yield the same items in the same order, while a thread makes the next one; closing it stops the thread.
+    """Yield the same items in order, while a thread makes the next one.
+
+    Closing the generator stops the thread.
 
     >>> list(prefetch(iter([1, 2, 3])))
     [1, 2, 3]

@@ -1,4 +1,4 @@
-"""ActivationWriter: holds the write lock of a store, recovers interrupted writes, and records stages block by block."""
+"""ActivationWriter: the lock of a store, recovery, stages and their blocks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ PREFETCH_BYTES = 8 << 20  # the checksums of smaller files take less time than s
 
 
 class ActivationWriter:
-    """A writer of blocks of activations; holds the lock of the store until it is closed.
+    """A writer of blocks of activations.
+
+    It holds the lock of the store until it is closed.
 
     Args:
         store: path of a store, or the result of `create`.
@@ -142,7 +144,10 @@ class ActivationWriter:
             lock.release(unlink=True)
 
     def close(self) -> None:
-        """Write the queued blocks, release the lock, and raise the first error of the background threads."""
+        """Write the queued blocks and release the lock.
+
+        Raise the first error of the background threads.
+        """
         if not self._lock.held:
             return
         try:
@@ -200,7 +205,10 @@ class ActivationWriter:
         raise busy_error(self._storage.root, lock.holder())
 
     def _recover(self) -> None:
-        """Remove the files of killed writers and finish their changes; needs the exclusive and the structure lock."""
+        """Remove the files of killed writers and finish their changes.
+
+        The caller holds the exclusive and the structure lock.
+        """
         storage = self._storage
         storage.remove_temporaries(own_only=False)
         drop_torn_lines(storage)
@@ -235,7 +243,9 @@ class StageWriter:
         self._present = self._committed()
 
     def pending(self, rank: int = 0, size: int = 1) -> Iterator[RowBlock]:
-        """Yield the blocks that are not committed yet; with `size` > 1, those of process `rank` of `size`.
+        """Yield the blocks that are not committed yet.
+
+        With `size` > 1, yield those of process `rank` of `size`.
 
         >>> list(range(7))[1::3]  # the blocks of rank 1 of 3, out of seven
         [1, 4]
@@ -247,7 +257,10 @@ class StageWriter:
                 yield RowBlock(block.index, block.start, block.stop, variables)
 
     def buffer(self, block: RowBlock) -> BlockBuffer:
-        """Return an empty buffer for one block; wait while two blocks are being filled or written."""
+        """Return an empty buffer for one block.
+
+        Wait while two blocks are being filled or written.
+        """
         self.writer.background.check()
         if block.index >= self._store.geometry.blocks or self._present[:, block.index].all():
             raise InputError(
@@ -317,7 +330,10 @@ class StageWriter:
         return tuple(v.name for number, group in groups if not self._present[number, block] for v in group)
 
     def _write(self, block: RowBlock, memory: BlockMemory) -> StagedWrite:
-        """Write the files of a block; publishing the result makes them durable and commits the block."""
+        """Write the files of a block.
+
+        Publishing the result makes them durable and commits the block.
+        """
         storage, store = self._store.storage, self._store
         images = {name: memory.images[name] for name in block.variables}
         with ExitStack() as stack:
@@ -375,5 +391,8 @@ class StagedBlock:
 
 
 def _file_bytes(image: FileImage) -> Generator[NDArray[np.uint8]]:
-    """Return the bytes of a file; a thread checksums those of a large file ahead of the write if a core is free."""
+    """Return the bytes of a file with their checksums.
+
+    A thread checksums a large file ahead of the write if a core is free.
+    """
     return prefetch(image.seal()) if image.layout.file_nbytes >= PREFETCH_BYTES and cores() > 1 else image.seal()
