@@ -12,19 +12,15 @@ from functools import partial
 from typing import Any
 
 import dask
-import dask.core
-import dask.local
 import numpy as np
 import xarray as xr
 
 from stratalens.analyses.data.array_types import Array, Data, Mask
 from stratalens.analyses.data.groups import check_data
 from stratalens.analyses.data.results import RESULT_DIMS, find_variable
+from stratalens.store.compat import is_in_memory
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site_error, not_floats_error
 from stratalens.store.format.schema import AXES, site_names
-
-_dask: Any = dask  # its functions have no types
-
 
 BLOCK_BYTES = 32 * 2**20  # rows read at a time where the array has no chunks of its own
 
@@ -297,7 +293,7 @@ class SiteData:
 
 def _in_chunks(array: xr.DataArray) -> xr.DataArray:
     """Convert a lazily indexed array to a dask array; xarray would read all of it to move or add a dim."""
-    if array.chunks is not None or array.variable._in_memory:
+    if array.chunks is not None or is_in_memory(array.variable):
         return array
     row = int(np.prod([n for d, n in array.sizes.items() if d not in ("stage", "layer", "entity")])) * 4
     sizes = {"stage": 1, "layer": 1, "entity": max(1, BLOCK_BYTES // max(1, row))}
@@ -313,10 +309,10 @@ def read_float32(array: xr.DataArray) -> Array:
         return np.asarray(array.values, dtype=np.float32).view()
     data = array.data
     if data.npartitions == 1:  # as compute() does it, without the copy that it ends with
-        keys = list(_dask.core.flatten(data.__dask_keys__()))
-        (values,) = _dask.local.get_sync(data.__dask_optimize__(data.__dask_graph__(), keys), keys)
+        keys = [(data.name, *[0] * data.ndim)]
+        (values,) = dask.get(data.__dask_optimize__(data.__dask_graph__(), keys), keys)
     else:
-        (values,) = _dask.compute(data, scheduler="synchronous")
+        (values,) = dask.compute(data, scheduler="synchronous")
     return np.asarray(values, dtype=np.float32).view()
 
 

@@ -107,7 +107,7 @@ def test_planned_stages_are_known_until_they_are_there(tmp_path: Path) -> None:
     assert facts["lacking_stages"] == lacking
     report = verify_store(path)
     assert report.ok
-    assert report.missing[-len(lacking) :] == [f"stage {name!r}, planned and not begun" for name in lacking]
+    assert report.missing[-len(lacking) :] == [f"stage {name!r}, planned and not started" for name in lacking]
     begun = "; w1 at 0%" if held == 2 else ""
     assert state_in_words(facts) == f"not complete: 1 of 4 stages complete{begun}; not started: {', '.join(lacking)}"
     key = open_store(path).attrs["stratalens_key"]

@@ -1,4 +1,4 @@
-"""Reading while a store is repaired: at every step true values, or an error that names what is not there."""
+"""Reads during a repair return true values, or raise an error that names the missing data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def known(clean: Path) -> xr.Dataset:
 
 @pytest.fixture
 def run(tmp_path: Path, clean: Path) -> Path:
-    """A store with three damaged blocks, a damaged commit record and a damaged coordinate."""
+    """Copy a store and damage three blocks, a commit record and a coordinate."""
     path = Path(shutil.copytree(clean, tmp_path / "run.zarr"))
     layouts = load(LocalStorage(path)).layouts
     for key, at in ((layouts["resid_post"].key(1, 2), 9), ("stage/c.1", 20), (".stratalens/commits/0001.0", 30)):
@@ -53,7 +53,7 @@ def blocks() -> list[slice]:
 
 
 def compare(ds: xr.Dataset, known: xr.Dataset) -> set[tuple[str, int]]:
-    """Read every block: equal values, or missing as `recorded` says, or an error; (stage, block) of the errors."""
+    """Compare every block with the known values; return the (stage, block) that raise an error."""
     failed = set()
     for stage in known.stage.values.tolist():
         for number, rows in enumerate(blocks()):
@@ -79,7 +79,7 @@ def compare(ds: xr.Dataset, known: xr.Dataset) -> set[tuple[str, int]]:
 
 
 def at_every_step(monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> list[str]:
-    """Call `look` before everything that changes the disk."""
+    """Call `look` before every change of the disk."""
     steps: list[str] = []
     busy: list[bool] = []
     for name in ("open", "write", "rename", "unlink", "fsync_folder", "mkdir"):
@@ -99,7 +99,7 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> 
 
 
 def test_readers_during_a_repair(run: Path, clean: Path, known: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One reader opened before (by a good copy of the damaged commit record), and others at every step."""
+    """One reader opens the store before the repair, with an intact commit record; others open it at every step."""
     record = run / ".stratalens/commits/0001.0"
     damaged = record.read_bytes()
     record.write_bytes((clean / ".stratalens/commits/0001.0").read_bytes())
@@ -130,7 +130,7 @@ def test_readers_during_a_repair(run: Path, clean: Path, known: xr.Dataset, monk
     with pytest.raises(DamagedError, match="stage 's1', resid_post, layer 0, entity rows 12 to 17"):
         before.resid_post.isel(
             stage=1, entity=12
-        ).load()  # not in the record that was rebuilt; its files lie there still
+        ).load()  # not in the rebuilt record; the repair keeps its intact files
     for stage, block in LOST - {("s1", 2)}:
         rows = blocks()[block]
         with pytest.raises(NotRecordedError, match=r"marked as missing by a repair since .* open it again"):
@@ -145,6 +145,6 @@ def test_readers_during_a_repair(run: Path, clean: Path, known: xr.Dataset, monk
     assert gone == LOST
     assert compare(after, known) == set(), "after the repair nothing is damaged: what is gone is missing"
 
-    stream(run)  # recorded again under the reader that was opened before the damage
+    stream(run)  # recorded again while the first reader is still open
     assert compare(before, known) == set()
     assert content(run) == content(clean)

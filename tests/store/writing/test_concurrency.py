@@ -36,7 +36,7 @@ def test_ranks_write_one_store_together(tmp_path: Path) -> None:
         assert process.returncode == 0
     assert verify_store(path).ok
     assert open_store(path).recorded.values.all()
-    # Nobody came after them: the ranks packed the commit records of every stage themselves.
+    # No writer came after them: the ranks merged the commit records of every stage themselves.
     assert sorted(p.name for p in (path / ".stratalens" / "commits").iterdir()) == ["0000.0", "0001.0", "0002.0"]
     assert content(path) == content(tmp_path / "alone.zarr")
 
@@ -119,7 +119,7 @@ def test_locks_of_killed_writers_do_not_count(tmp_path: Path) -> None:
 def test_readers_see_what_is_committed_and_never_write(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     synthetic_writer.make(path)
-    held: list[int] = []
+    rows_recorded: list[int] = []
     with ActivationWriter(path) as writer:
         for order, name in enumerate(STAGES):
             with writer.stage(name, order=order, fingerprint=f"sha256:{name}") as stage:
@@ -128,13 +128,13 @@ def test_readers_see_what_is_committed_and_never_write(tmp_path: Path) -> None:
                     writer.background.drain()
                     before = content(path)
                     ds = open_store(path)
-                    held.append(int(ds.recorded.values.sum()))
+                    rows_recorded.append(int(ds.recorded.values.sum()))
                     ds.resid_post.load()
                     assert content(path) == before
                     early = ds.isel(stage=[-1])
                 never_shows_what_was_not_written(path)
     sizes = [min(6, synthetic_writer.ENTITIES - 6 * (i % 4)) for i in range(12)]
-    assert held == np.cumsum(sizes).tolist()
+    assert rows_recorded == np.cumsum(sizes).tolist()
     assert early.recorded.values.all()
 
 

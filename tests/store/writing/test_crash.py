@@ -1,4 +1,4 @@
-"""Killed, interrupted, out of space, failing disk, loss of power: nothing half, nothing lost, nothing twice."""
+"""A killed or interrupted writer, a full or failing disk: no block is lost, incomplete or recorded twice."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_killed_at_any_change_of_the_disk(tmp_path: Path, whole: dict[str, bytes
     generator = random.Random(0)
     path = tmp_path / "run.zarr"
     killed = 0
-    held: dict[str, tuple[int, int]] = {}
+    committed: dict[str, tuple[int, int]] = {}
     while killed < KILLS:
         # Mostly from nothing to the end in steps, each kill somewhere in what is left.
         dying = DyingDisk(generator.randint(1, counting.changes), generator.random() < 0.5)
@@ -66,14 +66,14 @@ def test_killed_at_any_change_of_the_disk(tmp_path: Path, whole: dict[str, bytes
                 assert verify_store(path).ok
                 xr.open_zarr(path).close()
         now = committed_files(path)
-        assert held.items() <= now.items(), "a block was lost, or recorded twice"
-        held = now
+        assert committed.items() <= now.items(), "a block was lost, or recorded twice"
+        committed = now
         if generator.random() < 0.25:
             stream(path)
-            assert held.items() <= committed_files(path).items()
+            assert committed.items() <= committed_files(path).items()
             assert content(path) == whole
             shutil.rmtree(path)
-            held = {}
+            committed = {}
     stream(path)
     assert content(path) == whole
     assert verify_store(path).ok
@@ -119,11 +119,11 @@ class FailingDisk(DiskOperations):
         super().rename(source, target)
 
 
-@pytest.fixture(params=["alone", "a step ahead"])
+@pytest.fixture(params=["alone", "prefetched"])
 def sealed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Small files too are summed by another thread, in many pieces, as large ones are."""
-    if request.param == "a step ahead":
-        monkeypatch.setattr(stagewriter, "LARGE", 0)
+    """Let another thread checksum small files, in many slices, as it does for large files."""
+    if request.param == "prefetched":
+        monkeypatch.setattr(stagewriter, "PREFETCH_BYTES", 0)
         monkeypatch.setattr(stagewriter, "cores", lambda: 2)
         monkeypatch.setattr(shards, "WRITE_BYTES", 64)
     return str(request.param)
@@ -166,19 +166,22 @@ def test_file_size_limit_is_a_full_disk(tmp_path: Path, whole: dict[str, bytes])
 
 
 def test_a_file_system_that_is_full(tmp_path: Path) -> None:
-    """A tmpfs too small for the store, at several sizes; with room the same call ends as the uninterrupted store."""
+    """A tmpfs of several sizes is too small; with enough space the same call gives the uninterrupted store."""
     command = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
     probe = [*command, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("this system lets nobody mount a tmpfs")
+        pytest.skip("this system does not let this user mount a tmpfs")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
     for kibibytes in (96, 260):
         folder = tmp_path / str(kibibytes) / "disk"
         folder.mkdir(parents=True)
         run = subprocess.run(
             [*command, sys.executable, "-m", "support.full_disk", str(folder), str(kibibytes)],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert run.stdout.startswith("full "), run.stderr[-2000:]
 
 
