@@ -180,6 +180,10 @@ class BlockBuffer:
         self._open()
         self._skipped[self._local(rows)] = True
 
+    def discard(self) -> None:
+        """Give the block up; nothing of it is written. Harmless once the buffer is submitted or discarded."""
+        self.memory = None
+
     def missing(self) -> dict[str, NDArray[np.intp]]:
         """Table rows that were neither written nor skipped, for each variable that lacks some."""
         lacking = {}
