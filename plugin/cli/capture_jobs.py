@@ -6,6 +6,7 @@ store and analyses; each is imported when its job runs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     Returns:
         The store.
     """
-    from stratalens.plugin.capture.run import capture
+    from stratalens.plugin.capture.run import capture_stages
     from stratalens.plugin.prompts.table import PromptTable
     from stratalens.plugin.terminal import StageLines, is_interactive
 
@@ -68,23 +69,13 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     numbered = any(entry.order is not None for entry in run.stages)
     quiet_loading()
     before = _state(run.store)
+    progress = None if is_interactive() else StageLines([stage.name for stage in stages], print_status)
     with print_warnings():
-        capture(
+        capture_stages(
             stages if numbered else {stage.name: stage.source for stage in stages},
             table,
             run.store,
-            sites=run.sites,
-            layers=run.layers,
-            positions=run.positions,
-            dtype=run.dtype,
-            compression=run.compression,
-            batch_size=run.batch_size,
-            device=run.device,
-            statistics=run.statistics,
-            allow_same_weights=run.allow_same_weights,
-            resume=resume,
-            force=force,
-            progress=None if is_interactive() else StageLines([stage.name for stage in stages], print_status),
+            replace(run.capture_options(), resume=resume, force=force, progress=progress),
         )
     write_run_file(run, run_file_of(run.store))
     if _state(run.store) == before:
@@ -129,16 +120,10 @@ def study_settings(run_file: Path | None, preset_name: str | None, seed: int | N
 
 def forecast_run(run: RunFile) -> dict[str, Any]:
     """What a capture will need: bytes, files, tokens, memory. The model is looked at, nothing is written."""
-    from stratalens.plugin.capture.forecast import forecast
+    from stratalens.plugin.capture.forecast import forecast_capture
     from stratalens.plugin.prompts.table import PromptTable
 
     quiet_loading()
-    return forecast(
-        run_stages(run),
-        PromptTable.read(run.prompts),
-        sites=run.sites,
-        layers=run.layers,
-        positions=run.positions,
-        dtype=run.dtype,
-        statistics=run.statistics,
-    )
+    # Timed on this machine, which need not have the device of the run.
+    options = replace(run.capture_options(), device=None)
+    return forecast_capture(run_stages(run), PromptTable.read(run.prompts), options)

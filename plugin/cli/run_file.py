@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from fsspec.core import url_to_fs
@@ -13,6 +13,9 @@ from stratalens.store.errors import InputError, suggest
 from stratalens.store.files import write_text_atomic
 from stratalens.store.storage.base import PRIVATE
 from stratalens.store.storage.resolve import is_url
+
+if TYPE_CHECKING:
+    from stratalens.plugin.capture.spec import CaptureOptions
 
 
 class StageEntry(BaseModel):
@@ -60,6 +63,22 @@ class RunFile(BaseModel):
     statistics: bool | tuple[str, ...] = True
     allow_same_weights: bool = False
     by: str = "trained_stage"
+
+    def capture_options(self) -> CaptureOptions:
+        """Return the options of the capture that this file describes."""
+        from stratalens.plugin.capture.spec import CaptureOptions
+
+        return CaptureOptions(
+            sites=self.sites,
+            layers=self.layers,
+            positions=self.positions,
+            dtype=self.dtype,
+            statistics=self.statistics,
+            compression=self.compression,
+            batch_size=self.batch_size,
+            device=self.device,
+            allow_same_weights=self.allow_same_weights,
+        )
 
     @field_validator("store", mode="before")
     @classmethod

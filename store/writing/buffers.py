@@ -139,6 +139,10 @@ class BlockBuffer:
         self._open_memory()
         self._skipped[self._local_rows(rows)] = True
 
+    def discard(self) -> None:
+        """Give the block up; nothing of it is written. Harmless once the buffer is submitted or discarded."""
+        self.memory = None
+
     def missing(self) -> dict[str, NDArray[np.intp]]:
         """Return the table rows that were neither written nor skipped, by variable."""
         missing = {}

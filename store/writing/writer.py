@@ -357,9 +357,10 @@ class StageBuffer(BlockBuffer):
         self.owner = owner
 
     def discard(self) -> None:
-        """Give up the block without writing any of it."""
-        if self.memory is not None:
-            memory, self.memory = self.memory, None
+        """Give the block up, and let the stage use its memory for another one."""
+        memory = self.memory
+        super().discard()
+        if memory is not None:
             self.owner.release(self.block, memory)
 
 

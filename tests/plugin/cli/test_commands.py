@@ -59,7 +59,7 @@ def test_stages_of_a_run_file_are_placed_by_name_unless_they_have_numbers(workpl
     assert invoke("capture", workplace(stages=stages("base", "s2"))).exit_code == 0
     between = invoke("capture", workplace(stages=stages("base", "s1", "s2")))
     assert between.exit_code == 2
-    assert "s1 would stand before it" in between.stderr
+    assert "cannot insert s1 before" in between.stderr
     assert "Record all of them to another store" in between.stderr
     assert "not started" not in invoke("info", store).stdout
     assert invoke("capture", workplace(stages=stages("s2", "s3"))).exit_code == 0  # without what is there already
