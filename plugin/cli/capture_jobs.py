@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.cli.output import print_status, print_warnings
 from stratalens.plugin.cli.run_file import RunFile, StageEntry, beside, write_run_file
-from stratalens.plugin.terminal import quiet_loading
+from stratalens.plugin.terminal import suppress_progress_bars
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,9 +66,8 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
         run.store.parent.mkdir(parents=True, exist_ok=True)
     # Without numbers of their own, stages are placed after the names that the store has, as a mapping's are.
     numbered = any(entry.order is not None for entry in run.stages)
-    quiet_loading()
     before = _state(run.store)
-    with print_warnings():
+    with suppress_progress_bars(downloads=False), print_warnings():
         capture(
             stages if numbered else {stage.name: stage.source for stage in stages},
             table,
@@ -132,13 +131,13 @@ def forecast_run(run: RunFile) -> dict[str, Any]:
     from stratalens.plugin.capture.forecast import forecast
     from stratalens.plugin.prompts.table import PromptTable
 
-    quiet_loading()
-    return forecast(
-        run_stages(run),
-        PromptTable.read(run.prompts),
-        sites=run.sites,
-        layers=run.layers,
-        positions=run.positions,
-        dtype=run.dtype,
-        statistics=run.statistics,
-    )
+    with suppress_progress_bars(downloads=False):
+        return forecast(
+            run_stages(run),
+            PromptTable.read(run.prompts),
+            sites=run.sites,
+            layers=run.layers,
+            positions=run.positions,
+            dtype=run.dtype,
+            statistics=run.statistics,
+        )

@@ -13,7 +13,7 @@ from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.corpus.conflicts import Contradicted, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import has_weights, require_weights
-from stratalens.plugin.terminal import PhaseProgress, quiet_bars
+from stratalens.plugin.terminal import PhaseProgress, suppress_progress_bars
 from stratalens.store.errors import LabelWarning
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _stages(checkpoints: Mapping[str, Path], path: Path, first: int = 0) -> list
 
 def _capture(*arguments: Any, **options: Any) -> xr.Dataset:
     """`stratalens.capture`, for tables that name stages which are not recorded, or not yet: that is meant here."""
-    with warnings.catch_warnings(), quiet_bars():
+    with warnings.catch_warnings(), suppress_progress_bars():
         warnings.simplefilter("ignore", LabelWarning)
         return sl.capture(*arguments, **options)
 
