@@ -216,6 +216,26 @@ OUTPUTS: dict[str, tuple[str, str]] = {
 }
 
 
+#: Sites that have a short name in TransformerLens. A prompt table is checked against them without loading torch.
+SITE_NAMES = (
+    *("resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_pre", "mlp_post", "mlp_out"),
+    *("z", "q", "k", "v", "result", "pattern", "attn_scores", "embed", "pos_embed", "ln_final"),
+)
+
+
+FEATURE_DIMS = ("d_model", "d_mlp", "head", "d_head", "kv_head", "percentile")
+
+
+COORDINATES = ("stage_order", "weights_fingerprint", "recorded", "exposure", "entity_text")
+
+
+#: Names of the store's own dims, coordinates and variables, which no label column of a prompt table may have.
+RESERVED_NAMES = frozenset(
+    (*AXES, *FEATURE_DIMS, *COORDINATES, *OUTPUTS, "logit_percentile", "answer_loss", *SITE_NAMES)
+    + tuple(f"{site}_{statistic}" for site in SITE_NAMES for statistic in STATISTICS)
+) - {"entity"}
+
+
 def site_variable(
     site: str,
     feature_dims: Sequence[str],
