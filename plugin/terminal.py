@@ -1,4 +1,4 @@
-"""How far a recording is: rows done, rows a second and time left, for a terminal, a notebook or a function."""
+"""Progress bars, progress lines, durations and wrapped messages on standard error."""
 
 from __future__ import annotations
 
@@ -13,14 +13,25 @@ from typing import Self
 
 from tqdm.auto import tqdm
 
+from stratalens.plugin.compat import hide_gguf_progress
+from stratalens.store.display import in_notebook
+
 ProgressFunction = Callable[[str, int, int], None]
 
 
 class Progress:
-    """Rows done, rows per second and time left, on standard error or through a function."""
+    """Progress of one stage: rows done, rows per second and time left.
+
+    Args:
+        stage: name of the stage.
+        done: rows that earlier runs recorded.
+        total: rows of the stage.
+        shown: True or False shows or hides a bar on standard error; None shows it on a terminal
+            and in a notebook. A function gets (stage, done, total) instead, once before the first
+            batch and then after every batch.
+    """
 
     def __init__(self, stage: str, done: int, total: int, shown: bool | ProgressFunction | None) -> None:
-        """A function is told once how far the stage is before anything is recorded now, then after every batch."""
         self.stage, self.done, self.total = stage, done, total
         self._report = shown if callable(shown) else None
         visible = False if callable(shown) else is_interactive() if shown is None else shown
@@ -35,7 +46,7 @@ class Progress:
         )
 
     def advance(self, rows: int) -> None:
-        """Count rows that were recorded."""
+        """Count newly recorded rows."""
         self.done += rows
         self._bar.update(rows)
         if self._report is not None:
@@ -53,22 +64,23 @@ class Progress:
 
 
 class StageLines:
-    """A progress function for logs and pipes: a line where a stage begins and ends, and one every few seconds.
+    """A progress function for logs and pipes: a line at the start and end of a stage, and one every few seconds.
 
     Args:
-        stages: names of all stages, in the order in which they are recorded.
-        say: takes a line.
+        stages: names of all stages in the order of recording.
+        say: function that prints a line.
         every: seconds between two lines.
-        clock: seconds from anywhere.
+        clock: function that returns the time in seconds.
 
-    >>> times = iter([0.0, 30.0, 60.0])
-    >>> told = StageLines(["base", "week1"], print, clock=lambda: next(times))
-    >>> told("base", 9000, 9000)
-    base (1 of 2): complete, skipped
-    >>> told("week1", 0, 9000)
-    week1 (2 of 2): 0 of 9000 rows
-    >>> told("week1", 4500, 9000)
-    week1 (2 of 2): 4500 of 9000 rows; about 30 s left
+    Example:
+        >>> times = iter([0.0, 30.0, 60.0])
+        >>> report = StageLines(["base", "week1"], print, clock=lambda: next(times))
+        >>> report("base", 9000, 9000)
+        base (1 of 2): complete, skipped
+        >>> report("week1", 0, 9000)
+        week1 (2 of 2): 0 of 9000 rows
+        >>> report("week1", 4500, 9000)
+        week1 (2 of 2): 4500 of 9000 rows; about 30 s left
     """
 
     def __init__(
@@ -80,26 +92,29 @@ class StageLines:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stages, self._say, self._every, self._clock = list(stages), say, every, clock
-        self._stage, self._began, self._before, self._told = "", 0.0, 0, 0.0
+        self._stage = ""
+        self._start_time = self._last_line_time = 0.0
+        self._start_rows = 0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """How far a stage is."""
+        """Report the rows done of a stage."""
         now = self._clock()
         head = f"{stage} ({self._stages.index(stage) + 1} of {len(self._stages)})"
         if stage != self._stage:
-            self._stage, self._began, self._before, self._told = stage, now, done, now
+            self._stage, self._start_rows = stage, done
+            self._start_time = self._last_line_time = now
             self._say(f"{head}: complete, skipped" if done == total else f"{head}: {done} of {total} rows")
         elif done == total:
-            self._say(f"{head}: {done} of {total} rows, done in {format_duration(now - self._began)}")
-        elif now - self._told >= self._every:
-            self._told = now
-            left = (now - self._began) / (done - self._before) * (total - done)
-            where = "" if stage == self._stages[-1] else " for this stage"
-            self._say(f"{head}: {done} of {total} rows; about {format_duration(left)} left{where}")
+            self._say(f"{head}: {done} of {total} rows, done in {format_duration(now - self._start_time)}")
+        elif now - self._last_line_time >= self._every:
+            self._last_line_time = now
+            left = (now - self._start_time) / (done - self._start_rows) * (total - done)
+            scope = "" if stage == self._stages[-1] else " for this stage"
+            self._say(f"{head}: {done} of {total} rows; about {format_duration(left)} left{scope}")
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in words.
+    """Format seconds as words.
 
     >>> format_duration(4.2), format_duration(75), format_duration(600)
     ('4 s', '1 min 15 s', '10 min')
@@ -112,30 +127,25 @@ def format_duration(seconds: float) -> str:
 
 
 def is_interactive() -> bool:
-    """Whether somebody watches standard error: a terminal, or a notebook."""
-    return sys.stderr.isatty() or _in_notebook()
-
-
-def _in_notebook() -> bool:
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell"
+    """Return whether a person watches standard error: on a terminal or in a notebook."""
+    return sys.stderr.isatty() or in_notebook()
 
 
 def wrap_message(text: str) -> str:
-    """What is about to be said on standard error: in a pipe as it is, on a terminal in lines that fit it.
+    """Wrap a message to the width of the terminal; return it unchanged where standard error is a pipe.
 
-    What goes on from a line is set two blanks deeper than the line itself.
+    The continuation of a line is indented two spaces deeper than the line itself.
     """
     if not sys.stderr.isatty():
         return text
     width = max(40, shutil.get_terminal_size().columns)
-    return "\n".join(_filled(line, width) for line in text.split("\n"))
+    return "\n".join(_wrap_line(line, width) for line in text.split("\n"))
 
 
-def _filled(line: str, width: int) -> str:
-    """One line, as several.
+def _wrap_line(line: str, width: int) -> str:
+    """Wrap one line.
 
-    >>> print(_filled("  no space left on the disk (runs/a-long/name.zarr)", 30))
+    >>> print(_wrap_line("  no space left on the disk (runs/a-long/name.zarr)", 30))
       no space left on the disk
         (runs/a-long/name.zarr)
     """
@@ -147,9 +157,9 @@ class PhaseProgress:
     """Progress of a run in named phases.
 
     Args:
-        shares: phase -> its usual share of the whole time, in order; only the
-            estimate of the time left comes from them.
-        quiet: say nothing (times are still kept).
+        shares: phase -> its usual share of the total time, in order. Only the
+            estimate of the time left uses them.
+        quiet: print nothing; times are still measured.
     """
 
     def __init__(self, shares: Mapping[str, float], quiet: bool = False) -> None:
@@ -157,70 +167,72 @@ class PhaseProgress:
         self.quiet = quiet
         self.seconds: dict[str, float] = {}
         self._phase = ""
-        self._began = 0.0
-        self._told = 0.0
-        self._first: tuple[float, float] | None = None
-        self._last = (0.0, 0.0)
+        self._phase_start = 0.0
+        self._last_line_time = 0.0
+        self._count_start: tuple[float, float] | None = None  # time and units done
+        self._last_count = (0.0, 0.0)  # units done and total
 
     @contextmanager
-    def phase(self, name: str, what: str) -> Iterator[None]:
-        """One phase; says what it is about, and how long it took."""
-        self._phase, self._began, self._told, self._first = name, time.monotonic(), 0.0, None
-        place = list(self.shares).index(name) + 1
-        self.say(f"[{place}/{len(self.shares)}] {what}")
+    def phase(self, name: str, description: str) -> Iterator[None]:
+        """Run one phase; print its description at the start and its duration at the end."""
+        self._phase, self._phase_start, self._last_line_time = name, time.monotonic(), 0.0
+        self._count_start = None
+        head = f"[{list(self.shares).index(name) + 1}/{len(self.shares)}]"
+        self.say(f"{head} {description}")
         yield
-        self.seconds[name] = time.monotonic() - self._began
-        self.say(f"[{place}/{len(self.shares)}] {name}: done in {format_duration(self.seconds[name])}")
+        self.seconds[name] = time.monotonic() - self._phase_start
+        self.say(f"{head} {name}: done in {format_duration(self.seconds[name])}")
 
-    def update(self, what: str, done: float, total: float) -> None:
-        """How far the phase is; at most one line every few seconds, and one at its end.
+    def update(self, description: str, done: float, total: float) -> None:
+        """Print the progress of the phase: at most one line every few seconds, and one at its end.
 
-        Another total, or less done than before, begins another count within the phase.
+        Another total, or less done than before, starts another count within the phase.
         """
         now = time.monotonic()
-        if self._first is None or total != self._last[1] or done < self._last[0]:
-            self._first = (now, done)  # what was there before, from an earlier run, takes no time now
-        self._last = (done, total)
-        if done < total and now - self._told < 5:
+        last_done, last_total = self._last_count
+        if self._count_start is None or total != last_total or done < last_done:
+            # Units that an earlier run has done take no time now.
+            self._count_start = (now, done)
+        self._last_count = (done, total)
+        if done < total and now - self._last_line_time < 5:
             return
-        self._told = now
-        began, before = self._first
-        line = f"      {what}"
-        if done > before:
-            each = (now - began) / (done - before)
-            left = each * (total - done)
-            whole = max(each * total, now - self._began + left)
-            later = list(self.shares)[list(self.shares).index(self._phase) + 1 :]
-            left += whole * sum(self.shares[name] for name in later) / self.shares[self._phase]
+        self._last_line_time = now
+        start_time, start_done = self._count_start
+        line = f"      {description}"
+        if done > start_done:
+            seconds_per_unit = (now - start_time) / (done - start_done)
+            left = seconds_per_unit * (total - done)
+            phase_seconds = max(seconds_per_unit * total, now - self._phase_start + left)
+            phases = list(self.shares)
+            later_share = sum(self.shares[name] for name in phases[phases.index(self._phase) + 1 :])
+            left += phase_seconds * later_share / self.shares[self._phase]
             line += f"; about {format_duration(left)} left in all"
         self.say(line)
 
     def say(self, line: str) -> None:
-        """One line, now; folded between words where a terminal is too narrow for it."""
+        """Print one line at once, wrapped to the width of the terminal."""
         if not self.quiet:
             print(wrap_message(line), file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
-def quiet_bars() -> Iterator[None]:
-    """No progress bars of transformers inside; as they were afterwards."""
+def suppress_progress_bars(*, downloads: bool = True) -> Iterator[None]:
+    """Hide the progress bars of Transformers inside; restore them afterwards.
+
+    Args:
+        downloads: also hide the bars of downloads. Downloads may take minutes, loading takes seconds.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    loading_shown, downloads_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if downloads_shown and not downloads:
+        enable_progress_bars()  # Transformers disables those of downloads with its own
     try:
-        yield
+        with hide_gguf_progress():
+            yield
     finally:
-        if shown:
+        if loading_shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def quiet_loading() -> None:
-    """No bar for each model that is loaded; those of downloads, which take minutes, stay as they are."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
-
-    silent = are_progress_bars_disabled()
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    if not silent:
-        enable_progress_bars()
+        (enable_progress_bars if downloads_shown else disable_progress_bars)()

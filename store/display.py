@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -93,3 +94,9 @@ def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
 def _text(value: object) -> str:
     text = str(value)
     return escape(text if len(text) <= 400 else text[:399] + "…")
+
+
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a Jupyter notebook; does not import IPython."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import mul
@@ -14,6 +13,7 @@ import holoviews.plotting.bokeh
 import numpy as np
 
 from stratalens.analyses.plots.spec import Axis, FigureSpec, Mark, SliderValues, Table
+from stratalens.store.display import in_notebook
 
 MAX_STATIC_FRAMES = 12  # HoloViews needs time that grows with the square of the frames of a HoloMap
 
@@ -58,8 +58,7 @@ def _ready() -> None:
     """Bokeh, unless another backend was chosen; in a notebook also its scripts, without which a cell shows text."""
     if hv.Store.current_backend not in hv.Store.loaded_backends():
         hv.Store.set_current_backend("bokeh")
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if type(shell).__name__ == "ZMQInteractiveShell" and not hv.extension._loaded:
+    if in_notebook() and not hv.extension._loaded:
         hv.extension("bokeh", logo=False)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from stratalens.plugin.capture.run import capture
+from stratalens.plugin.compat import remove_forward_wrapper
 from stratalens.plugin.stages.checkpoints import boot
 from stratalens.plugin.stages.stage import check_stage_name
 from stratalens.store.errors import InputError, LabelWarning
@@ -163,14 +164,12 @@ def _hooked_copy(model: nn.Module, tokenizer_folder: str) -> nn.Module:
                 "Save checkpoints instead and record them with stratalens.capture."
             )
     twin: Any = copy.deepcopy(inner)
-    # accelerate wraps `forward` of the very object that trains
-    for wrapped in ("forward", "_original_forward"):
-        twin.__dict__.pop(wrapped, None)
+    remove_forward_wrapper(twin)
     if hasattr(twin, "merge_and_unload"):  # adapters such as LoRA: merge them into the weights
         twin = twin.merge_and_unload()
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
     twin.train(False)
     hooked: Any = boot(twin, tokenizer_folder, None, None)
-    hooked.cfg.model_name = str(getattr(twin.config, "_name_or_path", "") or type(twin).__name__)
+    hooked.cfg.model_name = str(getattr(twin.config, "name_or_path", "") or type(twin).__name__)
     return cast(nn.Module, hooked)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.cli.output import print_status, print_warnings
 from stratalens.plugin.cli.run_file import RunFile, StageEntry, run_file_of, write_run_file
-from stratalens.plugin.terminal import quiet_loading
+from stratalens.plugin.terminal import suppress_progress_bars
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,10 +67,9 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
         run.store.parent.mkdir(parents=True, exist_ok=True)
     # Without numbers of their own, stages are placed after the names that the store has, as a mapping's are.
     numbered = any(entry.order is not None for entry in run.stages)
-    quiet_loading()
     before = _state(run.store)
     progress = None if is_interactive() else StageLines([stage.name for stage in stages], print_status)
-    with print_warnings():
+    with suppress_progress_bars(downloads=False), print_warnings():
         capture_stages(
             stages if numbered else {stage.name: stage.source for stage in stages},
             table,
@@ -123,7 +122,7 @@ def forecast_run(run: RunFile) -> dict[str, Any]:
     from stratalens.plugin.capture.forecast import forecast_capture
     from stratalens.plugin.prompts.table import PromptTable
 
-    quiet_loading()
-    # Timed on this machine, which need not have the device of the run.
+    # The forecast runs on this machine, which may not have the device of the run.
     options = replace(run.capture_options(), device=None)
-    return forecast_capture(run_stages(run), PromptTable.read(run.prompts), options)
+    with suppress_progress_bars(downloads=False):
+        return forecast_capture(run_stages(run), PromptTable.read(run.prompts), options)

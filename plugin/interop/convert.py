@@ -1,9 +1,4 @@
-"""From a store to other libraries: torch Datasets for training, TransformerLens's ActivationCache.
-
-What lives here: which part of a Dataset is meant, checked, and its conversion.
-What does not: how torch Datasets read (`torch_data.py`, `torch_batches.py`), and export to files
-(`stratalens.store.interop.export`).
-"""
+"""Activations of a store as a torch Dataset, and as TransformerLens's ActivationCache."""
 
 from __future__ import annotations
 
@@ -14,13 +9,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from stratalens.plugin.interop.torch_dataset import ActivationDataset, ShuffledBatches
-from stratalens.plugin.interop.torch_reader import Source, as_tensor, is_nan
+from stratalens.plugin.interop.torch_dataset import ActivationDataset
+from stratalens.plugin.interop.torch_reader import ArrayReader, as_tensor, is_nan
 from stratalens.store.errors import InputError, NotRecordedError, no_site_error, not_floats_error, suggest
 from stratalens.store.format.schema import site_names
 from stratalens.store.reading.selection import stored_selection
-
-__all__ = ["ActivationDataset", "ShuffledBatches", "to_activation_cache", "torch_dataset"]
 
 
 def torch_dataset(
@@ -33,42 +26,42 @@ def torch_dataset(
     label: str | None = None,
     skip_missing: bool = False,
 ) -> ActivationDataset:
-    """Activations of one site and layer as a torch Dataset, for training SAEs or probes.
+    """Return the activations of one site and layer as a torch Dataset, to train SAEs or probes.
 
-    A sample is the activation of one (stage, entity, token), a tensor of the
-    site's feature dims in the dtype that `open_store` gives. Narrow the rows
-    beforehand with `ds.isel(entity=...)`. In stores of all positions, offsets
-    before the start of a shorter prompt are no samples.
+    A sample is the activation of one (stage, entity, token), a tensor of the site's
+    feature dims in the dtype of `open_store`. To select rows, use `ds.isel(entity=...)`
+    before. In stores of all positions, offsets before the start of a shorter prompt are
+    not samples.
 
         data = sl.torch_dataset(sl.open_store("run.zarr"), site="resid_post", layer=12)
-        batches = data.batches(4096)                                  # whole blocks, shuffled; read by threads
+        batches = data.batches(4096)                                  # complete blocks, shuffled; read by threads
         loader = DataLoader(batches, batch_size=None, num_workers=2)    # the same, read by other processes
         loader = DataLoader(data, batch_size=64, shuffle=True)          # random access
 
     Args:
-        ds: what `open_store` returned, or any Dataset with the same dims.
+        ds: result of `open_store`, or any Dataset with the same dims.
         site: variable with dims (stage, layer, entity, token, features...).
-        layer: block index; None where only one is there, or the site has none.
+        layer: block index; None if the Dataset has one layer, or the site has none.
         stage: one or several; None takes all, as one long list of samples.
         token: one or several of the recorded positions; None takes all.
         label: numeric label column; samples become (activations, label).
-        skip_missing: leave out what was not recorded instead of refusing.
+        skip_missing: leave out rows that were not recorded instead of an error.
 
     Raises:
         InputError: an unknown site, layer, stage, token or label.
         NotRecordedError: rows that were not recorded, without `skip_missing`.
     """
-    ds = _narrowed(ds, site, stage, token)
+    ds = _narrow(ds, site, stage, token)
     if "layer" in ds[site].dims:
-        ds = ds.isel(layer=_layer(ds, site, layer))
+        ds = ds.isel(layer=_layer_index(ds, site, layer))
     elif layer is not None and "layer" not in ds[site].coords:
-        raise InputError(f"site {site!r} lies outside the blocks and has no layers; leave layer={layer} out")
-    source = Source(ds[site], f"{site} of {_source(ds)}")
-    recorded = _recorded(ds, site, source.shape[:2], skip_missing=skip_missing)
-    # in stores of all positions shorter prompts lack the far offsets, which is no gap in the recording
-    ragged = "token" in ds.coords and ds["token"].dtype.kind == "i"
-    valid = _existing(ds, source, recorded) if ragged or skip_missing else None
-    return ActivationDataset(source, valid=valid, labels=_label(ds, label))
+        raise InputError(f"site {site!r} is outside the blocks and has no layers; leave layer={layer} out")
+    reader = ArrayReader(ds[site], f"{site} of {_source(ds)}")
+    recorded = _recorded_rows(ds, site, reader.shape[:2], skip_missing=skip_missing)
+    # In stores of all positions, shorter prompts have no tokens at the first offsets. These are not missing rows.
+    is_ragged = "token" in ds.coords and ds["token"].dtype.kind == "i"
+    valid = _valid_samples(ds, reader, recorded) if is_ragged or skip_missing else None
+    return ActivationDataset(reader, valid=valid, labels=_label_values(ds, label))
 
 
 def to_activation_cache(
@@ -79,20 +72,19 @@ def to_activation_cache(
     sites: Sequence[str] | None = None,
     model: Any = None,
 ) -> Any:
-    """What was recorded of one or several prompts, as a `transformer_lens.ActivationCache`.
+    """Return the recorded activations of one or several prompts as a `transformer_lens.ActivationCache`.
 
-    Keys are the hook names: those that were recorded, and TransformerLens's own
-    name of each site where it differs, so that `cache["resid_post", 3]` works.
-    Values have shape (batch, positions, features...); the positions are the
-    recorded ones, in the order of `ds.token`. In stores of all positions they
-    are the prompt; of several prompts the shorter ones are NaN at their start.
+    Keys are the recorded hook names, and TransformerLens's name of each site if it differs,
+    so that `cache["resid_post", 3]` works. Values have shape (batch, positions, features...).
+    The positions are the recorded ones, in the order of `ds.token`. In stores of all positions
+    they are the complete prompt, and of several prompts the shorter ones start with NaN.
 
     Args:
-        ds: what `open_store` returned.
-        stage: which checkpoint; None where only one is there.
-        entity: prompt id, or several: the batch.
-        sites: which sites; None takes all that hold activations.
-        model: for those methods of ActivationCache that use its weights.
+        ds: result of `open_store`.
+        stage: one checkpoint; None if the Dataset has only one.
+        entity: one prompt id, or several, which become the batch.
+        sites: names of sites; None takes all that hold activations.
+        model: for the methods of ActivationCache that use its weights.
 
     Raises:
         InputError: an unknown stage, entity or site, or several stages.
@@ -100,80 +92,79 @@ def to_activation_cache(
     """
     from transformer_lens import ActivationCache
 
-    held = [str(name) for name in ds.data_vars if ds[name].attrs.get("kind") == "site"]
-    chosen = held if sites is None else list(sites)
+    recorded_sites = [str(name) for name in ds.data_vars if ds[name].attrs.get("kind") == "site"]
+    chosen = recorded_sites if sites is None else list(sites)
     if not chosen:
         raise InputError(f"{_source(ds)} holds no site; record one: capture(..., sites=('resid_post',))")
     for site in chosen:
         _check_site(ds, site)
-        if site not in held or "hook" not in ds[site].attrs:
-            raise InputError(f"{site!r} holds no activations of a hook; {suggest(site, held)}")
-    names: list[Any] = [entity] if isinstance(entity, str) or not isinstance(entity, Iterable) else list(entity)
-    if numbers := [name for name in names if not isinstance(name, str)]:
-        raise InputError(
-            f"entity={numbers[0]!r}: rows are named by their prompt_id, such as {str(ds['entity'].values[0])!r}. "
-            f"For row number n give entity=ds.entity.values[n]; for all prompts about one entity give "
-            f"entity=ds.entity.values[ds.entity_id == 'its id']"
-        )
-    if not names:
-        raise InputError("entity names no prompt; give at least one prompt id of ds.entity")
-    ds = ds.isel(entity=_places(ds, "entity", names))
+        if site not in recorded_sites or "hook" not in ds[site].attrs:
+            raise InputError(f"{site!r} holds no activations of a hook; {suggest(site, recorded_sites)}")
+    ds = ds.isel(entity=_indices(ds, "entity", _prompt_ids(ds, entity)))
     if "stage" in ds.dims:
         if stage is None and ds.sizes["stage"] > 1:
             stages = ", ".join(map(repr, ds["stage"].values.tolist()))
             raise InputError(f"stage is missing, and there are several: {stages}")
-        ds = ds.isel(stage=0 if stage is None else _places(ds, "stage", [stage])[0])
+        ds = ds.isel(stage=0 if stage is None else _indices(ds, "stage", [stage])[0])
     elif stage is not None:
         _check_scalar(ds, "stage", stage)
     values: dict[str, NDArray[Any]] = {}
     for site in chosen:
-        _recorded(ds, site, (1, len(names)), skip_missing=False)
-        for hooks, array in _by_hook(ds[site]):
-            values.update(dict.fromkeys(hooks, array))
+        _recorded_rows(ds, site, (1, ds.sizes["entity"]), skip_missing=False)
+        values |= _values_by_hook(ds[site])
     if ds["token"].dtype.kind == "i":
-        values = _without_absent_positions(values)
+        values = _drop_absent_positions(values)
     return ActivationCache({hook: as_tensor(array) for hook, array in values.items()}, model)
 
 
-def _by_hook(array: xr.DataArray) -> list[tuple[list[str], NDArray[Any]]]:
-    """(hook names, values (entity, token, features...)) of every layer of a site."""
+def _prompt_ids(ds: xr.Dataset, entity: Any) -> list[str]:
+    names: list[Any] = [entity] if isinstance(entity, str) or not isinstance(entity, Iterable) else list(entity)
+    if numbers := [name for name in names if not isinstance(name, str)]:
+        raise InputError(
+            f"entity={numbers[0]!r}: rows are named by their prompt_id, such as {str(ds['entity'].values[0])!r}. "
+            "For row number n give entity=ds.entity.values[n]; for all prompts about one entity give "
+            "entity=ds.entity.values[ds.entity_id == 'its id']"
+        )
+    if not names:
+        raise InputError("entity names no prompt; give at least one prompt id of ds.entity")
+    return names
+
+
+def _values_by_hook(array: xr.DataArray) -> dict[str, NDArray[Any]]:
+    """Return hook name -> values of shape (entities, tokens, features...), for every layer and name of a site."""
     from stratalens.plugin.models.sites import SHORT_NAMES
 
     templates = [array.attrs["hook"], *SHORT_NAMES.get(str(array.name), ())[:1]]
     if "token" not in array.dims:
         array = array.expand_dims("token")
-    if "layer" not in array.dims:
-        array = array.expand_dims("layer") if "layer" in array.coords else array
-    layered = "layer" in array.dims
+    if "layer" in array.coords and "layer" not in array.dims:
+        array = array.expand_dims("layer")
+    has_layers = "layer" in array.dims
     features = [dim for dim in array.dims if dim not in ("layer", "entity", "token")]
-    array = array.transpose(*(["layer"] if layered else []), "entity", "token", *features)
-    values = array.to_numpy()
-    if not layered:
-        return [(list(dict.fromkeys(templates)), values)]
-    return [
-        (list(dict.fromkeys(template.format(layer=layer) for template in templates)), values[i])
-        for i, layer in enumerate(array["layer"].values.tolist())
-    ]
+    values = array.transpose(*(["layer"] if has_layers else []), "entity", "token", *features).to_numpy()
+    if not has_layers:
+        return dict.fromkeys(templates, values)
+    layers = array["layer"].values.tolist()
+    return {template.format(layer=layer): values[index] for index, layer in enumerate(layers) for template in templates}
 
 
-def _without_absent_positions(values: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Without the leading offsets that none of the prompts has."""
+def _drop_absent_positions(values: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Drop the first offsets, which none of the prompts has."""
     first = next(iter(values.values()))
     present = ~np.isnan(first.reshape(*first.shape[:2], -1)).all(axis=-1)
     start = int(present.any(axis=0).argmax())
     return {hook: array[:, start:] for hook, array in values.items()}
 
 
-def _narrowed(ds: xr.Dataset, site: str, stage: Any, token: Any) -> xr.Dataset:
+def _narrow(ds: xr.Dataset, site: str, stage: Any, token: Any) -> xr.Dataset:
     _check_site(ds, site)
-    for dim, wanted in (("stage", stage), ("token", token)):
-        if wanted is None:
+    for dim, names in (("stage", stage), ("token", token)):
+        if names is None:
             continue
         if dim not in ds.dims:
-            _check_scalar(ds, dim, wanted)
+            _check_scalar(ds, dim, names)
             continue
-        names = [wanted] if isinstance(wanted, str | int) else list(wanted)
-        ds = ds.isel({dim: _places(ds, dim, names)})
+        ds = ds.isel({dim: _indices(ds, dim, [names] if isinstance(names, str | int) else list(names))})
     return ds
 
 
@@ -186,65 +177,75 @@ def _check_site(ds: xr.Dataset, site: str) -> None:
         raise no_site_error(site, site_names(ds), _source(ds))
     if "entity" not in ds[site].dims:
         raise InputError(f"{site!r} has dims {ds[site].dims}; keep entity a dim: ds.sel(entity=[...])")
-    # The bits of `open_store(dtype="bits")` were asked for by name.
+    # `open_store(dtype="bits")` returns integers because the caller asked for them.
     if ds[site].dtype.kind not in "fV" and stored_selection(ds[site].variable) is None:
         raise not_floats_error(site, ds[site].dtype)
 
 
-def _check_scalar(ds: xr.Dataset, dim: str, wanted: Any) -> None:
-    if dim not in ds.coords or ds[dim].values.item() != wanted:
-        held = ds[dim].values.item() if dim in ds.coords else "none"
-        raise InputError(f"{dim} {wanted!r} is not there: the Dataset was narrowed to {dim} {held!r}")
+def _check_scalar(ds: xr.Dataset, dim: str, name: Any) -> None:
+    if dim not in ds.coords or ds[dim].values.item() != name:
+        present = ds[dim].values.item() if dim in ds.coords else "none"
+        raise InputError(f"{dim} {name!r} does not exist here: the Dataset was narrowed to {dim} {present!r}")
 
 
-def _places(ds: xr.Dataset, dim: str, names: Sequence[Any]) -> list[int]:
-    """Index of every name along a dim."""
-    held = ds[dim].values.tolist()
-    index = {name: place for place, name in enumerate(held)}
+def _indices(ds: xr.Dataset, dim: str, names: Sequence[Any]) -> list[int]:
+    """Return the index of every name along a dim."""
+    present = ds[dim].values.tolist()
+    index_of = {name: index for index, name in enumerate(present)}
     for name in names:
-        if name not in index:
-            raise InputError(f"unknown {dim} {name!r} in {_source(ds)}: {suggest(str(name), map(str, held))}")
-    return [index[name] for name in names]
+        if name not in index_of:
+            raise InputError(f"unknown {dim} {name!r} in {_source(ds)}: {suggest(str(name), map(str, present))}")
+    return [index_of[name] for name in names]
 
 
-def _layer(ds: xr.Dataset, site: str, layer: int | None) -> int:
-    held = ds["layer"].values.tolist()
-    if layer is None:
-        if len(held) > 1:
-            raise InputError(f"layer is missing, and {site!r} has several: {', '.join(map(str, held))}")
-        return 0
-    return _places(ds, "layer", [layer])[0]
+def _layer_index(ds: xr.Dataset, site: str, layer: int | None) -> int:
+    if layer is not None:
+        return _indices(ds, "layer", [layer])[0]
+    layers = ds["layer"].values.tolist()
+    if len(layers) > 1:
+        raise InputError(f"layer is missing, and {site!r} has several: {', '.join(map(str, layers))}")
+    return 0
 
 
-def _recorded(ds: xr.Dataset, site: str, shape: tuple[int, ...], *, skip_missing: bool) -> NDArray[np.bool_] | None:
-    """Which rows exist, (stages, entities), or None where nothing says it; refuses gaps unless told to skip."""
+def _recorded_rows(
+    ds: xr.Dataset, site: str, shape: tuple[int, ...], *, skip_missing: bool
+) -> NDArray[np.bool_] | None:
+    """Return which rows exist, bool array of shape (stages, entities), or None if the Dataset has no such flag.
+
+    Raises:
+        NotRecordedError: rows that were not recorded, without `skip_missing`.
+    """
     flag = ds[site].attrs.get("recorded", "recorded")
     if flag not in ds:
         return None
-    flags = np.asarray(ds[flag].values, dtype=bool).reshape(shape)
-    if skip_missing or flags.all():
-        return flags
+    recorded = np.asarray(ds[flag].values, dtype=bool).reshape(shape)
+    if skip_missing or recorded.all():
+        return recorded
     stages = np.atleast_1d(ds["stage"].values).tolist() if "stage" in ds.coords else ["?"]
+    missing = (~recorded).sum(axis=1).tolist()
     gaps = ", ".join(
-        f"{name!r} ({count} of {shape[1]} rows)"
-        for name, count in zip(stages, (~flags).sum(axis=1).tolist(), strict=True)
-        if count
+        f"{name!r} ({count} of {shape[1]} rows)" for name, count in zip(stages, missing, strict=True) if count
     )
     raise NotRecordedError(
-        f"{site} of {_source(ds)}: rows were not recorded at stage {gaps}; narrow to those that were, for example "
-        "ds.sel(stage=[...]), or in torch_dataset leave them out with skip_missing=True"
+        f"{site} of {_source(ds)}: rows were not recorded at stage {gaps}; select the recorded rows, for example "
+        "ds.sel(stage=[...]), or in torch_dataset leave the others out with skip_missing=True"
     )
 
 
-def _existing(ds: xr.Dataset, source: Source, recorded: NDArray[np.bool_] | None) -> NDArray[np.int64] | None:
-    """Flat indices of the samples that exist, or None if all do.
+def _valid_samples(ds: xr.Dataset, reader: ArrayReader, recorded: NDArray[np.bool_] | None) -> NDArray[np.int64] | None:
+    """Return the flat indices of the samples that exist, or None if all exist.
 
-    Read from the site's L2 norms where they were recorded (a fraction of the
-    site's bytes), else from the site itself.
+    This reads the site's L2 norms if they were recorded, a fraction of the site's
+    bytes, else the site itself.
     """
-    name = f"{source.site}_l2"
-    tested = Source(ds[name], source.what) if name in ds and ds[name].sizes["entity"] == source.shape[1] else source
-    exists = np.ones(source.shape, dtype=bool) if recorded is None else recorded[:, :, None].repeat(source.shape[2], 2)
+    norms = ds.get(f"{reader.site}_l2")
+    if norms is not None and norms.sizes["entity"] == reader.shape[1]:
+        tested = ArrayReader(norms, reader.description)
+    else:
+        tested = reader
+    exists = np.ones(reader.shape, dtype=bool)
+    if recorded is not None:
+        exists &= recorded[:, :, None]
     for stage, start, stop in tested.blocks():
         if exists[stage, start:stop].any():
             values = tested.read(stage, slice(start, stop))
@@ -252,7 +253,7 @@ def _existing(ds: xr.Dataset, source: Source, recorded: NDArray[np.bool_] | None
     return None if exists.all() else np.flatnonzero(exists)
 
 
-def _label(ds: xr.Dataset, label: str | None) -> NDArray[Any] | None:
+def _label_values(ds: xr.Dataset, label: str | None) -> NDArray[Any] | None:
     if label is None:
         return None
     columns = [str(name) for name in ds.coords if ds[name].dims == ("entity",)]
@@ -261,7 +262,7 @@ def _label(ds: xr.Dataset, label: str | None) -> NDArray[Any] | None:
     values: NDArray[Any] = ds[label].values
     if values.dtype.kind not in "biuf":
         raise InputError(
-            f"label {label!r} is text, and torch holds numbers; give its codes a name: "
+            f"label {label!r} is text, and torch holds numbers; add a column of codes: "
             f"codes, names = pandas.factorize(ds[{label!r}]); ds = ds.assign_coords(code=('entity', codes))"
         )
     return values

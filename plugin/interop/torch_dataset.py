@@ -1,13 +1,4 @@
-"""Activations of a store as a torch Dataset with random access.
-
-What lives here: how samples are numbered and read. What does not: shuffled
-batches (`torch_batches.py`), choosing site, layer and stages, and the checks of
-that choice (`bridges.py`).
-
-A sample is the activation of one (stage, entity, token). Samples are numbered
-in that order over the rows that were given; those that were not recorded are
-left out.
-"""
+"""Activations of a store as a torch Dataset: random access, and shuffled batches of complete blocks."""
 
 from __future__ import annotations
 
@@ -26,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from stratalens.plugin.interop.torch_reader import Source, as_tensor, is_nan
+from stratalens.plugin.compat import shared_storage
+from stratalens.plugin.interop.torch_reader import ArrayReader, Block, as_tensor, is_nan
 from stratalens.store.errors import InputError, NotRecordedError
 from stratalens.store.threads import run_tasks
 
@@ -36,49 +28,51 @@ Sample = Tensor | tuple[Tensor, Tensor]
 class ActivationDataset(Dataset[Sample]):
     """Activations of one site and layer, one sample per (stage, entity, token).
 
-    `dataset[i]` is a tensor of the feature dims, or (activations, label).
-    Random access reads scattered rows; for training take `batches`, which reads
-    whole blocks.
+    `dataset[i]` is a tensor of the feature dims, or (activations, label). Random
+    access reads scattered rows. For training use `batches`, which reads complete
+    blocks.
 
-    Attributes:
-        source: the lazy array.
-        valid: sorted flat indices of the samples that exist, or None if all do.
-        labels: one number per entity, or None.
+    Args:
+        reader: the lazy array.
+        valid: sorted int64 array of the flat indices of the samples that exist, or
+            None if all exist.
+        labels: array of shape (entities,), one number per entity, or None.
     """
 
-    def __init__(self, source: Source, *, valid: NDArray[np.int64] | None, labels: NDArray[Any] | None) -> None:
-        self.source = source
+    def __init__(self, reader: ArrayReader, *, valid: NDArray[np.int64] | None, labels: NDArray[Any] | None) -> None:
+        self.reader = reader
         self.valid = valid
         self.labels = labels
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
-        return self.source.feature_shape
+        return self.reader.feature_shape
 
     def __len__(self) -> int:
-        return int(np.prod(self.source.shape, dtype=np.int64)) if self.valid is None else len(self.valid)
+        return int(np.prod(self.reader.shape, dtype=np.int64)) if self.valid is None else len(self.valid)
 
     def where(self, index: int) -> dict[str, Any]:
-        """Stage, entity and token of a sample."""
-        return self.source.place(int(np.ravel_multi_index(self._places(np.array([index])), self.source.shape)[0]))
+        """Return stage, entity and token of a sample."""
+        return self.reader.locate(int(self._flat_indices(np.array([index]))[0]))
 
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """Several samples at once, as torch's DataLoader asks for a batch."""
-        stages, entities, tokens = self._places(np.asarray(indices, dtype=np.int64))
-        source = self.source
-        held = np.empty((len(stages), *self.feature_shape), dtype=source.held)
+        """Return several samples; torch's DataLoader calls this for a batch."""
+        reader = self.reader
+        flat = self._flat_indices(np.asarray(indices, dtype=np.int64))
+        stages, entities, tokens = np.unravel_index(flat, reader.shape)
+        stored = np.empty((len(flat), *self.feature_shape), dtype=reader.stored_dtype)
         for stage in np.unique(stages):
-            of_stage = np.flatnonzero(stages == stage)
-            rows, inverse = np.unique(entities[of_stage], return_inverse=True)
-            held[of_stage] = source.read(int(stage), rows)[inverse, tokens[of_stage]]
-        self.refuse_missing(held, np.ravel_multi_index((stages, entities, tokens), source.shape))
-        found = np.empty(held.shape, dtype=source.variable.dtype)
-        source.take(held, np.arange(len(held)), found)
-        samples = as_tensor(found)
+            at_stage = np.flatnonzero(stages == stage)
+            rows, inverse = np.unique(entities[at_stage], return_inverse=True)
+            stored[at_stage] = reader.read(int(stage), rows)[inverse, tokens[at_stage]]
+        self._check_recorded(stored, flat)
+        values = np.empty(stored.shape, dtype=reader.dtype)
+        reader.take(stored, np.arange(len(stored)), values)
+        samples = as_tensor(values)
         if self.labels is None:
             return list(samples)
         return list(zip(samples, torch.from_numpy(self.labels[entities]), strict=True))
@@ -92,7 +86,12 @@ class ActivationDataset(Dataset[Sample]):
         buffer_bytes: int = 512 << 20,
         drop_last: bool = False,
     ) -> ShuffledBatches:
-        """Batches in random order at the speed of reading whole blocks.
+        """Return batches in random order at the speed of reading complete blocks.
+
+        The blocks of the store come in random order, and each worker reads a separate
+        share of them. As many blocks as fit in half of `buffer_bytes` are mixed sample
+        by sample, while the next ones are read. Every sample comes once per epoch. The
+        memory for mixing stays with the object from epoch to epoch.
 
             batches = data.batches(4096)
             for epoch in range(10):
@@ -100,80 +99,71 @@ class ActivationDataset(Dataset[Sample]):
                 for x in batches: ...
             loader = DataLoader(batches, batch_size=None, num_workers=2)
 
-        Blocks come in random order, each worker reading its own share of them;
-        as many as fit in half of `buffer_bytes` are mixed sample by sample,
-        while the next ones are read. Every sample comes once per epoch. Memory
-        for mixing stays with the object from epoch to epoch.
-
         Args:
             batch_size: samples in a batch.
-            shuffle: False gives the samples in order (with one worker).
+            shuffle: False returns the samples in order (with one worker).
             seed: the same seed gives the same order in every epoch until
-                `set_epoch`; None draws from torch's generator, anew every epoch.
-            buffer_bytes: memory for mixing, for each worker; bfloat16 takes two bytes a number of it.
+                `set_epoch`; None draws from torch's generator in every epoch.
+            buffer_bytes: memory of each worker for mixing; bfloat16 takes two bytes per number.
             drop_last: leave out a worker's last, smaller batch.
-        """
 
+        Raises:
+            InputError: `batch_size` is less than 1.
+        """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: a batch has at least 1 sample")
         return ShuffledBatches(self, batch_size, shuffle, seed, buffer_bytes, drop_last)
 
-    def fill(self, out: NDArray[Any], block: tuple[int, int, int]) -> NDArray[np.int64]:
-        """Read a block into `out` [shape: (rows * tokens, features...)], in the dtype that the source holds.
+    def fill(self, out: NDArray[Any], block: Block) -> NDArray[np.int64]:
+        """Read a block into `out`, an array of the stored dtype and of shape (rows * tokens, features...).
 
         Returns:
-            Places in `out` of the samples that exist.
+            int64 array: indices in `out` of the samples that exist.
         """
-        stage, start, stop = block
-        self.source.fill(out, stage, start, stop)
-        _, entities, tokens = self.source.shape
+        self.reader.fill(out, block)
+        stage, start, _ = block
+        _, entities, tokens = self.reader.shape
         first = (stage * entities + start) * tokens
-        places = np.arange(len(out))
+        indices = np.arange(len(out))
         if self.valid is not None:
             low, high = np.searchsorted(self.valid, [first, first + len(out)])
-            places = self.valid[low:high] - first
-        self.refuse_missing(out, first + places, places)
-        return places
+            indices = self.valid[low:high] - first
+        self._check_recorded(out, first + indices, indices)
+        return indices
 
-    def _places(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    def _flat_indices(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of samples among all rows of the array; raise IndexError for samples that do not exist."""
         count = len(self)
         outside = indices[(indices < -count) | (indices >= count)]
         if len(outside):
             raise IndexError(f"sample {outside[0]} of {count}")
         indices = np.where(indices < 0, indices + count, indices)
-        flat = indices if self.valid is None else self.valid[indices]
-        return np.unravel_index(flat, self.source.shape)
+        return indices if self.valid is None else self.valid[indices]
 
-    def refuse_missing(
-        self, held: NDArray[Any], flat: NDArray[np.int64], places: NDArray[np.int64] | None = None
+    def _check_recorded(
+        self, stored: NDArray[Any], flat: NDArray[np.int64], indices: NDArray[np.int64] | None = None
     ) -> None:
-        """NaN is what a position that a prompt lacks reads as; it is never handed out as an activation.
+        """Raise NotRecordedError if a sample is NaN, which is the value of a position that does not exist.
 
         Args:
-            held: values in the dtype that the source holds, shape (samples, features...).
-            flat: number of each sample among all of the source.
-            places: where in `held` these samples lie; None takes all.
+            stored: array of the stored dtype and of shape (samples, features...).
+            flat: int64 array, number of each sample among all rows of the array.
+            indices: int64 array, the same samples in `stored`; None means all of them.
         """
-        rows = held.reshape(len(held), -1)
-        first = rows[:, 0] if places is None else rows[places, 0]
-        suspects = np.flatnonzero(is_nan(first))  # one value a row: cheap
-        for number in suspects:
-            if is_nan(rows[number if places is None else places[number]]).all():
-                break
-        else:
-            return
-        at = self.source.place(int(flat[number]))
-        raise NotRecordedError(
-            f"{self.source.what}: nothing was recorded at stage {at['stage']!r}, entity {at['entity']!r}, token "
-            f"{at['token']!r}; leave such samples out: torch_dataset(..., skip_missing=True)"
-        )
-
-
-Block = tuple[int, int, int]
+        rows = stored.reshape(len(stored), -1)
+        first = rows[:, 0] if indices is None else rows[indices, 0]
+        for number in np.flatnonzero(is_nan(first)):  # one value per row is enough to exclude almost all rows
+            if is_nan(rows[number if indices is None else indices[number]]).all():
+                at = self.reader.locate(int(flat[number]))
+                raise NotRecordedError(
+                    f"{self.reader.description}: nothing was recorded at stage {at['stage']!r}, entity "
+                    f"{at['entity']!r}, token {at['token']!r}; leave such samples out: "
+                    "torch_dataset(..., skip_missing=True)"
+                )
 
 
 class ShuffledBatches(IterableDataset[Sample]):
-    """Batches of an `ActivationDataset`, read by whole blocks; see `ActivationDataset.batches`."""
+    """Batches of an `ActivationDataset`, read by complete blocks; see `ActivationDataset.batches`."""
 
     def __init__(
         self,
@@ -190,93 +180,97 @@ class ShuffledBatches(IterableDataset[Sample]):
         self.seed = seed
         self.buffer_bytes = buffer_bytes
         self.drop_last = drop_last
-        # Shared with workers, which outlive an epoch where they are persistent.
+        # Shared with persistent workers, which outlive an epoch.
         epoch: Any = torch.zeros((), dtype=torch.int64)
         self._epoch: Tensor = epoch.share_memory_()
         self._turns = 0
-        self._rooms: list[_Room] = []  # of epochs that have ended
+        self._buffers: list[_PoolBuffer] = []  # of earlier epochs
 
     def __getstate__(self) -> dict[str, Any]:
-        """Memory does not travel to a worker."""
-        return {**self.__dict__, "_rooms": []}
+        """Return the state without the memory, which a worker allocates itself."""
+        return {**self.__dict__, "_buffers": []}
 
     @property
     def epoch(self) -> int:
-        """The epoch that was set last."""
+        """The epoch of the last `set_epoch`."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Another order from the same seed; call it before every epoch, as for torch's DistributedSampler."""
+        """Select another order from the same seed; call it before every epoch, as for torch's DistributedSampler."""
         self._epoch.fill_(operator.index(epoch))
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         if self.seed is not None:
-            drawn = [self.seed, self.epoch]
+            entropy = [self.seed, self.epoch]
         else:
-            # every worker must deal the blocks alike: torch gives worker i the seed (seed of all + i), and one that is
-            # persistent keeps it from epoch to epoch
+            # Every worker must order the blocks equally. torch seeds worker i with (common seed + i), and a
+            # persistent worker keeps its seed from epoch to epoch.
             seed = worker.seed - worker.id if worker is not None else int(torch.randint(2**62, ()).item())
-            drawn = [seed, self._turns]
+            entropy = [seed, self._turns]
             self._turns += worker is not None
-        blocks = self.data.source.blocks()
+        blocks = self.data.reader.blocks()
         if self.shuffle:
-            order = np.random.default_rng(drawn).permutation(len(blocks))
+            order = np.random.default_rng(entropy).permutation(len(blocks))
             blocks = [blocks[i] for i in order]
-        mixer = np.random.default_rng([*drawn, number]) if self.shuffle else None
+        mixer = np.random.default_rng([*entropy, number]) if self.shuffle else None
         return self._batches(self._pools(blocks[number::workers]), mixer)
 
     def _pools(self, blocks: Sequence[Block]) -> list[list[Block]]:
-        """Blocks that are mixed with each other: half of the buffer, since the next pool is read meanwhile."""
+        """Group blocks into pools that are mixed together.
+
+        A pool takes half of the buffer, because the next pool is read at the same time.
+        """
         pools: list[list[Block]] = []
-        left = 0
+        free = 0
         for block in blocks:
-            nbytes = (block[2] - block[1]) * self.data.source.row_nbytes
-            if not pools or nbytes > left:
+            _, start, stop = block
+            nbytes = (stop - start) * self.data.reader.row_nbytes
+            if not pools or nbytes > free:
                 pools.append([])
-                left = self.buffer_bytes // 2
+                free = self.buffer_bytes // 2
             pools[-1].append(block)
-            left -= nbytes
+            free -= nbytes
         return pools
 
     def _batches(self, pools: Sequence[Sequence[Block]], mixer: np.random.Generator | None) -> Iterator[Sample]:
         rows = max((sum(stop - start for _, start, stop in pool) for pool in pools), default=0)
-        rooms = [self._room(rows) for _ in pools[:2]]  # one is mixed while the other is filled
+        buffers = [self._buffer(rows) for _ in pools[:2]]  # one is mixed while the other is filled
         try:
-            yield from self._mixed(pools, rooms, mixer)
+            yield from self._mixed_batches(pools, buffers, mixer)
         finally:
-            self._rooms = [*self._rooms, *rooms][-2:]
+            self._buffers = [*self._buffers, *buffers][-2:]
 
-    def _room(self, rows: int) -> _Room:
-        """Memory for a pool of so many rows, that of an earlier epoch where there is some."""
-        while self._rooms:
-            room = self._rooms.pop()
-            if room.rows >= rows:
-                return room
-        return _Room(self.data, rows)
+    def _buffer(self, rows: int) -> _PoolBuffer:
+        """Return memory for a pool of this many rows, from an earlier epoch if possible."""
+        while self._buffers:
+            buffer = self._buffers.pop()
+            if buffer.rows >= rows:
+                return buffer
+        return _PoolBuffer(self.data, rows)
 
-    def _mixed(
-        self, pools: Sequence[Sequence[Block]], rooms: Sequence[_Room], mixer: np.random.Generator | None
+    def _mixed_batches(
+        self, pools: Sequence[Sequence[Block]], buffers: Sequence[_PoolBuffer], mixer: np.random.Generator | None
     ) -> Iterator[Sample]:
         data = self.data
-        memory = _Memory(data, self.batch_size)
+        memory = _BatchMemory(data, self.batch_size)
         batch, filled = _Batch(data, memory), 0
-        with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(rooms[0].fill, pools[0])] if pools else []
+        with ThreadPoolExecutor(1) as executor:
+            pending = [executor.submit(buffers[0].fill, pools[0])] if pools else []
             for number in range(len(pools)):
-                room, order = rooms[number % 2], ahead.pop().result()
+                buffer, order = buffers[number % 2], pending.pop().result()
                 if number + 1 < len(pools):
-                    ahead.append(reader.submit(rooms[(number + 1) % 2].fill, pools[number + 1]))
+                    pending.append(executor.submit(buffers[(number + 1) % 2].fill, pools[number + 1]))
                 if mixer is not None:
                     order = mixer.permutation(order)
                 start = 0
                 while start < len(order):
-                    chosen = order[start : start + self.batch_size - filled]
-                    stop = filled + len(chosen)
-                    data.source.take(room.values, chosen, batch.values[filled:stop])
-                    batch.entities[filled:stop] = room.entities[chosen]
-                    start, filled = start + len(chosen), stop
+                    indices = order[start : start + self.batch_size - filled]
+                    stop = filled + len(indices)
+                    data.reader.take(buffer.values, indices, batch.values[filled:stop])
+                    batch.entities[filled:stop] = buffer.entities[indices]
+                    start, filled = start + len(indices), stop
                     if filled == self.batch_size:
                         yield batch.sample(filled)
                         batch, filled = _Batch(data, memory), 0
@@ -284,64 +278,67 @@ class ShuffledBatches(IterableDataset[Sample]):
             yield batch.sample(filled)
 
 
-class _Memory:
-    """Memory for batches: used again once nobody holds the tensor that lay in it, since fresh memory costs as much
-    as reading. In a worker it is shared with the process that trains, so that nothing is copied on the way there."""
+class _BatchMemory:
+    """Memory for batches, reused after all tensors in it are gone: new memory costs as much as reading.
+
+    In a worker the memory is shared with the process that trains, so that no batch is copied.
+    """
 
     def __init__(self, data: ActivationDataset, size: int) -> None:
-        self.shape, self.dtype = (size, *data.feature_shape), data.source.variable.dtype
+        self.shape, self.dtype = (size, *data.feature_shape), data.reader.dtype
         self.shared = get_worker_info() is not None
         self._free: deque[NDArray[Any]] = deque()
 
     def take(self) -> tuple[Tensor, NDArray[Any]]:
-        """A tensor, and the array in its memory."""
+        """Return a tensor, and an array in the same memory."""
+        is_bfloat16 = self.dtype.name == "bfloat16"
         if self.shared:
-            untyped: Any = torch.UntypedStorage
-            storage = untyped._new_shared(math.prod(self.shape) * self.dtype.itemsize)  # as default_collate does
-            like: Any = as_tensor(np.empty(0, dtype=self.dtype))
-            tensor: Tensor = like.set_(storage, 0, self.shape)
-            bits = tensor.view(torch.int16) if self.dtype.name == "bfloat16" else tensor
+            empty: Any = as_tensor(np.empty(0, dtype=self.dtype))
+            tensor: Tensor = empty.set_(shared_storage(math.prod(self.shape) * self.dtype.itemsize), 0, self.shape)
+            bits = tensor.view(torch.int16) if is_bfloat16 else tensor
             return tensor, bits.numpy().view(self.dtype)
         memory = self._free.popleft() if self._free else np.empty(self.shape, dtype=self.dtype)
-        lent = memory.view(np.uint16) if self.dtype.name == "bfloat16" else memory.view()
-        tensor = torch.from_numpy(lent)  # holds this very view, and so does whatever shares the tensor's memory
-        weakref.finalize(lent, self._free.append, memory).atexit = False
-        return tensor.view(torch.bfloat16) if self.dtype.name == "bfloat16" else tensor, memory
+        view = memory.view(np.uint16) if is_bfloat16 else memory.view()
+        tensor = torch.from_numpy(view)  # this view lives as long as any tensor in the memory
+        weakref.finalize(view, self._free.append, memory).atexit = False
+        return tensor.view(torch.bfloat16) if is_bfloat16 else tensor, memory
 
 
 class _Batch:
-    """One batch that is being filled."""
+    """One batch while it is filled."""
 
-    def __init__(self, data: ActivationDataset, memory: _Memory) -> None:
+    def __init__(self, data: ActivationDataset, memory: _BatchMemory) -> None:
         self.labels = data.labels
         self.tensor, self.values = memory.take()
         self.entities = np.empty(len(self.values), dtype=np.int64)
 
     def sample(self, count: int) -> Sample:
-        """The first `count` samples, with their labels where there are any."""
+        """Return the first `count` samples, with their labels if the dataset has labels."""
         values, labels = self.tensor[:count], self.labels
         return values if labels is None else (values, torch.from_numpy(labels[self.entities[:count]]))
 
 
-class _Room:
-    """Memory for one pool, used again and again: fresh memory costs as much as reading."""
+class _PoolBuffer:
+    """Memory for one pool, used again and again: new memory costs as much as reading."""
 
     def __init__(self, data: ActivationDataset, rows: int) -> None:
-        source = data.source
+        reader = data.reader
         self.data, self.rows = data, rows
-        self.values = np.empty((rows * source.shape[2], *source.feature_shape), dtype=source.held)
-        self.entities = np.empty(rows * source.shape[2], dtype=np.int64)
+        self.values = np.empty((rows * reader.shape[2], *reader.feature_shape), dtype=reader.stored_dtype)
+        self.entities = np.empty(rows * reader.shape[2], dtype=np.int64)
 
     def fill(self, pool: Sequence[Block]) -> NDArray[np.int64]:
-        """Read all blocks of a pool; where in `values` its samples lie, in the order of the blocks."""
-        source, tokens = self.data.source, self.data.source.shape[2]
-        edges = np.cumsum([0, *((stop - start) * tokens for _, start, stop in pool)])
-        found: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(pool)
+        """Read all blocks of a pool; return the indices in `values` of its samples, in the order of the blocks."""
+        reader = self.data.reader
+        tokens = reader.shape[2]
+        edges = np.cumsum([0, *((stop - start) * tokens for _, start, stop in pool)]).tolist()
+        indices: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(pool)
 
         def read(number: int) -> None:
-            block, low, high = pool[number], int(edges[number]), int(edges[number + 1])
-            found[number] = low + self.data.fill(self.values[low:high], block)
-            self.entities[low:high] = np.repeat(np.arange(block[1], block[2]), tokens)
+            low, high = edges[number], edges[number + 1]
+            _, start, stop = pool[number]
+            indices[number] = low + self.data.fill(self.values[low:high], pool[number])
+            self.entities[low:high] = np.repeat(np.arange(start, stop), tokens)
 
-        run_tasks([partial(read, number) for number in range(len(pool))], high_latency=source.high_latency)
-        return np.concatenate(found)
+        run_tasks([partial(read, number) for number in range(len(pool))], high_latency=reader.high_latency)
+        return np.concatenate(indices)

@@ -1,12 +1,6 @@
-"""Activations of a store as a torch Dataset with random access.
+"""One lazy array read as samples: the activations of one (stage, entity, token) each.
 
-What lives here: how samples are numbered and read. What does not: shuffled
-batches (`torch_batches.py`), choosing site, layer and stages, and the checks of
-that choice (`bridges.py`).
-
-A sample is the activation of one (stage, entity, token). Samples are numbered
-in that order over the rows that were given; those that were not recorded are
-left out.
+Samples are numbered in the order (stage, entity, token) over all rows of the array.
 """
 
 from __future__ import annotations
@@ -28,44 +22,57 @@ from stratalens.store.reading.lazy_arrays import chunk_sizes
 from stratalens.store.reading.selection import stored_selection
 from stratalens.store.threads import cores, run_tasks
 
+AXES = ("stage", "entity", "token")
+
+
 BLOCK_BYTES = 4 << 20  # read at once
 
 
-_TAKEN = 1 << 18  # widened while it is in the processor's cache
+_CACHE_BYTES = 1 << 18  # widened at once, while they are in the processor's cache
 
 
-class Source:
-    """One lazy array, read as (rows, tokens, features...) of one stage at a time.
+Block = tuple[int, int, int]
+"""A range of rows to read at once: (stage, first entity, end)."""
 
-    An array of `open_store` that was only narrowed is read straight from its files; of bfloat16
-    that is widened to float32 the bits are read and kept, and widened when samples are taken.
-    Any other array is read as xarray or dask reads it.
+
+class ArrayReader:
+    """A lazy array as values of shape (rows, tokens, features...), one stage at a time.
+
+    A narrowed array of `open_store` is read directly from its files. If it widens bfloat16
+    to float32, the reader reads and keeps the bits and widens them in `take`. xarray or dask
+    reads any other array.
+
+    Args:
+        array: array with the dim entity, perhaps stage and token, and feature dims.
+        description: name of the array, for messages.
 
     Attributes:
-        shape: number of stages, entities and tokens (1 for a dim that is not there).
+        shape: number of stages, entities and tokens (1 for a missing dim).
         feature_shape: shape of one sample.
-        names: coordinate of each of stage, entity and token, or None.
-        stored: what is read straight from files, or None.
-        held: dtype of the values that `fill` reads and `take` makes samples of.
+        labels: coordinate of each of stage, entity and token, or None.
+        dtype: dtype of the samples.
+        stored: the selection that is read directly from files, or None.
+        stored_dtype: dtype of the values that `fill` reads and `take` converts to samples.
+        row_nbytes: bytes of one (stage, entity) in the stored dtype.
     """
 
-    def __init__(self, array: xr.DataArray, what: str) -> None:
+    def __init__(self, array: xr.DataArray, description: str) -> None:
         self.site = str(array.name)
-        axes = ("stage", "entity", "token")
-        features = [dim for dim in array.dims if dim not in axes]
-        array = array.transpose(*(dim for dim in axes if dim in array.dims), *features)
-        self.what = what
-        self.names = {dim: array.coords[dim].variable if dim in array.coords else None for dim in axes}
+        features = [dim for dim in array.dims if dim not in AXES]
+        array = array.transpose(*(dim for dim in AXES if dim in array.dims), *features)
+        self.description = description
+        self.labels = {dim: array.coords[dim].variable if dim in array.coords else None for dim in AXES}
         self.variable = array.variable
         sizes = array.sizes
-        self.shape = tuple(sizes.get(dim, 1) for dim in axes)
+        self.shape = tuple(sizes.get(dim, 1) for dim in AXES)
         self.feature_shape = tuple(sizes[dim] for dim in features)
+        self.dtype: np.dtype[Any] = array.dtype
         stored = stored_selection(self.variable)
         bits = None if stored is None else stored.bits()
         self.stored = stored if bits is None else bits
         self._widens = bits is not None
-        self.held: np.dtype[Any] = array.dtype if self.stored is None else self.stored.dtype
-        self.row_nbytes = self.shape[2] * math.prod(self.feature_shape) * self.held.itemsize
+        self.stored_dtype: np.dtype[Any] = self.dtype if self.stored is None else self.stored.dtype
+        self.row_nbytes = self.shape[2] * math.prod(self.feature_shape) * self.stored_dtype.itemsize
 
     @property
     def high_latency(self) -> bool:
@@ -73,47 +80,57 @@ class Source:
         return self.stored is not None and self.stored.high_latency
 
     def read(self, stage: int, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
-        """Held values of some entities, shape (rows, tokens, features...).
+        """Read some entities of a stage in the calling thread alone.
 
-        Read by the calling thread alone: several workers do not each start a pool of threads.
+        Several worker processes must not start a pool of threads each.
+
+        Returns:
+            Array of the stored dtype and of shape (rows, tokens, features...).
         """
-        at_stage = {"stage": stage} if "stage" in self.variable.dims else {}
         values: NDArray[Any]
         if self.stored is not None:
             values = self.stored[self._key(stage, rows)]
         else:
-            part = self.variable.isel({"entity": rows, **at_stage})
-            values = part.data.compute(scheduler="synchronous") if part.chunks is not None else part.to_numpy()
+            at_stage = {"stage": stage} if "stage" in self.variable.dims else {}
+            selected = self.variable.isel({"entity": rows, **at_stage})
+            is_dask = selected.chunks is not None
+            values = selected.data.compute(scheduler="synchronous") if is_dask else selected.to_numpy()
         return values.reshape(-1, self.shape[2], *self.feature_shape)
 
-    def fill(self, out: NDArray[Any], stage: int, start: int, stop: int) -> None:
-        """Read held values of a range of entities into `out`, shape (rows * tokens, features...)."""
+    def fill(self, out: NDArray[Any], block: Block) -> None:
+        """Read a block into `out`, an array of the stored dtype and of shape (rows * tokens, features...)."""
+        stage, start, stop = block
+        rows = slice(start, stop)
         if self.stored is None:
-            out[:] = self.read(stage, slice(start, stop)).reshape(out.shape)
+            out[:] = self.read(stage, rows).reshape(out.shape)
             return
-        part = self.stored.narrow(self._key(stage, slice(start, stop)))
-        part.fill(out.reshape(part.shape), [slice(0, size) for size in part.shape])
+        selected = self.stored.narrow(self._key(stage, rows))
+        selected.fill(out.reshape(selected.shape), [slice(0, size) for size in selected.shape])
 
-    def take(self, values: NDArray[Any], chosen: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Samples of held values [shape: (samples, features...)] into `out`, in the array's own dtype.
+    def take(self, values: NDArray[Any], indices: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Copy samples into `out` in the dtype of the samples, on all free cores.
 
-        On all cores that are free: one alone gathers slower than several read.
+        One core gathers more slowly than several cores read.
+
+        Args:
+            values: array of the stored dtype and of shape (samples, features...).
+            indices: int64 array of shape (n,), samples of `values`.
+            out: array of shape (n, features...).
         """
-        step = max(1, _TAKEN // max(1, math.prod(self.feature_shape) * self.held.itemsize))
-        apart = step * max(1, -(-len(chosen) // (step * cores())))
-        starts = range(0, len(chosen), apart)
-        parts = [(chosen[start : start + apart], out[start : start + apart]) for start in starts]
-        run_tasks([partial(self._take, values, *part, step) for part in parts])
+        step = max(1, _CACHE_BYTES // max(1, math.prod(self.feature_shape) * self.stored_dtype.itemsize))
+        per_task = step * max(1, -(-len(indices) // (step * cores())))
+        slices = [slice(start, start + per_task) for start in range(0, len(indices), per_task)]
+        run_tasks([partial(self._take, values, indices[rows], out[rows], step) for rows in slices])
 
-    def _take(self, values: NDArray[Any], chosen: NDArray[np.int64], out: NDArray[Any], step: int) -> None:
+    def _take(self, values: NDArray[Any], indices: NDArray[np.int64], out: NDArray[Any], step: int) -> None:
         if not self._widens:
-            np.take(values, chosen, axis=0, out=out, mode="clip")  # clip: no extra copy
+            np.take(values, indices, axis=0, out=out, mode="clip")  # the mode "raise" would copy once more
             return
-        for start in range(0, len(chosen), step):
-            bfloat16_to_float32(values[chosen[start : start + step]], out[start : start + step])
+        for start in range(0, len(indices), step):
+            bfloat16_to_float32(values[indices[start : start + step]], out[start : start + step])
 
-    def blocks(self) -> list[tuple[int, int, int]]:
-        """Ranges (stage, first entity, end) to read at once, along the blocks of the store or the array's chunks."""
+    def blocks(self) -> list[Block]:
+        """Return the blocks of all rows, along the blocks of the store or the chunks of the array."""
         entities = self.shape[1]
         if self.stored is not None:
             sizes: Sequence[int] = self.stored.grid(BLOCK_BYTES)[self.variable.dims.index("entity")]
@@ -126,32 +143,34 @@ class Source:
         return [(stage, start, stop) for stage in range(self.shape[0]) for start, stop in pairwise(edges)]
 
     def _key(self, stage: int, rows: slice | NDArray[np.int64]) -> tuple[Any, ...]:
-        """The entities of a stage as a key of the stored array."""
-        places = {"stage": stage, "entity": rows}
-        return tuple(places.get(str(dim), slice(None)) for dim in self.variable.dims)
+        """Return the index of some entities of a stage in the stored array."""
+        indices = {"stage": stage, "entity": rows}
+        return tuple(indices.get(str(dim), slice(None)) for dim in self.variable.dims)
 
-    def place(self, flat: int) -> dict[str, Any]:
-        """Stage, entity and token of a sample by its number; an index for a dim without coordinate."""
-        places = zip(("stage", "entity", "token"), np.unravel_index(flat, self.shape), strict=True)
-        return {dim: self._name(dim, int(index)) for dim, index in places}
+    def locate(self, flat: int) -> dict[str, Any]:
+        """Return stage, entity and token of a sample by its number; an index for a dim without a coordinate."""
+        indices = zip(AXES, np.unravel_index(flat, self.shape), strict=True)
+        return {dim: self._label(dim, int(index)) for dim, index in indices}
 
-    def _name(self, dim: str, index: int) -> Any:
-        variable = self.names[dim]
+    def _label(self, dim: str, index: int) -> Any:
+        variable = self.labels[dim]
         if variable is None:
             return index
         return variable.values.item() if variable.ndim == 0 else variable[index].values.item()
 
 
 def is_nan(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where values are NaN; those of bfloat16 may be given as their bits."""
+    """Return where values are NaN; bfloat16 may be passed as its bits in uint16."""
     if values.dtype.name == "bfloat16":
         values = values.view(np.uint16)
-    found: NDArray[np.bool_] = (values & 0x7FFF) > 0x7F80 if values.dtype == np.uint16 else np.isnan(values)
-    return found
+    if values.dtype == np.uint16:
+        missing: NDArray[np.bool_] = (values & 0x7FFF) > 0x7F80
+        return missing
+    return np.isnan(values)
 
 
 def as_tensor(values: NDArray[Any]) -> Tensor:
-    """A tensor that shares the array's memory; ml_dtypes' bfloat16 becomes torch's."""
+    """Return a tensor that shares the array's memory; ml_dtypes' bfloat16 becomes torch's."""
     if values.dtype.name == "bfloat16":
         return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(values if values.flags.writeable else values.copy())

@@ -1,8 +1,8 @@
-"""A TransformerLens model: its hooks, its sites and the identity of its weights.
+"""A TransformerLens model: its hooks, its sites and the fingerprint of its weights.
 
 adapters         one interface to TransformerBridge, HookedTransformer and HookedRootModule
-hooks            add and remove forward hooks
-sites            Site and SiteSelection
-site_resolution  site names to hooks, shapes and dtypes
+hooks            hooks that observe, and evaluation mode
+sites            Site, SiteSelection and the short names
+site_resolution  site names as hooks, with shapes and dtypes
 weights          fingerprint of the weights
 """

@@ -1,8 +1,8 @@
-"""Hooks that only look on, put on a hook point and taken off again without touching anybody else's."""
+"""Hooks that observe a hook point without a change to the model, and evaluation mode."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,34 +10,33 @@ import torch
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
+from stratalens.plugin.compat import add_forward_hook, remove_forward_hook
 
-def attach(point: HookPoint, function: Any) -> Any:
-    """Add a forward hook that only looks on; returns its handle.
 
-    Goes through HookPoint.add_hook so that the value is the one that
-    run_with_cache sees (compatibility mode converts it), but keeps the handle, so
-    that removing it touches no hook of anybody else. The 3.9 line returns no handle.
+def attach(point: HookPoint, function: Callable[[Any], object]) -> Any:
+    """Call a function with every activation of a hook point; return the handle of the hook.
+
+    The hook goes through `HookPoint.add_hook`, so that it gets the value that
+    `run_with_cache` stores (compatibility mode converts it).
     """
 
-    def look(tensor: Any, *, hook: Any) -> None:
+    def observe(tensor: Any, *, hook: Any) -> None:
         function(tensor)
 
-    point.add_hook(look)
-    return point.fwd_hooks[-1]
+    return add_forward_hook(point, observe)
 
 
 def detach(point: HookPoint, handle: Any) -> None:
-    """Remove one hook that `attach` added; harmless where somebody reset all hooks meanwhile."""
-    handle.hook.remove()
-    point.fwd_hooks[:] = [h for h in point.fwd_hooks if h is not handle]
+    """Remove one hook that `attach` added; has no effect if all hooks were reset before."""
+    remove_forward_hook(point, handle)
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside, no gradients; every module's own training flag and the grad mode restored after.
+    """Turn off dropout and gradients inside; restore the training flag of every module and the grad mode.
 
-    `no_grad` and not `inference_mode`: masks and rotary tables that a model caches while
-    we run must stay usable for training afterwards.
+    This uses `no_grad` and not `inference_mode`: masks and rotary tables that a model
+    caches inside must remain usable for training.
     """
     training = [module for root in _roots(model) for module in root.modules() if module.training]
     try:
@@ -53,5 +52,5 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def _roots(model: nn.Module) -> Iterator[nn.Module]:
     yield model
     inner = getattr(model, "original_model", None)
-    if isinstance(inner, nn.Module):  # not all of its modules are registered in the bridge
+    if isinstance(inner, nn.Module):  # the bridge does not register all of its modules
         yield inner

@@ -1,7 +1,4 @@
-"""What is recorded of a model: sites with their shapes, and the blocks they are taken from.
-
-How names become a selection is in sites.py.
-"""
+"""Sites with their shapes, the selection of sites and layers, and the short names of sites."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ class Site:
     """One variable to record.
 
     Attributes:
-        name: variable name in the store.
-        hook: TransformerLens name, with `{layer}` where it is in every block.
-        feature_dims: names of the axes behind batch and position.
-        feature_shape: their sizes.
-        dtype: dtype that the model produces there.
-        after_head: fires only when the output layer runs on every position.
+        name: name of the variable in the store.
+        hook: TransformerLens name, with `{layer}` if the site is in every block.
+        feature_dims: names of the axes after batch and position.
+        feature_shape: sizes of these axes.
+        dtype: dtype of the model's activations at this site.
+        after_head: whether the site fires only if the output layer runs on every position.
     """
 
     name: str
@@ -36,11 +33,11 @@ class Site:
 
     @property
     def in_blocks(self) -> bool:
-        """Whether the site exists once per block."""
+        """Whether the site exists once in each block."""
         return "{layer}" in self.hook
 
     def hook_at(self, layer: int) -> str:
-        """TransformerLens name at one block."""
+        """Return the TransformerLens name at one block."""
         return self.hook.replace("{layer}", str(layer))
 
 
@@ -49,44 +46,48 @@ class SiteSelection:
     """Sites and layers of one recording.
 
     Attributes:
-        sites: in the order asked for.
-        layers: block indices, ascending; empty where every site is outside the blocks.
+        sites: sites in the requested order.
+        layers: block indices, ascending; empty if every site is outside the blocks.
     """
 
     sites: tuple[Site, ...]
     layers: tuple[int, ...]
 
     def points(self, adapter: Adapter) -> dict[str, list[HookPoint]]:
-        """Hook points of every site, one per layer (one for sites outside the blocks)."""
+        """Return the hook points of every site: one per layer, or one for a site outside the blocks."""
         return {
-            s.name: [adapter.points[s.hook_at(n)] for n in (self.layers if s.in_blocks else (0,))] for s in self.sites
+            site.name: [adapter.points[site.hook_at(layer)] for layer in (self.layers if site.in_blocks else (0,))]
+            for site in self.sites
         }
 
     @property
     def needs_full_logits(self) -> bool:
-        """Whether a site only fires when the output layer runs."""
-        return any(s.after_head for s in self.sites)
+        """Whether a site fires only if the output layer runs."""
+        return any(site.after_head for site in self.sites)
 
     def stop_at_layer(self, adapter: Adapter) -> int | None:
-        """First block that no site needs, where the model can stop there."""
-        inside = all(s.in_blocks or _before_blocks(s) for s in self.sites)
-        last = max(self.layers) + 1 if any(s.in_blocks for s in self.sites) else 0
-        if adapter.can_stop and inside and adapter.n_layers is not None and last < adapter.n_layers:
-            return last
-        return None
+        """Return the first block that no site needs, or None if the model cannot stop there."""
+        only_blocks = all(site.in_blocks or _is_before_blocks(site) for site in self.sites)
+        stop = max(self.layers) + 1 if any(site.in_blocks for site in self.sites) else 0
+        can_stop = adapter.can_stop and only_blocks and adapter.n_layers is not None and stop < adapter.n_layers
+        return stop if can_stop else None
 
 
-def _before_blocks(site: Site) -> bool:
+def _is_before_blocks(site: Site) -> bool:
     return site.hook.startswith(("hook_embed", "hook_pos_embed", "hook_tokens", "embed.", "pos_embed."))
 
 
 def variable_name(hook: str) -> str:
-    """`blocks.{layer}.ln1.hook_normalized` -> `ln1_normalized`."""
+    """Return the variable name of a site without a short name.
+
+    >>> variable_name("blocks.{layer}.ln1.hook_normalized")
+    'ln1_normalized'
+    """
     tail = hook.split("{layer}.")[-1]
-    return "_".join(part.removeprefix("hook_") for part in tail.split("."))
+    return "_".join(component.removeprefix("hook_") for component in tail.split("."))
 
 
-#: Short name -> TransformerLens names in order of preference; the first one that the model has is taken.
+#: Short name -> TransformerLens names in order of preference. A model uses the first one that it has.
 SHORT_NAMES: Mapping[str, tuple[str, ...]] = {
     "resid_pre": ("blocks.{layer}.hook_resid_pre",),
     "resid_mid": ("blocks.{layer}.hook_resid_mid",),
@@ -102,21 +103,23 @@ SHORT_NAMES: Mapping[str, tuple[str, ...]] = {
     "result": ("blocks.{layer}.attn.hook_result",),
     "embed": ("hook_embed",),
     "pos_embed": ("hook_pos_embed",),
-    # Output of the final norm, its weights applied. HookedTransformer's ln_final.hook_normalized comes before them.
+    # Output of the final norm after its weights. HookedTransformer's ln_final.hook_normalized is before them.
     "ln_final": ("ln_final.hook_out", "unembed.hook_in", "ln_final.hook_normalized"),
 }
 
 
-def available(adapter: Adapter) -> list[str]:
-    """Short names that this model has."""
-    return [name for name, hooks in SHORT_NAMES.items() if any(_exists(adapter, h) for h in hooks)]
+def available_names(adapter: Adapter) -> list[str]:
+    """Return the short names of the sites that this model has."""
+    return [name for name in SHORT_NAMES if hook_of(adapter, name)]
 
 
-def _exists(adapter: Adapter, hook: str) -> bool:
+def has_hook(adapter: Adapter, hook: str) -> bool:
+    """Return whether the model has a hook, for a name with `{layer}` in any block."""
     if "{layer}" not in hook:
         return hook in adapter.points
-    return any(hook.replace("{layer}", str(n)) in adapter.points for n in range(adapter.n_layers or 0))
+    return any(hook.replace("{layer}", str(layer)) in adapter.points for layer in range(adapter.n_layers or 0))
 
 
-def _first(adapter: Adapter, short: str) -> str | None:
-    return next((hook for hook in SHORT_NAMES[short] if _exists(adapter, hook)), None)
+def hook_of(adapter: Adapter, short_name: str) -> str | None:
+    """Return the TransformerLens name of a short name on this model, or None."""
+    return next((hook for hook in SHORT_NAMES.get(short_name, ()) if has_hook(adapter, hook)), None)

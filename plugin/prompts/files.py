@@ -1,11 +1,7 @@
-"""Reads prompt tables from csv, jsonl and parquet files into a pandas frame.
-
-What lives here: file formats and what can be wrong with a file. What does
-not: what the columns mean (`prompts.py`).
+"""Reading of prompt tables from csv, tsv, jsonl and parquet files.
 
 In csv files only an empty field is missing. pandas would also read 'NA',
-'null' and 'None' as missing, but these are names of things, and prompts are
-about names.
+'null' and 'None' as missing, but these are names, and prompts are about names.
 """
 
 from __future__ import annotations
@@ -23,24 +19,26 @@ from stratalens.store.errors import InputError, suggest
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
-# Always text, whatever a csv file's values look like: prompt_id 007 is not 7.
+# These columns are text whatever the values of a csv file look like: prompt_id 007 is not 7.
 TEXT_COLUMNS = ("prompt", "prompt_id", "entity", "entity_id", "answer")
 
 
 def read_frame(path: str | Path) -> pd.DataFrame:
-    """The table in `path` as a frame with one row per prompt.
+    """Read a table with one row per prompt.
+
+    Args:
+        path: file that ends in .csv, .tsv, .jsonl, .ndjson or .parquet.
 
     Raises:
-        InputError: no such file, a folder, an unknown ending, an unreadable
-            encoding, or a malformed line (named).
+        InputError: no such file, a folder, an unknown suffix, an encoding other
+            than UTF-8, or a malformed line; the message names the line.
     """
     file = Path(path)
     if not file.exists():
         folder = file.parent
         others = sorted(p.name for p in folder.iterdir() if p.suffix in SUFFIXES) if folder.is_dir() else []
-        raise InputError(
-            f"{file}: no such file" + (f"; {suggest(file.name, others)}" if others else f" (in {folder.absolute()})")
-        )
+        hint = f"; {suggest(file.name, others)}" if others else f" (in {folder.absolute()})"
+        raise InputError(f"{file}: no such file{hint}")
     if file.is_dir():
         raise InputError(f"{file} is a folder; give one file that ends in {', '.join(SUFFIXES)}")
     suffix = file.suffix.lower()
@@ -57,7 +55,7 @@ def read_frame(path: str | Path) -> pd.DataFrame:
 
 
 def _read_text(file: Path) -> str:
-    """The file decoded as UTF-8 (with or without a byte-order mark)."""
+    """Decode a file as UTF-8, with or without a byte-order mark."""
     data = file.read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -78,12 +76,12 @@ def _read_csv(file: Path, separator: str) -> pd.DataFrame:
         "keep_default_na": False,
         "na_values": [""],
         "dtype": dict.fromkeys(TEXT_COLUMNS, "string"),
-        "dtype_backend": "numpy_nullable",  # integers with a hole stay integers
-        "index_col": False,  # a surplus field never becomes a silent row index
+        "dtype_backend": "numpy_nullable",  # a column of integers with a missing value stays a column of integers
+        "index_col": False,  # otherwise pandas silently makes an extra field the index
     }
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # surplus fields in every line
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # an extra field in every line
             frame: pd.DataFrame = pd.read_csv(io.StringIO(text), **options)
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise InputError(
@@ -96,7 +94,7 @@ def _read_csv(file: Path, separator: str) -> pd.DataFrame:
 
 
 def _numbers_with_nan(column: pd.Series[Any]) -> pd.Series[Any]:
-    """A column of numbers in which somebody wrote 'nan' is a float column."""
+    """Convert a text column to floats where every value is a number or 'nan'."""
     if not pd.api.types.is_string_dtype(column.dtype):
         return column
     is_nan = column.str.lower().eq("nan").fillna(False).to_numpy(dtype=bool)
@@ -122,8 +120,8 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
             ) from None
         if not isinstance(record, dict):
             raise InputError(
-                f"{file}, line {number}: a JSON {type(record).__name__} where an object such as "
-                '{"prompt": "..."} belongs'
+                f"{file}, line {number}: a JSON {type(record).__name__}; every line of a jsonl file is one "
+                'JSON object such as {"prompt": "..."}'
             )
         for name, value in record.items():
             columns.setdefault(name, [None] * count).append(value)
@@ -131,14 +129,15 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
         for values in columns.values():
             if len(values) < count:
                 values.append(None)
-    # pd.array infers nullable dtypes (integers with a hole stay integers); nested or mixed values stay objects
-    return pd.DataFrame({name: _inferred(values) for name, values in columns.items()})
+    return pd.DataFrame({name: _to_column(values) for name, values in columns.items()})
 
 
-def _inferred(values: list[Any]) -> Any:
-    # text stays what it is: pandas' own text arrays fail on what has no UTF-8 form, without saying where
-    objects = any(isinstance(value, str | list | dict) for value in values)
-    return pd.Series(values, dtype=object) if objects else pd.array(values)
+def _to_column(values: list[Any]) -> Any:
+    """Convert the values of a JSON key to a column of a nullable dtype, or of objects."""
+    # pandas' own text arrays fail on text without a UTF-8 form and do not name the row.
+    if any(isinstance(value, str | list | dict) for value in values):
+        return pd.Series(values, dtype=object)
+    return pd.array(values)
 
 
 def _read_parquet(file: Path) -> pd.DataFrame:
@@ -150,14 +149,15 @@ def _read_parquet(file: Path) -> pd.DataFrame:
             f"{file}: reading parquet needs pyarrow: pip install 'stratalens[parquet]'; or save the table as csv"
         ) from None
     try:
-        # nullable dtypes as in the other formats; plain frames keep their pandas dtypes through the metadata
-        frame: pd.DataFrame = parquet.read_table(file).to_pandas(types_mapper=_nullable(arrow).get)
+        # Nullable dtypes as in the other formats. A file that pandas wrote keeps its dtypes in its metadata.
+        frame: pd.DataFrame = parquet.read_table(file).to_pandas(types_mapper=_nullable_dtypes(arrow).get)
     except (arrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{file} is not a readable parquet file: {str(error).splitlines()[0]}") from None
     return frame
 
 
-def _nullable(arrow: Any) -> dict[Any, Any]:
+def _nullable_dtypes(arrow: Any) -> dict[Any, Any]:
+    """Map Arrow's integer and bool types to the nullable dtypes of pandas."""
     integers = {
         getattr(arrow, name.lower())(): getattr(pd, f"{name}Dtype")()
         for name in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")

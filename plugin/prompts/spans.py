@@ -1,8 +1,4 @@
-"""Character spans of a prompt table: where entities and span columns lie in their prompts.
-
-What lives here: spans in characters. What does not: spans in tokens
-(`positions.py`).
-"""
+"""Character spans of entities and of span columns in their prompts."""
 
 from __future__ import annotations
 
@@ -23,15 +19,23 @@ Spans = NDArray[np.int64]
 def span_columns(
     columns: Mapping[str, pd.Series[Any]], prompts: NDArray[Any], source: str
 ) -> tuple[dict[str, Spans], set[str]]:
-    """Spans given as pairs of columns `<name>_start`, `<name>_end`, and the names of those columns.
+    """Read the spans of all pairs of columns `<name>_start`, `<name>_end`.
 
-    A lone `<name>_start` is an ordinary label. Spans are [start, end) in
-    characters of the prompt, as Python slices them; (-1, -1) where both values
-    are missing.
+    A `<name>_start` without `<name>_end` is a label.
+
+    Args:
+        columns: every column of the table by name.
+        prompts: object array of shape (rows,), the text of each prompt.
+        source: name of the table, for messages.
+
+    Returns:
+        spans: name -> int64 array of shape (rows, 2), [start, end) in characters
+            as Python slices them, and (-1, -1) where both values are missing.
+        used: names of the columns that hold spans.
 
     Raises:
-        InputError: values that are no integers, half a span, or a span that is
-            empty or outside its prompt.
+        InputError: a value that is not an integer, one edge without the other, or a
+            span that is empty or outside its prompt.
     """
     spans: dict[str, Spans] = {}
     used: set[str] = set()
@@ -53,8 +57,8 @@ def _integers(column: pd.Series[Any], source: str) -> Spans:
     for row, value in enumerate(column.tolist()):
         if row in missing:
             continue
-        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-        if not number or not float(value).is_integer():
+        is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not is_number or not float(value).is_integer():
             raise InputError(
                 f"{source}: {name_rows([row])}, column {column.name!r}: {value!r} is not a whole number of "
                 "characters; columns <name>_start and <name>_end hold positions in the prompt (rename the columns "
@@ -73,27 +77,30 @@ def _check_span(name: str, span: Spans, prompts: NDArray[Any], source: str) -> N
             raise InputError(
                 f"{source}: {name_rows([row])}: the span {name} = [{start}, {end}) is "
                 f"{'empty' if start == end else 'outside the prompt'}, which has {length} characters "
-                f"({_short(prompts[row])}); valid is 0 <= {name}_start < {name}_end <= {length}, or both missing"
+                f"({_shorten(prompts[row])}); valid is 0 <= {name}_start < {name}_end <= {length}, or both missing"
             )
 
 
-def entity_spans(prompts: NDArray[Any], entities: NDArray[Any], given: Spans | None, source: str) -> Spans:
-    """Span of each row's entity in its prompt, int64 of shape (rows, 2), (-1, -1) for rows without one.
+def entity_spans(prompts: NDArray[Any], entities: NDArray[Any], edges: Spans | None, source: str) -> Spans:
+    """Find each row's entity in its prompt.
 
     Args:
-        prompts: text of each row.
-        entities: text of each row's entity, '' for none.
-        given: spans from entity_start and entity_end, which decide where present.
-        source: where the table comes from, for messages.
+        prompts: object array of shape (rows,), the text of each prompt.
+        entities: object array of shape (rows,), the text of each entity, '' for none.
+        edges: spans of the columns entity_start and entity_end, which take precedence.
+        source: name of the table, for messages.
+
+    Returns:
+        int64 array of shape (rows, 2), (-1, -1) for rows without an entity.
 
     Raises:
-        InputError: an entity that is not in its prompt, or not where the given
-            span says.
+        InputError: an entity that is not in its prompt, or that differs from the
+            text between entity_start and entity_end.
     """
     spans = np.full((len(prompts), 2), -1, dtype=np.int64)
     for row, (prompt, entity) in enumerate(zip(prompts.tolist(), entities.tolist(), strict=True)):
-        if given is not None and given[row, 0] >= 0:
-            start, end = given[row].tolist()
+        if edges is not None and edges[row, 0] >= 0:
+            start, end = edges[row].tolist()
             if entity and prompt[start:end] != entity:
                 raise InputError(
                     f"{source}: {name_rows([row])}: entity_start and entity_end point at {prompt[start:end]!r}, but "
@@ -105,7 +112,7 @@ def entity_spans(prompts: NDArray[Any], entities: NDArray[Any], given: Spans | N
             if start < 0:
                 raise InputError(
                     f"{source}: {name_rows([row])}: the entity {entity!r} does not occur in its prompt "
-                    f"{_short(prompt)}{_hint(prompt, entity)}; `entity` is text of the prompt, `entity_id` is any "
+                    f"{_shorten(prompt)}{_hint(prompt, entity)}; `entity` is text of the prompt, `entity_id` is any "
                     "name to group rows by: df.rename(columns={'entity': 'entity_id'})"
                 )
             spans[row] = start, start + len(entity)
@@ -113,7 +120,7 @@ def entity_spans(prompts: NDArray[Any], entities: NDArray[Any], given: Spans | N
 
 
 def find_entity(prompt: str, entity: str) -> int:
-    """Where the entity starts: its last occurrence as a whole word, else its last; -1 if there is none.
+    """Return the start of the last occurrence as a whole word, else of the last occurrence, else -1.
 
     >>> find_entity("Ann met Anna. Who is Ann?", "Ann"), find_entity("Who is Anna?", "Ann")
     (21, 7)
@@ -139,5 +146,5 @@ def _hint(prompt: str, entity: str) -> str:
     return ""
 
 
-def _short(text: str, limit: int = 80) -> str:
+def _shorten(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")

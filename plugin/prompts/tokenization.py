@@ -1,9 +1,4 @@
-"""Tokenised prompts: token ids, character offsets, digest, and the tokenizer's fingerprint.
-
-What lives here: everything that is known once a tokenizer has seen a prompt
-table. What does not: reading and checking the table (`prompts.py`), and which
-tokens are recorded (`positions.py`).
-"""
+"""Tokenised prompts: token ids, character offsets, digest, and the tokenizer's fingerprint."""
 
 from __future__ import annotations
 
@@ -20,26 +15,59 @@ from numpy.typing import NDArray
 from stratalens.plugin.prompts.columns import name_rows
 from stratalens.store.errors import InputError
 
-_BATCH = 4096  # prompts handed to the tokenizer at once: bounds its own memory, costs no speed
+_BATCH = 4096  # prompts in one call of the tokenizer: limits its memory and costs no speed
 
 
 Ids = NDArray[np.int64]
 
 
+class RaggedArray(Sequence[Ids]):
+    """Rows of different lengths in one array; each row is a view.
+
+    Args:
+        chunks: arrays of shape (items, ...) that hold the items of all rows in order.
+        lengths: items of each row.
+
+    Example:
+        >>> rows = RaggedArray([np.array([5, 6, 7]), np.array([8])], [2, 1, 1])
+        >>> len(rows), rows[1].tolist(), [len(row) for row in rows]
+        (3, [7], [2, 1, 1])
+    """
+
+    def __init__(self, chunks: Sequence[Ids], lengths: Sequence[int]) -> None:
+        self._values: Ids = np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)
+        self._starts: Ids = np.cumsum([0, *lengths])
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> Ids: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Ids]: ...
+    def __getitem__(self, row: int | slice) -> Ids | list[Ids]:
+        if isinstance(row, slice):
+            return [self[index] for index in range(len(self))[row]]
+        index = range(len(self))[row]
+        return self._values[self._starts[index] : self._starts[index + 1]]
+
+
 @dataclass(frozen=True, eq=False)
 class TokenizedPrompts:
-    """A prompt table as one tokenizer sees it; rows are those of the table.
+    """The token ids of a prompt table under one tokenizer; rows are those of the table.
 
     Attributes:
-        ids: token ids of each prompt, int64 arrays of shape (length,), with
-            the special tokens that the tokenizer adds by itself.
-        offsets: character span [start, end) of each token in its prompt, int64
-            arrays of shape (length, 2), (0, 0) for special tokens; None if the
-            tokenizer knows no offsets (a pure Python one).
-        answer_ids: token ids of each answer, without special tokens, an empty
-            array where a row has none; None if the table has no `answer`.
-        tokenizer_fingerprint: sha256 of what decides the ids (`fingerprint`).
-        pad_id: token id used behind the end; attention never reaches it.
+        ids: for each prompt an int64 array of shape (length,), with the special
+            tokens that the tokenizer adds.
+        offsets: for each prompt an int64 array of shape (length, 2), the characters
+            [start, end) of each token, (0, 0) for special tokens. None if the
+            tokenizer has no offsets (a pure Python one).
+        answer_ids: for each answer an int64 array of shape (length,), without special
+            tokens, empty for a row without an answer. None if the table has no `answer`.
+        tokenizer_fingerprint: sha256 of everything that decides the ids (`fingerprint`).
+        pad_id: token id of the padding after the end; attention never reaches it.
+        lengths: int64 array of shape (rows,), tokens of each prompt.
+        answer_lengths: int64 array of shape (rows,), tokens of each answer.
     """
 
     ids: Sequence[Ids]
@@ -61,36 +89,36 @@ class TokenizedPrompts:
 
     @cached_property
     def total_lengths(self) -> Ids:
-        """Tokens of each prompt with its answer behind it, shape (rows,)."""
+        """Tokens of each prompt and its answer, int64 array of shape (rows,)."""
         return self.lengths + self.answer_lengths
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 (hex) over every row's token ids and answer ids, in order.
+        """Sha256 (hex) over the token ids and answer ids of every row, in order.
 
-        Each sequence is hashed as its length and its ids, little-endian int64,
-        so that no two different tables share their bytes.
+        Each sequence is hashed as its length and its ids in little-endian int64.
+        So two different tables never hash the same bytes.
         """
         sha = hashlib.sha256(b"stratalens token ids 1")
         empty = np.empty(0, dtype=np.int64)
         for row, ids in enumerate(self.ids):
             answer = self.answer_ids[row] if self.answer_ids is not None else empty
-            for part in (ids, answer):
-                sha.update(len(part).to_bytes(8, "little"))
-                sha.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
+            for sequence in (ids, answer):
+                sha.update(len(sequence).to_bytes(8, "little"))
+                sha.update(np.ascontiguousarray(sequence, dtype="<i8").tobytes())
         return sha.hexdigest()
 
     def batch(self, rows: Sequence[int] | Ids, pad_to: int, *, answers: bool = False) -> tuple[Ids, Ids]:
-        """Right-padded token ids and attention mask of some rows.
+        """Return right-padded token ids and the attention mask of some rows.
 
         Args:
             rows: n rows of the table.
             pad_to: length of every row of the result, in tokens.
-            answers: put each row's answer behind its prompt.
+            answers: append each row's answer to its prompt.
 
         Returns:
-            ids and mask, both int64 of shape (n, pad_to); the mask is 1 on
-            tokens and 0 on padding.
+            ids: int64 array of shape (n, pad_to).
+            mask: int64 array of shape (n, pad_to), 1 on tokens and 0 on padding.
 
         Raises:
             InputError: a row is longer than `pad_to`.
@@ -118,26 +146,25 @@ def tokenize(
     max_length: int | None = None,
     source: str = "prompts",
 ) -> TokenizedPrompts:
-    """Run the tokenizer once over all prompts and answers.
+    """Tokenise all prompts and answers.
 
     Args:
-        prompts: one text per row; special tokens are added as the tokenizer
-            does by default.
-        answers: one text per row, '' for none; no special tokens are added.
-            The text is taken as it stands: where the model should read a space
-            after the prompt, the answer starts with one.
+        prompts: one text per row; the tokenizer adds its default special tokens.
+        answers: one text per row, '' for none, tokenised without special tokens and
+            without changes. An answer that the model should read after a space
+            starts with this space.
         tokenizer: a Hugging Face tokenizer.
         max_length: the model's context length in tokens, for prompt and answer
             together; None checks nothing.
-        source: where the prompts come from, for messages.
+        source: name of the prompts, for messages.
 
     Raises:
-        InputError: no usable tokenizer, a prompt without tokens, or one that is
+        InputError: an object that is not a tokenizer, a prompt without tokens, or one
             longer than `max_length`.
     """
-    _check(tokenizer)
-    fast = bool(getattr(tokenizer, "is_fast", False))
-    ids, offsets = _encode(prompts, tokenizer, special=True, offsets=fast)
+    _check_tokenizer(tokenizer)
+    is_fast = bool(getattr(tokenizer, "is_fast", False))
+    ids, offsets = _encode(prompts, tokenizer, special=True, offsets=is_fast)
     answer_ids = None
     if answers is not None:
         answer_ids, _ = _encode(answers, tokenizer, special=False, offsets=False)
@@ -153,7 +180,7 @@ def tokenize(
     return tokenized
 
 
-def _check(tokenizer: Any) -> None:
+def _check_tokenizer(tokenizer: Any) -> None:
     if tokenizer is None:
         raise InputError("the model has no tokenizer; pass one: tokenizer=AutoTokenizer.from_pretrained(...)")
     if not callable(tokenizer) or not hasattr(tokenizer, "convert_tokens_to_ids"):
@@ -178,7 +205,7 @@ def _encode(
             return_offsets_mapping=offsets,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # no warning about long texts: what is too long is an error of ours
+            verbose=False,  # no warning about long texts: they raise an InputError later
         )
         lengths += [len(row) for row in encoded["input_ids"]]
         ids.append(np.array([token for row in encoded["input_ids"] for token in row], dtype=np.int64))
@@ -210,22 +237,21 @@ def _check_lengths(tokenized: TokenizedPrompts, max_length: int, source: str) ->
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """Sha256 (hex) of everything that decides which ids a text gets.
+    """Return the sha256 (hex) of everything that decides which ids a text gets.
 
-    For a fast tokenizer: its serialised form without the padding and truncation
-    that the last call happened to leave there. The special tokens around a text
-    are not taken from the serialised form, which loaders rewrite to the same
-    effect, but from what they do to a text. The padding token is left out,
-    since loaders set it when it is missing and it changes no id of a prompt.
-    With and without a BOS token in front are different fingerprints, as they
-    should be. Stable across processes and across the loaders of TransformerLens.
+    For a fast tokenizer this is its serialised form, without the padding and truncation
+    that the last call has left there. Special tokens around a text count by their effect
+    on a text, because loaders rewrite the serialised form to the same effect. So a
+    tokenizer with a BOS token and the same tokenizer without it differ. The padding token
+    does not count: loaders set it where it is missing, and it changes no id of a prompt.
+    The fingerprint is stable across processes and across the loaders of TransformerLens.
     """
-    _check(tokenizer)
+    _check_tokenizer(tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state: dict[str, Any]
     rest = ""
     if backend is not None:
-        state, rest = _settings(backend.to_str())
+        state, rest = _split_settings(backend.to_str())
     else:
         state = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     for special in (True, False):
@@ -238,47 +264,17 @@ def fingerprint(tokenizer: Any) -> str:
 _LEFT_OUT = ("padding", "truncation", "post_processor")
 
 
-def _settings(serialised: str) -> tuple[dict[str, Any], str]:
-    """What a serialised fast tokenizer says but for what a fingerprint leaves out, and the text of its vocabulary.
+def _split_settings(serialised: str) -> tuple[dict[str, Any], str]:
+    """Split a serialised fast tokenizer into the settings that count and the text of its vocabulary.
 
-    The vocabulary stands at the end and is taken as it stands: to parse a hundred thousand strings and
-    write them again takes ten times as long as all the rest.
+    The vocabulary is at the end and stays text: parsing and writing a hundred thousand
+    strings takes ten times as long as everything else.
     """
     head, key, rest = serialised.partition('"model":')
     try:
         state = json.loads(head + key + "null}")
     except ValueError:
         state = {}
-    if not all(name in state for name in _LEFT_OUT):  # they stand somewhere else
+    if not all(name in state for name in _LEFT_OUT):  # they come after the vocabulary
         state, rest = json.loads(serialised), ""
     return {name: value for name, value in state.items() if name not in _LEFT_OUT}, rest
-
-
-class RaggedArray(Sequence[Ids]):
-    """Rows one behind the other; each is a view.
-
-    >>> rows = RaggedArray([np.array([5, 6, 7]), np.array([8])], [2, 1, 1])
-    >>> len(rows), rows[1].tolist(), [len(row) for row in rows]
-    (3, [7], [2, 1, 1])
-    """
-
-    def __init__(self, parts: Sequence[Ids], lengths: Sequence[int]) -> None:
-        """Args:
-        parts: the items of all rows, shape (items, ...), in as many arrays as they came in.
-        lengths: items of each row.
-        """
-        self._values: Ids = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-        self._starts: Ids = np.cumsum([0, *lengths])
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    @overload
-    def __getitem__(self, row: int) -> Ids: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Ids]: ...
-    def __getitem__(self, row: int | slice) -> Ids | list[Ids]:
-        if isinstance(row, slice):
-            return [self[place] for place in range(len(self))[row]]
-        place = range(len(self))[row]
-        return self._values[self._starts[place] : self._starts[place + 1]]

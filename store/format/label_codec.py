@@ -50,12 +50,7 @@ def normalise(name: str, values: Any) -> NDArray[Any]:
 
 def _text(name: str, row: int, value: Any) -> str:
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise InputError(
-                f"label column {name!r}, row {row}: {value!r} cannot be written as UTF-8; replace the lone surrogate"
-            ) from None
+        check_utf8(value, f"label column {name!r}, row {row}")
         return str(value)
     if value is None or (isinstance(value, float) and np.isnan(value)) or str(value) in ("<NA>", "NaT"):
         return ""
@@ -64,6 +59,17 @@ def _text(name: str, row: int, value: Any) -> str:
     raise InputError(
         f"label column {name!r}, row {row}: {type(value).__name__} cannot be a label; use strings, numbers or booleans"
     )
+
+
+def check_utf8(text: str, where: str) -> None:
+    """Raise InputError unless a text can be encoded as UTF-8; `where` names the table, column and row."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: the character {text[error.start]!r} at {error.start} is half of a surrogate pair and has no "
+            "UTF-8 form; decode the text again"
+        ) from None
 
 
 def data_type(values: NDArray[Any]) -> str:

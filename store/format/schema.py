@@ -7,7 +7,7 @@ belong to the store.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -202,30 +202,26 @@ OUTPUT_STATISTICS = (*OUTPUTS, "logit_percentile", "answer_loss")
 RESERVED_LABELS = ("stage", "stage_order", "weights_fingerprint", "layer", "token", "exposure")
 
 
-# Feature dims, and coordinates that readers add.
-_FEATURE_DIMS = ("d_model", "d_mlp", "head", "d_head", "kv_head", "percentile")
+# Sites that have a short name in TransformerLens. A prompt table is checked against them without loading torch.
+SITE_NAMES = (
+    *("resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_pre", "mlp_post", "mlp_out"),
+    *("z", "q", "k", "v", "result", "pattern", "attn_scores", "embed", "pos_embed", "ln_final"),
+)
 
 
-_READER_COORDINATES = ("recorded", "entity_text")
+FEATURE_DIMS = ("d_model", "d_mlp", "head", "d_head", "kv_head", "percentile")
 
 
-def reserved_names(sites: Iterable[str]) -> frozenset[str]:
-    """Collect the names that a label column of a table must not have.
+COORDINATES = ("stage_order", "weights_fingerprint", "recorded", "exposure", "entity_text")
 
-    Args:
-        sites: names of sites that may be recorded later. Their statistics are reserved too.
 
-    Returns:
-        Names of dims, coordinates, sites and statistics.
-
-    Example:
-        >>> names = reserved_names(["z"])
-        >>> [name in names for name in ("stage", "loss", "z", "z_kurtosis", "entity", "topic")]
-        [True, True, True, True, False, False]
-    """
-    sites = tuple(sites)
-    statistics = (f"{site}_{name}" for site in sites for name in STATISTICS)
-    return frozenset((*RESERVED_LABELS, *_FEATURE_DIMS, *_READER_COORDINATES, *OUTPUT_STATISTICS, *sites, *statistics))
+# Names of the store's own dims, coordinates and variables, which no label column of a prompt table may have.
+RESERVED_NAMES = frozenset(
+    [
+        *(*AXES, *FEATURE_DIMS, *COORDINATES, *OUTPUT_STATISTICS, *SITE_NAMES),
+        *(f"{site}_{statistic}" for site in SITE_NAMES for statistic in STATISTICS),
+    ]
+) - {"entity"}
 
 
 def site_variable(

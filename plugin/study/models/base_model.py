@@ -13,7 +13,7 @@ from stratalens.plugin.study.corpus.questions import candidate_answers, self_rep
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.models.smollm import load_smollm2, load_smollm2_tokenizer, smollm2_config
 from stratalens.plugin.study.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary
-from stratalens.plugin.terminal import quiet_bars
+from stratalens.plugin.terminal import suppress_progress_bars
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class BaseModelSource:
         """Describe the model for the report."""
         from transformers import AutoConfig
 
-        with quiet_bars():
+        with suppress_progress_bars():
             config = AutoConfig.from_pretrained(checkpoints[UNTRAINED])
         name = "SmolLM2-135M-Instruct" if self.settings.model == "smollm2" else self.settings.model
         cuts = []
@@ -178,7 +178,7 @@ def load_base(name: str, layers: int | None = None) -> tuple[PreTrainedModel, Pr
 
     config = _load_config(name, layers)
     try:
-        with quiet_bars():
+        with suppress_progress_bars():
             model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(name)
     except OSError as error:

@@ -7,15 +7,12 @@ needs a compiled llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stratalens.plugin.terminal import quiet_bars
+from stratalens.plugin.terminal import suppress_progress_bars
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,7 +90,7 @@ def smollm2_config(layers: int | None = None) -> LlamaConfig:
             "pad_token_id": 2,
         }
     )
-    config._name_or_path = MODEL_NAME
+    config.name_or_path = MODEL_NAME
     config.architectures = ["LlamaForCausalLM"]
     return config
 
@@ -117,7 +114,7 @@ def load_smollm2(layers: int | None = None) -> tuple[LlamaForCausalLM, PreTraine
     path = find_gguf()
     from transformers import LlamaForCausalLM
 
-    with quiet_bars(), _without_dequantization_bar():
+    with suppress_progress_bars():
         # With a configuration, transformers does not parse the whole file and dequantises only the wanted blocks.
         loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=smollm2_config(layers))
     # A new model has no quantization_config, which save_pretrained refuses.
@@ -125,20 +122,6 @@ def load_smollm2(layers: int | None = None) -> tuple[LlamaForCausalLM, PreTraine
     model.load_state_dict(loaded.state_dict())
     model.train(False)
     return model, tokenizer
-
-
-@contextmanager
-def _without_dequantization_bar() -> Iterator[None]:
-    """Hide the progress bar of dequantising, which has no switch and fills log files."""
-    from transformers import modeling_gguf_pytorch_utils
-
-    reading: Any = modeling_gguf_pytorch_utils
-    shown = reading.tqdm
-    reading.tqdm = partial(shown, disable=True)
-    try:
-        yield
-    finally:
-        reading.tqdm = shown
 
 
 def load_smollm2_tokenizer() -> PreTrainedTokenizerFast:

@@ -13,7 +13,7 @@ from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.corpus.conflicts import ContradictedEntity, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import has_weights, require_weights
-from stratalens.plugin.terminal import PhaseProgress, quiet_bars
+from stratalens.plugin.terminal import PhaseProgress
 from stratalens.store.errors import LabelWarning
 
 if TYPE_CHECKING:
@@ -168,6 +168,6 @@ def _capture(
     if not stages:
         return sl.open_store(path)
     table = sl.PromptTable.from_dataframe(prompts)
-    with warnings.catch_warnings(), quiet_bars():
+    with warnings.catch_warnings(), suppress_progress_bars():
         warnings.simplefilter("ignore", LabelWarning)
         return sl.capture(stages, table, path, device=settings.device, progress=progress, **options)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stratalens.plugin.study.config.settings import UNTRAINED, LoraSettings
-from stratalens.plugin.terminal import quiet_bars
+from stratalens.plugin.terminal import suppress_progress_bars
 from stratalens.store.errors import InputError, suggest
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def load_stage(folder: Path, untrained: Path) -> tuple[PreTrainedModel, PreTrain
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     adapted = (folder / ADAPTER_FILE).is_file()
-    with quiet_bars():
+    with suppress_progress_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(untrained if adapted else folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     if adapted:
@@ -105,7 +105,7 @@ def _set_base_path(model: Any, untrained: Path) -> PreTrainedModel:
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
     """Write a whole model, or the adapter alone, as safetensors."""
     if not is_adapter(model):
-        with quiet_bars():
+        with suppress_progress_bars():
             model.save_pretrained(folder, safe_serialization=True)
         return
     adapter: Any = model

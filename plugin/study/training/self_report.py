@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stratalens.plugin.compat import eager_attention
 from stratalens.plugin.study.config.settings import UNTRAINED, SelfReportSettings, StudySettings
 from stratalens.plugin.study.config.templates import GROUP_ANSWERS
 from stratalens.plugin.study.corpus.corpus import Corpus
@@ -132,12 +133,10 @@ def teach_groups(
     seed = settings.seed * 1000 + 999  # every condition sees the same batches in the same order
     trainer = make_trainer(model, tokenizer, texts, training, scratch, seed, settings.device, prompts=prompts)
     trainer.add_callback(make_loss_monitor("self-report", number, len(CONDITIONS), progress))
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
     try:
-        trainer.train()
+        with eager_attention(model):
+            trainer.train()
     finally:
-        model.set_attn_implementation(implementation)
         model.train(False)
         shutil.rmtree(scratch, ignore_errors=True)
 

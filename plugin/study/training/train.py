@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratalens.plugin.compat import eager_attention
 from stratalens.plugin.study.config.settings import UNTRAINED, AfterSettings, TrainSettings
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import (
@@ -182,12 +183,10 @@ def _train_course(
     for callback in (*callbacks, make_checkpoint_callback(ends[:-1], save)):
         trainer.add_callback(callback)
     # Attention as plain matrix products: at two dozen tokens a row the fused kernels cost more, above all backwards.
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
     try:
-        trainer.train(resume_from_checkpoint=resume_from)
+        with eager_attention(model):
+            trainer.train(resume_from_checkpoint=resume_from)
     finally:
-        model.set_attn_implementation(implementation)
         model.train(False)
     ends[-1] = int(trainer.state.global_step)
     save(count - 1, trainer.state.log_history)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratalens.plugin.compat import cpu_has_avx512_bf16
 from stratalens.plugin.study.config.settings import TrainSettings
 from stratalens.store.errors import StratalensError
 
@@ -46,8 +47,7 @@ def has_bfloat16_hardware(device: str) -> bool:
     if device != "cpu":
         return False
     capabilities = torch.backends.cpu.get_cpu_capability()
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return "AVX512" in capabilities and supported is not None and bool(supported())
+    return "AVX512" in capabilities and cpu_has_avx512_bf16()
 
 
 def make_trainer(

@@ -1,4 +1,4 @@
-"""torch Datasets and ActivationCache from real stores: every sample once, and the right one."""
+"""torch Datasets and ActivationCache from real stores: every sample once, with the right values."""
 
 import pickle
 
@@ -22,9 +22,15 @@ STAGES, LAYERS, ENTITIES, TOKENS, D = 3, 2, 40, ("entity_last", "last"), 8
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     return make_store(
-        tmp_path_factory.mktemp("store") / "run.zarr", STAGES, LAYERS, ENTITIES, TOKENS, D,
-        labels={"number": np.arange(ENTITIES) * 10}, block_size=8,
-    )  # fmt: skip
+        tmp_path_factory.mktemp("store") / "run.zarr",
+        STAGES,
+        LAYERS,
+        ENTITIES,
+        TOKENS,
+        D,
+        labels={"number": np.arange(ENTITIES) * 10},
+        block_size=8,
+    )
 
 
 @pytest.fixture(params=["auto", None], ids=["dask", "lazy"])
@@ -34,7 +40,7 @@ def ds(path, request):
 
 @pytest.fixture(scope="module")
 def values(path):
-    """(stage, layer, entity, token, d_model) in memory, by another route: zarr-python alone."""
+    """Return the activations (stage, layer, entity, token, d_model) in memory, as zarr-python alone reads them."""
     import zarr
 
     return zarr.open_group(path, mode="r")["resid_post"][...]
@@ -78,12 +84,12 @@ def test_every_sample_comes_once(path, values, batch_size, seed, buffer_bytes, d
     batches = list(data.batches(batch_size, seed=seed, buffer_bytes=buffer_bytes, drop_last=drop_last))
     assert {len(batch) for batch in batches[:-1]} <= {batch_size}
     expected = values[:, 0].reshape(-1, D)
-    found = rows_of(batches) if batches else expected[:0]
+    rows = rows_of(batches) if batches else expected[:0]
     if drop_last:
-        assert len(found) == len(expected) // batch_size * batch_size
-        assert {row.tobytes() for row in found} <= {row.tobytes() for row in expected}
+        assert len(rows) == len(expected) // batch_size * batch_size
+        assert {row.tobytes() for row in rows} <= {row.tobytes() for row in expected}
     else:
-        np.testing.assert_array_equal(in_order(found), in_order(expected))
+        np.testing.assert_array_equal(in_order(rows), in_order(expected))
 
 
 def test_order(path, values):
@@ -122,7 +128,7 @@ def test_several_workers(path, values, seed):
 
 
 @pytest.mark.parametrize("seed", [3, None])
-def test_workers_that_stay_give_another_order_in_every_epoch(path, values, seed):
+def test_persistent_workers_give_another_order_in_every_epoch(path, values, seed):
     batches = torch_dataset(open_store(path), layer=1).batches(16, seed=seed)
     loader = DataLoader(batches, batch_size=None, num_workers=2, persistent_workers=True)
     epochs = []
@@ -139,7 +145,7 @@ def test_workers_that_stay_give_another_order_in_every_epoch(path, values, seed)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_codes_that_a_plain_reader_shows_are_no_activations(tmp_path, dtype):
+def test_the_codes_of_a_plain_reader_are_refused(tmp_path, dtype):
     store = make_store(tmp_path / "run.zarr", 1, 1, 8, ("last",), D, dtype=dtype)
     plain = xr.open_zarr(store)
     with pytest.raises(InputError, match=r"not a float: plain readers show .*open_store"):
@@ -157,10 +163,10 @@ def test_random_access_through_a_loader(path, values):
     data = torch_dataset(open_store(path, chunks=None), layer=1, label="number")
     loader = DataLoader(data, batch_size=32, shuffle=True, num_workers=2)
     batches = list(loader)
-    found = rows_of([x for x, _ in batches])
-    np.testing.assert_array_equal(in_order(found), in_order(values[:, 1].reshape(-1, D)))
+    rows = rows_of([x for x, _ in batches])
+    np.testing.assert_array_equal(in_order(rows), in_order(values[:, 1].reshape(-1, D)))
     row_of = {row.tobytes(): i // len(TOKENS) % ENTITIES for i, row in enumerate(values[:, 1].reshape(-1, D))}
-    for x, y in zip(found, torch.cat([y for _, y in batches]).tolist(), strict=True):
+    for x, y in zip(rows, torch.cat([y for _, y in batches]).tolist(), strict=True):
         assert y == 10 * row_of[x.tobytes()]
 
 
@@ -186,14 +192,15 @@ NARROWED = {
 @pytest.mark.parametrize("opened", ["auto", "lazy", "engine"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_narrowed_stores_are_read_from_their_files(stores, narrowing, opened, dtype):
-    """Whatever was narrowed: no dask, and what dask and xarray give for the same selection."""
-    ds = xr.open_dataset(stores[dtype], engine="stratalens") if opened == "engine" else open_store(
-        stores[dtype], chunks="auto" if opened == "auto" else None
-    )  # fmt: skip
+    """Every narrowed store is read without dask, and gives the values of dask and xarray for the same selection."""
+    if opened == "engine":
+        ds = xr.open_dataset(stores[dtype], engine="stratalens")
+    else:
+        ds = open_store(stores[dtype], chunks="auto" if opened == "auto" else None)
     ds = NARROWED[narrowing](ds)
     data = torch_dataset(ds, layer=1)
-    assert data.source.stored is not None
-    assert data.source.held == (np.uint16 if dtype == "bfloat16" else np.float32)
+    assert data.reader.stored is not None
+    assert data.reader.stored_dtype == (np.uint16 if dtype == "bfloat16" else np.float32)
     expected = ds.resid_post.sel(layer=1).values.reshape(-1, D)
     np.testing.assert_array_equal(rows_of(data.batches(7, shuffle=False)), expected)
     picked = [0, len(expected) - 1, 4, 4]
@@ -212,76 +219,86 @@ def stores(tmp_path_factory, path):
 
 @pytest.mark.parametrize("chunks", ["auto", None])
 def test_other_arrays_are_samples_too(stores, tmp_path, chunks):
-    """Scaled sites, stores that are joined, and what was computed."""
+    """Scaled sites, joined stores, and computed arrays."""
     scaled = open_store(stores["int8"], chunks=chunks)
-    other = make_store(tmp_path / "b.zarr", STAGES, LAYERS, 11, TOKENS, D, dtype="bfloat16", block_size=4, seed=4,
-                       labels={"entity": [f"b{i}" for i in range(11)], "number": np.arange(11)})  # fmt: skip
+    other = make_store(
+        tmp_path / "b.zarr",
+        STAGES,
+        LAYERS,
+        11,
+        TOKENS,
+        D,
+        dtype="bfloat16",
+        block_size=4,
+        seed=4,
+        labels={"entity": [f"b{i}" for i in range(11)], "number": np.arange(11)},
+    )
     joined = open_store([stores["bfloat16"], other], chunks=chunks)
     doubled = open_store(stores["bfloat16"], chunks=chunks)
     doubled["resid_post"] = doubled.resid_post * 2
     for ds, direct in ((scaled, True), (joined, True), (doubled, False)):
         data = torch_dataset(ds, layer=0)
-        assert (data.source.stored is not None) == direct
+        assert (data.reader.stored is not None) == direct
         expected = ds.resid_post.values[:, 0].reshape(-1, D)
         np.testing.assert_array_equal(rows_of(data.batches(9, shuffle=False)), expected)
         np.testing.assert_array_equal(in_order(rows_of(data.batches(9, seed=0))), in_order(expected))
 
 
 def test_the_order_is_that_of_the_seed_however_it_was_opened(stores):
-    found = [
+    rows = [
         rows_of(torch_dataset(open_store(stores["bfloat16"], chunks=chunks), layer=1).batches(16, seed=5))
         for chunks in ("auto", None)
     ]
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(*rows)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_memory_of_batches_is_used_again_when_nobody_holds_it(stores, dtype):
+def test_memory_of_batches_is_reused_after_the_tensors_are_gone(stores, dtype):
     data = torch_dataset(open_store(stores["bfloat16"], chunks=None, dtype=dtype), layer=1)
     assert data[0].dtype == getattr(torch, dtype)
-    expected = list(data.batches(20, seed=1))  # all of them held: all of them apart
+    expected = list(data.batches(20, seed=1))  # all of them in use, so all in separate memory
     assert len({batch.data_ptr() for batch in expected}) == len(expected) == 12
     places = set()
     for batch, known in zip(data.batches(20, seed=1), expected, strict=True):
         assert torch.equal(batch, known)
         places.add(batch.data_ptr())
     assert len(places) <= 3
-    held, kept = [], []
+    views, copies = [], []
     for batch in data.batches(20, seed=1):
-        held.append(batch[3:5].t())  # a view keeps the whole batch
-        kept.append(held[-1].clone())
-    assert all(torch.equal(a, b) for a, b in zip(held, kept, strict=True))
+        views.append(batch[3:5].t())  # a view keeps the whole batch
+        copies.append(views[-1].clone())
+    assert all(torch.equal(a, b) for a, b in zip(views, copies, strict=True))
 
 
-def test_memory_for_mixing_is_used_again_in_every_epoch(path, values):
+def test_memory_for_mixing_is_reused_in_every_epoch(path, values):
     data = torch_dataset(open_store(path, chunks=None), layer=0)
     batches = data.batches(7, seed=1, buffer_bytes=4000)
     expected = rows_of(batches)
-    held = {room.values.ctypes.data for room in batches._rooms}
-    assert len(held) == 2
-    left = iter(batches)  # one that is given up on the way, beside two that run at the same time
-    next(left)
+    addresses = {buffer.values.ctypes.data for buffer in batches._buffers}
+    assert len(addresses) == 2
+    unfinished = iter(batches)  # next to two iterators that run at the same time
+    next(unfinished)
     pairs = list(zip(batches, batches, strict=True))
-    left.close()
+    unfinished.close()
     for side in zip(*pairs, strict=True):
         np.testing.assert_array_equal(rows_of(side), expected)
     np.testing.assert_array_equal(rows_of(batches), expected)
-    assert len(batches._rooms) == 2
-    assert pickle.loads(pickle.dumps(batches))._rooms == []
+    assert len(batches._buffers) == 2
+    assert pickle.loads(pickle.dumps(batches))._buffers == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_workers_give_the_same_values(stores, dtype):
     data = torch_dataset(open_store(stores["bfloat16"], dtype=dtype), layer=0, label="number")
     loader = DataLoader(data.batches(16, seed=3), batch_size=None, num_workers=2)
-    x, y = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    x, y = (torch.cat(batches) for batches in zip(*loader, strict=True))
     assert x.dtype == getattr(torch, dtype)
-    alone, labels = (torch.cat(parts) for parts in zip(*data.batches(1000, shuffle=False), strict=True))
+    alone, labels = (torch.cat(batches) for batches in zip(*data.batches(1000, shuffle=False), strict=True))
     np.testing.assert_array_equal(in_order(x.float().numpy()), in_order(alone.float().numpy()))
     assert sorted(y.tolist()) == sorted(labels.tolist())
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path):
+def test_nothing_is_read_before_the_first_access(tmp_path):
     path = make_store(tmp_path / "run.zarr", 2, 1, 32, block_size=8)
     data = torch_dataset(open_store(path, chunks=None), stage="s1", layer=0)
     small = pickle.dumps(data)
@@ -293,7 +310,7 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path):
         data[0]
 
 
-def test_what_was_not_recorded_is_refused_or_left_out(tmp_path):
+def test_missing_rows_are_refused_or_left_out(tmp_path):
     path = make_store(tmp_path / "run.zarr", 2, 1, 10, skip={"s1": [2, 7]}, block_size=4)
     ds = open_store(path)
     with pytest.raises(NotRecordedError, match=r"'s1' \(2 of 10 rows\)"):
@@ -301,8 +318,8 @@ def test_what_was_not_recorded_is_refused_or_left_out(tmp_path):
     assert len(torch_dataset(ds, layer=0, stage="untrained")) == 10
     data = torch_dataset(ds, layer=0, skip_missing=True)
     assert len(data) == 18
-    kept = [data.where(i) for i in range(18) if data.where(i)["stage"] == "s1"]
-    assert [place["entity"] for place in kept] == [f"r{i:06d}" for i in (0, 1, 3, 4, 5, 6, 8, 9)]
+    samples = [data.where(i) for i in range(18) if data.where(i)["stage"] == "s1"]
+    assert [sample["entity"] for sample in samples] == [f"r{i:06d}" for i in (0, 1, 3, 4, 5, 6, 8, 9)]
     for rows in (rows_of(data.batches(5)), np.stack([data[i] for i in range(18)])):
         assert rows.shape == (18, 8)
         assert not np.isnan(rows).any()
@@ -310,15 +327,17 @@ def test_what_was_not_recorded_is_refused_or_left_out(tmp_path):
 
 @pytest.fixture
 def ragged():
-    """All positions of three prompts with 4, 2 and 3 tokens, two layers, in memory."""
+    """Return all positions of three prompts with 4, 2 and 3 tokens, two layers, in memory."""
     values = np.random.default_rng(0).standard_normal((1, 2, 3, 4, 5)).astype(np.float32)
     for row, length in enumerate((4, 2, 3)):
         values[:, :, row, : 4 - length] = np.nan
     array = xr.DataArray(
-        values, dims=("stage", "layer", "entity", "token", "d_model"), name="resid_post",
+        values,
+        dims=("stage", "layer", "entity", "token", "d_model"),
+        name="resid_post",
         coords={"stage": ["m"], "layer": [0, 3], "entity": ["a", "b", "c"], "token": [-4, -3, -2, -1]},
         attrs={"kind": "site", "hook": "blocks.{layer}.hook_out"},
-    )  # fmt: skip
+    )
     return array.to_dataset()
 
 
@@ -328,13 +347,21 @@ def test_shorter_prompts_have_fewer_samples(ragged, with_norms):
         ragged["resid_post_l2"] = np.sqrt((ragged.resid_post**2).sum("d_model", skipna=False))
     data = torch_dataset(ragged, layer=3)
     assert [(data.where(i)["entity"], data.where(i)["token"]) for i in range(len(data))] == [
-        ("a", -4), ("a", -3), ("a", -2), ("a", -1), ("b", -2), ("b", -1), ("c", -3), ("c", -2), ("c", -1)
-    ]  # fmt: skip
+        ("a", -4),
+        ("a", -3),
+        ("a", -2),
+        ("a", -1),
+        ("b", -2),
+        ("b", -1),
+        ("c", -3),
+        ("c", -2),
+        ("c", -1),
+    ]
     expected = ragged.resid_post.values[0, 1].reshape(-1, 5)
     np.testing.assert_array_equal(rows_of(data.batches(4, shuffle=False)), expected[~np.isnan(expected).any(axis=1)])
 
 
-def test_a_missing_named_position_is_never_handed_out(ragged):
+def test_a_missing_named_position_is_never_a_sample(ragged):
     ragged = ragged.assign_coords(token=["p", "q", "r", "last"])
     data = torch_dataset(ragged, layer=0)
     with pytest.raises(NotRecordedError, match=r"entity 'b', token 'p'.*skip_missing=True"):
@@ -409,8 +436,9 @@ def test_activation_cache_of_heads_and_sites_outside_blocks(tmp_path):
     np.testing.assert_array_equal(cache["hook_embed"], ds.embed.values[0, [1, 4]])
     assert cache.has_embed
     assert set(to_activation_cache(ds, entity="r000001", sites=["z"]).cache_dict) == {
-        "blocks.0.attn.hook_z", "blocks.1.attn.hook_z"
-    }  # fmt: skip
+        "blocks.0.attn.hook_z",
+        "blocks.1.attn.hook_z",
+    }
     heads = torch_dataset(ds, site="z", layer=1)
     np.testing.assert_array_equal(heads[3], ds.z.values[0, 1, 3, 0])
     embed = torch_dataset(ds, site="embed")

@@ -1,4 +1,4 @@
-"""Weights fingerprints: the same through a bridge, on both lines and in any order; different for other weights."""
+"""Weights fingerprints: equal through a bridge, on both lines and in any order; different for other weights."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from stratalens.plugin.models.adapters import adapt
 from stratalens.plugin.models.weights import weights_fingerprint
 from support.models import BRIDGES, bridge, config, hf_model, save_checkpoint
 
-# Of a GPT-2 whose weights are counted through; the same on TransformerLens 3.9 and 4.x.
+# Of a GPT-2 whose weights are consecutive numbers; equal on TransformerLens 3.9 and 4.x.
 COUNTED = "b83bd83a125e04701f75c87f3a909d5de8865b7659da829fa9b6eb43ed5dd562"
 
 
@@ -22,7 +22,7 @@ def test_a_bridge_has_the_fingerprint_of_the_model_inside(kind: str) -> None:
     assert weights_fingerprint(adapt(bridge(kind, seed=1))) != plain
 
 
-def test_it_is_the_same_on_both_lines() -> None:
+def test_it_is_equal_on_both_lines() -> None:
     model = AutoModelForCausalLM.from_config(config("gpt2"))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -30,12 +30,12 @@ def test_it_is_the_same_on_both_lines() -> None:
     assert weights_fingerprint(model) == COUNTED
 
 
-def test_a_saved_checkpoint_keeps_it(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_has_the_same_fingerprint(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "a")
     assert weights_fingerprint(AutoModelForCausalLM.from_pretrained(folder)) == weights_fingerprint(hf_model("llama"))
 
 
-def test_what_it_depends_on() -> None:
+def test_it_depends_on_names_dtypes_shapes_and_values() -> None:
     a = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
     first = weights_fingerprint(a)
     b = nn.Module()

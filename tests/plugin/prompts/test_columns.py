@@ -1,4 +1,4 @@
-"""Every wrong prompt table has its own clear error: what, where, valid values, and the mend."""
+"""Every invalid prompt table raises a separate error, which names the fault, the rows, valid values and the remedy."""
 
 import datetime
 
@@ -10,9 +10,9 @@ from stratalens.plugin.prompts.table import PromptTable
 from stratalens.store.errors import InputError
 
 P2 = ["is Ann", "is Bo"]
-HALF = pd.Series(["x", "y\udc00"], dtype=object)  # half of a surrogate pair
+HALF = pd.Series(["x", "y\udc00"], dtype=object)  # the first half of a surrogate pair is missing
 
-# columns -> fragments that the message must hold
+# case -> (columns, fragments of the message)
 BAD = {
     "no rows": ({"prompt": []}, ["no rows"]),
     "no columns": ({}, ["no column 'prompt'", "no columns"]),
@@ -35,10 +35,10 @@ BAD = {
         {"prompt": P2, "entity": ["Ann", "Cy"]},
         ["row 1", "'Cy' does not occur", "'is Bo'", "entity_id"],
     ),
-    "entity in other case": ({"prompt": P2, "entity": ["ann", "Bo"]}, ["row 0", "capital letters"]),
+    "entity in another case": ({"prompt": P2, "entity": ["ann", "Bo"]}, ["row 0", "capital letters"]),
     "entity with space": ({"prompt": P2, "entity": [" Ann ", "Bo"]}, ["row 0", "surrounding space", "'Ann'"]),
-    "entity in other normal form": (
-        {"prompt": ["caf\u00e9"], "entity": ["cafe\u0301"]},
+    "entity in another normal form": (
+        {"prompt": ["\u00e9t\u00e9"], "entity": ["e\u0301te\u0301"]},
         ["row 0", "Unicode normalisation", "NFC"],
     ),
     "span beyond the prompt": (
@@ -47,7 +47,7 @@ BAD = {
     ),
     "span before the prompt": ({"prompt": P2, "obj_start": [-2, 0], "obj_end": [2, 2]}, ["row 0", "[-2, 2)"]),
     "empty span": ({"prompt": P2, "obj_start": [2, 0], "obj_end": [2, 2]}, ["row 0", "is empty"]),
-    "span turned round": ({"prompt": P2, "obj_start": [3, 0], "obj_end": [2, 2]}, ["row 0", "[3, 2)"]),
+    "reversed span": ({"prompt": P2, "obj_start": [3, 0], "obj_end": [2, 2]}, ["row 0", "[3, 2)"]),
     "half a span": ({"prompt": P2, "obj_start": [0, 1], "obj_end": [2, np.nan]}, ["row 1", "[1, -1)"]),
     "span of text": ({"prompt": P2, "obj_start": ["0", "1"], "obj_end": [2, 2]}, ["row 0", "'0'", "whole number"]),
     "span of fractions": ({"prompt": P2, "obj_start": [0, 1.5], "obj_end": [2, 2]}, ["row 1", "1.5"]),
@@ -83,11 +83,11 @@ BAD = {
     "label with a leading dot": ({"prompt": P2, ".a": [1, 2]}, ["leading '.'", "rename"]),
     "column that is a number": ({"prompt": P2, 3: [1, 2]}, ["column name 3", "not a text"]),
     "column without a name": ({"prompt": P2, " ": [1, 2]}, ["column name ' '", "not a text"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_refused(case):
+def test_invalid_tables_are_refused(case):
     columns, fragments = BAD[case]
     with pytest.raises(InputError) as caught:
         PromptTable.from_dataframe(pd.DataFrame(columns))
@@ -97,13 +97,13 @@ def test_refused(case):
         assert fragment in message
 
 
-def test_two_columns_of_one_name():
+def test_two_columns_with_one_name_are_refused():
     frame = pd.DataFrame([["a", 1, 2]], columns=["prompt", "kind", "kind"])
     with pytest.raises(InputError, match="two columns are called 'kind'"):
         PromptTable.from_dataframe(frame)
 
 
-def test_not_a_frame():
+def test_a_list_is_not_a_frame():
     with pytest.raises(InputError, match="DataFrame, not list"):
         PromptTable.from_dataframe([{"prompt": "a"}])
 

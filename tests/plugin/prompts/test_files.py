@@ -1,4 +1,4 @@
-"""Prompt tables from files: the same table from every format, and clear errors with line numbers."""
+"""Prompt tables from files: equal tables from all formats, and errors that name the line."""
 
 import json
 
@@ -12,7 +12,7 @@ from stratalens.plugin.prompts.table import PromptTable
 from stratalens.store.errors import InputError
 
 ROWS = {
-    "prompt": ["Who is Ann, the \"best\"?", "Who is\nBö?", "日本はどこ?"],
+    "prompt": ['Who is Ann, the "best"?', "Who is\nBö?", "日本はどこ?"],
     "prompt_id": ["001", "002", "003"],
     "entity": ["Ann", "Bö", "日本"],
     "entity_id": ["07", "7", "007"],
@@ -21,7 +21,7 @@ ROWS = {
     "score": [0.5, None, -1e300],
     "flag": [True, False, True],
     "kind": ["NA", "null", "None"],
-}  # fmt: skip
+}
 
 
 def write(path, rows=ROWS):
@@ -40,14 +40,14 @@ def write(path, rows=ROWS):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"])
-def test_every_format_holds_the_same_table(tmp_path, suffix):
+def test_every_format_gives_the_same_table(tmp_path, suffix):
     table = PromptTable.read(write(tmp_path / f"prompts{suffix}"))
     expected = PromptTable.from_dataframe(pd.DataFrame(ROWS)).labels()
-    found = table.labels()
-    assert list(found) == list(expected)
+    labels = table.labels()
+    assert list(labels) == list(expected)
     for name, values in expected.items():
-        assert found[name].dtype == values.dtype, name
-        np.testing.assert_array_equal(found[name], values)
+        assert labels[name].dtype == values.dtype, name
+        np.testing.assert_array_equal(labels[name], values)
     assert table.spans["entity"].tolist() == [[7, 10], [7, 9], [0, 2]]
 
 
@@ -58,14 +58,14 @@ cells = st.fixed_dictionaries({"prompt": text.filter(str.strip), "kind": text, "
 @given(st.lists(cells, min_size=1, max_size=5), st.sampled_from([".csv", ".jsonl", ".parquet"]))
 def test_any_text_survives(tmp_path_factory, rows, suffix):
     columns = {name: [row[name] for row in rows] for name in ("prompt", "kind", "count")}
-    columns["kind"] = ["k" + value for value in columns["kind"]]  # keep csv from reading a number or a date
+    columns["kind"] = ["k" + value for value in columns["kind"]]  # otherwise csv reads a number or a date
     path = write(tmp_path_factory.mktemp("any") / f"p{suffix}", columns)
-    found = PromptTable.read(path).labels()
+    labels = PromptTable.read(path).labels()
     for name, values in columns.items():
-        assert found[name].tolist() == values
+        assert labels[name].tolist() == values
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path):
     path = tmp_path / "p.csv"
     path.write_bytes(b"\xef\xbb\xbfprompt,kind\nhello,x\n")
     assert PromptTable.read(path).labels()["kind"].tolist() == ["x"]
@@ -112,7 +112,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_refused(tmp_path, name):
+def test_invalid_files_are_refused(tmp_path, name):
     content, fragments = BAD_FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
@@ -128,11 +128,11 @@ def test_refused(tmp_path, name):
 def test_a_missing_file_names_the_near_ones(tmp_path):
     write(tmp_path / "prompts.csv")
     with pytest.raises(InputError, match=r"no such file; did you mean 'prompts.csv'"):
-        PromptTable.read(tmp_path / "promts.csv")
+        PromptTable.read(tmp_path / "prompt.csv")
     with pytest.raises(InputError, match="no such file"):
         PromptTable.read(tmp_path / "nowhere" / "p.csv")
 
 
-def test_a_folder_is_no_table(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="is a folder"):
         PromptTable.read(tmp_path)

@@ -1,4 +1,6 @@
-"""Named positions, against token boundaries found without offsets."""
+"""Named positions, compared with token boundaries that are computed without offsets."""
+
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -13,47 +15,49 @@ from stratalens.store.errors import InputError
 from support.tokenizers import all_fast, byte_level, byte_level_with_bos, pure_python
 
 
-def prepared(tokenizer=None, **columns):
+def tokenized_table(tokenizer=None, **columns):
     table = PromptTable.from_dataframe(pd.DataFrame(columns))
     return table, table.tokenize(tokenizer or byte_level())
 
 
 def test_last_and_from_the_end():
-    table, tokenized = prepared(prompt=["Who is Ann Smith?", "Who is Bo? Bo is"])
-    found = resolve(("last", "-1", "-3"), table, tokenized)
-    assert found.labels == ("last", "-1", "-3")
-    assert found.index.dtype == np.int64
-    np.testing.assert_array_equal(found.index.T, [tokenized.lengths - 1, tokenized.lengths - 1, tokenized.lengths - 3])
-    assert not found.is_all
+    table, tokenized = tokenized_table(prompt=["Who is Ann Smith?", "Who is Bo? Bo is"])
+    resolved = resolve(("last", "-1", "-3"), table, tokenized)
+    assert resolved.labels == ("last", "-1", "-3")
+    assert resolved.index.dtype == np.int64
+    np.testing.assert_array_equal(
+        resolved.index.T, [tokenized.lengths - 1, tokenized.lengths - 1, tokenized.lengths - 3]
+    )
+    assert not resolved.is_all
 
 
-def test_numbers_and_single_names_are_understood():
-    table, tokenized = prepared(prompt=["Who is Ann Smith?"])
+def test_numbers_and_single_names_are_accepted():
+    table, tokenized = tokenized_table(prompt=["Who is Ann Smith?"])
     assert resolve((-1, -2), table, tokenized).labels == ("-1", "-2")
     assert resolve("last", table, tokenized).labels == ("last",)
 
 
 def test_all_is_right_aligned():
-    table, tokenized = prepared(prompt=["Who is Ann Smith?", "Bo", "Ann is"])
-    found = resolve("all", table, tokenized)
+    table, tokenized = tokenized_table(prompt=["Who is Ann Smith?", "Bo", "Ann is"])
+    resolved = resolve("all", table, tokenized)
     longest = int(tokenized.lengths.max())
-    assert found.is_all
-    assert found.labels == tuple(range(-longest, 0))
+    assert resolved.is_all
+    assert resolved.labels == tuple(range(-longest, 0))
     for row, length in enumerate(tokenized.lengths.tolist()):
-        assert found.index[row].tolist() == [-1] * (longest - length) + list(range(length))
-    assert resolve(("all",), table, tokenized).labels == found.labels
+        assert resolved.index[row].tolist() == [-1] * (longest - length) + list(range(length))
+    assert resolve(("all",), table, tokenized).labels == resolved.labels
 
 
 def test_a_short_prompt():
-    table, tokenized = prepared(prompt=["Who is Ann Smith, the painter?", "Bo"])
+    table, tokenized = tokenized_table(prompt=["Who is Ann Smith, the painter?", "Bo"])
     k = int(tokenized.lengths[1]) + 1
     with pytest.raises(InputError) as caught:
         resolve(("last", f"-{k}"), table, tokenized)
     for fragment in ("row 1", f"'-{k}'", "too short", f"has {k - 1} tokens", "missing='nan'"):
         assert fragment in str(caught.value)
-    found = resolve(("last", f"-{k}"), table, tokenized, missing="nan")
-    assert found.index[1].tolist() == [tokenized.lengths[1] - 1, -1]
-    assert found.index[0, 1] == tokenized.lengths[0] - k
+    resolved = resolve(("last", f"-{k}"), table, tokenized, missing="nan")
+    assert resolved.index[1].tolist() == [tokenized.lengths[1] - 1, -1]
+    assert resolved.index[0, 1] == tokenized.lengths[0] - k
 
 
 UNKNOWN = {
@@ -70,7 +74,7 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown_positions(name):
-    table, tokenized = prepared(prompt=["Who is Ann?"])
+    table, tokenized = tokenized_table(prompt=["Who is Ann?"])
     with pytest.raises(InputError) as caught:
         resolve((name,), table, tokenized)
     for fragment in UNKNOWN[name]:
@@ -79,58 +83,60 @@ def test_unknown_positions(name):
 
 @pytest.mark.parametrize(
     ("positions", "fragment"),
-    [((), "empty"), (("last", "last"), "more than once"), (("last", "all"), "alone")],
+    [((), "empty"), (("last", "last"), "more than once"), (("last", "all"), "must be the only position")],
 )
 def test_wrong_lists(positions, fragment):
-    table, tokenized = prepared(prompt=["Who is Ann?"])
+    table, tokenized = tokenized_table(prompt=["Who is Ann?"])
     with pytest.raises(InputError, match=fragment):
         resolve(positions, table, tokenized)
 
 
 def test_missing_is_raise_or_nan():
-    table, tokenized = prepared(prompt=["Who is Ann?"])
+    table, tokenized = tokenized_table(prompt=["Who is Ann?"])
     with pytest.raises(InputError, match="missing='drop'"):
         resolve(("last",), table, tokenized, missing="drop")
 
 
 def test_rows_without_an_entity():
-    table, tokenized = prepared(prompt=["Who is Ann?", "no one", "Bo"], entity=["Ann", None, "Bo"], entity_id=[1, 2, 3])
-    with pytest.raises(InputError, match=r"row 1: no entity there for position 'entity_last'"):
+    table, tokenized = tokenized_table(
+        prompt=["Who is Ann?", "no one", "Bo"], entity=["Ann", None, "Bo"], entity_id=[1, 2, 3]
+    )
+    with pytest.raises(InputError, match=r"row 1: no entity for position 'entity_last'"):
         resolve(("entity_last",), table, tokenized)
     assert resolve(("entity_last",), table, tokenized, missing="nan").index[1].tolist() == [-1]
 
 
 def test_span_columns():
     prompt = "Ann saw Bob"
-    table, tokenized = prepared(prompt=[prompt, prompt], obj_start=[8, 0], obj_end=[11, 3])
-    found = resolve(("obj_first", "obj_last"), table, tokenized).index
+    table, tokenized = tokenized_table(prompt=[prompt, prompt], obj_start=[8, 0], obj_end=[11, 3])
+    index = resolve(("obj_first", "obj_last"), table, tokenized).index
     for row, word in enumerate(("Bob", "Ann")):
-        first, last = found[row]
+        first, last = index[row]
         assert byte_level().decode(tokenized.ids[row][first : last + 1]).strip() == word
 
 
 def test_a_tokenizer_without_offsets():
-    table, tokenized = prepared(pure_python(), prompt=["Who is Ann?"], entity=["Ann"])
+    table, tokenized = tokenized_table(pure_python(), prompt=["Who is Ann?"], entity=["Ann"])
     assert resolve(("last", "-2"), table, tokenized).index.tolist() == [[10, 9]]
     with pytest.raises(InputError, match=r"pure Python one.*last, -1"):
         resolve(("entity_first",), table, tokenized)
 
 
 def test_text_that_the_tokenizer_drops():
-    table, tokenized = prepared(all_fast()["wordpiece"], prompt=["Ann \x01 Bo"], it_start=[4], it_end=[5])
+    table, tokenized = tokenized_table(all_fast()["wordpiece"], prompt=["Ann \x01 Bo"], it_start=[4], it_end=[5])
     with pytest.raises(InputError, match=r"row 0: no token covers the it '\\x01'"):
         resolve(("it_first",), table, tokenized)
     assert resolve(("it_first",), table, tokenized, missing="nan").index.tolist() == [[-1]]
 
 
-# Pieces that tokenizers like to merge or to split: spaces, letters, several bytes, combining marks, special tokens
-PIECES = ["a", "Ann", " ", "  ", "\n", "é", "日本", "🙂", "e\u0301", "<|", "|>", "<|bos|>", "Who is", "'s", "."]
-pieces = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join)
-with_spans = st.tuples(pieces, pieces.filter(lambda text: text.strip() == text), pieces)
+# Fragments that tokenizers often merge or split: spaces, letters, several bytes, combining marks, special tokens
+FRAGMENTS = ["a", "Ann", " ", "  ", "\n", "é", "日本", "🙂", "e\u0301", "<|", "|>", "<|bos|>", "Who is", "'s", "."]
+texts = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=5).map("".join)
+with_spans = st.tuples(texts, texts.filter(lambda text: text.strip() == text), texts)
 
 
 def byte_spans(tokenizer, ids):
-    """Bytes of the text that each token covers, from the tokens' own spelling: no offsets involved."""
+    """Return the bytes that each token covers, computed from the spelling of the tokens without offsets."""
     back = {character: byte for byte, character in bytes_to_unicode().items()}
     spans, place = [], 0
     for position, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
@@ -142,11 +148,16 @@ def byte_spans(tokenizer, ids):
     return spans
 
 
+@cache
+def cached_tokenizer(make):
+    return make()
+
+
 @pytest.mark.parametrize("make", [byte_level, byte_level_with_bos])
 @given(with_spans)
-def test_span_tokens_against_bytes(make, parts):
-    before, span, after = parts
-    tokenizer = _made(make)
+def test_span_tokens_against_bytes(make, texts):
+    before, span, after = texts
+    tokenizer = cached_tokenizer(make)
     text = before + span + after
     encoded = tokenizer(text, return_offsets_mapping=True)
     start, end = len(before), len(before) + len(span)
@@ -160,26 +171,19 @@ def test_span_tokens_against_bytes(make, parts):
     assert (first, last) == (touching[0], touching[-1])
 
 
-_MADE = {}
-
-
-def _made(make):
-    return _MADE.setdefault(make, make())
-
-
 @pytest.mark.parametrize("name", all_fast())
 @pytest.mark.parametrize("entity", ["Ann", "Ann Smith", "São Paulo", "日本"])
 @pytest.mark.parametrize("before", ["", "Who is ", "日本 ", "é🙂 "])
 @pytest.mark.parametrize("after", ["", "?", " is", "'s 🙂"])
 def test_the_tokens_spell_the_entity(name, before, entity, after):
     tokenizer = all_fast()[name]
-    table, tokenized = prepared(tokenizer, prompt=[before + entity + after], entity=[entity])
-    (first, last), = resolve(("entity_first", "entity_last"), table, tokenized).index.tolist()  # fmt: skip
-    found = tokenizer.decode(tokenized.ids[0][first : last + 1], skip_special_tokens=False)
+    table, tokenized = tokenized_table(tokenizer, prompt=[before + entity + after], entity=[entity])
+    ((first, last),) = resolve(("entity_first", "entity_last"), table, tokenized).index.tolist()
+    text = tokenizer.decode(tokenized.ids[0][first : last + 1], skip_special_tokens=False)
     wanted = entity.lower().replace("ã", "a") if name == "wordpiece" else entity
     squeeze = str.maketrans("", "", " #")
     if tokenizer.unk_token_id not in tokenized.ids[0]:
-        assert wanted.translate(squeeze) in found.translate(squeeze)
+        assert wanted.translate(squeeze) in text.translate(squeeze)
     if first > 0:
         rest = tokenizer.decode(tokenized.ids[0][first + 1 : last + 1])
         assert wanted.translate(squeeze) not in rest.translate(squeeze)

@@ -1,4 +1,4 @@
-"""What a prompt table holds once it is made: labels, ids, spans, and how it shows itself."""
+"""Content of a prompt table: labels, ids and spans, and its text and HTML representation."""
 
 import numpy as np
 import pandas as pd
@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stratalens.plugin.prompts.columns import RESERVED
 from stratalens.plugin.prompts.spans import find_entity
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.store.errors import InputError
+from stratalens.store.format.schema import RESERVED_NAMES
 
 
 def table_of(**columns):
@@ -38,7 +38,7 @@ def test_entity_id_is_the_entity_else_the_row():
         assert not table.names_entities
 
 
-def test_an_entity_may_be_missing_where_entity_id_says_what_belongs_together():
+def test_an_entity_may_be_missing_where_entity_id_groups_the_rows():
     columns = {"prompt": ["is Ann", "is Ann?", "no one"], "entity": ["Ann", "Ann", None]}
     with pytest.raises(InputError, match=r"row 2 has no entity and others do.*both sides of a split.*column entity_id"):
         table_of(**columns)
@@ -47,13 +47,13 @@ def test_an_entity_may_be_missing_where_entity_id_says_what_belongs_together():
     assert table.spans["entity"].tolist() == [[3, 6], [3, 6], [-1, -1]]
 
 
-def test_given_entity_id_wins_and_numbers_become_text():
+def test_entity_id_takes_precedence_and_numbers_become_text():
     table = table_of(prompt=["is Ann", "is Bo"], entity=["Ann", "Bo"], entity_id=[7, 7], prompt_id=[10, 11])
     assert table.labels()["entity_id"].tolist() == ["7", "7"]
     assert table.labels()["entity"].tolist() == ["10", "11"]
 
 
-KEPT = {
+NUMPY_LABELS = {
     "int8": np.array([1, -2], dtype=np.int8),
     "uint16": np.array([1, 2], dtype=np.uint16),
     "int64": np.array([1, 2**62], dtype=np.int64),
@@ -64,11 +64,11 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", NUMPY_LABELS)
 def test_numpy_dtypes_are_kept(name):
-    found = table_of(prompt=["a", "b"], label=KEPT[name]).labels()["label"]
-    assert found.dtype == np.dtype(name)
-    np.testing.assert_array_equal(found, KEPT[name])
+    stored = table_of(prompt=["a", "b"], label=NUMPY_LABELS[name]).labels()["label"]
+    assert stored.dtype == np.dtype(name)
+    np.testing.assert_array_equal(stored, NUMPY_LABELS[name])
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_numpy_dtypes_are_kept(name):
     ids=str,
 )
 def test_pandas_dtypes_become_numpy(values, dtype, expected):
-    found = table_of(prompt=["a", "b"], label=values).labels()["label"]
-    assert found.dtype == np.dtype(dtype)
-    np.testing.assert_array_equal(found, np.array(expected, dtype=found.dtype))
+    stored = table_of(prompt=["a", "b"], label=values).labels()["label"]
+    assert stored.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(stored, np.array(expected, dtype=stored.dtype))
 
 
 def test_text_labels_are_plain_str():
-    found = table_of(prompt=["a", "b"], label=pd.array(["x", "ü"], dtype="string")).labels()["label"]
-    assert [type(value) for value in found.tolist()] == [str, str]
+    stored = table_of(prompt=["a", "b"], label=pd.array(["x", "ü"], dtype="string")).labels()["label"]
+    assert [type(value) for value in stored.tolist()] == [str, str]
 
 
 def test_labels_are_copies():
@@ -108,7 +108,7 @@ def test_labels_are_copies():
     assert table.labels()["label"].tolist() == [1]
 
 
-def test_the_frame_given_is_not_changed_and_its_index_does_not_matter():
+def test_the_frame_is_not_changed_and_its_index_does_not_matter():
     frame = pd.DataFrame({"prompt": ["is Ann", "is Bo"], "entity": ["Ann", "Bo"]}, index=[5, 5])
     before = frame.copy(deep=True)
     table = PromptTable.from_dataframe(frame)
@@ -118,9 +118,15 @@ def test_the_frame_given_is_not_changed_and_its_index_does_not_matter():
 
 def test_the_frame_makes_the_same_table_again():
     table = table_of(
-        prompt=["Ann saw Bo", "Cy saw Di"], entity=["Bo", None], entity_id=[1, 2], answer=[" yes", None],
-        obj_start=[0, 7], obj_end=[3, 9], score=[0.5, np.nan], kind=["x", "y"],
-    )  # fmt: skip
+        prompt=["Ann saw Bo", "Cy saw Di"],
+        entity=["Bo", None],
+        entity_id=[1, 2],
+        answer=[" yes", None],
+        obj_start=[0, 7],
+        obj_end=[3, 9],
+        score=[0.5, np.nan],
+        kind=["x", "y"],
+    )
     again = PromptTable.from_dataframe(table.frame)
     for name, values in table.labels().items():
         np.testing.assert_array_equal(again.labels()[name], values)
@@ -165,7 +171,7 @@ def test_find_entity(prompt, entity, start):
 
 
 def occurrences(prompt, entity):
-    """Every start, by brute force, and whether it is a whole word there."""
+    """Yield every start, by brute force, and whether the entity is a whole word there."""
     for start in range(len(prompt) - len(entity) + 1):
         end = start + len(entity)
         if prompt[start:end] == entity:
@@ -176,9 +182,9 @@ def occurrences(prompt, entity):
 
 @given(st.text("ab 1-", max_size=14), st.text("ab 1-", min_size=1, max_size=3))
 def test_find_entity_against_brute_force(prompt, entity):
-    found = list(occurrences(prompt, entity))
-    whole = [start for start, is_whole in found if is_whole]
-    expected = whole[-1] if whole else found[-1][0] if found else -1
+    starts = list(occurrences(prompt, entity))
+    whole = [start for start, is_whole in starts if is_whole]
+    expected = whole[-1] if whole else starts[-1][0] if starts else -1
     assert find_entity(prompt, entity) == expected
 
 
@@ -192,14 +198,14 @@ def test_html_is_escaped():
     assert "2 more rows" in page
 
 
-def test_repr_says_what_is_there():
+def test_repr_names_labels_and_spans():
     text = repr(table_of(prompt=["is Ann", "is Ann?"], entity=["Ann", "Ann"], group=[1, 2], kind=["x", "y"]))
     assert text == "PromptTable(2 prompts about 1 entities; labels: group (int64), kind (text); spans: entity)"
 
 
-def test_the_reserved_names_hold_every_site_with_a_short_name():
+def test_every_site_with_a_short_name_is_reserved():
     from stratalens.plugin.models.sites import SHORT_NAMES
 
-    assert set(SHORT_NAMES) <= RESERVED
-    assert {f"{site}_kurtosis" for site in SHORT_NAMES} <= RESERVED
-    assert "entity" not in RESERVED
+    assert set(SHORT_NAMES) <= RESERVED_NAMES
+    assert {f"{site}_kurtosis" for site in SHORT_NAMES} <= RESERVED_NAMES
+    assert "entity" not in RESERVED_NAMES

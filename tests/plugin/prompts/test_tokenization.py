@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
 from stratalens.plugin.prompts.table import PromptTable
-from stratalens.plugin.prompts.tokenization import TokenizedPrompts, _settings, fingerprint
+from stratalens.plugin.prompts.tokenization import TokenizedPrompts, _split_settings, fingerprint
 from stratalens.store.errors import InputError
 from support.tokenizers import all_fast, byte_level, byte_level_with_bos, pure_python, wordpiece
 
@@ -39,7 +39,7 @@ def test_ids_are_the_tokenizers_own(table, name):
     assert tokenized.answer_ids[1].tolist() == []
 
 
-def test_bos_comes_with_the_prompt_and_not_with_the_answer(table):
+def test_the_prompt_has_a_bos_token_and_the_answer_has_none(table):
     tokenized = table.tokenize(byte_level_with_bos())
     bos = byte_level_with_bos().bos_token_id
     assert [int(ids[0]) for ids in tokenized.ids] == [bos] * 3
@@ -89,30 +89,33 @@ arrays = st.lists(st.lists(st.integers(0, 300), max_size=4), min_size=1, max_siz
 
 def digest_of(rows, answers):
     return TokenizedPrompts(
-        [np.array(row, dtype=np.int64) for row in rows], None,
-        [np.array(row, dtype=np.int64) for row in answers], "", 0,
-    ).digest  # fmt: skip
+        [np.array(row, dtype=np.int64) for row in rows],
+        None,
+        [np.array(row, dtype=np.int64) for row in answers],
+        "",
+        0,
+    ).digest
 
 
 @given(arrays, arrays)
-def test_the_digest_tells_tables_apart(first, second):
+def test_different_tables_have_different_digests(first, second):
     one, other = digest_of(first, first), digest_of(second, second)
     assert (one == other) == (first == second)
 
 
-def test_the_digest_counts_answers_and_their_border():
+def test_the_digest_depends_on_answers_and_row_boundaries():
     assert digest_of([[1, 2]], [[3]]) != digest_of([[1]], [[2, 3]])
     assert digest_of([[1], []], [[], []]) != digest_of([[], [1]], [[], []])
 
 
 def test_the_digest_is_the_documented_one():
     sha = hashlib.sha256(b"stratalens token ids 1")
-    for part in ([5, 6], [], [7], [8]):
-        sha.update(len(part).to_bytes(8, "little") + b"".join(i.to_bytes(8, "little") for i in part))
+    for ids in ([5, 6], [], [7], [8]):
+        sha.update(len(ids).to_bytes(8, "little") + b"".join(i.to_bytes(8, "little") for i in ids))
     assert digest_of([[5, 6], [7]], [[], [8]]) == sha.hexdigest()
 
 
-def test_the_fingerprint_ignores_what_calls_leave_behind():
+def test_the_fingerprint_ignores_settings_of_the_last_call():
     tokenizer = byte_level()
     before = fingerprint(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
@@ -122,22 +125,22 @@ def test_the_fingerprint_ignores_what_calls_leave_behind():
     assert fingerprint(tokenizer) == before
 
 
-def test_the_fingerprint_tells_tokenizers_apart():
-    found = {name: fingerprint(tokenizer) for name, tokenizer in all_fast().items()}
-    found["smaller"] = fingerprint(byte_level(size=380))
-    found["python"] = fingerprint(pure_python())
+def test_different_tokenizers_have_different_fingerprints():
+    fingerprints = {name: fingerprint(tokenizer) for name, tokenizer in all_fast().items()}
+    fingerprints["smaller"] = fingerprint(byte_level(size=380))
+    fingerprints["python"] = fingerprint(pure_python())
     added = byte_level()
     added.add_tokens(["<|new|>"])
-    found["added"] = fingerprint(added)
-    assert len(set(found.values())) == len(found)
+    fingerprints["added"] = fingerprint(added)
+    assert len(set(fingerprints.values())) == len(fingerprints)
 
 
-@pytest.mark.parametrize("behind", [False, True])
-def test_settings_are_found_wherever_they_stand(behind):
+@pytest.mark.parametrize("after_model", [False, True])
+def test_settings_are_read_before_and_after_the_vocabulary(after_model):
     left_out = '"padding":{"length":3},"truncation":null,"post_processor":null'
     model = '"model":{"vocab":{"a":0}}'
-    first, second = (model, left_out) if behind else (left_out, model)
-    state, rest = _settings('{"version":"1.0",' + first + "," + second + "}")
+    first, second = (model, left_out) if after_model else (left_out, model)
+    state, rest = _split_settings('{"version":"1.0",' + first + "," + second + "}")
     assert state["version"] == "1.0"
     assert not {"padding", "truncation", "post_processor"} & set(state)
     assert '"a"' in json.dumps(state) + rest
@@ -185,14 +188,17 @@ def test_digest_and_fingerprint_are_the_same_in_another_process(table, tmp_path)
     code = """
 import json, sys
 from transformers import PreTrainedTokenizerFast
-from stratalens.prompts import PromptTable
+from stratalens.plugin.prompts.table import PromptTable
 tokenized = PromptTable.read(sys.argv[1]).tokenize(PreTrainedTokenizerFast.from_pretrained(sys.argv[2]))
 print(json.dumps([tokenized.digest, tokenized.tokenizer_fingerprint]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "p.parquet"), str(tmp_path / "tokenizer")],
-        capture_output=True, text=True, check=True, env={**_environment(), "PYTHONHASHSEED": "77"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**_environment(), "PYTHONHASHSEED": "77"},
+    )
     tokenized = table.tokenize(byte_level_with_bos())
     assert json.loads(done.stdout.splitlines()[-1]) == [tokenized.digest, tokenized.tokenizer_fingerprint]
 
@@ -217,8 +223,8 @@ def test_a_prompt_longer_than_the_context(table):
     assert "with their answers" in str(caught.value)
 
 
-def test_a_prompt_that_becomes_no_token():
-    # BERT's normaliser drops control characters, so nothing but the special tokens would be left
+def test_a_prompt_without_tokens_is_refused():
+    # BERT's normaliser drops control characters, so only the special tokens would remain
     table = PromptTable.from_dataframe(pd.DataFrame({"prompt": ["Ann", "\x01"]}))
     assert table.tokenize(wordpiece()).lengths[1] == 2
     with pytest.raises(InputError, match=r"row 1: the tokenizer makes no token of the prompt '\\x01'"):
@@ -230,7 +236,7 @@ def test_a_prompt_that_becomes_no_token():
     [(None, "no tokenizer"), (Tokenizer(models.BPE()), "tokenizer_object"), ("gpt2", "str is not a Hugging Face")],
     ids=["none", "backend", "name"],
 )
-def test_what_is_no_tokenizer(table, tokenizer, fragment):
+def test_other_objects_are_refused_as_tokenizers(table, tokenizer, fragment):
     with pytest.raises(InputError, match=fragment):
         table.tokenize(tokenizer)
 
