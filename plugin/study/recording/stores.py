@@ -13,7 +13,7 @@ from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.corpus.conflicts import ContradictedEntity, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import has_weights, require_weights
-from stratalens.plugin.terminal import PhaseProgress
+from stratalens.plugin.terminal import PhaseProgress, suppress_progress_bars
 from stratalens.store.errors import LabelWarning
 
 if TYPE_CHECKING:
