@@ -1,4 +1,4 @@
-"""The batched solver against scikit-learn's second-order solver in float64, on data that are hard for first-order solvers."""
+"""The batched solver against scikit-learn's second-order solver in float64, on ill-conditioned data."""
 
 from __future__ import annotations
 
