@@ -138,7 +138,7 @@ def test_planted_order_is_found_where_it_was_planted() -> None:
 
 
 def test_groups_that_differ_only_at_the_ends_are_not_in_order() -> None:
-    """Only the ends differ: the rank correlation is large over all groups, not over the inner ones."""
+    """Only the first and the last group differ: Spearman is large over all groups, not over the inner ones."""
     ds = planted(stages=1, layers=8, groups=6, per_group=40, effect=0.0, tokens=("t",), d=8, chunked=False)
     x = ds.resid_post.values
     x[..., ds.trained_stage.values == "s1", :, 0] -= 3
