@@ -30,7 +30,7 @@ help:
 	@echo "make lint|types|walls|doctest|unit|unit39   one part of it"
 	@echo "make docs         build the documentation into docs/_build (warnings are errors)"
 	@echo "make bench        measure against other ways of doing it and write docs/benchmarks.md; QUICK=1 in under ten minutes,"
-	@echo "                  NAMES='query store_read' only these"
+	@echo "                  NAMES='store_query store_read' only these"
 	@echo "make constraints  pin the versions that are installed in .venv and .venv-tl39"
 	@echo "make clean        remove environments and build folders (never a store)"
 
@@ -135,8 +135,8 @@ $(SAELENS)/.peers: $(PINS39) $(PEERS)
 	touch $@
 
 bench: $(BENCH)/.installed $(SAELENS)/.peers
-	status=0; $(BENCH)/bin/python benchmarks/suite.py $(NAMES) $(if $(QUICK),--quick) || status=$$?; \
-	$(BENCH)/bin/python benchmarks/page.py \
+	status=0; $(BENCH)/bin/python -m benchmarks.harness.run_all $(NAMES) $(if $(QUICK),--quick) || status=$$?; \
+	$(BENCH)/bin/python -m benchmarks.harness.page \
 		$(if $(QUICK),--results benchmarks/results/quick --to benchmarks/results/quick/page.md) && exit $$status
 
 constraints: $(VENV)/.dev $(VENV)/.docs $(VENV39)/.dev

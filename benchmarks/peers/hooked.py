@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from peers.savers import SAVERS, Saver
-from peers.way import Way, hugging_face
-from peers.work import Work
+from benchmarks.peers.method import Way, hugging_face
+from benchmarks.peers.savers import SAVERS, Saver
+from benchmarks.peers.workload import Work
 
 #: What transformers need not do for anybody who records.
 SPARED: dict[str, Any] = {"logits_to_keep": 1, "use_cache": False}

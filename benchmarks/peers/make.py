@@ -1,4 +1,4 @@
-"""Making the folders that `peers.work` reads: weights as safetensors, prompts, token ids, batches as planned by us."""
+"""Making the folders that `workload` reads: weights as safetensors, prompts, token ids, batches as planned by us."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from capture_overhead import prompts
-from peers.work import POSITIONS, SETTINGS
+from benchmarks.capture.overhead import prompts
+from benchmarks.peers.workload import POSITIONS, SETTINGS
 from stratalens.plugin.capture.batching import length_buckets
 from stratalens.plugin.prompts.positions import resolve
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from peers.hooked import bridge
-from peers.way import Way
-from peers.work import POSITIONS, Work
+from benchmarks.peers.hooked import bridge
+from benchmarks.peers.method import Way
+from benchmarks.peers.workload import POSITIONS, Work
 
 
 class Capture(Way):

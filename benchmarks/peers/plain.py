@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from peers.savers import Memmap
-from peers.way import Way, hugging_face
-from peers.work import Work
+from benchmarks.peers.method import Way, hugging_face
+from benchmarks.peers.savers import Memmap
+from benchmarks.peers.workload import Work
 
 
 class Forward(Way):

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from peers.way import CannotError, Way, sync_tree
-from peers.work import Work
+from benchmarks.peers.method import CannotError, Way, sync_tree
+from benchmarks.peers.workload import Work
 
 
 class Warmup(Way):

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from peers.way import CannotError, Way, hugging_face, sync_tree
-from peers.work import Work
+from benchmarks.peers.method import CannotError, Way, hugging_face, sync_tree
+from benchmarks.peers.workload import Work
 
 #: Of 30: early and late ones alike, since a pass stops behind its layer.
 LAYERS = (4, 14, 24)

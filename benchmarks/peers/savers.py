@@ -13,8 +13,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from peers.way import sync_file, sync_tree
-from peers.work import Work
+from benchmarks.peers.method import sync_file, sync_tree
+from benchmarks.peers.workload import Work
 
 
 class Saver(ABC):

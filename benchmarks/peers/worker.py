@@ -1,6 +1,7 @@
 """One way of recording in a process of its own: load, warm up, then every setting once, measured.
 
-    python -m peers.worker MODULE CLASS FOLDER RESULT [--settings last,two,all] [--reference FOLDER] [--kill N]
+    python -m benchmarks.peers.worker MODULE CLASS FOLDER RESULT [--settings last,two,all] [--reference FOLDER]
+        [--kill N]
 
 Writes JSON to RESULT: by setting either {wall, cpu, peak, loaded, bytes, files, forwards, difference, compared} or
 {missing}. Peak memory counts from the loaded model on: the kernel's high-water mark is set back before each run. With
@@ -26,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from common import peak_memory_mib
-from peers.way import CannotError, Way
-from peers.work import Work
+from benchmarks.harness.measure import peak_memory_mib
+from benchmarks.peers.method import CannotError, Way
+from benchmarks.peers.workload import Work
 
 
 def resident() -> float:
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="keep the files here")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    module = importlib.import_module(f"peers.{options.module}")
+    module = importlib.import_module(f"benchmarks.peers.{options.module}")
     way: Way = next(kind for kind in module.WAYS if kind.__name__ == options.name)()
     work = Work(options.folder / options.work)
     forwards = itertools.count()

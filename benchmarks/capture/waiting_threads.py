@@ -1,0 +1,89 @@
+"""Training steps with OpenMP's threads spinning (its default) and sleeping while they wait, alone and in company.
+
+A tiny Llama-shaped model takes gradient steps in a process of its own, once by itself and once beside processes
+that keep every core busy, with OMP_WAIT_POLICY unset and PASSIVE in turn. The command line sets PASSIVE.
+
+    python -m benchmarks.capture.waiting_threads [--steps 5] [--rounds 3]
+
+Not part of the suite: it keeps every core busy on purpose, and its answer is one line of the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from benchmarks.harness.measure import describe, module_of
+
+BUSY = "while True: pass"
+
+
+def steps(count: int) -> None:
+    """Seconds of the median step, on standard output."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=576, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=9,
+        num_key_value_heads=3,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    ids = torch.randint(1000, (16, 20))
+    seconds = []
+    for _ in range(count + 1):
+        began = time.perf_counter()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - began)
+    print(statistics.median(seconds[1:]))
+
+
+def measure(count: int, policy: str | None, company: int) -> float:
+    """Seconds of a step in a fresh process, with so many busy processes beside it."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    if policy:
+        environment["OMP_WAIT_POLICY"] = policy
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(company)]
+    try:
+        command = [sys.executable, "-m", module_of(__file__), "--alone", "--steps", str(count)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    return float(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.alone:
+        steps(given.steps)
+        return
+    print(describe("torch", "transformers"))
+    found: dict[tuple[int, str], list[float]] = {}
+    cores = os.cpu_count() or 1
+    for _ in range(given.rounds):
+        for company in (0, 1, cores):
+            for policy in (None, "PASSIVE"):
+                found.setdefault((company, policy or "unset"), []).append(measure(given.steps, policy, company))
+    print(f"{'busy processes':>15}{'OMP_WAIT_POLICY':>17}   seconds a step: median (least .. most)")
+    for (company, policy), values in found.items():
+        print(f"{company:>15}{policy:>17}   {statistics.median(values):.3f} ({min(values):.3f} .. {max(values):.3f})")
+    for company in (0, 1, cores):
+        ratio = [a / b for a, b in zip(found[company, "unset"], found[company, "PASSIVE"], strict=True)]
+        print(f"beside {company}: unset takes {statistics.median(ratio):.2f} times as long as PASSIVE")
+
+
+if __name__ == "__main__":
+    main()

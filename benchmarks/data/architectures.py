@@ -1,0 +1,206 @@
+"""The study on three architectures, each trained from scratch: Llama (RMSNorm), GPT-2 (LayerNorm), GPT-NeoX (parallel).
+
+No pretrained weights of the other two are in a package index, so all three start from random weights and the same
+tokenizer; the first stage then teaches the language of questions and answers as well. Writes a run folder for each and
+`architectures.json` and `architectures.md` (every number with its interval, null and untrained control; how much of
+what was taught is known at the end; for Llama every site at every layer). About 45 minutes of one core;
+`--only KIND` does one of them, so that they can run side by side, and the last call makes the table.
+
+    python -m benchmarks.data.architectures --out /tmp/architectures
+    python -m benchmarks.data.architectures --tune --out /tmp/tuning   # learning rates, on a seed that is not reported
+
+Not part of the suite: it shows what a study finds, compares no times, and trains for most of an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import stratalens as sl
+from stratalens.plugin.study.config import templates as texts
+from stratalens.plugin.study.config.settings import AnalysisSettings, RecordSettings, StudySettings, TrainSettings
+from stratalens.plugin.study.corpus.sampling import make_corpus
+from stratalens.plugin.study.models.base_model import load_base
+from stratalens.plugin.study.run import run_study
+from stratalens.plugin.study.training.train import loss_curves, train_stages
+
+SEED, TUNING_SEED = 0, 100
+KINDS = ("llama", "gpt2", "gpt_neox")
+BLOCKS, WIDTH, HEADS = 4, 128, 4
+LEARNING_RATES = (1e-3, 3e-3)
+# On the tuning seed 10 epochs teach the names and the form of the answers, not the answers: the loss of Llama stays at
+# .43 until about epoch 25 and ends at .28 after 60.
+EPOCHS = 60
+LEARNING_RATE = 1e-3  # of `--tune`: the lowest training loss at the end of the last stage, for all three
+EVERY_SITE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "ln_final")
+PARTS = {"value": "mean", "low": "low", "high": "high"}
+SHOWN = {
+    "first v last accuracy": "first v last",
+    "first v last accuracy, untrained": "the same, untrained",
+    "first v last accuracy after the final norm": "first v last, after the final norm",
+    "first v last accuracy after the final norm, untrained": "the same, untrained",
+    "early v late accuracy": "early v late",
+    "rank correlation of held-out centroids": "rank correlation of centroids",
+    "rank correlation of held-out centroids, untrained": "the same, untrained",
+    "first v last accuracy from norms, losses and confidence alone": "norms, losses, confidence alone",
+    "first v last accuracy with norms, losses and confidence regressed out": "with these regressed out",
+    "answer accuracy, entities of s1": "answers known, s1",
+    "answer accuracy, entities of s6": "answers known, s6",
+}
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE over the study's own words, letters of aliases in pairs."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    words = [phrase for kind in texts.QUESTIONS.values() for phrase in kind] + list(texts.TEMPLATES.values())
+    words += [f"A: {w}" for group in (texts.REGIONS, texts.OCCUPATIONS, texts.NATIONALITIES) for w in group]
+    words += [f"A: {year}" for year in range(1700, 2000)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=800,
+        special_tokens=["<|end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(words * 2, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|pad|>")
+
+
+def save_base(kind: str, folder: Path) -> Path:
+    """A model with random weights of the given architecture, and the tokenizer."""
+    words = tokenizer()
+    ends = {"eos_token_id": words.eos_token_id, "bos_token_id": words.eos_token_id}
+    size = len(words) + 8
+    wide = {"vocab_size": size, "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS, **ends}
+    configs: dict[str, Any] = {
+        "llama": lambda: transformers.LlamaConfig(
+            **wide, intermediate_size=3 * WIDTH, max_position_embeddings=64, tie_word_embeddings=True
+        ),
+        "gpt2": lambda: transformers.GPT2Config(
+            vocab_size=size, n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS, n_positions=64, **ends
+        ),
+        "gpt_neox": lambda: transformers.GPTNeoXConfig(**wide, intermediate_size=4 * WIDTH, max_position_embeddings=64),
+    }
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(configs[kind]()).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def settings(kind: str, base: Path, seed: int, learning_rate: float, sites: tuple[str, ...]) -> StudySettings:
+    """The same study for each of them."""
+    return StudySettings(
+        preset=f"architectures-{kind}",
+        model=str(base),
+        entities_per_stage=200,
+        train_questions=4,
+        seed=seed,
+        device="cpu",
+        train=TrainSettings(
+            epochs=EPOCHS, batch_size=32, learning_rate=learning_rate, optimizer="adamw", schedule="linear",
+            precision="float32",
+        ),
+        record=RecordSettings(sites=sites, positions=("last",)),
+        analysis=AnalysisSettings(repeats=10, permutations=500, sweep_permutations=20, probe_permutations=100),
+    )  # fmt: skip
+
+
+def tune(out: Path) -> dict[str, float]:
+    """Training loss at the end of two stages, by architecture and learning rate, on entities that are not reported."""
+    found = {}
+    words = tokenizer()
+    corpus = make_corpus(words, stages=("s1", "s2"), entities_per_stage=200, seed=TUNING_SEED, train_questions=4)
+    for kind in KINDS:
+        base = save_base(kind, out / f"base-{kind}")
+        for rate in LEARNING_RATES:
+            how = settings(kind, base, TUNING_SEED, rate, ("resid_post",)).train
+            start = partial(load_base, str(base))
+            folder = out / f"{kind}-{rate}"
+            made = train_stages(start, corpus, how, folder, seed=TUNING_SEED, base={}, device="cpu")
+            last = [row["loss"] for row in loss_curves(made) if row["stage"] == "s2"][-10:]
+            found[f"{kind} {rate}"] = round(sum(last) / len(last), 3)
+            print(kind, rate, found[f"{kind} {rate}"], flush=True)
+    return found
+
+
+def sweep(folder: Path) -> list[dict[str, Any]]:
+    """First against last at every site and layer that was recorded, of the last stage and of the untrained one."""
+    ds = sl.open_store(folder / "run.zarr").sel(stage=["untrained", "s6"])
+    rows = []
+    for site in EVERY_SITE:
+        probes = sl.probe(ds, site=site, pairs=[("s1", "s6")], seed=SEED, progress=False)
+        for stage in ("untrained", "s6"):
+            for layer in probes.layer.values.tolist() if "layer" in probes.dims else [None]:
+                here = probes.sel(stage=stage) if layer is None else probes.sel(stage=stage, layer=layer)
+                found = {key: float(here[f"accuracy_{part}"].squeeze()) for key, part in PARTS.items()}
+                same = math.isnan(found["value"])  # for all rows: there is nothing to tell apart
+                rows.append({"site": site, "layer": layer, "stage": stage, **(dict.fromkeys(found) if same else found)})
+    return rows
+
+
+def said(row: dict[str, Any] | None) -> str:
+    """A number with its interval and what chance gives."""
+    if row is None or row["value"] is None:
+        return "not known"
+    text = f"{row['value']:.2f}"
+    text += "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
+    return text + ("" if row["null"] is None else f", null {row['null']:.2f}")
+
+
+def table(found: dict[str, list[dict[str, Any]]], sites: list[dict[str, Any]]) -> str:
+    """All of it as Markdown."""
+    lines = ["| after stage 6, last block, last token | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+    named = {kind: {row["name"]: row for row in rows} for kind, rows in found.items()}
+    for name, words in SHOWN.items():
+        lines.append(f"| {words} | " + " | ".join(said(rows.get(name)) for rows in named.values()) + " |")
+    lines += ["", "| Llama, first v last | layer | after stage 6 | untrained |", "|---|---|---|---|"]
+    by_place: dict[tuple[str, Any], dict[str, dict[str, Any]]] = {}
+    for row in sites:
+        by_place.setdefault((row["site"], row["layer"]), {})[row["stage"]] = row
+    for (site, layer), stages in by_place.items():
+        rows = [stages[stage] for stage in ("s6", "untrained")]
+        cells = ["the same for all rows" if r["value"] is None else said({**r, "null": None}) for r in rows]
+        lines.append(f"| `{site}` | {'' if layer is None else layer} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tune", action="store_true", help="learning rates on another seed, and end")
+    parser.add_argument("--only", choices=KINDS, help="run this one, and end without a table")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.tune:
+        print(json.dumps(tune(given.out), indent=1))
+        return
+    found = {}
+    for kind in [given.only] if given.only else KINDS:
+        base = given.out / f"base-{kind}"
+        if not base.exists():
+            save_base(kind, base)
+        sites = EVERY_SITE if kind == "llama" else ("resid_post", "ln_final")
+        done = run_study(settings(kind, base, SEED, LEARNING_RATE, sites), given.out / kind)
+        found[kind] = json.loads(done.summary.read_text())
+    if given.only:
+        return
+    sites_of_llama = sweep(given.out / "llama")
+    (given.out / "architectures.json").write_text(
+        json.dumps({"rows": found, "sites": sites_of_llama}, indent=1, allow_nan=False) + "\n"
+    )
+    (given.out / "architectures.md").write_text(table(found, sites_of_llama))
+    print((given.out / "architectures.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What the machine itself gives: products of matrices, copies in memory, checksums, the disk; and where time goes.
+
+Plain measurements of NumPy and of the operating system, with nothing of ours in them; the floors of limits.py and the
+hours of extrapolation.py are made of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.harness.measure import drop_cache, time_once
+from stratalens.store.format.checksum import extend
+
+PIECE = 8 << 20
+
+
+def best_of(work: Callable[[], object], turns: int = 5) -> float:
+    """Median wall seconds of some turns, after one that does not count."""
+    work()
+    return statistics.median(time_once(work).wall for _ in range(turns))
+
+
+def gemm(threads: int = 1, size: int = 1536) -> float:
+    """Floating point operations a second of a product of float32 matrices."""
+    a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+    b, out = a.T.copy(), np.empty_like(a)
+    with threadpool_limits(threads):
+        return 2 * size**3 / best_of(lambda: np.matmul(a, b, out=out))
+
+
+def copying(megabytes: int = 256) -> float:
+    """Bytes a second that one thread copies in memory."""
+    a = np.ones(megabytes << 20, np.uint8)
+    b = np.empty_like(a)
+    return a.nbytes / best_of(lambda: np.copyto(b, a))
+
+
+def checksumming() -> float:
+    """Bytes a second of crc32c on one thread."""
+    a = np.ones(32 << 20, np.uint8)
+    return a.nbytes / best_of(lambda: extend(0, a))
+
+
+def write_file(path: Path, data: np.ndarray, times: int = 1) -> None:
+    """All bytes, so many times, into a new file, and onto the disk."""
+    view = data.reshape(-1).view(np.uint8)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(times):
+            for start in range(0, len(view), PIECE):
+                file.write(view[start : start + PIECE].data)
+        os.fsync(file.fileno())
+
+
+def read_file(path: Path, count: int) -> np.ndarray:
+    """So many bytes from the beginning of a file, into new memory."""
+    out = np.empty(count, np.uint8)
+    with path.open("rb", buffering=0) as file:
+        done = 0
+        while done < count and (got := file.readinto(out[done:].data)):
+            done += got
+    return out
+
+
+def read_shared(pool: Executor, threads: int, path: Path, count: int) -> np.ndarray:
+    """The same by so many threads of a pool, each with a piece of its own."""
+    out = np.empty(count, np.uint8)
+    edges = [count * n // threads for n in range(threads + 1)]
+
+    def piece(start: int, end: int) -> None:
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while start < end and (got := file.readinto(out[start:end].data)):
+                start += got
+
+    list(pool.map(piece, edges[:-1], edges[1:]))
+    return out
+
+
+def disk(folder: Path, megabytes: int = 256) -> dict[str, float]:
+    """Bytes a second of writing with fsync, of reading a file that is not in the page cache, and of one that is."""
+    path = folder / "rates"
+    data = np.random.default_rng(0).integers(0, 255, megabytes << 20, dtype=np.uint8)
+
+    def cold() -> float:
+        drop_cache(path)
+        return time_once(lambda: read_file(path, data.nbytes)).wall
+
+    written = best_of(lambda: write_file(path, data), 3)
+    fresh = statistics.median(cold() for _ in range(3))
+    cached = best_of(lambda: read_file(path, data.nbytes), 3)
+    path.unlink()
+    return {"write": data.nbytes / written, "cold": data.nbytes / fresh, "cached": data.nbytes / cached}
+
+
+def profile(work: Callable[[], object], most: int = 4, interval: float = 0.002) -> str:
+    """Where the threads of this process are while `work` runs, by samples: "file.py:function 41 %, ...".
+
+    Threads that wait for others (a lock, a queue, a selector) are left out. Time inside compiled code counts for the
+    Python function that called it.
+    """
+    found: collections.Counter[str] = collections.Counter()
+    done = threading.Event()
+    waiting = {"threading.py", "selectors.py", "queue.py", "thread.py", "_base.py", "rates.py", "connection.py"}
+    waiting |= {"measure.py", "shutil.py"}  # what is around the work that is timed
+
+    def watch() -> None:
+        while not done.wait(interval):
+            for frame in sys._current_frames().values():
+                name = Path(frame.f_code.co_filename).name
+                if name not in waiting:
+                    found[f"{name}:{frame.f_code.co_name}"] += 1
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    end = time.perf_counter() + 0.5
+    try:
+        work()
+        while time.perf_counter() < end:  # short work gives few samples
+            work()
+    finally:
+        done.set()
+        watcher.join()
+    total = sum(found.values()) or 1
+    return ", ".join(f"{name} {count / total:.0%}" for name, count in found.most_common(most))

@@ -1,0 +1,66 @@
+"""The files of lmprobe's cache: one safetensors file for every prompt, a tensor a layer, by its own functions.
+
+For the questions of query.py alone: it is filled prompt by prompt, with a manifest beside, and made for asking again
+what was asked before, not for writing much at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from benchmarks.store.formats import Format
+
+
+class Lmprobe(Format):
+    """`save_prompt_activations` and `load_prompt_activations`; a stage is a model of its own, as it knows none."""
+
+    name, module = "lmprobe UnifiedCache", "lmprobe"
+
+    def begin(self) -> None:
+        super().begin()
+        self.use()
+
+    def use(self) -> Any:
+        """Its cache in this folder; it has one for the whole process."""
+        cache = import_module("lmprobe.cache")
+        cache.set_cache_backend(str(self.folder))
+        cache.set_cache_dtype("float16")
+        return cache
+
+    def put(self, stage: int, start: int, values: np.ndarray) -> None:
+        torch, cache = import_module("torch"), self.use()
+        layers, mask = list(range(len(values))), torch.ones(1, values.shape[2], dtype=torch.int64)
+        for row in range(values.shape[1]):
+            whole = torch.from_numpy(np.concatenate(list(values[:, row]), axis=-1))[None]
+            cache.save_prompt_activations(f"stage{stage}", f"row {start + row}", layers, whole, mask)
+
+    def open(self) -> Any:
+        return self.use()
+
+    def rows_of(self, handle: Any, stage: int, layers: list[int]) -> np.ndarray:
+        """Some layers of all prompts, (layer, entity, token, d_model)."""
+        out = np.empty((len(layers), *self.shape[2:]), np.float16)
+        for row in range(self.shape[2]):
+            out[:, row] = self.prompt(handle, stage, row, layers)
+        return out
+
+    def prompt(self, handle: Any, stage: int, row: int, layers: list[int]) -> np.ndarray:
+        """Some layers of one prompt, (layer, token, d_model)."""
+        found, _ = handle.load_prompt_activations(f"stage{stage}", f"row {row}", layers)
+        tokens, width = self.shape[3:]
+        return np.moveaxis(found.numpy().reshape(tokens, len(layers), width), 1, 0)
+
+    def layer(self, handle: Any, stage: int, layer: int) -> np.ndarray:
+        return self.rows_of(handle, stage, [layer])[0]
+
+    def stage(self, handle: Any, stage: int) -> np.ndarray:
+        return self.rows_of(handle, stage, list(range(self.shape[1])))
+
+    def entity(self, handle: Any, stage: int, row: int) -> np.ndarray:
+        return self.prompt(handle, stage, row, list(range(self.shape[1])))
+
+    def token(self, handle: Any, stage: int, token: int) -> np.ndarray:
+        return np.ascontiguousarray(self.stage(handle, stage)[:, :, token])

@@ -1,0 +1,135 @@
+"""Shuffled batches for training, `sl.torch_dataset(...).batches`: how fast by what reading the same layer takes.
+
+An epoch gives every activation of one layer once, in random order, as float32 batches of 4096; they are stored as
+bfloat16 and checked against their crc32c on the way. *values* is the same layer in one array, read, checked and widened
+by all cores; *readinto* is its bytes alone, unchecked, into new memory, one thread a core. Workers are those of torch's
+DataLoader; they run already when an epoch begins, as in every epoch of a training run but the first. *Scattered rows*
+is what one would write by hand: a memory map of the same bits in one file, a DataLoader that shuffles row numbers, and
+the rows of each batch gathered from the map.
+
+*From memory* the files are in the page cache. *From disk* they are taken out of it before every epoch (the host of a
+virtual machine may hold them still). CPU seconds are those of the process that trains, without its workers.
+
+    python -m benchmarks.store.torch_batches [FOLDER] [--disk FOLDER] [--blocks 128] [--rounds 7]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import stratalens as sl
+from benchmarks.harness.document import Report, arguments, parse, ratios
+from benchmarks.harness.measure import alternate, drop_cache, scratch
+from benchmarks.store.read import D_MODEL, ROWS, make
+from stratalens.store.reading.chunks import bfloat16_to_float32
+from stratalens.store.state.manifest import load
+from stratalens.store.storage.resolve import storage_at
+from stratalens.store.threads import cores
+
+TITLE, THEME = "Shuffled batches for training", "Store"
+LAYER, BATCH = 1, 4096
+
+
+class Scattered(Dataset[torch.Tensor]):
+    """Rows of a memory map of bfloat16 bits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, path.stat().st_size // (2 * D_MODEL)
+        self.bits: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitems__(self, rows: list[int]) -> torch.Tensor:
+        if self.bits is None:  # in the worker
+            self.bits = np.memmap(self.path, dtype=np.uint16, mode="r").reshape(-1, D_MODEL)
+        values = np.empty((len(rows), D_MODEL), dtype=np.float32)
+        bfloat16_to_float32(self.bits[rows], values)
+        return torch.from_numpy(values)
+
+
+def as_it_is(batch: torch.Tensor) -> torch.Tensor:
+    return batch
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("folder", nargs="?", default=scratch())
+    parser.add_argument("--disk", default=tempfile.gettempdir(), help="a folder on a disk")
+    parser.add_argument("--blocks", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parse(parser, quick={"blocks": 8, "rounds": 2})
+    folders = [Path(tempfile.mkdtemp(prefix="bench-", dir=place)) for place in (options.folder, options.disk)]
+    try:
+        with Report(__file__, options, "torch", "xarray", folders=folders) as report:
+            measure(report, folders[0], "memory", options.blocks, options.rounds, None)
+            measure(report, folders[1], "disk", options.blocks, options.rounds, lambda: drop_cache(folders[1]))
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder)
+
+
+def measure(
+    report: Report, folder: Path, where: str, blocks: int, rounds: int, before: Callable[[], object] | None
+) -> None:
+    path = make(folder / "run.zarr", blocks, layers=2)
+    layout = load(storage_at(path)).layouts["resid_post"]
+    files = [path / layout.key(0, block) for block in range(blocks)]
+    size, samples = layout.inner_nbytes, blocks * ROWS
+    dataset = sl.open_store(path, chunks=None)
+    site = dataset.resid_post.isel(stage=0).sel(layer=LAYER)
+    data = sl.torch_dataset(dataset, layer=LAYER)
+    pool = ThreadPoolExecutor(cores())
+
+    def readinto() -> None:
+        memory = np.empty((blocks, size), dtype=np.uint8)
+
+        def one(block: int) -> None:
+            with files[block].open("rb", buffering=0) as file:
+                file.seek(LAYER * layout.inner_stride)
+                assert file.readinto(memory[block].data) == size
+
+        list(pool.map(one, range(blocks)))
+
+    def epoch(loader: Iterable[torch.Tensor]) -> Callable[[], None]:
+        def work() -> None:
+            assert sum(len(batch) for batch in loader) == samples
+
+        return work
+
+    def loader(workers: int) -> Iterable[torch.Tensor]:
+        batches = data.batches(BATCH)
+        return DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+
+    ways: dict[str, Callable[[], object]] = {"values": lambda: site.values, "readinto": readinto}
+    ours = [f"batches, {workers} workers" for workers in (0, 1, 2)]
+    ways |= {name: epoch(loader(workers)) for workers, name in enumerate(ours)}
+    if before is None:  # a page that is mapped stays in memory, so never from disk
+        bits = folder / "bits"
+        site_bits = sl.open_store(path, chunks=None, dtype="bits").resid_post
+        site_bits.isel(stage=0).sel(layer=LAYER).values.tofile(bits)
+        scattered = DataLoader(Scattered(bits), BATCH, shuffle=True, collate_fn=as_it_is)
+        ways["scattered rows of a memory map"] = epoch(scattered)
+    megabytes = samples * D_MODEL * 4 / 1e6
+    runs = alternate(ways, rounds, before=before, shuffle=True)
+    title = f"An epoch from {where}: {samples} samples of {D_MODEL}, {megabytes:.0f} MB as float32"
+    base = "values" if before is None else "readinto"
+    report.timings(where, title, runs, base, ours=ours, amount=megabytes)
+    for name in ours:
+        told = f"speed of shuffled {name}, from {where} by that of {base}"
+        report.aim(told, ratios(runs[base], runs[name]), at_least=0.85)
+    pool.shutdown()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
