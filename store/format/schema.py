@@ -231,9 +231,16 @@ COORDINATES = ("stage_order", "weights_fingerprint", "recorded", "exposure", "en
 
 #: Names of the store's own dims, coordinates and variables, which no label column of a prompt table may have.
 RESERVED_NAMES = frozenset(
-    (*AXES, *FEATURE_DIMS, *COORDINATES, *OUTPUTS, "logit_percentile", "answer_loss", *SITE_NAMES)
-    + tuple(f"{site}_{statistic}" for site in SITE_NAMES for statistic in STATISTICS)
-) - {"entity"}
+    {
+        *(set(AXES) - {"entity"}),
+        *FEATURE_DIMS,
+        *COORDINATES,
+        *OUTPUTS,
+        *("logit_percentile", "answer_loss"),
+        *SITE_NAMES,
+        *(f"{site}_{statistic}" for site in SITE_NAMES for statistic in STATISTICS),
+    }
+)
 
 
 def site_variable(
