@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from threadpoolctl import threadpool_limits
 
-from stratalens.plugin.study.config.presets import preset
+from stratalens.plugin.study.config.presets import get_preset
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.corpus.sampling import make_corpus
@@ -57,12 +57,12 @@ TRIALS: dict[str, dict[str, Any]] = {
 
 
 def settings_of(trial: str, seed: int) -> StudySettings:
-    base = preset("demo", seed=seed)
+    base = get_preset("demo", seed=seed)
     if trial == "demo":
         return base
     changes = {**START, **TRIALS[trial]}
     changes["train"] = {**base.train.model_dump(), **START["train"], **TRIALS[trial].get("train", {})}
-    return preset("demo", seed=seed, **changes)
+    return get_preset("demo", seed=seed, **changes)
 
 
 def cpu_seconds() -> float:

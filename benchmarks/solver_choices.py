@@ -38,7 +38,7 @@ from stratalens.analyses.estimators import logistic
 from stratalens.analyses.estimators.backend import resolve_backend
 from stratalens.analyses.estimators.closed_form import fit_closed_form
 from stratalens.analyses.estimators.lbfgs import minimise
-from stratalens.analyses.estimators.logistic import fit_logistic
+from stratalens.analyses.estimators.logistic import ProblemBatch, fit_logistic
 
 TITLE, THEME = "What makes the probes fast", "Analyses"
 C = 0.1
@@ -65,7 +65,7 @@ class Slab:
     def logistic(self, name: str, x: np.ndarray | None = None, blocks: bool = True) -> None:
         """All fits in one call."""
         fit = fit_logistic(self.x if x is None else x, self.flat, C=C, blocks=self.codes if blocks else None)
-        self.keep(name, fit.coef, int(fit.iterations.max()))
+        self.keep(name, fit.coef, int(fit.n_iter.max()))
 
     def in_parts(self, name: str, parts: list[slice]) -> None:
         """Some fits at a time, on the rows that they use."""
@@ -75,21 +75,19 @@ class Slab:
             rows = signs.any(axis=1)
             fit = fit_logistic(self.x[rows], signs[rows], C=C, blocks=self.codes[rows])
             coefs.append(fit.coef)
-            most = max(most, int(fit.iterations.max()))
+            most = max(most, int(fit.n_iter.max()))
         self.keep(name, np.concatenate(coefs), most)
 
     def batch(self, columns: slice | np.ndarray) -> Any:
         """The solver's own batch of some fits, all features."""
         signs = self.flat[:, columns]
         centred = self.x - self.x.mean(axis=0)
-        return logistic._Batch(
-            resolve_backend("cpu"), centred, signs, np.full(signs.shape[1], C), self.codes, None, False
-        )  # fmt: skip
+        return ProblemBatch.of(resolve_backend("cpu"), centred, signs, np.full(signs.shape[1], C), self.codes)
 
     def unrotated(self, name: str) -> None:
         """Without going to the row space."""
         found = self.batch(slice(None)).fit(1e-6, 1000)
-        self.keep(name, found.points[:, :-1], int(found.iterations.max()))
+        self.keep(name, found.points[:, :-1], int(found.n_iter.max()))
 
     def warm(self, name: str) -> None:
         """First the refits, then the folds from there."""
@@ -97,15 +95,16 @@ class Slab:
         refits, folds = which[:, -1], which[:, :-1].ravel()
         first = self.batch(refits).fit(1e-6, 1000)
         objective = self.batch(folds).objective(np.dtype(np.float32))
-        objective.at = np.repeat(first.points, FOLDS, axis=0)
+        objective.points = np.repeat(first.points, FOLDS, axis=0)
         objective.predictors = [
-            np.asfortranarray(x @ objective.at[some, :-1].T + objective.at[some, -1]) for x, some, _ in objective.blocks
+            np.asfortranarray(x @ objective.points[some, :-1].T + objective.points[some, -1])
+            for x, some, _ in objective.blocks
         ]
         objective.residuals = objective._residuals(objective.predictors)
         rest = minimise(objective, tol=1e-6)
         coef = np.empty((self.flat.shape[1], self.x.shape[1]))
         coef[refits], coef[folds] = first.points[:, :-1], rest.points[:, :-1]
-        self.keep(name, coef, int(max(first.iterations.max(), rest.iterations.max())))
+        self.keep(name, coef, int(max(first.n_iter.max(), rest.n_iter.max())))
 
     def closed(self, name: str, method: str) -> None:
         """Ridge or LDA."""
@@ -163,7 +162,8 @@ def main() -> None:
                 measure(report, f"{method}, wide, {kind}", f"{method}-wide-{key}", slab, {
                     AS_IT_IS: partial(slab.closed, AS_IT_IS, method),
                     "a factor for each fit": partial(
-                        instead, probe_systems, "ALIKE", 0.0, partial(slab.closed, "a factor for each fit", method)),
+                        instead, probe_systems, "MAX_CONDITION", 0.0,
+                        partial(slab.closed, "a factor for each fit", method)),
                     "products with the rows": partial(
                         instead, label_rows, "CELL_BYTES", 0, partial(slab.closed, "products with the rows", method)),
                 }, options.rounds)  # fmt: skip

@@ -34,7 +34,7 @@ from report import Report, arguments, parse, ratios
 from stratalens.store import ActivationWriter, create, open_store, verify_store
 from stratalens.store.format.checksum import extend
 from stratalens.store.format.schema import site_variable
-from stratalens.store.reading.chunks import PIECE, bfloat16_to_float32
+from stratalens.store.reading.chunks import READ_BYTES, bfloat16_to_float32
 from stratalens.store.state.manifest import load
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.threads import cores
@@ -93,12 +93,12 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
             assert file.readinto(raw_bits[one].data) == size
 
     def single_pass(one: int) -> None:
-        memory = np.empty(PIECE, dtype=np.uint8)
+        memory = np.empty(READ_BYTES, dtype=np.uint8)
         crc = 0
         with files[one].open("rb", buffering=0) as file:
             file.seek(offset)
-            for start in range(0, size, PIECE):
-                piece = memory[: min(PIECE, size - start)]
+            for start in range(0, size, READ_BYTES):
+                piece = memory[: min(READ_BYTES, size - start)]
                 file.readinto(piece.data)
                 crc = extend(crc, piece)
                 bfloat16_to_float32(piece.view(np.uint16), decoded[one, start // 2 : (start + len(piece)) // 2])
@@ -202,7 +202,7 @@ def verified(report: Report, path: Path, files: list[Path], pool: ThreadPoolExec
     """verify_store against reading and summing the same files, on one thread for each core."""
 
     def summed(file: Path) -> None:
-        memory, crc = np.empty(PIECE, dtype=np.uint8), 0
+        memory, crc = np.empty(READ_BYTES, dtype=np.uint8), 0
         with file.open("rb", buffering=0) as opened:
             while got := opened.readinto(memory.data):
                 crc = extend(crc, memory[:got])
@@ -234,11 +234,11 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
 
     def whole(part: int) -> None:
         """One of two parts of the chunks that hold the entity: all bytes of the file, read and summed."""
-        step = -(-layout.file_nbytes // (2 * PIECE)) * PIECE
-        memory, crc = np.empty(PIECE, dtype=np.uint8), 0
+        step = -(-layout.file_nbytes // (2 * READ_BYTES)) * READ_BYTES
+        memory, crc = np.empty(READ_BYTES, dtype=np.uint8), 0
         with file.open("rb", buffering=0) as opened:
             opened.seek(part * step)
-            for _ in range(step // PIECE):
+            for _ in range(step // READ_BYTES):
                 crc = extend(crc, memory[: opened.readinto(memory.data)])
 
     mapped = unchecked.copy(data=memory_map(path, unchecked.shape, size))

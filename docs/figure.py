@@ -20,7 +20,7 @@ def main(store: str, target: str | Path = TARGET) -> None:
     plane = sl.project(last, by="trained_stage", repeats=100, progress=False, cache=False)
     figure = sl.plots.centroid_path(plane)
     sl.plots.save(figure, target, dpi=110)
-    picture = figure.stratalens_picture
+    picture = figure.stratalens_spec
     value, low, high = (plane[f"rank_correlation{part}"].item() for part in ("", "_low", "_high"))
     null = plane["rank_correlation_null"].item()
     sys.stdout.write(

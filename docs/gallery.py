@@ -173,7 +173,7 @@ def write(folder: Path) -> Path:
         sl.plots.save(figure, folder / f"{name}.svg")
         body = inspect.getsource(function).split("-> Any:\n", 1)[1]
         code = inspect.cleandoc("\n" + body).replace("return ", "figure = ", 1)
-        alt = f"{title}: {figure.stratalens_picture.heading(figure.stratalens_picture.default())}"
+        alt = f"{title}: {figure.stratalens_spec.heading(figure.stratalens_spec.default_values())}"
         parts.append(f"## {title}\n\n```{{code-block}} python\n{code}\n```\n\n![{alt}]({name}.svg)\n")
     page = folder / "index.md"
     page.write_text("\n".join(parts), encoding="utf-8")

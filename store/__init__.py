@@ -1,4 +1,4 @@
-"""The activation store: labelled, chunked, checksummed zarr (NumPy, zarr and xarray; no torch, no plotting).
+"""The activation store: labelled, chunked, checksummed zarr arrays. It needs no torch and no plotting library.
 
 The public names are loaded on first use.
 
@@ -6,13 +6,13 @@ The public names are loaded on first use.
     integrity   verification and repair
     writing     new stores, blocks of rows, label columns
     reading     a store as a lazy Dataset
-    display     HTML for notebooks
+    display     HTML for notebooks, byte counts as text
     state       root document, commit records, history, provenance
     format      names, geometry, bytes and checksums
-    storage     a folder or an object store
+    storage     folders and object stores
     errors      the exceptions
-    files       a text file replaced atomically
-    threads     the threads that read
+    files       text files replaced atomically
+    threads     reader threads and scratch memory
     compat      private interfaces of xarray, dask and zarr
 """
 

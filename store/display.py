@@ -1,7 +1,4 @@
-"""How a store looks in a notebook: dims, size, sites, completeness by stage and site, provenance. Plain HTML.
-
-Every word comes from names and labels of somebody's data, so everything is escaped.
-"""
+"""HTML of a store for notebooks, and byte counts as text. All text is escaped, because names come from user data."""
 
 from __future__ import annotations
 
@@ -17,20 +14,21 @@ def overview(
     title: str,
     facts: Iterable[tuple[str, object]],
     grid: tuple[Sequence[str], Mapping[str, Sequence[object]]] | None = None,
-    folded: Mapping[str, Iterable[tuple[str, object]]] | None = None,
+    details: Mapping[str, Iterable[tuple[str, object]]] | None = None,
 ) -> str:
-    """HTML of a heading, a list of facts, a table, and lists behind a triangle.
+    """Return HTML with a heading, a list of facts, a table and collapsed lists.
 
     Args:
         title: heading.
-        facts: (name, value).
-        grid: (names of the columns, {name of the row: values}).
-        folded: {heading: [(name, value)]}.
+        facts: pairs of name and value.
+        grid: column names, and a dict from row name to values.
+        details: dict from heading to pairs of name and value; collapsed until a click.
 
-    >>> overview("<b>", [("stages", 3)])[:41]
-    '<div><strong>&lt;b&gt;</strong><table><tr'
+    Example:
+        >>> overview("<b>", [("stages", 3)])[:41]
+        '<div><strong>&lt;b&gt;</strong><table><tr'
     """
-    parts = [f"<strong>{_text(title)}</strong>", _pairs(facts)]
+    elements = [f"<strong>{_text(title)}</strong>", _pairs(facts)]
     if grid is not None:
         columns, rows = grid
         head = "".join(f'<th scope="col" style="{_CELL}">{_text(name)}</th>' for name in ("", *columns))
@@ -40,14 +38,14 @@ def overview(
             + "</tr>"
             for name, values in rows.items()
         )
-        parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-    for heading, pairs in (folded or {}).items():
-        parts.append(f"<details><summary>{_text(heading)}</summary>{_pairs(pairs)}</details>")
-    return f"<div>{''.join(parts)}</div>"
+        elements.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    for heading, pairs in (details or {}).items():
+        elements.append(f"<details><summary>{_text(heading)}</summary>{_pairs(pairs)}</details>")
+    return f"<div>{''.join(elements)}</div>"
 
 
 def store_html(facts: Mapping[str, Any]) -> str:
-    """HTML of what `stratalens.store.info` found."""
+    """Return HTML of the dict that `stratalens.store.info` returns."""
     from stratalens.store.state.info import percent, state_in_words
 
     sites = facts["sites"]
@@ -62,22 +60,24 @@ def store_html(facts: Mapping[str, Any]) -> str:
         stage["name"]: [percent(facts["completeness"][stage["name"]][site]) for site in sites]
         for stage in facts["stages"]
     } | {name: ["0%" for _ in sites] for name in facts["lacking_stages"]}
-    folded: dict[str, list[tuple[str, object]]] = {
+    details: dict[str, list[tuple[str, object]]] = {
         "Weights of the stages": [(s["name"], s["fingerprint"]) for s in facts["stages"]],
         "Provenance (must match)": sorted(facts["provenance"].items()),
         "Recorded with": sorted(facts["recorded_with"].items()),
     }
-    return overview(f"{facts['path']}: {state_in_words(facts)}", rows, ([f"{s} recorded" for s in sites], grid), folded)
+    return overview(
+        f"{facts['path']}: {state_in_words(facts)}", rows, ([f"{s} recorded" for s in sites], grid), details
+    )
 
 
 def human_bytes(count: float) -> str:
-    """Bytes in binary units.
+    """Format a byte count in binary units.
 
     >>> human_bytes(3 * 2**30)
     '3.0 GiB'
     """
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
+        if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"

@@ -1,9 +1,7 @@
-"""The errors that stratalens raises on purpose.
+"""The exceptions that stratalens raises on purpose; `stratalens.errors` is their public home.
 
-Every message says what is wrong, where, which values are valid, and the call
-that mends it. The command line maps `InputError` to exit code 2 (the input is
-wrong) and every other `StratalensError` to 1 (damaged data or a failed job).
-They live here because both other packages may import `stratalens.store`.
+Every message names the problem, the place, the valid values and the call that fixes it.
+The command line ends with exit code 2 for an `InputError` and with 1 for every other `StratalensError`.
 """
 
 from __future__ import annotations
@@ -13,51 +11,85 @@ from collections.abc import Iterable
 
 
 class StratalensError(Exception):
-    """Base of all errors raised on purpose by stratalens."""
+    """Base class of all exceptions that stratalens raises on purpose; exit code 1.
+
+    Catch it to handle every expected failure. Any other exception is a bug: please report it.
+    """
 
 
 class InputError(StratalensError, ValueError):
-    """What the caller gave is wrong; nothing was written because of it."""
+    """A wrong argument, file or option; exit code 2.
+
+    Raised before anything is written. Correct the input as the message says and repeat the call.
+    """
 
 
 class MismatchError(InputError):
-    """Provenance of what is being added differs from what the store holds."""
+    """New data whose provenance differs from that of the store; exit code 2.
+
+    Raised when a capture would mix two models, tokenizers, tables or settings in one store, and when an open
+    store was replaced by another one. Use the original settings, or record to another store.
+    """
 
 
 class StoreExistsError(InputError):
-    """The path already holds something that is not the store asked for."""
+    """A path that already holds something else than the requested store; exit code 2.
+
+    Raised when a new store is created. Choose another path, or empty the folder yourself.
+    """
 
 
 class StoreBusyError(StratalensError):
-    """Another living process holds what this one wants to write."""
+    """A store that another running process writes to; exit code 1.
+
+    Wait until the other process has finished. Ranks of one job open the writer with `shared=True`.
+    """
 
 
 class UnreachableError(StratalensError):
-    """A machine elsewhere did not answer; what is committed is safe, and the same call goes on from there."""
+    """A remote machine that did not answer; exit code 1.
+
+    Committed data is safe. Check the network and repeat the call: it resumes.
+    """
 
 
 class DamagedError(StratalensError):
-    """Bytes on disk differ from their checksum, or a file is missing."""
+    """Stored bytes that differ from their checksum, or a missing file; exit code 1.
+
+    Run `stratalens verify --repair` on the store, then repeat the capture to record the lost rows again.
+    """
 
 
 class NoSpaceError(InputError):
-    """The disk cannot hold what is to be written; what is committed is safe."""
+    """A disk that is too small for the data; exit code 2.
+
+    Committed data is safe. Free some space and repeat the call: it resumes.
+    """
 
 
 class NotRecordedError(StratalensError):
-    """The rows asked for were never recorded (missing is not zero)."""
+    """Requested rows that were never recorded; exit code 1.
+
+    Missing rows do not read as zero. Record them, or pass `skip_missing=True` to an analysis.
+    """
 
 
 class NonFiniteError(StratalensError):
-    """NaN or infinity in an activation, or overflow in a cast asked for."""
+    """NaN or infinity in an activation, or an overflow in the requested cast; exit code 1.
+
+    Record with a wider dtype, or pass `nonfinite="keep"` to the capture.
+    """
 
 
 class LabelWarning(UserWarning):
-    """A label that looks wrong, though nothing says that it is: a name that is nearly that of a stage."""
+    """A label that is probably misspelled, such as one that is almost the name of a stage.
+
+    Correct the label in the table. If it is meant, filter the warning.
+    """
 
 
 def suggest(name: str, valid: Iterable[str], limit: int = 8) -> str:
-    """Phrase that names the valid values nearest to `name`.
+    """Name the valid values that are closest to `name`, as part of a message.
 
     >>> suggest("resid_pst", ["resid_pre", "resid_post", "z"])
     "did you mean 'resid_post' or 'resid_pre'? Valid: resid_pre, resid_post, z"
@@ -72,7 +104,7 @@ def suggest(name: str, valid: Iterable[str], limit: int = 8) -> str:
 
 
 def join_names(names: Iterable[object], limit: int = 8) -> str:
-    """Names for a message, cut where nobody reads on.
+    """Join names for a message and shorten a long list.
 
     >>> join_names("abc"), join_names(range(12))
     ('a, b, c', '0, 1, 2, 3, 4, 5, 6, 7 and 4 more')
@@ -82,21 +114,21 @@ def join_names(names: Iterable[object], limit: int = 8) -> str:
 
 
 def not_floats_error(site: str, dtype: object) -> InputError:
-    """The error for a site whose values are codes: what plain readers show of bfloat16 and of scaled int8."""
+    """Return the error for a site that was opened with a plain reader, which shows codes instead of values."""
     return InputError(
         f"{site!r} has dtype {dtype}, not a float: plain readers show bfloat16 as its bits, and int8 without "
         "the scales of its rows; open the store with stratalens.open_store(path)"
     )
 
 
-def no_site_error(site: str, held: Iterable[str], where: str = "this store") -> InputError:
-    """The error for a site that was not recorded: the near ones, and how to record it.
+def no_site_error(site: str, recorded: Iterable[str], where: str = "this store") -> InputError:
+    """Return the error for a site that was not recorded.
 
     >>> str(no_site_error("mlp_out", ["resid_post"]))[:53]
     "site 'mlp_out' is not in this store; Valid: resid_pos"
     """
-    sites = tuple(held)
+    sites = tuple(recorded)
     return InputError(
-        f"site {site!r} is not in {where}; {suggest(site, sites)}. To record it too, run the capture again with "
-        f"sites={(*sites, site)!r}: what is there stays as it is"
+        f"site {site!r} is not in {where}; {suggest(site, sites)}. To add it, run the capture again with "
+        f"sites={(*sites, site)!r}; recorded data stays unchanged"
     )

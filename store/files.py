@@ -1,7 +1,4 @@
-"""A text file that is there whole or not at all, for pages and summaries beside a store.
-
-Data of a store itself goes through its storage, which also makes it durable.
-"""
+"""Atomic replacement of text files, for pages and summaries next to a store; it is not durable by itself."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from pathlib import Path
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
-    """Write UTF-8 text under a temporary name, then rename; returns the path."""
+    """Write UTF-8 text under a temporary name, then rename it; return the path."""
     target = Path(path)
     temporary = target.with_name(target.name + ".part")
     temporary.write_text(text, encoding="utf-8")

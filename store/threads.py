@@ -1,4 +1,4 @@
-"""Threads of the reading side: helpers on one shared pool, and memory that a thread uses again."""
+"""Threads that help to read, and scratch memory of each thread."""
 
 from __future__ import annotations
 
@@ -15,83 +15,97 @@ from numpy.typing import NDArray
 Task = Callable[[], None]
 
 
-NETWORK_THREADS = 16  # reads at a time where they wait for a network rather than for the processor
-
-
-_pool: ThreadPoolExecutor | None = None
-
-
-_reading = 0
-
-
-_lock = threading.Lock()
+NETWORK_THREADS = 16  # parallel reads of a high-latency storage, whose threads wait and need no processor
 
 
 _scratch = threading.local()
 
 
-def _after_fork() -> None:
-    global _pool, _reading, _lock
-    _pool, _reading, _lock = None, 0, threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
 def cores() -> int:
-    """Processors that this process may use."""
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _drain(tasks: deque[Task]) -> None:
+class ReaderPool:
+    """Helper threads shared by all readers of a process.
+
+    All readers together use at most one thread for each core: a single reader gets helpers, while
+    several readers (a sweep's, dask's) each run in their own thread. A child of multiprocessing (a worker of
+    dask or of torch's DataLoader) has siblings on the other cores and gets no helpers.
+
+    The pool starts no thread before it is needed. A forked child starts with an empty pool: threads do not
+    survive a fork, and another thread may have held the lock at that moment.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self.active_readers = 0
+
+    def run(self, tasks: Sequence[Task], *, high_latency: bool = False) -> None:
+        """Run tasks in the calling thread and in helper threads.
+
+        Args:
+            tasks: functions without arguments.
+            high_latency: use up to `NETWORK_THREADS` threads, because reads wait for a network.
+
+        Raises:
+            BaseException: the first error of a task. No task runs any more when it is raised, so no thread
+                still writes into the caller's memory.
+        """
+        with self._lock:
+            self.active_readers += 1
+            free = cores() - self.active_readers if multiprocessing.parent_process() is None else 0
+            if high_latency:
+                free = NETWORK_THREADS - 1
+            helpers = max(0, min(free, len(tasks) - 1))
+            if helpers and self._executor is None:
+                workers = max(cores(), NETWORK_THREADS)
+                self._executor = ThreadPoolExecutor(workers, thread_name_prefix="stratalens-read")
+            executor = self._executor
+        queue = deque(tasks)
+        jobs = [executor.submit(_drain, queue) for _ in range(helpers)] if executor is not None else []
+        try:
+            _drain(queue)
+            for job in jobs:
+                if not job.cancel():
+                    job.result()
+        finally:
+            for job in jobs:  # after an error: wait for tasks that still write into the caller's memory
+                if not job.cancel():
+                    job.exception()
+            with self._lock:
+                self.active_readers -= 1
+
+
+reader_pool = ReaderPool()
+
+
+def run_tasks(tasks: Sequence[Task], *, high_latency: bool = False) -> None:
+    """Run tasks in the calling thread and in helpers of the `reader_pool` of this process."""
+    reader_pool.run(tasks, high_latency=high_latency)
+
+
+def scratch(nbytes: int) -> NDArray[np.uint8]:
+    """Return memory of the calling thread, valid until its next call."""
+    memory: NDArray[np.uint8] | None = getattr(_scratch, "memory", None)
+    if memory is None or memory.size < nbytes:
+        memory = _scratch.memory = np.empty(nbytes, dtype=np.uint8)
+    return memory[:nbytes]
+
+
+def _drain(queue: deque[Task]) -> None:
     while True:
         try:
-            task = tasks.popleft()
+            task = queue.popleft()
         except IndexError:
             return
         try:
             task()
         except BaseException:
-            tasks.clear()
+            queue.clear()
             raise
-
-
-def run_tasks(tasks: Sequence[Task], *, high_latency: bool = False) -> None:
-    """Run tasks in the calling thread, with helpers where processors are free.
-
-    All callers together have one thread for each core at most: several threads that read
-    (a sweep's, dask's) read each on its own, one alone is helped. A child of multiprocessing
-    (a worker of dask or of torch's DataLoader) has siblings that use the other cores, and gets
-    no help. Reads that wait for a network (`high_latency`) get `NETWORK_THREADS` threads.
-    """
-    global _pool, _reading
-    with _lock:
-        _reading += 1
-        free = cores() - _reading if multiprocessing.parent_process() is None else 0
-        if high_latency:
-            free = NETWORK_THREADS - 1
-        helpers = max(0, min(free, len(tasks) - 1))
-        if helpers and _pool is None:
-            _pool = ThreadPoolExecutor(max(cores(), NETWORK_THREADS), thread_name_prefix="stratalens-read")
-        pool = _pool
-    left = deque(tasks)
-    jobs = [pool.submit(_drain, left) for _ in range(helpers)] if pool is not None else []
-    try:
-        _drain(left)
-        for job in jobs:
-            if not job.cancel():
-                job.result()
-    finally:
-        for job in jobs:  # after an error: nobody writes into the caller's memory any more
-            if not job.cancel():
-                job.exception()
-        with _lock:
-            _reading -= 1
-
-
-def scratch(nbytes: int) -> NDArray[np.uint8]:
-    """Memory of this thread that is good until its next call."""
-    memory: NDArray[np.uint8] | None = getattr(_scratch, "memory", None)
-    if memory is None or memory.size < nbytes:
-        memory = _scratch.memory = np.empty(nbytes, dtype=np.uint8)
-    return memory[:nbytes]

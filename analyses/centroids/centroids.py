@@ -1,9 +1,4 @@
-"""Group centroids at every layer and stage, and their geometry on entities that did not make the axis.
-
-`centroids` are plain means; `project` is the plane of the recency study with
-held-out coordinates, straightness and order against a permutation null. The
-geometry itself is in plane.py, the resampling in resample.py.
-"""
+"""Group centroids at every stage, layer and token, and their plane of training order on held-out entities."""
 
 from __future__ import annotations
 
@@ -15,9 +10,10 @@ import xarray as xr
 
 from stratalens.analyses.centroids.resampling import halves
 from stratalens.analyses.centroids.slab import GroupMeans, Projection
-from stratalens.analyses.data.groups import Array, Data, Groups, clusters, exposure, groups, labels_by_cluster
+from stratalens.analyses.data.array_types import Array, Data
+from stratalens.analyses.data.groups import Groups, clusters, exposure, groups, labels_by_cluster
 from stratalens.analyses.data.slabs import SiteData
-from stratalens.analyses.sweep.run import run_slabs
+from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError, suggest
 
 Normalize = bool | Literal["activations", "centroids"]
@@ -36,45 +32,46 @@ def centroids(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
-    """Mean activation of every group, at every stage, layer and token.
+    """Compute the mean activation of every group at every stage, layer and token.
 
     Args:
         ds: Dataset or DataArray with dims among (stage, layer, entity, token, features).
-        by: label column; its groups are in training order where they are stages.
+        by: label column; groups that are stages have training order.
         site: variable to read.
-        normalize: False; True or "activations": every activation is scaled to unit length before averaging;
-            "centroids": every centroid is.
+        normalize: False; True or "activations": scale every activation to unit length before averaging;
+            "centroids": scale every centroid to unit length.
         order: groups wanted, in order; None = all.
         skip_missing: leave unrecorded rows out instead of refusing them.
-        cache: see `run_slabs`; None = beside the store where possible.
-        scheduler: see `run_slabs`.
-        workers: see `run_slabs`.
-        progress: see `run_slabs`.
+        cache: see `RunOptions`; None = next to the store where possible.
+        scheduler: see `RunOptions`.
+        workers: see `RunOptions`.
+        progress: see `RunOptions`.
 
     Returns:
-        Dataset with centroid (stage, layer, token, group, features) float32, count (stage, group) rows, and
-        exposure (stage, group) where known: negative = the stage was not trained on that group yet.
+        Dataset:
+        centroid (stage, layer, token, group, features): float32, mean activation.
+        count (stage, group): int64, rows.
+        exposure (stage, group): float64, stages since the group was trained on; negative = not trained yet. Missing
+        where unknown.
 
     Raises:
-        NotRecordedError: unrecorded rows. NonFiniteError: NaN among the activations. InputError: bad labels.
+        NotRecordedError: unrecorded rows.
+        NonFiniteError: NaN or infinity among the activations.
+        InputError: invalid labels.
     """
     source = SiteData(ds, site)
-    scale = _normalize(normalize)
-    found = groups(ds, by, order)
-    rows = source.rows(skip_missing, found.codes >= 0)
-    function = GroupMeans(found.codes, len(found), scale)
+    scale = _check_normalize(normalize)
+    label_groups = groups(ds, by, order)
+    rows = source.rows(skip_missing, label_groups.codes >= 0)
     result = run_slabs(
         source,
-        function,
+        GroupMeans(label_groups.codes, len(label_groups), scale),
         rows=rows,
         name="centroids",
-        params={"codes": found.codes, "normalize": scale, "groups": [str(n) for n in found.names]},
-        cache=cache,
-        scheduler=scheduler,
-        workers=workers,
-        progress=progress,
+        params={"codes": label_groups.codes, "normalize": scale, "groups": [str(n) for n in label_groups.names]},
+        options=RunOptions(skip_missing, cache, scheduler, workers, progress),
     )
-    return _labelled(result, source, found, rows, {"method": "mean", "normalize": scale})
+    return _add_labels(result, source, label_groups, rows, {"method": "mean", "normalize": scale})
 
 
 def project(
@@ -97,11 +94,11 @@ def project(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
-    """The plane of group centroids, on entities that the plane was not made from.
+    """Project group centroids into the plane of training order, fitted on other entities.
 
-    In each of `repeats` splits the entities are parted in two; w1 = unit(last - first centroid) and w2 = first
-    principal component of the centroids without w1 come from one part, the centroids that are shown and
-    measured from the other. Krasheninnikov, Turner and Krueger (2025), arXiv 2509.14223, with held-out
+    Each of `repeats` splits divides the entities into a fitting part and a held-out part. The fitting part gives
+    w1 = unit(last - first centroid), and w2, the first principal component of the centroids without w1. The centroids
+    of the held-out part are measured. Krasheninnikov, Turner and Krueger (2025), arXiv 2509.14223, with held-out
     entities, intervals and nulls added.
 
     Args:
@@ -110,69 +107,79 @@ def project(
         axis: (first, last) group of w1; None = the first and the last.
         site: variable to read.
         normalize: as in `centroids`.
-        holdout: fraction of every group's entities that is shown.
-        repeats: splits; each estimate is their mean.
+        holdout: fraction of every group's entities to hold out.
+        repeats: number of splits; each estimate is the mean over splits.
         permutations: of labels over entities, for p-values; 0 = none.
-        seed: of splits, bootstrap and permutations, the same at all places.
+        seed: of splits, bootstrap and permutations, the same at every stage and layer.
         order: groups wanted, in order; None = all.
         bootstrap: resamples of entities, for the 95 % intervals; 0 = none.
-        groups_by: column that says which rows are about the same entity.
+        groups_by: column with the entity of each row.
         skip_missing: leave unrecorded rows out instead of refusing them.
-        cache: see `run_slabs`; None = beside the store where possible.
-        scheduler: see `run_slabs`.
-        workers: see `run_slabs`.
-        progress: see `run_slabs`.
+        cache: see `RunOptions`; None = next to the store where possible.
+        scheduler: see `RunOptions`.
+        workers: see `RunOptions`.
+        progress: see `RunOptions`.
 
     Returns:
-        Dataset over (stage, layer, token):
-        coordinate (..., group, component), component = w1, w2, centred on the mean of the shown centroids;
-        r2: 1 - (squared distances of the shown centroids from their best line in full width) / (total squared
-        deviation); rank_correlation (Spearman) and kendall, of the coordinate along w1 with the order of the
-        groups; inner_rank_correlation, the same over the groups that do not make the axis (the ends are in
-        order as soon as first and last differ); exact_order, the share of splits in exact order. Each with
-        _low, _high (95 %), _p (one-sided) and _null (mean under permuted labels: even noise has a large r2).
-        count, entities (stage, group), and exposure (stage, group) where known. NaN where all activations
-        are equal (e.g. the embedding of a token that all prompts share).
+        Dataset, NaN where all activations are equal (e.g. the embedding of a token that all prompts share):
+        coordinate (stage, layer, token, group, component): float64, held-out centroids along component = w1, w2,
+        centred on their mean.
+        r2 (stage, layer, token): float64, 1 - (squared distances of the held-out centroids from their best line in
+        full width) / (total squared deviation).
+        rank_correlation (stage, layer, token): float64, Spearman's correlation of the coordinate along w1 with the
+        order of the groups.
+        kendall (stage, layer, token): float64, Kendall's correlation of the same.
+        inner_rank_correlation (stage, layer, token): float64, Spearman's correlation over the groups that do not
+        define the axis. The ends are in order as soon as the first and the last group differ.
+        exact_order (stage, layer, token): float64, share of splits in exact order.
+        <name>_low, <name>_high: float64, 95 % interval of each variable above, with the same dims.
+        <name>_p (stage, layer, token): float64, one-sided permutation p of each variable but coordinate.
+        <name>_null (stage, layer, token): float64, mean under permuted labels; even noise has a large r2.
+        count (stage, group): int64, rows.
+        entities (stage, group): int64.
+        exposure (stage, group): float64, as in `centroids`. Missing where unknown.
 
     Raises:
         InputError: fewer than three groups, a group of too few entities (four, with halves), entities in
-            several groups, activations that are constant everywhere. NotRecordedError: unrecorded rows.
+            several groups, or activations that are constant everywhere.
+        NotRecordedError: unrecorded rows.
+        NonFiniteError: NaN or infinity among the activations.
     """
     source = SiteData(ds, site)
-    scale = _normalize(normalize)
-    found = groups(ds, by, order)
-    units = clusters(ds, groups_by)
-    labels_by_cluster(found, units)
+    scale = _check_normalize(normalize)
+    label_groups = groups(ds, by, order)
+    codes, units, count = label_groups.codes, clusters(ds, groups_by), len(label_groups)
+    labels_by_cluster(label_groups, units)
     least = halves(holdout, repeats, np.random.default_rng(seed)).least
     why = f"order needs three groups, and splits with holdout={holdout} {least} entities of each"
-    found.require(classes=3, per_class=least, units=units, why=why)
-    first, last = (0, len(found) - 1) if axis is None else (found.index(axis[0]), found.index(axis[1]))
+    label_groups.require(classes=3, per_class=least, units=units, why=why)
+    first, last = (0, count - 1) if axis is None else (label_groups.index(axis[0]), label_groups.index(axis[1]))
     if first == last:
-        raise InputError(f"axis={axis!r} needs two different groups of {by!r}: {', '.join(map(str, found.names))}")
-    rows = source.rows(skip_missing, found.codes >= 0)
-    for stage_rows in rows:
-        Groups(by, found.names, np.where(np.isin(np.arange(len(units)), stage_rows), found.codes, -1), "").require(
-            per_class=least, units=units, why="rows recorded at every stage"
+        raise InputError(
+            f"axis={axis!r} needs two different groups of {by!r}: {', '.join(map(str, label_groups.names))}"
         )
-    function = Projection(
-        found.codes, units, len(found), (first, last), scale, holdout, repeats, permutations, bootstrap, seed
-    )
+    rows = source.rows(skip_missing, codes >= 0)
+    for stage_rows in rows:
+        in_stage = np.isin(np.arange(len(units)), stage_rows)
+        recorded = Groups(by, label_groups.names, np.where(in_stage, codes, -1), "")
+        recorded.require(per_class=least, units=units, why="rows recorded at every stage")
+    function = Projection(codes, units, count, (first, last), scale, holdout, repeats, permutations, bootstrap, seed)
     result = run_slabs(
         source,
         function,
         rows=rows,
         name="project",
         params=dict(vars(function)),
-        cache=cache,
-        scheduler=scheduler,
-        workers=workers,
-        progress=progress,
+        options=RunOptions(skip_missing, cache, scheduler, workers, progress),
     )
     if bool(np.isnan(result["r2"]).all()):
-        raise InputError(f"the activations of {source.site!r} are the same in all rows, at all places; nothing to see")
+        raise InputError(
+            f"the activations of {source.site!r} are the same in all rows at every stage, layer and token; "
+            f"there is nothing to project"
+        )
     attrs = {
         "method": "held-out projection",
-        "axis": [str(found.names[first]), str(found.names[last])],
+        "axis": [str(label_groups.names[first]), str(label_groups.names[last])],
         "normalize": scale,
         "holdout": holdout,
         "repeats": repeats,
@@ -180,12 +187,13 @@ def project(
         "bootstrap": bootstrap,
         "seed": seed,
     }
-    result = _labelled(result, source, found, rows, attrs)
-    entities = [[len(np.unique(units[r[found.codes[r] == g]])) for g in range(len(found))] for r in rows]
-    return result.assign(entities=_per_stage(np.array(entities), source, found)).assign_coords(component=["w1", "w2"])
+    result = _add_labels(result, source, label_groups, rows, attrs)
+    entities = [[len(np.unique(units[r[codes[r] == g]])) for g in range(count)] for r in rows]
+    result["entities"] = _per_stage(np.array(entities), source, label_groups)
+    return result.assign_coords(component=["w1", "w2"])
 
 
-def _normalize(normalize: Normalize) -> str:
+def _check_normalize(normalize: Normalize) -> str:
     if normalize is False:
         return "none"
     if normalize is True:
@@ -197,23 +205,23 @@ def _normalize(normalize: Normalize) -> str:
     return normalize
 
 
-def _labelled(
-    result: xr.Dataset, source: SiteData, found: Groups, rows: list[Array], attrs: dict[str, Any]
+def _add_labels(
+    result: xr.Dataset, source: SiteData, label_groups: Groups, rows: list[Array], attrs: dict[str, Any]
 ) -> xr.Dataset:
-    """Group names, counts, exposure and attributes, the same for both verbs."""
-    result = result.assign_coords(group=found.names)
-    counts = np.array([np.bincount(found.codes[r], minlength=len(found)) for r in rows])
-    result["count"] = _per_stage(counts, source, found)
-    seen = exposure(source.data, found)
-    if seen is not None:
-        result["exposure"] = seen.drop_vars([c for c in seen.coords if c not in result.coords])
-    result.attrs = {**source.attrs(), "by": found.by, "ordering": found.ordering, **attrs}
+    """Add group names, counts, exposure and attributes to a result."""
+    result = result.assign_coords(group=label_groups.names)
+    counts = np.array([np.bincount(label_groups.codes[r], minlength=len(label_groups)) for r in rows])
+    result["count"] = _per_stage(counts, source, label_groups)
+    stages_ago = exposure(source.data, label_groups)
+    if stages_ago is not None:
+        result["exposure"] = stages_ago.drop_vars([c for c in stages_ago.coords if c not in result.coords])
+    result.attrs = {**source.attrs(), "by": label_groups.by, "ordering": label_groups.ordering, **attrs}
     return result
 
 
-def _per_stage(table: Array, source: SiteData, found: Groups) -> xr.DataArray:
+def _per_stage(table: Array, source: SiteData, label_groups: Groups) -> xr.DataArray:
     """A (stage, group) table in the dims of the user's data."""
-    array = xr.DataArray(table, dims=("stage", "group"), coords={"group": found.names})
+    array = xr.DataArray(table, dims=("stage", "group"), coords={"group": label_groups.names})
     if "stage" in source.added:
         return array.isel(stage=0)
     return array.assign_coords(stage=source.array.coords["stage"].variable) if "stage" in source.array.coords else array

@@ -1,4 +1,4 @@
-"""Single rows in the plane (w1, w2), from one slab read block by block: memory is a few blocks, whatever its size."""
+"""Single rows in the plane (w1, w2), from one slab read block by block in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,95 +6,102 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from stratalens.analyses.data.groups import Array
+from stratalens.analyses.data.array_types import Array, Codes, Mask
 from stratalens.analyses.data.slabs import Slab
 from stratalens.store.errors import InputError
 
-KEEP = 256 * 2**20  # a slab up to this size is kept between the two passes, a larger one is read twice
+MEMORY_BYTES = 256 * 2**20  # a slab up to this size stays in memory between the two passes, a larger one is read twice
 
 
 @dataclass(frozen=True)
 class RowPlane:
-    """Rows that the plane was not made from, in that plane.
+    """Rows of held-out entities in the plane (w1, w2).
 
     Attributes:
-        rows: [array-like, shape: (n,)] int64 rows of the entity dim.
-        codes: [array-like, shape: (n,)] int64 group of each row.
-        coordinate: [array-like, shape: (n, 2)] float32 along w1 and w2, activation units, not centred.
-        axes: [array-like, shape: (2, F)] float64 unit vectors w1 and w2.
-        centroid: [array-like, shape: (G, 2)] means of `coordinate`; NaN for a group without a row here.
-        left_out: rows that were asked for, but have an activation that is not finite (a position they lack).
+        rows: int64 array of shape (n,), rows of the entity dim.
+        codes: int64 array of shape (n,), group of each row.
+        coordinate: float32 array of shape (n, 2), along w1 and w2, in activation units, not centred.
+        axes: float64 array of shape (2, features), unit vectors w1 and w2.
+        centroid: float64 array of shape (groups, 2), means of `coordinate`; NaN for a group without rows here.
+        left_out: number of rows in use with an activation that is not finite (a missing position).
     """
 
-    rows: npt.NDArray[np.int64]
-    codes: npt.NDArray[np.int64]
+    rows: Codes
+    codes: Codes
     coordinate: Array
     axes: Array
     centroid: Array
     left_out: int
 
 
-def row_plane(
-    slab: Slab, codes: npt.NDArray[np.int64], units: npt.NDArray[np.int64], count: int, seed: int
-) -> RowPlane:
-    """Project the rows of one half of the entities into the plane made from the other half.
+def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int) -> RowPlane:
+    """Project the rows of one half of the entities into the plane fitted on the other half.
+
+    w1 = unit(mean of last group - mean of first group). w2 = first principal component of the group means without w1
+    (Krasheninnikov, Turner, Krueger 2025); its sign makes the middle group positive.
 
     Args:
         slab: one stage, layer and token position.
-        codes: [array-like, shape: (entity,)] group of every row; -1 = in none, not used.
-        units: [array-like, shape: (entity,)] which entity every row is about.
-        count: number of groups G, at least two.
-        seed: which half of the entities the axes are made from.
+        codes: int64 array of shape (entity,), group of every row; -1 = in no group, not used.
+        units: int64 array of shape (entity,), entity of every row.
+        count: number of groups, at least two.
+        seed: of the choice of the fitting half.
 
     Raises:
-        InputError: a group has no entity in the half that makes the axes, or the first and the last
-            centroid coincide.
-
-    w1 = unit(mean of last group - mean of first group); w2 = first principal component of the group
-    means without w1 (Krasheninnikov, Turner, Krueger 2025), its sign such that the middle group is positive.
+        InputError: a group has no entity in the fitting half, or the first and the last centroid coincide.
     """
     if slab.shape[1] != 1:
         raise InputError(f"the plane is of one token position, this data has {slab.shape[1]}; choose one of them")
-    kept = list(_finite(slab)) if np.prod(slab.shape) * 4 <= KEEP else None
-    first = half(units, seed)
+    in_memory = list(_finite_blocks(slab)) if np.prod(slab.shape) * 4 <= MEMORY_BYTES else None
+    fitting = choose_half(units, seed)
 
     def blocks() -> Iterator[tuple[Array, Array]]:
-        yield from kept if kept is not None else _finite(slab)
+        yield from in_memory if in_memory is not None else _finite_blocks(slab)
 
-    sums, sizes, seen = np.zeros((count, slab.shape[2])), np.zeros(count), 0
+    sums, sizes, finite = np.zeros((count, slab.shape[2])), np.zeros(count), 0
     for rows, values in blocks():
-        seen += len(rows)
-        member = (codes[rows][None] == np.arange(count)[:, None]) & first[rows][None]
+        finite += len(rows)
+        member = (codes[rows][None] == np.arange(count)[:, None]) & fitting[rows][None]
         sums += member.astype(np.float32) @ values
         sizes += member.sum(axis=1)
     if (sizes == 0).any():
         raise InputError(
-            f"{slab.where}: {int((sizes == 0).sum())} of {count} groups have no entity in the half that makes the "
-            "axes; take another seed, or a column with larger groups"
+            f"{slab.where}: {int((sizes == 0).sum())} of {count} groups have no entity in the half that defines the "
+            "axes; choose another seed, or a column with larger groups"
         )
     axes = plane_axes(sums / sizes[:, None], slab.where)
-    shown: list[Array] = []
+    held_out: list[Array] = []
     points: list[Array] = []
     for rows, values in blocks():
-        use = ~first[rows] & (codes[rows] >= 0)
-        shown.append(rows[use])
+        use = ~fitting[rows] & (codes[rows] >= 0)
+        held_out.append(rows[use])
         points.append(values[use] @ axes.T.astype(np.float32))
-    index = np.concatenate([np.empty(0, np.int64), *shown]).astype(np.int64)
+    index = np.concatenate([np.empty(0, np.int64), *held_out]).astype(np.int64)
     coordinate = np.concatenate([np.empty((0, 2), np.float32), *points])
     group = codes[index]
-    number = np.bincount(group, minlength=count)
+    size = np.bincount(group, minlength=count)
     with np.errstate(invalid="ignore"):
-        centroid = np.stack([np.bincount(group, coordinate[:, c], count) for c in (0, 1)], axis=1) / number[:, None]
-    return RowPlane(index, group, coordinate, axes, centroid, len(slab.rows) - seen)
+        centroid = np.stack([np.bincount(group, coordinate[:, c], count) for c in (0, 1)], axis=1) / size[:, None]
+    return RowPlane(index, group, coordinate, axes, centroid, len(slab.rows) - finite)
 
 
 def plane_axes(means: Array, where: str = "these groups") -> Array:
-    """w1 and w2, shape (2, F), of group means (G, F) in the order of the groups.
+    """Compute w1 and w2 from group means.
 
-    >>> plane_axes(np.array([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0], [4.0, 0.0, 0.0]])).round(6).tolist()
-    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    Args:
+        means: array of shape (groups, features), in the order of the groups.
+        where: description of the groups, for messages.
+
+    Returns:
+        float64 array of shape (2, features).
+
+    Raises:
+        InputError: the first and the last mean are equal.
+
+    Example:
+        >>> plane_axes(np.array([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0], [4.0, 0.0, 0.0]])).round(6).tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     w1 = means[-1] - means[0]
     length = np.linalg.norm(w1)
@@ -110,16 +117,16 @@ def plane_axes(means: Array, where: str = "these groups") -> Array:
     return np.stack([w1, -w2 if rest[len(means) // 2] @ w2 < 0 else w2])
 
 
-def half(units: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.bool_]:
-    """True for rows of one half of the entities; all rows of an entity are on the same side."""
+def choose_half(units: Codes, seed: int) -> Mask:
+    """Choose one half of the entities at random: True for all of their rows."""
     count = int(units.max(initial=-1)) + 1
     chosen = np.zeros(count, dtype=bool)
     chosen[np.random.default_rng(seed).permutation(count)[: count // 2]] = True
     return chosen[units]
 
 
-def _finite(slab: Slab) -> Iterator[tuple[Array, Array]]:
-    """Blocks (rows, values (n, F)) without the rows that lack this position."""
+def _finite_blocks(slab: Slab) -> Iterator[tuple[Array, Array]]:
+    """Blocks (rows, values of shape (n, features)) without the rows that miss this position."""
     for rows, values in slab.blocks():
-        whole = np.isfinite(values[:, 0]).all(axis=-1)
-        yield (rows, values[:, 0]) if whole.all() else (rows[whole], values[:, 0][whole])
+        finite = np.isfinite(values[:, 0]).all(axis=-1)
+        yield (rows, values[:, 0]) if finite.all() else (rows[finite], values[:, 0][finite])

@@ -1,7 +1,7 @@
-"""Geometry of group centroids from inner products alone: order, straightness, coordinates in the plane.
+"""Geometry of group centroids from inner products: order, straightness, coordinates in the plane.
 
-Array functions. All of them take Gram matrices of slot sums (see resample.py) for
-many resamples at once, so that the width of the activations no longer matters.
+All functions take Gram matrices of many resamples at once, so that their cost does not depend on the number of
+features. `largest_eigenvalue` gives the straightness of many small Gram matrices.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from stratalens.analyses.centroids.resampling import Halves
-from stratalens.analyses.data.groups import Array
+from stratalens.analyses.data.array_types import Array
 
 STATISTICS = ("r2", "rank_correlation", "kendall", "inner_rank_correlation", "exact_order")
+BATCH_NUMBERS = 2**17  # numbers in a batch of matrices, so that it fits the processor's cache
+MAX_STEPS = 100  # far more than a cluster of equal eigenvalues needs (about 30); others need 5
 
 
 @dataclass(frozen=True)
-class Inner:
-    """Inner products of centroids, each array (..., H, G, G): H splits, G groups.
+class InnerProducts:
+    """Inner products of centroids, each array of shape (..., splits, groups, groups).
 
     Attributes:
-        axis: centroids of the axis part among themselves.
-        cross: centroid of the axis part (rows) with centroids of the shown part (columns).
-        shown: centroids of the shown part among themselves.
+        axis: of the centroids of the fitting part.
+        cross: of the centroids of the fitting part (rows) with those of the held-out part (columns).
+        shown: of the centroids of the held-out part.
     """
 
     axis: Array
@@ -32,16 +34,16 @@ class Inner:
 
 
 def gram(sums: Array) -> Array:
-    """Gram matrices (..., S, S) in float64 of slot sums (..., S, F) in float32."""
+    """Gram matrices (..., slots, slots) in float64 of slot sums (..., slots, features) in float32."""
     return np.asarray(np.matmul(sums, np.swapaxes(sums, -1, -2)), dtype=np.float64)
 
 
-def inner_products(slot_gram: Array, counts: Array, halves: Halves, unit: bool = False) -> Inner:
-    """Inner products of centroids of both parts of every split.
+def inner_products(slot_gram: Array, counts: Array, halves: Halves, unit: bool = False) -> InnerProducts:
+    """Compute the inner products of the centroids of both parts of every split.
 
     Args:
-        slot_gram: [array-like, shape: (B, G * C, G * C)] Gram matrices of slot sums.
-        counts: [array-like, shape: (B, G * C)] rows in each slot.
+        slot_gram: float64 array of shape (B, G * C, G * C), Gram matrices of slot sums (G groups, C cells).
+        counts: array of shape (B, G * C), rows in each slot.
         halves: the splits.
         unit: scale every centroid to unit length.
     """
@@ -52,49 +54,54 @@ def inner_products(slot_gram: Array, counts: Array, halves: Halves, unit: bool =
     pairs = np.ascontiguousarray(slot_gram.reshape(B, G, C, G, C).transpose(0, 1, 3, 2, 4)).reshape(-1, C * C)
     rows = counts.reshape(B, G, C)
 
-    def part(left: Array, right: Array) -> Array:
+    def products(left: Array, right: Array) -> Array:
         total = (pairs @ np.einsum("hc,hd->cdh", left, right).reshape(C * C, H)).reshape(B, G, G, H)
         n_left, n_right = rows @ left.T, rows @ right.T  # (B, G, H)
         with np.errstate(invalid="ignore", divide="ignore"):  # a bootstrap sample may leave a part without rows
             return np.asarray(np.moveaxis(total / (n_left[:, :, None] * n_right[:, None]), 3, 1))
 
-    inner = Inner(part(halves.axis, halves.axis), part(halves.axis, halves.shown), part(halves.shown, halves.shown))
+    axis, shown = products(halves.axis, halves.axis), products(halves.shown, halves.shown)
+    cross = products(halves.axis, halves.shown)
     if not unit:
-        return inner
+        return InnerProducts(axis, cross, shown)
     with np.errstate(invalid="ignore", divide="ignore"):
-        a, s = (1 / np.sqrt(np.einsum("...gg->...g", m)) for m in (inner.axis, inner.shown))
-    return Inner(
-        inner.axis * a[..., :, None] * a[..., None, :],
-        inner.cross * a[..., :, None] * s[..., None, :],
-        inner.shown * s[..., :, None] * s[..., None, :],
+        a, s = (1 / np.sqrt(np.einsum("...gg->...g", m)) for m in (axis, shown))
+    return InnerProducts(
+        axis * a[..., :, None] * a[..., None, :],
+        cross * a[..., :, None] * s[..., None, :],
+        shown * s[..., :, None] * s[..., None, :],
     )
 
 
-def along_axis(inner: Inner, first: int, last: int) -> Array:
-    """Coordinates of the shown centroids along w1 = unit(last - first) of the axis part, (..., H, G); centred."""
-    k = inner.axis
-    length = _axis_length(k, first, last)
+def along_axis(inner: InnerProducts, first: int, last: int) -> Array:
+    """Centred coordinates of the held-out centroids along w1 = unit(last - first), shape (..., splits, groups)."""
+    length = _axis_length(inner.axis, first, last)
     with np.errstate(invalid="ignore", divide="ignore"):
         x = (inner.cross[..., last, :] - inner.cross[..., first, :]) / length[..., None]
     return np.asarray(x - x.mean(axis=-1, keepdims=True))
 
 
-def statistics(inner: Inner, first: int, last: int) -> dict[str, Array]:
-    """Order and straightness, each averaged over the splits, shape (...).
+def statistics(inner: InnerProducts, first: int, last: int) -> dict[str, Array]:
+    """Compute order and straightness, each averaged over the splits.
 
-    - r2: 1 - (squared distances of the shown centroids from their best line) / (total squared deviation),
-      in full width: the largest eigenvalue of their centred Gram matrix over its trace;
-    - rank_correlation, kendall: Spearman's and Kendall's between coordinate along w1 and group order;
-    - inner_rank_correlation: Spearman's over the groups that the axis is not made from (NaN below two);
-    - exact_order: share of the splits in which the order is exactly that of the groups.
+    Args:
+        inner: inner products of centroids.
+        first: index of the first group of the axis.
+        last: index of the last group of the axis.
 
-    NaN where a part of a split has no rows or all points coincide.
+    Returns:
+        Arrays of shape (...), NaN where a part of a split has no rows or all points coincide:
+        r2: 1 - (squared distances of the held-out centroids from their best line) / (total squared deviation), in
+        full width: the largest eigenvalue of their centred Gram matrix over its trace.
+        rank_correlation, kendall: Spearman's and Kendall's between coordinate along w1 and group order.
+        inner_rank_correlation: Spearman's over the groups that do not define the axis (NaN below two).
+        exact_order: share of the splits whose order is exactly that of the groups.
     """
     x = along_axis(inner, first, last)
     G = x.shape[-1]
     steps = np.sign(x[..., None, :] - x[..., :, None])[..., *np.triu_indices(G, 1)]
     others = [g for g in range(G) if g not in (first, last)]
-    found = {
+    each_split = {
         "r2": straightness(inner.shown),
         "rank_correlation": spearman(x),
         "kendall": steps.mean(axis=-1),
@@ -102,11 +109,11 @@ def statistics(inner: Inner, first: int, last: int) -> dict[str, Array]:
         "exact_order": (np.diff(x, axis=-1) > 0).all(axis=-1).astype(float),
     }
     undefined = ~np.isfinite(x).all(axis=-1)
-    return {name: np.where(undefined, np.nan, values).mean(axis=-1) for name, values in found.items()}
+    return {name: np.where(undefined, np.nan, values).mean(axis=-1) for name, values in each_split.items()}
 
 
 def straightness(shown: Array) -> Array:
-    """Share of the squared deviation of points that lies on their best line, from their Gram matrices (..., G, G)."""
+    """Share of the squared deviation of points along their best line, from their Gram matrices (..., G, G)."""
     centred = _centre(shown)
     total = np.einsum("...gg->...", centred)
     usable = np.asarray(np.isfinite(centred).all(axis=(-1, -2)))
@@ -116,31 +123,31 @@ def straightness(shown: Array) -> Array:
 
 
 def spearman(x: Array) -> Array:
-    """Spearman's correlation of the last axis with 0, 1, 2, ...; without ties."""
+    """Spearman's correlation of the last axis with 0, 1, 2, ..., for values without ties."""
     G = x.shape[-1]
     ranks = np.argsort(np.argsort(x, axis=-1), axis=-1)
     return np.asarray(1 - 6 * ((ranks - np.arange(G)) ** 2).sum(axis=-1) / (G * (G * G - 1)))
 
 
-def coordinates(inner: Inner, first: int, last: int) -> Array:
-    """Coordinates (..., G, 2) of the shown centroids on w1 and w2, centred, averaged over the splits.
+def coordinates(inner: InnerProducts, first: int, last: int) -> Array:
+    """Centred coordinates (..., G, 2) of the held-out centroids on w1 and w2, averaged over the splits.
 
-    w2 is the first principal component of the axis part's centroids without w1; its sign is such that the
-    middle of the groups lies on its positive side.
+    w2 is the first principal component of the fitting part's centroids without w1. Its sign makes the middle of the
+    groups positive.
     """
     x = along_axis(inner, first, last)
     a = _centre(inner.axis)
     length = _axis_length(inner.axis, first, last)[..., None]
     with np.errstate(invalid="ignore", divide="ignore"):
-        alpha = (a[..., :, last] - a[..., :, first]) / length  # axis part's own coordinates on w1
+        alpha = (a[..., :, last] - a[..., :, first]) / length  # coordinates of the fitting part on w1
     rest = a - alpha[..., :, None] * alpha[..., None, :]
-    bad = np.asarray(~np.isfinite(rest).all(axis=(-1, -2)))
-    values, vectors = np.linalg.eigh(np.where(bad[..., None, None], 0, rest))
+    undefined = np.asarray(~np.isfinite(rest).all(axis=(-1, -2)))
+    values, vectors = np.linalg.eigh(np.where(undefined[..., None, None], 0, rest))
     weights, spread = vectors[..., -1], np.maximum(values[..., -1], 0)
     G = x.shape[-1]
-    own = np.einsum("...gd,...d->...g", rest, weights)  # the axis part's coordinates on w2, times sqrt(spread)
+    own = np.einsum("...gd,...d->...g", rest, weights)  # coordinates of the fitting part on w2, times sqrt(spread)
     middle = own[..., [(G - 1) // 2, G // 2]].sum(axis=-1)
-    # Without the mean of the axis part: centred rows of `cross`, and centred columns.
+    # Centre the rows (fitting part) and the columns (held-out part).
     cross = inner.cross - inner.cross.mean(axis=-2, keepdims=True)
     cross = cross - cross.mean(axis=-1, keepdims=True)
     y = np.einsum("...g,...gd->...d", weights, cross) - (weights * alpha).sum(-1)[..., None] * x
@@ -154,38 +161,33 @@ def _centre(gram: Array) -> Array:
     return np.asarray(gram - gram.mean(axis=-2, keepdims=True))
 
 
-def _axis_length(k: Array, first: int, last: int) -> Array:
+def _axis_length(axis: Array, first: int, last: int) -> Array:
     """Length of last - first; NaN where they coincide, so that there is no axis."""
-    square = np.asarray(k[..., last, last] - 2 * k[..., first, last] + k[..., first, first])
+    square = np.asarray(axis[..., last, last] - 2 * axis[..., first, last] + axis[..., first, first])
     return np.sqrt(np.where(square > 0, square, np.nan))
 
 
-_BATCH = 2**17  # numbers in a batch of matrices, so that it stays in the cache
-
-
-_STEPS = 100  # far more than a cluster of equal eigenvalues needs (about 30); others need 5
-
-
 def largest_eigenvalue(matrices: Array) -> Array:
-    """Largest eigenvalue of symmetric positive semi-definite matrices, to a few units of rounding of their trace.
+    """Largest eigenvalue of symmetric positive semi-definite matrices, exact to a few units of rounding of their trace.
 
     Householder reduction to tridiagonal form, then Laguerre's iteration on the pivots of λI - T from above, where
     it descends monotonically to the largest root and is backward stable (Parlett 1998, The Symmetric Eigenvalue
     Problem, 4 and 7).
 
     Args:
-        matrices: [array-like, shape: (..., n, n)] float64, finite; only one triangle need be exact.
+        matrices: float64 array of shape (..., n, n), finite; one exact triangle is enough.
 
     Returns:
-        (...) float64; 0 for a matrix without a positive trace.
+        float64 array of shape (...); 0 for a matrix without a positive trace.
 
-    >>> largest_eigenvalue(np.array([[2.0, 1.0], [1.0, 2.0]])).round(12).tolist()
-    3.0
+    Example:
+        >>> largest_eigenvalue(np.array([[2.0, 1.0], [1.0, 2.0]])).round(12).tolist()
+        3.0
     """
     n = matrices.shape[-1]
     flat = np.asarray(matrices, np.float64).reshape(-1, n * n)
     out = np.empty(len(flat))
-    size = max(1, _BATCH // (n * n))
+    size = max(1, BATCH_NUMBERS // (n * n))
     for start in range(0, len(flat), size):
         batch = np.ascontiguousarray(flat[start : start + size].T).reshape(n, n, -1)  # matrices side by side
         trace = np.einsum("iib->b", batch)
@@ -221,34 +223,34 @@ def _tridiagonal(a: Array) -> tuple[Array, Array]:
 def _descend(diagonal: Array, off: Array) -> Array:
     """Largest eigenvalues of tridiagonal matrices of trace 1."""
     n = len(diagonal)
-    found = np.empty(diagonal.shape[1])
-    active = np.arange(len(found))
-    x = np.full(len(found), 1 + 1e-6)  # the trace bounds it from above
-    for _ in range(_STEPS):
+    largest = np.empty(diagonal.shape[1])
+    active = np.arange(len(largest))
+    x = np.full(len(largest), 1 + 1e-6)  # the trace bounds it from above
+    for _ in range(MAX_STEPS):
         step = _laguerre(x, diagonal, off, n)
         done = ~(step > 4e-16)
-        found[active[done]] = x[done]
+        largest[active[done]] = x[done]
         if done.all():
-            return found
+            return largest
         keep = ~done
         active, x = active[keep], (x - step)[keep]
         if done.any():
             diagonal, off = diagonal[:, keep], off[:, keep]
-    found[active] = x
-    return found
+    largest[active] = x
+    return largest
 
 
 def _laguerre(x: Array, diagonal: Array, off: Array, n: int) -> Array:
     """Laguerre's step down from x, by the pivots q of xI - T and their first two derivatives.
 
-    Above the largest eigenvalue all pivots are positive; where one is not, rounding has carried x on to it or
-    just across, and there is no step left to take.
+    Above the largest eigenvalue all pivots are positive. If one is not, rounding has moved x onto the eigenvalue or
+    just below it, and no step remains.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         q, first, second = x - diagonal[0], np.ones_like(x), np.zeros_like(x)
         above, ratio = q > 0, first / q
-        # p'/p and -(p'/p)' of the characteristic polynomial p, with one more root at 0: were all roots (nearly)
-        # the same, the square root below would be nothing but rounding.
+        # p'/p and -(p'/p)' of the characteristic polynomial p, with an additional root at 0. If all roots were
+        # (nearly) equal, the square root below would be only rounding error.
         slope, curve = 1 / x + ratio, 1 / (x * x) + ratio * ratio
         for i in range(1, n):
             share = off[i - 1] / (q * q)

@@ -1,9 +1,8 @@
-"""Resampling entities as sums: halves, cluster bootstrap and label permutation without touching rows again.
+"""Resampled sums of entities: splits, cluster bootstrap and label permutation without reading rows again.
 
-Entities are laid out in *slots*, one for each (group, cell): cells are random
-parts of every group, and a half is a union of cells. Every split, bootstrap
-sample and permutation is then a small sum over slots, so that thousands of them
-cost a few matrix products. What is computed from the sums is in plane.py.
+A random partition divides every group into cells; a slot is one (group, cell), and each side of a split is a union of
+cells. Every split, bootstrap sample and permutation is then a small sum over slots, and thousands of them cost a few
+matrix products.
 """
 
 from __future__ import annotations
@@ -15,23 +14,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stratalens.analyses.data.groups import Array
+from stratalens.analyses.data.array_types import Array
 from stratalens.store.errors import InputError
 
-BLOCK = 10  # entities that move together inside one batch of permutations
-
-
-BATCH = 100  # permutations that share one partition into blocks
+BLOCK_ENTITIES = 10  # entities that move together inside one batch of permutations
+BATCH_PERMUTATIONS = 100  # permutations that share one partition into blocks
+BATCH_BYTES = 64 * 2**20  # largest size of the sums of a batch of resamples
 
 
 @dataclass(frozen=True)
 class Halves:
-    """Which cells a split shows, and which its axis is made from.
+    """Cells of each side of every split: the fitting part, which defines the axis, and the held-out part.
 
     Attributes:
-        cells: number of cells C that every group is divided into.
-        partitions: number Q of independent divisions into cells.
-        axis: [array-like, shape: (H, C)] 1.0 where a cell belongs to the axis part; the rest is shown.
+        cells: number of cells C of every group.
+        partitions: number Q of independent partitions into cells.
+        axis: float64 array of shape (splits, C), 1.0 where a cell belongs to the fitting part.
     """
 
     cells: int
@@ -40,28 +38,37 @@ class Halves:
 
     @property
     def shown(self) -> Array:
-        """[array-like, shape: (H, C)] the complement of `axis`."""
+        """The complement of `axis`: 1.0 where a cell belongs to the held-out part."""
         return 1.0 - self.axis
 
     @property
     def least(self) -> int:
-        """Entities that each group needs, so that no part of a split is ever empty."""
+        """Smallest number of entities of a group with which no part of a split is empty."""
         shown = int(self.shown[0].sum())
         return self.cells - min(shown, self.cells - shown) + 1
 
 
 def halves(holdout: float, repeats: int, rng: np.random.Generator) -> Halves:
-    """Splits that show about the fraction `holdout` of the entities: all unions of k out of C cells.
+    """Choose splits that hold out about the fraction `holdout` of the entities: all unions of k out of C cells.
 
-    Six cells give the 20 splits into halves. More `repeats` than unions are new divisions into cells,
-    fewer are a random choice of unions.
+    Six cells give the 20 splits into halves. More `repeats` than unions need new partitions into cells; fewer are a
+    random choice of unions.
 
-    >>> h = halves(0.5, 20, np.random.default_rng(0))
-    >>> h.cells, h.partitions, h.axis.shape
-    (6, 1, (20, 6))
+    Args:
+        holdout: fraction of the entities to hold out.
+        repeats: number of splits.
+        rng: random generator.
+
+    Raises:
+        InputError: a fraction outside 0.1 to 0.9, or no repeats.
+
+    Example:
+        >>> h = halves(0.5, 20, np.random.default_rng(0))
+        >>> h.cells, h.partitions, h.axis.shape
+        (6, 1, (20, 6))
     """
     if not 0.1 <= holdout <= 0.9:
-        raise InputError(f"holdout={holdout} must be the fraction of entities that is shown, from 0.1 to 0.9")
+        raise InputError(f"holdout={holdout} must be the fraction of entities to hold out, from 0.1 to 0.9")
     if repeats < 1:
         raise InputError(f"repeats={repeats} must be at least 1")
     shapes = [(c, k) for c in (6, 5, 7, 8, 10) for k in range(1, c)]
@@ -74,13 +81,13 @@ def halves(holdout: float, repeats: int, rng: np.random.Generator) -> Halves:
 
 
 class Slots:
-    """Entities laid out by (group, cell).
+    """Entities in the order of their slots (group, cell).
 
     Args:
-        labels: [array-like, shape: (E,)] int group code of each entity, none negative.
+        labels: int array of shape (entities,), group code of each entity, none negative.
         groups: number of groups.
-        halves: how groups are divided.
-        rng: random generator of the layout.
+        halves: the splits.
+        rng: random generator of the partitions.
     """
 
     def __init__(self, labels: Array, groups: int, halves: Halves, rng: np.random.Generator) -> None:
@@ -88,75 +95,74 @@ class Slots:
         self.sizes = np.bincount(labels, minlength=groups)
         C = halves.cells
         # Cell sizes differ by at most one, and the larger cells are spread over the groups.
-        self.slot_sizes = np.concatenate(
-            [np.roll([len(part) for part in np.array_split(np.arange(s), C)], g) for g, s in enumerate(self.sizes)]
-        )
+        cell_sizes = [[size // C + (c < size % C) for c in range(C)] for size in self.sizes]
+        self.slot_sizes = np.concatenate([np.roll(sizes, g) for g, sizes in enumerate(cell_sizes)])
         self.starts = np.concatenate([[0], np.cumsum(self.slot_sizes)])
+        self.group_starts = np.concatenate([[0], np.cumsum(self.sizes)])
         order = np.argsort(labels, kind="stable")
-        groups_start = np.concatenate([[0], np.cumsum(self.sizes)])
-        # orders[q]: entities in slot order, for each division into cells.
+        # orders[q]: entities in slot order, for each partition into cells.
         self.orders = np.stack(
             [
-                np.concatenate([rng.permutation(order[a:b]) for a, b in itertools.pairwise(groups_start)])
+                np.concatenate([rng.permutation(order[a:z]) for a, z in itertools.pairwise(self.group_starts)])
                 for _ in range(halves.partitions)
             ]
         )
 
     def observed(self, sums: Array) -> Array:
-        """Sums of each slot, (Q, G * C, F), of per-entity sums (E, F)."""
+        """Slot sums (Q, G * C, features) of per-entity sums (entities, features)."""
         return np.stack([self._reduce(sums[order]) for order in self.orders])
 
     def bootstrap(self, sums: Array, draws: int, rng: np.random.Generator) -> Iterator[Array]:
-        """Slot sums of bootstrap samples, in batches (b, Q, G * C, F).
+        """Slot sums of bootstrap samples, in batches (b, Q, G * C, features).
 
-        Entities are drawn with replacement inside each group; a copy stays in the cell of its original, so
-        that no entity is ever on both sides of a split.
+        Entities are drawn with replacement inside each group. A copy stays in the cell of its original, so that no
+        entity is on both sides of a split.
         """
-        size = self._batch(sums.shape[1])
+        size = self._batch_size(sums.shape[1])
         ordered = [np.ascontiguousarray(sums[order]) for order in self.orders]
-        starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        for begin in range(0, draws, size):
-            b = min(size, draws - begin)
+        for start in range(0, draws, size):
+            b = min(size, draws - start)
             out = np.empty((len(self.orders), len(self.slot_sizes), b, sums.shape[1]), np.float32)
             weights = np.empty((b, self.entities), np.float32)
-            for n, (a, z) in zip(self.sizes, itertools.pairwise(starts), strict=True):
+            for n, (a, z) in zip(self.sizes, itertools.pairwise(self.group_starts), strict=True):
                 drawn = rng.integers(0, n, (b, n)) + (np.arange(b) * n)[:, None]
                 weights[:, self.orders[0, a:z]] = np.bincount(drawn.ravel(), minlength=b * n).reshape(b, n)
-            self._refill(weights, rng)
+            self._replace_incomplete(weights, rng)
             for q, order in enumerate(self.orders):
-                mine = np.ascontiguousarray(weights[:, order])
+                in_slot_order = np.ascontiguousarray(weights[:, order])
                 for s, (a, z) in enumerate(itertools.pairwise(self.starts)):
-                    np.matmul(mine[:, a:z], ordered[q][a:z], out=out[q, s])
+                    np.matmul(in_slot_order[:, a:z], ordered[q][a:z], out=out[q, s])
             yield out.transpose(2, 0, 1, 3)
 
-    def _refill(self, weights: Array, rng: np.random.Generator) -> None:
-        """Replace samples that leave a group out of one part of a split (few entities) by others that do not."""
-        filled = np.ones(len(weights), bool)
+    def _replace_incomplete(self, weights: Array, rng: np.random.Generator) -> None:
+        """Replace samples in which a small group misses one part of a split by complete samples."""
+        complete = np.ones(len(weights), bool)
         for order in self.orders:
             slots = np.add.reduceat(weights[:, order], np.minimum(self.starts[:-1], self.entities - 1), axis=1)
             slots[:, self.slot_sizes == 0] = 0
             cells = slots.reshape(len(weights), self.groups, -1)
-            for part in (self.halves.axis, self.halves.shown):
-                filled &= (cells @ part.T > 0).all(axis=(1, 2))
-        if not filled.any():
+            for side in (self.halves.axis, self.halves.shown):
+                complete &= (cells @ side.T > 0).all(axis=(1, 2))
+        if not complete.any():
             weights[:] = 1
-        elif not filled.all():
-            weights[~filled] = weights[rng.choice(np.flatnonzero(filled), int((~filled).sum()))]
+        elif not complete.all():
+            weights[~complete] = weights[rng.choice(np.flatnonzero(complete), int((~complete).sum()))]
 
     def permuted(self, sums: Array, draws: int, rng: np.random.Generator) -> Iterator[Array]:
-        """Slot sums after permuting the labels over entities, in batches (b, Q, G * C, F).
+        """Slot sums after permuting the labels over entities, in batches (b, Q, G * C, features).
 
-        Each permutation is uniformly random. Inside a batch, random blocks of entities (drawn without regard
-        to labels, anew for each batch) move together, which makes the products several times smaller.
+        Each permutation is uniformly random. Inside a batch, random blocks of entities move together, which makes the
+        products several times smaller. Each batch draws new blocks, without regard to labels.
         """
-        size = min(self._batch(sums.shape[1]), BATCH)
-        block = BLOCK if self.slot_sizes.min() >= 4 * BLOCK else 1
-        whole, single = np.divmod(self.slot_sizes, block)
-        slots, C = len(self.slot_sizes), self.halves.cells
-        blocks, singles = int(whole.sum()), int(single.sum())
-        slot_of_block, slot_of_single = np.repeat(np.arange(slots), whole), np.repeat(np.arange(slots), single)
-        for begin in range(0, draws, size):
-            b = min(size, draws - begin)
+        size = min(self._batch_size(sums.shape[1]), BATCH_PERMUTATIONS)
+        block = BLOCK_ENTITIES if self.slot_sizes.min() >= 4 * BLOCK_ENTITIES else 1
+        blocks_of_slot, singles_of_slot = np.divmod(self.slot_sizes, block)
+        slots = len(self.slot_sizes)
+        blocks, singles = int(blocks_of_slot.sum()), int(singles_of_slot.sum())
+        slot_of_block = np.repeat(np.arange(slots), blocks_of_slot)
+        slot_of_single = np.repeat(np.arange(slots), singles_of_slot)
+        for start in range(0, draws, size):
+            b = min(size, draws - start)
             order = rng.permutation(self.entities)
             units = np.empty((blocks + singles, sums.shape[1]), np.float32)
             np.take(sums, order[:blocks], axis=0, out=units[:blocks])
@@ -166,7 +172,7 @@ class Slots:
             out = np.empty((b, len(self.orders), slots, sums.shape[1]), np.float32)
             one_hot = np.empty((b, slots, blocks + singles), np.float32)
             unit = np.arange(blocks + singles)
-            place = np.concatenate(
+            slot_of_unit = np.concatenate(
                 [
                     rng.permuted(np.tile(slot_of_block, (b, 1)), axis=1),
                     rng.permuted(np.tile(slot_of_single, (b, 1)), axis=1) if singles else np.empty((b, 0), int),
@@ -174,23 +180,24 @@ class Slots:
                 axis=1,
             )
             for q in range(len(self.orders)):
-                if q:  # the same labels, other cells: units of one group change places among its slots
-                    place = self._reshuffled(place, blocks, C, rng)
+                if q:
+                    slot_of_unit = self._with_other_cells(slot_of_unit, blocks, rng)
                 one_hot[:] = 0
-                one_hot[np.arange(b)[:, None], place, unit] = 1
+                one_hot[np.arange(b)[:, None], slot_of_unit, unit] = 1
                 if len(self.orders) == 1:
                     np.matmul(one_hot.reshape(b * slots, -1), units, out=out.reshape(b * slots, -1))
                 else:
                     out[:, q] = (one_hot.reshape(b * slots, -1) @ units).reshape(b, slots, -1)
             yield out
 
-    def _reshuffled(self, place: Array, blocks: int, C: int, rng: np.random.Generator) -> Array:
-        out = place.copy()
+    def _with_other_cells(self, slot_of_unit: Array, blocks: int, rng: np.random.Generator) -> Array:
+        """Move the units of each group among its slots, which keeps their labels."""
+        out = slot_of_unit.copy()
         for row in out:
-            for part in (row[:blocks], row[blocks:]):
+            for units in (row[:blocks], row[blocks:]):
                 for g in range(self.groups):
-                    mine = np.flatnonzero(part // C == g)
-                    part[mine] = part[rng.permutation(mine)]
+                    members = np.flatnonzero(units // self.halves.cells == g)
+                    units[members] = units[rng.permutation(members)]
         return out
 
     def _reduce(self, ordered: Array) -> Array:
@@ -200,7 +207,6 @@ class Slots:
                 ordered[a:z].sum(axis=0, out=out[s])
         return out
 
-    def _batch(self, features: int) -> int:
-        """Resamples at a time, so that their sums take at most 64 MiB."""
-        one = len(self.orders) * len(self.slot_sizes) * features * 4
-        return max(1, 64 * 2**20 // one)
+    def _batch_size(self, features: int) -> int:
+        """Resamples of a batch, so that their sums take at most BATCH_BYTES."""
+        return max(1, BATCH_BYTES // (len(self.orders) * len(self.slot_sizes) * features * 4))

@@ -1,7 +1,4 @@
-"""What the centroid verbs compute on one slab: group means, and the held-out geometry with its resamples.
-
-Functions of one slab, picklable for a cluster. Labels and assembly are in centroids.py.
-"""
+"""Group means of one slab, and the held-out geometry of one slab with its resamples."""
 
 from __future__ import annotations
 
@@ -13,47 +10,50 @@ import scipy.sparse
 import xarray as xr
 
 from stratalens.analyses.centroids.projection import STATISTICS, coordinates, gram, inner_products, statistics
-from stratalens.analyses.centroids.resampling import Slots, halves
-from stratalens.analyses.data.groups import Array
+from stratalens.analyses.centroids.resampling import Halves, Slots, halves
+from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.slabs import Slab
 from stratalens.analyses.stats.bootstrap import interval, p_value
 from stratalens.store.errors import InputError
 
-ROWS = 512  # rows that are summed in float32 before they are added up in float64
-
-
-COORDINATE_DRAWS = 250  # at least so many resamples for intervals of coordinates, whose planes cost most
-
-
-BOUNDS = {"r2": (0.0, 1.0), "exact_order": (0.0, 1.0)}
+SUM_ROWS = 512  # rows that are summed in float32 before they are added in float64
+COORDINATE_DRAWS = 250  # least number of resamples for intervals of coordinates, which cost most
+BOUNDS = {"r2": (0.0, 1.0), "exact_order": (0.0, 1.0), "coordinate": (-np.inf, np.inf)}
+CORRELATION_BOUNDS = (-1.0, 1.0)
 
 
 @dataclass
 class GroupMeans:
-    """Means of groups from one pass over the blocks of a slab."""
+    """Function of a slab: means of groups from one pass over its blocks; a class, so that a cluster can pickle it.
+
+    Attributes:
+        codes: int64 array of shape (entity,), group of every row; -1 = in no group.
+        groups: number of groups.
+        normalize: "none", "activations" or "centroids".
+    """
 
     codes: Array
     groups: int
     normalize: str
 
     def __call__(self, slab: Slab) -> xr.Dataset:
-        """Centroids (token, group, features) of one slab."""
+        """Compute centroid (token, group, features) of one slab."""
         _, tokens, features = slab.shape
         total = np.zeros((self.groups, tokens * features), np.float64)
         for rows, values in slab.blocks():
             if self.normalize == "activations":
-                values = unit(values)
+                values = to_unit_length(values)
             flat, codes = values.reshape(len(rows), -1), self.codes[rows]
-            with np.errstate(invalid="ignore", over="ignore"):  # looked for below
-                for start in range(0, len(flat), ROWS):
-                    part = flat[start : start + ROWS]
-                    total += _member(codes[start : start + ROWS], self.groups) @ part
+            with np.errstate(invalid="ignore", over="ignore"):  # checked below
+                for start in range(0, len(flat), SUM_ROWS):
+                    chunk = slice(start, start + SUM_ROWS)
+                    total += _one_hot(codes[chunk], self.groups) @ flat[chunk]
         if not np.isfinite(total).all():
-            find_nonfinite(slab)
+            raise_nonfinite(slab)
         mean = total / np.bincount(self.codes[slab.rows], minlength=self.groups)[:, None]
         mean = np.moveaxis(mean.reshape(self.groups, tokens, features), 0, 1)
         if self.normalize == "centroids":
-            mean = unit(mean)
+            mean = to_unit_length(mean)
         shape = (tokens, self.groups, *slab.feature_shape)
         return xr.Dataset(
             {"centroid": (("token", "group", *slab.feature_dims), mean.reshape(shape).astype(np.float32))},
@@ -61,15 +61,30 @@ class GroupMeans:
         )
 
 
-def _member(codes: Array, groups: int) -> Any:
-    """One-hot (group, row) as a sparse matrix by columns: its product reads every row once, sums stay in the cache."""
+def _one_hot(codes: Array, groups: int) -> Any:
+    """One-hot matrix (group, row), sparse by columns: its product reads every row once, and the sums fit the cache."""
     n = len(codes)
     return scipy.sparse.csc_array((np.ones(n, np.float32), codes, np.arange(n + 1)), shape=(groups, n))
 
 
 @dataclass
 class Projection:
-    """Held-out geometry of one slab, all tokens, with intervals and nulls."""
+    """Function of a slab: held-out geometry of all tokens, with intervals and nulls; a class, so that it pickles.
+
+    The cache identifies results by these attributes and their names.
+
+    Attributes:
+        codes: int64 array of shape (entity,), group of every row; -1 = in no group.
+        units: int64 array of shape (entity,), entity of every row.
+        groups: number of groups.
+        axis: indices of the groups that define w1.
+        normalize: "none", "activations" or "centroids".
+        holdout: fraction of the entities to hold out.
+        repeats: number of splits.
+        permutations: number of permutations of labels.
+        bootstrap: number of bootstrap samples.
+        seed: of splits, bootstrap and permutations.
+    """
 
     codes: Array
     units: Array
@@ -83,79 +98,97 @@ class Projection:
     seed: int
 
     def __call__(self, slab: Slab) -> xr.Dataset:
-        """All estimates (token), their intervals, p-values and null means, and coordinates, of one slab."""
+        """Compute all estimates (token), their intervals, p-values and null means, and coordinates of one slab."""
         sums, counts, labels, constant = self._entity_sums(slab)
-        split, boot, shuffle = (np.random.default_rng(s) for s in np.random.SeedSequence(self.seed).spawn(3))
-        parts = halves(self.holdout, self.repeats, split)
-        slots = Slots(labels, self.groups, parts, split)
-        tokens, features = sums.shape[1:]
-        # The number of rows rides along as one more column, so that it is resampled like everything else.
+        split_rng, boot_rng, null_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(self.seed).spawn(3))
+        splits = halves(self.holdout, self.repeats, split_rng)
+        slots = Slots(labels, self.groups, splits, split_rng)
+        # The number of rows is the last column, so that it is resampled like the sums.
         table = np.concatenate([sums.reshape(len(sums), -1), counts[:, None]], axis=1).astype(np.float32)
+        tokens = sums.shape[1]
 
-        def measure(slot_sums: Array, places: bool) -> tuple[dict[str, Array], Array | None]:
-            """Statistics (draws, token) and coordinates (draws, token, group, 2), averaged over divisions."""
-            draws, Q, S, _ = slot_sums.shape
-            flat = slot_sums[:, 0] if Q == 1 else slot_sums.reshape(draws * Q, S, -1)
-            rows = flat[..., -1].astype(np.float64)
-            kinds: dict[str, list[Array]] = {name: [] for name in STATISTICS}
-            where = []
-            for t in range(tokens):
-                g = gram(flat[..., t * features : (t + 1) * features])
-                inner = inner_products(g, rows, parts, unit=self.normalize == "centroids")
-                for name, values in statistics(inner, *self.axis).items():
-                    kinds[name].append(values.reshape(draws, Q).mean(axis=1))
-                if places:
-                    where.append(coordinates(inner, *self.axis).reshape(draws, Q, self.groups, 2).mean(axis=1))
-            return {k: np.stack(v, axis=1) for k, v in kinds.items()}, np.stack(where, axis=1) if places else None
-
-        found, place = measure(slots.observed(table)[None], True)
-        assert place is not None
-        estimate = {name: values[0] for name, values in found.items()} | {"coordinate": place[0]}
-        drawn: dict[str, list[Array]] = {name: [] for name in estimate}
-        for batch in slots.bootstrap(table, self.bootstrap, boot):
-            part, where = measure(batch, sum(map(len, drawn["coordinate"])) < COORDINATE_DRAWS)
-            for name, values in (part | ({} if where is None else {"coordinate": where})).items():
+        observed = self._measure(slots.observed(table)[None], splits, tokens, with_coordinates=True)
+        drawn: dict[str, list[Array]] = {name: [] for name in observed}
+        for batch in slots.bootstrap(table, self.bootstrap, boot_rng):
+            need_coordinates = sum(map(len, drawn["coordinate"])) < COORDINATE_DRAWS
+            for name, values in self._measure(batch, splits, tokens, need_coordinates).items():
                 drawn[name].append(values)
         null: dict[str, list[Array]] = {name: [] for name in STATISTICS}
-        for batch in slots.permuted(table, self.permutations, shuffle):
-            for name, values in measure(batch, False)[0].items():
+        for batch in slots.permuted(table, self.permutations, null_rng):
+            for name, values in self._measure(batch, splits, tokens, with_coordinates=False).items():
                 null[name].append(values)
         out = {}
-        for name, value in estimate.items():
+        for name, observations in observed.items():
             dims = ("token", "group", "component") if name == "coordinate" else ("token",)
-            value[constant] = np.nan
-            out[name] = (dims, value)
+            estimate = observations[0]
+            estimate[constant] = np.nan
+            out[name] = (dims, estimate)
             if self.bootstrap:
-                bounds = (-np.inf, np.inf) if name == "coordinate" else BOUNDS.get(name, (-1.0, 1.0))
-                low, high = interval(np.concatenate(drawn[name]), value, bounds=bounds)
+                bounds = BOUNDS.get(name, CORRELATION_BOUNDS)
+                low, high = interval(np.concatenate(drawn[name]), estimate, bounds=bounds)
                 out[f"{name}_low"], out[f"{name}_high"] = (dims, low), (dims, high)
             if self.permutations and name != "coordinate":
                 draws = np.concatenate(null[name])
                 mean = np.where(constant, np.nan, draws.mean(axis=0))
-                out[f"{name}_p"], out[f"{name}_null"] = (dims, p_value(draws, value)), (dims, mean)
+                out[f"{name}_p"], out[f"{name}_null"] = (dims, p_value(draws, estimate)), (dims, mean)
         return xr.Dataset(out)
 
+    def _measure(self, slot_sums: Array, splits: Halves, tokens: int, with_coordinates: bool) -> dict[str, Array]:
+        """Measure resamples, averaged over the partitions into cells.
+
+        Args:
+            slot_sums: float32 array of shape (draws, partitions, slots, tokens * features + 1).
+            splits: the splits.
+            tokens: number of tokens.
+            with_coordinates: include the coordinates.
+
+        Returns:
+            Every statistic (draws, tokens), and coordinate (draws, tokens, groups, 2).
+        """
+        draws, partitions, n_slots, width = slot_sums.shape
+        features = (width - 1) // tokens
+        flat = slot_sums[:, 0] if partitions == 1 else slot_sums.reshape(draws * partitions, n_slots, -1)
+        rows = flat[..., -1].astype(np.float64)
+        measured: dict[str, list[Array]] = {}
+        for t in range(tokens):
+            slot_gram = gram(flat[..., t * features : (t + 1) * features])
+            inner = inner_products(slot_gram, rows, splits, unit=self.normalize == "centroids")
+            values = statistics(inner, *self.axis)
+            if with_coordinates:
+                values["coordinate"] = coordinates(inner, *self.axis)
+            for name, array in values.items():
+                by_partition = array.reshape(draws, partitions, *array.shape[1:])
+                measured.setdefault(name, []).append(by_partition.mean(axis=1))
+        return {name: np.stack(arrays, axis=1) for name, arrays in measured.items()}
+
     def _entity_sums(self, slab: Slab) -> tuple[Array, Array, Array, Array]:
-        """Per-entity sums (E, token, feature), rows (E,), labels (E,), and which tokens are constant (token,)."""
-        used, where = np.unique(self.units[slab.rows], return_inverse=True)
-        counts = np.bincount(where)
+        """Sum the rows of each entity.
+
+        Returns:
+            sums: float32 array of shape (entities, tokens, features), of shifted rows.
+            counts: int array of shape (entities,), rows.
+            labels: int64 array of shape (entities,), groups.
+            constant: bool array of shape (tokens,), True where all sums are equal.
+        """
+        used, unit_of_row = np.unique(self.units[slab.rows], return_inverse=True)
+        counts = np.bincount(unit_of_row)
         labels = np.empty(len(used), np.int64)
-        labels[where] = self.codes[slab.rows]
-        single = bool((counts == 1).all())
+        labels[unit_of_row] = self.codes[slab.rows]
+        one_row_each = bool((counts == 1).all())
         sums = np.zeros((len(used), *slab.shape[1:]), np.float32)
         done, shift, square = 0, None, np.zeros(slab.shape[1])
         for rows, values in slab.blocks():
             if self.normalize == "activations":
-                values = unit(values)
-            with np.errstate(invalid="ignore", over="ignore"):  # looked for below
+                values = to_unit_length(values)
+            with np.errstate(invalid="ignore", over="ignore"):  # checked below
                 square += np.einsum("ntd,ntd->t", values, values)
             if not np.isfinite(square).all():
-                find_nonfinite(slab)
+                raise_nonfinite(slab)
             if shift is None:  # any vector near the mean keeps float32 sums from cancelling
                 near_mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
                 shift = near_mean if self.normalize != "centroids" else np.zeros_like(near_mean)
-            target = where[done : done + len(rows)]
-            if single:
+            target = unit_of_row[done : done + len(rows)]
+            if one_row_each:
                 sums[target] = values - shift
             else:
                 order = np.argsort(target, kind="stable")
@@ -167,14 +200,19 @@ class Projection:
         return sums, counts, labels, spread <= 1e-9 * np.maximum(square, 1e-30)
 
 
-def unit(values: Array) -> Array:
-    """Vectors of the last axis scaled to unit length; zero vectors stay zero."""
+def to_unit_length(values: Array) -> Array:
+    """Scale the vectors of the last axis to unit length; zero vectors stay zero."""
     norm = np.sqrt(np.einsum("...d,...d->...", values, values))[..., None]
     return np.asarray(values / np.where(norm == 0, 1, norm))
 
 
-def find_nonfinite(slab: Slab) -> None:
-    """Raise naming the first NaN or infinity of a slab whose sums are not finite."""
+def raise_nonfinite(slab: Slab) -> None:
+    """Raise the error of a slab whose sums are not finite.
+
+    Raises:
+        NonFiniteError: names the first NaN or infinity.
+        InputError: the sums overflow although all activations are finite.
+    """
     for rows, values in slab.blocks():
         slab.refuse_nonfinite(values, rows)
     raise InputError(f"{slab.where}: sums overflow float32; the activations are too large (normalize=True may help)")

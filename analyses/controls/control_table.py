@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from stratalens.analyses.stats.scores import bootstrap_weights
+from stratalens.analyses.stats.bootstrap import bootstrap_weights
 from stratalens.store.errors import InputError
 
 PLACES = ("stage", "layer", "token", "pair")

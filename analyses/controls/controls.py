@@ -16,7 +16,7 @@ import xarray as xr
 from stratalens.analyses.controls.matched_probe import matched_probe
 from stratalens.analyses.controls.residual_probe import residual_probe
 from stratalens.analyses.controls.statistics_probe import statistics_probe
-from stratalens.analyses.data.groups import Data
+from stratalens.analyses.data.array_types import Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.targets import Pairs
 from stratalens.analyses.probes.plan import Plan, make_plan

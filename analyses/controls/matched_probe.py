@@ -15,7 +15,7 @@ import xarray as xr
 
 from stratalens.analyses.controls import matching
 from stratalens.analyses.controls.statistic_values import Statistics, usable
-from stratalens.analyses.data.groups import Data
+from stratalens.analyses.data.array_types import Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.splits import assert_disjoint, entity_halves
 from stratalens.analyses.data.targets import Pairs
@@ -146,7 +146,7 @@ def matched_probe(
         "method": method,
         "statistics": list(values.names),
         "bins": bins,
-        "C": settings.told,
+        "C": settings.C_attr,
         "repeats": repeats,
         "holdout": holdout,
         "seed": seed,

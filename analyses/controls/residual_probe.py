@@ -15,7 +15,7 @@ import xarray as xr
 from sklearn.preprocessing import SplineTransformer
 
 from stratalens.analyses.controls.statistic_values import Statistics, usable
-from stratalens.analyses.data.groups import Data
+from stratalens.analyses.data.array_types import Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.targets import Pairs
 from stratalens.analyses.estimators.backend import thread_count
@@ -95,7 +95,7 @@ def residual_probe(
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
     plan.check(rows, [str(source.label("stage", i)) for i in range(len(rows))])
     described = {
-        "target": target, "method": method, "kind": kind, "statistics": list(values.names), "C": settings.told,
+        "target": target, "method": method, "kind": kind, "statistics": list(values.names), "C": settings.C_attr,
         "folds": folds, "seed": seed, "normalize": int(normalize), "standardize": int(standardize),
     }  # fmt: skip
     result = run_slabs(

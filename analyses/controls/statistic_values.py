@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from stratalens.analyses.data.groups import Data
+from stratalens.analyses.data.array_types import Data
 from stratalens.analyses.data.slabs import SiteData, Slab, read_float32
 from stratalens.analyses.sweep.cache import digest
 from stratalens.store.errors import InputError, suggest

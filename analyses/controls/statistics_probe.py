@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.controls.statistic_values import Statistics, usable
-from stratalens.analyses.data.groups import Data
+from stratalens.analyses.data.array_types import Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.targets import MULTICLASS, ORDINAL, Pairs
 from stratalens.analyses.estimators.boosting import BOOSTING
@@ -106,7 +106,7 @@ def statistics_probe(
     )
     result = label_result(result, plan, source).assign_coords(statistic=np.array(values.names, dtype=object))
     described: dict[str, object] = {"target": target, "method": model, "statistics": list(values.names), "folds": folds}
-    described |= {"seed": seed, "tokens": tokens} | ({} if model == BOOSTING else {"C": settings.told})
+    described |= {"seed": seed, "tokens": tokens} | ({} if model == BOOSTING else {"C": settings.C_attr})
     return result.assign_attrs(source.attrs() | described | {"site": site, "pairs": plan.contrasts.kind})
 
 

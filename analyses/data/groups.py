@@ -1,33 +1,22 @@
-"""Which rows belong to which group, and which rows are about the same entity.
-
-`groups` turns a label column into ordered group codes, `clusters` says which
-rows must never be parted by a split. Training order itself is in ordering.py;
-nothing here touches an activation.
-"""
+"""Groups of rows by a label column, entities of rows, and how long ago each group was trained on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
+from stratalens.analyses.data.array_types import Array, Codes, Data
+from stratalens.analyses.data.results import find_variable
 from stratalens.analyses.data.training_order import stage_orders, trained_order
 from stratalens.store.errors import InputError, join_names, suggest
 from stratalens.store.format.schema import AXES
 
-Array = npt.NDArray[Any]
-
-
-Data = xr.Dataset | xr.DataArray
-
-
-# A float column with this many different non-integer values is a measurement, not a set of classes.
+# A float column with more different non-integer values than this is a measurement, not a set of classes.
 MOST_FRACTIONAL_GROUPS = 12
 
 
@@ -37,32 +26,32 @@ class Groups:
 
     Attributes:
         by: name of the label column.
-        names: [array-like, shape: (G,)] group names in their order; object dtype for strings.
-        codes: [array-like, shape: (entity,)] int64, index into `names`; -1 = in no group.
-        ordering: what the order rests on: 'order' (given), 'stage_order', 'numeric' or 'first appearance'.
+        names: array of shape (groups,), in order; object dtype for strings.
+        codes: int64 array of shape (entity,), index into `names`; -1 = in no group.
+        ordering: source of the order: 'order' (the argument), 'stage_order', 'numeric' or 'first appearance'.
     """
 
     by: str
     names: Array
-    codes: npt.NDArray[np.int64]
+    codes: Codes
     ordering: str
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
-    def counts(self) -> npt.NDArray[np.int64]:
-        """Rows in each group, shape (G,)."""
+    def counts(self) -> Codes:
+        """Rows in each group: int64 array of shape (groups,)."""
         return np.bincount(self.codes[self.codes >= 0], minlength=len(self)).astype(np.int64)
 
     def index(self, name: object) -> int:
         """Position of the group called `name`.
 
         Raises:
-            InputError: there is no such group; the message names the near ones.
+            InputError: unknown group; the message names similar ones.
         """
-        for i, have in enumerate(self.names):
-            if have == name or str(have) == str(name):
+        for i, own in enumerate(self.names):
+            if own == name or str(own) == str(name):
                 return i
         raise InputError(f"no group {name!r} in {self.by!r}: {suggest(str(name), map(str, self.names))}")
 
@@ -70,47 +59,47 @@ class Groups:
         """Pairs of group indices, earlier group first.
 
         Args:
-            pairs: "all" (every pair, in order), or a list of (name, name). A pair is always
-                turned so that the later group is the second one.
+            pairs: "all" (every pair, in order), or a list of (name, name). The order inside a pair does not matter.
 
         Raises:
             InputError: an unknown word or group, or a pair of a group with itself.
 
-        >>> g = Groups("by", np.array(["a", "b", "c"], object), np.array([0, 1, 2]), "order")
-        >>> g.pairs()
-        [(0, 1), (0, 2), (1, 2)]
-        >>> g.pairs([("c", "a")])
-        [(0, 2)]
+        Example:
+            >>> g = Groups("by", np.array(["a", "b", "c"], object), np.array([0, 1, 2]), "order")
+            >>> g.pairs()
+            [(0, 1), (0, 2), (1, 2)]
+            >>> g.pairs([("c", "a")])
+            [(0, 2)]
         """
         if isinstance(pairs, str):
             if pairs != "all":
                 raise InputError(f"pairs={pairs!r}: {suggest(pairs, ['all'])}, or a list of pairs of group names")
             return [(i, j) for i in range(len(self)) for j in range(i + 1, len(self))]
-        found = []
+        indices = []
         for pair in pairs:
             if isinstance(pair, str) or len(pair) != 2:
-                raise InputError(f"pairs holds {pair!r}; each must be two group names, e.g. {self.names[:2].tolist()}")
+                raise InputError(
+                    f"pairs contains {pair!r}; each must be two group names, e.g. {self.names[:2].tolist()}"
+                )
             first, second = sorted((self.index(pair[0]), self.index(pair[1])))
             if first == second:
                 raise InputError(f"the pair {pair!r} names the same group twice")
-            found.append((first, second))
-        if not found:
+            indices.append((first, second))
+        if not indices:
             raise InputError("pairs is empty; give 'all' or at least one pair of group names")
-        return found
+        return indices
 
-    def require(
-        self, classes: int = 2, per_class: int = 1, units: npt.NDArray[np.int64] | None = None, why: str = ""
-    ) -> None:
-        """Refuse too few groups, or groups too small for what is asked.
+    def require(self, classes: int = 2, per_class: int = 1, units: Codes | None = None, why: str = "") -> None:
+        """Refuse too few groups, or groups that are too small.
 
         Args:
             classes: least number of groups.
             per_class: least number of rows (or of units, e.g. entities) in each group.
-            units: [array-like, shape: (entity,)] codes of what is counted; None counts rows.
-            why: what needs that many, for the message (e.g. "5 folds").
+            units: int64 array of shape (entity,), codes of the units to count; None counts rows.
+            why: reason for these numbers, for the message (e.g. "5 folds").
 
         Raises:
-            InputError: naming every group that is too small, with its size.
+            InputError: names every group that is too small, with its size.
         """
         reason = f" ({why})" if why else ""
         if len(self) < classes:
@@ -121,30 +110,132 @@ class Groups:
             )
         sizes = self.sizes(units)
         small = [f"{name} ({size})" for name, size in zip(self.names, sizes, strict=True) if size < per_class]
-        if small:
-            kind = "rows" if units is None else "entities"
-            if self.names.dtype != object and len(small) > MOST_FRACTIONAL_GROUPS:
-                raise InputError(
-                    f"{self.by!r} has {len(self)} values on {int(sizes.sum())} {kind}; {len(small)} of them have fewer "
-                    f"than {per_class}{reason}: bin it into classes first, for example with pandas.qcut"
-                )
+        if not small:
+            return
+        kind = "rows" if units is None else "entities"
+        if self.names.dtype != object and len(small) > MOST_FRACTIONAL_GROUPS:
             raise InputError(
-                f"too few {kind} in {self.by!r}: {join_names(small)}; each group needs at least "
-                f"{per_class}{reason}. Leave such groups out with order=[...] or lower what is asked"
+                f"{self.by!r} has {len(self)} values on {int(sizes.sum())} {kind}; {len(small)} of them have fewer "
+                f"than {per_class}{reason}: bin it into classes first, for example with pandas.qcut"
             )
+        raise InputError(
+            f"too few {kind} in {self.by!r}: {join_names(small)}; each group needs at least "
+            f"{per_class}{reason}. Leave these groups out with order=[...], or lower the requirement"
+        )
 
-    def sizes(self, units: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
-        """Rows, or distinct units (e.g. entities), in each group, shape (G,)."""
+    def sizes(self, units: Codes | None = None) -> Codes:
+        """Rows, or distinct units (e.g. entities), in each group: int64 array of shape (groups,)."""
         if units is None:
             return self.counts
         return np.array([len(np.unique(units[self.codes == g])) for g in range(len(self))], dtype=np.int64)
 
 
-def check_data(data: object) -> None:
-    """Refuse what is neither a Dataset nor a DataArray with entities, such as the path of a store.
+def groups(ds: Data, by: str, order: Iterable[object] | None = None) -> Groups:
+    """Group the rows of `ds` by a label column.
+
+    With `order`, the groups have that order, and groups outside it are excluded (code -1). Otherwise groups that are
+    stages have training order, numbers have numeric order, and all others have the order of their first appearance.
+    Strings are never sorted. Missing labels (NaN, None, "") are excluded.
+
+    Args:
+        ds: Dataset or DataArray with a coordinate `by` along `entity`.
+        by: name of the label column.
+        order: the groups wanted, in order.
 
     Raises:
-        InputError: what it is, and how to open a store.
+        InputError: unknown column, mixed types, a continuous column, an unknown name in `order`,
+            or names of which only some are stages.
+
+    Example:
+        >>> ds = xr.Dataset(coords={"colour": ("entity", np.array(["red", "blue", "red"], object))})
+        >>> groups(ds, "colour").names.tolist(), groups(ds, "colour").codes.tolist()
+        (['red', 'blue'], [0, 1, 0])
+        >>> groups(ds, "colour", order=["blue"]).codes.tolist()
+        [-1, 0, -1]
+    """
+    codes, names = _factorize(label_column(ds, by), by)
+    if len(names) == 0:
+        raise InputError(f"every label in {by!r} is missing; choose another column: {join_names(label_columns(ds))}")
+    if order is not None:
+        positions, ordering = _requested_order(names, list(order), by), "order"
+    elif (by_stage := trained_order(ds, by, names, codes)) is not None:
+        positions, ordering = by_stage, "stage_order"
+    elif names.dtype != object:
+        positions, ordering = np.argsort(names, kind="stable"), "numeric"
+    else:
+        positions, ordering = np.arange(len(names)), "first appearance"
+    rank = np.full(len(names) + 1, -1, dtype=np.int64)
+    rank[positions] = np.arange(len(positions))
+    return Groups(by, names[positions], rank[codes], ordering)
+
+
+def clusters(ds: Data, groups: str = "entity_id") -> Codes:
+    """Entity of each row: int64 codes of shape (entity,).
+
+    Without a column `entity_id`, every row is its own entity. Any other missing column is an error. A missing label is
+    an error too, because a split could put its row on both sides.
+
+    Raises:
+        InputError: no such column, or rows without a label.
+    """
+    check_data(ds)
+    if groups == "entity_id" and "entity_id" not in ds.coords:
+        return np.arange(ds.sizes["entity"], dtype=np.int64)
+    codes, _ = _factorize(label_column(ds, groups), groups, continuous=True)
+    if (codes < 0).any():
+        rows = np.flatnonzero(codes < 0)[:5].tolist()
+        raise InputError(f"{groups!r} is missing in rows {rows}; every row needs one, or splits could leak")
+    return codes
+
+
+def labels_by_cluster(groups: Groups, units: Codes) -> Codes:
+    """Group code of each entity, shape (units,); -1 where none of its rows is in a group.
+
+    Raises:
+        InputError: rows of one entity are in different groups, so that labels cannot move between entities.
+    """
+    label = np.full(int(units.max(initial=-1)) + 1, -1, dtype=np.int64)
+    used = groups.codes >= 0
+    label[units[used]] = groups.codes[used]
+    conflicting = np.flatnonzero(used & (label[units] != groups.codes))
+    if len(conflicting):
+        raise InputError(
+            f"{len(np.unique(units[conflicting]))} entities have rows in several groups of {groups.by!r} "
+            f"(first such row: {int(conflicting[0])}); a label must belong to the whole entity here"
+        )
+    return label
+
+
+def exposure(ds: Data, groups: Groups) -> xr.DataArray | None:
+    """Number of stages since each group was trained on, dims (stage, group); None where unknown.
+
+    A negative number marks a group that is not trained yet (a control), 0 one that was just trained. The source is the
+    variable `exposure`; without it, the coordinates `stage` and `stage_order` where the groups are stages.
+    """
+    known = find_variable(ds, "exposure")
+    if known is not None and groups.by == "trained_stage" and "entity" in known.dims:
+        first_rows = [int(np.argmax(groups.codes == g)) for g in range(len(groups))]
+        labels_of_rows = [name for name, coord in known.coords.items() if "entity" in coord.dims]
+        table = known.drop_vars(labels_of_rows).isel(entity=first_rows).compute(scheduler="synchronous")
+        return table.rename(entity="group").assign_coords(group=groups.names)
+    orders = stage_orders(ds)
+    names = [str(name) for name in groups.names]
+    if orders is None or "stage" not in ds.dims or not all(name in orders for name in names):
+        return None
+    stages = np.array([orders[str(s)] for s in ds["stage"].values])
+    return xr.DataArray(
+        stages[:, None] - np.array([orders[name] for name in names])[None, :],
+        dims=("stage", "group"),
+        coords={"stage": ds["stage"].values, "group": groups.names},
+        name="exposure",
+    )
+
+
+def check_data(data: object) -> None:
+    """Refuse data that is not a Dataset or DataArray with entities, such as the path of a store.
+
+    Raises:
+        InputError: names the type, and says how to open a store.
     """
     if not isinstance(data, xr.Dataset | xr.DataArray):
         path = data if isinstance(data, str | os.PathLike) else "run.zarr"
@@ -159,86 +250,11 @@ def check_data(data: object) -> None:
         raise InputError(f"the data is empty along {empty[0]!r}; nothing was selected")
 
 
-def groups(ds: Data, by: str, order: Iterable[object] | None = None) -> Groups:
-    """Ordered groups of the rows of `ds` by a label column.
-
-    The order is `order` where given (groups it leaves out are excluded, code -1); else training
-    order where the names are stages; else numeric order; else order of first appearance. Strings
-    are never sorted. Missing labels (NaN, None, "") are excluded.
-
-    Args:
-        ds: Dataset or DataArray with a coordinate `by` along `entity`.
-        by: name of the label column.
-        order: the groups wanted, in order.
-
-    Raises:
-        InputError: unknown column, mixed types, a continuous column, an unknown name in `order`,
-            or names of which only some are stages.
-
-    >>> ds = xr.Dataset(coords={"colour": ("entity", np.array(["red", "blue", "red"], object))})
-    >>> groups(ds, "colour").names.tolist(), groups(ds, "colour").codes.tolist()
-    (['red', 'blue'], [0, 1, 0])
-    >>> groups(ds, "colour", order=["blue"]).codes.tolist()
-    [-1, 0, -1]
-    """
-    values = label_column(ds, by)
-    codes, names = _factorize(values, by)
-    if len(names) == 0:
-        raise InputError(f"every label in {by!r} is missing; choose another column: {join_names(label_columns(ds))}")
-    if order is not None:
-        positions = _given_order(names, list(order), by)
-        how = "order"
-    elif (staged := trained_order(ds, by, names, codes)) is not None:
-        positions, how = staged, "stage_order"
-    elif names.dtype != object:
-        positions, how = np.argsort(names, kind="stable"), "numeric"
-    else:
-        positions, how = np.arange(len(names)), "first appearance"
-    rank = np.full(len(names) + 1, -1, dtype=np.int64)
-    rank[positions] = np.arange(len(positions))
-    return Groups(by, names[positions], rank[codes], how)
-
-
-def clusters(ds: Data, groups: str = "entity_id") -> npt.NDArray[np.int64]:
-    """Which rows are about the same entity: int64 codes, shape (entity,).
-
-    A missing `entity_id` column means that every row is its own entity; any other missing column
-    is an error, and so is a missing label (a row that could end up on both sides of a split).
-    """
-    check_data(ds)
-    if groups == "entity_id" and "entity_id" not in ds.coords:
-        return np.arange(ds.sizes["entity"], dtype=np.int64)
-    codes, _ = _factorize(label_column(ds, groups), groups, continuous=True)
-    if (codes < 0).any():
-        rows = np.flatnonzero(codes < 0)[:5].tolist()
-        raise InputError(f"{groups!r} is missing in rows {rows}; every row needs one, or splits could leak")
-    return codes
-
-
-def labels_by_cluster(groups: Groups, units: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Group code of each entity, shape (units,); -1 where none of its rows is in a group.
-
-    Raises:
-        InputError: rows of one entity lie in different groups, so that moving labels between
-            entities has no meaning.
-    """
-    out = np.full(int(units.max(initial=-1)) + 1, -1, dtype=np.int64)
-    used = groups.codes >= 0
-    out[units[used]] = groups.codes[used]
-    torn = np.flatnonzero(used & (out[units] != groups.codes))
-    if len(torn):
-        raise InputError(
-            f"{len(np.unique(units[torn]))} entities have rows in several groups of {groups.by!r} "
-            f"(first such row: {int(torn[0])}); a label must belong to the whole entity here"
-        )
-    return out
-
-
 def label_column(ds: Data, name: str) -> Array:
-    """The label column `name` along `entity`.
+    """Values of the label column `name` along `entity`.
 
     Raises:
-        InputError: no such column (naming near ones), or it lies along other dims.
+        InputError: no such column (the message names similar ones), or a column along other dims.
     """
     check_data(ds)
     if name not in ds.coords:
@@ -261,22 +277,17 @@ def label_columns(ds: Data) -> list[str]:
     return [str(name) for name, coord in ds.coords.items() if coord.dims == ("entity",) and name != "entity"]
 
 
-def as_objects(values: Array) -> Array:
-    """Strings of any dtype as Python strings; numbers and booleans unchanged."""
-    return values.astype(object) if values.dtype.kind in "UTSO" else values
-
-
-def _factorize(values: Array, by: str, continuous: bool = False) -> tuple[npt.NDArray[np.int64], Array]:
-    values = as_objects(values)
-    if values.dtype == object:
-        values = np.array([None if _missing(v) else v for v in values], dtype=object)
+def _factorize(values: Array, by: str, continuous: bool = False) -> tuple[Codes, Array]:
+    """Codes of the labels (-1 = missing) and their names, in order of appearance."""
+    if values.dtype.kind in "UTSO":
+        values = np.array([None if _is_missing(v) else v for v in values.astype(object)], dtype=object)
         kinds = {_kind(v) for v in values if v is not None}
         if len(kinds) > 1:
             raise InputError(f"labels in {by!r} are of mixed type ({', '.join(sorted(kinds))}); give them one type")
-        if kinds <= {"number"} and kinds:
-            filled = np.array([np.nan if v is None else float(v) for v in values])
-            whole = filled[~np.isnan(filled)]
-            values = filled.astype(np.int64) if len(whole) == len(filled) and (whole % 1 == 0).all() else filled
+        if kinds == {"number"}:
+            numbers = np.array([np.nan if v is None else float(v) for v in values])
+            all_integers = not np.isnan(numbers).any() and (numbers % 1 == 0).all()
+            values = numbers.astype(np.int64) if all_integers else numbers
     codes, names = pd.factorize(values, use_na_sentinel=True)
     names = np.asarray(names)
     if not continuous and names.dtype.kind == "f":
@@ -289,7 +300,7 @@ def _factorize(values: Array, by: str, continuous: bool = False) -> tuple[npt.ND
     return codes.astype(np.int64), names
 
 
-def _missing(value: Hashable) -> bool:
+def _is_missing(value: Hashable) -> bool:
     return value is None or value is pd.NA or value == "" or (isinstance(value, float) and np.isnan(value))
 
 
@@ -301,7 +312,7 @@ def _kind(value: object) -> str:
     return "number" if isinstance(value, int | float | np.number) else type(value).__name__
 
 
-def _given_order(names: Array, order: list[object], by: str) -> npt.NDArray[np.int64]:
+def _requested_order(names: Array, order: list[object], by: str) -> Codes:
     position = {str(name): i for i, name in enumerate(names)}
     unknown = [o for o in order if str(o) not in position]
     if unknown:
@@ -311,33 +322,3 @@ def _given_order(names: Array, order: list[object], by: str) -> npt.NDArray[np.i
     if len({str(o) for o in order}) != len(order) or not order:
         raise InputError(f"order={order!r} must name each group of {by!r} once: {join_names(position)}")
     return np.array([position[str(o)] for o in order], dtype=np.int64)
-
-
-def exposure(ds: Data, groups: Groups) -> xr.DataArray | None:
-    """How many stages ago each group was trained on, dims (stage, group); None where unknown.
-
-    Negative: not trained yet (a control), 0: just trained. Taken from the variable `exposure`
-    where there is one, else from the coordinates `stage` and `stage_order` where the groups are stages.
-    """
-    known = ds.get("exposure") if isinstance(ds, xr.Dataset) else ds.coords.get("exposure")
-    if known is not None and groups.by == "trained_stage" and "entity" in known.dims:
-        rows = [int(np.flatnonzero(groups.codes == g)[0]) for g in range(len(groups))]
-        known = known.drop_vars(_extra(known)).isel(entity=rows).compute(scheduler="synchronous")
-        return known.rename(entity="group").assign_coords(group=groups.names)
-    orders = stage_orders(ds)
-    names = [str(name) for name in groups.names]
-    if orders is None or "stage" not in ds.dims or not all(name in orders for name in names):
-        return None
-    stages = np.array([orders[str(s)] for s in ds["stage"].values])
-    table = stages[:, None] - np.array([orders[name] for name in names])[None, :]
-    return xr.DataArray(
-        table,
-        dims=("stage", "group"),
-        coords={"stage": ds["stage"].values, "group": groups.names},
-        name="exposure",
-    )
-
-
-def _extra(array: xr.DataArray) -> list[Hashable]:
-    """Coordinates of a table of rows that mean nothing for a table of groups."""
-    return [name for name, coord in array.coords.items() if "entity" in coord.dims]

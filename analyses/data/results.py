@@ -1,4 +1,4 @@
-"""The vectors of a result: which variable, which dims are features, where they come from."""
+"""Vectors of a result and their feature dims, its attributes, and variables that it must have."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from typing import Any
 
 import xarray as xr
 
+from stratalens.analyses.data.array_types import Data
 from stratalens.store.errors import InputError
 
 # Dims of results that are no features.
 LABELS = {"stage", "layer", "token", "pair", "fold", "group", "method", "seed", "repeat", "component"}
-
-
-# Dims that verbs give their results beside the features of the data.
+# Dims that the analyses add to the dims of the data.
 RESULT_DIMS = (LABELS | {"sample", "statistic", "balance_at"}) - {"stage", "layer", "token"}
+# Attributes that say where vectors come from.
+SOURCE_ATTRS = ("site", "hook", "method", "C", "target", "by", "normalize", "seed", "stratalens_key", "model")
 
 
-def vectors(source: xr.Dataset | xr.DataArray) -> tuple[xr.DataArray, list[Hashable]]:
-    """The vectors of a result, and the names of their feature dims."""
+def vectors(source: Data) -> tuple[xr.DataArray, list[Hashable]]:
+    """Find the vectors of a result, and the names of their feature dims.
+
+    Raises:
+        InputError: the result has no vectors, or the vectors have no feature dim.
+    """
     if isinstance(source, xr.Dataset):
         name = next((n for n in ("coef", "centroid", "vector") if n in source), None)
         if name is None:
@@ -33,18 +38,25 @@ def vectors(source: xr.Dataset | xr.DataArray) -> tuple[xr.DataArray, list[Hasha
     return source, features
 
 
-def carried_attrs(source: xr.Dataset | xr.DataArray) -> dict[str, Any]:
+def carried_attrs(source: Data) -> dict[str, Any]:
     """Attributes of a result that say where its vectors come from."""
-    keep = ("site", "hook", "method", "C", "target", "by", "normalize", "seed", "stratalens_key", "model")
-    return {k: source.attrs[k] for k in keep if k in source.attrs}
+    return {k: source.attrs[k] for k in SOURCE_ATTRS if k in source.attrs}
+
+
+def find_variable(data: Data, name: str) -> xr.DataArray | None:
+    """Find a variable of a Dataset or a coordinate of a DataArray; None without one."""
+    return data.get(name) if isinstance(data, xr.Dataset) else data.coords.get(name)
 
 
 def require_variable(data: Any, name: str, plot: str, made_by: str) -> xr.DataArray:
-    """Return a variable of a result, or refuse and say which verb makes it."""
+    """Return the variable that a plot needs.
+
+    Raises:
+        InputError: the result has no such variable; names the function that computes it.
+    """
     if not isinstance(data, xr.Dataset) or name not in data:
         have = ", ".join(map(str, data.data_vars)) if isinstance(data, xr.Dataset) else type(data).__name__
         raise InputError(
-            f"plots.{plot} needs a Dataset with {name!r}; got {have or 'an empty Dataset'}. Make it with {made_by}."
+            f"plots.{plot} needs a Dataset with {name!r}; got {have or 'an empty Dataset'}. Compute it with {made_by}."
         )
-    found: xr.DataArray = data[name]
-    return found
+    return data[name]

@@ -1,8 +1,7 @@
-"""One slab: the activations of one stage and layer, read lazily from any DataArray.
+"""Slabs: the activations of one stage and layer, read lazily from any DataArray.
 
-`SiteData` puts a Dataset's site (or a bare DataArray) into the canonical dims
-(stage, layer, entity, token, features) and cuts it into `Slab`s, each of which
-knows how to read itself, whole or in blocks of rows. Who runs them is in sweep.py.
+`SiteData` puts a Dataset's site (or a bare DataArray) into the canonical dims (stage, layer, entity, token, features)
+and cuts it into slabs. A `Slab` reads itself, whole or in blocks of rows.
 """
 
 from __future__ import annotations
@@ -13,19 +12,15 @@ from functools import partial
 from typing import Any
 
 import dask
-import dask.core
-import dask.local
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from stratalens.analyses.data.groups import Array, Data, check_data
-from stratalens.analyses.data.results import RESULT_DIMS
+from stratalens.analyses.data.array_types import Array, Data, Mask
+from stratalens.analyses.data.groups import check_data
+from stratalens.analyses.data.results import RESULT_DIMS, find_variable
+from stratalens.store.compat import is_in_memory
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site_error, not_floats_error
 from stratalens.store.format.schema import AXES, site_names
-
-_dask: Any = dask  # its functions have no types
-
 
 BLOCK_BYTES = 32 * 2**20  # rows read at a time where the array has no chunks of its own
 
@@ -34,20 +29,24 @@ class Slab:
     """Activations of one (stage, layer), not read yet.
 
     Args:
-        array: (entity, token, features), or a function that cuts it out of all when it is asked for first.
-        name: of the activations, where `array` is a function.
-
-    Attributes:
-        stage, layer: labels of this slab (None where the data has no such dim).
+        array: DataArray of dims (entity, token, features), or a function that returns it on first use.
+        stage: label of the stage; None where the data has no such dim.
+        layer: label of the layer; None where the data has no such dim.
         position: (stage, layer) indices.
-        rows: int64 rows of the entity dim that are used, in order.
+        rows: int64 array of shape (n,), rows of the entity dim in use, in order.
+        name: name of the activations, where `array` is a function.
     """
 
     # A plain class: dask looks inside dataclasses, and would load the array before the task runs.
     def __init__(
-        self, array: xr.DataArray | Callable[[], xr.DataArray], stage: Hashable, layer: Hashable,
-        position: tuple[int, int], rows: Array, name: Hashable = None,
-    ) -> None:  # fmt: skip
+        self,
+        array: xr.DataArray | Callable[[], xr.DataArray],
+        stage: Hashable,
+        layer: Hashable,
+        position: tuple[int, int],
+        rows: Array,
+        name: Hashable = None,
+    ) -> None:
         self._array = array
         self._name = array.name if isinstance(array, xr.DataArray) else name
         self.stage = stage
@@ -64,9 +63,10 @@ class Slab:
 
     @property
     def where(self) -> str:
-        """Names this slab in messages."""
-        parts = [f"{k} {v}" for k, v in (("stage", self.stage), ("layer", self.layer)) if v is not None]
-        return ("activations" if self._name is None else str(self._name)) + (f" at {', '.join(parts)}" if parts else "")
+        """Description of this slab for messages: "resid_post at stage s1, layer 2"."""
+        name = "activations" if self._name is None else str(self._name)
+        labels = [f"{k} {v}" for k, v in (("stage", self.stage), ("layer", self.layer)) if v is not None]
+        return f"{name} at {', '.join(labels)}" if labels else name
 
     @property
     def feature_dims(self) -> tuple[str, ...]:
@@ -80,13 +80,17 @@ class Slab:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(rows used, tokens, features)."""
+        """(rows in use, tokens, features)."""
         return len(self.rows), self.array.shape[1], int(np.prod(self.feature_shape))
 
     def blocks(self) -> Iterator[tuple[Array, Array]]:
-        """Blocks of rows: (int64 rows (n,), float32 values (n, token, features), read-only), in order.
+        """Read the slab in blocks of rows, in order.
 
-        Aligned with the chunks of a dask array, so that every chunk is read once and by itself.
+        Blocks follow the chunks of a dask array, so that every chunk is read once and by itself.
+
+        Returns:
+            Pairs of rows: int64 array of shape (n,), and
+            values: float32 array of shape (n, tokens, features), read-only.
         """
         for start, stop in self._edges():
             first, last = np.searchsorted(self.rows, (start, stop))
@@ -101,7 +105,7 @@ class Slab:
             yield rows, values
 
     def values(self) -> Array:
-        """The whole slab, float32 (rows used, token, features), possibly read-only; filled block by block."""
+        """Read the whole slab: float32 array of shape (rows, tokens, features), possibly read-only."""
         edges = self._edges()
         if len(edges) == 1:
             return next((values for _, values in self.blocks()), np.empty((0, *self.shape[1:]), np.float32))
@@ -113,15 +117,23 @@ class Slab:
         return out
 
     def load(self) -> xr.DataArray:
-        """The whole slab as a labelled float32 DataArray (entity, token, features)."""
+        """Read the whole slab into a labelled float32 DataArray (entity, token, features), writable."""
         values = self.values()
         if not values.flags.writeable:
             values = values.copy()
-        kept = self.array.isel(entity=self.rows) if len(self.rows) < self.array.shape[0] else self.array
-        return kept.copy(data=values.reshape(len(values), *self.array.shape[1:]))
+        array = self.array.isel(entity=self.rows) if len(self.rows) < self.array.shape[0] else self.array
+        return array.copy(data=values.reshape(len(values), *self.array.shape[1:]))
 
     def refuse_nonfinite(self, values: Array, rows: Array | None = None) -> None:
-        """Raise NonFiniteError naming the first NaN or infinity of `values` (n, token, features)."""
+        """Refuse values that contain NaN or infinity.
+
+        Args:
+            values: array of shape (n, tokens, features).
+            rows: rows of the entity dim that `values` belong to; None = all rows in use.
+
+        Raises:
+            NonFiniteError: names the first NaN or infinity.
+        """
         bad = ~np.isfinite(values).all(axis=-1)
         if not bad.any():
             return
@@ -131,11 +143,12 @@ class Slab:
         label = self.array.coords["token"].values[token] if "token" in self.array.coords else token
         raise NonFiniteError(
             f"{self.where}: {int(bad.sum())} of {bad.size} (entity, token) vectors are not finite, first at entity "
-            f"{entity!s}, token {label!s}. Positions that a prompt does not have: narrow them with .sel(token=...), "
-            f"or leave such rows out with skip_missing=True"
+            f"{entity!s}, token {label!s}. If prompts miss a position, choose other positions with .sel(token=...), "
+            f"or leave these rows out with skip_missing=True"
         )
 
     def _edges(self) -> list[tuple[int, int]]:
+        """First row and last row + 1 of every block."""
         n = self.array.shape[0]
         if self.array.chunks is not None:
             sizes = self.array.chunks[0]
@@ -147,14 +160,17 @@ class Slab:
 
 
 class SiteData:
-    """A site in canonical dims (stage, layer, entity, token, features), and how to get the user's dims back.
+    """A site in canonical dims (stage, layer, entity, token, features).
 
     Attributes:
         array: lazy DataArray with exactly those dims.
-        chunked: whether the user's own array is one of dask, whose name stands for its content.
-        site: its name.
+        chunked: whether the user's own array is a dask array, whose name identifies its content.
+        site: name of the site.
         added: leading dims that the user's data did not have.
-        data: what the user gave.
+        data: the user's data.
+
+    Raises:
+        InputError: no such site, values that are not floats, no feature dim, or an empty selection.
     """
 
     def __init__(self, data: Data, site: str = "resid_post", *, features: bool = True) -> None:
@@ -172,7 +188,7 @@ class SiteData:
         taken = [str(d) for d in array.dims[len(AXES) :] if d in RESULT_DIMS] if features else []
         if taken:
             new = f".rename({taken[0]}='feature')"
-            raise InputError(f"{self.site!r} has a feature dim {taken[0]!r}, a name that results use: {new}")
+            raise InputError(f"{self.site!r} has a feature dim {taken[0]!r}, a name that results use; rename it: {new}")
         for dim in AXES:
             if array.sizes[dim] == 0:
                 raise InputError(f"{self.site!r} is empty along {dim!r}; nothing was selected")
@@ -189,11 +205,11 @@ class SiteData:
         return self.array.sizes["stage"], self.array.sizes["layer"]
 
     def label(self, dim: str, index: int) -> Hashable:
-        """Label of one stage or layer; None where the data has no such dim or coordinate."""
+        """Label of one stage or layer."""
         return self.labels(dim)[index]
 
     def labels(self, dim: str) -> list[Hashable]:
-        """Labels of all stages or layers, as `label` gives them."""
+        """Labels of all stages or layers: indices without a coordinate, None where the data has no such dim."""
         size = self.array.sizes[dim]
         if dim not in self.array.coords:
             return [None if dim in self.added else index for index in range(size)]
@@ -201,37 +217,40 @@ class SiteData:
         as_label = {"i": int, "u": int, "f": float}.get(values.dtype.kind, str)
         return [as_label(v) for v in values]
 
-    def rows(self, skip_missing: bool = False, wanted: npt.NDArray[np.bool_] | None = None) -> list[Array]:
-        """Rows to use at each stage.
+    def rows(self, skip_missing: bool = False, wanted: Mask | None = None) -> list[Array]:
+        """Choose the rows to use at each stage.
 
         Args:
-            skip_missing: leave rows out that were not recorded, or lack one of the token positions.
-            wanted: [array-like, shape: (entity,)] rows asked for; None = all.
+            skip_missing: leave out rows that were not recorded, or that miss one of the token positions.
+            wanted: bool array of shape (entity,), rows to choose from; None = all.
+
+        Returns:
+            For each stage, an int64 array of shape (n,).
 
         Raises:
-            NotRecordedError: rows asked for were not recorded, or none is left.
+            NotRecordedError: wanted rows were not recorded, or no row is left.
         """
         n = self.array.sizes["entity"]
         use = np.ones((self.shape[0], n), bool)
         if wanted is not None:
             use &= wanted
-        have = self._recorded()
+        recorded, stages = self._recorded(), self.labels("stage")
         if skip_missing:
-            use &= have & self._present()
-        elif (use & ~have).any():
-            lacking = (use & ~have).sum(axis=1)
-            named = ", ".join(f"{self.label('stage', i)} ({k} of {n})" for i, k in enumerate(lacking) if k)
+            use &= recorded & self._has_all_positions()
+        elif (use & ~recorded).any():
+            missing = (use & ~recorded).sum(axis=1)
+            counts = ", ".join(f"{stage} ({k} of {n})" for stage, k in zip(stages, missing, strict=True) if k)
             raise NotRecordedError(
-                f"{self.site!r} is not recorded for all rows; missing at stage {named}. Resume the capture, narrow the "
-                f"stages with .sel(stage=...), or leave these rows out with skip_missing=True"
+                f"{self.site!r} is not recorded for all rows; missing at stage {counts}. Resume the capture, narrow "
+                f"the stages with .sel(stage=...), or leave these rows out with skip_missing=True"
             )
-        empty = [str(self.label("stage", i)) for i in range(len(use)) if not use[i].any()]
+        empty = [str(stage) for stage, used in zip(stages, use, strict=True) if not used.any()]
         if empty:
             raise NotRecordedError(f"{self.site!r}: no row is left at stage {', '.join(empty)}")
-        return [np.flatnonzero(u).astype(np.int64) for u in use]
+        return [np.flatnonzero(used).astype(np.int64) for used in use]
 
     def slabs(self, rows: list[Array] | None = None) -> list[Slab]:
-        """All slabs, stage by stage, layer by layer."""
+        """Cut the site into slabs, stage by stage, layer by layer."""
         rows = rows if rows is not None else self.rows()
         return [
             Slab(partial(self.array.__getitem__, (i, j)), stage, layer, (i, j), rows[i], self.array.name)
@@ -240,66 +259,60 @@ class SiteData:
         ]
 
     def restore(self, result: xr.Dataset) -> xr.Dataset:
-        """`result` with this site's stage, layer and token coordinates, without the dims the data did not have."""
+        """Add this site's coordinates to a result, and remove the dims that the data did not have."""
         for dim in ("stage", "layer", "token"):
             if dim in result.dims and dim not in result.coords and dim in self.array.coords:
                 result = result.assign_coords({dim: self.array.coords[dim].variable})
         for name, coord in self.array.coords.items():
             if coord.dims == ("stage",) and "stage" in result.dims and name not in result.coords:
                 result = result.assign_coords({name: coord.variable})
-        for dim in self.added:
-            if dim in result.dims:
-                result = result.isel({dim: 0})
-        return result
+        return result.isel({dim: 0 for dim in self.added if dim in result.dims})
 
     def attrs(self) -> dict[str, Any]:
-        """What a figure must know about this site: its name, hook template and the store's key."""
-        found: dict[str, Any] = {"site": self.site}
-        for key in ("hook", "units"):
-            if key in self.array.attrs:
-                found[key] = self.array.attrs[key]
-        for key in ("stratalens_key", "model"):
-            if key in self.data.attrs:
-                found[key] = self.data.attrs[key]
-        return found
+        """Attributes that a figure needs: the site's name, hook template and units, the store's key and model."""
+        site = {key: self.array.attrs[key] for key in ("hook", "units") if key in self.array.attrs}
+        store = {key: self.data.attrs[key] for key in ("stratalens_key", "model") if key in self.data.attrs}
+        return {"site": self.site, **site, **store}
 
-    def _recorded(self) -> npt.NDArray[np.bool_]:
-        flag = self.array.attrs.get("recorded", "recorded")  # sites that were added later have a flag of their own
-        known = self.data.get(flag) if isinstance(self.data, xr.Dataset) else self.data.coords.get(flag)
+    def _recorded(self) -> Mask:
+        """Rows that were recorded: bool array of shape (stage, entity)."""
+        flag = self.array.attrs.get("recorded", "recorded")  # a site that was added later has its own flag
+        known = find_variable(self.data, flag)
         if known is None:
             return np.ones((self.shape[0], self.array.sizes["entity"]), bool)
         if "stage" not in known.dims:
             known = known.expand_dims("stage")
         return np.asarray(read_float32(known.transpose("stage", "entity")), dtype=bool)
 
-    def _present(self) -> npt.NDArray[np.bool_]:
-        """Rows that have every token position, (stage, entity): which ones a prompt has is the same at every layer."""
+    def _has_all_positions(self) -> Mask:
+        """Rows that have every token position: bool array of shape (stage, entity)."""
+        # A prompt has the same positions at every layer.
         first = self.array.isel({"layer": 0, **dict.fromkeys(self.feature_dims, 0)})
         return np.stack([~np.isnan(read_float32(first[i])).any(axis=1) for i in range(self.shape[0])])
 
 
 def _in_chunks(array: xr.DataArray) -> xr.DataArray:
-    """An array that xarray indexes lazily as one of dask: xarray would read the whole to move or to add a dim."""
-    if array.chunks is not None or array.variable._in_memory:
+    """Convert a lazily indexed array to a dask array; xarray would read all of it to move or add a dim."""
+    if array.chunks is not None or is_in_memory(array.variable):
         return array
     row = int(np.prod([n for d, n in array.sizes.items() if d not in ("stage", "layer", "entity")])) * 4
     sizes = {"stage": 1, "layer": 1, "entity": max(1, BLOCK_BYTES // max(1, row))}
-    # A name of chance: one made of the content would read it.
+    # A random name: a name from the content would read the content.
     name = f"lazy-{uuid.uuid4().hex}"
     variable = array.variable.chunk({d: n for d, n in sizes.items() if d in array.dims}, name=name)
     return array.copy(data=variable.data)
 
 
 def read_float32(array: xr.DataArray) -> Array:
-    """Values of a small lazy array as float32, computed in this very thread."""
+    """Compute a small lazy array in this thread, as float32."""
     if array.chunks is None:  # never .data before this: it would load a lazily indexed array and keep it
         return np.asarray(array.values, dtype=np.float32).view()
     data = array.data
     if data.npartitions == 1:  # as compute() does it, without the copy that it ends with
-        keys = list(_dask.core.flatten(data.__dask_keys__()))
-        (values,) = _dask.local.get_sync(data.__dask_optimize__(data.__dask_graph__(), keys), keys)
+        keys = [(data.name, *[0] * data.ndim)]
+        (values,) = dask.get(data.__dask_optimize__(data.__dask_graph__(), keys), keys)
     else:
-        (values,) = _dask.compute(data, scheduler="synchronous")
+        (values,) = dask.compute(data, scheduler="synchronous")
     return np.asarray(values, dtype=np.float32).view()
 
 
@@ -309,7 +322,6 @@ def _site_array(data: Data, site: str) -> xr.DataArray:
         if site not in data.data_vars:
             raise no_site_error(site, site_names(data), "the data")
         data = data[site]
-    array = data
-    if "entity" not in array.dims:
-        raise InputError(f"{site!r} has no dim 'entity' (dims: {', '.join(map(str, array.dims))})")
-    return array
+    if "entity" not in data.dims:
+        raise InputError(f"{site!r} has no dim 'entity' (dims: {', '.join(map(str, data.dims))})")
+    return data

@@ -1,43 +1,38 @@
-"""Splits that never put one entity on both sides: folds, halves, and the check that they do not leak.
-
-Every split of the analyses is made here, over entities and stratified by group. What is fitted
-and scored on them lives in the verbs.
-"""
+"""Splits over entities, stratified by group: folds, halves, and the check that no entity is on both sides."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from stratalens.analyses.data.array_types import Codes, Mask
 from stratalens.analyses.data.groups import Groups
 from stratalens.store.errors import InputError
 
-Codes = npt.NDArray[np.int64]
-
 
 def entity_folds(codes: Codes, units: Codes, folds: int = 5, seed: int = 0) -> Codes:
-    """A fold for every row: stratified, shuffled, whole entities only.
+    """Assign every row to a fold: stratified, shuffled, whole entities only.
 
-    Entities are dealt out like cards, stratum by stratum (a stratum is the set of groups an entity
-    has rows in), so that each fold holds the same share of every group to within one entity a
-    stratum. The result depends on the seed and on the order of the entities, not on NumPy's threads.
+    A stratum is the set of groups that an entity has rows in. The entities of each stratum are dealt to the folds in
+    turn, so that a stratum's share of two folds differs by at most one entity. The result depends on the seed and on
+    the order of the entities, not on NumPy's threads.
 
     Args:
-        codes: [array-like, shape: (entity,)] group of each row, -1 = in no group.
-        units: [array-like, shape: (entity,)] entity of each row.
+        codes: int64 array of shape (entity,), group of each row, -1 = in no group.
+        units: int64 array of shape (entity,), entity of each row.
         folds: number of folds, at least 2.
         seed: of the shuffle.
 
     Returns:
-        [shape: (entity,)] fold of each row, 0 .. folds - 1. Rows in no group have one as well
-        (that of their entity), so that they can be scored by a probe that never saw their entity.
+        int64 array of shape (entity,), from 0 to folds - 1. A row in no group has the fold of its entity, so that a
+        probe that never saw the entity can score it.
 
     Raises:
         InputError: fewer than 2 folds.
 
-    >>> fold = entity_folds(np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3]), folds=2)
-    >>> sorted(fold[:2].tolist()), sorted(fold[2:].tolist())
-    ([0, 1], [0, 1])
+    Example:
+        >>> fold = entity_folds(np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3]), folds=2)
+        >>> sorted(fold[:2].tolist()), sorted(fold[2:].tolist())
+        ([0, 1], [0, 1])
     """
     if folds < 2:
         raise InputError(f"folds={folds}; at least 2 are needed to score rows that a probe never saw")
@@ -48,25 +43,23 @@ def entity_folds(codes: Codes, units: Codes, folds: int = 5, seed: int = 0) -> C
     for stratum in np.unique(strata):
         members = rng.permutation(np.flatnonzero(strata == stratum))
         fold[members] = (start + np.arange(len(members))) % folds
-        start += len(members)  # the next stratum goes on where this one ended, so that folds stay level
+        start += len(members)  # the next stratum continues with the next fold, which keeps folds equally large
     return fold[_compact(units)]
 
 
-def entity_halves(
-    codes: Codes, units: Codes, repeats: int, holdout: float = 0.5, seed: int = 0
-) -> npt.NDArray[np.bool_]:
-    """Repeated splits into rows to fit on and rows held out, whole entities, stratified by group.
+def entity_halves(codes: Codes, units: Codes, repeats: int, holdout: float = 0.5, seed: int = 0) -> Mask:
+    """Split rows repeatedly into training and held-out rows: whole entities, stratified by group.
 
     Args:
-        codes: [array-like, shape: (entity,)] group of each row, -1 = in no group.
-        units: [array-like, shape: (entity,)] entity of each row.
+        codes: int64 array of shape (entity,), group of each row, -1 = in no group.
+        units: int64 array of shape (entity,), entity of each row.
         repeats: number of splits.
-        holdout: share of the entities of every stratum that is held out, in (0, 1); where a stratum has
-            two entities or more, at least one lands on each side.
+        holdout: share of the entities of every stratum to hold out, in (0, 1). A stratum of two or more entities has
+            at least one on each side.
         seed: of the shuffles.
 
     Returns:
-        [shape: (repeats, entity)] True = held out.
+        bool array of shape (repeats, entity), True = held out.
 
     Raises:
         InputError: a share outside (0, 1), or no repeats.
@@ -78,35 +71,35 @@ def entity_halves(
     rng = np.random.default_rng(seed)
     strata = entity_strata(codes, units)
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
-    held = np.zeros((repeats, len(strata)), dtype=bool)
-    for row in held:
+    held_out = np.zeros((repeats, len(strata)), dtype=bool)
+    for row in held_out:
         for stratum in members:
             n = len(stratum)
-            # Where the share is no whole number, chance decides which way it is rounded.
+            # A share that is no whole number is rounded up or down at random.
             take = int(np.floor(holdout * n + rng.random()))
             if n >= 2:
                 take = min(max(take, 1), n - 1)
             row[rng.choice(stratum, take, replace=False)] = True
-    result: npt.NDArray[np.bool_] = held[:, _compact(units)]
+    result: Mask = held_out[:, _compact(units)]
     return result
 
 
 def entity_strata(codes: Codes, units: Codes) -> Codes:
-    """Stratum of each entity: which groups it has rows in.
+    """Stratum of each entity: the set of groups that it has rows in.
 
     Returns:
-        [shape: (number of different units,)] in the order of the sorted unit codes.
+        int64 array of shape (units,), in the order of the sorted unit codes.
     """
     unit = _compact(units)
     n_units = int(unit.max(initial=-1)) + 1
     n_groups = int(codes.max(initial=-1)) + 2
-    if len(unit) == n_units:  # one row an entity: the group itself
+    if len(unit) == n_units:  # one row an entity: its group is its stratum
         out = np.empty(n_units, dtype=np.int64)
         out[unit] = codes
         return out
-    present = np.zeros((n_units, n_groups), dtype=bool)
-    present[unit, codes + 1] = True
-    _, strata = np.unique(present, axis=0, return_inverse=True)
+    has_rows = np.zeros((n_units, n_groups), dtype=bool)
+    has_rows[unit, codes + 1] = True
+    _, strata = np.unique(has_rows, axis=0, return_inverse=True)
     return np.asarray(strata, dtype=np.int64).ravel()
 
 
@@ -114,23 +107,23 @@ def require_folds(groups: Groups, units: Codes, folds: int) -> None:
     """Refuse groups with fewer entities than folds.
 
     Raises:
-        InputError: naming every group that is too small, with its number of entities.
+        InputError: names every group that is too small, with its number of entities.
     """
-    groups.require(2, folds, units, f"{folds} folds that never part an entity")
+    groups.require(2, folds, units, f"{folds} folds of whole entities")
 
 
-def assert_disjoint(units: Codes, train: npt.NDArray[np.bool_], test: npt.NDArray[np.bool_]) -> None:
+def assert_disjoint(units: Codes, train: Mask, test: Mask) -> None:
     """Refuse a split that has an entity on both sides.
 
     Raises:
-        InputError: how many entities leak, and the first rows of one of them.
+        InputError: says how many entities leak, and the first rows of one of them.
     """
     shared = np.intersect1d(units[train], units[test])
     if len(shared):
         rows = np.flatnonzero(units == shared[0])[:6].tolist()
         raise InputError(
-            f"{len(shared)} entities are in the training and in the test rows (e.g. rows {rows}); "
-            f"a score on rows of an entity that was trained on means nothing. Split by entity_id"
+            f"{len(shared)} entities are in the training and in the test rows (e.g. rows {rows}); a score on rows of "
+            f"a training entity is not meaningful. Split by entity_id"
         )
 
 

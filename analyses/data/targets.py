@@ -1,7 +1,4 @@
-"""Which classes a probe tells apart: pairs of groups, one group against the rest, the order, all at once.
-
-Turns groups into targets: a matrix of signs, one column for each probe. Fitting and scoring live elsewhere.
-"""
+"""Targets of probes: pairs of groups, one group against the rest, the order of the groups, or all groups at once."""
 
 from __future__ import annotations
 
@@ -12,46 +9,41 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from stratalens.analyses.data.array_types import Codes, Mask, Signs
 from stratalens.analyses.data.groups import Groups
 from stratalens.store.errors import InputError, suggest
 
 Pairs = str | Sequence[tuple[object, object]]
-
+Integers = TypeVar("Integers", bound=np.integer[Any])
 
 REST = "rest"
-
-
 ORDINAL = "ordinal"
-
-
 MULTICLASS = "multiclass"
-
-
-WORDS = ("all", REST, ORDINAL, MULTICLASS)
+PAIR_KEYWORDS = ("all", REST, ORDINAL, MULTICLASS)
 
 
 @dataclass(frozen=True)
 class Contrasts:
-    """The probes of one call.
+    """Targets of the probes of one call.
 
     Attributes:
         kind: "binary", "ordinal" (regression on the position in the order) or "multiclass".
         names: label of each probe along the dim `pair`.
-        first: name of the negative class of each; "rest" for one against the rest.
-        second: name of the positive class: the later group.
-        signs: [array-like, shape: (entity, pair)] int8: +1, -1, or 0 where a row is in neither class. For
-            ordinal and multiclass +1 marks the rows that are used.
+        first: name of the negative class of each probe; "rest" for one against the rest.
+        second: name of the positive class of each probe: the later group.
+        signs: int8 array of shape (entity, pair): +1, -1, or 0 where a row is in neither class. Ordinal and
+            multiclass targets mark the rows in use by +1.
     """
 
     kind: str
     names: list[str]
     first: list[str]
     second: list[str]
-    signs: npt.NDArray[np.int8]
+    signs: Signs
 
 
 def contrasts(groups: Groups, pairs: Pairs = "all") -> Contrasts:
-    """Targets for `pairs`.
+    """Build the targets for `pairs`.
 
     Args:
         groups: ordered groups of the rows.
@@ -61,17 +53,18 @@ def contrasts(groups: Groups, pairs: Pairs = "all") -> Contrasts:
     Raises:
         InputError: an unknown word or group.
 
-    >>> g = Groups("by", np.array(["a", "b"], object), np.array([0, 1, -1]), "order")
-    >>> found = contrasts(g)
-    >>> found.names, found.signs[:, 0].tolist()
-    (['a v b'], [-1, 1, 0])
+    Example:
+        >>> g = Groups("by", np.array(["a", "b"], object), np.array([0, 1, -1]), "order")
+        >>> targets = contrasts(g)
+        >>> targets.names, targets.signs[:, 0].tolist()
+        (['a v b'], [-1, 1, 0])
     """
     names = [str(name) for name in groups.names]
     used = (groups.codes >= 0).astype(np.int8)[:, None]
     if isinstance(pairs, str):
-        if pairs not in WORDS:
+        if pairs not in PAIR_KEYWORDS:
             raise InputError(
-                f"pairs={pairs!r}: {suggest(pairs, WORDS)}, or a list of pairs of group names such as "
+                f"pairs={pairs!r}: {suggest(pairs, PAIR_KEYWORDS)}, or a list of pairs of group names such as "
                 f"[({names[0]!r}, {names[-1]!r})]"
             )
         if pairs in (ORDINAL, MULTICLASS):
@@ -93,22 +86,17 @@ def contrasts(groups: Groups, pairs: Pairs = "all") -> Contrasts:
     )
 
 
-def training_signs(
-    signs: npt.NDArray[np.int8],
-    fold: npt.NDArray[np.int64],
-    folds: int,
-    trainable: npt.NDArray[np.bool_] | None = None,
-) -> npt.NDArray[np.int8]:
+def training_signs(signs: Signs, fold: Codes, folds: int, trainable: Mask | None = None) -> Signs:
     """Targets of every fit: for each probe one fit without each fold, then one refit on all rows.
 
     Args:
-        signs: [array-like, shape: (n, pair)].
-        fold: [array-like, shape: (n,)].
-        folds: their number.
-        trainable: [array-like, shape: (n,)] rows that may be trained on; None = all.
+        signs: int8 array of shape (n, pair).
+        fold: int64 array of shape (n,).
+        folds: number of folds.
+        trainable: bool array of shape (n,), rows that may be trained on; None = all.
 
     Returns:
-        [shape: (n, pair, folds + 1)], the refit last.
+        int8 array of shape (n, pair, folds + 1), the refit last.
     """
     inside = np.ones((len(fold), folds + 1), dtype=np.int8)
     inside[np.arange(len(fold)), fold] = 0
@@ -117,43 +105,35 @@ def training_signs(
     return signs[:, :, None] * inside[:, None, :]
 
 
-Integers = TypeVar("Integers", bound=np.integer[Any])
-
-
 def shuffled_labels(
-    labels: npt.NDArray[Integers],
-    fold: npt.NDArray[np.int64],
-    units: npt.NDArray[np.int64],
-    seed: np.random.SeedSequence | int,
+    labels: npt.NDArray[Integers], fold: Codes, units: Codes, seed: np.random.SeedSequence | int
 ) -> npt.NDArray[Integers]:
-    """Labels moved between entities, column by column, inside each fold.
+    """Move labels between entities, column by column, inside each fold.
 
-    Whole entities swap labels, so that rows of one entity stay together; where the rows of one entity carry
-    different labels, they are shuffled within the entity instead. Staying inside the fold keeps every fold as
-    balanced as it was, so that the null differs in nothing but the labels.
+    Whole entities swap labels, so that rows of one entity keep a common label. Where the rows of one entity have
+    different labels, they are shuffled within the entity instead. Shuffling inside the folds keeps their balance, so
+    that the null differs in the labels alone.
 
     Args:
-        labels: [array-like, shape: (n, columns)] 0 = outside, which stays outside.
-        fold: [array-like, shape: (n,)].
-        units: [array-like, shape: (n,)] entity of each row.
+        labels: integer array of shape (n, columns), 0 = outside, which stays outside.
+        fold: int64 array of shape (n,).
+        units: int64 array of shape (n,), entity of each row.
         seed: of the shuffle.
     """
     rng = np.random.default_rng(seed)
     out = np.zeros_like(labels)
     for column in range(labels.shape[1]):
         rows = np.flatnonzero(labels[:, column])
-        label, where = labels[rows, column], fold[rows]
+        label, fold_of_row = labels[rows, column], fold[rows]
         _, first, unit = np.unique(units[rows], return_index=True, return_inverse=True)
         if (label == label[first][unit]).all():
-            out[rows, column] = _shuffle_within(label[first], where[first], rng)[unit]
+            out[rows, column] = _shuffle_within(label[first], fold_of_row[first], rng)[unit]
         else:
             out[rows, column] = _shuffle_within(label, unit, rng)
     return out
 
 
-def _shuffle_within(
-    values: npt.NDArray[Integers], strata: npt.NDArray[np.int64], rng: np.random.Generator
-) -> npt.NDArray[Integers]:
+def _shuffle_within(values: npt.NDArray[Integers], strata: Codes, rng: np.random.Generator) -> npt.NDArray[Integers]:
     order = np.argsort(strata, kind="stable")
     shuffled = np.lexsort((rng.random(len(values)), strata))
     out = np.empty_like(values)

@@ -1,29 +1,28 @@
-"""Subspaces and rotations: principal angles, and Procrustes alignment of one checkpoint with another.
-
-Directions themselves are in directions.py.
-"""
+"""Principal angles between subspaces, and Procrustes alignment of one checkpoint with another."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 import xarray as xr
 
-from stratalens.analyses.data.groups import Array, Data, clusters
+from stratalens.analyses.data.array_types import Array, Data, Mask
+from stratalens.analyses.data.groups import clusters
 from stratalens.analyses.data.results import vectors
 from stratalens.analyses.data.slabs import SiteData, Slab
-from stratalens.analyses.sweep.run import run_slabs
+from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError, suggest
 
 
-def principal_angles(
-    first: xr.Dataset | xr.DataArray, second: xr.Dataset | xr.DataArray, span: str = "pair"
-) -> xr.DataArray:
-    """Principal angles between the subspaces that two sets of vectors span.
+def principal_angles(first: Data, second: Data, span: str = "pair") -> xr.DataArray:
+    """Compute the principal angles between the subspaces that two sets of vectors span.
+
+    Björck and Golub (1973), as `scipy.linalg.subspace_angles`.
 
     Args:
         first: vectors along `span`, e.g. the probes of all pairs at one layer, or centred centroids (span="group").
@@ -31,16 +30,17 @@ def principal_angles(
         span: dim whose vectors span the subspace; its size may differ between the two.
 
     Returns:
-        DataArray (..., angle) in radians from 0 to pi/2, smallest first. Björck and Golub (1973), as
-        `scipy.linalg.subspace_angles`.
+        DataArray:
+        principal_angle (..., angle): float64, radians from 0 to pi/2, smallest first; NaN where a vector is not finite.
 
     Raises:
         InputError: no such dim, or more vectors than features.
 
-    >>> a = xr.DataArray(np.eye(3)[:2], dims=("pair", "d_model"))
-    >>> b = xr.DataArray(np.eye(3)[1:], dims=("pair", "d_model"))
-    >>> principal_angles(a, b).values.round(4).tolist()
-    [0.0, 1.5708]
+    Example:
+        >>> a = xr.DataArray(np.eye(3)[:2], dims=("pair", "d_model"))
+        >>> b = xr.DataArray(np.eye(3)[1:], dims=("pair", "d_model"))
+        >>> principal_angles(a, b).values.round(4).tolist()
+        [0.0, 1.5708]
     """
     (a, features), (b, _) = vectors(first), vectors(second)
     for array in (a, b):
@@ -82,70 +82,69 @@ def procrustes(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
-    """How much of a checkpoint is a rotation of another one: orthogonal Procrustes alignment, layer by layer.
+    """Align every checkpoint with a reference by a rotation: orthogonal Procrustes, layer by layer.
 
-    The rotation is fitted on half of the entities and judged on the other half, as d x d free numbers always fit
-    what they were fitted on.
+    The rotation is fitted on half of the entities and evaluated on the other half, because its d x d free numbers
+    always fit the rows they were fitted on.
 
     Args:
         ds: Dataset or DataArray with at least two stages.
         reference: stage that the others are aligned with; None = the last.
         site: variable to read.
-        groups: column that says which rows are about the same entity.
+        groups: column with the entity of each row.
         seed: of the split.
         skip_missing: use only rows recorded at all stages.
-        cache: see `run_slabs`.
-        scheduler: see `run_slabs`.
-        workers: see `run_slabs`.
-        progress: see `run_slabs`.
+        cache: see `RunOptions`.
+        scheduler: see `RunOptions`.
+        workers: see `RunOptions`.
+        progress: see `RunOptions`.
 
     Returns:
-        Dataset over (stage, layer, token): explained: R2 of the reference by the activations as they are;
-        explained_aligned: by rotating them (both parts centred on their half's means, scale kept); rotation:
-        root mean square angle of the rotation in the data's row space, in radians (0: nothing turned).
+        Dataset:
+        explained (stage, layer, token): float64, R2 of the reference by the activations as they are.
+        explained_aligned (stage, layer, token): float64, R2 by the rotated activations; each half is centred on its
+        own mean, and the scale does not change.
+        rotation (stage, layer, token): float64, root mean square angle of the rotation in the data's row space, in
+        radians (0: no rotation).
 
     Raises:
-        InputError: fewer than two stages, or an unknown reference.
+        InputError: fewer than two stages, an unknown reference, or fewer than four entities.
+        NotRecordedError: unrecorded rows.
+        NonFiniteError: NaN or infinity among the activations.
     """
     source = SiteData(ds, site)
-    stages, _ = source.shape
-    if stages < 2:
-        raise InputError("procrustes compares stages; the data has one. Do not narrow them before the call")
-    names = [source.label("stage", i) for i in range(stages)]
-    if reference is not None and str(reference) not in map(str, names):
-        raise InputError(f"reference={reference!r} is no stage: {suggest(str(reference), map(str, names))}")
-    index = stages - 1 if reference is None else [str(n) for n in names].index(str(reference))
-    rows = source.rows(skip_missing)
-    common = rows[0]
-    for more in rows[1:]:
-        common = np.intersect1d(common, more)
+    names = source.labels("stage")
+    if len(names) < 2:
+        raise InputError("procrustes compares stages; the data has one. Do not narrow the stages before the call")
+    texts = [str(name) for name in names]
+    if reference is not None and str(reference) not in texts:
+        raise InputError(f"reference={reference!r} is no stage: {suggest(str(reference), texts)}")
+    index = -1 if reference is None else texts.index(str(reference))
+    index %= len(names)
+    common = reduce(np.intersect1d, source.rows(skip_missing))
     units = clusters(ds, groups)
-    chosen = np.random.default_rng(seed).permutation(np.unique(units[common]))
-    fit = np.isin(units, chosen[: len(chosen) // 2])
-    if len(chosen) < 4:
-        raise InputError(f"procrustes needs at least four entities that all stages have; there are {len(chosen)}")
-    function = _Align(source.array[index], names[index], fit)
+    entities = np.random.default_rng(seed).permutation(np.unique(units[common]))
+    if len(entities) < 4:
+        raise InputError(f"procrustes needs at least four entities that all stages have; there are {len(entities)}")
+    fit = np.isin(units, entities[: len(entities) // 2])
     result = run_slabs(
         source,
-        function,
-        rows=[common] * stages,
+        _Align(source.array[index], names[index], fit),
+        rows=[common] * len(names),
         name="procrustes",
         params={"reference": index, "fit": fit},
-        cache=cache,
-        scheduler=scheduler,
-        workers=workers,
-        progress=progress,
+        options=RunOptions(skip_missing, cache, scheduler, workers, progress),
     )
-    return result.assign_attrs({**source.attrs(), "reference": str(names[index]), "seed": seed})
+    return result.assign_attrs({**source.attrs(), "reference": texts[index], "seed": seed})
 
 
 @dataclass
 class _Align:
-    """Alignment of one slab with the same layer of the reference stage."""
+    """Function of a slab: its alignment with the same layer of the reference stage."""
 
     reference: xr.DataArray
     name: Hashable
-    fit: Array
+    fit: Mask
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         other = Slab(self.reference[slab.position[1]], self.name, slab.layer, slab.position, slab.rows)
@@ -153,29 +152,34 @@ class _Align:
         slab.refuse_nonfinite(x)
         other.refuse_nonfinite(y)
         fit = self.fit[slab.rows]
-        table = [_aligned(x[:, t], y[:, t], fit) for t in range(x.shape[1])]
-        names = ("explained", "explained_aligned", "rotation")
-        units = {"rotation": {"units": "rad"}}
+        tokens = [_align(x[:, t], y[:, t], fit) for t in range(x.shape[1])]
+        explained, explained_aligned, rotation = np.array(tokens).T
         return xr.Dataset(
-            {n: (("token",), np.array([row[k] for row in table]), units.get(n, {})) for k, n in enumerate(names)}
+            {
+                "explained": (("token",), explained),
+                "explained_aligned": (("token",), explained_aligned),
+                "rotation": (("token",), rotation, {"units": "rad"}),
+            }
         )
 
 
-def _aligned(x: Array, y: Array, fit: Array) -> tuple[float, float, float]:
+def _align(x: Array, y: Array, fit: Mask) -> tuple[float, float, float]:
     """R2 of y by x and by rotated x on held-out rows, and the rms angle of the rotation."""
-    parts = []
-    for rows in (fit, ~fit):
-        a, b = x[rows].astype(np.float64), y[rows].astype(np.float64)
-        parts.append((a - a.mean(axis=0), b - b.mean(axis=0)))
-    (a, b), (a_out, b_out) = parts
+    (a, b), (a_out, b_out) = ((_centred(x[rows]), _centred(y[rows])) for rows in (fit, ~fit))
     total, energy = float((b_out**2).sum()), (a_out**2).sum(axis=1)
     if total == 0:
-        return (np.nan,) * 3
+        return np.nan, np.nan, np.nan
     rotation, _ = scipy.linalg.orthogonal_procrustes(a, b)
-    plain, turned = (1 - float(((b_out - m) ** 2).sum()) / total for m in (a_out, a_out @ rotation))
-    # Angle between each held-out row and its image, by its share of the energy.
+    rotated = a_out @ rotation
+    explained, explained_aligned = (1 - float(((b_out - m) ** 2).sum()) / total for m in (a_out, rotated))
+    # Angle between each held-out row and its image, weighted by its share of the energy.
     length = np.maximum(energy, np.finfo(float).tiny)
-    angle = np.arccos(np.clip((a_out * (a_out @ rotation)).sum(axis=1) / length, -1, 1))
-    # Nothing turns where all rows are the same.
-    rotated = float(np.sqrt((energy * angle**2).sum() / energy.sum())) if energy.any() else np.nan
-    return plain, turned, rotated
+    angle = np.arccos(np.clip((a_out * rotated).sum(axis=1) / length, -1, 1))
+    # Without any energy all rows are equal, and the angle is undefined.
+    rms = float(np.sqrt((energy * angle**2).sum() / energy.sum())) if energy.any() else np.nan
+    return explained, explained_aligned, rms
+
+
+def _centred(rows: Array) -> Array:
+    rows = rows.astype(np.float64)
+    return rows - rows.mean(axis=0)

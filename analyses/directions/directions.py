@@ -1,7 +1,6 @@
-"""How directions relate: cosines, agreement of methods, drift over stages.
+"""Angles between directions: cosines, agreement of methods, drift over stages, steps of a path.
 
-Works on results of `probe` (or any DataArray of vectors). Subspaces and rotations
-between checkpoints are in alignment.py, what a probe says of other groups in generalisation.py.
+The functions take results of `probe` and `centroids`, or any DataArray of vectors.
 """
 
 from __future__ import annotations
@@ -12,27 +11,30 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.data.array_types import Data
 from stratalens.analyses.data.results import carried_attrs, require_variable, vectors
 from stratalens.store.errors import InputError, suggest
 
 
-def cosines(probes: xr.Dataset | xr.DataArray, over: str = "pair") -> xr.DataArray:
-    """Cosines between all directions along one dim.
+def cosines(probes: Data, over: str = "pair") -> xr.DataArray:
+    """Compute the cosines between all directions along one dim.
 
     Args:
         probes: result of `probe` (its `coef`), or a DataArray of vectors whose last dims are features.
         over: pair, layer, stage or token: the dim along which directions are compared.
 
     Returns:
-        DataArray (..., over, over_other), from -1 to 1; NaN for a direction of length zero. The attribute
-        `random_sd` is the standard deviation between two random directions, 1 / sqrt(features).
+        DataArray; its attribute `random_sd` is the standard deviation of the cosine of two random directions,
+        1 / sqrt(features):
+        cosine (..., over, over_other): float64, from -1 to 1; NaN for a direction of length zero.
 
     Raises:
         InputError: no such dim, or vectors without features.
 
-    >>> w = xr.DataArray([[1.0, 0.0], [1.0, 1.0]], dims=("pair", "d_model"), coords={"pair": ["a v b", "a v c"]})
-    >>> cosines(w).values.round(3).tolist()
-    [[1.0, 0.707], [0.707, 1.0]]
+    Example:
+        >>> w = xr.DataArray([[1.0, 0.0], [1.0, 1.0]], dims=("pair", "d_model"), coords={"pair": ["a v b", "a v c"]})
+        >>> cosines(w).values.round(3).tolist()
+        [[1.0, 0.707], [0.707, 1.0]]
     """
     coef, features = vectors(probes)
     if over not in coef.dims or over in features:
@@ -40,8 +42,7 @@ def cosines(probes: xr.Dataset | xr.DataArray, over: str = "pair") -> xr.DataArr
         raise InputError(f"over={over!r} is no dim of the directions: {suggest(over, valid)}")
     unit = _unit(coef, features)
     other = unit.rename({over: f"{over}_other"})
-    named = {str(c): f"{c}_other" for c in unit.coords if over in unit[c].dims and c != over}
-    other = other.rename({k: v for k, v in named.items() if k in other.coords})
+    other = other.rename({c: f"{c}_other" for c in unit.coords if over in unit[c].dims and c != over})
     out: xr.DataArray = xr.dot(unit, other, dim=features)
     rest = [d for d in unit.dims if d not in features and d != over]
     out = out.transpose(*rest, over, f"{over}_other").clip(-1, 1)
@@ -49,15 +50,24 @@ def cosines(probes: xr.Dataset | xr.DataArray, over: str = "pair") -> xr.DataArr
     return out.rename("cosine").assign_attrs({**carried_attrs(probes), "over": over, "random_sd": float(size**-0.5)})
 
 
-def agreement(first: xr.Dataset | xr.DataArray, second: xr.Dataset | xr.DataArray) -> xr.DataArray:
-    """Cosine between corresponding directions of two methods (or sites, or seeds), over all dims they share.
+def agreement(first: Data, second: Data) -> xr.DataArray:
+    """Compute the cosine between corresponding directions of two methods, sites or seeds.
+
+    Args:
+        first: result of `probe` or `centroids`, or a DataArray of vectors.
+        second: vectors with the same labels.
+
+    Returns:
+        DataArray over the dims of both, without the features:
+        cosine (...): float64, from -1 to 1; NaN for a direction of length zero.
 
     Raises:
         InputError: the labels of the two differ.
 
-    >>> a = xr.DataArray([[3.0, 0.0]], dims=("pair", "d_model")); b = xr.DataArray([[0.0, 2.0]], dims=a.dims)
-    >>> agreement(a, b).values.tolist()
-    [0.0]
+    Example:
+        >>> a = xr.DataArray([[3.0, 0.0]], dims=("pair", "d_model")); b = xr.DataArray([[0.0, 2.0]], dims=a.dims)
+        >>> agreement(a, b).values.tolist()
+        [0.0]
     """
     (a, features), (b, _) = vectors(first), vectors(second)
     try:
@@ -69,65 +79,71 @@ def agreement(first: xr.Dataset | xr.DataArray, second: xr.Dataset | xr.DataArra
     return out.rename("cosine").assign_attrs({**carried_attrs(first), "methods": methods})
 
 
-def drift(
-    directions: xr.Dataset | xr.DataArray,
-    dim: str = "stage",
-    reference: Literal["first", "last", "previous"] = "last",
-) -> xr.Dataset:
-    """How a direction (or a centroid) turns and moves along one dim, from checkpoint to checkpoint.
+def drift(directions: Data, dim: str = "stage", reference: Literal["first", "last", "previous"] = "last") -> xr.Dataset:
+    """Measure how a direction or a centroid turns and moves along one dim, e.g. from checkpoint to checkpoint.
 
     Args:
         directions: result of `probe` or `centroids`, or a DataArray of vectors.
         dim: stage or layer.
-        reference: what each is compared with; with "previous" the first one has no value (NaN).
+        reference: vector to compare each one with; with "previous" the first one has no value (NaN).
 
     Returns:
-        Dataset over all dims but the features: cosine with the reference, distance from it, length of the vector
-        itself.
+        Dataset over all dims but the features:
+        cosine (...): float64, with the reference.
+        distance (...): from the reference, in the dtype of the vectors.
+        length (...): of the vector itself, in the dtype of the vectors.
+
+    Raises:
+        InputError: fewer than two entries along `dim`, or an unknown reference.
     """
     array, features = vectors(directions)
     if dim not in array.dims or array.sizes[dim] < 2:
         raise InputError(f"drift needs at least two entries along {dim!r} (dims: {', '.join(map(str, array.dims))})")
     if reference == "previous":
-        against = array.shift({dim: 1})
+        reference_vector = array.shift({dim: 1})
     elif reference in ("first", "last"):
-        against = array.isel({dim: 0 if reference == "first" else -1}, drop=True)
+        reference_vector = array.isel({dim: 0 if reference == "first" else -1}, drop=True)
     else:
         raise InputError(f"reference={reference!r}: {suggest(reference, ['first', 'last', 'previous'])}")
-    difference = array - against
+    difference = array - reference_vector
     out = xr.Dataset(
         {
-            "cosine": xr.dot(_unit(array, features), _unit(against, features), dim=features).clip(-1, 1),
+            "cosine": xr.dot(_unit(array, features), _unit(reference_vector, features), dim=features).clip(-1, 1),
             "distance": np.sqrt((difference**2).sum(features, skipna=False)),
             "length": np.sqrt((array**2).sum(features)),
         }
     )
-    keep = [d for d in array.dims if d not in features]
-    return out.transpose(*keep).assign_attrs({**carried_attrs(directions), "reference": reference, "dim": dim})
+    dims = [d for d in array.dims if d not in features]
+    return out.transpose(*dims).assign_attrs({**carried_attrs(directions), "reference": reference, "dim": dim})
 
 
-def steps(centroids: xr.Dataset | xr.DataArray, over: str = "group") -> xr.Dataset:
-    """The path of centroids through activation space: how far apart successive ones are, and how sharply it turns.
+def steps(centroids: Data, over: str = "group") -> xr.Dataset:
+    """Measure the steps and turns of the path of centroids through activation space.
+
+    Independent points in many dimensions turn by 2/3 pi at each point, because two successive steps share a point and
+    have a cosine of -1/2. The attribute `turn_random` gives this angle: compare `turn` with it before you call a path
+    straight or bent.
 
     Args:
         centroids: result of `centroids`, or a DataArray of vectors in order along `over`.
-        over: dim along which they follow each other: group, stage or layer.
+        over: dim of the path: group, stage or layer.
 
     Returns:
-        Dataset over all dims but the features, each entry about the step that ends at its label:
-        distance from the previous one (NaN at the first); cosine and angle (radians) between the two, as seen
-        from the origin; turn (radians, NaN at the first and the last): the angle between the step that ends here
-        and the one that begins here, 0 on a straight line. Independent points in many dimensions turn by 2/3 pi at
-        each (two successive steps share a point, so that their cosine is -1/2), which the attribute `turn_random`
-        says; compare with it before calling a path straight or bent.
+        Dataset over all dims but the features; each entry describes the step that ends at its label:
+        distance (...): from the previous centroid, in the dtype of the vectors; NaN at the first.
+        cosine (...): float64, between the two, seen from the origin; NaN at the first.
+        angle (...): float64, the same in radians; NaN at the first.
+        turn (...): float64, radians between the step that ends here and the step that starts here, 0 on a straight
+        line; NaN at the first and the last.
 
     Raises:
         InputError: fewer than two entries along `over`.
 
-    >>> path = xr.DataArray([[1.0, 0.0], [1.0, 1.0], [1.0, 3.0], [4.0, 3.0]], dims=("group", "d_model"))
-    >>> found = steps(path)
-    >>> found.distance.values.tolist(), found.turn.values.round(4).tolist()
-    ([nan, 1.0, 2.0, 3.0], [nan, 0.0, 1.5708, nan])
+    Example:
+        >>> path = xr.DataArray([[1.0, 0.0], [1.0, 1.0], [1.0, 3.0], [4.0, 3.0]], dims=("group", "d_model"))
+        >>> result = steps(path)
+        >>> result.distance.values.tolist(), result.turn.values.round(4).tolist()
+        ([nan, 1.0, 2.0, 3.0], [nan, 0.0, 1.5708, nan])
     """
     moved = drift(centroids, over, "previous")
     array, features = vectors(centroids)
@@ -147,17 +163,20 @@ def _unit(array: xr.DataArray, features: list[Hashable]) -> xr.DataArray:
 
 
 def stage_steps(centroids: xr.Dataset) -> xr.DataArray:
-    """How far each group's centroid moved since the stage before, over the mean centroid norm there.
+    """Distance of each group's centroid from the previous stage, relative to the mean centroid norm.
 
     Args:
         centroids: result of `sl.centroids`: centroid (stage, ..., group, d_model).
 
     Returns:
-        DataArray (stage, ..., group), without unit, for all stages but the first, in training order.
+        DataArray for all stages but the first, in training order:
+        moved (stage, ..., group): float64, without unit.
+
+    Raises:
+        InputError: no variable `centroid`.
     """
     centroid = require_variable(centroids, "centroid", "stage_drift", "sl.centroids(ds, by=...)")
-    known = {"stage", "layer", "token", "group"}
-    features = [d for d in centroid.dims if d not in known]
+    features = [d for d in centroid.dims if d not in ("stage", "layer", "token", "group")]
     order = (
         np.argsort(np.atleast_1d(centroids["stage_order"].values), kind="stable")
         if "stage_order" in centroids.coords

@@ -1,7 +1,4 @@
-"""Gradient-boosted trees as a probe of a few statistics: what any smooth or stepwise function of them could tell.
-
-For statistics_probe alone; activations are probed linearly.
-"""
+"""Gradient-boosted trees as a probe of a few statistics: how well any smooth or stepwise function of them does."""
 
 from __future__ import annotations
 
@@ -10,32 +7,29 @@ import numpy.typing as npt
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
+from stratalens.analyses.data.array_types import Codes, Floats, Mask, Signs
+
 BOOSTING = "boosting"
 
 
 def boosted_scores(
-    X: npt.NDArray[np.floating],
-    signs: npt.NDArray[np.int8],
-    fold: npt.NDArray[np.int64],
-    folds: int,
-    trainable: npt.NDArray[np.bool_],
-    seed: int = 0,
+    X: Floats, signs: Signs, fold: Codes, folds: int, trainable: Mask, seed: int = 0
 ) -> npt.NDArray[np.float32]:
-    """Out-of-fold log odds from scikit-learn's HistGradientBoostingClassifier.
+    """Compute out-of-fold log odds with scikit-learn's HistGradientBoostingClassifier.
 
     Args:
-        X: [array-like, shape: (n, statistic)].
-        signs: [array-like, shape: (n, pair)] targets, as in `Contrasts`.
-        fold: [array-like, shape: (n,)].
-        folds: their number.
-        trainable: [array-like, shape: (n,)] rows that may be trained on.
+        X: array of shape (n, statistics).
+        signs: int8 array of shape (n, pair), targets as in `Contrasts`.
+        fold: int64 array of shape (n,).
+        folds: number of folds.
+        trainable: bool array of shape (n,), rows that may be trained on.
         seed: of the trees.
 
     Returns:
-        [shape: (pair, n)] float32.
+        float32 array of shape (pair, n).
     """
     out = np.empty((signs.shape[1], len(X)), dtype=np.float32)
-    # One thread: the slabs run side by side already.
+    # One OpenMP thread, because several slabs already run at the same time.
     with threadpool_limits(1, user_api="openmp"):
         for p in range(signs.shape[1]):
             for k in range(folds):

@@ -1,100 +1,113 @@
-"""Ridge and LDA on a GPU: the systems of probe_systems.py, each from its own matrix, in float64.
+"""Gram matrices and linear systems of ridge and LDA on a GPU, each system from its own matrix, in float64.
 
-Counts, means and variances are small and come from the host; what grows with the square of the width (Gram matrices,
-their sums, the systems) is made, measured and solved on the device and stays there. Rows travel in pieces. Written
-against the array API alone, so that array-api-strict can hold it to what a device allows.
+Counts, means and variances are small and come from the host. Gram matrices, their sums and the systems grow with the
+square of the width; they are computed and solved on the device and stay there. Rows travel in batches. The code uses
+the array API alone, so that array-api-strict can check it without a GPU.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from stratalens.analyses.data.array_types import Doubles
 from stratalens.analyses.estimators.backend import Backend
-from stratalens.analyses.estimators.gram import PRODUCT_ROWS, Doubles, Rows
+from stratalens.analyses.estimators.gram import PRODUCT_ROWS, Rows
 from stratalens.analyses.estimators.linear_systems import Systems
 
 Array = Any  # of the backend's namespace, on its device
 
-
-# Of the residual against the right-hand side, beyond which a matrix is taken for singular.
-RESIDUAL = 1e-8
-
-
-# Eigenvalues below this share of the largest are taken for zero, where a matrix is singular.
-RANK = 1e-12
+# Largest residual, relative to the right-hand side; with a larger one the matrix counts as singular.
+RESIDUAL_TOL = 1e-8
+# Eigenvalues of a singular matrix below this share of the largest count as zero.
+RANK_TOL = 1e-12
 
 
 class DeviceGrams:
     """X.T @ X of every label's rows in a training set, on a device in float64.
 
-    By subtraction of the cells that are left out, where they are fewer. Two sets of matrices are kept, that of all
-    rows and that of the last training set: 16 d**2 bytes a label.
+    The class subtracts the cells outside the training set, or adds those inside if they are fewer. It stores the
+    matrices of all rows and of the last training set: 16 d**2 bytes a label.
 
     Args:
-        backend: whose device.
+        backend: of the device.
         rows: on the host.
     """
 
     def __init__(self, backend: Backend, rows: Rows) -> None:
         self.backend, self.rows = backend, rows
         self.xp = array_namespace(backend.asarray(np.zeros(1)))
-        self.whole = [self._gram([rows.block(g)]) for g in range(rows.labels)]
+        self.totals = [self._gram([rows.block(g)]) for g in range(rows.labels)]
         self.last: tuple[int, list[Array]] | None = None
 
     def of(self, k: int) -> list[Array]:
-        """The matrices [shape: (d, d)] of training set k, one for each label."""
+        """Matrices of training set k, each of shape (d, d), one for each label."""
         sets = self.rows.cell_sets
         if self.last is None or not np.array_equal(sets[:, k], sets[:, self.last[0]]):
-            self.last = None  # its matrices are let go before others are made
+            self.last = None  # frees its matrices before the next ones need memory
             self.last = k, [self._of_label(g, k) for g in range(self.rows.labels)]
         return self.last[1]
 
     def measure(self, k: int, classes: Doubles, scales: Doubles, centres: Doubles) -> tuple[Doubles, Doubles]:
-        """As shrinkage.Measure says."""
+        """Trace and squared Frobenius norm of the scaled scatter of each class in training set k.
+
+        Args:
+            k: training set.
+            classes: float64 array of shape (C, labels), labels that make up each class.
+            scales: float64 array of shape (C, d), scale of every feature.
+            centres: float64 array of shape (C, d).
+
+        Returns:
+            (trace, square) of scale * (sum of x x^T) * scale - centre centre^T, each of shape (C,).
+        """
         grams, (trace, square) = self.of(k), np.zeros((2, len(classes)))
         for c, labels in enumerate(classes):
             scale, centre = self.backend.asarray(scales[c]), self.backend.asarray(centres[c])
-            scatter = sum_of([grams[int(g)] for g in np.flatnonzero(labels)]) * scale[:, None] * scale[None, :]
-            scatter = scatter - centre[:, None] * centre[None, :]
+            total = functools.reduce(operator.add, [grams[int(g)] for g in np.flatnonzero(labels)])
+            scatter = total * scale[:, None] * scale[None, :] - centre[:, None] * centre[None, :]
             trace[c] = float(self.xp.linalg.trace(scatter))
             square[c] = float(self.xp.sum(scatter * scatter))
         return trace, square
 
     def _of_label(self, g: int, k: int) -> Array:
-        cells = np.arange(len(self.rows.cell_label))[self.rows.cells_of(g)]
-        held, left_out = (cells[self.rows.cell_sets[cells, k] == wanted] for wanted in (True, False))
-        if not len(left_out):
-            return self.whole[g]
-        if len(left_out) <= len(held):
-            return self.whole[g] - self._gram([self.rows.cell(int(c)) for c in left_out])
-        return self._gram([self.rows.cell(int(c)) for c in held])
+        inside, outside = self.rows.sides(g, k)
+        if not len(outside):
+            return self.totals[g]
+        if len(outside) <= len(inside):
+            return self.totals[g] - self._gram([self.rows.cell(int(c)) for c in outside])
+        return self._gram([self.rows.cell(int(c)) for c in inside])
 
-    def _gram(self, parts: list[slice]) -> Array:
+    def _gram(self, ranges: list[slice]) -> Array:
         d = self.rows.X.shape[1]
         total = self.backend.asarray(np.zeros((d, d)))
-        for part in parts:
-            for start in range(part.start, part.stop, PRODUCT_ROWS):
-                x = self.backend.asarray(self.rows.X[start : min(part.stop, start + PRODUCT_ROWS)])
+        for rows in ranges:
+            for start in range(rows.start, rows.stop, PRODUCT_ROWS):
+                x = self.backend.asarray(self.rows.X[start : min(rows.stop, start + PRODUCT_ROWS)])
                 x = self.xp.astype(x, self.xp.float64, copy=False)
                 total += x.T @ x
         return total
 
 
 def solve_on_device(systems: Systems, grams: DeviceGrams) -> Doubles:
-    """Solutions, (P, K, d) float64 on the host; of least squares and smallest norm where a matrix is singular."""
+    """Solve all systems on the device.
+
+    Returns:
+        float64 array of shape (P, K, d) on the host; the least-squares solution of smallest norm of a singular system.
+    """
     n_pairs, n_sets, _ = systems.right.shape
     out = np.zeros(systems.right.shape)
     for k in range(n_sets):
-        each = grams.of(k)
+        label_grams = grams.of(k)
         for p in range(n_pairs):
-            out[p, k] = _solve(grams, _matrix(systems, grams, each, p, k), systems.right[p, k])
+            out[p, k] = _solve(grams, _matrix(systems, grams, label_grams, p, k), systems.right[p, k])
     return out
 
 
-def _matrix(systems: Systems, grams: DeviceGrams, each: list[Array], p: int, k: int) -> Array:
+def _matrix(systems: Systems, grams: DeviceGrams, label_grams: list[Array], p: int, k: int) -> Array:
     """Sum of weight (x - mean) (x - mean)^T over the rows of both classes, and the diagonal."""
     asarray, xp = grams.backend.asarray, grams.xp
     diagonal = asarray(systems.diagonal[p, k])
@@ -102,36 +115,29 @@ def _matrix(systems: Systems, grams: DeviceGrams, each: list[Array], p: int, k: 
     for side, sign in enumerate((-1, 1)):
         weight, count = systems.weight[side, p, k], systems.count[side, p, k]
         for g in np.flatnonzero(systems.sign[:, p] == sign):
-            matrix += each[int(g)] * float(weight)
+            matrix += label_grams[int(g)] * float(weight)
         centre = asarray(np.sqrt(weight * count) * systems.mean[side, p, k])
         matrix -= centre[:, None] * centre[None, :]
     return matrix
 
 
 def _solve(grams: DeviceGrams, matrix: Array, right: Doubles) -> Doubles:
-    """One system, scaled to a diagonal of ones; by its eigenvectors where it is singular."""
+    """Solve one system, scaled to a diagonal of ones; a singular one by its eigenvectors."""
     xp, to_numpy = grams.xp, grams.backend.to_numpy
     diagonal = xp.linalg.diagonal(matrix)
     one = xp.ones_like(diagonal)
     scale = one / xp.sqrt(xp.where(diagonal > 0, diagonal, one))
     matrix = matrix * scale[:, None] * scale[None, :]
-    wanted = grams.backend.asarray(right) * scale
+    scaled_right = grams.backend.asarray(right) * scale
     try:
-        found = xp.linalg.solve(matrix, wanted[:, None])[:, 0]
-    except np.linalg.LinAlgError:  # NumPy raises where CuPy returns what is not finite
-        found = wanted * float("nan")
-    residual = float(xp.sum((matrix @ found - wanted) ** 2))
-    if not residual <= RESIDUAL**2 * float(xp.sum(wanted**2)):
+        solution = xp.linalg.solve(matrix, scaled_right[:, None])[:, 0]
+    except np.linalg.LinAlgError:  # NumPy raises; CuPy returns values that are not finite
+        solution = scaled_right * float("nan")
+    residual = float(xp.sum((matrix @ solution - scaled_right) ** 2))
+    if not residual <= RESIDUAL_TOL**2 * float(xp.sum(scaled_right**2)):
         values, vectors = xp.linalg.eigh(matrix / scale[:, None] / scale[None, :])
-        some = values > RANK * float(xp.max(values))
-        inverse = xp.where(some, xp.ones_like(values) / xp.where(some, values, xp.ones_like(values)), values * 0.0)
+        nonzero = values > RANK_TOL * float(xp.max(values))
+        one = xp.ones_like(values)
+        inverse = xp.where(nonzero, one / xp.where(nonzero, values, one), values * 0.0)
         return np.asarray(to_numpy(vectors @ (inverse * (vectors.T @ grams.backend.asarray(right)))))
-    return np.asarray(to_numpy(found * scale))
-
-
-def sum_of(matrices: list[Array]) -> Array:
-    """Their sum; one alone is not copied."""
-    first, *others = matrices
-    for other in others:
-        first = first + other
-    return first
+    return np.asarray(to_numpy(solution * scale))

@@ -1,9 +1,8 @@
-"""Many convex problems at once: a batched, preconditioned L-BFGS on numpy or cupy.
+"""L-BFGS for many convex problems at once, preconditioned, on numpy or cupy.
 
-All problems of a slab (pairs x folds) move in step, so that each iteration is a handful of GEMMs with many
-columns instead of thousands of matrix-vector products, and one preconditioner (the curvature that all of
-them share) cuts the iterations by a factor of ten to thirty. It stops on the gradient, as scikit-learn does.
-What is minimised lives in logistic.py.
+All problems of a slab (pairs x folds) advance together, so that one iteration is a few GEMMs with many columns instead
+of thousands of matrix-vector products. One preconditioner, the curvature that all problems share, reduces the
+iterations by a factor of ten to thirty. The solver stops on the gradient, like scikit-learn.
 """
 
 from __future__ import annotations
@@ -12,76 +11,73 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from stratalens.analyses.data.array_types import Codes, Doubles, Mask
 from stratalens.analyses.estimators.backend import namespace, to_numpy
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
-
-# Problems that are done leave the batch once they are this share of it (leaving costs a copy).
-LEAVE_AT = 0.15
-
-
-# Of a gradient at the start, below which the tolerance shrinks with it, to a millionth at most.
-SMALL = 1e-3
-
-
-# Iterations without a new smallest gradient after which a problem counts as stuck at rounding.
-PATIENCE = 12
+# Finished problems leave the batch when they are this share of it; leaving costs a copy.
+REMOVAL_SHARE = 0.15
+# The tolerance shrinks with a first gradient below this size, to a millionth at most.
+SMALL_GRADIENT = 1e-3
+# Iterations without a new smallest gradient after which rounding has stopped a problem.
+MAX_STALLED = 12
 
 
 class Objective(Protocol):
-    """P convex problems, each at a point with D parameters; it remembers where it stands."""
+    """P convex problems, each at a point with D parameters, which the objective stores.
+
+    Attributes:
+        points: array of shape (P, D), the current points.
+    """
+
+    points: Array
 
     def gradient(self) -> Array:
         """Gradient at the current points, shape (P, D)."""
         ...
 
-    def size_of(self, gradient: Array) -> Array:
-        """What is compared with the tolerance, shape (P,)."""
+    def norm(self, gradient: Array) -> Array:
+        """Size of a gradient (P, D) to compare with the tolerance, shape (P,)."""
         ...
 
     def precondition(self, vectors: Array) -> Array:
-        """An inverse curvature applied to (P, D) vectors; positive definite."""
+        """Apply an inverse curvature to (P, D) vectors; positive definite."""
         ...
 
-    def look(self, directions: Array) -> None:
-        """Get ready to move along (P, D) directions."""
+    def set_direction(self, directions: Array) -> None:
+        """Prepare a line search along (P, D) directions."""
         ...
 
     def slope(self, alpha: Array) -> tuple[Array, Array]:
-        """First and second derivative along the directions at steps `alpha`, each shape (P,)."""
+        """First and second derivative along the directions at steps `alpha`, each of shape (P,)."""
         ...
 
     def move(self, alpha: Array) -> None:
-        """Move by the steps whose slope was asked for last."""
+        """Move the points by the steps of the last call of `slope`."""
         ...
 
-    def points(self) -> Array:
-        """The current points, shape (P, D)."""
-        ...
-
-    def keep(self, mask: Array) -> None:
-        """Drop the problems where `mask` (P,) is False."""
+    def select(self, mask: Array) -> None:
+        """Remove the problems where `mask` (P,) is False."""
         ...
 
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where P problems ended.
+    """Last points of P problems.
 
     Attributes:
-        points: [array-like, shape: (P, D)] the last points.
-        gradient: [array-like, shape: (P,)] size of the gradient there.
-        iterations: [array-like, shape: (P,)] int64.
-        converged: [array-like, shape: (P,)] gradient within the tolerance.
+        points: array of shape (P, D).
+        gradient: float64 array of shape (P,), size of the gradient at the points.
+        n_iter: int64 array of shape (P,), iterations.
+        converged: bool array of shape (P,), gradient within the tolerance.
     """
 
     points: Array
-    gradient: npt.NDArray[np.float64]
-    iterations: npt.NDArray[np.int64]
-    converged: npt.NDArray[np.bool_]
+    gradient: Doubles
+    n_iter: Codes
+    converged: Mask
 
 
 def minimise(
@@ -89,90 +85,90 @@ def minimise(
 ) -> Minimum:
     """Minimise P smooth convex problems together.
 
-    L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.5) with the objective's
-    preconditioner as the initial inverse Hessian, scaled each time to the last curvature seen. The line
-    search takes the full step where it halves the slope, else Newton steps on the line, which cost no
-    pass over the data because the predictors are linear in the step.
+    L-BFGS (Nocedal and Wright, Numerical Optimization, algorithm 7.5) with the objective's preconditioner as the
+    initial inverse Hessian, scaled each time to the last curvature. The line search takes the full step if it halves
+    the slope, and otherwise Newton steps on the line. These need no pass over the data, because the predictors are
+    linear in the step.
 
     Args:
-        objective: the problems; it is moved.
-        tol: a problem is done when `objective.size_of(gradient) <= tol`, or `tol` times the size at the start by
-            SMALL where that is less: a gradient that is small from the beginning says nothing of being near.
+        objective: the problems; their points move.
+        tol: a problem is finished when `objective.norm(gradient) <= tol`. If its first gradient is smaller than
+            SMALL_GRADIENT, the tolerance is smaller by the same factor, because a gradient that is small at the start
+            does not show that the minimum is near.
         max_iter: most iterations.
-        memory: pairs of steps and gradient differences that are kept.
+        memory: number of stored pairs of steps and gradient differences.
         line_steps: most evaluations in one line search.
 
     Returns:
-        The points, with the size of the gradient at each: convergence is a statement about that alone.
+        The points, with the size of the gradient at each; `converged` refers to this size alone.
     """
     gradient = objective.gradient()
     xp = namespace(gradient)
     n_problems = len(gradient)
-    points = xp.array(objective.points())
+    points = xp.array(objective.points)
     size = np.full(n_problems, np.inf)
-    iterations = np.full(n_problems, max_iter, dtype=np.int64)
+    n_iter = np.full(n_problems, max_iter, dtype=np.int64)
     active = np.arange(n_problems)
     best = np.full(n_problems, np.inf)
-    since = np.zeros(n_problems, dtype=np.int64)
+    stalled = np.zeros(n_problems, dtype=np.int64)
     history: list[tuple[Array, Array, Array]] = []
     scale = xp.ones(n_problems, dtype=gradient.dtype)
-    goal: npt.NDArray[np.float64] | None = None  # of each problem, known once its first gradient is measured
+    first = to_numpy(objective.norm(gradient)).astype(np.float64)
+    goal = tol * np.clip(first / SMALL_GRADIENT, 1e-6, 1)
 
     for iteration in range(max_iter + 1):
-        now = to_numpy(objective.size_of(gradient)).astype(np.float64)
-        if goal is None:
-            goal = tol * np.clip(now / SMALL, 1e-6, 1)
-        since = np.where(now < best, 0, since + 1)
+        now = to_numpy(objective.norm(gradient)).astype(np.float64)
+        stalled = np.where(now < best, 0, stalled + 1)
         best = np.minimum(now, best)
-        done = (now <= goal[active]) | (since > PATIENCE) | ~np.isfinite(now)
+        done = (now <= goal[active]) | (stalled > MAX_STALLED) | ~np.isfinite(now)
         last = iteration == max_iter
-        if last or done.all() or done.mean() >= LEAVE_AT:
+        if last or done.all() or done.mean() >= REMOVAL_SHARE:
             leave = np.ones_like(done) if last else done
-            points[xp.asarray(active[leave])] = objective.points()[xp.asarray(leave)]
+            points[xp.asarray(active[leave])] = objective.points[xp.asarray(leave)]
             size[active[leave]] = now[leave]
-            iterations[active[leave]] = iteration
+            n_iter[active[leave]] = iteration
             if leave.all():
                 break
             stay = xp.asarray(~leave)
-            objective.keep(stay)
-            active, best, since = active[~leave], best[~leave], since[~leave]
+            objective.select(stay)
+            active, best, stalled = active[~leave], best[~leave], stalled[~leave]
             gradient, scale = gradient[stay], scale[stay]
             history = [(s[stay], y[stay], r[stay]) for s, y, r in history]
 
         direction = -_two_loops(xp, objective, gradient, history, scale)
-        down = _dot(xp, gradient, direction)
-        # Rounding can spoil a direction; the preconditioned gradient always goes down.
-        spoiled = ~(down < 0)
+        descent = _dot(xp, gradient, direction)
+        # Rounding can spoil a direction; the negative preconditioned gradient always descends.
+        spoiled = ~(descent < 0)
         if bool(spoiled.any()):
             direction = xp.where(spoiled[:, None], -objective.precondition(gradient), direction)
-            down = _dot(xp, gradient, direction)
-        objective.look(direction)
+            descent = _dot(xp, gradient, direction)
+        objective.set_direction(direction)
         alpha = xp.ones(len(active), dtype=gradient.dtype)
         for trial in range(line_steps):
             slope, curvature = objective.slope(alpha)
-            # Half the slope gone is plenty for a quasi-Newton step; late in the search any decrease will do.
-            steep = xp.abs(slope) > (0.5 if trial < line_steps // 2 else 0.95) * xp.abs(down)
+            # Half of the slope is enough for a quasi-Newton step; late in the search any decrease is enough.
+            steep = xp.abs(slope) > (0.5 if trial < line_steps // 2 else 0.95) * xp.abs(descent)
             if trial == line_steps - 1 or not bool(steep.any()):
                 break
             newton = xp.maximum(alpha - slope / curvature, alpha * alpha.dtype.type(0.1))
             alpha = xp.where(steep, xp.minimum(newton, alpha * alpha.dtype.type(10)), alpha)
         objective.move(alpha)
-        moved = objective.gradient()
-        step, change = direction * alpha[:, None], moved - gradient
-        bend = _dot(xp, step, change)
-        fine = bend > 0
-        rho = xp.where(fine, 1 / xp.where(fine, bend, 1), 0)
+        new_gradient = objective.gradient()
+        step, change = direction * alpha[:, None], new_gradient - gradient
+        product = _dot(xp, step, change)
+        usable = product > 0
+        rho = xp.where(usable, 1 / xp.where(usable, product, 1), 0)
         curved = _dot(xp, change, objective.precondition(change))
-        scale = xp.where(fine & (curved > 0), bend / xp.where(curved > 0, curved, 1), scale)
+        scale = xp.where(usable & (curved > 0), product / xp.where(curved > 0, curved, 1), scale)
         history = [*history[-(memory - 1) :], (step, change, rho)]
-        gradient = moved
-    return Minimum(points, size, iterations, size <= (0 if goal is None else goal))
+        gradient = new_gradient
+    return Minimum(points, size, n_iter, size <= goal)
 
 
 def _two_loops(
     xp: Any, objective: Objective, gradient: Array, history: list[tuple[Array, Array, Array]], scale: Array
 ) -> Array:
-    """The inverse Hessian's estimate applied to the gradient."""
+    """Apply the estimated inverse Hessian to the gradient."""
     vector = gradient
     weights: list[Array] = []
     for step, change, rho in reversed(history):

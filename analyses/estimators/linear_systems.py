@@ -1,4 +1,8 @@
-"""Conjugate gradients for many systems side by side; what the systems are is in probe_systems.py."""
+"""Many symmetric positive definite systems over shared rows: factors in common, refined by conjugate gradients.
+
+A system is the weighted scatter of the rows of two classes plus a diagonal; ridge and LDA solve one for each pair and
+training set. Conjugate gradients correct the error of a factor in the dtype of the data.
+"""
 
 from __future__ import annotations
 
@@ -10,100 +14,86 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from stratalens.analyses.estimators.gram import Doubles, Floats, Rows
+from stratalens.analyses.data.array_types import Codes, Doubles, Floats, Mask, Signs
+from stratalens.analyses.estimators.gram import Rows
 
-MAX_ITERATIONS = 40
+MAX_ITER = 40
+MAX_REFINEMENTS = 5
+TINY = 1e-300
+FACTOR_BYTES = 2**28  # largest size of the factors in memory
+
+# For data of 4 and of 8 bytes an item:
+# Tolerance of the residual, in the norm of the preconditioner, relative to the right-hand side.
+TOL = {4: 5e-5, 8: 1e-10}
+# Tolerance of the length of the error relative to the solution; 1 - cos is half its square.
+DIRECTION_TOL = {4: 2e-5, 8: 1e-9}
+# Tolerance of the first conjugate gradients, in the dtype of the data, before the first exact residual.
+FIRST_TOL = {4: 1e-5, 8: 5e-11}
+# First multiple of the diagonal to add to a matrix, so that its factor stays positive definite.
+JITTER = {4: 1e-7, 8: 1e-15}
+
+# Systems share a factor if their ratios of scatter to diagonal differ by at most MAX_RATIO. Ratios well below
+# NEGLIGIBLE_SCATTER count as equal.
+NEGLIGIBLE_SCATTER = 1 / 16
+MAX_RATIO = 4.0
+# Largest condition number relative to the common factor; it means about twenty iterations.
+MAX_CONDITION = 16.0
+
+Precondition = Callable[[Doubles], Doubles]
+Indices = list[tuple[int, int]]  # (pair, training set) of some systems
+# A matrix (rows, or a Gram matrix), the systems that it belongs to, and the weight of its rows in each of them.
+_Term = tuple[Floats, npt.NDArray[np.intp], Floats]
 
 
 def conjugate_gradients(
     product: Callable[[Doubles], Doubles],
-    precondition: Callable[[Doubles], Doubles],
+    precondition: Precondition,
     right: Doubles,
     tol: float | Doubles = 1e-10,
-    max_iter: int = MAX_ITERATIONS,
-) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """Solve S symmetric positive definite systems side by side by preconditioned conjugate gradients.
+    max_iter: int = MAX_ITER,
+) -> tuple[Doubles, Mask]:
+    """Solve S symmetric positive definite systems together by preconditioned conjugate gradients.
 
-    The flexible form (Polak and Ribiere's beta), as the preconditioner rounds in float32.
+    The flexible form (Polak and Ribiere's beta), because the preconditioner rounds in float32.
 
     Args:
         product: from (S, d) vectors to each system's matrix times its vector.
         precondition: the same for an approximate inverse.
-        right: [array-like, shape: (S, d)].
+        right: float64 array of shape (S, d).
         tol: on the residual relative to `right`, in the norm of the preconditioner; one, or one for each system.
         max_iter: most iterations.
 
     Returns:
-        solutions (S, d) and whether each came within the tolerance (S,).
+        solutions: float64 array of shape (S, d), and
+        converged: bool array of shape (S,), residual within the tolerance.
 
-    >>> a = np.array([[2.0, 1.0], [1.0, 3.0]])
-    >>> x, done = conjugate_gradients(lambda v: v @ a, lambda v: v, np.array([[3.0, 4.0]]))
-    >>> x.round(6).tolist(), done.tolist()
-    ([[1.0, 1.0]], [True])
+    Example:
+        >>> a = np.array([[2.0, 1.0], [1.0, 3.0]])
+        >>> x, converged = conjugate_gradients(lambda v: v @ a, lambda v: v, np.array([[3.0, 4.0]]))
+        >>> x.round(6).tolist(), converged.tolist()
+        ([[1.0, 1.0]], [True])
     """
-    found, residual = np.zeros_like(right), right.copy()
-    ready = precondition(residual)
-    direction = ready
-    size = np.einsum("sd,sd->s", residual, ready)
+    solution, residual = np.zeros_like(right), right.copy()
+    preconditioned = precondition(residual)
+    direction = preconditioned
+    size = _dot(residual, preconditioned)
     goal = np.square(tol) * size
     done = size <= goal
     for _ in range(max_iter):
         if done.all():
             break
-        ahead = product(direction)
-        curvature = np.einsum("sd,sd->s", direction, ahead)
+        image = product(direction)
+        curvature = _dot(direction, image)
         step = np.where(done | (curvature <= 0), 0, size / np.where(curvature > 0, curvature, 1))[:, None]
-        found += step * direction
-        before, residual = residual, residual - step * ahead
-        ready = precondition(residual)
-        new = np.einsum("sd,sd->s", residual, ready)
-        gain = (new - np.einsum("sd,sd->s", before, ready)) / np.where(size > 0, size, 1)
-        direction = ready + np.where(done, 0, gain)[:, None] * direction
-        size = new
+        solution += step * direction
+        previous, residual = residual, residual - step * image
+        preconditioned = precondition(residual)
+        new_size = _dot(residual, preconditioned)
+        beta = (new_size - _dot(previous, preconditioned)) / np.where(size > 0, size, 1)
+        direction = preconditioned + np.where(done, 0, beta)[:, None] * direction
+        size = new_size
         done |= size <= goal
-    return found, done
-
-
-# Of the residual, in the norm of the preconditioner, against the right-hand side; for data of each size of item.
-TOLERANCE = {4: 5e-5, 8: 1e-10}
-
-
-DIRECTION = {4: 2e-5, 8: 1e-9}  # of the error against the solution, by their lengths: 1 - cos is half its square
-
-
-FIRST = {4: 1e-5, 8: 5e-11}  # what is asked of products in the dtype of the data, before the residual is looked at
-
-
-TINY = 1e-300
-
-
-REFINEMENTS = 5
-
-
-# First try of what is added to the factored matrix, in units of its diagonal, so that it stays positive definite.
-JITTER = {4: 1e-7, 8: 1e-15}
-
-
-FACTOR_BYTES = 2**28  # factors in memory at a time
-
-
-SCATTERED = 1 / 16  # share of the scatter in a diagonal, below which it is all one how small it is
-
-
-KIND = 4.0  # systems share a factor where their diagonals, against their scatters, are at most so many times as large
-
-
-ALIKE = 16.0  # largest condition number against the common factor: about twenty iterations
-
-
-Precondition = Callable[[Doubles], Doubles]
-
-
-Places = list[tuple[int, int]]
-
-
-# A matrix (rows, or a Gram matrix), the systems that it belongs to, and what its rows count in each of them.
-_Part = tuple[Floats, npt.NDArray[np.intp], Floats]
+    return solution, done
 
 
 @dataclass(frozen=True)
@@ -111,17 +101,17 @@ class Systems:
     """P x K systems over shared rows; each class of a system is a union of labels.
 
     Attributes:
-        rows: what they share.
-        sign: [array-like, shape: (labels, P)] -1 or +1: the class of a label; 0: not in these systems.
-        mean: [array-like, shape: (2, P, K, d)] that rows of the negative, positive class are centred on.
-        count: [array-like, shape: (2, P, K)] rows of each class.
-        right: [array-like, shape: (P, K, d)].
-        weight: [array-like, shape: (2, P, K)] what a row of each class counts.
-        diagonal: [array-like, shape: (P, K, d)] what is added.
+        rows: the rows by label.
+        sign: int8 array of shape (labels, P), class of a label, -1 or +1; 0 = not in these systems.
+        mean: float64 array of shape (2, P, K, d), centres of the negative and the positive class.
+        count: float64 array of shape (2, P, K), rows of each class.
+        right: float64 array of shape (P, K, d), right-hand sides.
+        weight: float64 array of shape (2, P, K), weight of a row of each class.
+        diagonal: float64 array of shape (P, K, d), added to the scatters.
     """
 
     rows: Rows
-    sign: npt.NDArray[np.int8]
+    sign: Signs
     mean: Doubles
     count: Doubles
     right: Doubles
@@ -129,61 +119,66 @@ class Systems:
     diagonal: Doubles
 
     def solve(self) -> Doubles:
-        """Solutions, (P, K, d) float64; where a matrix is singular, one of those of least squares."""
+        """Solve all systems.
+
+        Returns:
+            float64 array of shape (P, K, d); a least-squares solution where a matrix is singular.
+        """
         n_pairs, n_sets, d = self.right.shape
         out = np.zeros((n_pairs, n_sets, d))
-        left = self._solve_alike(out)
-        room = max(1, FACTOR_BYTES // (d * d * self.rows.X.itemsize))
+        remaining = self._solve_with_common_factors(out)
+        size = max(1, FACTOR_BYTES // (d * d * self.rows.X.itemsize))
         grams_of: Callable[[int], Floats] | None = None
-        for begin in range(0, len(left), room):
-            task = _Task(self, left[begin : begin + room])
+        for start in range(0, len(remaining), size):
+            batch = _SystemBatch(self, remaining[start : start + size])
             grams_of = grams_of or self.rows.grams()
-            found, done = task.solve(self._own_factors(task.places, grams_of))
+            solution, done = batch.solve(self._own_factors(batch.indices, grams_of))
             for s in np.flatnonzero(~done):
-                found[s] = task.directly(int(s))
-            out[task.pairs, task.sets] = found
+                solution[s] = batch.solve_directly(int(s))
+            out[batch.pairs, batch.sets] = solution
         return out
 
-    def _solve_alike(self, out: Doubles) -> Places:
-        """Solve what a common factor helps with, into `out`; the places that are left, set by set."""
+    def _solve_with_common_factors(self, out: Doubles) -> Indices:
+        """Solve systems with common factors, into `out`; return the remaining systems, by training set."""
         ratio = self._ratio()
-        # Rows do not matter where the diagonal outweighs even the largest eigenvalue, which the trace bounds.
-        alike = (self._alike() | (ratio * 2 * len(self.rows.variance) <= 1)) & (self._size() > 0)
-        kind = _kinds(ratio + SCATTERED)
-        left = [(int(p), int(k)) for p, k in np.argwhere(~alike)]
-        scatter = self._scatter() if alike.any() else np.empty(0)
-        for value in np.unique(kind[alike]):
-            places = [(int(p), int(k)) for p, k in np.argwhere(alike & (kind == value))]
-            task = _Task(self, places)
-            found, done = task.solve(self._common_factor(places, scatter))
-            out[task.pairs, task.sets] = found
-            left += [place for place, solved in zip(places, done, strict=True) if not solved]
-        return sorted(left, key=lambda place: place[1])
+        # Rows do not matter if the diagonal is larger than the largest eigenvalue, which the trace bounds.
+        diagonal_dominates = ratio * 2 * len(self.rows.variance) <= 1
+        common = (self._near_common_scatter() | diagonal_dominates) & (self._trace() > 0)
+        group = _group_ratios(ratio + NEGLIGIBLE_SCATTER)
+        remaining = [(int(p), int(k)) for p, k in np.argwhere(~common)]
+        scatter = self._scatter() if common.any() else np.empty(0)
+        for number in np.unique(group[common]):
+            indices = [(int(p), int(k)) for p, k in np.argwhere(common & (group == number))]
+            batch = _SystemBatch(self, indices)
+            solution, done = batch.solve(self._common_factor(indices, scatter))
+            out[batch.pairs, batch.sets] = solution
+            remaining += [index for index, solved in zip(indices, done, strict=True) if not solved]
+        return sorted(remaining, key=lambda index: index[1])
 
-    def _size(self) -> Doubles:
-        """Trace of each matrix, roughly, (P, K)."""
-        scattered = (self.weight * self.count).sum(axis=0) * self.rows.variance.sum()
-        return np.asarray(scattered + self.diagonal.sum(axis=2))
+    def _trace(self) -> Doubles:
+        """Approximate trace of each matrix, (P, K)."""
+        scatter = (self.weight * self.count).sum(axis=0) * self.rows.variance.sum()
+        return np.asarray(scatter + self.diagonal.sum(axis=2))
 
     def _ratio(self) -> Doubles:
-        """By how much the scatter outweighs the diagonal, (P, K); mean over features."""
+        """Ratio of the scatter to the diagonal, mean over features, (P, K)."""
         count = (self.weight * self.count).sum(axis=0)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             each = np.nan_to_num(count[..., None] * self.rows.variance / self.diagonal, nan=0.0)
             return np.asarray(each.mean(axis=2))
 
-    def _alike(self) -> npt.NDArray[np.bool_]:
-        """Which systems have rows enough for their matrices to be like that of all rows, (P, K).
+    def _near_common_scatter(self) -> Mask:
+        """Whether the rows of a system are enough for a scatter close to that of all rows, (P, K).
 
-        Of n rows that are a share 1 - f of N random ones, the scatter has eigenvalues against that of all N within
-        1 - (sqrt(f (1 - g)) -+ sqrt(g (1 - f)))**2 with g = d / N (Wachter, 1978), as long as n > d.
+        For n rows that are a share 1 - f of N random rows, the eigenvalues of their scatter relative to that of all N
+        are within 1 - (sqrt(f (1 - g)) -+ sqrt(g (1 - f)))**2 with g = d / N (Wachter, 1978), as long as n > d.
         """
         n, d = self.count.sum(axis=0), self.right.shape[2]
         total = float(len(self.rows.X))
-        lost, width = 1 - n / total, min(d / total, 1.0)
-        a, b = np.sqrt(lost * (1 - width)), np.sqrt(width * (1 - lost))
+        f, g = 1 - n / total, min(d / total, 1.0)
+        a, b = np.sqrt(f * (1 - g)), np.sqrt(g * (1 - f))
         low, high = 1 - (a + b) ** 2, 1 - (a - b) ** 2
-        return np.asarray((n > d) & (high <= ALIKE * low))
+        return np.asarray((n > d) & (high <= MAX_CONDITION * low))
 
     def _scatter(self) -> Floats:
         """Mean outer product of all rows around their labels' means, (d, d)."""
@@ -202,36 +197,36 @@ class Systems:
         total /= total.dtype.type(len(rows.X))
         return total
 
-    def _common_factor(self, places: Places, scatter: Floats) -> Precondition:
-        """From the scatter of all rows and the mean diagonal of these systems, each in units of its size."""
-        pairs, sets = np.array(places).T
-        size = self._size()[pairs, sets]
-        share = ((self.weight * self.count).sum(axis=0)[pairs, sets] / size).mean()
-        diagonal = (self.diagonal[pairs, sets] / size[:, None]).mean(axis=0)
-        inverse = _factored(scatter * scatter.dtype.type(share), diagonal, invert=True)
+    def _common_factor(self, indices: Indices, scatter: Floats) -> Precondition:
+        """Preconditioner from the scatter of all rows and the mean diagonal of these systems, in units of traces."""
+        pairs, sets = np.array(indices).T
+        trace = self._trace()[pairs, sets]
+        share = ((self.weight * self.count).sum(axis=0)[pairs, sets] / trace).mean()
+        diagonal = (self.diagonal[pairs, sets] / trace[:, None]).mean(axis=0)
+        inverse = _cholesky(scatter * scatter.dtype.type(share), diagonal, invert=True)
         if inverse.ndim == 1:
-            return lambda vectors: vectors / (inverse * size[:, None])
+            return lambda vectors: vectors / (inverse * trace[:, None])
 
         def apply(vectors: Doubles) -> Doubles:
             half = vectors.astype(inverse.dtype) @ inverse.T
-            return np.asarray((half @ inverse) / size[:, None])
+            return np.asarray((half @ inverse) / trace[:, None])
 
         return apply
 
-    def _own_factors(self, places: Places, grams_of: Callable[[int], Floats]) -> Precondition:
-        """From each system's own matrix."""
+    def _own_factors(self, indices: Indices, grams_of: Callable[[int], Floats]) -> Precondition:
+        """Preconditioner from each system's own matrix."""
         dtype = self.rows.X.dtype
-        factors, now, grams = [], -1, np.empty(0, dtype)
-        for p, k in places:
-            if k != now:
-                now, grams = k, grams_of(k)
-            matrix, spare = np.zeros_like(grams[0]), np.empty_like(grams[0])
+        factors, current, grams = [], -1, np.empty(0, dtype)
+        for p, k in indices:
+            if k != current:
+                current, grams = k, grams_of(k)
+            matrix, buffer = np.zeros_like(grams[0]), np.empty_like(grams[0])
             for side, sign in enumerate((-1, 1)):
                 for g in np.flatnonzero(self.sign[:, p] == sign):
-                    matrix += np.multiply(grams[g], dtype.type(self.weight[side, p, k]), out=spare)
+                    matrix += np.multiply(grams[g], dtype.type(self.weight[side, p, k]), out=buffer)
             centre = np.sqrt(self.weight[:, p, k] * self.count[:, p, k])[:, None] * self.mean[:, p, k]
             matrix -= centre.T.astype(dtype) @ centre.astype(dtype)
-            factors.append(_factored(matrix, self.diagonal[p, k]))
+            factors.append(_cholesky(matrix, self.diagonal[p, k]))
         potrs: Any = linalg.get_lapack_funcs("potrs", (factors[0],))
 
         def apply(vectors: Doubles) -> Doubles:
@@ -243,110 +238,116 @@ class Systems:
         return apply
 
 
-class _Task:
-    """Some of the systems, solved side by side."""
+class _SystemBatch:
+    """Some of the systems, S in number, that are solved together.
 
-    def __init__(self, systems: Systems, places: Places) -> None:
-        self.places, self.rows = places, systems.rows
-        self.pairs, self.sets = np.array(places).T
+    Args:
+        systems: all systems.
+        indices: (pair, training set) of those to solve.
+    """
+
+    def __init__(self, systems: Systems, indices: Indices) -> None:
+        self.indices, self.rows = indices, systems.rows
+        self.pairs, self.sets = np.array(indices).T
         self.sign, self.right = systems.sign[:, self.pairs], systems.right[self.pairs, self.sets]
         self.mean = systems.mean[:, self.pairs, self.sets]
         self.weight = systems.weight[:, self.pairs, self.sets]
-        self.strength = self.weight * systems.count[:, self.pairs, self.sets]
+        self.class_weight = self.weight * systems.count[:, self.pairs, self.sets]
         self.diagonal = systems.diagonal[self.pairs, self.sets]
 
-    def solve(self, precondition: Precondition) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-        """Solutions (S, d), and which of them came within the tolerance."""
-        size = self.rows.X.itemsize
-        product, exact = self._products(self.rows.label_grams), self._exactly
-        found, residual = np.zeros_like(self.right), self.right
-        now = _norm(self.right, precondition(self.right))
-        goal = TOLERANCE[size] ** 2 * now
-        done, wanted = now <= 0, np.full(len(now), FIRST[size])
-        for _ in range(REFINEMENTS):
-            more, _ = conjugate_gradients(product, precondition, np.where(done[:, None], 0, residual), wanted)
-            found += more
-            residual = self.right - exact(found)
-            error = precondition(residual)  # nearly that of the solution
-            now = _norm(residual, error)
-            length, off = (np.maximum(np.einsum("sd,sd->s", v, v), TINY) for v in (found, error))
-            share = np.minimum(goal / np.maximum(now, TINY), DIRECTION[size] ** 2 * length / off)
-            done = share >= 1
+    def solve(self, precondition: Precondition) -> tuple[Doubles, Mask]:
+        """Solutions (S, d), and whether each is within the tolerance (S,)."""
+        itemsize = self.rows.X.itemsize
+        product = self._rounded_product(self.rows.label_grams)
+        solution, residual = np.zeros_like(self.right), self.right
+        size = _dot(self.right, precondition(self.right))
+        goal = TOL[itemsize] ** 2 * size
+        done, tol = size <= 0, np.full(len(size), FIRST_TOL[itemsize])
+        for _ in range(MAX_REFINEMENTS):
+            correction, _ = conjugate_gradients(product, precondition, np.where(done[:, None], 0, residual), tol)
+            solution += correction
+            residual = self.right - self._exact_product(solution)
+            error = precondition(residual)  # close to the error of the solution
+            size = _dot(residual, error)
+            length, error_length = (np.maximum(_dot(v, v), TINY) for v in (solution, error))
+            allowed = DIRECTION_TOL[itemsize] ** 2 * length / error_length
+            progress = np.minimum(goal / np.maximum(size, TINY), allowed)
+            done = progress >= 1
             if done.all():
                 break
-            wanted = np.minimum(np.sqrt(share) / 2, 0.5)
-        return found, done
+            tol = np.minimum(np.sqrt(progress) / 2, 0.5)
+        return solution, done
 
-    def _products(self, grams: Floats | None) -> Callable[[Doubles], Doubles]:
+    def _rounded_product(self, grams: Floats | None) -> Callable[[Doubles], Doubles]:
         """Function that multiplies each matrix with its vector, (S, d), in the dtype of the data.
 
-        From the rows; or, where a label has more rows than features, from its Gram matrix and the cells that a
-        training set leaves out (or holds, where these are fewer).
+        It uses the rows. For a label with more rows than features it uses the Gram matrix of the label, minus the
+        cells outside a training set; if the cells inside are fewer, it adds those instead.
         """
         rows, dtype = self.rows, self.rows.X.dtype
-        whole: list[_Part] = []
-        some: list[_Part] = []
+        gram_terms: list[_Term] = []
+        row_terms: list[_Term] = []
         for g in range(rows.labels):
-            mine = np.flatnonzero(self.sign[g])
-            if not len(mine):
+            systems = np.flatnonzero(self.sign[g])
+            if not len(systems):
                 continue
-            here, weight = rows.block(g), self._weight(g, mine)
-            inside = rows.inside[here][:, self.sets[mine]]
-            if grams is None or here.stop - here.start <= rows.X.shape[1]:
-                some.append((rows.X[here], mine, (inside * weight).T.astype(dtype)))
+            block, weight = rows.block(g), self._weight(g, systems)
+            inside = rows.inside[block][:, self.sets[systems]]
+            if grams is None or block.stop - block.start <= rows.X.shape[1]:
+                row_terms.append((rows.X[block], systems, (inside * weight).T.astype(dtype)))
                 continue
-            most = inside.mean(axis=0) > 0.5
-            whole.append((grams[g], mine[most], weight[most, None].astype(dtype)))
+            mostly_inside = inside.mean(axis=0) > 0.5
+            gram_terms.append((grams[g], systems[mostly_inside], weight[mostly_inside, None].astype(dtype)))
             for c in np.flatnonzero(rows.cell_label == g):
-                held = rows.cell_sets[c, self.sets[mine]]
-                use = held != most
+                cell_inside = rows.cell_sets[c, self.sets[systems]]
+                use = cell_inside != mostly_inside
                 if use.any():
-                    factor = np.where(held, weight, -weight)[use, None]
-                    some.append((rows.X[rows.cell(int(c))], mine[use], factor.astype(dtype)))
+                    factor = np.where(cell_inside, weight, -weight)[use, None]
+                    row_terms.append((rows.X[rows.cell(int(c))], systems[use], factor.astype(dtype)))
 
         def product(vectors: Doubles) -> Doubles:
-            narrow, out = vectors.astype(dtype), np.zeros(vectors.shape, dtype)
-            for gram, mine, factor in whole:
-                out[mine] += (narrow[mine] @ gram) * factor
-            for x, mine, factor in some:
-                along = narrow[mine] @ x.T
-                along *= factor
-                out[mine] += along @ x
-            return self._completed(vectors, out)
+            rounded, out = vectors.astype(dtype), np.zeros(vectors.shape, dtype)
+            for gram, systems, factor in gram_terms:
+                out[systems] += (rounded[systems] @ gram) * factor
+            for x, systems, factor in row_terms:
+                scores = rounded[systems] @ x.T
+                scores *= factor
+                out[systems] += scores @ x
+            return self._add_centring_and_diagonal(vectors, out)
 
         return product
 
-    def _exactly(self, vectors: Doubles) -> Doubles:
-        """The same in float64, from the rows."""
+    def _exact_product(self, vectors: Doubles) -> Doubles:
+        """Multiply each matrix with its vector, (S, d), in float64, from the rows."""
         rows, out = self.rows, np.zeros_like(vectors)
         for g in range(rows.labels):
-            mine = np.flatnonzero(self.sign[g])
-            if len(mine):
-                here = rows.block(g)
-                x = rows.doubles(here)
-                along = vectors[mine] @ x.T
-                along *= rows.inside[here].T[self.sets[mine]]
-                along *= self._weight(g, mine)[:, None]
-                out[mine] += along @ x
-        return self._completed(vectors, out)
+            systems = np.flatnonzero(self.sign[g])
+            if len(systems):
+                block = rows.block(g)
+                x = rows.as_float64(block)
+                scores = vectors[systems] @ x.T
+                scores *= rows.inside[block].T[self.sets[systems]]
+                scores *= self._weight(g, systems)[:, None]
+                out[systems] += scores @ x
+        return self._add_centring_and_diagonal(vectors, out)
 
     def _weight(self, label: int, systems: npt.NDArray[np.intp]) -> Doubles:
-        """What a row of a label counts in each of these systems."""
+        """Weight of a row of a label in each of these systems."""
         return np.asarray(self.weight[(self.sign[label, systems] > 0).astype(np.int64), systems])
 
-    def _completed(self, vectors: Doubles, product: Floats) -> Doubles:
-        """From the product with sums of x x^T to that with the matrix: what centring takes away, and the diagonal."""
+    def _add_centring_and_diagonal(self, vectors: Doubles, product: Floats) -> Doubles:
+        """Complete the product with sums of x x^T to the product with the matrices."""
         total: Doubles = self.diagonal * vectors + product
-        for mean, amount in zip(self.mean, self.strength, strict=True):
-            total -= (amount * np.einsum("sd,sd->s", mean, vectors))[:, None] * mean
+        for mean, weight in zip(self.mean, self.class_weight, strict=True):
+            total -= (weight * _dot(mean, vectors))[:, None] * mean
         return total
 
-    def directly(self, s: int) -> Doubles:
-        """One system from its own matrix in float64."""
+    def solve_directly(self, s: int) -> Doubles:
+        """Solve one system from its own matrix in float64."""
         matrix = np.diag(self.diagonal[s])
         for g in np.flatnonzero(self.sign[:, s]):
-            here, side = self.rows.block(int(g)), int(self.sign[g, s] > 0)
-            inside = self.rows.doubles(here)[self.rows.inside[here, self.sets[s]]] - self.mean[side, s]
+            block, side = self.rows.block(int(g)), int(self.sign[g, s] > 0)
+            inside = self.rows.as_float64(block)[self.rows.inside[block, self.sets[s]]] - self.mean[side, s]
             matrix += self.weight[side, s] * (inside.T @ inside)
         try:
             factor = linalg.cho_factor(matrix, lower=True, check_finite=False)
@@ -355,31 +356,31 @@ class _Task:
         return np.asarray(linalg.cho_solve(factor, self.right[s], check_finite=False), dtype=np.float64)
 
 
-def _kinds(ratio: Doubles) -> npt.NDArray[np.int64]:
-    """Numbers, the same for ratios within a factor of KIND of the smallest that has the number."""
-    kind, limit = np.zeros(ratio.shape, np.int64), KIND * ratio.min(initial=1)
+def _group_ratios(ratio: Doubles) -> Codes:
+    """Group number of each ratio; ratios of a group are within a factor of MAX_RATIO of its smallest."""
+    group, limit = np.zeros(ratio.shape, np.int64), MAX_RATIO * ratio.min(initial=1)
     while (ratio > limit).any():
-        kind[ratio > limit] += 1
-        limit = KIND * ratio[ratio > limit].min()
-    return kind
+        group[ratio > limit] += 1
+        limit = MAX_RATIO * ratio[ratio > limit].min()
+    return group
 
 
-def _norm(residual: Doubles, preconditioned: Doubles) -> Doubles:
-    return np.asarray(np.einsum("sd,sd->s", residual, preconditioned))
+def _dot(a: Doubles, b: Doubles) -> Doubles:
+    return np.asarray(np.einsum("sd,sd->s", a, b))
 
 
-def _factored(matrix: Floats, diagonal: Doubles, invert: bool = False) -> Floats:
-    """Lower Cholesky factor of matrix + diagonal (or its inverse); (d,) the diagonal alone where there is none.
+def _cholesky(matrix: Floats, diagonal: Doubles, invert: bool = False) -> Floats:
+    """Lower Cholesky factor of matrix + diagonal, or its inverse; the diagonal alone, (d,), if there is no factor.
 
-    A little is added in proportion to the diagonal, which is the same as to a matrix scaled to a diagonal of ones.
+    The function adds a small multiple of the diagonal until the matrix is positive definite.
     """
     lapack: Any = linalg.get_lapack_funcs
     potrf, trtri = lapack(("potrf", "trtri"), (matrix,))
     size = np.diagonal(matrix) + diagonal
     size = np.where(size > 0, size, 1)
-    at, jitter = np.diag_indices_from(matrix), JITTER[matrix.itemsize]
+    on_diagonal, jitter = np.diag_indices_from(matrix), JITTER[matrix.itemsize]
     while jitter < 1:
-        matrix[at] = (size * (1 + jitter)).astype(matrix.dtype)
+        matrix[on_diagonal] = (size * (1 + jitter)).astype(matrix.dtype)
         triangle, info = potrf(matrix.T, lower=1, clean=1)
         if info == 0:
             return np.asarray(trtri(triangle, lower=1, overwrite_c=1)[0] if invert else triangle)

@@ -1,19 +1,15 @@
-"""From activations of one token to fitted probes: every method behind one call, penalties chosen where asked.
-
-Which rows train which probe comes from probe_plan.py; how each method is solved is in logistic.py, softmax.py
-and closed_form.py. Nothing here scores a probe, except to choose a penalty inside its training rows.
-"""
+"""Fitting of probes to the activations of one token: every method behind one call, with a choice of the penalty."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from stratalens.analyses.data.array_types import Codes, Doubles, Floats, Mask, Signs
 from stratalens.analyses.data.targets import MULTICLASS, ORDINAL, training_signs
 from stratalens.analyses.estimators import closed_form
 from stratalens.analyses.estimators.backend import has_cuml, logistic_estimator, resolve_backend, to_numpy
@@ -21,33 +17,23 @@ from stratalens.analyses.estimators.boosting import BOOSTING
 from stratalens.analyses.estimators.logistic import LinearFit, fit_logistic, fit_softmax
 from stratalens.store.errors import InputError, suggest
 
-Floats = npt.NDArray[np.floating]
-
-
-Doubles = npt.NDArray[np.float64]
-
-
-# From training rows (n,) bool to the activations (n, d) that go with them, made from these rows alone.
-Prepare = Callable[[npt.NDArray[np.bool_]], Floats]
-
+# From training rows (n,) bool to activations (n, d) that depend on these rows alone.
+Prepare = Callable[[Mask], Floats]
+# From targets (n, P, K) and C (P, K) to P * K probes (multiclass: classes * K), K fastest.
+Fitter = Callable[[Signs, Doubles], LinearFit]
 
 METHODS = ("logistic", *closed_form.METHODS)
-
-
 SOLVERS = ("batched", "library")
-
-
-# Tried by C="cv": from a nearly constant probe to a nearly unpenalised one.
+# Values of C="cv": from a nearly constant probe to a nearly unpenalised one.
 CANDIDATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-
-
-# Elements of the means of all training sets of several penalties that are fitted together.
+# Largest number of elements of the means of all training sets and penalties that are fitted together.
 GRID_ELEMENTS = 2**23
+LIBRARY_MAX_ITER = 5000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How probes are fitted; the fields are the arguments of `probe`."""
+    """Settings of a fit; the fields are the arguments of `probe`, and the cache identifies results by their names."""
 
     method: str = "logistic"
     C: float | str | Sequence[float] = 0.1
@@ -59,24 +45,24 @@ class Settings:
 
     @property
     def candidates(self) -> tuple[float, ...]:
-        """Inverse penalties to choose from; one where it is given."""
+        """Inverse strengths of the penalty to choose from; one if `C` is a number."""
         if isinstance(self.C, str):
             return CANDIDATES
         return tuple(float(c) for c in np.atleast_1d(np.asarray(self.C, dtype=np.float64)))
 
     @property
-    def told(self) -> float | str | list[float]:
-        """C, or what it is chosen from, as attributes of a result say it."""
+    def C_attr(self) -> float | str | list[float]:  # noqa: N802
+        """Value of a result's attribute `C`: the number, the list of candidates, or "cv"."""
         if isinstance(self.C, str):
             return self.C
         return list(self.candidates) if len(self.candidates) > 1 else self.candidates[0]
 
     def identity(self) -> dict[str, Any]:
-        """Everything about the fits that results depend on, for a cache to know them by."""
+        """Everything about the fits that results depend on, by which a cache identifies them."""
         return {f"fit_{k}": v for k, v in vars(self).items() if k != "C"} | {"fit_C": list(self.candidates)}
 
     def check(self, folds: int) -> None:
-        """Refuse what cannot be fitted.
+        """Refuse settings that cannot be fitted.
 
         Raises:
             InputError: an unknown method, solver or penalty, or a combination that has no meaning.
@@ -106,18 +92,19 @@ class Settings:
 
 
 def choose_device(backend: str, method: str, kind: str, solver: str = "batched") -> str:
-    """Where probes are fitted: "auto" takes a GPU for logistic probes alone, as closed forms are quick on the CPU.
+    """Choose the device of a fit: "cpu" or "gpu".
 
-    And where a library fits them, only where cuML is there.
+    "auto" chooses a GPU for logistic probes alone, because closed forms are fast on the CPU. If a library fits them,
+    it must be cuML.
 
     Raises:
-        InputError: an unknown backend, or a GPU was asked for and there is none.
+        InputError: an unknown backend, or "gpu" without a usable GPU.
     """
     if backend == "gpu" and method == "diffmeans":
         raise InputError("diffmeans runs on the CPU alone; use backend='auto' or 'cpu'")
     closed = method != "logistic" or kind == ORDINAL
-    lacking = (kind == MULTICLASS or solver == "library") and not has_cuml()
-    return resolve_backend("cpu" if backend == "auto" and (closed or lacking) else backend).name
+    missing_library = (kind == MULTICLASS or solver == "library") and not has_cuml()
+    return resolve_backend("cpu" if backend == "auto" and (closed or missing_library) else backend).name
 
 
 @dataclass(frozen=True)
@@ -125,36 +112,33 @@ class Probes:
     """Fitted probes of one token.
 
     Attributes:
-        coef: [array-like, shape: (pair, folds + 1, d)], or (group, folds + 1, d) for multiclass; the refit last.
-        intercept: [array-like, shape: (pair or group, folds + 1)] float64.
-        converged: [array-like, shape: (pair, folds + 1)].
-        iterations: [array-like, shape: (pair, folds + 1)].
-        penalty: [array-like, shape: (pair, folds + 1)] the C of each fit.
+        coef: array of shape (pair, folds + 1, d), or (group, folds + 1, d) for multiclass; the refit last.
+        intercept: float64 array of shape (pair, folds + 1), or (group, folds + 1).
+        converged: bool array of shape (pair, folds + 1).
+        n_iter: int64 array of shape (pair, folds + 1), iterations.
+        penalty: float64 array of shape (pair, folds + 1), C of each fit.
     """
 
     coef: Floats
-    intercept: npt.NDArray[np.float64]
-    converged: npt.NDArray[np.bool_]
-    iterations: npt.NDArray[np.int64]
-    penalty: npt.NDArray[np.float64]
+    intercept: Doubles
+    converged: Mask
+    n_iter: Codes
+    penalty: Doubles
 
     @staticmethod
-    def join(parts: Sequence[Probes]) -> Probes:
-        """Probes of several training sets side by side."""
-
-        def along(name: str) -> Any:
-            return np.concatenate([getattr(part, name) for part in parts], axis=1)
-
-        return Probes(along("coef"), along("intercept"), along("converged"), along("iterations"), along("penalty"))
+    def join(probes: Sequence[Probes]) -> Probes:
+        """Join the probes of several training sets."""
+        arrays = {f.name: np.concatenate([getattr(p, f.name) for p in probes], axis=1) for f in fields(Probes)}
+        return Probes(**arrays)
 
 
 def fit_probes(
     X: Floats,
-    signs: npt.NDArray[np.int8],
-    codes: npt.NDArray[np.int64],
-    fold: npt.NDArray[np.int64],
+    signs: Signs,
+    codes: Codes,
+    fold: Codes,
     folds: int,
-    trainable: npt.NDArray[np.bool_],
+    trainable: Mask,
     settings: Settings,
     only: int | None = None,
     refit: bool = True,
@@ -163,75 +147,67 @@ def fit_probes(
     """Fit every probe without each fold, and on all training rows.
 
     Args:
-        X: [array-like, shape: (n, d)] activations of one token.
-        signs: [array-like, shape: (n, pair)] targets, as in `Contrasts`.
-        codes: [array-like, shape: (n,)] group of each row.
-        fold: [array-like, shape: (n,)].
-        folds: their number.
-        trainable: [array-like, shape: (n,)] rows that may be trained on.
-        settings: how.
-        only: fit one training set alone: that without this fold, or with all rows where it equals `folds`.
+        X: array of shape (n, d), activations of one token.
+        signs: int8 array of shape (n, pair), targets as in `Contrasts`.
+        codes: int64 array of shape (n,), group of each row.
+        fold: int64 array of shape (n,).
+        folds: number of folds.
+        trainable: bool array of shape (n,), rows that may be trained on.
+        settings: settings of the fits.
+        only: fit one training set alone: all rows outside this fold, or all rows if it equals `folds`.
         refit: False leaves out the fit on all training rows.
-        penalty: [array-like, shape: (pair, training sets)] the C of each fit; None = chosen here, where there is a
-            choice.
+        penalty: float64 array of shape (pair, training sets), C of each fit; None = from the settings, by
+            cross-validation if there are several candidates.
     """
-    fit = _fitter(X, codes, settings)
     targets = training_signs(signs, fold, folds, trainable)
-    wanted = list(range(folds + refit)) if only is None else [only]
-    targets = targets[:, :, wanted]
+    sets = list(range(folds + refit)) if only is None else [only]
+    targets = targets[:, :, sets]
     if penalty is None:
-        penalty = choose_penalties(X, signs, codes, fold, folds, trainable, settings)[:, wanted]
-    found = fit(targets, penalty)
+        penalty = choose_penalties(X, signs, codes, fold, folds, trainable, settings)[:, sets]
+    fit = _fitter(X, codes, settings)(targets, penalty)
     shape = targets.shape[1:]
     return Probes(
-        found.coef.reshape(-1, shape[1], X.shape[1]),
-        found.intercept.reshape(-1, shape[1]),
-        found.converged.reshape(shape),
-        found.iterations.reshape(shape),
+        fit.coef.reshape(-1, shape[1], X.shape[1]),
+        fit.intercept.reshape(-1, shape[1]),
+        fit.converged.reshape(shape),
+        fit.n_iter.reshape(shape),
         penalty,
     )
 
 
-Fitter = Callable[[npt.NDArray[np.int8], npt.NDArray[np.float64]], LinearFit]
-
-
-def _fitter(X: Floats, codes: npt.NDArray[np.int64], settings: Settings) -> Fitter:
-    """Function of (targets (n, P, K), C (P, K)) that fits P * K probes (multiclass: classes * K), K fastest."""
+def _fitter(X: Floats, codes: Codes, settings: Settings) -> Fitter:
+    """Function that fits probes by the method of the settings."""
     backend = resolve_backend(settings.backend)
+    standardize, tol = settings.standardize, settings.tol
 
-    def fit(targets: npt.NDArray[np.int8], C: npt.NDArray[np.float64]) -> LinearFit:
-        flat = targets.reshape(len(X), -1)
+    def fit(targets: Signs, C: Doubles) -> LinearFit:
+        C = C.ravel()
         if settings.kind == ORDINAL:
+            value = codes.astype(np.float64)
             return closed_form.fit_order(
-                X, targets, codes, codes.astype(np.float64), alpha=1 / C.ravel(),
-                standardize=settings.standardize, backend=backend,
-            )  # fmt: skip
+                X, targets, codes, value, alpha=1 / C, standardize=standardize, backend=backend
+            )
         if settings.kind == MULTICLASS:
-            return fit_softmax(
-                X, codes, targets[:, 0] != 0, C=C.ravel(), standardize=settings.standardize, tol=settings.tol,
-                backend=backend,
-            )  # fmt: skip
+            inside = targets[:, 0] != 0
+            return fit_softmax(X, codes, inside, C=C, standardize=standardize, tol=tol, backend=backend)
         if settings.method != "logistic":
             return closed_form.fit_closed_form(
-                X, targets, codes, settings.method, alpha=1 / C.ravel(), standardize=settings.standardize,
-                backend=backend,
-            )  # fmt: skip
+                X, targets, codes, settings.method, alpha=1 / C, standardize=standardize, backend=backend
+            )
+        flat = targets.reshape(len(X), -1)
         if settings.solver == "library":
-            return _fit_library(X, flat, C.ravel(), settings)
-        return fit_logistic(
-            X, flat, C=C.ravel(), standardize=settings.standardize, blocks=codes, tol=settings.tol, backend=backend
-        )
+            return _fit_library(X, flat, C, settings)
+        return fit_logistic(X, flat, C=C, standardize=standardize, blocks=codes, tol=tol, backend=backend)
 
     return fit
 
 
-def _fit_library(X: Floats, signs: npt.NDArray[np.int8], C: npt.NDArray[np.float64], settings: Settings) -> LinearFit:
-    """One scikit-learn or cuML fit after the other; the reference that the batched solver is held to."""
+def _fit_library(X: Floats, signs: Signs, C: Doubles, settings: Settings) -> LinearFit:
+    """Fit scikit-learn's or cuML's estimator to each problem; the reference for the batched solver."""
     backend = resolve_backend(settings.backend)
     coef = np.zeros((signs.shape[1], X.shape[1]), dtype=X.dtype)
     intercept = np.zeros(len(coef))
-    iterations = np.zeros(len(coef), dtype=np.int64)
-    limit = 5000
+    n_iter = np.zeros(len(coef), dtype=np.int64)
     for i in range(len(coef)):
         rows = np.flatnonzero(signs[:, i])
         inside = X[rows]
@@ -240,29 +216,44 @@ def _fit_library(X: Floats, signs: npt.NDArray[np.int8], C: npt.NDArray[np.float
             mean, scale = inside.mean(axis=0, dtype=np.float64), inside.std(axis=0, dtype=np.float64)
             scale[scale == 0] = 1
             inside = ((inside - mean) / scale).astype(X.dtype)
-        model: Any = logistic_estimator(backend, C=float(C[i]), tol=settings.tol, max_iter=limit)
+        model: Any = logistic_estimator(backend, C=float(C[i]), tol=settings.tol, max_iter=LIBRARY_MAX_ITER)
         model.fit(backend.asarray(inside), backend.asarray((signs[rows, i] > 0).astype(X.dtype)))
         coef[i] = to_numpy(model.coef_).ravel() / scale
         intercept[i] = float(to_numpy(model.intercept_).ravel()[0]) - float(coef[i] @ mean)
-        iterations[i] = int(np.max(to_numpy(np.asarray(model.n_iter_))))
-    return LinearFit(coef, intercept, iterations < limit, iterations)
+        n_iter[i] = int(np.max(to_numpy(np.asarray(model.n_iter_))))
+    return LinearFit(coef, intercept, n_iter < LIBRARY_MAX_ITER, n_iter)
 
 
 def choose_penalties(
-    X: Floats, signs: npt.NDArray[np.int8], codes: npt.NDArray[np.int64], fold: npt.NDArray[np.int64], folds: int,
-    trainable: npt.NDArray[np.bool_], settings: Settings, prepare: Prepare | None = None,
+    X: Floats,
+    signs: Signs,
+    codes: Codes,
+    fold: Codes,
+    folds: int,
+    trainable: Mask,
+    settings: Settings,
+    prepare: Prepare | None = None,
     only_refit: bool = False,
-) -> Doubles:  # fmt: skip
-    """The penalty of every fit, by cross-validation inside its own training rows, shape (pair, folds + 1).
+) -> Doubles:
+    """Choose the penalty of every fit by cross-validation inside its own training rows.
 
-    A fit without folds i and j says how well a penalty does on j for the probe that leaves out i, and the other way
-    round; a fit without fold i alone says it for the refit. The smallest mean loss wins, the stronger penalty
-    where two are equal.
+    A fit without folds i and j shows how well a penalty does on j for the probe that leaves out i, and on i for the
+    probe that leaves out j. A fit without fold i alone shows it for the refit. The smallest mean loss wins, the
+    stronger penalty if two are equal.
 
     Args:
-        X, signs, codes, fold, folds, trainable, settings: as in `fit_probes`.
-        prepare: from training rows [shape: (n,) bool] to the activations that are used with them.
-        only_refit: look for that of the refit (the last) alone.
+        X: as in `fit_probes`.
+        signs: as in `fit_probes`.
+        codes: as in `fit_probes`.
+        fold: as in `fit_probes`.
+        folds: as in `fit_probes`.
+        trainable: as in `fit_probes`.
+        settings: as in `fit_probes`.
+        prepare: from training rows, bool array of shape (n,), to the activations to use with them.
+        only_refit: choose the penalty of the refit (the last) alone.
+
+    Returns:
+        float64 array of shape (pair, folds + 1).
     """
     if len(settings.candidates) == 1:
         return np.full((signs.shape[1], folds + 1), settings.candidates[0])
@@ -271,54 +262,49 @@ def choose_penalties(
     targets = signs[:, :, None] * inside.astype(np.int8)[:, None, :]
     candidates = sorted(settings.candidates)
     loss = np.zeros((len(candidates), signs.shape[1], folds + 1))
-    # Activations that depend on the training rows are fitted set by set, others all at once.
+    # Activations that depend on the training rows need one fit a set; others are fitted together.
     for sets in [list(range(len(left_out)))] if prepare is None else [[s] for s in range(len(left_out))]:
-        ready = X if prepare is None else prepare(inside[:, sets[0]])
-        coefs, intercepts = _fit_grid(ready, codes, targets[:, :, sets], candidates, settings)
-        for at, s in enumerate(sets):
-            for judge in left_out[s]:
-                rows = np.flatnonzero((fold == judge) & trainable)
-                owner = folds if len(left_out[s]) == 1 else sum(left_out[s]) - judge
+        x = X if prepare is None else prepare(inside[:, sets[0]])
+        coefs, intercepts = _fit_grid(x, codes, targets[:, :, sets], candidates, settings)
+        for k, s in enumerate(sets):
+            for validation in left_out[s]:
+                rows = np.flatnonzero((fold == validation) & trainable)
+                owner = folds if len(left_out[s]) == 1 else sum(left_out[s]) - validation
                 for c in range(len(candidates)):
-                    score = coefs[c, :, at] @ ready[rows].T + intercepts[c, :, at, None]
+                    score = coefs[c, :, k] @ x[rows].T + intercepts[c, :, k, None]
                     loss[c, :, owner] += _loss(score, signs[rows], codes[rows], settings)
     return np.asarray(np.asarray(candidates)[loss.argmin(axis=0)], dtype=np.float64)
 
 
 def _fit_grid(
-    X: Floats, codes: npt.NDArray[np.int64], targets: npt.NDArray[np.int8], candidates: Sequence[float],
-    settings: Settings,
-) -> tuple[Floats, Doubles]:  # fmt: skip
-    """Every fit of `targets` (n, P, K) with each of A penalties: coefficients (A, P or G, K, d), intercepts.
-
-    Ridge takes them as more training sets over the same rows, so that all penalties share the moments that training
-    sets are told from by subtraction. (An eigendecomposition of each training system would serve its penalties too,
-    but is as dear as 38 Cholesky factors at d = 576, and one factor is shared by all pairs and folds here.)
-    """
+    X: Floats, codes: Codes, targets: Signs, candidates: Sequence[float], settings: Settings
+) -> tuple[Floats, Doubles]:
+    """Fit `targets` (n, P, K) with each of A penalties: coefficients (A, P or G, K, d), intercepts (A, P or G, K)."""
+    # Ridge takes penalties as more training sets over the same rows, so that all penalties share the moments. An
+    # eigendecomposition of each training system would serve all of its penalties too, but costs as much as 38 Cholesky
+    # factors at d = 576, and all pairs and folds share one factor here.
     fit, shape = _fitter(X, codes, settings), targets.shape[1:]
     d, closed = X.shape[1], settings.kind == ORDINAL or settings.method == "ridge"
     step = max(1, GRID_ELEMENTS // (shape[0] * shape[1] * d)) if closed else 1
     coefs, intercepts = [], []
     for start in range(0, len(candidates), step):
-        some = np.asarray(candidates[start : start + step])
-        wide = np.repeat(targets, len(some), axis=2)
-        found = fit(wide, np.broadcast_to(np.tile(some, shape[1]), wide.shape[1:]))
-        coefs.append(found.coef.reshape(-1, shape[1], len(some), d))
-        intercepts.append(found.intercept.reshape(-1, shape[1], len(some)))
+        values = np.asarray(candidates[start : start + step])
+        repeated = np.repeat(targets, len(values), axis=2)
+        probes = fit(repeated, np.broadcast_to(np.tile(values, shape[1]), repeated.shape[1:]))
+        coefs.append(probes.coef.reshape(-1, shape[1], len(values), d))
+        intercepts.append(probes.intercept.reshape(-1, shape[1], len(values)))
     coef, intercept = np.concatenate(coefs, axis=2), np.concatenate(intercepts, axis=2)
     return np.moveaxis(coef, 2, 0), np.moveaxis(intercept, 2, 0)
 
 
-def _loss(
-    score: Floats, signs: npt.NDArray[np.int8], codes: npt.NDArray[np.int64], settings: Settings
-) -> npt.NDArray[np.float64]:
+def _loss(score: Floats, signs: Signs, codes: Codes, settings: Settings) -> Doubles:
     """Mean loss of each probe on its own rows of `signs`, shape (pair,)."""
     member = (signs != 0).T
     score = score.astype(np.float64)
     if settings.kind == MULTICLASS:
         rows = member[0]
-        top = score.max(axis=0)
-        total = top + np.log(np.exp(score - top).sum(axis=0))
+        largest = score.max(axis=0)
+        total = largest + np.log(np.exp(score - largest).sum(axis=0))
         right = score[np.maximum(codes, 0), np.arange(len(codes))]
         return np.array([(total - right)[rows].mean()])
     if settings.kind == ORDINAL:

@@ -1,9 +1,15 @@
-"""The live page on a store: `stratalens explore STORE`, or `page(ds)` to serve it yourself. Drawn by Panel, no torch.
+"""The live page on a store, drawn by Panel: `stratalens explore STORE`, or `page(ds)` to serve it yourself.
 
-What is asked of the store is in source.py, what is computed on demand in job.py and
-answers.py; page.py puts figures (scatter.py, figures.py) and widgets (widgets.py)
-together, serve.py starts the server. Nothing is loaded from a network: scripts and
-styles come from the installed packages.
+Scripts and styles come from the installed packages; nothing is loaded from a network.
+
+server             serves the page on this machine
+app                the page: what the widgets do
+widgets            the page's own widgets
+scatter            the figure of single rows
+on_demand          the panel that computes probes and projections
+result_cache       their results
+background_task    a thread that computes with progress and can be cancelled
+data               what the page reads from the store
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ __all__ = ["explore", "page"]
 
 
 def __getattr__(name: str) -> Any:
-    # Panel takes a second to import
+    # Panel takes a second to import.
     if name == "explore":
         from stratalens.analyses.explorer.server import explore
 

@@ -1,4 +1,4 @@
-"""Work on demand: a list of small tasks in a thread of its own, with progress, and cancelled between two of them."""
+"""Background work as a list of small steps, with progress; it can be cancelled between two steps."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from typing import Any, Literal
 
 from stratalens.store.errors import StratalensError
 
-State = Literal["running", "done", "cancelled", "failed"]
+TaskState = Literal["running", "done", "cancelled", "failed"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is.
+    """State of a background task.
 
     Attributes:
         state: running | done | cancelled | failed.
-        done, total: tasks.
-        error: why it failed, for the page.
+        done, total: numbers of steps.
+        error: message of a failure, for the page.
     """
 
-    state: State
+    state: TaskState
     done: int
     total: int
     error: str = ""
 
 
-class Job:
-    """Runs `task(key)` for every key, in order, in one thread.
+class BackgroundTask:
+    """A thread that calls `function(key)` for every key, in order.
+
+    A StratalensError ends the task with its message. So does any other exception, which is a defect; its
+    traceback goes to standard error.
 
     Args:
-        keys: what is to be done.
-        task: does one of them and returns its result.
-        keep: called with (key, result) after each, in the thread of the job.
-        tell: called with a `Progress` after each and at the end, in the thread of the job.
-
-    What the store or the analyses refuse ends the job with their message; so does any other
-    exception, whose traceback goes to standard error, for it is a defect.
+        keys: arguments of the steps.
+        function: performs one step and returns its result.
+        on_result: called with (key, result) after each step, in the thread of the task.
+        on_progress: called with a `Progress` after each step and at the end, in the thread of the task.
     """
 
     def __init__(
         self,
         keys: Sequence[Any],
-        task: Callable[[Any], Any],
-        keep: Callable[[Any, Any], None],
-        tell: Callable[[Progress], None],
+        function: Callable[[Any], Any],
+        on_result: Callable[[Any, Any], None],
+        on_progress: Callable[[Progress], None],
     ) -> None:
         self.keys = list(keys)
-        self._task, self._keep, self._tell = task, keep, tell
-        self._stop = threading.Event()
+        self._function, self._on_result, self._on_progress = function, on_result, on_progress
+        self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stratalens-explorer", daemon=True)
 
-    def start(self) -> Job:
-        """Begin; returns at once."""
+    def start(self) -> BackgroundTask:
+        """Start the thread and return at once."""
         self._thread.start()
         return self
 
     def cancel(self) -> None:
-        """Begin no further task; what is done is kept."""
-        self._stop.set()
+        """Start no further step; results so far are kept."""
+        self._cancelled.set()
 
     def join(self, seconds: float | None = None) -> None:
         """Wait for the end."""
@@ -69,24 +69,24 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Whether it is still at work."""
+        """Whether the thread is still running."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
         done, total = 0, len(self.keys)
         try:
             for key in self.keys:
-                if self._stop.is_set():
-                    self._tell(Progress("cancelled", done, total))
+                if self._cancelled.is_set():
+                    self._on_progress(Progress("cancelled", done, total))
                     return
-                self._keep(key, self._task(key))
+                self._on_result(key, self._function(key))
                 done += 1
                 if done < total:
-                    self._tell(Progress("running", done, total))
+                    self._on_progress(Progress("running", done, total))
         except StratalensError as error:
-            self._tell(Progress("failed", done, total, str(error)))
-        except Exception as error:  # the page must say so: nobody waits for this thread
+            self._on_progress(Progress("failed", done, total, str(error)))
+        except Exception as error:  # no one waits for this thread, so the page must show the error
             traceback.print_exception(error)
-            self._tell(Progress("failed", done, total, f"{type(error).__name__}: {error}"))
+            self._on_progress(Progress("failed", done, total, f"{type(error).__name__}: {error}"))
         else:
-            self._tell(Progress("done", done, total))
+            self._on_progress(Progress("done", done, total))

@@ -1,8 +1,7 @@
-"""What the explorer asks of a store: places, columns, one plane at a time, details of single rows. No drawing.
+"""Data of the explorer: label columns, one slab in the plane (w1, w2), and details of single rows.
 
-Opening reads metadata only. A plane reads one slab (one stage, layer, token), block by
-block; details of rows read the statistics of these rows. Planes are kept (a few
-numbers a row), slabs are not.
+Opening reads metadata only. A plane reads one slab (one stage, layer and token) block by block; details of rows read
+only the statistics of these rows. Planes are cached, at a few numbers a row; slabs are not.
 """
 
 from __future__ import annotations
@@ -14,33 +13,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from stratalens.analyses.centroids.entities import RowPlane
-from stratalens.analyses.data.groups import Groups, label_columns
+from stratalens.analyses.data.groups import groups, label_columns
 from stratalens.analyses.data.training_order import result_order
-from stratalens.analyses.plots.centroids import place_plane
-from stratalens.analyses.plots.spec import plain, values_of
+from stratalens.analyses.plots.centroids import row_plane_at
+from stratalens.analyses.plots.spec import plain_text, values_of
 from stratalens.store.errors import InputError
 
-KEPT_ROWS = 4_000_000  # rows of planes that are kept, 24 bytes each
+Rows = npt.NDArray[np.int64]
 
+MAX_CACHED_ROWS = 4_000_000  # over all cached planes, 24 bytes a row
+MAX_GROUPS = 60
 
-MOST_GROUPS = 60
-
-
-PER_ROW = ("l2", "mean", "std", "kurtosis")
-
-
-OUTPUTS = ("loss", "running_loss", "answer_loss", "entropy", "max_logprob")
-
-
+SITE_STATISTICS = ("l2", "mean", "std", "kurtosis")
+OUTPUT_STATISTICS = ("loss", "running_loss", "answer_loss", "entropy", "max_logprob")
 DIMS = ("stage", "layer", "token")
 
 
 @dataclass(frozen=True)
-class Where:
-    """A place of the store and what groups its rows: everything that a plane depends on."""
+class ViewState:
+    """The state of the widgets that a plane depends on: one slab, and the column that groups its rows."""
 
     site: str
     by: str
@@ -49,144 +44,147 @@ class Where:
     token: Hashable = None
     seed: int = 0
 
-    def place(self) -> dict[str, Hashable]:
-        """stage, layer and token, as far as the site has them."""
-        return {d: v for d, v in zip(DIMS, (self.stage, self.layer, self.token), strict=True) if v is not None}
+    def coordinates(self) -> dict[str, Hashable]:
+        """Return stage, layer and token, where the site has them."""
+        values = zip(DIMS, (self.stage, self.layer, self.token), strict=True)
+        return {dim: value for dim, value in values if value is not None}
 
-    def words(self) -> str:
-        """The place for a sentence: "resid_post at stage s6, layer 7, token last"."""
-        at = ", ".join(f"{dim} {plain(value)}" for dim, value in self.place().items())
-        return plain(self.site) + (f" at {at}" if at else "")
+    def description(self) -> str:
+        """Return the slab as text: "resid_post at stage s6, layer 7, token last"."""
+        words = ", ".join(f"{dim} {plain_text(value)}" for dim, value in self.coordinates().items())
+        return plain_text(self.site) + (f" at {words}" if words else "")
 
 
 @dataclass(frozen=True)
-class Plane:
-    """Rows in the plane, with the names of their groups.
+class GroupPlane:
+    """Rows in the plane (w1, w2), with the names of their groups.
 
     Attributes:
-        where: what it was made from.
+        view: state of the widgets.
         groups: names of the groups, in order.
-        rows: the numbers, see `RowPlane`.
-        total: rows of the store.
+        rows: coordinates of the rows.
+        total: number of rows in the store.
     """
 
-    where: Where
+    view: ViewState
     groups: tuple[str, ...]
     rows: RowPlane
     total: int
 
 
-class Source:
-    """An open store as the explorer sees it."""
+class ExplorerData:
+    """An open store, as the explorer reads it.
+
+    Args:
+        ds: result of `open_store`.
+
+    Raises:
+        InputError: the store has no site or no label column.
+    """
 
     def __init__(self, ds: xr.Dataset) -> None:
         self.ds = ds
         self.sites = [str(k) for k, v in ds.data_vars.items() if v.attrs.get("kind") == "site"]
         if not self.sites:
-            raise InputError("there is no recorded site in this Dataset; open a store with stratalens.open_store")
+            raise InputError("this Dataset has no recorded site; open a store with stratalens.open_store")
         columns = label_columns(ds)
         if not columns:
-            raise InputError("this store has no label column: its prompt table has nothing to group rows by")
+            raise InputError("this store has no label column; add one to its prompt table to group the rows")
         first = [c for c in ("trained_stage",) if c in columns]
         last = [c for c in ("entity_id", "entity", "prompt", "answer") if c in columns]
         self.columns = [*first, *(c for c in columns if c not in (*first, *last)), *last]
-        self._kept: OrderedDict[Where, Plane] = OrderedDict()
+        self._planes: OrderedDict[ViewState, GroupPlane] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def path(self) -> str:
-        """Where the store is."""
+        """Path of the store."""
         return str(self.ds.attrs.get("path", "a dataset in memory"))
 
     def values(self, site: str, dim: str) -> list[Hashable]:
-        """Values along stage (in training order), layer or token; none where the site lacks the dim."""
+        """Return the values of stage (in training order), layer or token; empty if the site has no such dim."""
         return values_of(self.ds[site], dim) if dim in self.ds[site].dims else []
 
-    def plane(self, where: Where) -> Plane:
-        """Rows of the held-out half in the plane of one place.
+    def plane(self, view: ViewState) -> GroupPlane:
+        """Project the rows of the held-out half, or return the cached plane.
 
         Raises:
-            StratalensError: what `entity_plane` refuses; a column with too many groups to tell apart by colour.
+            InputError: as `entity_plane`, or the column has more groups than there are distinguishable colours.
+            NotRecordedError: no row was recorded there.
         """
         with self._lock:
-            if where in self._kept:
-                self._kept.move_to_end(where)
-                return self._kept[where]
-        found, rows, _ = place_plane(self._narrow_groups(where.by), where.by, where.site, where.seed, where.place())
-        made = Plane(where, tuple(plain(n) for n in found.names), rows, self.ds.sizes["entity"])
-        with self._lock:
-            self._kept[where] = made
-            while len(self._kept) > 1 and sum(len(p.rows.rows) for p in self._kept.values()) > KEPT_ROWS:
-                self._kept.popitem(last=False)
-        return made
-
-    def _narrow_groups(self, by: str) -> xr.Dataset:
-        """The store, if `by` is a column with a few groups."""
-        from stratalens.analyses.data.groups import groups
-
-        found: Groups = groups(self.ds, by)
-        if len(found) > MOST_GROUPS:
+            if view in self._planes:
+                self._planes.move_to_end(view)
+                return self._planes[view]
+        count = len(groups(self.ds, view.by))
+        if count > MAX_GROUPS:
             raise InputError(
-                f"{by!r} has {len(found)} groups, at most {MOST_GROUPS} can be told apart here; choose another column"
+                f"{view.by!r} has {count} groups, at most {MAX_GROUPS} can be shown; choose another column"
             )
-        return self.ds
+        label_groups, rows, _ = row_plane_at(self.ds, view.by, view.site, view.seed, view.coordinates())
+        names = tuple(plain_text(n) for n in label_groups.names)
+        plane = GroupPlane(view, names, rows, self.ds.sizes["entity"])
+        with self._lock:
+            self._planes[view] = plane
+            while len(self._planes) > 1 and sum(len(p.rows.rows) for p in self._planes.values()) > MAX_CACHED_ROWS:
+                self._planes.popitem(last=False)
+        return plane
 
-    def colours(self, groups: Sequence[str]) -> tuple[list[str], list[str]]:
-        """(trained stages in order, untrained ones) that colours of these groups go by."""
-        return result_order(self.ds.assign_coords(group=np.asarray(list(groups), dtype=object)))
+    def training_order(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return (trained stages in order, untrained stages) for the colours of these groups."""
+        return result_order(self.ds.assign_coords(group=np.asarray(list(names), dtype=object)))
 
-    def details(self, where: Where, rows: Sequence[int]) -> tuple[list[str], list[list[Any]]]:
-        """Labels and statistics of a few rows at one place, as a table for reading.
+    def row_details(self, view: ViewState, rows: Sequence[int]) -> tuple[list[str], list[list[Any]]]:
+        """Return labels and statistics of some rows.
 
         Args:
-            where: site, stage, layer and token.
+            view: site, stage, layer and token.
             rows: rows of the entity dim.
 
         Returns:
-            (column names, one list a row): entity, group and prompt (text), statistics (float or None where
-            not known), the other labels.
+            (column names, one list a row): entity, group and prompt as text; statistics as float, None where
+            unknown; then the other labels.
         """
         index = np.asarray(list(rows), dtype=np.int64)
-        first = ["entity", where.by, "prompt"]
-        labels = [n for n in (*first, *self.columns) if n in self.ds.coords]
-        head = list(dict.fromkeys(labels))[: len([n for n in dict.fromkeys(first) if n in self.ds.coords])]
-        tail = [n for n in dict.fromkeys(labels) if n not in head]
-        columns: list[str] = []
-        parts: list[list[Any]] = []
-        for name in (*head, *self.statistics(where.site), *tail):
-            columns.append("row" if name == "entity" else name)
+        first = [n for n in dict.fromkeys(("entity", view.by, "prompt")) if n in self.ds.coords]
+        others = [n for n in self.columns if n in self.ds.coords and n not in first]
+        names = [*first, *self.statistic_names(view.site), *others]
+        columns: list[list[Any]] = []
+        for name in names:
             if name in self.ds.coords:
-                parts.append(list[Any](self.texts(name, index)))
+                columns.append(list[Any](self.label_texts(name, index)))
             else:
-                values = self.numbers(name, where, index)
-                parts.append([float(v) if np.isfinite(v) else None for v in values])
-        return columns, [list(row) for row in zip(*parts, strict=True)]
+                values = self.statistic_values(name, view, index)
+                columns.append([float(v) if np.isfinite(v) else None for v in values])
+        titles = ["row" if name == "entity" else name for name in names]
+        return titles, [list(row) for row in zip(*columns, strict=True)]
 
-    def texts(self, name: str, rows: np.ndarray, limit: int = 300) -> list[str]:
-        """A label of some rows as text; their numbers where there is no such column."""
-        found = self.ds.coords[name].isel(entity=rows).values if name in self.ds.coords else rows
-        return [plain(v, limit) for v in found]
+    def label_texts(self, name: str, rows: Rows, limit: int = 300) -> list[str]:
+        """Return a label of some rows as text; their row numbers if there is no such column."""
+        values = self.ds.coords[name].isel(entity=rows).values if name in self.ds.coords else rows
+        return [plain_text(v, limit) for v in values]
 
-    def statistics(self, site: str) -> list[str]:
-        """Statistics of single rows that the store has: those of the site, then those of the output."""
-        wanted = [*(f"{site}_{n}" for n in PER_ROW), *OUTPUTS, "exposure"]
-        return [n for n in wanted if n in self.ds and set(self.ds[n].dims) <= {*DIMS, "entity"}]
+    def statistic_names(self, site: str) -> list[str]:
+        """Return the recorded statistics of single rows: those of the site, then those of the output."""
+        names = [*(f"{site}_{n}" for n in SITE_STATISTICS), *OUTPUT_STATISTICS, "exposure"]
+        return [n for n in names if n in self.ds and set(self.ds[n].dims) <= {*DIMS, "entity"}]
 
-    def numbers(self, name: str, where: Where, rows: np.ndarray) -> np.ndarray:
-        """One statistic of some rows at one place, float64; NaN where there is none."""
+    def statistic_values(self, name: str, view: ViewState, rows: Rows) -> npt.NDArray[np.float64]:
+        """Return one statistic of some rows at one stage, layer and token; NaN where it is unknown."""
         array = self.ds[name]
-        for dim, value in where.place().items():
+        for dim, value in view.coordinates().items():
             if dim in array.dims:
                 array = array.isel({dim: array[dim].values.tolist().index(value)})
         if set(array.dims) != {"entity"}:
             return np.full(len(rows), np.nan)
         return np.asarray(array.isel(entity=rows).values, dtype=np.float64)
 
-    def search(self, text: str, most: int) -> np.ndarray:
-        """First rows whose prompt, entity or any label holds `text`, whatever its case; int64 rows."""
+    def search(self, text: str, limit: int) -> Rows:
+        """Return the first rows whose prompt, entity or any label contains `text`, ignoring case."""
         needle = text.casefold()
-        hits = np.zeros(self.ds.sizes["entity"], dtype=bool)
+        matches = np.zeros(self.ds.sizes["entity"], dtype=bool)
         for name in ("entity", *self.columns):
             if name in self.ds.coords and self.ds[name].dtype.kind in "OTU":
-                hits |= np.fromiter((needle in str(v).casefold() for v in self.ds[name].values), bool, len(hits))
-        return np.flatnonzero(hits)[:most]
+                column = self.ds[name].values
+                matches |= np.fromiter((needle in str(v).casefold() for v in column), bool, len(matches))
+        return np.flatnonzero(matches)[:limit]

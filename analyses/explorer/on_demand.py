@@ -1,219 +1,229 @@
-"""Figures of what was computed on demand: the plots of the analyses, drawn for the page, each with its sentence."""
+"""The panel that computes probes and projections on demand, with their figures and statements."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import panel
+import panel as pn
+import xarray as xr
 
-from stratalens.analyses.explorer.background_task import Job, Progress
-from stratalens.analyses.explorer.data import Where
-from stratalens.analyses.explorer.result_cache import METHODS, PAIRS, QUESTIONS, SCOPES, Answers, Question
-from stratalens.analyses.explorer.widgets import Caption, Status, button, choice
+from stratalens.analyses.explorer.background_task import BackgroundTask, Progress
+from stratalens.analyses.explorer.data import Rows, ViewState
+from stratalens.analyses.explorer.result_cache import (
+    ANALYSES,
+    METHODS,
+    PAIR_CHOICES,
+    SCOPES,
+    AnalysisRequest,
+    ResultCache,
+)
+from stratalens.analyses.explorer.widgets import FigureCaption, StatusLine, button, drop_down
 from stratalens.analyses.plots.centroids import centroid_path_spec
-from stratalens.analyses.plots.colors import paint
+from stratalens.analyses.plots.colors import apply_theme
 from stratalens.analyses.plots.matrices import pair_matrix_spec, scalar_map_spec
 from stratalens.analyses.plots.probes import layer_sweep_spec
 from stratalens.analyses.plots.render_bokeh import bokeh_figure
-from stratalens.analyses.plots.spec import FigureSpec, plain
-from stratalens.analyses.report import sentences as say
+from stratalens.analyses.plots.spec import FigureSpec, plain_text
+from stratalens.analyses.report import sentences
 from stratalens.analyses.stats.estimates import extreme_pair
 
-pn: Any = panel  # its functions have no types
+CaptionedSpec = tuple[FigureSpec, sentences.Sentence]
 
-
-Told = tuple[FigureSpec, say.Sentence]
-
-
-def told(answers: Answers, question: Question, where: Where) -> list[Told]:
-    """Pictures and sentences of what is known at a place, most important first."""
-    here = answers.at(question, where.stage, where.layer)
-    return _probes(answers, question, where, here) if question.kind == "probes" else _order(answers, question, here)
-
-
-def _probes(answers: Answers, question: Question, where: Where, here: Any) -> list[Told]:
-    found: list[Told] = []
-    along = answers.along_layers(question, where.stage)
-    if along is not None and where.layer is not None:
-        picture = layer_sweep_spec(along)
-        found.append((picture, say.sweep_sentence(along, picture)))
-    if here is not None and here.sizes.get("pair", 1) > 1 and question.pairs == "all":
-        picture = pair_matrix_spec(here)
-        found.append((picture, say.matrix_sentence(here, picture)))
-    everything = answers.over_everything(question, "accuracy_mean")
-    if everything is not None and int(everything.notnull().any("layer").sum()) > 1:
-        label = "accuracy of the first group against the last" if question.pairs == "ends" else "mean accuracy"
-        found.append(_map(everything, label, (0.0, 1.0), 0.5))
-    if not found and here is not None:  # a site without layers: one row of pairs is all there is
-        picture = pair_matrix_spec(here)
-        found.append((picture, say.matrix_sentence(here, picture)))
-    return found
-
-
-def _order(answers: Answers, question: Question, here: Any) -> list[Told]:
-    found: list[Told] = []
-    if here is not None:
-        picture = centroid_path_spec(here)
-        found.append((picture, say.path_sentence(here, picture)))
-    everything = answers.over_everything(question, "rank_correlation")
-    if everything is not None and int(everything.notnull().sum()) > 1:
-        found.append(_map(everything, "rank correlation with training order", (-1.0, 1.0), 0.0))
-    return found
-
-
-def _map(scalar: Any, label: str, limits: tuple[float, float], null: float) -> Told:
-    picture = scalar_map_spec(scalar, "stage", "layer", label, limits, null)
-    return picture, say.map_sentence(scalar, picture, label, null)
-
-
-def drawn(told_here: Sequence[Told], trained: Sequence[str], theme: str) -> list[Any]:
-    """Panel objects of these pictures."""
-    out = []
-    for picture, sentence in told_here:
-        place = picture.default()
-        figure = bokeh_figure(picture, place)
-        paint(figure, trained, theme)
-        caption = Caption(title=picture.heading(place), sentence=sentence(place), sizing_mode="stretch_width")
-        pane = pn.pane.Bokeh(figure, sizing_mode="stretch_width", height=picture.height)
-        out.append(pn.Column(caption, pane, sizing_mode="stretch_width", min_width=260))
-    return out
-
-
-IDLE = "Nothing is computed yet for this question at this place. One task is one stage and layer, at the token above."
+IDLE = "No result yet for this question, stage, layer and token. One step computes one stage and layer at this token."
 
 
 class AnalysisPanel:
-    """Widgets and figures of what is computed on demand.
+    """Widgets and figures of the analyses on demand.
 
     Args:
-        answers: what is known.
-        where: gives the place that the page shows.
-        later: runs a function in the page's own loop.
-        changed: called in that loop when there is something new for the table of rows.
+        cache: results.
+        view: returns the state of the widgets of the page.
+        run_in_page: runs a function in the event loop of the page.
+        on_change: called in that loop when the table of rows has to change.
     """
 
     def __init__(
         self,
-        answers: Answers,
-        where: Callable[[], Where],
-        later: Callable[[Callable[[], None]], None],
-        changed: Callable[[], None],
+        cache: ResultCache,
+        view: Callable[[], ViewState],
+        run_in_page: Callable[[Callable[[], None]], None],
+        on_change: Callable[[], None],
     ) -> None:
-        self.answers, self._where, self._later, self._changed = answers, where, later, changed
-        self.kind = choice("Question", {v: k for k, v in QUESTIONS.items()}, "probes")
-        self.method = choice("Method", {v: k for k, v in METHODS.items()}, "logistic")
-        self.pairs = choice("Which groups", {v: k for k, v in PAIRS.items()}, "ends")
-        self.scope = choice("Where", {v: k for k, v in SCOPES.items()}, "layers")
+        self.cache, self._view, self._run_in_page, self._on_change = cache, view, run_in_page, on_change
+        self.kind = drop_down("Question", {v: k for k, v in ANALYSES.items()}, "probes")
+        self.method = drop_down("Method", {v: k for k, v in METHODS.items()}, "logistic")
+        self.pairs = drop_down("Which groups", {v: k for k, v in PAIR_CHOICES.items()}, "ends")
+        self.scope = drop_down("Where", {v: k for k, v in SCOPES.items()}, "layers")
         self.start, self.stop = button("Compute", primary=True), button("Cancel")
         self.stop.disabled = True
-        self.status = Status(text=IDLE, sizing_mode="stretch_width")
+        self.status = StatusLine(text=IDLE, sizing_mode="stretch_width")
         self.figures = pn.FlexBox(sizing_mode="stretch_width", align_items="start", gap="0 1.5rem")
-        self.job: Job | None = None
+        self.task: BackgroundTask | None = None
         self._theme = "light"
-        self._drawn: Any = None
-        self._failed: tuple[Question, Where] | None = None  # where the reader was told of a failure
+        self._shown: Any = None
+        self._reported: tuple[AnalysisRequest, ViewState] | None = None  # the status line is about this request
         self.start.on_click(lambda event: self.compute())
         self.stop.on_click(lambda event: self.cancel())
-        self.kind.param.watch(self._other, "value")
-        for widget in (self.method, self.pairs):
-            widget.param.watch(self._other, "value")
+        for widget in (self.kind, self.method, self.pairs):
+            widget.param.watch(self._options_changed, "value")
 
-    def question(self) -> Question:
-        """What the widgets ask."""
-        where = self._where()
-        asked = Question(self.kind.value, where.site, where.by, where.token)
-        return replace(asked, method=self.method.value, pairs=self.pairs.value) if asked.kind == "probes" else asked
+    def panel(self) -> Any:
+        """Return the widgets and figures for the page."""
+        drop_downs, buttons = (self.kind, self.method, self.pairs, self.scope), (self.start, self.stop)
+        columns = [pn.Column(widget, styles={"flex": "1 1 13rem"}, margin=0) for widget in drop_downs]
+        columns += [pn.Column(widget, styles={"flex": "0 0 auto"}, margin=0) for widget in buttons]
+        row = pn.FlexBox(*columns, align_items="end", gap="0.2rem 1rem", sizing_mode="stretch_width")
+        return pn.Column(row, self.status, self.figures, sizing_mode="stretch_width")
+
+    def request(self) -> AnalysisRequest:
+        """Return the request that the widgets describe."""
+        view = self._view()
+        request = AnalysisRequest(self.kind.value, view.site, view.by, view.token)
+        if request.kind == "probes":
+            request = replace(request, method=self.method.value, pairs=self.pairs.value)
+        return request
 
     def compute(self) -> None:
-        """Begin, unless a job is at work already."""
-        if self.job is not None and self.job.running:
+        """Start the computation, unless one is running."""
+        if self._running():
             return
-        question, where = self.question(), self._where()
-        keys = self.answers.keys(question, where, self.scope.value)
+        request, view = self.request(), self._view()
+        keys = self.cache.missing_keys(request, view, self.scope.value)
         if not keys:
-            self.status.say("All of this is computed already; it is shown below.")
+            self.status.set_message("All results are computed already; they are shown below.")
             return
         self.start.disabled, self.stop.disabled = True, False
-        self.status.say(f"Computing 0 of {len(keys)} …", "busy", 0.0)
-        task = partial(self.answers.ask, question)
-        keep = partial(self.answers.keep, question)
-        self.job = Job(keys, task, keep, lambda progress: self._later(lambda: self._told(progress))).start()
+        self.status.set_message(f"Computing 0 of {len(keys)} …", "busy", 0.0)
+        self.task = BackgroundTask(
+            keys,
+            function=partial(self.cache.compute, request),
+            on_result=partial(self.cache.add, request),
+            on_progress=lambda progress: self._run_in_page(lambda: self._show_progress(progress)),
+        ).start()
 
     def cancel(self) -> None:
-        """Begin no further task."""
-        if self.job is not None and self.job.running:
-            self.job.cancel()
-            self.status.say("Stopping after the task at hand …", "busy", self.status.share)
+        """Start no further step."""
+        if self.task is not None and self._running():
+            self.task.cancel()
+            self.status.set_message("Stopping after the current step …", "busy", self.status.share)
 
-    def _told(self, progress: Progress) -> None:
+    def draw(self, theme: str) -> None:
+        """Show the results of the current request."""
+        self._theme = theme
+        request, view = self.request(), self._view()
+        if self._shown == (request, view, theme):
+            return
+        self._shown = (request, view, theme)
+        if self.status.kind == "error" and self._reported != (request, view):
+            self.status.set_message("")
+        specs = available_figures(self.cache, request, view)
+        trained = self.cache.data.training_order([])[0]
+        self.figures[:] = [_draw_figure(spec, sentence, trained, theme) for spec, sentence in specs]
+        if not specs and not self._running() and self.status.kind == "info":
+            self.status.set_message(IDLE)
+
+    def scores(self, rows: Rows) -> tuple[str, list[float | None]] | None:
+        """Return (column name, out-of-fold probe scores) of some rows; None if there is no probe yet."""
+        request, view = self.request(), self._view()
+        result = self.cache.get(request, view.stage, view.layer) if request.kind == "probes" else None
+        if result is None or "score" not in result or "pair" not in result["score"].dims:
+            return None
+        pairs = [str(p) for p in result["pair"].values]
+        pair = extreme_pair(result) or pairs[0]
+        score = result["score"].isel(pair=pairs.index(pair))
+        values = score.squeeze([d for d in score.dims if d != "entity"]).isel(entity=rows).values
+        return f"score {plain_text(pair, 30)}", [float(v) if np.isfinite(v) else None for v in values]
+
+    def _running(self) -> bool:
+        return self.task is not None and self.task.running
+
+    def _show_progress(self, progress: Progress) -> None:
         share = progress.done / progress.total
         if progress.state == "running":
             stopping = self.status.text.startswith("Stopping")
-            words = self.status.text if stopping else f"Computing: {progress.done} of {progress.total} done …"
-            self.status.say(words, "busy", share)
+            text = self.status.text if stopping else f"Computing: {progress.done} of {progress.total} done …"
+            self.status.set_message(text, "busy", share)
         else:
             self.start.disabled, self.stop.disabled = False, True
-            words = {
+            text = {
                 "done": f"Done: {progress.total} of {progress.total}.",
-                "cancelled": f"Cancelled: {progress.done} of {progress.total} done; what is done is kept.",
+                "cancelled": f"Cancelled: {progress.done} of {progress.total} done; these results are kept.",
                 "failed": progress.error,
             }[progress.state]
-            self.status.say(words, "error" if progress.state == "failed" else "quiet")
-            self._failed = (self.question(), self._where())
-        self._drawn = None
-        self.draw(self._theme)
-        self._changed()
+            self.status.set_message(text, "error" if progress.state == "failed" else "info")
+            self._reported = (self.request(), self._view())
+        self._redraw()
 
-    def _other(self, event: Any) -> None:
-        probes = self.kind.value == "probes"
-        self.method.disabled = self.pairs.disabled = not probes
-        self._later(self._redraw)
+    def _options_changed(self, event: Any) -> None:
+        self.method.disabled = self.pairs.disabled = self.kind.value != "probes"
+        self._run_in_page(self._redraw)
 
     def _redraw(self) -> None:
+        self._shown = None
         self.draw(self._theme)
-        self._changed()
+        self._on_change()
 
-    def draw(self, theme: str) -> None:
-        """Show what is known about the question at the place."""
-        self._theme = theme
-        question, where = self.question(), self._where()
-        if self._drawn == (question, where, theme):
-            return
-        self._drawn = (question, where, theme)
-        if self.status.kind == "error" and self._failed != (question, where):
-            self.status.say("")  # it is not about what is asked now
-        here = told(self.answers, question, where)
-        trained = self.answers.source.colours([])[0]
-        self.figures[:] = [self._sized(item) for item in drawn(here, trained, theme)]
-        if not here and not (self.job is not None and self.job.running) and self.status.kind == "quiet":
-            self.status.say(IDLE)
 
-    @staticmethod
-    def _sized(item: Any) -> Any:
-        item.styles = {"flex": "1 1 26rem", "min-width": "0"}
-        return item
+def available_figures(cache: ResultCache, request: AnalysisRequest, view: ViewState) -> list[CaptionedSpec]:
+    """Return the figures of all results that a request has, most important first."""
+    result = cache.get(request, view.stage, view.layer)
+    if request.kind == "probes":
+        return _probe_figures(cache, request, view, result)
+    return _order_figures(cache, request, result)
 
-    def scores(self, rows: np.ndarray) -> tuple[str, list[float | None]] | None:
-        """Out-of-fold probe scores of these rows where a probe is known here: (column name, values)."""
-        question, where = self.question(), self._where()
-        found = self.answers.at(question, where.stage, where.layer) if question.kind == "probes" else None
-        if found is None or "score" not in found or "pair" not in found["score"].dims:
-            return None
-        pairs = [str(p) for p in found["pair"].values]
-        pair = extreme_pair(found) or pairs[0]
-        score = found["score"].isel(pair=pairs.index(pair))
-        values = score.squeeze([d for d in score.dims if d != "entity"]).isel(entity=rows).values
-        return f"score {plain(pair, 30)}", [float(v) if np.isfinite(v) else None for v in values]
 
-    def panel(self) -> Any:
-        """The widgets and figures, for the page."""
-        widgets = (self.kind, self.method, self.pairs, self.scope, self.start, self.stop)
-        parts = [
-            pn.Column(w, styles={"flex": "0 0 auto" if w in widgets[4:] else "1 1 13rem"}, margin=0) for w in widgets
-        ]
-        row = pn.FlexBox(*parts, align_items="end", gap="0.2rem 1rem", sizing_mode="stretch_width")
-        return pn.Column(row, self.status, self.figures, sizing_mode="stretch_width")
+def _probe_figures(
+    cache: ResultCache, request: AnalysisRequest, view: ViewState, result: xr.Dataset | None
+) -> list[CaptionedSpec]:
+    figures: list[CaptionedSpec] = []
+    by_layer = cache.across_layers(request, view.stage)
+    if by_layer is not None and view.layer is not None:
+        spec = layer_sweep_spec(by_layer)
+        figures.append((spec, sentences.sweep_sentence(by_layer, spec)))
+    if result is not None and result.sizes.get("pair", 1) > 1 and request.pairs == "all":
+        figures.append(_pair_matrix(result))
+    grid = cache.stage_layer_grid(request, "accuracy_mean")
+    if grid is not None and int(grid.notnull().any("layer").sum()) > 1:
+        label = "accuracy of the first group against the last" if request.pairs == "ends" else "mean accuracy"
+        figures.append(_map(grid, label, (0.0, 1.0), 0.5))
+    if not figures and result is not None:  # a site without layers has only its pairs
+        figures.append(_pair_matrix(result))
+    return figures
+
+
+def _order_figures(cache: ResultCache, request: AnalysisRequest, result: xr.Dataset | None) -> list[CaptionedSpec]:
+    figures: list[CaptionedSpec] = []
+    if result is not None:
+        spec = centroid_path_spec(result)
+        figures.append((spec, sentences.path_sentence(result, spec)))
+    grid = cache.stage_layer_grid(request, "rank_correlation")
+    if grid is not None and int(grid.notnull().sum()) > 1:
+        figures.append(_map(grid, "rank correlation with training order", (-1.0, 1.0), 0.0))
+    return figures
+
+
+def _pair_matrix(result: xr.Dataset) -> CaptionedSpec:
+    spec = pair_matrix_spec(result)
+    return spec, sentences.matrix_sentence(result, spec)
+
+
+def _map(scalar: xr.DataArray, label: str, limits: tuple[float, float], null: float) -> CaptionedSpec:
+    spec = scalar_map_spec(scalar, "stage", "layer", label, limits, null)
+    return spec, sentences.map_sentence(scalar, spec, label, null)
+
+
+def _draw_figure(spec: FigureSpec, sentence: sentences.Sentence, trained: list[str], theme: str) -> Any:
+    """Return a figure with its caption as a Panel object."""
+    slider_values = spec.default_values()
+    figure = bokeh_figure(spec)
+    apply_theme(figure, trained, theme)
+    caption = FigureCaption(
+        title=spec.heading(slider_values), sentence=sentence(slider_values), sizing_mode="stretch_width"
+    )
+    pane = pn.pane.Bokeh(figure, sizing_mode="stretch_width", height=spec.height)
+    styles = {"flex": "1 1 26rem", "min-width": "0"}
+    return pn.Column(caption, pane, sizing_mode="stretch_width", min_width=260, styles=styles)

@@ -1,7 +1,7 @@
-"""Probes and projections of single places, asked on demand and kept; what the explorer's second part shows.
+"""Probes and projections of single slabs, computed on demand and shared by all pages of a server.
 
-One task is one (stage, layer) at one token: small enough to be waited for, and kept
-by the engine's cache beside the store, so that the next session does not fit it again.
+One step is one stage and layer at one token, which takes little time. The cache of the sweeps, next to the store,
+keeps each result for the next session.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import xarray as xr
 
 from stratalens.analyses.centroids.centroids import project
 from stratalens.analyses.data.groups import groups
-from stratalens.analyses.explorer.data import Source, Where
+from stratalens.analyses.explorer.data import ExplorerData, ViewState
 from stratalens.analyses.probes.probe import probe
 from stratalens.store.errors import InputError
 
-QUESTIONS = {"probes": "Can the groups be told apart? (probes)", "order": "Do the centroids lie in order? (projection)"}
+ANALYSES = {"probes": "Are the groups separable? (probes)", "order": "Are the centroids in order? (projection)"}
 
-
-PAIRS = {"ends": "first against last group", "all": "all pairs", "rest": "each group against the rest"}
-
+PAIR_CHOICES = {"ends": "first against last group", "all": "all pairs", "rest": "each group against the rest"}
 
 METHODS = {
     "logistic": "logistic regression",
@@ -33,7 +31,6 @@ METHODS = {
     "diffmeans": "difference of means",
 }
 
-
 SCOPES = {
     "layers": "all layers, at this stage",
     "here": "this layer, at this stage",
@@ -41,16 +38,14 @@ SCOPES = {
     "everything": "all layers and all stages",
 }
 
-
 PERMUTATIONS = 200
 
-
-Key = tuple[Hashable, Hashable]
+StageLayer = tuple[Hashable, Hashable]
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked, without the place: results of equal questions belong together."""
+class AnalysisRequest:
+    """An analysis with its options, without stage and layer."""
 
     kind: Literal["probes", "order"]
     site: str
@@ -60,94 +55,103 @@ class Question:
     pairs: str = "ends"
 
 
-class Answers:
-    """Results by question and (stage, layer), shared by all pages of one server."""
+class ResultCache:
+    """Results by request and (stage, layer).
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._kept: dict[Question, dict[Key, xr.Dataset]] = {}
+    Args:
+        data: the store.
+    """
+
+    def __init__(self, data: ExplorerData) -> None:
+        self.data = data
+        self._results: dict[AnalysisRequest, dict[StageLayer, xr.Dataset]] = {}
         self._lock = threading.Lock()
 
-    def keys(self, question: Question, where: Where, scope: str) -> list[Key]:
-        """(stage, layer) of the scope that are not answered yet, the place itself first, then by distance."""
-        stages = self.source.values(where.site, "stage") or [None]
-        layers = self.source.values(where.site, "layer") or [None]
-        if scope in ("here", "layers"):
-            stages = [where.stage]
-        if scope in ("here", "stages"):
-            layers = [where.layer]
-        every = [(s, layer) for s in stages for layer in layers]
+    def missing_keys(self, request: AnalysisRequest, view: ViewState, scope: str) -> list[StageLayer]:
+        """Return the (stage, layer) of the scope without a result, nearest to the view first.
+
+        Raises:
+            InputError: the scope is unknown.
+        """
         if scope not in SCOPES:
-            raise InputError(f"unknown scope {scope!r}; valid: {', '.join(SCOPES)}")
-        near = {key: (key[0] != where.stage, abs(_number(key[1]) - _number(where.layer))) for key in every}
-        with self._lock:
-            have = set(self._kept.get(question, {}))
-        return sorted((k for k in every if k not in have), key=lambda k: near[k])
+            raise InputError(f"unknown scope {scope!r}. Valid: {', '.join(SCOPES)}.")
+        stages = self.data.values(view.site, "stage") or [None]
+        layers = self.data.values(view.site, "layer") or [None]
+        if scope in ("here", "layers"):
+            stages = [view.stage]
+        if scope in ("here", "stages"):
+            layers = [view.layer]
+        known = self._results_of(request)
+        missing = [(stage, layer) for stage in stages for layer in layers if (stage, layer) not in known]
+        return sorted(missing, key=lambda k: (k[0] != view.stage, abs(_number(k[1]) - _number(view.layer))))
 
-    def ask(self, question: Question, key: Key) -> xr.Dataset:
-        """Answer one question at one stage and layer (from the engine's cache where it is there)."""
-        ds = self._narrow(question, key)
-        common: dict[str, Any] = {"site": question.site, "cache": None, "progress": False, "skip_missing": True}
-        if question.kind == "order":
-            return project(ds, by=question.by, permutations=PERMUTATIONS, bootstrap=PERMUTATIONS, **common)
-        pairs: Any = question.pairs
+    def compute(self, request: AnalysisRequest, key: StageLayer) -> xr.Dataset:
+        """Run one analysis at one stage and layer, or read its result from the cache of the sweeps."""
+        ds = self._select(request, key)
+        options: dict[str, Any] = {"site": request.site, "cache": None, "progress": False, "skip_missing": True}
+        if request.kind == "order":
+            return project(ds, by=request.by, permutations=PERMUTATIONS, bootstrap=PERMUTATIONS, **options)
+        pairs: Any = request.pairs
         if pairs == "ends":
-            names = groups(ds, question.by).names
+            names = groups(ds, request.by).names
             pairs = [(names[0], names[-1])]
-        result = probe(ds, target=question.by, pairs=pairs, method=question.method, **common)
-        return result.drop_vars([n for n in ("coef", "intercept") if n in result])
+        result = probe(ds, target=request.by, pairs=pairs, method=request.method, **options)
+        return result.drop_vars(["coef", "intercept"], errors="ignore")
 
-    def keep(self, question: Question, key: Key, result: xr.Dataset) -> None:
-        """Remember a result."""
+    def add(self, request: AnalysisRequest, key: StageLayer, result: xr.Dataset) -> None:
+        """Add a result."""
         with self._lock:
-            self._kept.setdefault(question, {})[key] = result
+            self._results.setdefault(request, {})[key] = result
 
-    def at(self, question: Question, stage: Hashable, layer: Hashable) -> xr.Dataset | None:
-        """The result of one place, with dims of size one; None where it is not known."""
-        with self._lock:
-            return self._kept.get(question, {}).get((stage, layer))
+    def get(self, request: AnalysisRequest, stage: Hashable, layer: Hashable) -> xr.Dataset | None:
+        """Return the result at one stage and layer, with dims of size one; None if there is none yet."""
+        return self._results_of(request).get((stage, layer))
 
-    def along_layers(self, question: Question, stage: Hashable) -> xr.Dataset | None:
-        """Results of all layers that are known at one stage, side by side."""
-        with self._lock:
-            found = {k: v for k, v in self._kept.get(question, {}).items() if k[0] == stage}
-        return _joined([found[k] for k in sorted(found, key=lambda k: _number(k[1]))], "layer")
-
-    def over_everything(self, question: Question, name: str) -> xr.DataArray | None:
-        """One number of every place that is known, over (stage, layer); NaN where it is not known yet."""
-        with self._lock:
-            found = dict(self._kept.get(question, {}))
-        if not found or any(k[1] is None or k[0] is None for k in found):
+    def across_layers(self, request: AnalysisRequest, stage: Hashable) -> xr.Dataset | None:
+        """Concatenate the results of all layers at one stage; None if there is none yet."""
+        by_key = {k: v for k, v in self._results_of(request).items() if k[0] == stage}
+        results = [by_key[k] for k in sorted(by_key, key=lambda k: _number(k[1]))]
+        if not results:
             return None
-        site = self.source.ds[question.site]
-        stages, layers = self.source.values(question.site, "stage"), self.source.values(question.site, "layer")
-        table = np.full((len(stages), len(layers)), np.nan)
-        for (stage, layer), result in found.items():
-            table[stages.index(stage), layers.index(layer)] = float(result[name].mean())
-        coords = {"stage": np.array(stages, dtype=object), "layer": layers, "token": question.token}
-        orders = dict(zip(site["stage"].values.tolist(), site["stage_order"].values.tolist(), strict=True))
-        return xr.DataArray(table, dims=("stage", "layer"), coords=coords, attrs={"site": question.site}).assign_coords(
-            stage_order=("stage", [orders[s] for s in stages])
+        if len(results) == 1 or "layer" not in results[0].dims:
+            return results[0]
+        return xr.concat(
+            results, dim="layer", data_vars="minimal", coords="minimal", compat="override", join="override"
         )
 
-    def _narrow(self, question: Question, key: Key) -> xr.Dataset:
-        """The store at one stage, layer and token: a lazy selection, so that the engine's cache knows it."""
-        site = self.source.ds[question.site]
+    def stage_layer_grid(self, request: AnalysisRequest, name: str) -> xr.DataArray | None:
+        """Return one number of every result over (stage, layer); NaN where there is no result yet."""
+        results = self._results_of(request)
+        if not results or any(stage is None or layer is None for stage, layer in results):
+            return None
+        site = self.data.ds[request.site]
+        stages, layers = self.data.values(request.site, "stage"), self.data.values(request.site, "layer")
+        grid = np.full((len(stages), len(layers)), np.nan)
+        for (stage, layer), result in results.items():
+            grid[stages.index(stage), layers.index(layer)] = float(result[name].mean())
+        orders = dict(zip(site["stage"].values.tolist(), site["stage_order"].values.tolist(), strict=True))
+        coords = {
+            "stage": np.array(stages, dtype=object),
+            "stage_order": ("stage", [orders[s] for s in stages]),
+            "layer": layers,
+            "token": request.token,
+        }
+        return xr.DataArray(grid, dims=("stage", "layer"), coords=coords, attrs={"site": request.site})
+
+    def _results_of(self, request: AnalysisRequest) -> dict[StageLayer, xr.Dataset]:
+        with self._lock:
+            return dict(self._results.get(request, {}))
+
+    def _select(self, request: AnalysisRequest, key: StageLayer) -> xr.Dataset:
+        """Select one stage, layer and token; the selection is lazy, so that the cache of the sweeps recognises it."""
+        site = self.data.ds[request.site]
         index: dict[str, list[int]] = {}
-        for dim, value in zip(("stage", "layer", "token"), (*key, question.token), strict=True):
+        for dim, value in zip(("stage", "layer", "token"), (*key, request.token), strict=True):
             if dim in site.dims:
                 index[dim] = [site[dim].values.tolist().index(value)]
         flag = site.attrs.get("recorded", "recorded")
-        names = [question.site, *(n for n in (flag, "exposure") if n in self.source.ds)]
-        return self.source.ds[names].isel(index)
-
-
-def _joined(parts: list[xr.Dataset], dim: str) -> xr.Dataset | None:
-    if not parts:
-        return None
-    if len(parts) == 1 or dim not in parts[0].dims:
-        return parts[0]
-    return xr.concat(parts, dim=dim, data_vars="minimal", coords="minimal", compat="override", join="override")
+        names = [request.site, *(n for n in (flag, "exposure") if n in self.data.ds)]
+        return self.data.ds[names].isel(index)
 
 
 def _number(layer: Hashable) -> float:

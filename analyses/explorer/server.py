@@ -1,4 +1,4 @@
-"""Serves the page on this machine only, with its scripts and styles from the installed packages."""
+"""Server of the live page on this machine, with scripts and styles from the installed packages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import xarray as xr
 from stratalens.store.errors import InputError
 
 ADDRESS = "127.0.0.1"
-
-
 PORT = 5006
 
 
@@ -26,77 +24,76 @@ def explore(
     block: bool = True,
     tell: Callable[[str], None] | None = None,
 ) -> Any:
-    """Serve the live page of a store on 127.0.0.1 until it is interrupted.
+    """Serve the live page of a store on 127.0.0.1 until an interrupt.
 
     Args:
-        ds: result of `open_store`; nothing but metadata is read before somebody opens the page.
-        port: where to listen; 0 takes a free one.
+        ds: result of `open_store`; only metadata is read until a browser opens the page.
+        port: port of the page; 0 takes a free one.
         show: open the page in the system's browser.
-        block: False returns at once; the caller then runs the event loop (in a notebook it runs already).
-        tell: called with the address, with block=True once the page can be had.
+        block: False returns at once; the caller then runs the event loop, which already runs in a notebook.
+        tell: called with a message that has the address; with block=True it is called once the page is reachable.
 
     Returns:
-        The server (with block=False); its `port` says where it listens and `stop()` ends it.
+        With block=False, the server: `port` is its port and `stop()` ends it.
 
     Raises:
-        InputError: the port is taken or not allowed, or the store has no site or no label column.
+        InputError: the port is in use or not permitted, or the store has no site or no label column.
     """
-    import panel
+    import panel as pn
 
     from stratalens.analyses.explorer.app import page
-    from stratalens.analyses.explorer.data import Source
-    from stratalens.analyses.explorer.result_cache import Answers
+    from stratalens.analyses.explorer.data import ExplorerData
+    from stratalens.analyses.explorer.result_cache import ResultCache
 
-    pn: Any = panel  # its functions have no types
-    chosen = free_port(port)
-    source = Source(ds)
-    shared = source, Answers(source)
+    port = free_port(port)
+    data = ExplorerData(ds)
+    shared = data, ResultCache(data)
 
-    def made() -> Any:
+    def session() -> Any:
         explorer = page(ds, shared)
         pn.state.onload(explorer.refresh)
         pn.state.on_session_destroyed(lambda context: explorer.close())
         return explorer.template()
 
     server = pn.serve(
-        {"/": made},
-        port=chosen,
+        {"/": session},
+        port=port,
         address=ADDRESS,
-        websocket_origin=[f"{ADDRESS}:{chosen}", f"localhost:{chosen}"],
-        title=f"stratalens explorer: {Path(source.path).name}",
+        websocket_origin=[f"{ADDRESS}:{port}", f"localhost:{port}"],
+        title=f"stratalens explorer: {Path(data.path).name}",
         show=show,
         start=False,
         threaded=False,
         verbose=False,
     )
 
-    def up() -> None:
+    def announce() -> None:
         if tell is not None:
-            tell(f"the explorer of {source.path} is at http://{ADDRESS}:{chosen} (Ctrl-C ends it)")
+            tell(f"the explorer of {data.path} is at http://{ADDRESS}:{port} (Ctrl-C ends it)")
 
     if block:
-        server.io_loop.add_callback(up)  # not before it listens and Ctrl-C ends it
+        server.io_loop.add_callback(announce)  # runs once the server listens and Ctrl-C ends it
         server.start()
         server.io_loop.start()
     else:
-        up()
+        announce()
     return server
 
 
 def free_port(port: int) -> int:
-    """The port itself if it can be listened on, a free one for 0.
+    """Return the port if it is available, or a free one for 0.
 
     Raises:
-        InputError: it is taken, or this user may not listen there.
+        InputError: the port is in use, or this user may not listen on it.
     """
     if not 0 <= port <= 65535:
-        raise InputError(f"port {port} does not exist: give one from 1024 to 65535, or 0 for any free one")
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        raise InputError(f"port {port} does not exist. Valid: 1024 to 65535, or 0 for a free port.")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((ADDRESS, port))
+            candidate.bind((ADDRESS, port))
         except OSError as error:
-            why = {errno.EADDRINUSE: "is taken by another program", errno.EACCES: "may not be used by this user"}
-            reason = why.get(error.errno or 0, f"cannot be used ({error.strerror})")
-            raise InputError(f"port {port} {reason}: give another with --port, or --port 0 for any free one") from None
-        return int(probe.getsockname()[1])
+            reasons = {errno.EADDRINUSE: "is in use by another program", errno.EACCES: "is not permitted for this user"}
+            reason = reasons.get(error.errno or 0, f"is not available ({error.strerror})")
+            raise InputError(f"port {port} {reason}. Pass another with --port, or --port 0 for a free one.") from None
+        return int(candidate.getsockname()[1])

@@ -1,27 +1,22 @@
-"""The page's own widgets, on native HTML elements: slider, table of rows, status line, key, light or dark."""
+"""The page's own widgets, built from native HTML elements."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import panel
+import panel as pn
 import param
 from panel.custom import JSComponent
 
-FILES = Path(__file__).with_name("assets")
+ASSETS = Path(__file__).with_name("assets")
+STYLE = (ASSETS / "widgets.css").read_text(encoding="utf-8")
 
 
-STYLE = (FILES / "widgets.css").read_text(encoding="utf-8")
+class PageWidget(JSComponent):
+    """Base class with the styles of all widgets."""
 
-
-pn: Any = panel  # its functions have no types
-
-
-class Native(JSComponent):
-    """Base: the styles that all widgets of the page share."""
-
-    _stylesheets = [STYLE]  # noqa: RUF012 - read by Panel as a class attribute
+    _stylesheets = [STYLE]  # noqa: RUF012 - Panel reads a class attribute
 
     __abstract = True
 
@@ -29,74 +24,74 @@ class Native(JSComponent):
         super().__init__(**params)  # type: ignore[no-untyped-call]
 
 
-class Stepper(Native):
+class ValueSlider(PageWidget):
     """A slider over the named values of stage, layer or token."""
 
     label = param.String()
     options = param.List(item_type=str)
     value = param.Integer(default=0)
-    _esm = FILES / "stepper.js"
+    _esm = ASSETS / "slider.js"
 
 
-class Rows(Native):
-    """A table of rows; `focus` is the one that is pointed at, -1 for none."""
+class RowTable(PageWidget):
+    """A table of rows; `focus` is the highlighted row, -1 for none."""
 
     columns = param.List()
     rows = param.List()
     caption = param.String()
     focus = param.Integer(default=-1)
-    _esm = FILES / "rows.js"
+    _esm = ASSETS / "rows.js"
 
 
-class Status(Native):
-    """One line, and a bar where `share` (0 .. 1) is not negative; kind is "quiet", "busy" or "error"."""
+class StatusLine(PageWidget):
+    """A status message of kind "info", "busy" or "error", with a progress bar if `share` (0 to 1) is not negative."""
 
     text = param.String()
-    kind = param.String(default="quiet")
+    kind = param.String(default="info")
     share = param.Number(default=-1.0)
-    _esm = FILES / "status.js"
+    _esm = ASSETS / "status.js"
 
-    def say(self, text: str, kind: str = "quiet", share: float = -1.0) -> None:
-        """Replace what stands there."""
+    def set_message(self, text: str, kind: str = "info", share: float = -1.0) -> None:
+        """Replace the message."""
         self.param.update(text=text, kind=kind, share=share)
 
 
-class Key(Native):
+class Legend(PageWidget):
     """Names and colours of the groups."""
 
     names = param.List()
     colors = param.List()
-    _esm = FILES / "key.js"
+    _esm = ASSETS / "legend.js"
 
 
-class Caption(Native):
-    """Heading of a figure and its sentence."""
+class FigureCaption(PageWidget):
+    """Heading of a figure and its statement."""
 
     title = param.String()
     sentence = param.String()
-    _esm = FILES / "caption.js"
+    _esm = ASSETS / "caption.js"
 
 
-class Theme(Native):
-    """Button between a light and a dark page; `value` says which it is."""
+class ThemeButton(PageWidget):
+    """Button that switches between a light and a dark page; `value` is the current theme."""
 
     value = param.String(default="light")
-    _esm = FILES / "theme.js"
+    _esm = ASSETS / "theme.js"
 
 
-def choice(label: str, options: Any, value: Any) -> Any:
-    """A labelled drop-down list."""
+def drop_down(label: str, options: Any, value: Any) -> Any:
+    """Return a labelled drop-down list."""
     return pn.widgets.Select(
         label=label, options=options, value=value, stylesheets=[STYLE], min_width=120, sizing_mode="stretch_width"
     )
 
 
 def button(label: str, primary: bool = False) -> Any:
-    """A button."""
+    """Return a button."""
     classes = ["x-primary"] if primary else []
     return pn.widgets.Button(label=label, css_classes=classes, stylesheets=[STYLE], align="end")
 
 
 def text_field(label: str, placeholder: str) -> Any:
-    """A labelled field; its value changes on Enter."""
+    """Return a labelled text field; its value changes on Enter."""
     return pn.widgets.TextInput(label=label, placeholder=placeholder, stylesheets=[STYLE], sizing_mode="stretch_width")

@@ -1,7 +1,20 @@
-"""Plots of results: each function returns a HoloViews object with sliders for what is left of stage, layer, token.
+"""Figures of results: each function returns a HoloViews object with sliders for stage, layer and token.
 
-Nothing here calls show(). `save` writes a figure to PDF, SVG or PNG (Matplotlib) or
-to a standalone HTML page whose sliders work without Python.
+No function calls show(). `save` writes a figure to PDF, SVG or PNG (Matplotlib), or to a standalone HTML page whose
+sliders work without Python.
+
+centroids          centroids of groups and single rows in the plane (w1, w2)
+probes             probe scores by layer; a probe next to its controls
+matrices           heat maps of pairs, cosines and scalars
+stages             change over training: directions, centroids, forgetting
+distributions      recorded statistics by group; training loss
+spec               descriptions of figures that need no drawing
+colors             colours of stages, scores and pages
+label_placement    positions of point labels
+render_holoviews   spec to HoloViews
+render_bokeh       spec to Bokeh, with the data of all slider values
+html_page          figures as a standalone page
+save               figures as files
 """
 
 from __future__ import annotations

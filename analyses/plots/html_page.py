@@ -1,4 +1,4 @@
-"""Turns figures into one standalone HTML page: escaping, script hashes, the page's policy. No numbers are made here."""
+"""Figures as one standalone HTML page: escaping, script hashes and the Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -15,84 +15,96 @@ from bokeh.resources import Resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from stratalens.analyses.plots.colors import DIVERGING, SEQUENTIAL, dark_twins
-from stratalens.analyses.plots.render_bokeh import frames, page_item
+from stratalens.analyses.plots.colors import AXIS_LINE, DIVERGING, FOREGROUND, MUTED, SEQUENTIAL, dark_colors
+from stratalens.analyses.plots.render_bokeh import bokeh_json, page_frames
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One figure of a page: the picture, its sentence for each place, and how to read it."""
+class PageFigure:
+    """One figure of a page, its sentence for every combination of slider values, and how to read it."""
 
-    picture: FigureSpec
+    spec: FigureSpec
     sentence: Callable[[SliderValues], str]
     reading: str = ""
 
 
-def render_page(template: str, panels: Mapping[str, Panel], known: Sequence[str], **values: Any) -> str:
-    """Return a whole page as text.
+def render_page(template: str, figures: Mapping[str, PageFigure], known: Sequence[str], **values: Any) -> str:
+    """Return a page as text.
 
     Args:
         template: name of a file in templates/.
-        panels: figures by the id they get in the page.
+        figures: figures by their id in the page.
         known: trained stages in order, for the colours of a dark page.
-        values: what else the template asks for; text in it is escaped.
+        values: further values of the template; Jinja escapes their text.
     """
     environment = Environment(
         loader=PackageLoader("stratalens.analyses.plots", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
     )
-    data = {name: figure_data(panel, name) for name, panel in panels.items()}
-    block = json_block({"figures": data, "dark": dark_twins(known)})
+    data = {name: figure_data(figure, name) for name, figure in figures.items()}
+    theme = {
+        name: {"foreground": FOREGROUND[name], "muted": MUTED[name], "axis": AXIS_LINE[name]}
+        for name in ("light", "dark")
+    }
+    block = json_block({"figures": data, "dark": dark_colors(known), "theme": theme})
     policy = (
         "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; font-src data:; "
-        f"base-uri 'none'; form-action 'none'; script-src {' '.join(_hash(s) for s in scripts())}"
+        f"base-uri 'none'; form-action 'none'; script-src {' '.join(_hash(s) for s in page_scripts())}"
     )
     return environment.get_template(template).render(
         policy=Markup(policy),
-        style=Markup(_own("report.css")),
-        scripts=[Markup(s) for s in scripts()],
+        style=Markup(_template_text("report.css")),
+        scripts=[Markup(s) for s in page_scripts()],
         data=Markup(block),
-        panels={name: _shown(name, panel, data[name]) for name, panel in panels.items()},
+        figures={name: _template_figure(name, figure, data[name]) for name, figure in figures.items()},
         **values,
     )
 
 
-def _shown(name: str, panel: Panel, data: Mapping[str, Any]) -> dict[str, Any]:
-    first = panel.picture.places().index(panel.picture.default())
-    return {"first": data["sentences"][first], "id": name, "panel": panel, "bar": _bar(panel.picture), "data": data}
+def _template_figure(name: str, figure: PageFigure, data: Mapping[str, Any]) -> dict[str, Any]:
+    spec = figure.spec
+    first = data["sentences"][spec.all_slider_values().index(spec.default_values())]
+    return {
+        "id": name,
+        "spec": spec,
+        "reading": figure.reading,
+        "first": first,
+        "color_bar": _color_bar(spec),
+        "data": data,
+    }
 
 
-def figure_page(picture: FigureSpec) -> str:
-    """Page of a single figure, always light: it goes beside other light figures."""
-    return render_page("figure.html", {"figure": Panel(picture, picture.heading)}, [], title=picture.title)
+def figure_page(spec: FigureSpec) -> str:
+    """Return a page with a single figure. It is always light, because it is shown next to other light figures."""
+    return render_page("figure.html", {"figure": PageFigure(spec, spec.heading)}, [], title=spec.title)
 
 
 @cache
-def scripts() -> tuple[str, ...]:
-    """Bokeh's library and the page's own script, as they stand in the page."""
+def page_scripts() -> tuple[str, ...]:
+    """Return Bokeh's library and the script of the page."""
     library = "\n".join(Resources(mode="inline", components=["bokeh"], log_level="warn").js_raw)
-    return (library.replace("</script", "<\\/script"), _own("report.js"))
+    return (library.replace("</script", "<\\/script"), _template_text("report.js"))
 
 
-def _own(name: str) -> str:
+def _template_text(name: str) -> str:
     return files("stratalens.analyses.plots").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def figure_data(panel: Panel, identity: str) -> dict[str, Any]:
-    """All that the page's script needs of one figure: Bokeh's JSON, the numbers of all places, a sentence each."""
-    picture = panel.picture
+def figure_data(figure: PageFigure, identity: str) -> dict[str, Any]:
+    """Return the data of one figure for the script: Bokeh's JSON, all tables, and all sentences."""
+    spec = figure.spec
     return {
-        "item": page_item(picture, f"{identity}-plot"),
-        "frames": frames(picture),
-        "sentences": [picture.message or panel.sentence(place) for place in picture.places()],
-        "hover": {m.name: dict(m.hover) for m in picture.marks if m.hover},
+        "item": bokeh_json(spec, f"{identity}-plot"),
+        "frames": page_frames(spec),
+        "sentences": [spec.message or figure.sentence(values) for values in spec.all_slider_values()],
+        "hover": {m.name: dict(m.hover) for m in spec.marks if m.hover},
     }
 
 
 def json_block(data: object) -> str:
-    r"""JSON that can stand inside a script element: no character of it can end the element or start a comment.
+    r"""Return JSON for a script element; no character of it can end the element or start a comment.
 
     >>> json_block({"name": "</script><b>"})
     '{"name":"\\u003c/script\\u003e\\u003cb\\u003e"}'
@@ -108,15 +120,10 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _bar(picture: FigureSpec) -> dict[str, Any] | None:
-    """Colour bar of a heat map as a CSS gradient."""
-    if picture.clim is None:
+def _color_bar(spec: FigureSpec) -> dict[str, Any] | None:
+    """Return the colour bar of a heat map as a CSS gradient."""
+    if spec.clim is None:
         return None
-    palette = picture.palette or (DIVERGING if picture.clim[0] < 0 else SEQUENTIAL)
+    palette = spec.palette or (DIVERGING if spec.clim[0] < 0 else SEQUENTIAL)
     stops = ", ".join(palette[round(i * (len(palette) - 1) / 8)] for i in range(9))
-    return {
-        "low": f"{picture.clim[0]:g}",
-        "high": f"{picture.clim[1]:g}",
-        "stops": stops,
-        "label": picture.colorbar,
-    }
+    return {"low": f"{spec.clim[0]:g}", "high": f"{spec.clim[1]:g}", "stops": stops, "label": spec.colorbar}

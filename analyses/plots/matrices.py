@@ -1,4 +1,4 @@
-"""Tables of coloured cells: pairs, cosines, and any scalar over layers, stages and tokens."""
+"""Heat maps: pairs of groups, cosines, and any scalar over two of stage, layer and token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import xarray as xr
 
 from stratalens.analyses.data.results import require_variable
 from stratalens.analyses.data.training_order import group_names
-from stratalens.analyses.plots.colors import DIVERGING, SEQUENTIAL, inks_on
+from stratalens.analyses.plots.colors import DIVERGING, SEQUENTIAL, text_colors_on
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
     SLIDER_DIMS,
@@ -20,7 +20,7 @@ from stratalens.analyses.plots.spec import (
     Table,
     lookup,
     message_spec,
-    plain,
+    plain_text,
     site_of,
     split_dims,
     values_of,
@@ -28,12 +28,24 @@ from stratalens.analyses.plots.spec import (
 from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate
 from stratalens.store.errors import InputError
 
-MAX_WRITTEN = 100  # cells; more than that and their numbers are in the hover only
+MAX_NUMBERED_CELLS = 100  # larger maps show their numbers only on hover
+
+VERDICTS = {True: "differs from chance", False: "not distinguishable from chance"}
 
 
-def cells(columns: np.ndarray, rows: np.ndarray) -> Table:
-    """Unit squares centred on (columns, rows)."""
-    return {"x0": columns - 0.5, "y0": rows - 0.5, "x1": columns + 0.5, "y1": rows + 0.5}
+def pair_matrix(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Figure:
+    """Draw held-out accuracy for every pair of groups, earlier group by later group.
+
+    Args:
+        probes: result of `sl.probe(pairs="all")`.
+        name: "accuracy" or "auc".
+        dynamic: see `to_holoviews`.
+
+    Returns:
+        HoloViews object. "n.s." marks pairs that are not distinguishable from chance, by the permutation p
+        if there is one, else by the 95 % interval.
+    """
+    return to_holoviews(pair_matrix_spec(probes, name), dynamic)
 
 
 def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
@@ -49,22 +61,26 @@ def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
     sliders, fixed = split_dims(probes[name], ("pair",))
     columns, rows = np.array(second, dtype=float), -np.array(first, dtype=float)
     read = {k: lookup(result[k], ("pair",) if "pair" in result.dims else ()) for k in PARTS}
-    base = cells(columns, rows)
-    base |= {"earlier": [plain(groups[i]) for i in first], "later": [plain(groups[j]) for j in second]}
-    upper, lower = rows + 0.08, rows - 0.24
+    squares = _squares(columns, rows)
+    squares |= {"earlier": [plain_text(groups[i]) for i in first], "later": [plain_text(groups[j]) for j in second]}
 
-    def tables(place: SliderValues) -> dict[str, Table]:
-        got = {k: np.atleast_1d(read[k](place)) for k in PARTS}
-        told = [differs_from_null(*(float(got[k][i]) for k in PARTS)) for i in range(len(first))]
-        table = base | {"value": got["value"]}
-        table["interval"] = [f"[{a:z.3f}, {b:z.3f}]" for a, b in zip(got["low"], got["high"], strict=True)]
-        table["null"] = [f"{n:z.3f}" for n in got["null"]]
-        table["verdict"] = ["beyond chance" if t else "not told from chance" for t in told]
-        inks = inks_on(got["value"], 0, 1)
+    def tables(slider_values: SliderValues) -> dict[str, Table]:
+        numbers = {k: np.atleast_1d(read[k](slider_values)) for k in PARTS}
+        value = numbers["value"]
+        differs = [differs_from_null(*(float(numbers[k][i]) for k in PARTS)) for i in range(len(first))]
+        colors = text_colors_on(value, 0, 1)
+        intervals = zip(numbers["low"], numbers["high"], strict=True)
+        pairs = squares | {
+            "value": value,
+            "interval": [f"[{low:z.3f}, {high:z.3f}]" for low, high in intervals],
+            "null": [f"{n:z.3f}" for n in numbers["null"]],
+            "verdict": [VERDICTS[d] for d in differs],
+        }
+        verdicts = ["" if d else "n.s." for d in differs]
         return {
-            "pairs": table,
-            "numbers": {"x": columns, "y": upper, "text": [f"{v:z.2f}" for v in got["value"]], "ink": inks},
-            "verdicts": {"x": columns, "y": lower, "text": ["" if t else "n.s." for t in told], "ink": inks},
+            "pairs": pairs,
+            "numbers": {**_cell_labels(columns, rows, value), "y": rows + 0.08, "text_color": colors},
+            "verdicts": {"x": columns, "y": rows - 0.24, "text": verdicts, "text_color": colors},
         }
 
     hover = {
@@ -76,18 +92,17 @@ def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
         "verdict": "verdict",
     }
     n = len(groups)
-    small = n <= 10
     marks = [Mark("pairs", "cells", hover=hover)]
-    if small:
+    if n <= 10:
         marks += [Mark("numbers", "labels", size=10), Mark("verdicts", "labels", size=7)]
     return FigureSpec(
         name="pair_matrix",
         title=title,
-        x=Axis("later group", ticks=[(float(i), plain(groups[i], 16)) for i in range(1, n)]),
-        y=Axis("earlier group", ticks=[(-float(i), plain(groups[i], 16)) for i in range(n - 1)]),
+        x=Axis("later group", ticks=[(float(i), plain_text(groups[i], 16)) for i in range(1, n)]),
+        y=Axis("earlier group", ticks=[(-float(i), plain_text(groups[i], 16)) for i in range(n - 1)]),
         marks=marks,
         tables=tables,
-        limits=lambda place: (0.5, n - 0.5, -(n - 1.5), 0.5),
+        limits=lambda slider_values: (0.5, n - 0.5, -(n - 1.5), 0.5),
         sliders=sliders,
         fixed=fixed,
         site=site_of(probes),
@@ -98,19 +113,17 @@ def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
     )
 
 
-def pair_matrix(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Figure:
-    """Draw held-out accuracy for every pair of groups, earlier group by later group.
+def cosine_matrix(cosines: xr.DataArray, dynamic: bool | None = None) -> Figure:
+    """Draw cosines between probe directions, over pairs (default), layers, stages or tokens.
 
     Args:
-        probes: result of `sl.probe(pairs="all")`.
-        name: "accuracy" or "auc".
+        cosines: result of `sl.cosines`: (..., x, x_other).
         dynamic: see `to_holoviews`.
 
     Returns:
-        HoloViews object; "n.s." marks pairs that are not told from chance (by permutation p
-        where there is one, else by the 95 % interval).
+        HoloViews object with sliders for the remaining dims.
     """
-    return to_holoviews(pair_matrix_spec(probes, name), dynamic)
+    return to_holoviews(cosine_matrix_spec(cosines), dynamic)
 
 
 def cosine_matrix_spec(cosines: xr.DataArray) -> FigureSpec:
@@ -118,32 +131,28 @@ def cosine_matrix_spec(cosines: xr.DataArray) -> FigureSpec:
     others = [str(d) for d in cosines.dims if str(d).endswith("_other")]
     if len(others) != 1:
         raise InputError(
-            f"plots.cosine_matrix needs dims (..., x, x_other); got {cosines.dims}. Make it with sl.cosines(probes)."
+            f"plots.cosine_matrix needs dims (..., x, x_other); got {cosines.dims}. Compute them with "
+            "sl.cosines(probes)."
         )
     over, title = others[0].removesuffix("_other"), "Cosine between probe directions"
-    labels = [plain(v, 24) for v in values_of(cosines, over)]
+    labels = [plain_text(v, 24) for v in values_of(cosines, over)]
     n = len(labels)
     if n < 2:
         return message_spec("cosine_matrix", title, "Cosines need at least two directions.", cosines)
-    extra = ("pair",) if over != "pair" else ()
-    sliders, fixed = split_dims(cosines, (over,), extra)
+    sliders, fixed = split_dims(cosines, (over,), ("pair",) if over != "pair" else ())
     grid_rows, grid_columns = np.divmod(np.arange(n * n), n)
     columns, rows = grid_columns.astype(float), -grid_rows.astype(float)
     read = lookup(cosines, (over, others[0]))
-    base = cells(columns, rows)
-    base |= {"one": [labels[i] for i in grid_rows], "other": [labels[i] for i in grid_columns]}
+    squares = _squares(columns, rows)
+    squares |= {"one": [labels[i] for i in grid_rows], "other": [labels[i] for i in grid_columns]}
 
-    def tables(place: SliderValues) -> dict[str, Table]:
-        value = read(place).ravel()
-        table = base | {"value": value}
-        inks = inks_on(value, -1, 1)
-        return {
-            "cosines": table,
-            "numbers": {"x": columns, "y": rows, "text": [f"{v:z.2f}" for v in value], "ink": inks},
-        }
+    def tables(slider_values: SliderValues) -> dict[str, Table]:
+        value = read(slider_values).ravel()
+        numbers = {**_cell_labels(columns, rows, value), "text_color": text_colors_on(value, -1, 1)}
+        return {"cosines": squares | {"value": value}, "numbers": numbers}
 
     marks = [Mark("cosines", "cells", hover={"one": over, "other": f"other {over}", "value": "cosine"})]
-    if n * n <= MAX_WRITTEN:
+    if n * n <= MAX_NUMBERED_CELLS:
         marks.append(Mark("numbers", "labels", size=8))
     return FigureSpec(
         name="cosine_matrix",
@@ -152,7 +161,7 @@ def cosine_matrix_spec(cosines: xr.DataArray) -> FigureSpec:
         y=Axis(over, ticks=[(-float(i), t) for i, t in enumerate(labels)]),
         marks=marks,
         tables=tables,
-        limits=lambda place: (-0.5, n - 0.5, 0.5 - n, 0.5),
+        limits=lambda slider_values: (-0.5, n - 0.5, 0.5 - n, 0.5),
         sliders=sliders,
         fixed=fixed,
         site=site_of(cosines),
@@ -163,14 +172,34 @@ def cosine_matrix_spec(cosines: xr.DataArray) -> FigureSpec:
     )
 
 
-def cosine_matrix(cosines: xr.DataArray, dynamic: bool | None = None) -> Figure:
-    """Draw cosines between probe directions, over pairs (default), layers, stages or tokens.
+def stage_layer_map(
+    scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
+) -> Figure:
+    """Draw a heat map of any scalar over recorded stage (horizontal) and layer (vertical).
 
     Args:
-        cosines: result of `sl.cosines`: (..., x, x_other).
-        dynamic: see `to_holoviews`.
+        scalar: DataArray with the dims stage and layer; token and pair become sliders.
+        label: name of the scalar, with its unit.
+        null: its value without any signal; white on the map.
+        clim: limits of the colours; default from the data.
+
+    Returns:
+        HoloViews object.
+
+    Raises:
+        InputError: stage or layer is missing.
     """
-    return to_holoviews(cosine_matrix_spec(cosines), dynamic)
+    return to_holoviews(scalar_map_spec(scalar, "stage", "layer", label, clim, null))
+
+
+def layer_token_map(
+    scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
+) -> Figure:
+    """Draw a heat map of any scalar over layer (horizontal) and token position (vertical).
+
+    Args, Returns, Raises: as `stage_layer_map`, with layer and token in place of stage and layer.
+    """
+    return to_holoviews(scalar_map_spec(scalar, "layer", "token", label, clim, null))
 
 
 def scalar_map_spec(
@@ -181,40 +210,38 @@ def scalar_map_spec(
     clim: tuple[float, float] | None = None,
     null: float | None = None,
 ) -> FigureSpec:
-    """Describe a heat map of any scalar over two of stage, layer and token (see `stage_layer_map`)."""
-    missing = [d for d in (x, y) if d not in scalar.coords]
-    if missing:
+    """Describe a heat map of any scalar over two of stage, layer and token; arguments as `stage_layer_map`."""
+    if any(d not in scalar.coords for d in (x, y)):
         raise InputError(f"this map needs the dims {x!r} and {y!r}; the data has {tuple(scalar.dims)}")
     scalar = scalar.expand_dims([d for d in (x, y) if d not in scalar.dims])
     title = f"{label[:1].upper()}{label[1:]} by {x} and {y}"
     extra = tuple(str(d) for d in scalar.dims if d not in (*SLIDER_DIMS, x, y))
     sliders, fixed = split_dims(scalar, (x, y), extra)
     xs, ys = values_of(scalar, x), values_of(scalar, y)
-    if not np.isfinite(scalar.values.astype(float)).any():
+    values = scalar.values.astype(float)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
         return message_spec(f"{y}_{x}_map", title, f"There is no finite {label} to show.", scalar)
-    ordered = scalar.isel({x: _order(scalar, x, xs), y: _order(scalar, y, ys)})
+    ordered = scalar.isel({x: _positions_of(scalar, x, xs), y: _positions_of(scalar, y, ys)})
     read = lookup(ordered, (y, x))
     grid_rows, grid_columns = np.divmod(np.arange(len(xs) * len(ys)), len(xs))
     columns, rows = grid_columns.astype(float), grid_rows.astype(float)
-    base = cells(columns, rows)
-    base |= {x: [plain(xs[i]) for i in grid_columns], y: [plain(ys[i]) for i in grid_rows]}
-    finite = scalar.values[np.isfinite(scalar.values)].astype(float)
-    limits = clim or (float(finite.min()), float(finite.max()) or 1.0)
-    palette = DIVERGING if null is not None else SEQUENTIAL
+    squares = _squares(columns, rows)
+    squares |= {x: [plain_text(xs[i]) for i in grid_columns], y: [plain_text(ys[i]) for i in grid_rows]}
+    low, high = clim or (float(finite.min()), float(finite.max()) or 1.0)
     if null is not None and clim is None:
-        half = max(abs(limits[0] - null), abs(limits[1] - null)) or 1.0
-        limits = (null - half, null + half)
+        half = max(abs(low - null), abs(high - null)) or 1.0
+        low, high = null - half, null + half
+    palette = DIVERGING if null is not None else SEQUENTIAL
 
-    def tables(place: SliderValues) -> dict[str, Table]:
-        value = read(place).ravel()
-        inks = inks_on(value, *limits, palette)
-        return {
-            "cells": base | {"value": value},
-            "numbers": {"x": columns, "y": rows, "text": [f"{v:z.2f}" for v in value], "ink": inks},
-        }
+    def tables(slider_values: SliderValues) -> dict[str, Table]:
+        value = read(slider_values).ravel()
+        colors = text_colors_on(value, low, high, palette)
+        numbers = {**_cell_labels(columns, rows, value), "text_color": colors}
+        return {"cells": squares | {"value": value}, "numbers": numbers}
 
     marks = [Mark("cells", "cells", hover={x: x, y: y, "value": label})]
-    if len(xs) * len(ys) <= MAX_WRITTEN:
+    if len(xs) * len(ys) <= MAX_NUMBERED_CELLS:
         marks.append(Mark("numbers", "labels", size=8))
     return FigureSpec(
         name=f"{y}_{x}_map",
@@ -223,43 +250,31 @@ def scalar_map_spec(
         y=_names_axis(y, ys),
         marks=marks,
         tables=tables,
-        limits=lambda place: (-0.5, len(xs) - 0.5, -0.5, len(ys) - 0.5),
+        limits=lambda slider_values: (-0.5, len(xs) - 0.5, -0.5, len(ys) - 0.5),
         sliders=sliders,
         fixed=fixed,
         site=site_of(scalar),
-        clim=limits,
+        clim=(low, high),
         palette=palette,
         colorbar=label if null is None else f"{label} (white: {null:g})",
         height=max(220, 110 + 24 * len(ys)),
     )
 
 
-def _order(data: xr.DataArray, dim: str, values: Sequence[Hashable]) -> list[int]:
+def _squares(columns: np.ndarray, rows: np.ndarray) -> Table:
+    """Return unit squares centred on (columns, rows)."""
+    return {"x0": columns - 0.5, "y0": rows - 0.5, "x1": columns + 0.5, "y1": rows + 0.5}
+
+
+def _cell_labels(columns: np.ndarray, rows: np.ndarray, values: np.ndarray) -> Table:
+    return {"x": columns, "y": rows, "text": [f"{v:z.2f}" for v in values]}
+
+
+def _positions_of(data: xr.DataArray, dim: str, values: Sequence[Hashable]) -> list[int]:
     present = [v.item() if isinstance(v, np.generic) else v for v in np.atleast_1d(data[dim].values)]
     return [present.index(v) for v in values]
 
 
 def _names_axis(dim: str, values: Sequence[Hashable]) -> Axis:
     label = {"stage": "recorded stage", "layer": "layer (block)", "token": "token position"}.get(dim, dim)
-    return Axis(label, ticks=[(float(i), plain(v, 16)) for i, v in enumerate(values)])
-
-
-def stage_layer_map(
-    scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
-) -> Figure:
-    """Draw a heat map of any scalar over recorded stage (across) and layer (up).
-
-    Args:
-        scalar: DataArray with dims stage and layer (and perhaps token, pair: sliders).
-        label: what the scalar is, with its unit.
-        null: its value without any signal; white on the map.
-        clim: limits of the colours; default from the data.
-    """
-    return to_holoviews(scalar_map_spec(scalar, "stage", "layer", label, clim, null))
-
-
-def layer_token_map(
-    scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
-) -> Figure:
-    """Draw a heat map of any scalar over layer (across) and token position (up); arguments as `stage_layer_map`."""
-    return to_holoviews(scalar_map_spec(scalar, "layer", "token", label, clim, null))
+    return Axis(label, ticks=[(float(i), plain_text(v, 16)) for i, v in enumerate(values)])

@@ -1,8 +1,8 @@
-"""A `FigureSpec` as a Bokeh figure plus the numbers of all its slider places, for pages that run without Python.
+"""Bokeh figures and page data of a `FigureSpec`, for pages that run without Python.
 
-The figure is drawn once; a place only replaces columns. Columns that do not
-depend on the place are kept once, numbers with four significant digits: seven
-stages x 13 layers x 2 tokens of a pair matrix take some 100 kB.
+Bokeh draws each figure once; moving a slider only replaces columns. The page holds a column that does not depend on
+the sliders once, and numbers with four significant digits. Seven stages x 13 layers x 2 tokens of a pair matrix
+take about 100 kB.
 """
 
 from __future__ import annotations
@@ -11,35 +11,22 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import bokeh.embed
-import bokeh.models
-import bokeh.plotting
 import numpy as np
+from bokeh.core.types import ID
+from bokeh.embed import json_item
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
+from bokeh.models.annotations import LabelSet
+from bokeh.plotting import figure
 from bokeh.transform import linear_cmap
 
-from stratalens.analyses.plots.spec import Axis, FigureSpec, Mark, SliderValues, Table
-
-# Bokeh's annotations do not know the properties that its models take as arguments.
-models: Any = bokeh.models
-
-
-plotting: Any = bokeh.plotting
-
-
-embedding: Any = bokeh.embed
-
-
-INK = "#222222"
-
-
-QUIET = "#767676"
-
+from stratalens.analyses.plots.colors import FOREGROUND, MUTED, NOT_A_NUMBER
+from stratalens.analyses.plots.spec import Axis, FigureSpec, Mark, Table
 
 FONT = "system-ui, sans-serif"
 
 
-def rounded(value: Any) -> Any:
-    """Value as it goes into the page: numbers with four significant digits, NaN as None, text as it is."""
+def page_value(value: Any) -> Any:
+    """Convert a value for the page: numbers to four significant digits, NaN to None; text is unchanged."""
     if isinstance(value, str):
         return value
     number = float(value)
@@ -48,42 +35,47 @@ def rounded(value: Any) -> Any:
     return int(number) if number == int(number) and abs(number) < 1e15 else float(f"{number:.4g}")
 
 
-def column(values: Any) -> list[Any]:
-    """One column of a table as a list for the page."""
-    return [rounded(v) for v in (values.tolist() if isinstance(values, np.ndarray) else values)]
+def page_column(values: Any) -> list[Any]:
+    """Convert one column of a table to a list for the page."""
+    return [page_value(v) for v in (values.tolist() if isinstance(values, np.ndarray) else values)]
 
 
-def frames(picture: FigureSpec) -> dict[str, Any]:
-    """All places of a picture: sliders, and per mark its constant and its varying columns.
+def page_frames(spec: FigureSpec) -> dict[str, Any]:
+    """Return the sliders of a figure and its tables for every combination of slider values.
 
     Returns:
-        JSON-able dict: `sliders` [{dim, values, start}], `places` (count), `same` {mark: {column: list}},
-        `vary` {mark: {column: [list per place]}}, `limits` [[x0, x1, y0, y1] per place, or one for all].
+        Dict that JSON can hold:
+
+        - sliders: list of {dim, values, start}
+        - places: number of combinations
+        - same: {mark: {column: list}}, columns that are equal for all combinations
+        - vary: {mark: {column: one list a combination}}, all other columns
+        - limits: one [x0, x1, y0, y1] a combination, or a single one if all are equal
     """
-    start = picture.default()
-    wanted = [mark.name for mark in picture.marks]
-    tables = [picture.tables(p) for p in picture.places()]
-    limits = [[rounded(v) for v in picture.limits(p)] for p in picture.places()]
+    start = spec.default_values()
+    marks = {mark.name for mark in spec.marks}
+    combinations = spec.all_slider_values()
+    tables = [spec.tables(slider_values) for slider_values in combinations]
+    limits = [page_column(spec.limits(slider_values)) for slider_values in combinations]
     same: dict[str, dict[str, Any]] = {}
     vary: dict[str, dict[str, Any]] = {}
     for mark, last in tables[-1].items():
-        if mark not in wanted:
+        if mark not in marks:
             continue
         same[mark], vary[mark] = {}, {}
         for name, values in last.items():
-            raw = [t[mark][name] for t in tables]
-            if all(r is values for r in raw):
-                same[mark][name] = column(values)
+            if all(table[mark][name] is values for table in tables):
+                same[mark][name] = page_column(values)
                 continue
-            cooked = [column(r) for r in raw]
-            if all(c == cooked[-1] for c in cooked):
-                same[mark][name] = cooked[-1]
+            columns = [page_column(table[mark][name]) for table in tables]
+            if all(column == columns[-1] for column in columns):
+                same[mark][name] = columns[-1]
             else:
-                vary[mark][name] = cooked
+                vary[mark][name] = columns
     return {
         "sliders": [
             {"dim": d, "values": [str(v) for v in values], "start": list(values).index(start[d])}
-            for d, values in picture.sliders.items()
+            for d, values in spec.sliders.items()
         ],
         "places": len(tables),
         "same": same,
@@ -92,24 +84,23 @@ def frames(picture: FigureSpec) -> dict[str, Any]:
     }
 
 
-def page_item(picture: FigureSpec, target: str) -> dict[str, Any]:
-    """Bokeh's JSON of the figure, to be drawn into the element with id `target`."""
-    item: dict[str, Any] = embedding.json_item(bokeh_figure(picture), target)
-    return item
+def bokeh_json(spec: FigureSpec, target: str) -> dict[str, Any]:
+    """Return Bokeh's JSON of the figure, for the element with id `target`."""
+    return dict(json_item(bokeh_figure(spec), ID(target)))
 
 
-def bokeh_figure(picture: FigureSpec, place: SliderValues | None = None) -> Any:
-    """Draw a picture at a place (default: its own) with Bokeh; no title: the page has it as a heading."""
-    place = picture.default() if place is None else place
-    x0, x1, y0, y1 = picture.limits(place)
-    fig = plotting.figure(
-        name=picture.name,
-        height=picture.height,
+def bokeh_figure(spec: FigureSpec) -> Any:
+    """Draw a figure at its initial slider values; without a title, because the page shows it as a heading."""
+    slider_values = spec.default_values()
+    x0, x1, y0, y1 = spec.limits(slider_values)
+    fig: Any = figure(  # type: ignore[call-arg]  # Bokeh does not declare the options of its tools and axes
+        name=spec.name,
+        height=spec.height,
         sizing_mode="stretch_width",
         min_width=200,
-        x_range=models.Range1d(x0, x1),
-        y_range=models.Range1d(y0, y1),
-        y_axis_type="log" if picture.y.log else "linear",
+        x_range=Range1d(start=x0, end=x1),
+        y_range=Range1d(start=y0, end=y1),
+        y_axis_type="log" if spec.y.log else "linear",
         tools="box_zoom,reset,save",
         active_drag=None,
         background_fill_color=None,
@@ -119,54 +110,60 @@ def bokeh_figure(picture: FigureSpec, place: SliderValues | None = None) -> Any:
     fig.toolbar_inner = True
     fig.toolbar.autohide = True
     fig.toolbar.logo = None
-    tables = picture.tables(place)
-    for mark in picture.marks:
+    tables = spec.tables(slider_values)
+    for mark in spec.marks:
         if mark.name in tables:
-            _draw(fig, mark, tables[mark.name], picture)
-    for axis, described in ((fig.xaxis[0], picture.x), (fig.yaxis[0], picture.y)):
-        _axis(axis, described)
-    if any(mark.kind == "cells" for mark in picture.marks) or picture.x.ticks == []:
+            _draw(fig, mark, tables[mark.name], spec)
+    for axis, axis_spec in ((fig.xaxis[0], spec.x), (fig.yaxis[0], spec.y)):
+        _draw_axis(axis, axis_spec)
+    if any(mark.kind == "cells" for mark in spec.marks) or spec.x.ticks == []:
         fig.grid.visible = False
     fig.grid.grid_line_alpha = 0.25
-    if picture.x.ticks == [] and picture.y.ticks == []:
+    if spec.x.ticks == [] and spec.y.ticks == []:
         fig.axis.visible = False
     return fig
 
 
-def _axis(axis: Any, described: Axis) -> None:
-    axis.axis_label = described.label
+def style_axis_text(axis: Any) -> None:
+    """Set the font of an axis and hide its minor ticks."""
     axis.axis_label_text_font = axis.major_label_text_font = FONT
     axis.axis_label_text_font_style = "normal"
     axis.axis_label_text_font_size = axis.major_label_text_font_size = "12px"
-    axis.major_label_text_color = axis.axis_label_text_color = INK
-    axis.axis_line_color = axis.major_tick_line_color = QUIET
     axis.minor_tick_line_color = None
-    if described.ticks is not None:
-        axis.ticker = models.FixedTicker(ticks=[p for p, _ in described.ticks])
-        axis.major_label_overrides = {(int(p) if p == int(p) else p): t for p, t in described.ticks}
-    if described.rotate:
+
+
+def _draw_axis(axis: Any, spec: Axis) -> None:
+    style_axis_text(axis)
+    axis.axis_label = spec.label
+    axis.major_label_text_color = axis.axis_label_text_color = FOREGROUND["light"]
+    axis.axis_line_color = axis.major_tick_line_color = MUTED["light"]
+    if spec.ticks is not None:
+        axis.ticker = FixedTicker(ticks=[p for p, _ in spec.ticks])
+        axis.major_label_overrides = {(int(p) if p == int(p) else p): t for p, t in spec.ticks}
+    if spec.rotate:
         axis.major_label_orientation = math.pi / 3
 
 
-def _draw(fig: Any, mark: Mark, table: Table, picture: FigureSpec) -> None:
-    source = models.ColumnDataSource({c: column(v) for c, v in table.items()}, name=mark.name)
-    flat = {"ink": INK, "quiet": QUIET, "data": QUIET}[mark.role]
-    color = "color" if "color" in table else flat
-    tags = [mark.role if "color" not in table else "data"]
+def _draw(fig: Any, mark: Mark, table: Table, spec: FigureSpec) -> None:
+    source = ColumnDataSource({c: page_column(v) for c, v in table.items()}, name=mark.name)
+    if mark.kind == "labels":
+        fig.add_layout(_labels(mark, table, source))
+        return
+    color = "color" if "color" in table else (FOREGROUND if mark.role == "foreground" else MUTED)["light"]
     if mark.kind == "points":
-        drawn = fig.scatter(
+        renderer = fig.scatter(
             "x",
             "y",
             source=source,
             size=mark.size,
             fill_color=color,
             fill_alpha=mark.alpha,
-            line_color=INK,
+            line_color=FOREGROUND["light"],
             line_width=0.6,
             line_alpha=mark.alpha,
         )
     elif mark.kind == "segments":
-        drawn = fig.segment(
+        renderer = fig.segment(
             "x0",
             "y0",
             "x1",
@@ -177,46 +174,43 @@ def _draw(fig: Any, mark: Mark, table: Table, picture: FigureSpec) -> None:
             line_alpha=mark.alpha,
             line_dash=mark.dash,
         )
-    elif mark.kind == "cells":
-        low, high = picture.clim or (0.0, 1.0)
-        fill = linear_cmap("value", list(picture.palette), low, high, nan_color="#c8c8c8")
-        drawn = fig.quad(
+    else:
+        low, high = spec.clim or (0.0, 1.0)
+        renderer = fig.quad(
             left="x0",
             bottom="y0",
             right="x1",
             top="y1",
             source=source,
-            fill_color=fill,
+            fill_color=linear_cmap("value", list(spec.palette), low, high, nan_color=NOT_A_NUMBER),
             line_color="#ffffff",
             line_width=1,
         )
-    else:
-        fig.add_layout(
-            models.LabelSet(
-                x="x",
-                y="y",
-                text="text",
-                source=source,
-                text_font={"value": FONT},
-                text_font_size=f"{mark.size + 2:g}px",
-                text_color="ink" if "ink" in table else INK,
-                text_align="left" if mark.offset else mark.align,
-                text_baseline="middle",
-                x_offset=mark.offset * 0.6,
-                y_offset=mark.offset,
-                tags=["data" if "ink" in table else "ink"],
-                name=mark.name,
-            )
-        )
-        return
-    drawn.name = mark.name
-    drawn.tags = tags
+    renderer.name = mark.name
+    renderer.tags = ["data" if "color" in table else mark.role]
     if mark.hover:
-        tips = [(label, _field(name, table)) for name, label in mark.hover.items()]
-        fig.add_tools(models.HoverTool(renderers=[drawn], tooltips=tips))
+        tooltips = [(label, _tooltip_field(name, table)) for name, label in mark.hover.items()]
+        fig.add_tools(HoverTool(renderers=[renderer], tooltips=tooltips))
 
 
-def _field(name: str, table: Mapping[str, Any]) -> str:
+def _labels(mark: Mark, table: Table, source: ColumnDataSource) -> LabelSet:
+    colored = "text_color" in table
+    return LabelSet(
+        x="x",
+        y="y",
+        text="text",
+        source=source,
+        text_font={"value": FONT},
+        text_font_size=f"{mark.size + 2:g}px",
+        text_color="text_color" if colored else FOREGROUND["light"],
+        text_align=mark.align,
+        text_baseline="middle",
+        tags=["data" if colored else "foreground"],
+        name=mark.name,
+    )
+
+
+def _tooltip_field(name: str, table: Mapping[str, Any]) -> str:
     values = table[name]
-    text = len(values) > 0 and isinstance(values[0], str)
-    return f"@{{{name}}}" if text else f"@{{{name}}}{{0.[000]}}"
+    is_text = len(values) > 0 and isinstance(values[0], str)
+    return f"@{{{name}}}" if is_text else f"@{{{name}}}{{0.[000]}}"

@@ -1,19 +1,23 @@
-"""Writes one figure to a file: PDF, SVG or PNG for papers, or a standalone HTML page with working sliders."""
+"""Figures as files: PDF, SVG or PNG for papers, or a standalone HTML page with working sliders."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import holoviews as hv
 
-from stratalens.analyses.plots.render_holoviews import frame
-from stratalens.analyses.plots.spec import FigureSpec
+from stratalens.analyses.plots.render_holoviews import draw_overlay
+from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 from stratalens.store.errors import InputError
 
-DRAWN = (".pdf", ".svg", ".png")
+IMAGE_SUFFIXES = (".pdf", ".svg", ".png")
+
+_MATPLOTLIB_SETTINGS: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "none", "font.size": 9}
+_matplotlib_lock = threading.Lock()  # Matplotlib's settings belong to the process
 
 
 def save(
@@ -21,69 +25,77 @@ def save(
 ) -> Path:
     """Save a figure.
 
+    HoloViews' current backend stays as it is. Several threads may save at the same time; Matplotlib draws one
+    figure after another.
+
     Args:
-        obj: what a function of `stratalens.analyses.plots` returned (other HoloViews objects are
-            passed on to `holoviews.save`).
-        path: `.pdf` and `.svg` (vector, fonts embedded), `.png`, or `.html` (all places of the sliders,
-            no Python and no network needed). Its folder is made where there is none.
-        place: for PDF, SVG and PNG of a figure with sliders: which place, e.g. {"stage": "s6", "layer": 12};
-            what is not named is at its last value.
-        dpi: resolution of PNG.
+        obj: result of a function of `stratalens.analyses.plots`. Other HoloViews objects go to `holoviews.save`.
+        path: `.pdf` and `.svg` (vector, fonts embedded), `.png`, or `.html` (all slider values, needs neither Python
+            nor a network). A missing folder is created.
+        place: slider values of a PDF, SVG or PNG, for example {"stage": "s6", "layer": 12}. Sliders that are not
+            named stay at their initial value.
+        dpi: resolution of a PNG.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: unknown suffix, no such place, or Matplotlib is not installed.
+        InputError: the suffix or a slider value is unknown, or Matplotlib is not installed.
     """
     target = Path(path)
     suffix = target.suffix.lower()
-    if suffix not in (*DRAWN, ".html"):
-        raise InputError(f"save: unknown suffix {target.suffix!r} of {target}; valid: {', '.join(DRAWN)}, .html")
+    if suffix not in (*IMAGE_SUFFIXES, ".html"):
+        valid = ", ".join((*IMAGE_SUFFIXES, ".html"))
+        raise InputError(f"save: unknown suffix {target.suffix!r} of {target}. Valid: {valid}.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    picture = getattr(obj, "stratalens_picture", None)
-    if suffix == ".html":
-        if isinstance(picture, FigureSpec):
-            from stratalens.analyses.plots.html_page import figure_page
+    spec = getattr(obj, "stratalens_spec", None)
+    if suffix != ".html":
+        with _matplotlib_lock:
+            _save_image(obj, spec, target, place or {}, dpi)
+    elif isinstance(spec, FigureSpec):
+        from stratalens.analyses.plots.html_page import figure_page
 
-            target.write_text(figure_page(picture), encoding="utf-8")
-        else:
-            hv.save(obj, target, backend="bokeh", resources="inline")
-        return target
-    with _matplotlib() as rc:
-        if isinstance(picture, FigureSpec):
-            obj = frame(picture, _whole(picture, place or {}))
-        elif isinstance(obj, hv.HoloMap):
-            obj = obj.last
-        import matplotlib as mpl
-
-        with mpl.rc_context(rc):
-            hv.save(obj, target, backend="matplotlib", fmt=suffix[1:], dpi=dpi)
+        target.write_text(figure_page(spec), encoding="utf-8")
+    else:
+        hv.save(obj, target, backend="bokeh", resources="inline")
     return target
 
 
-def _whole(picture: FigureSpec, place: Mapping[str, Hashable]) -> dict[str, Hashable]:
-    whole = picture.default()
+def _save_image(obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable], dpi: int) -> None:
+    _load_matplotlib()
+    import matplotlib as mpl
+
+    if isinstance(spec, FigureSpec):
+        obj = draw_overlay(spec, _all_values(spec, place))
+    elif isinstance(obj, hv.HoloMap):
+        obj = obj.last
+    with mpl.rc_context(_MATPLOTLIB_SETTINGS):
+        hv.save(obj, target, backend="matplotlib", fmt=target.suffix.lower()[1:], dpi=dpi)
+
+
+def _load_matplotlib() -> None:
+    """Load HoloViews' Matplotlib backend, which makes itself the current one, and restore the previous one."""
+    backend = hv.Store.current_backend
+    try:
+        import holoviews.plotting.mpl  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "save: PDF, SVG and PNG need Matplotlib. Install it: pip install 'stratalens[figures]'"
+        ) from error
+    finally:
+        if backend != hv.Store.current_backend:
+            hv.Store.set_current_backend(backend)
+
+
+def _all_values(spec: FigureSpec, place: Mapping[str, Hashable]) -> SliderValues:
+    """Add the initial value of every slider that `place` does not name."""
+    slider_values = spec.default_values()
     for dim, value in place.items():
-        if dim not in whole:
-            raise InputError(f"save: this figure has no slider {dim!r}; valid: {', '.join(whole) or 'none'}")
-        if value not in picture.sliders[dim]:
-            raise InputError(f"save: no {dim} {value!r}; valid: {', '.join(map(str, picture.sliders[dim]))}")
-        whole[dim] = value
-    return whole
-
-
-class _matplotlib:  # noqa: N801
-    """Loads HoloViews' Matplotlib backend and leaves the current backend as it was."""
-
-    def __enter__(self) -> Any:
-        try:
-            import holoviews.plotting.mpl  # noqa: F401
-        except ImportError as error:
-            raise InputError("save: PDF, SVG and PNG need Matplotlib: pip install matplotlib") from error
-        self.before = hv.Store.current_backend
-        hv.Store.set_current_backend("matplotlib")
-        return {"pdf.fonttype": 42, "svg.fonttype": "none", "font.size": 9}
-
-    def __exit__(self, *_: object) -> None:
-        hv.Store.set_current_backend(self.before)
+        if dim not in slider_values:
+            valid = ", ".join(slider_values) or "none"
+            raise InputError(f"save: this figure has no slider {dim!r}. Valid: {valid}.")
+        if value not in spec.sliders[dim]:
+            valid = ", ".join(map(str, spec.sliders[dim]))
+            raise InputError(f"save: no {dim} {value!r}. Valid: {valid}.")
+        slider_values[dim] = value
+    return slider_values

@@ -1,13 +1,13 @@
-"""What a figure is before it is drawn: marks, axes, sliders and, for each place of the sliders, tables of numbers.
+"""Descriptions of figures that can be tested without drawing.
 
-A `FigureSpec` can be tested without drawing. `hv_backend.py` turns it into a
-HoloViews object, `embed.py` into a standalone page whose sliders need no
-running Python.
+A `FigureSpec` holds the marks, the axes, the sliders and one table of numbers a mark for every combination of
+slider values.
 """
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,45 +19,49 @@ import xarray as xr
 from stratalens.store.errors import InputError, suggest
 
 SliderValues = dict[str, Hashable]
-
-
 Table = dict[str, Any]
-
-
-Kind = Literal["points", "segments", "cells", "labels"]
-
+Limits = tuple[float, float, float, float]
+MarkKind = Literal["points", "segments", "cells", "labels"]
 
 SLIDER_DIMS = ("stage", "layer", "token")
 
-
-_MATH = re.compile(r"\$(?=\$)|\\(?=[(\[])")
+_TEX_DELIMITER = re.compile(r"\$(?=\$)|\\(?=[(\[])")
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One layer of a figure; its table has the columns of its kind.
+    """One layer of a figure.
 
-    points: x, y, color (+ hover columns); segments: x0, y0, x1, y1, color;
-    cells: x0, y0, x1, y1, value (+ hover columns); labels: x, y, text, ink.
-    `color` is a column of hex colours; a mark without that column uses `role`:
-    "ink" (text and axes), "quiet" (grey).
+    The columns of its table depend on the kind:
+
+    - points: x, y, color
+    - segments: x0, y0, x1, y1, color
+    - cells: x0, y0, x1, y1, value
+    - labels: x, y, text, text_color
+
+    Attributes:
+        name: name of its table.
+        kind: points | segments | cells | labels.
+        hover: title of each column that the hover shows.
+        role: colour of a mark whose table has no colour column: "foreground" (text and axes) or "muted" (grey).
+        size: diameter of points in pixels, font size of labels in points.
+        width: line width of segments in pixels.
     """
 
     name: str
-    kind: Kind
+    kind: MarkKind
     hover: Mapping[str, str] = field(default_factory=dict)
-    role: Literal["ink", "quiet", "data"] = "data"
+    role: Literal["foreground", "muted", "data"] = "data"
     size: float = 9
     width: float = 1.5
     alpha: float = 1.0
     dash: str = "solid"
-    offset: float = 0.0
     align: Literal["center", "left"] = "center"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Label with its unit, and named ticks where positions stand for names."""
+    """An axis: its label with the unit, and named ticks where positions represent names."""
 
     label: str
     ticks: Sequence[tuple[float, str]] | None = None
@@ -67,7 +71,20 @@ class Axis:
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A figure of one question; `tables(place)` gives the numbers that are shown at a place of the sliders."""
+    """Description of one figure.
+
+    Attributes:
+        name: name of the plot function.
+        tables: returns the table of every mark for one combination of slider values.
+        limits: returns (x0, x1, y0, y1) for one combination of slider values.
+        sliders: values of each slider.
+        fixed: dims with one value only; the title names them.
+        clim: values at the two ends of the palette of a heat map.
+        colorbar: label of the colour bar.
+        legend: colour of each name.
+        message: reason why there is nothing to draw.
+        start: initial slider values that differ from the default.
+    """
 
     name: str
     title: str
@@ -75,7 +92,7 @@ class FigureSpec:
     y: Axis
     marks: Sequence[Mark]
     tables: Callable[[SliderValues], Mapping[str, Table]]
-    limits: Callable[[SliderValues], tuple[float, float, float, float]]
+    limits: Callable[[SliderValues], Limits]
     sliders: Mapping[str, Sequence[Hashable]] = field(default_factory=dict)
     fixed: Mapping[str, Hashable] = field(default_factory=dict)
     site: str = ""
@@ -87,34 +104,27 @@ class FigureSpec:
     message: str = ""
     start: Mapping[str, Hashable] = field(default_factory=dict)
 
-    def places(self) -> list[SliderValues]:
-        """All places of the sliders, in the order of their values."""
+    def all_slider_values(self) -> list[SliderValues]:
+        """Return every combination of slider values, in slider order."""
         return [dict(zip(self.sliders, values, strict=True)) for values in product(*self.sliders.values())]
 
-    def default(self) -> SliderValues:
-        """Where the sliders stand at first: at `start`, else the last stage, the deepest layer, the token "last"."""
+    def default_values(self) -> SliderValues:
+        """Return the initial slider values: `start`, else the last stage, the deepest layer and the token "last"."""
         return {
             dim: self.start.get(dim, "last" if "last" in values else values[-1]) for dim, values in self.sliders.items()
         }
 
-    def heading(self, place: SliderValues) -> str:
-        """Title that always says site, stage, layer and token as far as the result has them."""
-        where = {**self.fixed, **place}
-        parts = [self.site] if self.site else []
-        parts += [f"{dim} {plain(where[dim])}" for dim in (*SLIDER_DIMS, "pair") if dim in where]
-        return f"{self.title} ({', '.join(parts)})" if parts else self.title
+    def heading(self, slider_values: SliderValues) -> str:
+        """Return the title with the site, stage, layer, token and pair that the figure shows."""
+        shown = {**self.fixed, **slider_values}
+        words = [self.site] if self.site else []
+        words += [f"{dim} {plain_text(shown[dim])}" for dim in (*SLIDER_DIMS, "pair") if dim in shown]
+        return f"{self.title} ({', '.join(words)})" if words else self.title
 
 
 def message_spec(name: str, title: str, message: str, data: xr.Dataset | xr.DataArray | None = None) -> FigureSpec:
-    """Build a figure that says in words why there is nothing to draw."""
-    words = message.split()
-    lines, line = [], ""
-    for word in words:
-        if len(line) + len(word) > 52:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
-    lines.append(line)
+    """Build a figure that says why there is nothing to draw."""
+    lines = textwrap.wrap(message, 53)
     table = {
         "x": np.full(len(lines), 0.5),
         "y": 0.5 + 0.1 * ((len(lines) - 1) / 2 - np.arange(len(lines))),
@@ -125,41 +135,45 @@ def message_spec(name: str, title: str, message: str, data: xr.Dataset | xr.Data
         title=title,
         x=Axis("", ticks=[]),
         y=Axis("", ticks=[]),
-        marks=[Mark("message", "labels", role="ink")],
-        tables=lambda place: {"message": table},
-        limits=lambda place: (0, 1, 0, 1),
+        marks=[Mark("message", "labels", role="foreground")],
+        tables=lambda slider_values: {"message": table},
+        limits=lambda slider_values: (0, 1, 0, 1),
         site=site_of(data) if data is not None else "",
         height=180,
         message=message,
     )
 
 
-def plain(value: object, limit: int = 60) -> str:
-    """Text of a name as it may stand in a figure: no control characters, no TeX delimiters, not endless.
+def plain_text(value: object, limit: int = 60) -> str:
+    """Return a name as a figure shows it: no control characters, no TeX delimiters, at most `limit` long.
 
-    Bokeh would fetch a TeX renderer for `$$...$$`; a zero-width space keeps it text.
+    Bokeh would load a TeX renderer from the network for `$$...$$`; a zero-width space prevents that.
 
-    >>> plain("s1"), plain("a" * 80, 10)
+    >>> plain_text("s1"), plain_text("a" * 80, 10)
     ('s1', 'aaaaaaaaa…')
     """
     text = "".join(c if c.isprintable() else " " for c in str(value))
-    text = _MATH.sub(lambda found: found.group() + "\u200b", text)
+    text = _TEX_DELIMITER.sub(lambda match: match.group() + "\u200b", text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def site_of(data: xr.Dataset | xr.DataArray) -> str:
-    """Site that a result is about, from its attributes."""
-    return plain(data.attrs.get("site", ""))
+    """Return the site of a result, from its attributes."""
+    return plain_text(data.attrs.get("site", ""))
+
+
+def _python_values(array: np.ndarray) -> list[Hashable]:
+    return [v.item() if isinstance(v, np.generic) else v for v in np.atleast_1d(array)]
 
 
 def values_of(data: xr.Dataset | xr.DataArray, dim: str) -> list[Hashable]:
-    """Values along a dim as plain Python objects: names as str, layers as int.
+    """Return the values along a dim as Python objects: names as str, layers as int.
 
-    Stages come in training order whatever their order in the data.
+    Stages are in training order, whatever their order in the data.
     """
     if dim not in data.coords:
         return list(range(data.sizes[dim])) if dim in data.dims else []
-    values = [v.item() if isinstance(v, np.generic) else v for v in np.atleast_1d(data[dim].values)]
+    values = _python_values(data[dim].values)
     if dim == "stage" and "stage_order" in data.coords and data["stage_order"].ndim:
         return [values[i] for i in np.argsort(data["stage_order"].values, kind="stable")]
     return values
@@ -168,9 +182,15 @@ def values_of(data: xr.Dataset | xr.DataArray, dim: str) -> list[Hashable]:
 def split_dims(
     data: xr.Dataset | xr.DataArray, shown: Sequence[str], extra: Sequence[str] = ()
 ) -> tuple[dict[str, list[Hashable]], SliderValues]:
-    """Return (sliders, fixed): dims that are left to choose, and those with one value only.
+    """Divide stage, layer, token and `extra` into sliders and fixed dims.
 
-    `shown` dims are on the axes; scalar coordinates left by `.sel` are fixed.
+    Args:
+        data: any result. Scalar coordinates, which `.sel` leaves behind, are fixed.
+        shown: dims on the axes; they are neither sliders nor fixed.
+        extra: further dims.
+
+    Returns:
+        (values of each slider, value of each dim that has only one).
     """
     sliders: dict[str, list[Hashable]] = {}
     fixed: SliderValues = {}
@@ -186,42 +206,41 @@ def split_dims(
 
 
 def lookup(data: xr.DataArray, shown: Sequence[str] = ()) -> Callable[[Mapping[str, Hashable]], np.ndarray]:
-    """Return a function that gives the numbers at a place, as float64 with the dims `shown` in that order.
+    """Return a function that selects the numbers for one combination of slider values.
 
     Args:
-        data: any result; dims it does not have are ignored in the place, dims of size one need not be named.
-        shown: dims of what is returned.
+        data: any result. The function ignores dims that it does not have; dims of size one need no value.
+        shown: dims of the numbers, in this order.
 
-    The function raises InputError for a value that the data does not have. It indexes one NumPy
-    array: a figure has hundreds of places, and labelled selection costs a millisecond each.
+    Returns:
+        Function from slider values to a float64 array with the dims `shown`. It raises InputError for a value that
+        the data does not have. It indexes one NumPy array, because a figure has hundreds of combinations
+        and a labelled selection takes a millisecond each.
     """
-    left = [str(d) for d in data.dims if d not in shown]
-    values = np.asarray(data.transpose(*left, *shown).values, dtype=float)
-    indices = {dim: {v: i for i, v in enumerate(_plain_values(data, dim))} for dim in left}
+    slider_dims = [str(d) for d in data.dims if d not in shown]
+    array = np.asarray(data.transpose(*slider_dims, *shown).values, dtype=float)
+    indices: dict[str, dict[Hashable, int]] = {}
+    for dim in slider_dims:
+        coordinate = data[dim].values if dim in data.coords else np.arange(data.sizes[dim])
+        indices[dim] = {value: i for i, value in enumerate(_python_values(coordinate))}
 
-    def numbers(place: Mapping[str, Hashable]) -> np.ndarray:
+    def numbers(slider_values: Mapping[str, Hashable]) -> np.ndarray:
         key = []
-        for dim in left:
+        for dim in slider_dims:
             known = indices[dim]
-            if dim not in place and len(known) != 1:
-                raise InputError(f"say which {dim}; valid: {', '.join(map(str, known))}")
-            value = place.get(dim, next(iter(known), None))
+            if dim not in slider_values and len(known) != 1:
+                raise InputError(f"{dim} is missing. Valid: {', '.join(map(str, known))}.")
+            value = slider_values.get(dim, next(iter(known), None))
             if value not in known:
                 raise InputError(f"no {dim} {value!r} in this result; {suggest(str(value), map(str, known))}")
             key.append(known[value])
-        found: np.ndarray = values[tuple(key)]
-        return found
+        return np.asarray(array[tuple(key)])
 
     return numbers
 
 
-def _plain_values(data: xr.DataArray, dim: str) -> list[Hashable]:
-    values = data[dim].values if dim in data.coords else np.arange(data.sizes[dim])
-    return [v.item() if isinstance(v, np.generic) else v for v in values]
-
-
-def padded(low: float, high: float, share: float = 0.08) -> tuple[float, float]:
-    """Axis limits with a little air; a single value gets some too."""
+def pad_limits(low: float, high: float, share: float = 0.08) -> tuple[float, float]:
+    """Widen axis limits by a share of their span; a single value is widened too."""
     if not (np.isfinite(low) and np.isfinite(high)):
         return (0.0, 1.0)
     span = (high - low) or max(abs(high), 1.0) * 0.2

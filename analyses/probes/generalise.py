@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.centroids.projection import spearman
-from stratalens.analyses.data.groups import Array, Data, clusters, groups
+from stratalens.analyses.data.array_types import Array, Data
+from stratalens.analyses.data.groups import clusters, groups
 from stratalens.analyses.data.results import carried_attrs, vectors
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from stratalens.analyses.data import splits
-from stratalens.analyses.data.groups import Data, clusters, label_column
+from stratalens.analyses.data.array_types import Data
+from stratalens.analyses.data.groups import clusters, label_column
 from stratalens.analyses.data.groups import groups as ordered_groups
 from stratalens.analyses.data.targets import Contrasts, Pairs, contrasts, shuffled_labels
-from stratalens.analyses.stats.scores import bootstrap_weights
+from stratalens.analyses.stats.bootstrap import bootstrap_weights
 from stratalens.store.errors import InputError, suggest
 
 EACH, JOINT = "each", "joint"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.data.groups import Data
+from stratalens.analyses.data.array_types import Data
 from stratalens.analyses.data.slabs import SiteData
 from stratalens.analyses.data.targets import MULTICLASS, Pairs
 from stratalens.analyses.estimators.backend import thread_count
@@ -139,7 +139,7 @@ def probe(
         "target": target,
         "pairs": plan.contrasts.kind,
         "method": method,
-        "C": settings.told,
+        "C": settings.C_attr,
         "folds": folds,
         "groups": groups,
         "test": "" if test is None else repr(dict(test)),

@@ -114,7 +114,7 @@ def probe_token(
             "coef": ((rank, "feature"), coef[:, -1]),
             "intercept": ((rank,), intercept[:, -1]),
             "converged": (("pair",), np.asarray(fitted.converged.all(axis=1))),
-            "iterations": (("pair",), fitted.iterations.max(axis=1)),
+            "iterations": (("pair",), fitted.n_iter.max(axis=1)),
             "penalty": (("pair",), fitted.penalty[:, -1]),
         }
         if fold_coefs:

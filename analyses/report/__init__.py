@@ -1,8 +1,8 @@
 """A standalone HTML report.
 
 report     report()
-sections   the figures and tables, question by question
-sentences  one computed sentence a figure
+sections   figures and tables, question by question
+sentences  one computed statement a figure
 header     model, stages, versions, machine
-caveats    limits of a run that follow from its numbers
+caveats    limitations that follow from the numbers; the control by time
 """

@@ -1,28 +1,36 @@
-"""The top of the report: model, stages, versions, machine; from `info(store)` and what a run adds."""
+"""Header of the report: model, stages, versions and machine, from `info(store)` and the run."""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from typing import Any
 
 from stratalens.analyses.plots.colors import stage_colors
-from stratalens.analyses.plots.spec import plain
+from stratalens.analyses.plots.spec import plain_text
+from stratalens.store.display import human_bytes
 from stratalens.store.state.info import state_in_words
 
 _PACKAGES = (
-    "stratalens", "transformer-lens", "torch", "transformers", "numpy", "scikit-learn", "zarr", "xarray", "bokeh",
-)  # fmt: skip
+    "stratalens",
+    "transformer-lens",
+    "torch",
+    "transformers",
+    "numpy",
+    "scikit-learn",
+    "zarr",
+    "xarray",
+    "bokeh",
+)
 
-
-_LONG = ("provenance", "recorded_with", "variables", "labels")
-
-
-_SKIPPED = (
+# Keys of the store's description that the header does not show as rows of their own.
+_LONG_KEYS = ("provenance", "recorded_with", "variables", "labels")
+_UNSHOWN_KEYS = (
     "completeness",
     "groups",
     "format",
@@ -37,31 +45,31 @@ _SKIPPED = (
 
 
 def header_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the list at the top, in a fixed order; short things that were given besides follow."""
-    given = {k: v for k, v in info.items() if k not in (*_SKIPPED, *_LONG)}
-    size, files = given.pop("bytes", None), given.pop("files", None)
-    store = strip_local_paths(_text(given.pop("path", "not stated"))) + (f", {_bytes(size)}" if size else "")
+    """Return (name, text) rows of the header in a fixed order, then one row a further short entry of `info`."""
+    rest = {k: v for k, v in info.items() if k not in (*_UNSHOWN_KEYS, *_LONG_KEYS)}
+    size, files = rest.pop("bytes", None), rest.pop("files", None)
+    store = strip_local_paths(_text(rest.pop("path", "unknown"))) + (f", {human_bytes(size)}" if size else "")
     layers = info.get("layers")
     rows = [
-        ("Model", strip_local_paths(_text(given.pop("model", None) or _model(info)))),
-        ("Stages", " → ".join(_name(s) for s in given.pop("stages", [])) or "not stated"),
-        ("Prompts", _text(given.pop("prompts", _prompts(info)))),
-        ("Token positions", _text(given.pop("tokens", "not stated"))),
-        ("Sites", _sites(given.pop("sites", ()), info.get("variables", {}))),
+        ("Model", strip_local_paths(_text(rest.pop("model", None) or _model(info)))),
+        ("Stages", " → ".join(_name(s) for s in rest.pop("stages", [])) or "unknown"),
+        ("Prompts", _text(rest.pop("prompts", _prompts(info)))),
+        ("Token positions", _text(rest.pop("tokens", "unknown"))),
+        ("Sites", _sites(rest.pop("sites", ()), info.get("variables", {}))),
         *([("Layers", _layers(layers))] if layers else []),
         ("Store", store + (f" in {files} files" if files else "")),
-        ("Date", _text(given.pop("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"))),
-        ("Machine", _text(given.pop("machine", _machine()))),
-        ("Versions", _text(given.pop("versions", None) or _recorded_versions(info) or _versions())),
+        ("Date", _text(rest.pop("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"))),
+        ("Machine", _text(rest.pop("machine", _machine()))),
+        ("Versions", _text(rest.pop("versions", None) or _recorded_versions(info) or _versions())),
     ]
-    rows += [(str(k).replace("_", " ").capitalize(), _text(v)) for k, v in given.items()]
-    return [(plain(k, 80), plain(v, 600)) for k, v in rows]
+    rows += [(str(k).replace("_", " ").capitalize(), _text(v)) for k, v in rest.items()]
+    return [(plain_text(k, 80), plain_text(v, 600)) for k, v in rows]
 
 
-def fine_print(info: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Provenance in full: what is compared when a store is resumed, and fingerprints of the stages."""
+def provenance_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the full provenance: the fields that a resumed capture compares, and the fingerprints of the stages."""
     rows = []
-    # versions stand at the top, unless the run has its own there
+    # The header shows the recorded versions, unless the run adds its own.
     for key in ("provenance", "recorded_with") if info.get("versions") else ("provenance",):
         value = info.get(key)
         if isinstance(value, Mapping):
@@ -69,11 +77,11 @@ def fine_print(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     for stage in info.get("stages", []):
         if isinstance(stage, Mapping) and stage.get("fingerprint"):
             rows.append((f"weights of {_name(stage)}", str(stage["fingerprint"])))
-    return [(plain(k, 80), plain(v, 600)) for k, v in rows]
+    return [(plain_text(k, 80), plain_text(v, 600)) for k, v in rows]
 
 
 def strip_local_paths(text: str) -> str:
-    """A text of a page that is passed on: of an absolute path the last part alone.
+    """Reduce an absolute path to its last component, because the page may be shared.
 
     >>> strip_local_paths("/home/ann/checkpoints/base"), strip_local_paths("EleutherAI/pythia-70m")
     ('base', 'EleutherAI/pythia-70m')
@@ -82,11 +90,11 @@ def strip_local_paths(text: str) -> str:
     return path.name if path.is_absolute() and path.name else text
 
 
-def incomplete(info: Mapping[str, Any]) -> str:
-    """What the page says first where rows or stages that were to be recorded are not there; nothing where all are."""
+def incomplete_notice(info: Mapping[str, Any]) -> str:
+    """Return the notice of an incomplete store; empty if the store is complete."""
     if info.get("complete", True):
         return ""
-    return f"The store is {state_in_words(info)}. All that follows is about what is there."
+    return f"The store is {state_in_words(info)}. This page covers only the recorded part."
 
 
 def _model(info: Mapping[str, Any]) -> str:
@@ -95,7 +103,7 @@ def _model(info: Mapping[str, Any]) -> str:
             for key in ("model", "model_name"):
                 if source.get(key):
                     return _text(source[key])
-    return "not stated"
+    return "unknown"
 
 
 def _name(stage: Any) -> str:
@@ -107,10 +115,10 @@ def _sites(sites: Any, variables: Any) -> str:
         return _text(sites)
     words = []
     for site in [sites] if isinstance(sites, str) else sites:
-        found = variables.get(site, {}) if isinstance(variables, Mapping) else {}
-        about = [str(found[k]) for k in ("hook", "dtype") if found.get(k)]
-        words.append(f"{site} ({', '.join(about)})" if about else str(site))
-    return ", ".join(words) or "not stated"
+        variable = variables.get(site, {}) if isinstance(variables, Mapping) else {}
+        details = [str(variable[k]) for k in ("hook", "dtype") if variable.get(k)]
+        words.append(f"{site} ({', '.join(details)})" if details else str(site))
+    return ", ".join(words) or "unknown"
 
 
 def _layers(layers: Any) -> str:
@@ -120,72 +128,61 @@ def _layers(layers: Any) -> str:
     return _text(values)
 
 
-def _prompts(given: Mapping[str, Any]) -> str:
-    dims = given.get("dims", {})
-    return f"{dims['entity']:,} rows" if isinstance(dims, Mapping) and "entity" in dims else "not stated"
+def _prompts(info: Mapping[str, Any]) -> str:
+    dims = info.get("dims", {})
+    return f"{dims['entity']:,} rows" if isinstance(dims, Mapping) and "entity" in dims else "unknown"
 
 
-def _text(value: Any, joint: str = ", ") -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return joint.join(
-            f"{k} {_text(v)}" if not isinstance(v, Mapping) else f"{k} ({_text(v)})" for k, v in value.items()
-        )
+        return ", ".join(f"{k} ({_text(v)})" if isinstance(v, Mapping) else f"{k} {_text(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):
-        return joint.join(_text(v) for v in value)
+        return ", ".join(map(_text, value))
     return str(value)
 
 
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
 def _recorded_versions(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions that the store was recorded with; the model's name is said elsewhere."""
+    """Return the versions that recorded the store, without the model, which has its own row."""
     return {k: v for k, v in (info.get("recorded_with") or {}).items() if k != "model"}
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found | {"python": platform.python_version()}
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions | {"python": platform.python_version()}
 
 
 def _machine() -> str:
     return f"{os.cpu_count()} x {platform.machine()}, {platform.system()} {platform.release()}"
 
 
-def completeness(info: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Stage x site grid of the share of rows that exist; None when it was not given.
+def completeness_table(info: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the share of rows recorded by stage and site; None if `info` has no completeness.
 
-    Per-row statistics, of which there are eight a site, share one column: the least of them.
+    The statistics of a row (eight a site) share one column, which shows the smallest share.
     """
     grid = info.get("completeness")
     if not isinstance(grid, Mapping) or not grid:
         return None
-    every = list(dict.fromkeys(str(site) for row in grid.values() for site in row))
-    known = [str(s) for s in info.get("sites", every)]
-    sites = [s for s in every if s in known] or every
-    others = [s for s in every if s not in sites]
+    columns = list(dict.fromkeys(str(site) for row in grid.values() for site in row))
+    known = [str(s) for s in info.get("sites", columns)]
+    sites = [s for s in columns if s in known] or columns
+    statistics = [s for s in columns if s not in sites]
 
     def cells(row: Mapping[str, float]) -> list[tuple[str, bool]]:
         shares = [float(row.get(site, 0.0)) for site in sites]
-        shares += [min(float(row.get(other, 0.0)) for other in others)] if others else []
+        shares += [min(float(row.get(name, 0.0)) for name in statistics)] if statistics else []
         return [(f"{int(share * 100)} %", share >= 1) for share in shares]
 
-    rows = [(plain(stage), cells(row)) for stage, row in grid.items()]
-    return {"sites": [plain(s) for s in [*sites, *(["statistics"] if others else [])]], "rows": rows}
+    rows = [(plain_text(stage), cells(row)) for stage, row in grid.items()]
+    return {"sites": [plain_text(s) for s in [*sites, *(["statistics"] if statistics else [])]], "rows": rows}
 
 
 def group_rows(info: Mapping[str, Any], trained: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(group, colour, rows) for the key of colours at the top."""
+    """Return (group, colour, number of rows) of the legend at the top."""
     counts = info.get("groups", {})
     colors = stage_colors(list(trained), list(trained))
-    return [(plain(g), colors[g], str(counts.get(g, "")) if isinstance(counts, Mapping) else "") for g in trained]
+    rows = [str(counts.get(g, "")) if isinstance(counts, Mapping) else "" for g in trained]
+    return [(plain_text(g), colors[g], count) for g, count in zip(trained, rows, strict=True)]

@@ -1,10 +1,7 @@
-"""One standalone HTML page that shows a run: figures with sliders, a computed sentence each, no remote request.
+"""One standalone HTML page about a run: figures with sliders, a computed statement each, no remote request.
 
-What is asked in which order is in reporting/sections.py, sentences in
-reporting/sentences.py, how figures become a page in reporting/page.py and
-plots/templates/. Nothing from the data is ever markup or script: text
-goes through Jinja's escaping or sits in JSON blocks, and the page's own
-Content-Security-Policy allows only the scripts whose hashes it names.
+Text from the data never becomes markup or script: Jinja escapes it, or JSON blocks hold it. The
+Content-Security-Policy of the page allows only the scripts whose hashes it names.
 """
 
 from __future__ import annotations
@@ -17,14 +14,20 @@ from typing import Any
 import xarray as xr
 
 from stratalens.analyses.data.training_order import group_names, result_order
-from stratalens.analyses.plots.html_page import Panel, render_page
-from stratalens.analyses.plots.spec import plain
-from stratalens.analyses.report.header import completeness, fine_print, group_rows, header_rows, incomplete
+from stratalens.analyses.plots.html_page import PageFigure, render_page
+from stratalens.analyses.plots.spec import plain_text
+from stratalens.analyses.report.header import (
+    completeness_table,
+    group_rows,
+    header_rows,
+    incomplete_notice,
+    provenance_rows,
+)
 from stratalens.analyses.report.sections import Section, build_sections
 from stratalens.store.errors import InputError
 from stratalens.store.files import write_text_atomic
 
-KEYS = (
+RESULT_NAMES = (
     "projection",
     "probes",
     "cosines",
@@ -39,6 +42,9 @@ KEYS = (
     "control_table",
     "forgetting",
 )
+
+# Figures whose statements form the summary, with the subject of each.
+SUMMARY_FIGURES = {"centroid_path": "Order", "layer_sweep": "Separability", "control_comparison": "Controls"}
 
 
 def report(
@@ -58,19 +64,18 @@ def report(
         results: results of the analyses by name: projection (`sl.project`), probes (`sl.probe`), cosines,
             centroids, statistics_probe, matched_probe, residual_probe, generalise, statistics (result of
             `statistic_quantiles`), losses (DataFrame: stage, step, loss), control_table, tokens (`sl.probe` of one
-            pair at many tokens, for a map of its own), forgetting (results of `forgetting_table` by name). Any may
-            be absent; the page then says which call makes it.
-        path: the HTML file; written to a temporary name and renamed.
-        store_info: what the top of the page says: model, path, dims, sites, stages, tokens, bytes,
-            completeness {stage: {site: share}}, versions, machine, date, groups {name: rows}; unknown keys
-            are shown as they are.
-        notes: limits and remarks of the run, shown under "What is not known".
-        numbers: headline numbers of the run in sentences, a section of their own.
+            pair at many tokens, for its own map), forgetting (results of `forgetting_table` by name). For an absent
+            result the page names the function that computes it.
+        path: HTML file; it is written under a temporary name and then renamed.
+        store_info: entries of the header: model, path, dims, sites, stages, tokens, bytes, completeness
+            {stage: {site: share}}, versions, machine, date, groups {name: rows}. The page shows unknown keys unchanged.
+        notes: limitations and remarks of the run, shown under "Limitations".
+        numbers: headline numbers of the run as sentences, in their own section.
         title: heading of the page.
-        quick: put a banner on top that this setting proves nothing.
-        highlights: sentences of the box "In short" at the top; default: those of the path, the layer
-            sweep and the controls after the last stage that trained a group, at the deepest layer and
-            the last token, and the first limit.
+        quick: show a banner that the results are not meaningful.
+        highlights: sentences of the box "Summary" at the top. Default: the statements of the path, the layer sweep
+            and the controls after the last stage that trained a group, at the deepest layer and the last token,
+            and the first limitation.
 
     Returns:
         The path written.
@@ -78,54 +83,53 @@ def report(
     Raises:
         InputError: a result has an unknown name, or `path` is a folder.
     """
-    unknown = [k for k in results if k not in KEYS]
+    unknown = [k for k in results if k not in RESULT_NAMES]
     if unknown:
-        raise InputError(f"report: unknown result {unknown[0]!r}; valid: {', '.join(KEYS)}")
+        raise InputError(f"report: unknown result {unknown[0]!r}. Valid: {', '.join(RESULT_NAMES)}.")
     target = Path(path)
     if target.is_dir():
-        raise InputError(f"report: {target} is a folder; give a file, for example {target / 'report.html'}")
-    trained = _trained(results)
+        raise InputError(f"report: {target} is a folder; pass a file, for example {target / 'report.html'}")
+    trained = _trained_stages(results)
     sections = build_sections(results, notes, trained, numbers)
-    short = [("", text) for text in highlights] or in_short(sections, _last_group(results))
-    page = render(sections, store_info, title=title, quick=quick, trained=trained, highlights=short)
+    summary = [("", text) for text in highlights] or summary_sentences(sections, _last_trained_group(results))
+    page = render_report(sections, store_info, title=title, quick=quick, trained=trained, summary=summary)
     target.parent.mkdir(parents=True, exist_ok=True)
     return write_text_atomic(target, page)
 
 
-MAIN = {"centroid_path": "Order", "layer_sweep": "Separability", "control_comparison": "Controls"}
+def summary_sentences(sections: Sequence[Section], stage: str = "") -> list[tuple[str, str]]:
+    """Return (subject, statement) of the main figures and the first limitation.
 
-
-def in_short(sections: Sequence[Section], end: str = "") -> list[tuple[str, str]]:
-    """(what about, sentence): what the main figures say at a stage, where they have it, or else at their first place.
-
-    The first limit comes last: what was not found out belongs beside what was.
+    Args:
+        sections: sections of the report.
+        stage: stage at which the figures are described, if they have it; else their initial slider values.
     """
-    panels = {panel.picture.name: panel for section in sections for panel in section.panels}
-    said = []
-    for name, about in MAIN.items():
-        panel = panels.get(name)
-        if panel is None or panel.picture.message:
+    figures = {figure.spec.name: figure for section in sections for figure in section.figures}
+    summary = []
+    for name, subject in SUMMARY_FIGURES.items():
+        figure = figures.get(name)
+        if figure is None or figure.spec.message:
             continue
-        place = panel.picture.default()
-        if end in panel.picture.sliders.get("stage", ()):
-            place["stage"] = end
-        said.append((about, panel.sentence(place)))
-    unknown = [point for section in sections if section.key == "unknown" for point in section.points]
-    return [*said, ("Not known", unknown[0])] if said and unknown else said
+        slider_values = figure.spec.default_values()
+        if stage in figure.spec.sliders.get("stage", ()):
+            slider_values["stage"] = stage
+        summary.append((subject, figure.sentence(slider_values)))
+    limitations = [point for section in sections if section.key == "unknown" for point in section.points]
+    return [*summary, ("Limitations", limitations[0])] if summary and limitations else summary
 
 
-def _last_group(results: Mapping[str, Any]) -> str:
-    """The last stage that trained a group: what comes after it, as mixed training, is what becomes of the answer."""
+def _last_trained_group(results: Mapping[str, Any]) -> str:
+    """Return the last stage that trained a group; later stages, such as mixed training, change the answer."""
     for key in ("projection", "probes"):
         data = results.get(key)
         if isinstance(data, xr.Dataset):
             groups = group_names(data)
-            if mine := [stage for stage in result_order(data)[0] if stage in groups]:
-                return mine[-1]
+            if stages := [stage for stage in result_order(data)[0] if stage in groups]:
+                return stages[-1]
     return ""
 
 
-def _trained(results: Mapping[str, Any]) -> list[str]:
+def _trained_stages(results: Mapping[str, Any]) -> list[str]:
     for key in ("projection", "probes", "centroids", "statistics"):
         data = results.get(key)
         if isinstance(data, xr.Dataset):
@@ -135,37 +139,37 @@ def _trained(results: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def render(
+def render_report(
     sections: Sequence[Section],
     store_info: Mapping[str, Any],
     *,
     title: str,
     quick: bool,
     trained: Sequence[str],
-    highlights: Sequence[tuple[str, str]],
+    summary: Sequence[tuple[str, str]],
 ) -> str:
-    """Return the page as text (all of it: style, scripts, figures, numbers)."""
-    panels: dict[str, Panel] = {}
-    shown = []
+    """Return the complete page as text."""
+    figures: dict[str, PageFigure] = {}
+    rendered = []
     for section in sections:
         names: list[str] = []
-        for panel in section.panels:
-            name = f"fig-{section.key}-{panel.picture.name.replace('_', '-')}"
+        for figure in section.figures:
+            name = f"fig-{section.key}-{figure.spec.name.replace('_', '-')}"
             same = sum(other == name or other.startswith(f"{name}-nr-") for other in names)
-            names.append(f"{name}-nr-{same + 1}" if same else name)  # one kind of figure may come twice
-        panels.update(zip(names, section.panels, strict=True))
-        shown.append({"section": section, "names": names})
+            names.append(f"{name}-nr-{same + 1}" if same else name)  # a section may have two figures of one kind
+        figures.update(zip(names, section.figures, strict=True))
+        rendered.append({"section": section, "names": names})
     return render_page(
         "report.html",
-        panels,
+        figures,
         trained,
-        title=plain(title, 200),
+        title=plain_text(title, 200),
         quick=quick,
-        sections=shown,
-        facts=header_rows(store_info),
-        fine_print=fine_print(store_info),
-        incomplete=plain(incomplete(store_info), 600),
-        highlights=[(about, plain(text, 2000)) for about, text in highlights],
-        completeness=completeness(store_info),
+        sections=rendered,
+        header=header_rows(store_info),
+        provenance=provenance_rows(store_info),
+        incomplete=plain_text(incomplete_notice(store_info), 600),
+        summary=[(subject, plain_text(text, 2000)) for subject, text in summary],
+        completeness=completeness_table(store_info),
         groups=group_rows(store_info, trained),
     )

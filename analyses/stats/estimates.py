@@ -1,8 +1,7 @@
-"""From a result's folds or repeats to value, interval and null: what every figure and headline number reads.
+"""Estimates for figures and headline numbers: value, interval, null and p of any result.
 
-Where the analysis already reports `<name>_low`, `_high`, `_null`, `_p`, those
-are used; otherwise the interval comes from the folds (Nadeau & Bengio 2003:
-the variance of a cross-validated mean corrected for overlapping training sets).
+A result's own `<name>_low`, `_high`, `_null` and `_p` have priority. Without them, the interval comes from the folds
+(Nadeau & Bengio 2003: the variance of a cross-validated mean corrected for overlapping training sets).
 """
 
 from __future__ import annotations
@@ -11,45 +10,46 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from stratalens.analyses.data.training_order import group_names
+
 REPLICATES = ("fold", "repeat")
-
-
-SHARES = ("accuracy", "auc")  # cannot leave 0 .. 1, nor can their intervals
-
-
+SHARES = ("accuracy", "auc")  # these and their intervals are from 0 to 1
 PARTS = ("value", "low", "high", "null", "p")
 
 
 def estimate(data: xr.Dataset, name: str = "accuracy", chance: float | None = None) -> xr.Dataset:
-    """Return value, low, high (95 %), null and p over the dims that remain without folds and repeats.
+    """Estimate a variable over the dims that remain without folds and repeats.
 
     Args:
-        data: result of a verb with a variable `name`.
-        name: which variable.
+        data: result of an analysis with a variable `name`.
+        name: the variable.
         chance: level expected without any signal, where the result has no `<name>_null`;
             default the result's variable or attribute `chance`, else 1/2.
 
     Returns:
-        Dataset with float64 variables value, low, high, null and p (NaN where not known);
-        attribute `interval` says in words how the interval was made.
+        Dataset, NaN where a value is unknown:
+        value (...): float64, mean over folds and repeats.
+        low, high (...): float64, 95 % interval; the attribute `interval` describes it.
+        null (...): float64, value expected without any signal.
+        p (...): float64.
     """
     array = data[name]
     replicate = [d for d in REPLICATES if d in array.dims]
     value = array.mean(replicate) if replicate else array
-    if f"{name}_mean" in data:  # over all held-out rows, as the interval is
+    if f"{name}_mean" in data:  # over all held-out rows, like the interval
         value = data[f"{name}_mean"]
     if f"{name}_low" in data:
         low, high = data[f"{name}_low"], data[f"{name}_high"]
-        how = str(data.attrs.get("interval", "95 % by resampling entities"))
+        description = str(data.attrs.get("interval", "95 % by resampling entities"))
     elif replicate:
         half = corrected_half_width(array, replicate)
         low, high = value - half, value + half
         if name in SHARES:
             low, high = low.clip(0, 1), high.clip(0, 1)
-        how = f"95 % interval over {'s and '.join(replicate)}s, corrected for overlapping training sets"
+        description = f"95 % interval over {'s and '.join(replicate)}s, corrected for overlapping training sets"
     else:
         low = high = xr.full_like(value, np.nan, dtype=float)
-        how = "no interval"
+        description = "no interval"
     if f"{name}_null" in data:
         null = data[f"{name}_null"]
     elif chance is None and name == "accuracy" and "chance" in data:
@@ -58,23 +58,19 @@ def estimate(data: xr.Dataset, name: str = "accuracy", chance: float | None = No
         base = chance if chance is not None else float(data.attrs.get("chance", 0.5))
         null = xr.full_like(value, base, dtype=float)
     p = data[f"{name}_p"] if f"{name}_p" in data else xr.full_like(value, np.nan, dtype=float)
-    parts = {"value": value, "low": low, "high": high, "null": null, "p": p}
-    cleaned = {k: v.astype(float).drop_vars("quantile", errors="ignore") for k, v in parts.items()}
-    result = xr.Dataset({k: _without(v, replicate) for k, v in cleaned.items()})
-    result.attrs = {**data.attrs, "interval": how, "measured": name}
-    return result
-
-
-def _without(array: xr.DataArray, dims: list[str]) -> xr.DataArray:
-    left = [d for d in dims if d in array.dims]
-    return array.mean(left) if left else array
+    variables = {}
+    for key, array in zip(PARTS, (value, low, high, null, p), strict=True):
+        array = array.astype(float).drop_vars("quantile", errors="ignore")
+        remaining = [d for d in replicate if d in array.dims]
+        variables[key] = array.mean(remaining) if remaining else array
+    return xr.Dataset(variables, attrs={**data.attrs, "interval": description, "measured": name})
 
 
 def corrected_half_width(array: xr.DataArray, dims: list[str]) -> xr.DataArray:
     """Half width of the corrected 95 % interval of the mean over `dims`.
 
     With k replicates whose test share is 1/k of the data, the variance of the mean is
-    (1/k + 1/(k-1)) times the sample variance; Student's t with k-1 degrees of freedom.
+    (1/k + 1/(k-1)) times the sample variance. The quantile is of Student's t with k-1 degrees of freedom.
     """
     k = int(np.prod([array.sizes[d] for d in dims]))
     if k < 2:
@@ -84,16 +80,16 @@ def corrected_half_width(array: xr.DataArray, dims: list[str]) -> xr.DataArray:
 
 
 def pair_mean(data: xr.Dataset, name: str = "accuracy") -> xr.Dataset:
-    """Estimate of the mean over all pairs; the interval is over folds of that mean where folds are there.
+    """Estimate the mean over all pairs; with folds, the interval is over folds of that mean.
 
-    Without folds the pairs' intervals are averaged, which is wider than the interval of the
-    mean when pairs err independently, and right when they err together.
+    Without folds, the pairs' intervals are averaged. The average is wider than the interval of the mean if the errors
+    of pairs are independent, and exact if they are equal.
     """
     array = data[name]
     if "pair" not in array.dims:
         return estimate(data, name)
     single = estimate(data, name)
-    if data.sizes["pair"] == 1:  # its own interval, not one made anew
+    if data.sizes["pair"] == 1:  # keeps the pair's own interval
         return single.isel(pair=0, drop=True)
     replicate = [d for d in REPLICATES if d in array.dims]
     if replicate:
@@ -107,23 +103,22 @@ def pair_mean(data: xr.Dataset, name: str = "accuracy") -> xr.Dataset:
 
 
 def extreme_pair(data: xr.Dataset | xr.DataArray) -> str | None:
-    """Label of the pair of the first and the last group (None when the result has no such pair)."""
+    """Label of the pair of the first and the last group; None when the result has no such pair."""
     if "pair_first" not in data.coords or not data["pair_first"].ndim or not data.sizes.get("pair"):
         return None
-    from stratalens.analyses.data.training_order import group_names
-
     names = group_names(data)
     first = data["pair_first"].values.astype(str)
     second = data["pair_second"].values.astype(str)
-    found = np.flatnonzero((first == names[0]) & (second == names[-1]))
-    return str(data["pair"].values[found[0]]) if found.size else None
+    positions = np.flatnonzero((first == names[0]) & (second == names[-1]))
+    return str(data["pair"].values[positions[0]]) if positions.size else None
 
 
 def differs_from_null(value: float, low: float, high: float, null: float, p: float, alpha: float = 0.05) -> bool:
-    """Whether an estimate is told apart from its null: by p where there is one, else by its interval.
+    """Whether an estimate differs from its null, by p, or by its interval without p.
 
-    >>> differs_from_null(0.7, 0.6, 0.8, 0.5, float("nan")), differs_from_null(0.52, 0.4, 0.6, 0.5, float("nan"))
-    (True, False)
+    Example:
+        >>> differs_from_null(0.7, 0.6, 0.8, 0.5, float("nan")), differs_from_null(0.52, 0.4, 0.6, 0.5, float("nan"))
+        (True, False)
     """
     if np.isfinite(p):
         return p < alpha

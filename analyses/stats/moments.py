@@ -1,10 +1,7 @@
-"""One-pass sufficient statistics of activations: what can be known without reading them again.
+"""Sufficient statistics of activations, from one pass over the rows.
 
-`Moments` holds, for each cell of rows (a group in a fold), the count, the sum and
-the shifted Gram matrix. Moments add and subtract, so that a training fold is the
-total minus the fold. What is derived from them is elsewhere: ridge and LDA with
-all their folds in fitting/closed_form.py, principal components in pca.py. Written
-against the array API: NumPy and CuPy arrays alike.
+`Moments` has the count, the sum and the shifted Gram matrix of each cell of rows (a group in a fold). Moments add and
+subtract, so that a training set is the total minus a fold. The code uses the array API, for NumPy and CuPy arrays.
 """
 
 from __future__ import annotations
@@ -17,27 +14,25 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from stratalens.analyses.data.groups import Array
+from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.slabs import Slab
 from stratalens.store.errors import InputError
 
-ROWS = 4096  # rows per float32 product before it is added up in float64
-
-
-LIMIT = 8 * 2**30  # bytes of Gram matrices of one token
+PRODUCT_ROWS = 4096  # rows of a float32 product, before it is added in float64
+LIMIT_BYTES = 8 * 2**30  # Gram matrices of one token
 
 
 @dataclass(frozen=True)
 class Moments:
     """Sufficient statistics of rows x (n, d) relative to a shift, x' = x - shift.
 
-    With a leading dim for the cells, or without one for a single set of rows; float64 unless asked for otherwise.
+    A single set of rows has no leading dim for the cells. The default dtype is float64.
 
     Attributes:
-        shift: [array-like, shape: (d,)] near the mean, so that nothing cancels.
-        n: [array-like, shape: (C,)] rows.
-        sum: [array-like, shape: (C, d)] sum of x'.
-        gram: [array-like, shape: (C, d, d)] sum of the outer products of x'.
+        shift: array of shape (d,), near the mean, so that no digits cancel.
+        n: array of shape (cells,), number of rows.
+        sum: array of shape (cells, d), sum of x'.
+        gram: array of shape (cells, d, d), sum of the outer products of x'.
     """
 
     shift: Any
@@ -47,11 +42,11 @@ class Moments:
 
     @classmethod
     def zeros(cls, cells: int, shift: Any, dtype: Any = None) -> Moments:
-        """Empty cells, on the device of `shift`.
+        """Create empty cells on the device of `shift`.
 
         Args:
-            cells: their number.
-            shift: [array-like, shape: (d,)].
+            cells: number of cells.
+            shift: array of shape (d,).
             dtype: of the sums; None = float64.
 
         Raises:
@@ -60,10 +55,11 @@ class Moments:
         xp = array_namespace(shift)
         d = int(shift.shape[0])
         dtype = xp.float64 if dtype is None else dtype
-        if cells * d * d * 8 > LIMIT:
+        size = cells * d * d * 8
+        if size > LIMIT_BYTES:
             raise InputError(
-                f"{cells} cells (groups x folds) of {d} x {d} take {cells * d * d * 8 / 2**30:.1f} GiB of Gram "
-                f"matrices; ask for fewer groups, folds or features"
+                f"{cells} cells (groups x folds) of {d} x {d} take {size / 2**30:.1f} GiB of Gram matrices; "
+                f"choose fewer groups, folds or features"
             )
         device = getattr(shift, "device", None)
 
@@ -76,23 +72,24 @@ class Moments:
     def of(
         cls, x: Any, cells: Array | None = None, count: int | None = None, shift: Any = None, dtype: Any = None
     ) -> Moments:
-        """Moments of rows in memory.
+        """Compute the moments of rows in memory.
 
         Args:
-            x: [array-like, shape: (n, d)] float32 or float64, NumPy or CuPy.
-            cells: [array-like, shape: (n,)] int cell of each row, NumPy, -1 = left out; None = one cell.
-            count: number of cells; None = as many as named.
-            shift: [array-like, shape: (d,)]; None = mean of the first rows.
+            x: float32 or float64 array of shape (n, d), NumPy or CuPy.
+            cells: NumPy int array of shape (n,), cell of each row, -1 = left out; None = one cell.
+            count: number of cells; None = the largest cell + 1.
+            shift: array of shape (d,); None = mean of the first rows.
             dtype: of the sums; None = float64.
 
-        >>> m = Moments.of(np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]]), np.array([0, 0, 1]))
-        >>> m.n.tolist(), m.take([0, 1]).mean.tolist()
-        ([2.0, 1.0], [3.0, 5.0])
+        Example:
+            >>> m = Moments.of(np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]]), np.array([0, 0, 1]))
+            >>> m.n.tolist(), m.take([0, 1]).mean.tolist()
+            ([2.0, 1.0], [3.0, 5.0])
         """
         xp = array_namespace(x)
         cells = np.zeros(int(x.shape[0]), np.int64) if cells is None else np.asarray(cells)
         if shift is None:
-            shift = xp.mean(x[:ROWS, :], axis=0)
+            shift = xp.mean(x[:PRODUCT_ROWS, :], axis=0)
         out = cls.zeros(int(cells.max()) + 1 if count is None else count, shift, dtype)
         out.add_rows(x, cells)
         return out
@@ -103,31 +100,35 @@ class Moments:
         shift = xp.astype(self.shift, x.dtype)
         order = np.argsort(cells, kind="stable")
         edges = np.searchsorted(cells[order], np.arange(len(self.n) + 1))
-        for c, (a, z) in enumerate(itertools.pairwise(edges)):
-            for begin in range(int(a), int(z), ROWS):
-                rows = order[begin : min(int(z), begin + ROWS)]
-                part = xp.take(x, xp.asarray(rows), axis=0) - shift
+        for c, (first, stop) in enumerate(itertools.pairwise(edges)):
+            for start in range(int(first), int(stop), PRODUCT_ROWS):
+                rows = order[start : min(int(stop), start + PRODUCT_ROWS)]
+                shifted = xp.take(x, xp.asarray(rows), axis=0) - shift
                 self.n[c] += len(rows)
-                self.sum[c, :] += xp.astype(xp.sum(part, axis=0, dtype=xp.float64), self.sum.dtype)
-                self.gram[c, :, :] += xp.astype(xp.matmul(part.T, part), self.gram.dtype, copy=False)
+                self.sum[c, :] += xp.astype(xp.sum(shifted, axis=0, dtype=xp.float64), self.sum.dtype)
+                self.gram[c, :, :] += xp.astype(xp.matmul(shifted.T, shifted), self.gram.dtype, copy=False)
 
     def take(self, cells: Sequence[int] | Array) -> Moments:
-        """One set of rows: the union of some cells."""
+        """Combine some cells into one set of rows.
+
+        Raises:
+            InputError: no cell.
+        """
         index = np.asarray(cells)
         if len(index) == 0:
             raise InputError("no cell was chosen; a training set needs rows")
         first, *rest = (int(i) for i in index)
-        parts = {f: getattr(self, f)[first] for f in _FIELDS}
+        total = {f: getattr(self, f)[first] for f in _FIELDS}
         for i in rest:
-            parts = {f: value + getattr(self, f)[i] for f, value in parts.items()}
-        return Moments(self.shift, **parts)
+            total = {f: value + getattr(self, f)[i] for f, value in total.items()}
+        return Moments(self.shift, **total)
 
     def __add__(self, other: Moments) -> Moments:
-        self._same_shift(other)
+        self._check_shift(other)
         return Moments(self.shift, **{f: getattr(self, f) + getattr(other, f) for f in _FIELDS})
 
     def __sub__(self, other: Moments) -> Moments:
-        self._same_shift(other)
+        self._check_shift(other)
         return Moments(self.shift, **{f: getattr(self, f) - getattr(other, f) for f in _FIELDS})
 
     @property
@@ -141,24 +142,24 @@ class Moments:
         m = self.sum / self.n[..., None]
         return self.gram / self.n[..., None, None] - m[..., :, None] * m[..., None, :]
 
-    def _same_shift(self, other: Moments) -> None:
+    def _check_shift(self, other: Moments) -> None:
         if self.shift is not other.shift and not bool((self.shift == other.shift).all()):
-            raise InputError("moments with different shifts cannot be combined; make them with the same shift=")
+            raise InputError("moments with different shifts cannot be combined; compute them with the same shift=")
 
 
 _FIELDS = tuple(f.name for f in fields(Moments) if f.name != "shift")
 
 
 def moments(slab: Slab, cells: Array, count: int) -> list[Moments]:
-    """Moments of a slab, one for each token, in one pass over its blocks of rows.
+    """Compute the moments of a slab, one for each token, in one pass over its blocks of rows.
 
     Args:
         slab: a slab, not read yet.
-        cells: [array-like, shape: (entity,)] int cell of every row of the data; -1 = left out.
+        cells: int array of shape (entity,), cell of every row of the data; -1 = left out.
         count: number of cells.
 
     Raises:
-        NonFiniteError: NaN or infinity among the activations, naming the first.
+        NonFiniteError: names the first NaN or infinity among the activations.
     """
     out: list[Moments] = []
     for rows, values in slab.blocks():

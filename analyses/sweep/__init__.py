@@ -1,8 +1,8 @@
-"""One function applied to every slab: reading, threads and workers, assembling, caching.
+"""One function applied to every slab, in threads or on a cluster.
 
-run       sweep() and run_slabs()
-tasks     what a task carries to a worker
+run       sweep(), run_slabs() and its options
+tasks     one slab as a task for a worker
 assemble  slab results into one Dataset
 cache     finished slabs next to the store
-threads   one BLAS thread in each worker
+threads   number of workers, BLAS threads
 """

@@ -1,14 +1,14 @@
-"""Activations of a model into a store.
+"""Recording of a model's activations into a store.
 
 run           capture(): all stages of a table into one store
 recorder      Recorder: hooks inside a `with`, for your own loop
 callback      RecordingCallback for transformers.Trainer
-store         create_store() and the store that is being recorded
-session       one model with its hooks
-spec          CaptureSpec: what is recorded, and its provenance
-site_hooks    hooks that gather activations
-output_hooks  losses and statistics of the next-token distribution
-statistics    statistics as torch functions
-batching      batches of similar length that fit into memory
-forecast      bytes, files and time of a capture before it runs
+store         create_store() and relabel(); the open store of a capture
+session       HookedModel: one model with its hooks; writes a batch into a block
+spec          CaptureOptions and CaptureSpec: sites, positions, dtypes, statistics, provenance
+site_hooks    SiteHooks: gathers activations at the recorded positions
+output_hooks  OutputHooks: losses and statistics of the next-token distribution
+statistics    statistics and losses as torch functions
+batching      length buckets, batch size, out-of-memory handling
+forecast      bytes, files, tokens and seconds of a capture before it runs
 """

@@ -1,9 +1,4 @@
-"""Recording while a model trains: a callback for Hugging Face's Trainer.
-
-It stands on its own: any Trainer run streams its checkpoints into a store,
-without ever writing them to disk. Checkpoints that are on disk already go
-through `stratalens.capture` directly.
-"""
+"""RecordingCallback: record while a model trains with Hugging Face's Trainer, without writing checkpoints to disk."""
 
 from __future__ import annotations
 
@@ -34,28 +29,27 @@ Steps = int | Sequence[int] | Callable[[int], bool]
 
 
 class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Record activations at chosen steps of a training run, each as one stage of a store.
+    """A callback that records activations at chosen steps of a training run, each as one stage of a store.
 
-    The model that trains is not touched: a copy of its weights is hooked,
-    recorded and freed, in eval mode, with the random state put back
-    afterwards, so a run with this callback ends in the same weights as one
-    without. A resumed run skips the stages that the store has already.
+    It hooks, records and frees a copy of the weights in evaluation mode, and restores the random state. A run with this
+    callback therefore ends in the same weights as a run without it. A resumed run skips the stages that the store has
+    already.
 
     Args:
         table: the prompts to record.
-        path: the store, made at the first recording.
-        steps: every so many steps (int), at these steps (list), or where a
-            function of the step says so. Step 0 is before the first update.
+        path: the store, created at the first recording.
+        steps: record every `steps` steps (int), at these steps (list), or where a function of the step returns True.
+            Step 0 is before the first update.
         start: record step 0 as well (only with an int).
         end: record the last step as well.
         tokenizer: of the model; None takes the Trainer's processing_class.
         name: stage name for a step; must differ from step to step.
-        **options: further arguments of `stratalens.capture` (sites, layers,
-            positions, dtype, statistics, batch_size, device, ...).
+        **options: further arguments of `stratalens.capture` (sites, layers, positions, dtype, statistics, batch_size,
+            device, ...).
 
     Raises:
-        InputError: no tokenizer, a stage name given twice, weights that are
-            sharded over processes; all that `capture` refuses.
+        InputError: there is no tokenizer, two steps have the same stage name, the weights are sharded over processes,
+            or `capture` refuses its arguments.
 
     Example (not run here: it needs a model and data)::
 
@@ -78,7 +72,8 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     ) -> None:
         if isinstance(steps, int) and steps < 1:
             raise InputError(
-                f"steps={steps}: give a positive number of steps, a list of steps, or a function of the step"
+                f"steps={steps} is not valid. Pass a positive number of steps, a list of steps, or a function of the "
+                "step."
             )
         self.table = table
         self.path = path
@@ -90,8 +85,8 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.options = options
         self.recorded: dict[str, int] = {}
 
-    def wanted(self, step: int) -> bool:
-        """Whether `step` is one of the chosen steps."""
+    def is_chosen(self, step: int) -> bool:
+        """Decide whether `step` is one of the chosen steps."""
         if callable(self.steps):
             return bool(self.steps(step))
         if isinstance(self.steps, int):
@@ -101,23 +96,23 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record before the first update, or where a resumed run takes up."""
-        if self.wanted(state.global_step):
+        """Record before the first update, or at the first step of a resumed run."""
+        if self.is_chosen(state.global_step):
             self._record(state, kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record after an update."""
-        if self.wanted(state.global_step):
+        if self.is_chosen(state.global_step):
             self._record(state, kwargs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the end."""
+        """Record after the last step."""
         if self.end:
             self._record(state, kwargs)
 
-    def _record(self, state: TrainerState, given: dict[str, Any]) -> None:
+    def _record(self, state: TrainerState, context: dict[str, Any]) -> None:
         if not state.is_world_process_zero:
             return
         step = int(state.global_step)
@@ -126,21 +121,21 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             if self.recorded[stage] == step:
                 return  # the last step was also a chosen one
             raise InputError(
-                f"the stage name {stage!r} was given to step {self.recorded[stage]} and to step {step}; "
-                "let name= return another name for every step"
+                f"steps {self.recorded[stage]} and {step} have the same stage name {stage!r}. "
+                "Pass a function name= that returns another name for every step."
             )
-        tokenizer = self.tokenizer or given.get("processing_class")
+        tokenizer = self.tokenizer or context.get("processing_class")
         if tokenizer is None:
             raise InputError(
-                "RecordingCallback needs the model's tokenizer: pass tokenizer=, or Trainer(processing_class=)"
+                "RecordingCallback needs the model's tokenizer. Pass tokenizer=, or Trainer(processing_class=)."
             )
-        model = given["model"]
+        model = context["model"]
         cpu, devices = torch.get_rng_state(), _cuda_states()
         try:
             with TemporaryDirectory() as folder, warnings.catch_warnings():
-                # TransformerLens loads the tokenizer once more, by its folder
-                tokenizer.save_pretrained(folder)
-                warnings.simplefilter("ignore", LabelWarning)  # stages of later steps are not there yet
+                tokenizer.save_pretrained(folder)  # TransformerLens loads it from a folder
+                # The stages of later steps do not exist yet, so their labels would look wrong.
+                warnings.filterwarnings("ignore", "label column", LabelWarning)
                 capture(
                     {stage: lambda: _hooked_copy(model, folder)},
                     self.table,
@@ -160,8 +155,8 @@ def _cuda_states() -> list[torch.Tensor]:
 
 
 def _hooked_copy(model: nn.Module, tokenizer_folder: str) -> nn.Module:
-    """The model's weights as they are now, in a hooked model of their own."""
-    inner = getattr(model, "module", model)  # out of DataParallel and its kin
+    """Copy the model's current weights into a separate hooked model."""
+    inner = getattr(model, "module", model)  # without the wrapper of DataParallel or DistributedDataParallel
     for name, parameter in inner.named_parameters():
         if type(parameter.data) is not torch.Tensor or (parameter.numel() == 0 and parameter.ndim == 1):
             raise InputError(
@@ -170,7 +165,7 @@ def _hooked_copy(model: nn.Module, tokenizer_folder: str) -> nn.Module:
             )
     twin: Any = copy.deepcopy(inner)
     remove_forward_wrapper(twin)
-    if hasattr(twin, "merge_and_unload"):  # LoRA and its kin: into the weights
+    if hasattr(twin, "merge_and_unload"):  # adapters such as LoRA: merge them into the weights
         twin = twin.merge_and_unload()
     for parameter in twin.parameters():
         parameter.requires_grad_(False)

@@ -1,7 +1,6 @@
-"""What a capture will cost, before anything is written: bytes, files, tokens, memory, time.
+"""Forecast of a capture: bytes, files, tokens, memory and time before anything is written.
 
-Sizes are exact (the geometry of the store decides them); time is measured on
-one real batch of the first stage's model.
+Sizes are exact, from the geometry of the store. Time is measured on one real batch of the first stage's model.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from stratalens.plugin.capture.spec import make_recipe
+from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec
 from stratalens.plugin.capture.store import store_size
 from stratalens.plugin.models.adapters import adapt
 from stratalens.plugin.models.hooks import evaluation_mode
-from stratalens.plugin.stages.stage import Stage, loaded_model
+from stratalens.plugin.stages.stage import Stage, loaded_model, parse_stages
 
 if TYPE_CHECKING:
     from stratalens.plugin.prompts.table import PromptTable
@@ -39,49 +38,69 @@ def forecast(
 ) -> dict[str, Any]:
     """Forecast a capture from its first stage's model; nothing is written.
 
-    With `rows`, the table is a sample: the forecast is of a table of so many rows like these.
+    Args:
+        stages: the stages to record, as for `stratalens.capture`.
+        table: the prompts, or a sample of them.
+        sites: as for `stratalens.capture`.
+        layers: as for `stratalens.capture`.
+        positions: as for `stratalens.capture`.
+        dtype: as for `stratalens.capture`.
+        statistics: as for `stratalens.capture`.
+        device: as for `stratalens.capture`.
+        rows: number of rows to forecast where the table is a sample; None for the rows of the table.
 
     Returns:
-        bytes, files, rows, tokens (of all stages), memory_bytes (of the two block buffers), rows_per_block,
-        seconds (of all forward passes, without loading; from one timed batch of at most 32 rows, so two runs
-        differ; to two digits).
+        bytes, files, rows, tokens (of all stages), memory_bytes (of the two block buffers), rows_per_block, and seconds
+        (of all forward passes, without loading). The seconds come from one timed batch of at most 32 rows and have two
+        digits, so two runs differ.
 
     Raises:
-        InputError: as `capture`.
+        InputError: as `stratalens.capture`.
     """
-    with loaded_model(stages[0], None, device) as model:
-        adapter = adapt(model, None)
-        recipe = make_recipe(
-            table, adapter, sites=sites, layers=layers, positions=positions, dtype=dtype, statistics=statistics
-        )
-        lengths = recipe.lengths
+    options = CaptureOptions(
+        sites=sites, layers=layers, positions=positions, dtype=dtype, statistics=statistics, device=device
+    )
+    return forecast_capture(stages, table, options, rows=rows)
+
+
+def forecast_capture(
+    stages: Any, table: PromptTable, options: CaptureOptions, *, rows: int | None = None
+) -> dict[str, Any]:
+    """Forecast a capture with these options; the result is that of `forecast`."""
+    parsed = parse_stages(stages)
+    with loaded_model(parsed[0], options.tokenizer, options.device) as model:
+        adapter = adapt(model, options.forward)
+        spec = CaptureSpec.from_model(table, adapter, options)
+        lengths = spec.lengths
         timed = lengths.argsort()[len(lengths) // 2 :][:_SAMPLE]  # of median length and above
         width = int(lengths[timed].max())
-        ids, mask = recipe.tokenized.batch(timed, width, answers=recipe.runs_answers)
-        wanted: Literal["none", "logits"] = "logits" if recipe.outputs else "none"
+        ids, mask = (
+            torch.from_numpy(array).to(adapter.device)
+            for array in spec.tokenized.batch(timed, width, answers=spec.runs_answers)
+        )
+        output: Literal["none", "logits"] = "logits" if spec.outputs else "none"
         with torch.no_grad(), evaluation_mode(adapter.model):
             start = time.perf_counter()
-            adapter.run(
-                torch.from_numpy(ids).to(adapter.device), torch.from_numpy(mask).to(adapter.device), wanted, None
-            )
+            adapter.run(ids, mask, output, None)
             seconds = time.perf_counter() - start
-    size = store_size(recipe, stages=len(stages), rows=rows)
-    tokens = round(int(lengths.sum()) * (1 if rows is None else rows / len(lengths)))
+    size = store_size(spec, len(parsed), rows)
+    tokens = round(int(lengths.sum()) * (1 if rows is None else rows / len(lengths))) * len(parsed)
     return {
         "bytes": size.nbytes,
         "files": size.files,
         "rows": size.rows,
-        "tokens": tokens * len(stages),
+        "tokens": tokens,
         "memory_bytes": size.memory,
         "rows_per_block": size.block_size,
-        "seconds": two_digits(seconds / (width * len(timed)) * tokens * len(stages)),
+        "seconds": two_digits(seconds / (width * len(timed)) * tokens),
     }
 
 
 def two_digits(seconds: float) -> float:
-    """A forecast time as far as one timed batch tells it; a short one does not become none at all.
+    """Round a forecast time to two digits, the precision of one timed batch; a short time does not become zero.
 
-    >>> two_digits(0.04321), two_digits(12345.6)
-    (0.043, 12000.0)
+    Example:
+        >>> two_digits(0.04321), two_digits(12345.6)
+        (0.043, 12000.0)
     """
     return float(f"{seconds:.2g}")

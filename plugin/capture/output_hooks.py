@@ -1,10 +1,7 @@
-"""Statistics of the model's output, from logits at the few positions that need them.
+"""Losses and output statistics, from logits at the few positions that need them.
 
-The hidden state behind the final norm is caught, its needed rows go through the
-output layer, and the other positions never see the vocabulary. That an
-architecture can be taken apart so is tried once per model against its own
-logits; where it cannot, the full logits are used. The formulas are in
-statistics.py and losses.py.
+A hook keeps the output of the final norm. Only the rows that a statistic needs go through the output layer. A dry run
+shows whether the output layer can run separately in this architecture; if not, the model's full logits are used.
 """
 
 from __future__ import annotations
@@ -20,27 +17,25 @@ from torch import Tensor
 from stratalens.plugin.capture.statistics import negative_log_likelihood, output_statistics
 from stratalens.plugin.models.adapters import Adapter
 from stratalens.plugin.models.hooks import evaluation_mode
+from stratalens.store.errors import InputError
 
 _LOSSES = ("loss", "running_loss", "answer_loss")
-
-
-_CHUNK = 1 << 24  # logits held at a time (64 MiB in float32)
-
-
+_CHUNK = 1 << 24  # logits in memory at a time (64 MiB in float32)
 # Largest difference from the model's own logits, in units of their standard deviation.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """What the output statistics have to know about one batch.
+    """The tokens of one batch, and the positions that output statistics refer to.
 
     Attributes:
-        ids: token ids, (rows, positions) int64.
-        start: first token of every row (0 unless padded on the left), (rows,).
-        index: token index of the recorded positions, (rows, token), -1 = missing.
-        prompt_end: index behind the prompt's last token, (rows,).
-        answer_end: index behind the answer's last token; equal to prompt_end where there is none.
+        ids: token ids, int64 array of shape (rows, positions).
+        start: first token of every row, int64 array of shape (rows,); 0 unless padded on the left.
+        index: token index of the recorded positions, int64 array of shape (rows, tokens); -1 = missing.
+        prompt_end: index after the last token of the prompt, int64 array of shape (rows,).
+        answer_end: index after the last token of the answer, int64 array of shape (rows,); `prompt_end` where a row
+            has no answer.
     """
 
     ids: NDArray[np.int64]
@@ -55,7 +50,7 @@ class OutputHooks:
 
     Attributes:
         names: statistics to compute.
-        split: whether the head is run on the needed rows only.
+        split: whether the output layer runs on the needed rows only.
     """
 
     def __init__(self, adapter: Adapter, names: tuple[str, ...]) -> None:
@@ -66,18 +61,18 @@ class OutputHooks:
         self._handle: Any = None
 
     def attach(self) -> None:
-        """Watch the final norm, where the head can be run apart."""
-        if self.names and self.split and self.adapter.final_norm is not None:
-            self._handle = self.adapter.final_norm.register_forward_hook(self._look)
+        """Put a hook on the final norm where the output layer can run separately."""
+        if self.split and self.adapter.final_norm is not None:
+            self._handle = self.adapter.final_norm.register_forward_hook(self._keep_hidden)
 
     def detach(self) -> None:
-        """Stop watching."""
+        """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
         self._hidden = None
 
-    def _look(self, module: Any, inputs: Any, output: Any) -> None:
+    def _keep_hidden(self, module: Any, inputs: Any, output: Any) -> None:
         self._hidden = output[0] if isinstance(output, tuple) else output
 
     @property
@@ -86,52 +81,61 @@ class OutputHooks:
         return self._hidden is not None
 
     def statistics(self, batch: Sequences, logits: Tensor | None = None) -> dict[str, Tensor]:
-        """The named statistics as float32 (rows, token[, percentile]); answer_loss is (rows,).
+        """Compute the statistics of the batch that has just run.
 
         Args:
             batch: token ids and positions.
-            logits: the model's own logits (rows, positions, vocab), needed where not `split`.
+            logits: the model's own logits, tensor of shape (rows, positions, vocabulary); needed where not `split`.
+
+        Returns:
+            float32 tensors of shape (rows, tokens) by name; logit_percentile of shape (rows, tokens, percentiles),
+            answer_loss of shape (rows,).
+
+        Raises:
+            InputError: the forward pass did not reach the final norm, or there are no logits.
         """
         if not self.names:
             return {}
         source = self._hidden if self.split else logits
-        assert source is not None
+        if source is None:
+            raise InputError(
+                "output statistics need the model's output, which this forward pass did not reach. Run the whole model."
+            )
         flat = source.detach().reshape(-1, source.shape[-1])
         self._hidden = None
-        positions = np.arange(batch.ids.shape[1])
         recorded = np.zeros(batch.ids.shape, dtype=bool)
         row, column = np.nonzero(batch.index >= 0)
         recorded[row, batch.index[row, column]] = True
         distributions = recorded if set(self.names) - set(_LOSSES) else np.zeros_like(recorded)
-        predicts = self._predicts(batch, recorded, positions)
+        predicts = self._predicts(batch, recorded)
         needed = np.flatnonzero(distributions | predicts)
         losses = torch.full(batch.ids.shape, torch.nan, device=flat.device).reshape(-1)
         following = np.zeros_like(batch.ids)
         following[:, :-1] = batch.ids[:, 1:]
-        found: dict[str, list[Tensor]] = {}
-        for part in np.array_split(needed, max(1, -(-len(needed) * self._vocabulary() // _CHUNK))):
-            rows = torch.from_numpy(part).to(flat.device)
+        chunks: dict[str, list[Tensor]] = {}
+        for chunk in np.array_split(needed, max(1, -(-len(needed) * self._vocabulary() // _CHUNK))):
+            rows = torch.from_numpy(chunk).to(flat.device)
             scores = (self.adapter.head(flat[rows]) if self.split else flat[rows]).float()  # type: ignore[union-attr]
-            targets = np.flatnonzero(predicts.reshape(-1)[part])
+            targets = np.flatnonzero(predicts.reshape(-1)[chunk])
             if len(targets):
                 at = torch.from_numpy(targets).to(flat.device)
-                token = torch.from_numpy(following.reshape(-1)[part[targets]]).to(flat.device)
-                picked = scores if len(targets) == len(part) else scores[at]
-                # position p holds the loss of token p, so it is written one further on
-                losses[rows[at] + 1] = negative_log_likelihood(picked, token)
-            kept = np.flatnonzero(distributions.reshape(-1)[part])
-            if len(kept):
-                at = torch.from_numpy(kept).to(flat.device)
-                for name, value in output_statistics(scores if len(kept) == len(part) else scores[at]).items():
+                token = torch.from_numpy(following.reshape(-1)[chunk[targets]]).to(flat.device)
+                # Position p + 1 holds the loss of the token that position p predicts.
+                losses[rows[at] + 1] = negative_log_likelihood(_take(scores, at), token)
+            described = np.flatnonzero(distributions.reshape(-1)[chunk])
+            if len(described):
+                at = torch.from_numpy(described).to(flat.device)
+                for name, value in output_statistics(_take(scores, at)).items():
                     if name in self.names:
-                        found.setdefault(name, []).append(value)
-        return self._arrange(batch, found, distributions, losses.reshape(batch.ids.shape))
+                        chunks.setdefault(name, []).append(value)
+        return self._arrange(batch, chunks, distributions, losses.reshape(batch.ids.shape))
 
     def _vocabulary(self) -> int:
         return self.adapter.size("d_vocab") or 50_000
 
-    def _predicts(self, batch: Sequences, recorded: NDArray[np.bool_], positions: Any) -> NDArray[np.bool_]:
-        """Positions whose logits predict a token that some loss asks for."""
+    def _predicts(self, batch: Sequences, recorded: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Mark the positions whose logits predict a token that some loss needs."""
+        positions = np.arange(batch.ids.shape[1])
         needed = np.zeros_like(recorded)
         if "loss" in self.names:
             needed[:, :-1] |= recorded[:, 1:]
@@ -139,32 +143,33 @@ class OutputHooks:
             needed |= positions < batch.index.max(axis=1)[:, None]
         needed &= positions >= batch.start[:, None]
         if "answer_loss" in self.names:
-            behind = positions + 1
-            needed |= (behind >= batch.prompt_end[:, None]) & (behind < batch.answer_end[:, None])
+            target = positions + 1
+            needed |= (target >= batch.prompt_end[:, None]) & (target < batch.answer_end[:, None])
         return needed
 
     def _arrange(
-        self, batch: Sequences, found: dict[str, list[Tensor]], distributions: NDArray[np.bool_], losses: Tensor
+        self, batch: Sequences, chunks: dict[str, list[Tensor]], distributions: NDArray[np.bool_], losses: Tensor
     ) -> dict[str, Tensor]:
+        """Bring values in the order of positions into the shape of the recorded positions."""
         device = losses.device
         index = torch.from_numpy(np.maximum(batch.index, 0)).to(device)
-        gone = torch.from_numpy(batch.index < 0).to(device)
+        missing = torch.from_numpy(batch.index < 0).to(device)
         values: dict[str, Tensor] = {}
-        if found:
-            order = np.cumsum(distributions.reshape(-1)) - 1  # where each position's row landed
+        if chunks:
+            order = np.cumsum(distributions.reshape(-1)) - 1  # position -> its row in the chunks
             place = torch.from_numpy(order.reshape(distributions.shape)).to(device).gather(1, index)
-            for name, parts in found.items():
-                value = torch.cat(parts)[place]
-                values[name] = value.masked_fill_(gone.view(*gone.shape, *(1,) * (value.ndim - 2)), torch.nan)
+            for name, tensors in chunks.items():
+                value = torch.cat(tensors)[place]
+                values[name] = value.masked_fill_(missing.view(*missing.shape, *(1,) * (value.ndim - 2)), torch.nan)
         if "loss" in self.names:
-            values["loss"] = losses.gather(1, index).masked_fill_(gone, torch.nan)
+            values["loss"] = losses.gather(1, index).masked_fill_(missing, torch.nan)
         if "running_loss" in self.names:
             start = torch.from_numpy(batch.start).to(device)[:, None]
             steps = index - start
             wide = torch.float32 if device.type == "mps" else torch.float64  # sums of long prompts keep their digits
             total = torch.nan_to_num(losses).to(wide).cumsum(1).gather(1, index)
             mean = (total / steps).float()
-            values["running_loss"] = mean.masked_fill_(gone | (steps < 1), torch.nan)
+            values["running_loss"] = mean.masked_fill_(missing | (steps < 1), torch.nan)
         if "answer_loss" in self.names:
             at = torch.arange(losses.shape[1], device=device)
             first = torch.from_numpy(batch.prompt_end).to(device)[:, None]
@@ -174,20 +179,25 @@ class OutputHooks:
         return values
 
 
+def _take(rows: Tensor, at: Tensor) -> Tensor:
+    """Rows at these places, without a copy where they are all rows."""
+    return rows if len(at) == len(rows) else rows[at]
+
+
 def head_is_separable(adapter: Adapter) -> bool:
-    """Whether final norm, then `adapter.head`, gave the model's own logits in the probing pass."""
+    """Compare the final norm followed by `adapter.head` with the model's own logits of the dry run."""
     if adapter.dry_run_result is None or adapter.dry_run_result[1] is None:
         return False
-    full, hidden = adapter.dry_run_result
-    if hidden is None or hidden.shape[:2] != full.shape[:2]:
+    logits, hidden = adapter.dry_run_result
+    if hidden is None or hidden.shape[:2] != logits.shape[:2]:
         return False
     with evaluation_mode(adapter.model):
         try:
-            apart = adapter.head(hidden.reshape(-1, hidden.shape[-1]))
-        except RuntimeError:  # something stands between norm and head that changes the width
+            separate = adapter.head(hidden.reshape(-1, hidden.shape[-1]))
+        except RuntimeError:  # a layer between norm and head changes the width
             return False
-    if apart is None or apart.shape != full.reshape(-1, full.shape[-1]).shape:
+    if separate is None or separate.shape != logits.reshape(-1, logits.shape[-1]).shape:
         return False
-    own = full.reshape(apart.shape).float()
-    error = (apart.float() - own).abs().max()
-    return bool(error <= _TOLERANCE.get(full.dtype, 1e-4) * own.std().clamp_min(1e-3))
+    expected = logits.reshape(separate.shape).float()
+    error = (separate.float() - expected).abs().max()
+    return bool(error <= _TOLERANCE.get(logits.dtype, 1e-4) * expected.std().clamp_min(1e-3))

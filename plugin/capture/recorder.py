@@ -1,13 +1,10 @@
-"""Recorder: hooks that live inside a `with`, for a training or evaluation loop of one's own.
-
-What is recorded, and the store that it goes to, come from `create_store`
-(recording.py). `capture()` (capturing.py) runs the same parts over a whole table
-by itself.
-"""
+"""Recorder: hooks inside a `with`, for your own training or evaluation loop."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,21 +18,33 @@ from stratalens.plugin.capture.store import RecordingStore
 from stratalens.plugin.models.adapters import ForwardFunction, adapt
 from stratalens.plugin.models.weights import weights_fingerprint
 from stratalens.plugin.stages.stage import check_stage_name
-from stratalens.store.errors import InputError, suggest
+from stratalens.store.errors import InputError, join_names, suggest
 from stratalens.store.writing.buffers import BlockBuffer
 from stratalens.store.writing.writer import StageWriter
 
-_OPEN = 2  # blocks that may be filled at the same time
+_OPEN_BLOCKS = 2  # blocks that may be filled at the same time
 
 
 class Recorder:
-    """Records one stage of a store while the caller runs the model.
+    """A context manager that records one stage of a store while the caller runs the model.
 
-    Hooks are on the model only inside the `with`; they return None and take nothing of the
-    user's own hooks away. Training mode, gradients and flags are left as the caller has them.
+    The hooks are on the model only inside the `with`. They return None and leave your own hooks in place. Training
+    mode, gradients and flags stay as the caller sets them.
+
+    Args:
+        model: the stage's hooked model.
+        writer: the store, from `create_store`.
+        stage: name of the stage.
+        order: its place in training order; by default after the last stage of the store, or as the store has it.
+        forward: as in `create_store`; only the dry run of your own HookedRootModule needs it.
+        allow_same_weights: accept weights that another stage has too.
+
+    Raises:
+        InputError: more than two blocks of rows are open at once, a row is announced twice or never, or the model
+            does not fit the store.
 
     Example:
-        A model of one's own with hook points, and a loop of one's own over batches of the table:
+        Your own model with hook points, and your own loop over batches of the table:
 
         >>> import numpy as np, pandas as pd, tempfile, torch, stratalens as sl
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -68,18 +77,6 @@ class Recorder:
         >>> float(abs(ds.embed.sel(token="last").values - model.embed.weight[3].detach().numpy()).max())
         0.0
         >>> folder.cleanup()
-
-    Args:
-        model: the stage's hooked model.
-        writer: what `create_store` returned.
-        stage: name of the stage.
-        order: its place in training order; by default behind the last one, or as the store has it.
-        forward: as in `create_store`, only needed for probing a HookedRootModule.
-        allow_same_weights: accept weights that another stage has too.
-
-    Raises:
-        InputError: more than two blocks of rows are open at once, a row is given twice or not at
-            all, or the model does not fit.
     """
 
     def __init__(
@@ -97,40 +94,26 @@ class Recorder:
         self.adapter = adapt(model, forward)
         self._order = order
         self._allow_same_weights = allow_same_weights
-        self._probe: HookedModel | None = None
-        self._writer: StageWriter | None = None
-        self._open: dict[int, tuple[BlockBuffer, set[int]]] = {}
-        self._pending: dict[int, Any] = {}
-        self._rows: NDArray[np.int64] | None = None
-        self._index: NDArray[np.int64] | None = None
-        self._call: tuple[Tensor, Tensor | None] | None = None
-        self._root: list[Any] = []
+        self._recording: _StageRecording | None = None
 
     def __enter__(self) -> Self:
-        held = self.store.writer.store.stages
-        order = self._order
-        if order is None:
-            own = [s.order for s in held if s.name == self.stage]
-            order = own[0] if own else max((s.order for s in held), default=-1) + 1
-        self._probe = self.store.probe(self.adapter, self.stage)
-        self._writer = self.store.writer.stage(
+        hooked_model = self.store.hooked_model(self.adapter, self.stage)
+        writer = self.store.writer.stage(
             self.stage,
-            order=order,
+            order=self._resolve_order(),
             fingerprint=weights_fingerprint(self.adapter),
             allow_same_weights=self._allow_same_weights,
         )
-        self._pending = {block.index: block for block in self._writer.pending()}
-        root: nn.Module = self.adapter.model
-        self._root = [
-            root.register_forward_pre_hook(self._before, with_kwargs=True),
-            root.register_forward_hook(self._after, with_kwargs=True),
-        ]
-        try:
-            self._probe.__enter__()
-        except BaseException:
-            self._take_off()
-            raise
+        recording = _StageRecording(self.store, self.stage, hooked_model, writer)
+        recording.start()
+        self._recording = recording
         return self
+
+    def _resolve_order(self) -> int:
+        if self._order is not None:
+            return self._order
+        orders = {stage.name: stage.order for stage in self.store.writer.store.stages}
+        return orders.get(self.stage, max(orders.values(), default=-1) + 1)
 
     def batch(
         self,
@@ -143,39 +126,107 @@ class Recorder:
         """Announce the next forward pass.
 
         Args:
-            rows: table row of every sequence of the batch, (batch,) int.
-            positions: {name: token index (batch,) int} in the sequences as the model gets them
-                (padding counted), -1 = missing. None takes the table's own positions, right for
-                the table's own tokenisation without padding on the left.
-            tokens: token ids (batch, position), only needed where the model is not called as
-                `model(tokens, attention_mask=mask)` and output statistics are recorded.
-            attention_mask: 1 on tokens, 0 on padding; None means no padding at all.
+            rows: table row of every sequence of the batch, int array of shape (batch,).
+            positions: {name: token index of every sequence, int array of shape (batch,)}, counted in the sequences
+                that the model receives, padding included; -1 = missing. None takes the table's own positions, which
+                are right for the table's own tokenization without padding on the left.
+            tokens: token ids, tensor of shape (batch, position). Output statistics need it where the model is not
+                called as `model(tokens, attention_mask=mask)`.
+            attention_mask: 1 on tokens, 0 on padding; None means no padding.
 
         Raises:
-            InputError: rows or positions are wrong, recorded already, or lie in too many blocks.
+            InputError: rows or positions are invalid, recorded already, or in too many blocks; or the recorder is not
+                inside its `with`.
         """
-        self._finish()
-        assert self._probe is not None
-        given = np.atleast_1d(np.asarray(rows))
-        count = len(self.store.table)
-        if given.ndim != 1 or given.dtype.kind not in "iu" or not len(given):
-            raise InputError("rows must be a one-dimensional array of at least one table row number.")
-        given = given.astype(np.int64)
-        if given.min() < 0 or given.max() >= count:
-            raise InputError(f"rows {given.min()} to {given.max()}: the table has rows 0 to {count - 1}.")
-        if len(np.unique(given)) != len(given):
-            raise InputError(f"rows {given.tolist()[:12]} name a row twice in one batch.")
-        self._claim(given)
-        self._rows, self._index = given, self._positions(given, positions)
-        self._call = None if tokens is None else (tokens, attention_mask)
-        self._probe.tap.start_batch(self._index)
+        if self._recording is None or self._recording.ended:
+            raise InputError("this recorder is not recording. Call rec.batch(...) inside `with Recorder(...) as rec:`.")
+        self._recording.announce(rows, positions, None if tokens is None else (tokens, attention_mask))
 
-    def _positions(self, rows: NDArray[np.int64], positions: Mapping[str, ArrayLike] | None) -> NDArray[np.int64]:
-        labels = self.store.recipe.labels
+    def pending_rows(self) -> NDArray[np.int64]:
+        """List the table rows of this stage that are not recorded yet."""
+        return np.empty(0, dtype=np.int64) if self._recording is None else self._recording.pending_rows()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._recording is not None:
+            self._recording.end(kind, error, trace)
+
+
+@dataclass
+class _OpenBlock:
+    """A block that is being filled, and the table rows written so far."""
+
+    buffer: BlockBuffer
+    rows: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Announced:
+    """An announced forward pass: table rows, token index of every position, and (tokens, mask) once known."""
+
+    rows: NDArray[np.int64]
+    index: NDArray[np.int64]
+    call: tuple[Tensor, Tensor | None] | None
+
+
+class _StageRecording:
+    """The running state of a Recorder: hooks on the model, open blocks and the announced batch."""
+
+    def __init__(self, store: RecordingStore, stage: str, hooked_model: HookedModel, writer: StageWriter) -> None:
+        self.store = store
+        self.stage = stage
+        self.hooked_model = hooked_model
+        self.writer = writer
+        self.pending = {block.index: block for block in writer.pending()}
+        self.open: dict[int, _OpenBlock] = {}
+        self.announced: _Announced | None = None
+        self.ended = False
+        self._hooks = ExitStack()
+
+    def start(self) -> None:
+        """Put the hooks on the model; all or none."""
+        root: nn.Module = self.hooked_model.adapter.model
+        with ExitStack() as hooks:
+            for handle in (
+                root.register_forward_pre_hook(self._before, with_kwargs=True),
+                root.register_forward_hook(self._after, with_kwargs=True),
+            ):
+                hooks.callback(handle.remove)
+            hooks.enter_context(self.hooked_model)
+            self._hooks = hooks.pop_all()
+
+    def announce(
+        self,
+        rows: ArrayLike,
+        positions: Mapping[str, ArrayLike] | None,
+        call: tuple[Tensor, Tensor | None] | None,
+    ) -> None:
+        """Check the rows and positions of the next forward pass, and reserve its blocks."""
+        self._write_announced()
+        checked = self._check_rows(rows)
+        self._open_blocks(checked)
+        self.announced = _Announced(checked, self._index(checked, positions), call)
+        self.hooked_model.site_hooks.start_batch(checked, self.announced.index)
+
+    def _check_rows(self, rows: ArrayLike) -> NDArray[np.int64]:
+        array = np.atleast_1d(np.asarray(rows))
+        count = len(self.store.table)
+        if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
+            raise InputError("rows must be a one-dimensional array of at least one table row number.")
+        array = array.astype(np.int64)
+        if array.min() < 0 or array.max() >= count:
+            raise InputError(f"rows {array.min()} to {array.max()}: the table has rows 0 to {count - 1}.")
+        if len(np.unique(array)) != len(array):
+            raise InputError(f"rows {array.tolist()[:12]} name a row twice in one batch. Name every row once.")
+        return array
+
+    def _index(self, rows: NDArray[np.int64], positions: Mapping[str, ArrayLike] | None) -> NDArray[np.int64]:
+        labels = self.store.spec.labels
         if positions is None:
-            return self.store.recipe.index[rows]
+            return self.store.spec.index[rows]
         if absent := [name for name in labels if name not in positions]:
-            raise InputError(f"positions lacks {absent[0]!r}. This store records {', '.join(map(str, labels))}.")
+            raise InputError(f"positions has no {absent[0]!r}. This store records {', '.join(map(str, labels))}.")
         if unknown := [name for name in positions if name not in labels]:
             raise InputError(f"unknown position {unknown[0]!r}: {suggest(str(unknown[0]), map(str, labels))}")
         index = np.stack([np.asarray(positions[str(name)]).astype(np.int64) for name in labels], axis=-1)
@@ -185,116 +236,116 @@ class Recorder:
             )
         return index
 
-    def _claim(self, rows: NDArray[np.int64]) -> None:
+    def _open_blocks(self, rows: NDArray[np.int64]) -> None:
         size = self.store.writer.block_size
         for number in np.unique(rows // size).tolist():
-            if number in self._open:
-                if twice := self._open[number][1] & set(rows.tolist()):
-                    raise InputError(f"row {min(twice)} was given to this recorder before. Record every row once.")
+            if number in self.open:
+                if twice := self.open[number].rows & set(rows.tolist()):
+                    raise InputError(f"row {min(twice)} was announced to this recorder before. Record every row once.")
                 continue
-            if number not in self._pending:
+            if number not in self.pending:
                 raise InputError(
                     f"rows {number * size} to {(number + 1) * size - 1} of stage {self.stage!r} are recorded already. "
-                    "Ask rec.pending_rows() for what is left."
+                    "Record the rows that rec.pending_rows() returns."
                 )
-            if len(self._open) >= _OPEN:
+            if len(self.open) >= _OPEN_BLOCKS:
                 raise InputError(
-                    f"rows of {_OPEN + 1} blocks are open at once; a block is {size} rows of the table. Blocks "
-                    f"{sorted(self._open)} are not full yet. Finish their rows before rows of block {number}: "
-                    "within a block the order is free."
+                    f"rows of {_OPEN_BLOCKS + 1} blocks are open at once. A block is {size} rows of the table, and "
+                    f"blocks {sorted(self.open)} are not full yet. Finish their rows before rows of block {number}; "
+                    "rows may come in any order within a block."
                 )
-            assert self._writer is not None
-            self._open[number] = (self._writer.buffer(self._pending[number]), set())
+            self.open[number] = _OpenBlock(self.writer.buffer(self.pending[number]))
 
     def pending_rows(self) -> NDArray[np.int64]:
-        """Table rows of this stage that are not recorded yet."""
-        rows = [np.arange(b.start, b.stop) for b in self._pending.values()]
-        done = {row for _, given in self._open.values() for row in given}
+        """List the table rows that are not recorded yet."""
+        rows = [np.arange(b.start, b.stop) for b in self.pending.values()]
+        done = {row for block in self.open.values() for row in block.rows}
         everything = np.concatenate(rows).astype(np.int64) if rows else np.empty(0, dtype=np.int64)
         return everything[~np.isin(everything, list(done))]
 
     def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the token ids with which the model is called."""
+        batch = self.announced
         tokens = args[0] if args else kwargs.get("input", kwargs.get("input_ids"))
-        if self._call is None and isinstance(tokens, Tensor) and not tokens.is_floating_point():
-            mask = kwargs.get("attention_mask")
-            self._call = (tokens[None] if tokens.ndim == 1 else tokens, mask)
+        if batch is not None and batch.call is None and isinstance(tokens, Tensor) and not tokens.is_floating_point():
+            batch.call = (tokens[None] if tokens.ndim == 1 else tokens, kwargs.get("attention_mask"))
 
     def _after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._finish(output)
+        self._write_announced(output)
 
-    def _finish(self, output: Any = None) -> None:
-        """Take over what the forward pass has left."""
-        if self._rows is None or self._index is None or self._probe is None:
+    def _write_announced(self, output: Any = None) -> None:
+        """Write the values of the announced batch, and submit the blocks that are full."""
+        batch, self.announced = self.announced, None
+        if batch is None:
             return
-        rows, index = self._rows, self._index
-        self._rows = self._index = None
-        values = self._probe.values(self.stage, rows, self._sequences(rows, index), self._logits(output))
-        size = self.store.writer.block_size
-        for number in np.unique(rows // size).tolist():
-            buffer, given = self._open[number]
-            inside = np.flatnonzero(rows // size == number)
-            write_batch(buffer, rows[inside], values, self.store.recipe, inside)
-            given.update(rows[inside].tolist())
-            if len(given) == len(buffer.block):
-                assert self._writer is not None
-                self._writer.submit(buffer)
-                del self._open[number], self._pending[number]
+        values = self.hooked_model.values(self.stage, batch.rows, self._sequences(batch), self._logits(output))
+        numbers = batch.rows // self.store.writer.block_size
+        for number in np.unique(numbers).tolist():
+            block = self.open[number]
+            selected = np.flatnonzero(numbers == number)
+            write_batch(block.buffer, batch.rows[selected], values, self.store.spec, selected)
+            block.rows.update(batch.rows[selected].tolist())
+            if len(block.rows) == len(block.buffer.block):
+                self.writer.submit(block.buffer)
+                del self.open[number], self.pending[number]
 
     def _logits(self, output: Any) -> Tensor | None:
-        assert self._probe is not None
-        outputs = self._probe.outputs
+        outputs = self.hooked_model.outputs
         if not outputs.names or (outputs.split and outputs.ready):
             return None
         if not outputs.split and isinstance(output, Tensor) and output.ndim == 3:
             return output
         raise InputError(
-            "output statistics need the model's logits at every position, which this forward pass did not make. "
-            "Call model(tokens, attention_mask=mask) to the end, or create the store with statistics=('l2', ...)."
+            "output statistics need the model's logits at every position, which this forward pass did not return. "
+            "Run the whole model with model(tokens, attention_mask=mask), or create the store with "
+            "statistics=('l2', ...)."
         )
 
-    def _sequences(self, rows: NDArray[np.int64], index: NDArray[np.int64]) -> Sequences:
-        if not self.store.recipe.outputs:
+    def _sequences(self, batch: _Announced) -> Sequences:
+        rows, index = batch.rows, batch.index
+        if not self.store.spec.outputs:
             nothing = np.zeros(len(rows), dtype=np.int64)
             return Sequences(np.zeros((len(rows), 0), dtype=np.int64), nothing, index, nothing, nothing)
-        if self._call is None:
+        if batch.call is None:
             raise InputError(
                 "output statistics need the token ids. Call the model itself, model(tokens, attention_mask=mask), "
                 "or pass rec.batch(rows, positions, tokens=tokens, attention_mask=mask)."
             )
-        tokens, mask = self._call
+        tokens, mask = batch.call
         ids = tokens.detach().cpu().numpy().astype(np.int64)
         full = np.ones_like(ids) if mask is None else mask.detach().cpu().numpy().astype(np.int64)
         start, end = full.argmax(axis=1), ids.shape[1] - full[:, ::-1].argmax(axis=1)
-        answers = self.store.recipe.tokenized.answer_lengths[rows] if self.store.recipe.runs_answers else 0
+        answers = self.store.spec.tokenized.answer_lengths[rows] if self.store.spec.runs_answers else 0
         return Sequences(ids, start, index, end - answers, end)
 
-    def _take_off(self) -> None:
-        while self._root:
-            self._root.pop().remove()
-        if self._probe is not None:
-            self._probe.__exit__(None, None, None)
+    def end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Remove the hooks, discard unfinished blocks and close the stage.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
+        Raises:
+            InputError: blocks were left unfinished although the caller's loop ended without an error.
+        """
+        self.ended = True
+        with ExitStack() as stack:
+            stack.callback(self.writer.__exit__, kind, error, trace)
+            stack.callback(self._discard_open)
+            stack.callback(self._hooks.close)
             if error is None:
-                self._finish()
-        finally:
-            self._take_off()
-            left = {number: buffer for number, (buffer, _) in self._open.items()}
-            given = {row for _, rows in self._open.values() for row in rows}
-            self._open.clear()
-            for buffer in left.values():
-                discard = getattr(buffer, "discard", None)
-                if discard is not None:
-                    discard()
-            if self._writer is not None:
-                self._writer.__exit__(kind, error, trace)
-        if error is None and left:
-            lacking = [row for buffer in left.values() for row in buffer.block.rows.tolist() if row not in given]
-            raise InputError(
-                f"stage {self.stage!r}: blocks {sorted(left)} were left unfinished: rows {lacking[:12]} were never "
-                f"given ({len(lacking)} in all), so {len(given)} recorded rows of these blocks were not written. "
-                f"Record whole blocks of {self.store.writer.block_size} rows."
-            )
+                self._write_announced()
+                self._check_finished()
+
+    def _discard_open(self) -> None:
+        while self.open:
+            self.open.popitem()[1].buffer.discard()
+
+    def _check_finished(self) -> None:
+        unfinished = dict(self.open)
+        if not unfinished:
+            return
+        written = {row for block in unfinished.values() for row in block.rows}
+        rows = [row for block in unfinished.values() for row in block.buffer.block.rows.tolist()]
+        missing = [row for row in rows if row not in written]
+        raise InputError(
+            f"stage {self.stage!r}: blocks {sorted(unfinished)} are unfinished, so their {len(written)} recorded rows "
+            f"were not written. Rows {join_names(missing, 12)} were never announced to the recorder. Record whole "
+            f"blocks of {self.store.writer.block_size} rows."
+        )

@@ -1,16 +1,14 @@
-"""capture(): a whole table, one or many stages, into one store.
-
-Every stage is loaded, recorded and freed. Rows run block by block of the store
-and length group by length group (plan.py), through the leanest forward pass that
-the kind of model has (models.py), so that what is recorded depends on neither
-batch size nor interruption. For a loop of one's own there is recorder.py.
-"""
+"""capture(): a whole table, at one or many stages, into one store."""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -23,13 +21,13 @@ from stratalens.analyses.accessor import open_store
 from stratalens.plugin.capture.batching import BatchSize, Bucket, length_buckets, out_of_memory
 from stratalens.plugin.capture.output_hooks import Sequences
 from stratalens.plugin.capture.session import HookedModel, write_batch
-from stratalens.plugin.capture.spec import CaptureSpec, Positions
-from stratalens.plugin.capture.store import RecordingStore, create_store
+from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions
+from stratalens.plugin.capture.store import RecordingStore, open_for_recording
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.weights import weights_fingerprint
 from stratalens.plugin.prompts.table import PromptTable
-from stratalens.plugin.stages.checkpoints import Checkpoint, as_loadable, check_checkpoint
+from stratalens.plugin.stages.checkpoints import Checkpoint, check_checkpoint
 from stratalens.plugin.stages.label_warnings import warn_about_label_typos
 from stratalens.plugin.stages.stage import Stage, loaded_model, parse_stages, resolve_stage_order
 from stratalens.plugin.terminal import Progress, ProgressFunction
@@ -39,6 +37,8 @@ from stratalens.store.state.capture_plan import clear_if_complete, plan_stages, 
 from stratalens.store.state.manifest import load
 from stratalens.store.state.provenance import check_weights
 from stratalens.store.storage.resolve import storage_at
+from stratalens.store.writing.buffers import Block
+from stratalens.store.writing.writer import StageWriter
 
 
 def capture(
@@ -68,239 +68,280 @@ def capture(
 ) -> xr.Dataset:
     """Record activations of a table of prompts at every stage, and open the store.
 
-    On a store that is there already, stages that are complete are verified against the
-    fingerprint of their weights and skipped, unfinished ones resumed, new ones added.
-    A model's hooks, training flags and gradient mode are afterwards as before.
+    In an existing store, complete stages are verified by weight fingerprint and skipped. Unfinished stages resume, and
+    new stages are added. The models' hooks, training flags and gradient mode are restored afterwards.
 
     Args:
-        stages: one hooked model (its stage is called "model"), or, in training order,
-            {name: model | function returning one | checkpoint folder | Checkpoint | Revision |
-            LoraAdapter}.
+        stages: one hooked model (its stage is called "model"), or, in training order, {name: model | function
+            returning one | checkpoint folder | Checkpoint | Revision | LoraAdapter}.
         table: the prompts.
         path: folder of the store, or an fsspec URL (s3://bucket/run.zarr).
-        sites: short names (`resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`,
-            `mlp_post`, `z`, `q`, `k`, `v`, `embed`, `ln_final`) or full TransformerLens names.
+        sites: short names (`resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `mlp_post`, `z`, `q`, `k`,
+            `v`, `embed`, `ln_final`) or full TransformerLens names.
         layers: block indices, None for all.
-        positions: `last`, `-1` .. `-k`, `entity_first`, `entity_last`, `<span>_first`, `<span>_last`,
-            or "all".
+        positions: `last`, `-1` .. `-k`, `entity_first`, `entity_last`, `<span>_first`, `<span>_last`, or "all".
         dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.
-        batch_size: rows per forward pass, or "auto" by memory; halved when memory runs out. It
-            never changes what is recorded.
-        statistics: True for all, False for none, or names (see `stratalens.plugin.capture.spec`). All of them
-            need the output layer at every token for `running_loss`; without it at the recorded
-            positions only.
-        resume: False refuses a store that is there already.
+        batch_size: rows per forward pass, or "auto" by memory; halved when memory runs out. It never changes a
+            recorded value.
+        statistics: True for all, False for none, or names (see `stratalens.plugin.capture.spec`). `running_loss` needs
+            the output layer at every token, the others need it at the recorded positions only.
+        resume: False refuses an existing store.
         tokenizer: None takes the first model's.
         device: None runs models where they are, and checkpoints on a GPU where there is one.
         missing: "raise" or "nan" for positions that a prompt does not have.
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.
-        forward: `(model, ids, mask) -> logits or anything` for a HookedRootModule of one's own.
-        progress: True, False, a function (stage, rows done, rows in all), called before and after every
-            batch, or None for a bar on a terminal or in a notebook.
+        forward: `(model, ids, mask) -> logits or anything` for your own HookedRootModule.
+        progress: True, False, a function, or None for a bar on a terminal or in a notebook. The function is called as
+            `(stage, rows done, rows in all)` before the first batch and after every batch.
         allow_same_weights: accept two stages with the same weights.
         memory_limit: bytes that the two block buffers may take together.
         block_size: rows that are committed together, a power of two; None chooses.
         force: record even where the disk seems too small for the whole store.
-        compression: "none", or "zstd" to pack the sites (about 1.3x; more where prompts begin alike).
-        rank: (number, how many) of one of several processes that record into one store, all called
-            alike: each takes its own blocks, so `block_size` x processes should not exceed the rows.
-            Under torchrun `(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))`.
+        compression: "none", or "zstd" to pack the sites (about 1.3x; more where prompts start with the same tokens).
+        rank: (rank, number of processes) where several processes record into one store, all with the same arguments.
+            Each takes its own blocks, so `block_size` x processes should not exceed the rows. Under torchrun pass
+            `(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))`.
 
     Returns:
-        The store as a lazy Dataset (`stratalens.open_store`); with several processes, what is there
-        when this one has finished.
+        The store as a lazy Dataset (`stratalens.open_store`). With several processes, it shows the rows that are
+        committed when this process has finished.
 
     Raises:
-        InputError: what was asked for is wrong; nothing was written.
-        MismatchError: a stage does not fit what the store records.
-        NonFiniteError: an activation is NaN or infinite, or overflows the dtype asked for.
+        InputError: an argument is invalid; nothing was written.
+        MismatchError: a stage does not fit the existing store.
+        NonFiniteError: an activation is NaN or infinite, or overflows the requested dtype.
     """
-    listed = parse_stages(stages)
-    for stage in listed:
-        source = as_loadable(stage.source)
-        if isinstance(source, Checkpoint):  # all of them before the first one is loaded
-            check_checkpoint(source.folder_path)
-    store: RecordingStore | None = None
-    planned: list[str] | None = None  # by an earlier capture
-    try:
-        for stage in listed:
-            with loaded_model(stage, tokenizer, device) as model:
-                adapter = adapt(model, forward)
-                if store is None:
-                    try:
-                        store = create_store(
-                            path,
-                            table,
-                            adapter,
-                            sites=sites,
-                            layers=layers,
-                            positions=positions,
-                            dtype=dtype,
-                            statistics=statistics,
-                            resume=resume,
-                            tokenizer=tokenizer,
-                            missing=missing,
-                            nonfinite=nonfinite,
-                            forward=forward,
-                            memory_limit=memory_limit,
-                            stages=len(listed),
-                            force=force,
-                            block_size=block_size,
-                            compression=compression,
-                            shared=rank[1] > 1,
-                        )
-                    except MismatchError as error:
-                        note_other_weights(error, path, stage.name, adapter)
-                        raise
-                    held, names = store.writer.store.stages, [s.name for s in listed]
-                    listed_orders = resolve_stage_order(listed, held, named=not isinstance(stages, list))
-                    if rank[0] == 0:  # one process alone, which knows what was planned before all of them began
-                        warn_about_label_typos(table.labels(), list(dict.fromkeys([*(s.name for s in held), *names])))
-                        planned = plan_stages(store.writer.store, names)
-                order = listed_orders[stage.name]
-                _record_stage(store, adapter, stage, order, batch_size, allow_same_weights, progress, rank)
-                store.first = None
-                del adapter, model
-            if not isinstance(stage.source, nn.Module):  # the caller holds on to a model of their own
-                _free()
-    except BaseException as error:
-        if store is not None:
-            store.__exit__(type(error), error, error.__traceback__)
-            # What was refused will be refused again, so it is no longer planned; an interruption leaves the plan.
-            if planned is not None and isinstance(error, InputError) and not isinstance(error, NoSpaceError):
-                unfit = stage.name if isinstance(error, MismatchError) else None
-                restore_plan(store.writer.store.storage, planned, unfit)
-        raise
-    if store is not None:
-        store.close()
-        clear_if_complete(store.writer.store.storage)
+    options = CaptureOptions(
+        sites=sites,
+        layers=layers,
+        positions=positions,
+        dtype=dtype,
+        statistics=statistics,
+        tokenizer=tokenizer,
+        missing=missing,
+        nonfinite=nonfinite,
+        forward=forward,
+        compression=compression,
+        block_size=block_size,
+        memory_limit=memory_limit,
+        batch_size=batch_size,
+        device=device,
+        allow_same_weights=allow_same_weights,
+        resume=resume,
+        force=force,
+        progress=progress,
+        rank=rank,
+    )
+    return capture_stages(stages, table, path, options)
+
+
+def capture_stages(
+    stages: Any, table: PromptTable, path: str | os.PathLike[str], options: CaptureOptions
+) -> xr.Dataset:
+    """Record every stage with these options; arguments, result and errors are those of `capture`."""
+    parsed = parse_stages(stages)
+    for stage in parsed:  # all folders are checked before the first model is loaded
+        if isinstance(stage.source, Checkpoint):
+            check_checkpoint(Path(stage.source.folder))
+    first, *others = parsed
+    with ExitStack() as stack:
+        with _load(first, options) as adapter:
+            run = stack.enter_context(_CaptureRun(_open_store(path, table, adapter, options, parsed), options))
+            run.plan(parsed, named=not isinstance(stages, list))
+            run.record(first, adapter)
+            del adapter  # else this model would stay in memory while the next one is loaded
+        for stage in others:
+            with _load(stage, options) as adapter:
+                run.record(stage, adapter)
+                del adapter
     return open_store(path)
 
 
-def _free() -> None:
-    """Let go of a stage's memory before the next one is loaded."""
+@contextmanager
+def _load(stage: Stage, options: CaptureOptions) -> Iterator[Adapter]:
+    """Load the model of a stage, and free its memory afterwards; the caller's own model stays."""
+    with loaded_model(stage, options.tokenizer, options.device) as model:
+        yield adapt(model, options.forward)
+        del model
+    if not isinstance(stage.source, nn.Module):
+        _free_memory()
+
+
+def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _record_stage(
-    store: RecordingStore,
+def _open_store(
+    path: str | os.PathLike[str],
+    table: PromptTable,
     adapter: Adapter,
-    stage: Stage,
-    order: int,
-    batch_size: int | Literal["auto"],
-    allow_same_weights: bool,
-    progress: bool | ProgressFunction | None,
-    rank: tuple[int, int],
-) -> None:
-    """Record what is left of one stage, or one process's part of it."""
-    probe = store.probe(adapter, stage.name)
-    recipe = store.recipe
-    size = BatchSize(batch_size, adapter, bytes_per_token(adapter, recipe, probe.outputs.split))
-    entry = store.writer.stage(
-        stage.name, order=order, fingerprint=weights_fingerprint(adapter), allow_same_weights=allow_same_weights
-    )
-    with entry as writer:
-        blocks = list(writer.pending(*rank))
-        total = sum(len(b) for b in store.writer.blocks()[rank[0] :: rank[1]])
-        done = total - sum(len(b) for b in blocks)
-        with Progress(stage.name, done, total, progress) as bar:
-            if not blocks:
-                return
-            run = Runner(probe, stage.name, recipe)
-            with probe, evaluation_mode(adapter.model):
-                for block in blocks:
-                    buffer = writer.buffer(block)
-                    try:
-                        for group in length_buckets(block.rows, recipe.lengths):
-                            for rows, values in run.group(group, size):
-                                write_batch(buffer, rows, values, recipe)
-                                bar.advance(len(rows))
-                        writer.submit(buffer)
-                    except BaseException:
-                        getattr(buffer, "discard", lambda: None)()
-                        raise
+    options: CaptureOptions,
+    stages: Sequence[Stage],
+) -> RecordingStore:
+    """Open the store with the model of the first stage.
 
-
-class Runner:
-    """Forward passes over groups of rows, as lean as the recipe allows."""
-
-    def __init__(self, probe: HookedModel, stage: str, recipe: CaptureSpec) -> None:
-        self.probe, self.stage, self.recipe = probe, stage, recipe
-        adapter, selection = probe.adapter, recipe.selection
-        full = selection.needs_full_logits or (bool(recipe.outputs) and not probe.outputs.split)
-        self._output: Literal["none", "logits"] = "logits" if full else "none"
-        self._stop = None if full or recipe.outputs else selection.stop_at_layer(adapter)
-
-    def group(self, group: Bucket, size: BatchSize) -> Any:
-        """Yield (rows, values) batch by batch; a batch that does not fit in memory runs again in halves."""
-        start = 0
-        while start < len(group.rows):
-            rows = group.rows[start : start + size.rows(group.pad_to)]
+    Weights are compared only after the store has been opened. If opening fails for another reason, the error also
+    reports a weight mismatch, because that may be the actual cause.
+    """
+    try:
+        return open_for_recording(path, table, adapter, options, stages=len(stages), shared=options.rank[1] > 1)
+    except MismatchError as error:
+        store = load(storage_at(path))
+        index = store.stage_index(stages[0].name)
+        if index is not None:
             try:
-                values = self.batch(rows, group.pad_to)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if not size.shrink(len(rows), group.pad_to):
-                    error.add_note(
-                        f"stage {self.stage!r}: memory does not hold a single row of {group.pad_to} tokens. Use "
-                        "another device, a smaller dtype, fewer sites or shorter prompts."
-                    )
-                    raise
-                values = None
-            if values is None:  # outside of the except clause, whose traceback holds the tensors
-                self.probe.tap.abandon()
-                _free()
+                check_weights(store, store.stages[index], weights_fingerprint(adapter))
+            except MismatchError as other_weights:
+                error.add_note(f"In addition, {other_weights}")
+        raise
+
+
+@dataclass
+class _CaptureRun(AbstractContextManager["_CaptureRun"]):
+    """A capture into an open store; a context manager that closes the store and keeps its plan right.
+
+    Attributes:
+        store: the open store.
+        options: the options of the capture.
+        orders: place of every stage in training order.
+        earlier_plan: stages that an earlier capture planned; None until this capture has planned its own.
+        stage: name of the stage that is being recorded.
+    """
+
+    store: RecordingStore
+    options: CaptureOptions
+    orders: dict[str, int] = field(default_factory=dict)
+    earlier_plan: list[str] | None = None
+    stage: str = ""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        storage = self.store.writer.store.storage
+        self.store.__exit__(kind, error, trace)
+        if error is None:
+            clear_if_complete(storage)
+        elif self.earlier_plan is not None and isinstance(error, InputError) and not isinstance(error, NoSpaceError):
+            # The same input will be refused again, so the plan of this capture is dropped. An interruption keeps it.
+            restore_plan(storage, self.earlier_plan, self.stage if isinstance(error, MismatchError) else None)
+
+    def plan(self, stages: Sequence[Stage], named: bool) -> None:
+        """Decide the order of the stages, warn about label typos, and note the plan in the store."""
+        stored = self.store.writer.store.stages
+        self.orders = resolve_stage_order(stages, stored, named=named)
+        if self.options.rank[0] == 0:  # a single process: only the first one sees the plan from before this capture
+            names = [stage.name for stage in stages]
+            warn_about_label_typos(self.store.table.labels(), list(dict.fromkeys([*(s.name for s in stored), *names])))
+            self.earlier_plan = plan_stages(self.store.writer.store, names)
+
+    def record(self, stage: Stage, adapter: Adapter) -> None:
+        """Record the missing rows of one stage, or this process's share of them."""
+        self.stage = stage.name
+        hooked_model = self.store.hooked_model(adapter, stage.name)
+        token_memory = bytes_per_token(adapter, self.store.spec, hooked_model.outputs.split)
+        size = BatchSize(self.options.batch_size, adapter, token_memory)
+        rank, processes = self.options.rank
+        with self.store.writer.stage(
+            stage.name,
+            order=self.orders[stage.name],
+            fingerprint=weights_fingerprint(adapter),
+            allow_same_weights=self.options.allow_same_weights,
+        ) as writer:
+            blocks = list(writer.pending(rank, processes))
+            total = sum(len(b) for b in self.store.writer.blocks()[rank::processes])
+            done = total - sum(len(b) for b in blocks)
+            with Progress(stage.name, done, total, self.options.progress) as bar:
+                if blocks:
+                    passes = _ForwardPasses(hooked_model, stage.name, size)
+                    with hooked_model, evaluation_mode(adapter.model):
+                        for block in blocks:
+                            passes.record_block(writer, block, bar)
+
+
+class _ForwardPasses:
+    """Forward passes over one stage; they run no more of the model than the store needs."""
+
+    def __init__(self, hooked_model: HookedModel, stage: str, size: BatchSize) -> None:
+        self.hooked_model = hooked_model
+        self.stage = stage
+        self.size = size
+        self.spec = hooked_model.spec
+        adapter, selection = hooked_model.adapter, self.spec.selection
+        all_logits = selection.needs_full_logits or (bool(self.spec.outputs) and not hooked_model.outputs.split)
+        self._output: Literal["none", "logits"] = "logits" if all_logits else "none"
+        self._stop = None if all_logits or self.spec.outputs else selection.stop_at_layer(adapter)
+
+    def record_block(self, writer: StageWriter, block: Block, bar: Progress) -> None:
+        """Run the rows of one block and hand its buffer to the writer."""
+        buffer = writer.buffer(block)
+        try:
+            for bucket in length_buckets(block.rows, self.spec.lengths):
+                for rows, values in self.batches(bucket):
+                    write_batch(buffer, rows, values, self.spec)
+                    bar.advance(len(rows))
+            writer.submit(buffer)
+        finally:
+            buffer.discard()  # nothing to discard once it is submitted
+
+    def batches(self, bucket: Bucket) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]]:
+        """Run a bucket batch by batch; a batch that does not fit into memory runs again in halves.
+
+        Yields:
+            Table rows of a batch, and its values by variable.
+        """
+        start = 0
+        while start < len(bucket.rows):
+            rows = bucket.rows[start : start + self.size.rows(bucket.pad_to)]
+            values = self._try_batch(rows, bucket.pad_to)
+            if values is None:
+                # Here and not in the except clause, whose traceback still holds the tensors.
+                self.hooked_model.site_hooks.abandon()
+                _free_memory()
                 continue
             yield rows, values
             start += len(rows)
 
-    def batch(self, rows: NDArray[np.int64], pad_to: int) -> dict[str, NDArray[Any]]:
-        """One forward pass and what it gives for every variable."""
-        recipe, adapter = self.recipe, self.probe.adapter
-        tokenized = recipe.tokenized
-        ids, mask = tokenized.batch(rows, pad_to, answers=recipe.runs_answers)
-        index = recipe.index[rows]
-        if recipe.positions.is_all:  # columns that no row of the batch has
+    def _try_batch(self, rows: NDArray[np.int64], pad_to: int) -> dict[str, NDArray[Any]] | None:
+        """Run one batch; None where it did not fit into memory and a smaller one may."""
+        try:
+            return self._run_batch(rows, pad_to)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if not self.size.shrink(len(rows), pad_to):
+                error.add_note(
+                    f"stage {self.stage!r}: a single row of {pad_to} tokens does not fit into memory. Use another "
+                    "device, a smaller dtype, fewer sites or shorter prompts."
+                )
+                raise
+            return None
+
+    def _run_batch(self, rows: NDArray[np.int64], pad_to: int) -> dict[str, NDArray[Any]]:
+        spec, adapter = self.spec, self.hooked_model.adapter
+        ids, mask = spec.tokenized.batch(rows, pad_to, answers=spec.runs_answers)
+        index = spec.index[rows]
+        if spec.positions.is_all:  # without the first columns, where no row of the batch has tokens
             index = index[:, int((index >= 0).any(axis=0).argmax()) :]
-        self.probe.tap.start_batch(index)
+        self.hooked_model.site_hooks.start_batch(rows, index)
         device = adapter.device
         result = adapter.run(
             torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), self._output, self._stop
         )
-        end = tokenized.lengths[rows]
-        batch = Sequences(ids, np.zeros_like(end), index, end, recipe.lengths[rows])
-        return self.probe.values(self.stage, rows, batch, result if isinstance(result, Tensor) else None)
+        end = spec.tokenized.lengths[rows]
+        batch = Sequences(ids, np.zeros_like(end), index, end, spec.lengths[rows])
+        return self.hooked_model.values(self.stage, rows, batch, result if isinstance(result, Tensor) else None)
 
 
-def bytes_per_token(adapter: Adapter, recipe: CaptureSpec, split: bool) -> int:
-    """Rough memory of one token in a forward pass without gradients, for the automatic batch size."""
+def bytes_per_token(adapter: Adapter, spec: CaptureSpec, split: bool) -> int:
+    """Estimate the memory of one token in a forward pass without gradients, for the automatic batch size."""
     width = max(adapter.size("d_mlp") or 0, 4 * (adapter.size("d_model") or 1024))
     element = torch.finfo(adapter.dtype).bits // 8
     needed = 8 * width * element
-    if recipe.outputs and not split:
+    if spec.outputs and not split:
         needed += 3 * 4 * (adapter.size("d_vocab") or 50_000)
-    per_position = sum(
-        int(np.prod(s.feature_shape)) * (len(recipe.selection.layers) if s.in_blocks else 1)
-        for s in recipe.selection.sites
-    )
-    share = 1.0 if recipe.positions.is_all else len(recipe.labels) / max(float(recipe.lengths.mean()), 1.0)
+    layers = len(spec.selection.layers)
+    per_position = sum(int(np.prod(s.feature_shape)) * (layers if s.in_blocks else 1) for s in spec.selection.sites)
+    share = 1.0 if spec.positions.is_all else len(spec.labels) / max(float(spec.lengths.mean()), 1.0)
     return needed + int(3 * per_position * element * share)
-
-
-def note_other_weights(error: MismatchError, path: str | os.PathLike[str], stage: str, adapter: Adapter) -> None:
-    """Add to the error with which a store refuses to be opened that the weights of a stage differ as well.
-
-    Weights are compared once a store is open. Where it is not opened at all, for what it records,
-    they would be heard of only after that was put right, and may be what went wrong first.
-    """
-    store = load(storage_at(path))
-    index = store.stage_index(stage)
-    if index is None:
-        return
-    try:
-        check_weights(store, store.stages[index], weights_fingerprint(adapter))
-    except MismatchError as weights:
-        error.add_note(f"besides, {weights}")

@@ -1,13 +1,9 @@
-"""The store that is being recorded: decided once by `create_store`, held against every stage's model.
-
-Also what is common to `Recorder` and `capture()`: a stage's model with its hooks
-(`HookedModel`), and putting a batch's values into a block of the store (`write_batch`).
-"""
+"""One model with its hooks on, and the way of its batches into a block of the store."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any, Self
 
 import numpy as np
@@ -23,41 +19,62 @@ from stratalens.store.writing.buffers import BlockBuffer
 
 
 class HookedModel:
-    """One model, looked at for a recording: its adapter, its sites, its output statistics, its hooks.
+    """A model that fits a store, with the hooks that record it.
 
-    Used as a context manager: hooks are on it only inside.
+    A context manager: the hooks are on the model only inside.
+
+    Attributes:
+        adapter: the model.
+        spec: what the store records.
+        site_hooks: hooks that gather activations.
+        outputs: output statistics and their hook.
     """
 
-    def __init__(self, adapter: Adapter, recipe: CaptureSpec) -> None:
+    def __init__(self, adapter: Adapter, spec: CaptureSpec) -> None:
         self.adapter = adapter
-        self.recipe = recipe
-        self.tap = SiteHooks(adapter, recipe)
-        self.outputs = OutputHooks(adapter, recipe.outputs)
+        self.spec = spec
+        self.site_hooks = SiteHooks(adapter, spec)
+        self.outputs = OutputHooks(adapter, spec.outputs)
 
     def __enter__(self) -> Self:
-        try:
-            self.tap.attach()
+        with ExitStack() as stack:
+            stack.callback(self.detach)
+            self.site_hooks.attach()
             self.outputs.attach()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+            stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.tap.detach()
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Remove all hooks; harmless where there are none."""
+        self.site_hooks.detach()
         self.outputs.detach()
 
     def values(
         self, stage: str, rows: NDArray[np.int64], batch: Sequences, logits: Tensor | None
     ) -> dict[str, NDArray[Any]]:
-        """What the batch that has just run gives for every variable of the store, on the host."""
-        caught = self.tap.collect()
+        """Collect the values of the batch that has just run.
+
+        Args:
+            stage: name of the stage, for messages.
+            rows: table rows of the batch, int64 array of shape (rows,).
+            batch: tokens and positions of the batch.
+            logits: the model's logits, needed where the output layer cannot run separately.
+
+        Returns:
+            A NumPy array for every variable of the store.
+
+        Raises:
+            InputError: a site did not fire as often as expected.
+            NonFiniteError: an activation is NaN or infinite.
+        """
+        tensors = self.site_hooks.collect()
         with torch.no_grad():
-            caught |= self.outputs.statistics(batch, logits)
-            values = to_host(caught)
-        check_finite(self.recipe, values, stage, rows, batch.index)
+            tensors |= self.outputs.statistics(batch, logits)
+            values = to_host(tensors)
+        check_finite(self.spec, values, stage, rows, batch.index)
         return {name: value for name, value in values.items() if "/" not in name}
 
 
@@ -65,24 +82,24 @@ def write_batch(
     buffer: BlockBuffer,
     rows: NDArray[np.int64],
     values: Mapping[str, NDArray[Any]],
-    recipe: CaptureSpec,
-    inside: NDArray[np.intp] | None = None,
+    spec: CaptureSpec,
+    selected: NDArray[np.intp] | None = None,
 ) -> None:
-    """Write one batch's values into a block buffer.
+    """Write the values of one batch into a block buffer.
 
     Args:
         buffer: the block.
-        rows: table rows, all inside the block.
-        values: by variable, with a layer axis in front where the site has one.
-        recipe: what is recorded.
-        inside: which rows of the batch these are; None for all of them.
+        rows: table rows to write, all of them in the block.
+        values: values of the batch by variable, with a layer axis in front where the site has one.
+        spec: what the store records.
+        selected: positions of `rows` in the batch; None where `rows` is the whole batch.
     """
-    columns = len(recipe.labels)
-    for variable in recipe.variables_by_name.values():
+    columns = len(spec.labels)
+    for variable in spec.variables_by_name.values():
         value = values[variable.name]
         axis = 1 if variable.has("layer") else 0
-        if inside is not None and len(inside) != value.shape[axis]:
-            value = np.take(value, inside, axis=axis)
-        # Columns in front that no row of the batch has are not made.
+        if selected is not None and len(selected) != value.shape[axis]:
+            value = np.take(value, selected, axis=axis)
+        # The first columns may be absent: no row of the batch has tokens there.
         first = columns - value.shape[axis + 1] if variable.has("token") else 0
         buffer.write(variable.name, rows, value, first_token=first)

@@ -1,15 +1,13 @@
-"""Hooks on the sites of one model: gather the wanted positions where the activation is, hand them to the host.
+"""Hooks that gather the recorded positions of every site of one model.
 
-A `SiteHooks` catches one batch at a time: every hook copies its few positions into one
-preallocated tensor per site and returns None, so the forward pass runs as if
-nobody watched. Statistics and casts happen on that tensor, on the model's device;
-then everything goes to the host in one copy. What is recorded is in recipe.py,
-which rows and where they go in recorder.py.
+Each hook copies its few vectors into one preallocated tensor per site, on the model's device, and returns None. After
+the forward pass everything goes to the host in one copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,218 +15,255 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stratalens.plugin.capture.spec import CaptureSpec
+from stratalens.plugin.capture.spec import DTYPE_NAMES, CaptureSpec
 from stratalens.plugin.capture.statistics import activation_statistics
 from stratalens.plugin.models.adapters import Adapter
 from stratalens.plugin.models.hooks import attach, detach
 from stratalens.plugin.models.sites import Site
-from stratalens.store.errors import InputError, NonFiniteError
+from stratalens.store.errors import InputError, NonFiniteError, join_names
 
-TORCH_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-    "int8": torch.float32,  # scaled by row in the store's buffer
-}
+# The store's buffer scales int8 by row.
+TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()} | {"int8": torch.float32}
+
+
+@dataclass
+class _Batch:
+    """A batch on its way through the model.
+
+    Attributes:
+        rows: table row of every sequence, int64 array of shape (rows,).
+        index: token index of every position, int64 array of shape (rows, tokens); -1 = missing.
+        values: activations gathered so far, by site.
+        fired: how many hooks of each site have fired.
+        offsets: indices of the gathered vectors, by device and shape of the activation.
+    """
+
+    rows: NDArray[np.int64]
+    index: NDArray[np.int64]
+    values: dict[str, Tensor] = field(default_factory=dict)
+    fired: dict[str, int] = field(default_factory=dict)
+    offsets: dict[tuple[torch.device, torch.Size], Tensor] = field(default_factory=dict)
 
 
 class SiteHooks:
-    """Catches the recipe's sites on one model.
+    """Hooks on the sites of one model.
 
-    Not re-entrant: `begin`, one forward pass, `caught`, in this order.
+    Not re-entrant: call `start_batch`, run one forward pass, call `collect`, in this order.
     """
 
-    def __init__(self, adapter: Adapter, recipe: CaptureSpec) -> None:
+    def __init__(self, adapter: Adapter, spec: CaptureSpec) -> None:
         self.adapter = adapter
-        self.recipe = recipe
+        self.spec = spec
         self._handles: list[tuple[Any, Any]] = []
-        self._room: dict[str, Tensor] = {}  # one flat tensor per site, reused from batch to batch
-        self._staged: dict[str, Tensor] = {}
-        self._seen: dict[str, int] = {}
-        self._index: NDArray[np.int64] | None = None
-        self._wanted: dict[tuple[torch.device, torch.Size], Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}  # one flat tensor per site, reused from batch to batch
+        self._batch: _Batch | None = None
 
     def attach(self) -> None:
         """Put a hook on every point of every site; all or none."""
         try:
-            for site in self.recipe.selection.sites:
-                for place, point in enumerate(self.recipe.selection.points(self.adapter)[site.name]):
-                    self._handles.append((point, attach(point, self._catcher(site, place))))
+            for site in self.spec.selection.sites:
+                for layer, point in enumerate(self.spec.selection.points(self.adapter)[site.name]):
+                    self._handles.append((point, attach(point, self._hook(site, layer))))
         except BaseException:
             self.detach()
             raise
 
     def detach(self) -> None:
-        """Take off exactly the hooks that `attach` put on."""
+        """Remove exactly the hooks that `attach` added."""
         while self._handles:
             point, handle = self._handles.pop()
             detach(point, handle)
 
-    def start_batch(self, index: NDArray[np.int64]) -> None:
-        """Announce the next batch.
+    def start_batch(self, rows: NDArray[np.int64], index: NDArray[np.int64]) -> None:
+        """Announce the next forward pass.
 
         Args:
-            index: token index of every position, (rows, token) int64, -1 = missing.
+            rows: table row of every sequence, int64 array of shape (rows,).
+            index: token index of every position, int64 array of shape (rows, tokens); -1 = missing.
         """
-        self._index = index
-        self._staged.clear()
-        self._seen.clear()
-        self._wanted.clear()
+        self._batch = _Batch(rows, index)
 
     def abandon(self) -> None:
-        """Forget the batch, after a forward pass that failed."""
-        self._index = None
-        self._staged.clear()
+        """Drop the batch after a forward pass that failed."""
+        self._batch = None
 
-    def _catcher(self, site: Site, place: int) -> Any:
-        count = len(self.recipe.selection.layers) if site.in_blocks else 1
+    def _announced(self) -> _Batch:
+        if self._batch is None:
+            raise InputError(
+                "the model ran inside the recorder without an announced batch. "
+                "Call rec.batch(rows, positions) before every forward pass."
+            )
+        return self._batch
 
-        def catch(value: Tensor) -> None:
-            if self._index is None:
-                raise InputError(
-                    "the model ran inside the recorder without an announced batch. "
-                    "Call rec.batch(rows, positions) before every forward pass."
-                )
-            rows, columns = self._index.shape
+    def _hook(self, site: Site, layer: int) -> Callable[[Tensor], None]:
+        """Make the hook of one site at the layer with this number in the selection."""
+        layers = len(self.spec.selection.layers) if site.in_blocks else 1
+
+        def gather(value: Tensor) -> None:
+            batch = self._announced()
+            rows, columns = batch.index.shape
             if value.shape[0] not in (1, rows) or value.ndim != 2 + len(site.feature_shape):
                 raise InputError(
-                    f"site {site.name!r} gave shape {list(value.shape)} for a batch announced with {rows} rows. "
+                    f"site {site.name!r} has shape {list(value.shape)} in a batch announced with {rows} rows. "
                     "rec.batch(rows, ...) must list one table row per sequence."
                 )
-            if place == 0 or site.name not in self._staged:
-                self._staged[site.name] = self._make_room(site, (count, rows, columns), value.dtype)
-            value, chosen = value.detach(), self._where(value)
-            room = self._staged[site.name][place].view(-1, *site.feature_shape)
-            if value.is_contiguous() and value.dtype == room.dtype and value.device == room.device:
-                torch.index_select(value.view(-1, *site.feature_shape), 0, chosen, out=room)
+            if layer == 0 or site.name not in batch.values:
+                batch.values[site.name] = self._allocate(site, (layers, rows, columns), value.dtype)
+            value, offsets = value.detach(), self._offsets(batch, value)
+            target = batch.values[site.name][layer].view(-1, *site.feature_shape)
+            if value.is_contiguous() and value.dtype == target.dtype and value.device == target.device:
+                torch.index_select(value.view(-1, *site.feature_shape), 0, offsets, out=target)
             else:
                 length = value.shape[1]
-                room.copy_(value[chosen // length, chosen % length])
-            self._seen[site.name] = self._seen.get(site.name, 0) + 1
+                target.copy_(value[offsets // length, offsets % length])
+            batch.fired[site.name] = batch.fired.get(site.name, 0) + 1
 
-        return catch
+        return gather
 
-    def _make_room(self, site: Site, leading: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _allocate(self, site: Site, leading: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         shape = (*leading, *site.feature_shape)
         size = int(np.prod(shape))
-        room = self._room.get(site.name)
-        if room is None or room.numel() < size or room.dtype != dtype:
-            room = self._room[site.name] = torch.empty(size, dtype=dtype, device=self.adapter.device)
-        return room[:size].view(shape)
+        buffer = self._buffers.get(site.name)
+        if buffer is None or buffer.numel() < size or buffer.dtype != dtype:
+            buffer = self._buffers[site.name] = torch.empty(size, dtype=dtype, device=self.adapter.device)
+        return buffer[:size].view(shape)
 
-    def _where(self, value: Tensor) -> Tensor:
-        """Which vectors of an activation are wanted, counted through its rows and tokens."""
+    def _offsets(self, batch: _Batch, value: Tensor) -> Tensor:
+        """Indices of the recorded vectors among all vectors of an activation."""
         key = value.device, value.shape[:2]
-        if key not in self._wanted:
-            assert self._index is not None
-            token = np.maximum(self._index, 0)
+        if key not in batch.offsets:
+            token = np.maximum(batch.index, 0)
             if token.max(initial=0) >= value.shape[1]:
-                raise IndexError(f"token {token.max()} of a sequence of {value.shape[1]} tokens")
+                raise self._position_error(batch, value.shape[1])
             row = np.arange(len(token))[:, None] if value.shape[0] == len(token) else 0
-            self._wanted[key] = torch.from_numpy((row * value.shape[1] + token).reshape(-1)).to(value.device)
-        return self._wanted[key]
+            batch.offsets[key] = torch.from_numpy((row * value.shape[1] + token).reshape(-1)).to(value.device)
+        return batch.offsets[key]
+
+    def _position_error(self, batch: _Batch, length: int) -> InputError:
+        rows, columns = np.nonzero(batch.index >= length)
+        label = self.spec.labels[len(self.spec.labels) - batch.index.shape[1] + columns[0]]
+        affected = batch.rows[rows[columns == columns[0]]]
+        return InputError(
+            f"position {label!r} is outside the {length} tokens that the model ran for table rows "
+            f"{join_names(affected)}: it is token {batch.index[rows[0], columns[0]]} of row {affected[0]}. Pass token "
+            "indices in these sequences to rec.batch(rows, positions), padding counted, and -1 for a missing position."
+        )
 
     def collect(self) -> dict[str, Tensor]:
-        """Values of every variable of the sites, on the model's device; -1 positions are NaN.
+        """Take the values of every variable of the sites out of the forward pass that has just run.
 
-        Activations have shape (layer, row, token, *features) or (row, token, *features), in
-        storage dtype; statistics lose the last feature axis. Two flags per site tell the host
-        what to look for: `<site>/finite`, `<site>/overflow`.
+        Returns:
+            Tensors on the model's device by variable; missing positions are NaN. Activations have shape
+            (layers, rows, tokens, features) in storage dtype, without layers for a site outside the blocks. A
+            statistic loses the last feature axis. `<site>/finite` and `<site>/overflow` tell the host whether to look
+            for values that are not finite.
 
         Raises:
-            InputError: a site did not fire in the forward pass just run.
+            InputError: a site did not fire once per recorded layer.
         """
-        assert self._index is not None
-        recipe, values = self.recipe, {}
-        gone = torch.from_numpy(self._index < 0).to(self.adapter.device)
-        for site in recipe.selection.sites:
-            expected = len(recipe.selection.layers) if site.in_blocks else 1
-            if self._seen.get(site.name, 0) != expected:
+        batch, values = self._announced(), {}
+        missing = torch.from_numpy(batch.index < 0).to(self.adapter.device)
+        any_missing = bool((batch.index < 0).any())
+        for site in self.spec.selection.sites:
+            expected = len(self.spec.selection.layers) if site.in_blocks else 1
+            if batch.fired.get(site.name, 0) != expected:
                 raise InputError(
-                    f"site {site.name!r} fired {self._seen.get(site.name, 0)} times in a forward pass, expected "
+                    f"site {site.name!r} fired {batch.fired.get(site.name, 0)} times in a forward pass, expected "
                     f"{expected}: once per recorded layer. Run the whole model once per rec.batch()."
                 )
-            x = self._staged[site.name] if site.in_blocks else self._staged[site.name][0]
-            missing = bool((self._index < 0).any())
-            if missing:
-                x.masked_fill_(gone.view(*gone.shape, *(1,) * len(site.feature_shape)), 0)
-            wanted = recipe.site_statistics
-            # One pass for both flags: NaN goes through both ends, and a cast keeps the order.
-            ends = torch.stack(torch.aminmax(x))
-            values[f"{site.name}/finite"] = torch.isfinite(ends).all()
-            for name, statistic in activation_statistics(x).items() if wanted else ():
-                if name in wanted:
-                    values[f"{site.name}_{name}"] = _blank(statistic, gone, site, 1) if missing else statistic
-            cast = x.to(TORCH_DTYPES[recipe.dtypes[site.name]])
-            values[f"{site.name}/overflow"] = torch.isinf(ends.to(cast.dtype)).any()
-            if missing:
-                cast = _blank(cast.clone() if cast is x else cast, gone, site, 0)
+            x = batch.values[site.name] if site.in_blocks else batch.values[site.name][0]
+            if any_missing:
+                _fill(x, missing, len(site.feature_shape), 0)
+            # One pass answers both questions: NaN reaches both extremes, and a cast keeps their order.
+            extremes = torch.stack(torch.aminmax(x))
+            values[f"{site.name}/finite"] = torch.isfinite(extremes).all()
+            statistics = activation_statistics(x) if self.spec.site_statistics else {}
+            for name in self.spec.site_statistics:
+                statistic = statistics[name]
+                if any_missing:
+                    _fill(statistic, missing, len(site.feature_shape) - 1, torch.nan)
+                values[f"{site.name}_{name}"] = statistic
+            cast = x.to(TORCH_DTYPES[self.spec.dtypes[site.name]])
+            values[f"{site.name}/overflow"] = torch.isinf(extremes.to(cast.dtype)).any()
+            if any_missing:
+                cast = _fill(cast.clone() if cast is x else cast, missing, len(site.feature_shape), torch.nan)
             values[site.name] = cast
-        self._index = None
+        self._batch = None
         return values
 
 
-def _blank(x: Tensor, gone: Tensor, site: Site, reduced: int) -> Tensor:
-    return x.masked_fill_(gone.view(*gone.shape, *(1,) * (len(site.feature_shape) - reduced)), torch.nan)
+def _fill(x: Tensor, missing: Tensor, feature_ndim: int, value: float) -> Tensor:
+    return x.masked_fill_(missing.view(*missing.shape, *(1,) * feature_ndim), value)
 
 
 def to_host(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """All tensors as NumPy arrays, in one copy from the device; bfloat16 as its bits in uint16."""
-    tensors = {k: v.contiguous() for k, v in values.items()}
+    """Copy all tensors to the host at once.
+
+    Args:
+        values: tensors by name, on one device.
+
+    Returns:
+        NumPy arrays by name; bfloat16 as its bits in uint16.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in values.items()}
     device = next((t.device for t in tensors.values() if t.device.type == "cuda"), None)
-    if device is not None:
+    if device is None:
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+    else:
         flat = torch.cat([t.to(device).reshape(-1).view(torch.uint8) for t in tensors.values()])
         host = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=True)
         host.copy_(flat, non_blocking=True)
         torch.cuda.current_stream(device).synchronize()
-        start, moved = 0, {}
-        for name, t in tensors.items():
-            size = t.numel() * t.element_size()
-            moved[name] = host[start : start + size].clone().view(t.dtype).reshape(t.shape)
+        start, copied = 0, {}
+        for name, tensor in tensors.items():
+            size = tensor.numel() * tensor.element_size()
+            copied[name] = host[start : start + size].clone().view(tensor.dtype).reshape(tensor.shape)
             start += size
-        tensors = moved
-    else:
-        tensors = {k: t.cpu() for k, t in tensors.items()}
-    return {k: (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy() for k, t in tensors.items()}
+        tensors = copied
+    return {
+        name: (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        for name, tensor in tensors.items()
+    }
 
 
 def check_finite(
-    recipe: CaptureSpec,
+    spec: CaptureSpec,
     values: Mapping[str, NDArray[Any]],
     stage: str,
     rows: NDArray[np.int64],
     index: NDArray[np.int64],
 ) -> None:
-    """Raise for the first activation that is not finite, or that a cast made infinite.
+    """Check that no activation is NaN or infinite, and that no cast made one infinite.
 
     Args:
-        recipe: what is recorded.
-        values: what `to_host` returned, flags included.
+        spec: what the store records.
+        values: arrays from `to_host`, flags included.
         stage: name of the stage.
-        rows: table rows of the batch.
-        index: token index of every position, -1 = missing.
+        rows: table rows of the batch, int64 array of shape (rows,).
+        index: token index of every position, int64 array of shape (rows, tokens); -1 = missing.
 
     Raises:
-        NonFiniteError: names stage, layer, entity, token and value. A float16 overflow is an
-            error also with nonfinite="keep": the model had a number there.
+        NonFiniteError: names stage, layer, entity, token and value. A float16 overflow is an error also with
+            nonfinite="keep", because the model's value was finite.
     """
-    for site in recipe.selection.sites:
+    for site in spec.selection.sites:
         finite, overflow = bool(values[f"{site.name}/finite"]), bool(values[f"{site.name}/overflow"])
-        if (finite or recipe.nonfinite == "keep") and not (finite and overflow):
+        if (finite or spec.options.nonfinite == "keep") and not (finite and overflow):
             continue
         array = values[site.name]
-        if recipe.dtypes[site.name] == "bfloat16":
+        if spec.dtypes[site.name] == "bfloat16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         layered = array if site.in_blocks else array[None]
-        bad = ~np.isfinite(layered) & (index >= 0).reshape(1, *index.shape, *(1,) * len(site.feature_shape))
-        place = np.argwhere(bad)[0]
-        layer = f"layer {recipe.selection.layers[place[0]]}" if site.in_blocks else "no layer"
-        what, mend = str(layered[tuple(place)]), "Pass nonfinite='keep' to record it as it is."
+        recorded = (index >= 0).reshape(1, *index.shape, *(1,) * len(site.feature_shape))
+        place = np.argwhere(~np.isfinite(layered) & recorded)[0]
+        layer = f"layer {spec.selection.layers[place[0]]}" if site.in_blocks else "no layer"
         if finite:
-            what = f"beyond the range of {recipe.dtypes[site.name]}"
-            mend = "Record with dtype='float32' or 'bfloat16'."
+            value = f"beyond the range of {spec.dtypes[site.name]}"
+            remedy = "Record with dtype='float32' or 'bfloat16'."
+        else:
+            value = str(layered[tuple(place)])
+            remedy = "Pass nonfinite='keep' to record it unchanged."
         raise NonFiniteError(
-            f"stage {stage!r}, site {site.name!r}, {layer}, entity {recipe.entities[rows[place[1]]]!r}, token "
-            f"{recipe.labels[place[2]]!r}, feature {place[3:].tolist()}: the activation is {what}. {mend}"
+            f"stage {stage!r}, site {site.name!r}, {layer}, entity {spec.entities[rows[place[1]]]!r}, token "
+            f"{spec.labels[place[2]]!r}, feature {place[3:].tolist()}: the activation is {value}. {remedy}"
         )

@@ -1,55 +1,98 @@
-"""What one store records: sites, positions, dtypes and statistics, as variables and as provenance.
-
-A recipe is made once, from the first model, and every further stage is held
-against it. It knows nothing of hooks (tap.py) or of files (stratalens.store).
-"""
+"""The options of a capture, and the specification of one store that they give for a model and a table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stratalens.plugin.models import site_resolution as site_names
-from stratalens.plugin.models.adapters import Adapter
-from stratalens.plugin.models.sites import SiteSelection
-from stratalens.plugin.prompts import positions as named_positions
+from stratalens.plugin.models.adapters import Adapter, ForwardFunction
+from stratalens.plugin.models.site_resolution import resolve as resolve_sites
+from stratalens.plugin.models.sites import Site, SiteSelection
 from stratalens.plugin.prompts.positions import ResolvedPositions
+from stratalens.plugin.prompts.positions import resolve as resolve_positions
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts
+from stratalens.plugin.terminal import ProgressFunction
 from stratalens.store.errors import InputError, MismatchError, suggest
 from stratalens.store.format import schema
+from stratalens.store.format.layout import MEMORY_LIMIT
 
 SITE_STATISTICS = tuple(schema.STATISTICS)
-
-
-OUTPUT_STATISTICS = (*schema.OUTPUTS, "logit_percentile", "answer_loss")
-
-
+OUTPUT_STATISTICS = schema.OUTPUT_STATISTICS
 STORE_DTYPES = ("float32", "bfloat16", "float16", "int8")
+DTYPE_NAMES = {getattr(torch, name): name for name in ("float32", "bfloat16", "float16", "float64")}
+
+Positions = Sequence[str] | str
 
 
-NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64"}
+@dataclass(frozen=True, kw_only=True)
+class CaptureOptions:
+    """The choices of a capture; `stratalens.capture` documents each of them.
+
+    Attributes:
+        sites: short names or full TransformerLens names.
+        layers: block indices, None for all.
+        positions: position names, or "all".
+        dtype: storage dtype, "auto" for the model's own.
+        statistics: True for all, False for none, or names.
+        tokenizer: None takes the model's.
+        missing: "raise" or "nan" for positions that a prompt does not have.
+        nonfinite: "raise" or "keep" for activations that are NaN or infinite.
+        forward: forward function for your own HookedRootModule.
+        compression: "none" or "zstd".
+        block_size: rows that are committed together, None chooses.
+        memory_limit: bytes that the two block buffers may take together.
+        batch_size: rows per forward pass, or "auto".
+        device: device of the models, None chooses.
+        allow_same_weights: accept two stages with the same weights.
+        resume: False refuses an existing store.
+        force: record even where the disk seems too small.
+        progress: True, False, a function, or None for a bar where someone watches.
+        rank: (rank, number of processes) of this process.
+    """
+
+    sites: Sequence[str] | str = ("resid_post",)
+    layers: Sequence[int] | None = None
+    positions: Positions = ("last",)
+    dtype: str = "auto"
+    statistics: bool | Sequence[str] = True
+    tokenizer: Any = None
+    missing: Literal["raise", "nan"] = "raise"
+    nonfinite: Literal["raise", "keep"] = "raise"
+    forward: ForwardFunction | None = None
+    compression: str = "none"
+    block_size: int | None = None
+    memory_limit: int = MEMORY_LIMIT
+    batch_size: int | Literal["auto"] = "auto"
+    device: str | torch.device | None = None
+    allow_same_weights: bool = False
+    resume: bool = True
+    force: bool = False
+    progress: bool | ProgressFunction | None = None
+    rank: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class CaptureSpec:
-    """Everything that decides what a row of the store holds.
+    """Everything that decides the values of a row of the store.
+
+    The first model decides it; the models of all further stages must fit it.
 
     Attributes:
         selection: sites and layers.
         tokenized: token ids of every row.
         positions: token index of every row and position.
         dtypes: storage dtype of every site.
-        site_statistics: statistics recorded beside every site.
+        site_statistics: statistics recorded with every site.
         outputs: output statistics recorded, `answer_loss` among them.
-        nonfinite: "raise" or "keep".
+        options: the options of the capture.
         entities: prompt ids, for messages.
         processing: TransformerLens processing flags of the models.
         model: architecture and sizes, the same at every stage.
@@ -61,10 +104,52 @@ class CaptureSpec:
     dtypes: Mapping[str, str]
     site_statistics: tuple[str, ...]
     outputs: tuple[str, ...]
-    nonfinite: str
+    options: CaptureOptions
     entities: NDArray[Any]
     processing: Mapping[str, Any]
     model: Mapping[str, Any]
+
+    @classmethod
+    def from_model(cls, table: PromptTable, adapter: Adapter, options: CaptureOptions) -> Self:
+        """Decide what a store of this model on this table records; nothing is written.
+
+        Args:
+            table: the prompts.
+            adapter: the model of the first stage.
+            options: the choices of the caller.
+
+        Raises:
+            InputError: an option does not fit the model or the table.
+        """
+        if not isinstance(table, PromptTable):
+            raise InputError(
+                f"the table is {type(table).__name__}, not a PromptTable. "
+                "Read it first: stratalens.PromptTable.read('prompts.csv'), or .from_dataframe(df)."
+            )
+        if options.nonfinite not in ("raise", "keep"):
+            raise InputError(f"nonfinite={options.nonfinite!r}: {suggest(str(options.nonfinite), ('raise', 'keep'))}")
+        if options.dtype == "int8" and options.nonfinite == "keep":
+            raise InputError("nonfinite='keep' and dtype='int8': int8 has no NaN or infinity. Choose another dtype.")
+        tokenizer = options.tokenizer if options.tokenizer is not None else adapter.tokenizer
+        tokenized = table.tokenize(tokenizer, max_length=adapter.max_length)
+        positions = resolve_positions(options.positions, table, tokenized, options.missing)
+        selection = resolve_sites(adapter, options.sites, options.layers, sample_ids(tokenized.ids))
+        has_logits = adapter.dry_run_result is not None
+        site_statistics, outputs = choose_statistics(
+            options.statistics, tokenized.answer_ids is not None, has_logits, adapter.kind
+        )
+        return cls(
+            selection=selection,
+            tokenized=tokenized,
+            positions=positions,
+            dtypes=storage_dtypes(options.dtype, selection),
+            site_statistics=site_statistics,
+            outputs=outputs,
+            options=options,
+            entities=table.labels()["entity"],
+            processing=adapter.processing,
+            model=describe_model(adapter),
+        )
 
     @property
     def labels(self) -> tuple[str, ...] | tuple[int, ...]:
@@ -73,30 +158,33 @@ class CaptureSpec:
 
     @property
     def index(self) -> NDArray[np.int64]:
-        """Token index (row, token), -1 = missing."""
+        """Token index of every position, int64 array of shape (rows, tokens); -1 = missing."""
         return self.positions.index
 
     @property
     def runs_answers(self) -> bool:
-        """Whether the answers are run behind the prompts."""
+        """Whether the model runs the answer after each prompt."""
         return "answer_loss" in self.outputs
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens that are run for every row."""
+        """Tokens that the model runs for every row, int64 array of shape (rows,)."""
         return self.tokenized.total_lengths if self.runs_answers else self.tokenized.lengths
 
     def variables(self) -> list[schema.Variable]:
-        """The arrays of the store."""
-        found: list[schema.Variable] = []
+        """List the arrays of the store."""
+        variables: list[schema.Variable] = []
         for site in self.selection.sites:
             variable = schema.site_variable(
                 site.name, site.feature_dims, site.feature_shape, self.dtypes[site.name], site.hook
             )
-            found.append(variable)
-            found += [v for v in schema.statistic_variables(variable) if v.attrs["statistic"] in self.site_statistics]
-        found += [v for v in schema.output_variables() if v.name in self.outputs]
-        return found + ([schema.answer_variable()] if self.runs_answers else [])
+            statistics = schema.statistic_variables(variable)
+            variables.append(variable)
+            variables += [v for v in statistics if v.attrs["statistic"] in self.site_statistics]
+        variables += [v for v in schema.output_variables() if v.name in self.outputs]
+        if self.runs_answers:
+            variables.append(schema.answer_variable())
+        return variables
 
     @cached_property
     def variables_by_name(self) -> dict[str, schema.Variable]:
@@ -104,7 +192,10 @@ class CaptureSpec:
         return {v.name: v for v in self.variables()}
 
     def provenance(self) -> dict[str, Any]:
-        """What refuses on mismatch, beside the weights, the labels and each variable's dtype and hook name."""
+        """Collect the facts that a later capture must match.
+
+        The store compares weights, labels, and the dtype and hook name of each variable separately.
+        """
         return {
             "tokenizer_fingerprint": self.tokenized.tokenizer_fingerprint,
             "token_ids_digest": self.tokenized.digest,
@@ -114,41 +205,49 @@ class CaptureSpec:
         }
 
     def check_model(self, adapter: Adapter, selection: SiteSelection, stage: str) -> None:
-        """Raise MismatchError unless another stage's model fits this recipe."""
+        """Check that the model of another stage fits.
+
+        Args:
+            adapter: the model.
+            selection: the sites of this specification, resolved on that model.
+            stage: name of the stage, for the message.
+
+        Raises:
+            MismatchError: processing flags, architecture or a site differ.
+        """
         pairs: list[tuple[str, Any, Any]] = [
             ("processing flags", dict(self.processing), adapter.processing),
-            ("model", dict(self.model), describe_model(adapter)),
+            ("architecture or sizes", dict(self.model), describe_model(adapter)),
         ]
-        for old, new in zip(self.selection.sites, selection.sites, strict=True):
-            pairs.append((f"site {old.name!r}", _shape(old), _shape(new)))
-        for what, held, given in pairs:
-            if held != given:
+        for site, other in zip(self.selection.sites, selection.sites, strict=True):
+            pairs.append((f"hook, shape or dtype of site {site.name!r}", _describe_site(site), _describe_site(other)))
+        for subject, expected, actual in pairs:
+            if expected != actual:
                 raise MismatchError(
-                    f"stage {stage!r}: {what} differ from what this store records: {held} there, {given} here. "
-                    "Load every stage in the same way, or record this one to a store of its own."
+                    f"stage {stage!r}: {subject} differ. The store records {expected}, this model has {actual}. "
+                    "Load every stage in the same way, or record this stage into another store."
                 )
 
 
-def _shape(site: Any) -> tuple[Any, ...]:
+def _describe_site(site: Site) -> tuple[Any, ...]:
     return (site.hook, site.feature_dims, site.feature_shape, str(site.dtype))
 
 
 def describe_model(adapter: Adapter) -> dict[str, Any]:
-    """Architecture, sizes and dtype: equal at every stage of one training run."""
-    hf = adapter.weights_module
+    """Describe architecture, sizes and dtype, which are equal at every stage of one training run."""
     sizes = {name: adapter.size(name) for name in ("d_model", "d_vocab", "n_heads", "d_head")}
     return {
-        "architecture": type(hf).__name__,
+        "architecture": type(adapter.weights_module).__name__,
         "n_layers": adapter.n_layers,
         "dtype": str(adapter.dtype).removeprefix("torch."),
-        **{k: v for k, v in sizes.items() if v is not None},
+        **{name: size for name, size in sizes.items() if size is not None},
     }
 
 
 def choose_statistics(
     statistics: bool | str | Sequence[str], answers: bool, has_logits: bool, kind: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(statistics beside every site, output statistics) from what the caller asked for.
+    """Check the statistics that the caller asks for.
 
     Args:
         statistics: True = all, False = none, or names.
@@ -156,8 +255,11 @@ def choose_statistics(
         has_logits: whether the model's forward pass ends in logits.
         kind: kind of model, for messages.
 
+    Returns:
+        Names of the statistics of every site, and names of the output statistics.
+
     Raises:
-        InputError: an unknown name, or one that this model or table cannot give.
+        InputError: a name is unknown, or this model or table cannot provide the statistic.
     """
     if isinstance(statistics, bool):
         if not statistics:
@@ -180,71 +282,20 @@ def choose_statistics(
 
 
 def storage_dtypes(dtype: str, selection: SiteSelection) -> dict[str, str]:
-    """Storage dtype of every site: the model's own there, or the one asked for."""
-    if dtype != "auto" and dtype not in STORE_DTYPES:
-        raise InputError(f"dtype={dtype!r}: {suggest(str(dtype), ('auto', *STORE_DTYPES))}")
-    chosen = {}
+    """Choose the storage dtype of every site: the model's own there, or the requested one."""
+    if dtype != "auto":
+        if dtype not in STORE_DTYPES:
+            raise InputError(f"dtype={dtype!r}: {suggest(str(dtype), ('auto', *STORE_DTYPES))}")
+        return {site.name: dtype for site in selection.sites}
     for site in selection.sites:
-        own = NAMES.get(site.dtype)
-        if dtype == "auto" and own is None:
+        if site.dtype not in DTYPE_NAMES:
             raise InputError(
                 f"site {site.name!r} has dtype {site.dtype}. Pass dtype= one of {', '.join(STORE_DTYPES)}."
             )
-        chosen[site.name] = own if dtype == "auto" and own is not None else dtype
-    return chosen
-
-
-Positions = Sequence[str] | str
-
-
-def make_recipe(
-    table: PromptTable,
-    adapter: Adapter,
-    *,
-    sites: Sequence[str] | str,
-    layers: Sequence[int] | None,
-    positions: Positions,
-    dtype: str,
-    statistics: bool | Sequence[str],
-    tokenizer: Any = None,
-    missing: Literal["raise", "nan"] = "raise",
-    nonfinite: Literal["raise", "keep"] = "raise",
-) -> CaptureSpec:
-    """What a store of this model on this table would record; nothing is written.
-
-    Arguments and errors are those of `create_store`.
-    """
-    if not isinstance(table, PromptTable):
-        raise InputError(
-            f"the table is {type(table).__name__}, not a PromptTable. "
-            "Read it first: stratalens.PromptTable.read('prompts.csv'), or .from_dataframe(df)."
-        )
-    if nonfinite not in ("raise", "keep"):
-        raise InputError(f"nonfinite={nonfinite!r}: {suggest(str(nonfinite), ('raise', 'keep'))}")
-    if dtype == "int8" and nonfinite == "keep":
-        raise InputError("nonfinite='keep' and dtype='int8': int8 has no NaN or infinity; choose another dtype")
-    tokenized = table.tokenize(tokenizer if tokenizer is not None else adapter.tokenizer, max_length=adapter.max_length)
-    resolved = named_positions.resolve(positions, table, tokenized, missing)
-    ids = sample_ids(tokenized.ids)
-    selection = site_names.resolve(adapter, sites, layers, ids)
-    site_statistics, outputs = choose_statistics(
-        statistics, tokenized.answer_ids is not None, adapter.dry_run_result is not None, adapter.kind
-    )
-    return CaptureSpec(
-        selection=selection,
-        tokenized=tokenized,
-        positions=resolved,
-        dtypes=storage_dtypes(dtype, selection),
-        site_statistics=site_statistics,
-        outputs=outputs,
-        nonfinite=nonfinite,
-        entities=table.labels()["entity"],
-        processing=adapter.processing,
-        model=describe_model(adapter),
-    )
+    return {site.name: DTYPE_NAMES[site.dtype] for site in selection.sites}
 
 
 def sample_ids(rows: Sequence[NDArray[np.int64]]) -> Tensor:
-    """Token ids that are certainly valid, for tiny forward passes: the first eight of the table."""
+    """Take eight valid token ids from the first rows of a table, for dry runs."""
     ids = np.concatenate([*rows[:8]])[:8]
     return torch.from_numpy(np.resize(ids, 8).astype(np.int64))

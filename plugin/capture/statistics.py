@@ -1,17 +1,6 @@
-"""Statistics of activations and of output distributions, in float32 where the tensor is.
+"""Statistics of activations and of output distributions as torch functions, in float32 on the tensor's device.
 
-What lives here: torch functions over the last dim of a tensor. What does not:
-losses (`losses.py`), when any of this is called (`capture.py`), and what the
-results are called in the store (`stratalens.store.format.schema`).
-
-Moments are those of the population (divided by n). They are corrected two-pass
-moments (Chan, Golub, LeVeque, "Algorithms for computing the sample variance",
-The American Statistician 37, 1983): deviations from the mean as rounded to
-float32, scaled to at most 1 so that their fourth powers neither overflow nor
-vanish, then corrected for what the rounding of the mean left over.
-
-On the CPU the statistics of a row do not depend, to the last bit, on the rows
-computed beside it, so that batch size and resumed runs change nothing.
+On the CPU the statistics of a row are the same to the last bit whatever other rows the batch has.
 """
 
 from __future__ import annotations
@@ -22,61 +11,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVATION_STATISTICS", "PERCENTILES", "activation_statistics", "output_statistics"]
-
-
 ACTIVATION_STATISTICS = ("l2", "l1", "mean", "std", "max", "min", "skewness", "kurtosis")
-
-
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 97, 99)
 
-
-# Values in a tile: on the CPU all intermediate results are made from a tile
-# while it is in the cache, elsewhere it bounds their memory (128 MiB each).
+# Values in a tile. On the CPU a tile stays in the cache for all intermediate results; on a device it bounds their
+# memory (128 MiB each).
 _TILE_CPU = 1 << 17
-
-
 _TILE_DEVICE = 1 << 25
-
 
 _LEAST_SCALE = 2.0**-120  # its reciprocal is finite in float32
 
 
 def activation_statistics(x: Tensor, feature_ndim: int = 1) -> dict[str, Tensor]:
-    """Per-row statistics of activations over their last dims.
+    """Compute per-row statistics of activations over their last dims.
 
-    With x_i the d values of a row, mu their mean and m_k the mean of
-    (x_i - mu)^k:
+    With x_i the d values of a row, mu their mean and m_k the mean of (x_i - mu)^k:
 
         l2 = sqrt(sum x_i^2)        l1 = sum |x_i|
         mean = mu                   std = sqrt(m_2)
         max, min                    skewness = m_3 / m_2^1.5
                                     kurtosis = m_4 / m_2^2 - 3 (excess)
 
-    as `scipy.stats.skew` and `scipy.stats.kurtosis` with bias=True. Skewness
-    and kurtosis of a constant row are NaN, as there; its std is exactly 0.
+    Moments are those of the population (divided by n), as in `scipy.stats.skew` and `scipy.stats.kurtosis` with
+    bias=True. Skewness and kurtosis of a constant row are NaN, as in scipy; its std is exactly 0.
+
+    The method is the corrected two-pass algorithm of Chan, Golub, LeVeque, "Algorithms for computing the sample
+    variance", The American Statistician 37, 1983. It scales the deviations from the float32 mean to at most 1, so that
+    fourth powers neither overflow nor vanish, then corrects the rounding error of the mean.
 
     Args:
-        x: activations, shape (..., features), any floating dtype, any device,
-            any leading dims (stack layers for fewer, larger calls).
-        feature_ndim: how many trailing dims are the features of one row.
+        x: tensor of shape (..., features), of any floating dtype and device. Stack layers in front for fewer, larger
+            calls.
+        feature_ndim: number of trailing dims that are the features of one row.
 
     Returns:
-        The eight statistics by name, float32, shape (...).
+        The eight statistics by name, float32 tensors of shape (...).
 
-    >>> row = torch.tensor([[3.0, -4.0, 0.0, 1.0]])
-    >>> found = activation_statistics(row)
-    >>> round(found["l2"].item(), 4), found["l1"].item(), found["mean"].item(), found["max"].item()
-    (5.099, 8.0, 0.0, 3.0)
+    Example:
+        >>> row = torch.tensor([[3.0, -4.0, 0.0, 1.0]])
+        >>> result = activation_statistics(row)
+        >>> round(result["l2"].item(), 4), result["l1"].item(), result["mean"].item(), result["max"].item()
+        (5.099, 8.0, 0.0, 3.0)
     """
     leading = x.shape[: x.ndim - feature_ndim]
     width = x.shape[x.ndim - feature_ndim :].numel()
-    found = _moments(x.detach().reshape(leading.numel(), width))
-    return {name: found[i].reshape(leading) for i, name in enumerate(ACTIVATION_STATISTICS)}
+    moments = _moments(x.detach().reshape(leading.numel(), width))
+    return {name: moments[i].reshape(leading) for i, name in enumerate(ACTIVATION_STATISTICS)}
 
 
 def output_statistics(logits: Tensor) -> dict[str, Tensor]:
-    """Statistics of next-token distributions, from logits z over the vocabulary.
+    """Compute statistics of next-token distributions from logits z over the vocabulary.
 
     With P = softmax(z):
 
@@ -85,75 +69,75 @@ def output_statistics(logits: Tensor) -> dict[str, Tensor]:
         logit_max, _min, _mean, _std, _l1, _l2, _skewness, _kurtosis: of the
             logits themselves, as in `activation_statistics`
         logit_percentile: `PERCENTILES` of the logits, linearly interpolated as
-            `numpy.percentile` does
+            in `numpy.percentile`
 
-    Entropy and logsumexp are taken after subtracting the maximum, which leaves
-    sums of terms of one sign; a logit of -inf is a token of probability 0.
+    The maximum is subtracted before entropy and logsumexp are computed, so that all terms of a sum have one sign. A
+    logit of -inf is a token of probability 0.
 
     Args:
-        logits: shape (..., vocabulary), any floating dtype, any device.
+        logits: tensor of shape (..., vocabulary), of any floating dtype and device.
 
     Returns:
-        By name, float32 of shape (...); `logit_percentile` has shape
-        (..., len(PERCENTILES)).
+        float32 tensors of shape (...) by name; logit_percentile has shape (..., percentiles).
 
-    >>> found = output_statistics(torch.zeros(1, 4))
-    >>> round(found["entropy"].item(), 4), round(found["max_logprob"].item(), 4)
-    (1.3863, -1.3863)
+    Example:
+        >>> result = output_statistics(torch.zeros(1, 4))
+        >>> round(result["entropy"].item(), 4), round(result["max_logprob"].item(), 4)
+        (1.3863, -1.3863)
     """
     leading = logits.shape[:-1]
     rows = logits.detach().reshape(leading.numel(), logits.shape[-1])
     names = ("entropy", "max_logprob", "logsumexp")
-    # one walk over the logits: each tile is converted and read once from memory
-    sums, distribution, percentile = _over_tiles(_of_logits, rows, 9 + 3 + len(PERCENTILES)).split_with_sizes(
+    # One walk over the logits: each tile is converted and read from memory once.
+    sums, distribution, percentile = _over_tiles(_describe_logits, rows, 9 + 3 + len(PERCENTILES)).split_with_sizes(
         [9, 3, len(PERCENTILES)]
     )
     moments = _from_sums(sums, rows.shape[-1])
-    found = {f"logit_{name}": moments[i].reshape(leading) for i, name in enumerate(ACTIVATION_STATISTICS)}
-    found.update({name: distribution[i].reshape(leading) for i, name in enumerate(names)})
-    found["logit_percentile"] = percentile.T.reshape(*leading, len(PERCENTILES))
-    return found
+    values = {f"logit_{name}": moments[i].reshape(leading) for i, name in enumerate(ACTIVATION_STATISTICS)}
+    values.update({name: distribution[i].reshape(leading) for i, name in enumerate(names)})
+    values["logit_percentile"] = percentile.T.reshape(*leading, len(PERCENTILES))
+    return values
 
 
 def _over_tiles(function: Callable[[Tensor], Tensor], rows: Tensor, count: int) -> Tensor:
-    """`function` of all rows (n, d), tile by tile, shape (count, n)."""
+    """Apply `function` to all rows (n, d) tile by tile; the result has shape (count, n)."""
     on_cpu = rows.device.type == "cpu"
     size = max((_TILE_CPU if on_cpu else _TILE_DEVICE) // max(rows.shape[-1], 1), 2)
-    found = torch.empty((count, len(rows)), dtype=torch.float32, device=rows.device)
+    results = torch.empty((count, len(rows)), dtype=torch.float32, device=rows.device)
     for start in range(0, len(rows), size):
         tile = rows[start : start + size].float()
-        # torch sums a lone row in another order than one among others
-        alone = on_cpu and len(tile) == 1
-        result = function(tile.expand(2, -1).contiguous() if alone else tile)
-        found[:, start : start + size] = result[:, : len(tile)]
-    return found
+        # torch sums a single row in another order than a row among others
+        single = on_cpu and len(tile) == 1
+        result = function(tile.expand(2, -1).contiguous() if single else tile)
+        results[:, start : start + size] = result[:, : len(tile)]
+    return results
 
 
 def _moments(rows: Tensor) -> Tensor:
-    """The activation statistics of (n, d) rows, shape (8, n), in their order."""
+    """Compute the activation statistics of rows (n, d), shape (8, n), in their order."""
     return _from_sums(_over_tiles(_sums, rows, 9), rows.shape[-1])
 
 
 def _sums(x: Tensor) -> Tensor:
-    """One tile's maximum, minimum, mean, l1, scale and raw moments of the scaled deviations, shape (9, n)."""
+    """Compute maximum, minimum, mean, l1, scale and raw moments of the scaled deviations of one tile, shape (9, n)."""
     d = x.shape[-1]
     high, low, mean, l1 = x.amax(dim=-1), x.amin(dim=-1), x.mean(dim=-1), x.abs().sum(dim=-1)
     scale = torch.maximum(high - mean, mean - low).clamp_(min=_LEAST_SCALE)
     c = (x - mean.unsqueeze(-1)).mul_(scale.reciprocal().unsqueeze(-1))
     c2 = c * c
-    r1 = c.mean(dim=-1)  # what the rounding of the mean left over: tiny
+    r1 = c.mean(dim=-1)  # rounding error of the mean, tiny
     return torch.stack([high, low, mean, l1, scale, r1, _dot(c, c) / d, _dot(c, c2) / d, _dot(c2, c2) / d])
 
 
 def _from_sums(sums: Tensor, d: int) -> Tensor:
-    """The activation statistics, shape (8, n).
+    """Compute the activation statistics from the sums of `_sums`, shape (8, n).
 
-    Only +, -, *, / and square roots: they round alike in vector and scalar
-    code, so a row's place among the others changes nothing.
+    Only +, -, *, / and square roots occur. They round equally in vector and scalar code, so the place of a row in the
+    batch changes nothing.
     """
     high, low, mean, l1, scale, r1, r2, r3, r4 = sums
     constant = high - low == 0
-    # central moments from moments about a point that is off by r1
+    # Central moments, from moments about a point that is off by r1.
     square = r1 * r1
     m2 = (r2 - square).masked_fill_(constant, 0.0)
     m3 = r3 - 3 * r1 * r2 + 2 * r1 * square
@@ -161,7 +145,7 @@ def _from_sums(sums: Tensor, d: int) -> Tensor:
     mean = torch.where(constant, high, mean + r1 * scale)
     deviation = m2.sqrt()
     std = deviation * scale
-    # sum x^2 = d (variance + mean^2): both terms positive, so nothing cancels; in units of the larger one
+    # sum x^2 = d (variance + mean^2). Both terms are positive, so nothing cancels. Units: the larger of the two.
     unit = torch.maximum(std, mean.abs()).clamp_(min=_LEAST_SCALE)
     l2 = ((std / unit).square() + (mean / unit).square()).mul_(d).sqrt_() * unit
     undefined = m2 == 0
@@ -171,22 +155,22 @@ def _from_sums(sums: Tensor, d: int) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row-wise dot products in full float32, shape (n,)."""
+    """Compute row-wise dot products in full float32, shape (n,)."""
     if a.device.type == "cpu":
-        # one pass without a product array; BLAS, untouched by torch's reduced-precision matmul settings
+        # One pass without a product array, in BLAS: torch's reduced-precision matmul settings do not apply.
         return torch.from_numpy(np.vecdot(a.numpy(), b.numpy()))
     return (a * b).sum(dim=-1)
 
 
-def _of_logits(z: Tensor) -> Tensor:
-    """Sums, distribution and percentiles of (n, vocabulary) float32 logits, one below the other."""
+def _describe_logits(z: Tensor) -> Tensor:
+    """Compute sums, distribution and percentiles of float32 logits (n, vocabulary), stacked along the first axis."""
     return torch.cat([_sums(z), _distribution(z), _percentiles(z)])
 
 
 def _distribution(z: Tensor) -> Tensor:
-    """Entropy, max_logprob and logsumexp of (n, vocabulary) float32 logits, shape (3, n)."""
+    """Compute entropy, max_logprob and logsumexp of float32 logits (n, vocabulary), shape (3, n)."""
     high = z.amax(dim=-1)
-    # exp(-200) is 0 in float32: clamping changes no sum, and keeps 0 * -inf away
+    # exp(-200) is 0 in float32: clamping changes no sum and avoids 0 * -inf.
     shifted = (z - high.unsqueeze(-1)).clamp_(min=-200.0)
     p = shifted.exp()
     total = p.sum(dim=-1)
@@ -196,8 +180,8 @@ def _distribution(z: Tensor) -> Tensor:
 
 
 def _percentiles(z: Tensor) -> Tensor:
-    """`PERCENTILES` of (n, d) float32 rows, shape (percentile, n)."""
-    # NumPy sorts with vector instructions: 20 times torch's speed on the CPU at 49k values a row
+    """Compute `PERCENTILES` of float32 rows (n, d), shape (percentiles, n)."""
+    # NumPy sorts with vector instructions: 20 times the speed of torch on the CPU at 49k values a row.
     on_cpu = z.device.type == "cpu"
     ordered = torch.from_numpy(np.sort(z.numpy(), axis=-1)) if on_cpu else z.sort(dim=-1).values
     last = z.shape[-1] - 1
@@ -209,36 +193,34 @@ def _percentiles(z: Tensor) -> Tensor:
     return torch.where(fraction == 0, a, a + (b - a) * fraction).T
 
 
-# Logits turned into float32 at once, in values: bounds the memory of a call.
+# Logits converted to float32 at a time, which bounds the memory of a call.
 _LOSS_TILE_CPU = 1 << 22
-
-
 _LOSS_TILE_DEVICE = 1 << 25
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target], from logits in any floating dtype.
+    """Compute -log softmax(logits)[target] from logits in any floating dtype.
 
     Args:
-        logits: shape (..., vocabulary).
-        targets: token ids, shape (...).
+        logits: tensor of shape (..., vocabulary).
+        targets: token ids, tensor of shape (...).
 
     Returns:
-        float32 of shape (...), in nats.
+        float32 tensor of shape (...), in nats.
 
-    >>> round(negative_log_likelihood(torch.zeros(1, 4), torch.tensor([2])).item(), 4)
-    1.3863
+    Example:
+        >>> round(negative_log_likelihood(torch.zeros(1, 4), torch.tensor([2])).item(), 4)
+        1.3863
     """
     shape = targets.shape
     rows = logits.detach().reshape(-1, logits.shape[-1])
-    wanted = targets.reshape(-1, 1)
+    columns = targets.reshape(-1, 1)
     size = max((_LOSS_TILE_CPU if rows.device.type == "cpu" else _LOSS_TILE_DEVICE) // max(rows.shape[-1], 1), 1)
-    parts = []
-    for tile, target in zip(torch.split(rows, size), torch.split(wanted, size), strict=True):
+    losses = []
+    for tile, target in zip(torch.split(rows, size), torch.split(columns, size), strict=True):
         z = tile.float()
-        # differences from the maximum, so that a near-certain token keeps its digits
-        high = z.amax(dim=-1, keepdim=True)
-        z = z - high
+        # Differences from the maximum, so that a near-certain token keeps its digits.
+        z = z - z.amax(dim=-1, keepdim=True)
         chosen = z.gather(-1, target).squeeze(-1)
-        parts.append(z.exp_().sum(dim=-1).log_().sub_(chosen))
-    return torch.cat(parts).reshape(shape) if parts else logits.new_empty(shape, dtype=torch.float32)
+        losses.append(z.exp_().sum(dim=-1).log_().sub_(chosen))
+    return torch.cat(losses).reshape(shape) if losses else logits.new_empty(shape, dtype=torch.float32)

@@ -1,6 +1,6 @@
-"""The command line. Each command is thin: it reads its arguments and calls `stratalens.plugin.cli.store_jobs`.
+"""The `stratalens` command: every subcommand with its arguments.
 
-Heavy libraries are imported inside the commands, so that `--help` answers at once.
+Heavy libraries are imported inside the subcommands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -15,24 +15,15 @@ import typer
 
 from stratalens.plugin.cli.output import (
     AsJson,
-    Debug,
+    LabelColumn,
     StorePath,
     emit_json,
     emit_text,
     handle_errors,
     print_status,
     print_warnings,
+    show_traceback,
 )
-
-# Threads of OpenMP (torch's matrix products) spin while they wait for each other. Where anything else wants a core, be
-# it only our own writer, a spinning thread keeps the one it waits for from running: benchmarks/waiting_threads.py
-# measures it. OpenMP reads this when torch is loaded; what the user has set stays.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-if not sys.stderr.isatty():  # transformers draws bars into pipes, too
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
 
 app = typer.Typer(
     name="stratalens",
@@ -58,45 +49,45 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    Debug.on = debug
+    show_traceback.set(debug)
 
 
 @app.command(epilog="Example: stratalens demo --quick --out quick-demo")
 @handle_errors
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the store, the report and the summary.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Entities, partition and training order of the data.", min=0)] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="The whole line in two minutes; proves nothing.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of entities, partition and training order.", min=0)] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="All of it in two minutes; the results mean nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune a real model through six stages, record it, analyse it, report."""
+    """Fine-tune a real model in six stages, record it, analyse it, write a report."""
     from stratalens.plugin.study.run import run_demo
 
-    made = run_demo(out, seed=seed, quick=quick)
+    outcome = run_demo(out, seed=seed, quick=quick)
     if as_json:
-        emit_json(asdict(made))
+        emit_json(asdict(outcome))
 
 
 @app.command(epilog="Example: stratalens study --preset cpu --out runs/cpu")
 @handle_errors
 def study(
-    run_file: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="Settings to replay.")] = None,
-    preset: Annotated[str | None, typer.Option(help="demo, smoke, cpu or paper; no run file then.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything the run makes.")] = Path("study"),
-    seed: Annotated[int | None, typer.Option(help="Another seed than the settings'.", min=0)] = None,
+    run_file: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="Settings of a study.")] = None,
+    preset: Annotated[str | None, typer.Option(help="demo, smoke, cpu or paper, instead of a run file.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("study"),
+    seed: Annotated[int | None, typer.Option(help="Replaces the seed of the settings.", min=0)] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on in a folder with an earlier run, or refuse it.")
+        bool, typer.Option("--resume/--no-resume", help="Resume an earlier run in this folder, or refuse to.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """The training-order study: corpus, sequential fine-tuning, recording, analyses, report."""
+    """Run the training-order study: corpus, sequential fine-tuning, recording, analyses, report."""
     from stratalens.plugin.cli.capture_jobs import study_settings
     from stratalens.plugin.study.run import run_study
 
     settings = study_settings(run_file, preset, seed)
-    made = run_study(settings, out, resume=resume, smoke_test=settings.preset == "smoke")
+    outcome = run_study(settings, out, resume=resume, smoke_test=settings.preset == "smoke")
     if as_json:
-        emit_json(asdict(made))
+        emit_json(asdict(outcome))
 
 
 @app.command(epilog="Example: stratalens forecast --preset paper")
@@ -106,9 +97,9 @@ def forecast(
         Path | None, typer.Argument(metavar="RUN.yaml", help="Run file of a capture or of a study.")
     ] = None,
     as_json: AsJson = False,
-    preset: Annotated[str | None, typer.Option(help="demo, smoke, cpu or paper: a study, no run file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="demo, smoke, cpu or paper: forecast a study.")] = None,
 ) -> None:
-    """Bytes, files, tokens, memory and time of a capture or a study; nothing is written."""
+    """Forecast bytes, files, tokens, memory and time of a capture or a study; write nothing."""
     from stratalens.plugin.cli.capture_jobs import forecast_run, study_settings
     from stratalens.plugin.cli.output import show_forecast
     from stratalens.plugin.cli.run_file import read_run_file
@@ -117,10 +108,10 @@ def forecast(
     if run_file is not None and preset is None and not is_study_file(run_file):
         result = forecast_run(read_run_file(run_file))
     else:
-        from stratalens.plugin.study.forecast import flat, forecast_study
+        from stratalens.plugin.study.forecast import flatten_forecast, forecast_study
 
-        told = forecast_study(study_settings(run_file, preset, None))
-        result = told if as_json else flat(told)
+        nested = forecast_study(study_settings(run_file, preset, None))
+        result = nested if as_json else flatten_forecast(nested)
     if as_json:
         emit_json(result)
         return
@@ -130,9 +121,9 @@ def forecast(
 @app.command(epilog="Example: stratalens capture run.yaml")
 @handle_errors
 def capture(
-    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="What to record, a YAML file.")],
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="A YAML file that says what to record.")],
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on in a store that is there, or refuse one that is.")
+        bool, typer.Option("--resume/--no-resume", help="Resume an existing store, or refuse it.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Record even if the disk seems too small.")] = False,
     as_json: AsJson = False,
@@ -140,8 +131,8 @@ def capture(
     """Record the activations of every stage of a run file.
 
     Keys: prompts, store, stages or model; and sites, layers, positions, dtype,
-    compression, batch_size, device, statistics, allow_same_weights, by; all are
-    written beside it."""
+    compression, batch_size, device, statistics, allow_same_weights, by. The
+    complete run file is written next to the store."""
     from stratalens.plugin.cli.capture_jobs import capture_run
     from stratalens.plugin.cli.run_file import read_run_file
 
@@ -157,7 +148,7 @@ def capture(
 @app.command(epilog="Example: stratalens info run.zarr --json")
 @handle_errors
 def info(store: StorePath, as_json: AsJson = False) -> None:
-    """Dims, sites, size, completeness by stage and site, provenance."""
+    """Print dims, sites, size, completeness by stage and site, provenance."""
     from stratalens.plugin.cli.output import show_info
     from stratalens.store.state.info import info as read_info
 
@@ -177,7 +168,7 @@ def verify(
         bool, typer.Option("--repair", help="Mark damaged shards as missing, so that a resume records them again.")
     ] = False,
 ) -> None:
-    """Read everything back against its checksums; exit 1 if damaged."""
+    """Compare every byte with its checksum; exit 1 if the store is damaged."""
     from stratalens.plugin.cli.output import show_verified
     from stratalens.plugin.cli.store_jobs import verify_job
 
@@ -194,7 +185,7 @@ def verify(
 @handle_errors
 def analyze(
     store: StorePath,
-    by: Annotated[str | None, typer.Option(help="Label column; default: the run's, else trained_stage.")] = None,
+    by: LabelColumn = None,
     verbs: Annotated[
         str, typer.Option(help="Comma-separated: centroids, probes, controls.")
     ] = "centroids,probes,controls",
@@ -204,16 +195,16 @@ def analyze(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Results folder; default: STORE.results/latest.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Splits, permutations and resamples.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of splits, permutations and resamples.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Ask every layer and stage at once; labelled results beside the store."""
+    """Analyse every layer and stage; write labelled results next to the store."""
     from stratalens.plugin.cli.store_jobs import analyze_store
 
     folder = analyze_store(
         store,
         by=by,
-        verbs=[verb.strip() for verb in verbs.split(",") if verb.strip()],
+        verbs=[name.strip() for name in verbs.split(",") if name.strip()],
         site=site,
         backend=backend,
         scheduler=scheduler,
@@ -230,10 +221,10 @@ def analyze(
 def report(
     store: StorePath,
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
-    by: Annotated[str | None, typer.Option(help="Label column; default: the run's, else trained_stage.")] = None,
+    by: LabelColumn = None,
     as_json: AsJson = False,
 ) -> None:
-    """One standalone HTML page; analyses that are not there yet are run."""
+    """Write one standalone HTML page; run the analyses that have no results yet."""
     from stratalens.plugin.cli.store_jobs import report_store
 
     page = report_store(store, out, by=by)
@@ -250,10 +241,10 @@ def explore(
     show: Annotated[bool, typer.Option("--show", help="Open the page in the system's browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """A live page on a store, on this machine only: rows, prompts, probes on demand. Ctrl-C ends it."""
+    """Serve a live page on a store, to this machine only: rows, prompts, probes on demand. Ctrl-C ends it."""
     from stratalens.plugin.cli.store_jobs import explore_store
 
-    explore_store(store, port=port, show=show, told=emit_json if as_json else None)
+    explore_store(store, port=port, show=show, on_start=emit_json if as_json else None)
 
 
 @app.command(epilog="Example: stratalens export run.zarr --site resid_post --layer 12 --to l12.npy")
@@ -265,10 +256,10 @@ def export(
     layer: Annotated[int | None, typer.Option(help="Block index; leave out for sites outside the blocks.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """One site at one layer, all stages, as a plain array file."""
-    from stratalens.plugin.cli.store_jobs import export_site
+    """Write one site at one layer, all stages, to a plain array file."""
+    from stratalens.store.interop.export import export_array
 
-    export_site(store, site=site, layer=layer, target=to)
+    export_array(store, site=site, layer=layer, target=to)
     print_status(f"wrote {to}")
     if as_json:
         emit_json({"store": store, "site": site, "layer": layer, "file": to, "bytes": to.stat().st_size})
@@ -281,40 +272,38 @@ def commit(
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="A folder, or s3://bucket/prefix.")],
     as_json: AsJson = False,
 ) -> None:
-    """Complete stages into an icechunk repository, one commit for each (extra icechunk)."""
+    """Copy complete stages to an icechunk repository, one commit for each (extra icechunk)."""
     from stratalens.store.interop.icechunk import commit_stages
 
-    done = commit_stages(store, repository)
-    for stage in done:
+    committed = commit_stages(store, repository)
+    for stage in committed:
         print_status(f"committed stage {stage}")
-    if not done:
+    if not committed:
         print_status(f"nothing new: {repository} has every complete stage of {store}")
     if as_json:
-        emit_json({"store": store, "repository": repository, "committed": done})
+        emit_json({"store": store, "repository": repository, "committed": committed})
 
 
 @app.command(epilog="Example: stratalens label run.zarr prompts.csv")
 @handle_errors
 def label(
     store: StorePath,
-    table: Annotated[
-        Path, typer.Argument(metavar="TABLE", help="The prompts that were recorded, with the right labels.")
-    ],
-    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Take this column out of the store.")] = None,
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="The recorded prompts, with the right labels.")],
+    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Remove this column from the store.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Correct or add labels of a store that is recorded; its activations stay as they are.
+    """Correct or add labels of a recorded store; its activations do not change.
 
     Rows are matched by prompt_id. Columns of the table replace those of the
-    store or are added to it; columns that the table does not have stay."""
+    store or are added to it. Columns that the table does not have stay."""
     from stratalens.plugin.capture.store import relabel
     from stratalens.plugin.prompts.table import PromptTable
 
     with print_warnings():
         changed = relabel(store, PromptTable.read(table), drop=drop or ())
     for name, rows in changed.items():
-        counted = "1 row has" if rows == 1 else f"{rows} rows have"
-        print_status(f"dropped {name}" if name in (drop or ()) else f"{name}: {counted} another value than before")
+        count = "1 row" if rows == 1 else f"{rows} rows"
+        print_status(f"dropped {name}" if name in (drop or ()) else f"{name}: {count} changed")
     print_status(
         f"{store} has the labels of {table}" if changed else f"nothing to do: {store} has the labels of {table}"
     )
@@ -323,5 +312,11 @@ def label(
 
 
 def main() -> None:
-    """Entry point of the `stratalens` command."""
+    """Run the `stratalens` command."""
+    # OpenMP threads (torch's matrix products) spin while they wait for each other. When another thread needs the core,
+    # even our own writer, a spinning thread blocks the thread that it waits for: benchmarks/capture/waiting_threads.py
+    # measures the cost. OpenMP reads the variable when torch is loaded; a value that the user set stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not sys.stderr.isatty():  # transformers draws bars into pipes, too
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     app()

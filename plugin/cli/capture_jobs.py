@@ -6,11 +6,12 @@ store and analyses; each is imported when its job runs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.cli.output import print_status, print_warnings
-from stratalens.plugin.cli.run_file import RunFile, StageEntry, beside, write_run_file
+from stratalens.plugin.cli.run_file import RunFile, StageEntry, run_file_of, write_run_file
 from stratalens.plugin.terminal import suppress_progress_bars
 from stratalens.store.errors import InputError
 
@@ -56,7 +57,7 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     Returns:
         The store.
     """
-    from stratalens.plugin.capture.run import capture
+    from stratalens.plugin.capture.run import capture_stages
     from stratalens.plugin.prompts.table import PromptTable
     from stratalens.plugin.terminal import StageLines, is_interactive
 
@@ -67,25 +68,15 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     # Without numbers of their own, stages are placed after the names that the store has, as a mapping's are.
     numbered = any(entry.order is not None for entry in run.stages)
     before = _state(run.store)
+    progress = None if is_interactive() else StageLines([stage.name for stage in stages], print_status)
     with suppress_progress_bars(downloads=False), print_warnings():
-        capture(
+        capture_stages(
             stages if numbered else {stage.name: stage.source for stage in stages},
             table,
             run.store,
-            sites=run.sites,
-            layers=run.layers,
-            positions=run.positions,
-            dtype=run.dtype,
-            compression=run.compression,
-            batch_size=run.batch_size,
-            device=run.device,
-            statistics=run.statistics,
-            allow_same_weights=run.allow_same_weights,
-            resume=resume,
-            force=force,
-            progress=None if is_interactive() else StageLines([stage.name for stage in stages], print_status),
+            replace(run.capture_options(), resume=resume, force=force, progress=progress),
         )
-    write_run_file(run, beside(run.store))
+    write_run_file(run, run_file_of(run.store))
     if _state(run.store) == before:
         print_status(
             f"nothing to do: every row of every stage of {run.store} is committed "
@@ -115,29 +106,23 @@ def study_settings(run_file: Path | None, preset_name: str | None, seed: int | N
     Raises:
         InputError: both or neither are given, or the settings are wrong.
     """
-    from stratalens.plugin.study.config.presets import PRESETS, preset
-    from stratalens.plugin.study.config.settings import read_settings, validate
+    from stratalens.plugin.study.config.presets import PRESETS, get_preset
+    from stratalens.plugin.study.config.settings import read_settings, validate_settings
 
     if (run_file is None) == (preset_name is None):
         raise InputError(f"give either a run file or --preset, one of {', '.join(PRESETS)}")
-    settings = read_settings(run_file) if run_file is not None else preset(str(preset_name))
+    settings = read_settings(run_file) if run_file is not None else get_preset(str(preset_name))
     if seed is None:
         return settings
-    return validate({**settings.model_dump(), "seed": seed, "seeds": ()}, "--seed")
+    return validate_settings({**settings.model_dump(), "seed": seed, "seeds": ()}, "--seed")
 
 
 def forecast_run(run: RunFile) -> dict[str, Any]:
     """What a capture will need: bytes, files, tokens, memory. The model is looked at, nothing is written."""
-    from stratalens.plugin.capture.forecast import forecast
+    from stratalens.plugin.capture.forecast import forecast_capture
     from stratalens.plugin.prompts.table import PromptTable
 
+    # The forecast runs on this machine, which may not have the device of the run.
+    options = replace(run.capture_options(), device=None)
     with suppress_progress_bars(downloads=False):
-        return forecast(
-            run_stages(run),
-            PromptTable.read(run.prompts),
-            sites=run.sites,
-            layers=run.layers,
-            positions=run.positions,
-            dtype=run.dtype,
-            statistics=run.statistics,
-        )
+        return forecast_capture(run_stages(run), PromptTable.read(run.prompts), options)

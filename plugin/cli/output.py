@@ -1,8 +1,4 @@
-"""How the command line speaks: results on standard output, everything else on standard error.
-
-What lives here: tables, notes and the mapping from errors to exit codes.
-What does not: any command (`stratalens.plugin.cli.app`).
-"""
+"""Output of the command line: results on standard output, everything else on standard error, exit codes."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, ParamSpec
 
 import typer
@@ -23,14 +20,20 @@ from rich.table import Table
 from rich.text import Text
 
 from stratalens.plugin.terminal import wrap_message
+from stratalens.store.display import human_bytes
 from stratalens.store.errors import InputError, LabelWarning, StratalensError
 
 P = ParamSpec("P")
+
+show_traceback: ContextVar[bool] = ContextVar("show_traceback", default=False)  # set by --debug
 
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="An activation store, e.g. run.zarr")]
 
 
+LabelColumn = Annotated[
+    str | None, typer.Option("--by", help="Label column; default: that of the run file, else trained_stage.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -43,53 +46,50 @@ EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
-class Debug:
-    """Whether errors show their traceback; set once by the `--debug` option."""
-
-    on = False
-
-
 def print_status(message: str) -> None:
-    """One line to the person watching, on standard error; on a terminal as many as it takes."""
+    """Print a message to standard error, wrapped to the width of a terminal."""
     print(wrap_message(message), file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
 def print_warnings() -> Iterator[None]:
-    """Warnings about labels as one line each, without the place in the code that they came from."""
+    """Print warnings about labels as one line each, without their place in the code.
+
+    `catch_warnings` restores `warnings.showwarning` at the end.
+    """
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def tell(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        def print_one(message: Warning | str, category: type[Warning], *rest: Any) -> None:
             if issubclass(category, LabelWarning):
                 print_status(f"warning: {message}")
             else:
                 show(message, category, *rest)
 
-        warnings.showwarning = tell  # type: ignore[assignment]
+        warnings.showwarning = print_one  # type: ignore[assignment]
         warnings.simplefilter("always", LabelWarning)
         yield
 
 
 def emit_json(value: Mapping[str, Any]) -> None:
-    """The one JSON object of a `--json` run, on standard output."""
+    """Print the JSON object of a `--json` run to standard output."""
     print(json.dumps(value, indent=2, default=str, allow_nan=False), flush=True)  # noqa: T201
 
 
 def emit_text(text: str) -> None:
-    """Plain result text, on standard output."""
+    """Print result text to standard output."""
     print(text)  # noqa: T201
 
 
 def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table: drawn on a terminal, tab-separated lines when piped."""
+    """Print a table: drawn on a terminal, tab-separated when piped."""
     lines = [[str(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         emit_text(f"# {title}")
         for line in [list(columns), *lines]:
             emit_text("\t".join(line))
         return
-    # as Text: markup in the name of a file, stage or entity is no colour
+    # Text prints markup in the name of a file, stage or entity as it is.
     table = Table(title=Text(title), title_justify="left")
     for column in columns:
         table.add_column(Text(column), overflow="fold")
@@ -98,25 +98,12 @@ def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     Console().print(table)
 
 
-def human_bytes(count: float) -> str:
-    """Bytes in binary units.
-
-    >>> human_bytes(3 * 2**30)
-    '3.0 GiB'
-    """
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(count) < 1024 or unit == "TiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
 def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn errors raised on purpose into one clear message and the exit code of their kind.
+    """Turn an expected error of a command into a message and an exit code.
 
-    2 when the input is wrong, 1 when data are damaged, the disk is full or
-    the job failed, 130 after Ctrl-C. Anything else is a defect and keeps its
-    traceback.
+    The exit code is 2 when the input is wrong, 130 after Ctrl-C, and 1 when data
+    are damaged, the disk is full or the job failed. Any other exception is a
+    defect and keeps its traceback. `--debug` shows the traceback of every error.
     """
 
     @functools.wraps(command)
@@ -125,11 +112,11 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except KeyboardInterrupt:
             print_status(
-                "interrupted; whole blocks of rows are kept (see stratalens info), the same command goes on from there"
+                "interrupted: committed row blocks are kept (see stratalens info); repeat the command to resume"
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            # the reader of a pipe went away (`| head`): nothing is wrong here
+            # The reader of a pipe has closed it (`| head`), which is no error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except StratalensError as error:
@@ -143,7 +130,7 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _show(error: BaseException, message: str) -> None:
-    if Debug.on:
+    if show_traceback.get():
         traceback.print_exception(error, file=sys.stderr)
     notes = "".join(f"\n  {extra}" for extra in getattr(error, "__notes__", ()))
     print_status(f"error: {message}{notes}")
@@ -152,12 +139,12 @@ def _show(error: BaseException, message: str) -> None:
 def _explain(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"no space left on the disk{where}; what was committed is kept. Free some space, then run this again"
+        return f"no space left on the disk{where}; committed data are kept. Free some space and repeat the command"
     return f"{error.strerror or error}{where}"
 
 
 def show_info(facts: dict[str, Any]) -> None:
-    """Print what `stratalens.store.info` found, for a person."""
+    """Print the result of `stratalens.store.info` as tables."""
     from stratalens.store.state.info import percent, state_in_words  # brings zarr's codecs
 
     dims = ", ".join(f"{name} {size}" for name, size in facts["dims"].items())
@@ -195,37 +182,37 @@ def show_info(facts: dict[str, Any]) -> None:
             )
             for stage in facts["stages"]
         ]
-        + [(name, "", "not begun", *("0%" for _ in sites)) for name in facts["lacking_stages"]],
+        + [(name, "", "not started", *("0%" for _ in sites)) for name in facts["lacking_stages"]],
     )
-    for title, held in (("provenance (must match)", "provenance"), ("recorded with (may differ)", "recorded_with")):
-        emit_table(title, ["what", "value"], sorted((name, _flat(value)) for name, value in facts[held].items()))
+    for title, key in (("provenance (must match)", "provenance"), ("recorded with (may differ)", "recorded_with")):
+        emit_table(title, ["what", "value"], sorted((name, _one_line(value)) for name, value in facts[key].items()))
 
 
 FORECAST = {
-    "memory_bytes": "memory_bytes (the two block buffers; the model and its forward pass come on top)",
-    "seconds": "seconds (forward passes; starting up and loading models come on top)",
-    "training_seconds": "training_seconds (updates; starting up and loading models come on top)",
-    "recording_seconds": "recording_seconds (forward passes; starting up and loading models come on top)",
+    "memory_bytes": "memory_bytes (the two block buffers, without the model and its forward pass)",
+    "seconds": "seconds (forward passes, without loading models)",
+    "training_seconds": "training_seconds (updates, without loading models)",
+    "recording_seconds": "recording_seconds (forward passes, without loading models)",
 }
 
 
-def show_forecast(name: str, told: Mapping[str, Any]) -> None:
-    """Print a forecast, and what its numbers leave out."""
-    rows = [(FORECAST.get(k, k), human_bytes(v) if k.endswith("bytes") else v) for k, v in told.items()]
+def show_forecast(name: str, forecast: Mapping[str, Any]) -> None:
+    """Print a forecast; the row names say what a number excludes."""
+    rows = [(FORECAST.get(k, k), human_bytes(v) if k.endswith("bytes") else v) for k, v in forecast.items()]
     emit_table(f"forecast of {name}", ["what", "how much"], rows)
 
 
-def _flat(value: Any) -> str:
-    """Settings inside settings, on one line."""
+def _one_line(value: Any) -> str:
+    """Nested settings on one line."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_flat(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name} {_one_line(inner)}" for name, inner in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
 
 
 def _dtype(variable: Mapping[str, Any]) -> str:
-    """dtype of a site; for one scaled to int8 with what that lost of its rows."""
+    """dtype of a site; for int8 also the relative error of its rows."""
     if "mean_relative_error" not in variable:
         return str(variable["dtype"])
     mean, largest = variable["mean_relative_error"], variable["max_relative_error"]
@@ -233,7 +220,7 @@ def _dtype(variable: Mapping[str, Any]) -> str:
 
 
 def show_verified(report: Mapping[str, Any]) -> None:
-    """Print what `verify_store` found: damage and gaps by name, then how much was read."""
+    """Print the result of `verify_store`: damage and gaps by name, then the amount read."""
     for problem in report["damaged"]:
         emit_text(f"damaged\t{problem['text']}")
     for gap in report["missing"]:

@@ -1,13 +1,9 @@
-"""The run file: one YAML page that says what a capture records and that replays it.
-
-What lives here: the keys, their defaults, their checks, reading and writing.
-What does not: doing any of it (`stratalens.plugin.cli.store_jobs`).
-"""
+"""Run files: YAML files that say what a capture records, and that repeat it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from fsspec.core import url_to_fs
@@ -18,11 +14,14 @@ from stratalens.store.files import write_text_atomic
 from stratalens.store.storage.base import PRIVATE
 from stratalens.store.storage.resolve import is_url
 
+if TYPE_CHECKING:
+    from stratalens.plugin.capture.spec import CaptureOptions
+
 
 class StageEntry(BaseModel):
-    """One checkpoint to record: a folder, a revision of the model on its hub, or a LoRA adapter on it.
+    """One checkpoint to record: a folder, a hub revision of the model, or a LoRA adapter for it.
 
-    With none of `path`, `revision` and `adapter` the stage is the model itself.
+    Without `path`, `revision` and `adapter` the stage is the model itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,26 +34,24 @@ class StageEntry(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> StageEntry:
-        given = [key for key in ("path", "revision", "adapter") if getattr(self, key) is not None]
-        if len(given) > 1:
-            raise ValueError(
-                f"stage {self.name!r} gives {' and '.join(given)}; a stage has one source, keep one of them"
-            )
+        sources = [key for key in ("path", "revision", "adapter") if getattr(self, key) is not None]
+        if len(sources) > 1:
+            raise ValueError(f"stage {self.name!r} has {' and '.join(sources)}; keep one of them")
         return self
 
 
 class RunFile(BaseModel):
-    """Everything `stratalens capture` needs to know.
+    """Settings of `stratalens capture`.
 
-    Relative paths are taken from the folder of the run file, so that a run
-    replays from any working directory.
+    Relative paths start at the folder of the run file, so that a run file works
+    from any working directory.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompts: Path
     store: Path | str  # a folder, or an fsspec URL such as s3://bucket/run.zarr
-    model: str | None = None  # a hub name or a folder; not needed where every stage has a path
+    model: str | None = None  # a hub name or a folder; not needed if every stage has a path
     stages: tuple[StageEntry, ...] = ()
     sites: tuple[str, ...] = ("resid_post",)
     layers: tuple[int, ...] | None = None
@@ -67,22 +64,38 @@ class RunFile(BaseModel):
     allow_same_weights: bool = False
     by: str = "trained_stage"
 
+    def capture_options(self) -> CaptureOptions:
+        """Return the options of the capture that this file describes."""
+        from stratalens.plugin.capture.spec import CaptureOptions
+
+        return CaptureOptions(
+            sites=self.sites,
+            layers=self.layers,
+            positions=self.positions,
+            dtype=self.dtype,
+            statistics=self.statistics,
+            compression=self.compression,
+            batch_size=self.batch_size,
+            device=self.device,
+            allow_same_weights=self.allow_same_weights,
+        )
+
     @field_validator("store", mode="before")
     @classmethod
-    def _place(cls, given: Any) -> Any:
-        """A URL stays text; as a path it would lose a slash."""
-        if not isinstance(given, str | Path) or not str(given):
+    def _path_or_url(cls, value: Any) -> Any:
+        """Keep a URL as text; a Path would drop one of its slashes."""
+        if not isinstance(value, str | Path) or not str(value):
             raise ValueError("must be a folder, or a URL such as s3://bucket/run.zarr")
-        return str(given) if is_url(str(given)) else Path(str(given).removeprefix("file://"))
+        return str(value) if is_url(str(value)) else Path(str(value).removeprefix("file://"))
 
     @field_validator("stages", mode="before")
     @classmethod
-    def _listed(cls, given: Any) -> Any:
-        """`{base: folder}` and `[base]` mean what they look like."""
-        if isinstance(given, dict):
-            return tuple({"name": name, "path": path} for name, path in given.items())
-        if isinstance(given, list | tuple):
-            return tuple({"name": entry} if isinstance(entry, str) else entry for entry in given)
+    def _as_entries(cls, value: Any) -> Any:
+        """Accept `{base: folder}` and `[base]` as short forms."""
+        if isinstance(value, dict):
+            return tuple({"name": name, "path": path} for name, path in value.items())
+        if isinstance(value, list | tuple):
+            return tuple({"name": entry} if isinstance(entry, str) else entry for entry in value)
         raise ValueError("must be a list such as [{name: base, path: checkpoints/base}], or {base: checkpoints/base}")
 
     @model_validator(mode="after")
@@ -98,27 +111,23 @@ class RunFile(BaseModel):
         names = [stage.name for stage in self.stages]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"stage names must differ; given more than once: {', '.join(map(repr, twice))}")
+            raise ValueError(f"stage names must be unique; repeated: {', '.join(map(repr, twice))}")
         return self
 
 
 def read_run_file(path: str | Path) -> RunFile:
     """Read and check a run file.
 
-    Parameters
-    ----------
-    path
-        A YAML file with the keys of `RunFile`.
+    Args:
+        path: a YAML file with the keys of `RunFile`.
 
-    Raises
-    ------
-    InputError
-        The file is missing, is not YAML, has unknown keys (the near ones are
-        named) or values of the wrong kind (which key, what was given).
+    Raises:
+        InputError: the file is missing or not YAML, a key is unknown (similar keys are named), or a value has the
+            wrong type (the key and the value are named).
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(_folder_given(path))
+        raise InputError(_folder_message(path))
     if not path.is_file():
         raise InputError(f"run file {path} does not exist. Give the path of a YAML file; its keys are {_keys()}")
     try:
@@ -128,12 +137,12 @@ def read_run_file(path: str | Path) -> RunFile:
     return _anchored(_validated(text, path), path.resolve().parent)
 
 
-def _folder_given(path: Path) -> str:
+def _folder_message(path: Path) -> str:
     if not (path / PRIVATE).is_dir():
         return f"{path} is a folder; give the YAML file that says what to record. Its keys are {_keys()}"
-    run = beside(path)
-    made = f"; {run} is the one it was recorded with" if isinstance(run, Path) and run.is_file() else ""
-    return f"{path} is a store, not a run file: give the YAML file that says what to record{made}"
+    run = run_file_of(path)
+    hint = f"; {run} is the run file of this store" if isinstance(run, Path) and run.is_file() else ""
+    return f"{path} is a store, not a run file: give the YAML file that says what to record{hint}"
 
 
 def _validated(text: str, path: str | Path) -> RunFile:
@@ -150,7 +159,7 @@ def _validated(text: str, path: str | Path) -> RunFile:
 
 
 def write_run_file(run: RunFile, path: str | Path) -> None:
-    """Write the complete run, defaults spelled out, so that it replays exactly; to a file or an fsspec URL."""
+    """Write all settings of a run, defaults included, to a file or an fsspec URL."""
     text = yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     if is_url(path):
         filesystem, place = url_to_fs(str(path))
@@ -159,19 +168,19 @@ def write_run_file(run: RunFile, path: str | Path) -> None:
         write_text_atomic(path, text)
 
 
-def beside(store: str | Path) -> str | Path:
-    """Where the run file of a store lies.
+def run_file_of(store: str | Path) -> str | Path:
+    """Return the path of the run file of a store.
 
-    >>> beside("s3://bucket/run.zarr/"), beside(Path("runs/run.zarr")).name
+    >>> run_file_of("s3://bucket/run.zarr/"), run_file_of(Path("runs/run.zarr")).name
     ('s3://bucket/run.zarr.run.yaml', 'run.zarr.run.yaml')
     """
     text = f"{str(store).rstrip('/')}.run.yaml"
     return text if is_url(text) else Path(text)
 
 
-def read_beside(store: str | Path) -> RunFile | None:
-    """The run that a store was recorded with, or None where no run file lies beside it."""
-    path = beside(store)
+def read_run_file_of(store: str | Path) -> RunFile | None:
+    """Read the run file that a store was recorded with; None if there is none."""
+    path = run_file_of(store)
     if isinstance(path, Path):
         return read_run_file(path) if path.is_file() else None
     filesystem, place = url_to_fs(path)
@@ -188,7 +197,7 @@ def _anchored(run: RunFile, folder: Path) -> RunFile:
         stage.model_copy(update={"path": absolute(stage.path), "adapter": absolute(stage.adapter)})
         for stage in run.stages
     )
-    # A model may be a hub name or a folder; only a folder that is there is a path.
+    # A model is a hub name or a folder; only an existing folder is a path.
     model = str(folder / run.model) if run.model and (folder / run.model).is_dir() else run.model
     update: dict[str, Any] = {
         "model": model,
@@ -215,12 +224,12 @@ def _explain(path: str | Path, error: ValidationError) -> str:
             lines.append(f"  {where}: missing; add a line `{problem['loc'][-1]}: ...`")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"  {where}: {message} (given: {problem['input']!r})" if problem["loc"] else f"  {message}")
+            lines.append(f"  {where}: {message} (got {problem['input']!r})" if problem["loc"] else f"  {message}")
     return "\n".join(dict.fromkeys(lines))
 
 
 def _is_union_branch(part: object) -> bool:
-    # pydantic adds the tried type of a union to the location; the user never wrote it
+    # pydantic adds the type of a union that it tried to the location; the user did not write it
     return isinstance(part, str) and (
         part.startswith(("literal[", "tuple[", "function-", "constrained-")) or part in {"int", "bool"}
     )

@@ -1,7 +1,6 @@
-"""What the commands do: a run file captured, a store described, verified, analysed, reported, exported.
+"""The work of the commands that read a store: verify, analyze, report, explore.
 
-The command line (`stratalens.plugin.cli.app`) reads arguments, this module joins plugin,
-store and analyses; each is imported when its job runs.
+Each library is imported when its command runs.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from stratalens.plugin.cli.output import print_status
-from stratalens.plugin.cli.run_file import read_beside
+from stratalens.plugin.cli.run_file import read_run_file_of
 from stratalens.store.errors import InputError, suggest
 from stratalens.store.storage.resolve import is_url
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
-    """Verify a store with a progress bar; with `repair`, mark what is damaged as missing first."""
+    """Verify a store with a progress bar; with `repair`, mark damaged shards as missing first."""
     from stratalens.store.integrity.verify import verify_store
 
     with tqdm(unit="B", unit_scale=True, desc="verify", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
@@ -50,7 +49,7 @@ def analyze_store(
     out: Path | None,
     seed: int,
 ) -> Path:
-    """Run the verbs on a store and write each result as a labelled zarr group.
+    """Run analyses on a store and write each result as a labelled zarr group.
 
     Returns:
         The folder with the results.
@@ -72,21 +71,21 @@ def analyze_store(
 
 
 def note_incomplete(facts: Mapping[str, Any]) -> None:
-    """Say that rows or stages which were to be recorded are not there."""
+    """Print a note when planned rows or stages are missing."""
     from stratalens.store.state.info import state_in_words
 
     if not facts["complete"]:
-        print_status(f"{facts['path']} is {state_in_words(facts)}; the capture, run again, records the rest")
+        print_status(f"{facts['path']} is {state_in_words(facts)}; run the capture again to record the rest")
 
 
 def _results(store: str) -> Path:
-    """Folder beside a store; for one behind a URL, in the working directory."""
+    """Results folder next to a store; for a URL, in the working directory."""
     name = store.rstrip("/")
     return Path(f"{name.rsplit('/', 1)[1] if is_url(name) else name}.results")
 
 
 def report_store(store: str, out: Path, *, by: str | None) -> Path:
-    """Write the report of a store; analyses whose results are cached beside it are not run again."""
+    """Write the report of a store; reuse analyses whose results are cached next to it."""
     from stratalens.analyses.accessor import open_store
     from stratalens.analyses.report.report import report
     from stratalens.analyses.suite import VERBS, run_suite
@@ -99,27 +98,32 @@ def report_store(store: str, out: Path, *, by: str | None) -> Path:
     return report(suite.results, out, store_info=facts, notes=suite.skipped, title=title)
 
 
-def explore_store(store: str, *, port: int, show: bool, told: Callable[[dict[str, str]], None] | None = None) -> None:
-    """Serve the live page of a store until Ctrl-C; the store is only read. `told` is given {store, url} before."""
+def explore_store(
+    store: str, *, port: int, show: bool, on_start: Callable[[dict[str, str]], None] | None = None
+) -> None:
+    """Serve the live page of a store until Ctrl-C; call `on_start` with {store, url} first.
+
+    The store is only read.
+    """
     from stratalens.analyses.accessor import open_store
     from stratalens.analyses.explorer import explore
     from stratalens.analyses.explorer.server import ADDRESS, free_port
 
     ds, port = open_store(store), free_port(port)
 
-    def tell(message: str) -> None:
+    def announce(message: str) -> None:
         print_status(message)
-        if told is not None:
-            told({"store": store, "url": f"http://{ADDRESS}:{port}"})
+        if on_start is not None:
+            on_start({"store": store, "url": f"http://{ADDRESS}:{port}"})
 
     with suppress(KeyboardInterrupt):
-        explore(ds, port, show=show, tell=tell)
+        explore(ds, port, show=show, tell=announce)
     print_status("the explorer has ended")
 
 
 def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
-    """The label column: the one given, else that of the run file beside the store, else trained_stage."""
-    run = None if by else read_beside(store)
+    """The label column: the argument, else that of the run file next to the store, else trained_stage."""
+    run = None if by else read_run_file_of(store)
     chosen = by or (run.by if run is not None else "trained_stage")
     columns = [str(name) for name, coord in ds.coords.items() if coord.dims == ("entity",) and name != "entity"]
     if chosen not in columns:
@@ -133,19 +137,8 @@ def _cluster(scheduler: str | None) -> Any:
     try:
         from distributed import Client
     except ImportError as error:
-        raise InputError("--scheduler needs dask's cluster part: pip install 'stratalens[cluster]'") from error
+        raise InputError("--scheduler needs dask distributed: pip install 'stratalens[cluster]'") from error
     try:
         return Client(scheduler, timeout="10s")  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise InputError(f"no dask scheduler answers at {scheduler!r} ({error}); give its tcp://host:port") from error
-
-
-def export_site(store: str, *, site: str, layer: int | None, target: Path) -> None:
-    """Write one site at one layer, all stages, as .npy or .safetensors.
-
-    Raises:
-        InputError: unknown site, layer or file type; rows that were not recorded are an error of the store.
-    """
-    from stratalens.store.interop.export import export_array
-
-    export_array(store, site=site, layer=layer, target=target)

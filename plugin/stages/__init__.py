@@ -1,6 +1,6 @@
-"""Training stages: what they are called, in which order they were trained, where their models come from.
+"""Training stages: names, training order, and the sources of their models.
 
-stage           Stage: names and order of stages
-checkpoints     Checkpoint, Revision and LoraAdapter
+stage           Stage; parsing, ordering, naming and loading of stages
+checkpoints     Checkpoint, Revision and LoraAdapter: stored models
 label_warnings  warnings about labels that look like misspelled stage names
 """

@@ -1,29 +1,23 @@
-"""What a stage is: a model in memory, a function that makes one, a checkpoint folder, a hub revision, an adapter.
-
-Every kind can be loaded, recorded and freed again. Weights are read from
-safetensors only. How stages are told apart (fingerprints) is in fingerprints.py,
-what is recorded from them in capturing.py.
-"""
+"""Stage: one training checkpoint to record; how stages are parsed, ordered, named and loaded."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from stratalens.plugin.stages.checkpoints import as_loadable
-from stratalens.store.errors import InputError, suggest
-from stratalens.store.errors import join_names as joined
+from stratalens.plugin.stages.checkpoints import Checkpoint, StoredModel
+from stratalens.store.errors import InputError, join_names
 from stratalens.store.state.manifest import StageEntry
 
-Source = Any  # a hooked model, a zero-argument function, a folder, or one of the classes below
+Source = Any  # a hooked model, a function that returns one, a checkpoint folder or a StoredModel
 
 
 @dataclass(frozen=True)
@@ -33,107 +27,138 @@ class Stage:
     Attributes:
         name: its name in the store.
         order: its place in training order.
-        source: where its model comes from.
+        source: where its model comes from; after `parse_stages`, folders are Checkpoints.
     """
 
     name: str
     order: int
     source: Source
 
-    def describe(self) -> dict[str, Any]:
-        """Where it came from, as far as that can be written down."""
-        source = as_loadable(self.source)
-        return source.describe() if source is not None else {}
-
 
 def parse_stages(stages: Any) -> list[Stage]:
-    """Read `stages` as capture() takes them: one source (stage "model"), or a mapping in training order.
+    """Read and check stages: one source (stage "model"), a mapping in training order, or a list of Stages.
+
+    Returns:
+        The stages, their sources resolved.
 
     Raises:
-        InputError: no stage, or a name that is unusable.
+        InputError: there is no stage, or a name or a source is invalid.
     """
     if isinstance(stages, list | tuple) and stages and all(isinstance(s, Stage) for s in stages):
-        listed = list(stages)
+        parsed = list(stages)
     elif isinstance(stages, list | tuple | set | frozenset):
         raise InputError(
-            f"stages is a {type(stages).__name__}: it is one model, or a mapping {{name: folder}} in training order, "
-            f"because every stage needs a name; {_as_mapping(list(stages))}"
+            f"stages is a {type(stages).__name__}. Pass one model, or a mapping {{name: folder}} in training order, "
+            f"because every stage needs a name: {_as_mapping(list(stages))}"
         )
     elif isinstance(stages, Mapping):
-        listed = [Stage(name, order, source) for order, (name, source) in enumerate(stages.items())]
+        parsed = [Stage(name, order, source) for order, (name, source) in enumerate(stages.items())]
     else:
-        listed = [Stage("model", 0, stages)]
-    if not listed:
+        parsed = [Stage("model", 0, stages)]
+    if not parsed:
         raise InputError("stages is empty. Pass one model, or {name: model, function or checkpoint folder}.")
-    for stage in listed:
-        check_stage_name(stage.name)
-    names = [s.name for s in listed]
-    if doubled := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(f"stage {doubled[0]!r} is listed twice. Give every stage a name of its own.")
-    return listed
+    names = [check_stage_name(stage.name) for stage in parsed]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"stage {repeated[0]!r} is listed twice. Give every stage its own name.")
+    return [replace(stage, source=_resolve_source(stage)) for stage in parsed]
 
 
 def _as_mapping(sources: list[Any]) -> str:
-    """How stages that were listed without names would be given.
+    """Write unnamed stages as the mapping that the caller should pass.
 
-    >>> _as_mapping(["checkpoints/base"]), _as_mapping([])
-    ("give {'base': 'checkpoints/base'}", "give {'base': 'checkpoints/base'}, for example")
+    Example:
+        >>> _as_mapping(["checkpoints/base"]), _as_mapping([])
+        ("{'base': 'checkpoints/base'}", "{'base': 'checkpoints/base'}, for example")
     """
     folders = [str(s) for s in sources if isinstance(s, str | os.PathLike)]
     if not folders:
-        return "give {'base': 'checkpoints/base'}, for example"
-    given = ", ".join(f"{Path(f).name!r}: {f!r}" for f in folders[:3]) + (", ..." if len(folders) > 3 else "")
-    return f"give {{{given}}}"
+        return "{'base': 'checkpoints/base'}, for example"
+    entries = ", ".join(f"{Path(f).name!r}: {f!r}" for f in folders[:3])
+    return f"{{{entries}{', ...' if len(folders) > 3 else ''}}}"
 
 
-def resolve_stage_order(listed: Sequence[Stage], held: Sequence[StageEntry], named: bool) -> dict[str, int]:
-    """Place in training order of every stage.
+def _resolve_source(stage: Stage) -> Source:
+    source = stage.source
+    if isinstance(source, str | Path):
+        return Checkpoint(source)
+    if isinstance(source, nn.Module | StoredModel) or callable(source):
+        return source
+    raise InputError(
+        f"stage {stage.name!r} is of type {type(source).__name__}. Pass a model, a function that returns one, a "
+        "checkpoint folder, Checkpoint, Revision or LoraAdapter."
+    )
 
-    Stages of a new store are numbered as listed. On a store that has stages already, known
-    ones keep their number and others follow the one listed before them; where none is known,
-    all follow the last one of the store.
 
-    >>> resolve_stage_order([Stage("b", 0, None)], [StageEntry("a", 0, "")], True)
-    {'b': 1}
+def resolve_stage_order(stages: Sequence[Stage], stored: Sequence[StageEntry], named: bool) -> dict[str, int]:
+    """Decide the place of every stage in training order.
+
+    Stages of a new store are numbered as listed. In a store that has stages already, known stages keep their number
+    and each new one follows the stage listed before it. Where none is known, all follow the last one of the store.
+
+    Args:
+        stages: the stages to record.
+        stored: the stages of the store.
+        named: whether the caller gave names alone; False takes the orders of `stages` as they are.
+
+    Returns:
+        Order by stage name.
+
+    Raises:
+        InputError: the job lists the stages in another order than the store.
+
+    Example:
+        >>> resolve_stage_order([Stage("b", 0, None)], [StageEntry("a", 0, "")], True)
+        {'b': 1}
     """
-    if not held or not named:
-        return {s.name: s.order for s in listed}
-    known = {s.name: s.order for s in held}
-    last = -1 if any(s.name in known for s in listed) else max(known.values())
-    found: dict[str, int] = {}
-    for stage in listed:
+    if not stored or not named:
+        return {s.name: s.order for s in stages}
+    known = {s.name: s.order for s in stored}
+    last = -1 if any(s.name in known for s in stages) else max(known.values())
+    orders: dict[str, int] = {}
+    for stage in stages:
         order = known.get(stage.name, last + 1)
         if order <= last:
-            there = [s.name for s in sorted(held, key=lambda s: s.order)]
-            raise InputError(stage_order_error(stage.name, there, [s.name for s in listed]))
-        found[stage.name] = last = order
-    return found
+            in_store = [s.name for s in sorted(stored, key=lambda s: s.order)]
+            raise InputError(stage_order_error(stage.name, in_store, [s.name for s in stages]))
+        orders[stage.name] = last = order
+    return orders
 
 
-def stage_order_error(name: str, there: Sequence[str], here: Sequence[str]) -> str:
-    """What is wrong where a stage of the store comes too late in a job, and what to do; names in both orders."""
-    where = (
-        f"stage {name!r} is number {there.index(name) + 1} of {len(there)} in the store ({joined(there)}) and "
-        f"number {here.index(name) + 1} of {len(here)} in this job ({joined(here)})"
+def stage_order_error(name: str, in_store: Sequence[str], in_job: Sequence[str]) -> str:
+    """Explain which stage of a job is in the wrong place, and the remedy.
+
+    Args:
+        name: the stage of the store that the job lists too late.
+        in_store: stages of the store, in order.
+        in_job: stages of the job, in order.
+    """
+    place = (
+        f"stage {name!r} is number {in_store.index(name) + 1} of {len(in_store)} in the store "
+        f"({join_names(in_store)}) and number {in_job.index(name) + 1} of {len(in_job)} in this job "
+        f"({join_names(in_job)})"
     )
-    before = here[: here.index(name)]
-    known = [other for other in here if other in there]
-    if swapped := [other for other in before if other in there[there.index(name) :]]:
-        right = joined(sorted(known, key=there.index))
-        return f"{where}, where it comes after {swapped[0]!r}. List these stages in the order of the store: {right}"
-    new = [other for other in before if other not in there]
+    before = in_job[: in_job.index(name)]
+    known = [other for other in in_job if other in in_store]
+    if swapped := [other for other in before if other in in_store[in_store.index(name) :]]:
+        right = join_names(sorted(known, key=in_store.index))
+        return f"{place}, after {swapped[0]!r}. List these stages in the order of the store: {right}"
+    new = [other for other in before if other not in in_store]
     return (
-        f"{where}: {joined(new)} would stand before it, and the store, which numbers its stages, has no number free "
-        f"there. Record all of them to another store; listing {joined(new)} last ({joined([*known, *new])}) would call "
-        f"{'it' if len(new) == 1 else 'them'} the latest in training"
+        f"{place}. The store cannot insert {join_names(new)} before {name!r}, because it has already assigned "
+        f"consecutive order numbers. Record all stages into a new store, or list {join_names(new)} last "
+        f"({join_names([*known, *new])}) if {'it' if len(new) == 1 else 'they'} really came last in training"
     )
 
 
 def check_stage_name(name: Any) -> str:
-    """Return the name, or say why it cannot be one.
+    """Return the name if it can be the name of a stage.
 
-    >>> check_stage_name("step 1000")
-    'step 1000'
+    Raises:
+        InputError: the name is not a short text without slashes and control characters.
+
+    Example:
+        >>> check_stage_name("step 1000")
+        'step 1000'
     """
     valid = "Use a short text without slashes or control characters, for example 'stage-1'."
     if not isinstance(name, str):
@@ -144,7 +169,7 @@ def check_stage_name(name: Any) -> str:
         raise InputError(f"stage name {name!r} means a folder. {valid}")
     for character in name:
         if character in "/\\" or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-            raise InputError(f"stage name {name!r} holds {character!r}. {valid}")
+            raise InputError(f"stage name {name!r} contains {character!r}. {valid}")
     if len(name) > 200:
         raise InputError(f"stage name {name[:40]!r}... is {len(name)} characters long. {valid}")
     return name
@@ -152,40 +177,36 @@ def check_stage_name(name: Any) -> str:
 
 @contextmanager
 def loaded_model(stage: Stage, tokenizer: Any, device: str | torch.device | None) -> Iterator[nn.Module]:
-    """The stage's model, on the device; a model of the caller's own goes back to where it was."""
+    """Load the model of a parsed stage onto the device; the caller's own model goes back to its device afterwards.
+
+    Raises:
+        InputError: the device does not exist, or the source does not give a hooked model.
+    """
     _check_device(device)
-    loadable = as_loadable(stage.source)
-    if loadable is None and isinstance(stage.source, nn.Module):
+    if isinstance(stage.source, nn.Module):
         with _on_device(stage.source, device):
             yield stage.source
-        return
-    if loadable is not None:
-        yield loadable.load(tokenizer, device)
-    elif callable(stage.source):
-        yield _called(stage, device)
+    elif isinstance(stage.source, StoredModel):
+        yield stage.source.load(tokenizer, device)
     else:
-        kinds = ["model", "function", "folder", "Checkpoint", "Revision", "LoraAdapter"]
-        raise InputError(
-            f"stage {stage.name!r} is {type(stage.source).__name__}, from which no model can be had. "
-            f"{suggest(type(stage.source).__name__, kinds)}"
-        )
+        yield _call_source(stage, device)
 
 
 def _check_device(device: str | torch.device | None) -> None:
-    """Refuse a device that is not there before anything is loaded."""
     if device is None:
         return
     try:
-        wanted = torch.device(device)
+        kind = torch.device(device).type
     except RuntimeError as error:
-        raise InputError(f"device={str(device)!r} is none that PyTorch knows; e.g. 'cpu', 'cuda', 'cuda:1'") from error
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device={str(device)!r}, but PyTorch sees no CUDA device; leave it out to take what is there")
+        raise InputError(
+            f"device={str(device)!r} is unknown to PyTorch. Pass a device such as 'cpu', 'cuda' or 'cuda:1'."
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device={str(device)!r}, but PyTorch sees no CUDA device. Leave it out to use the CPU.")
 
 
-def _called(stage: Stage, device: str | torch.device | None) -> nn.Module:
-    make: Callable[[], Any] = stage.source
-    model = make()
+def _call_source(stage: Stage, device: str | torch.device | None) -> nn.Module:
+    model = stage.source()
     if not isinstance(model, nn.Module):
         raise InputError(f"stage {stage.name!r}: its function returned {type(model).__name__}, not a hooked model.")
     return model.to(device) if device is not None else model

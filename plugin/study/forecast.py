@@ -1,10 +1,10 @@
-"""What a study will need before it is begun: bytes of its stores and checkpoints, tokens, time. Nothing is kept.
+"""Forecast of a study: bytes of its stores and checkpoints, tokens and time. It writes nothing.
 
-No weights are read: bytes follow from the shape of the model and the geometry
-of the stores, and are exact. Tokens of a large corpus are those of a sample of
-its entities, times their number; times are those of a few short batches on this
-machine with random weights, for training of models of few blocks, extended in a
-straight line. So a long run is not begun where it cannot end.
+The forecast reads no weights. Bytes follow from the shape of the model and the
+geometry of the stores, and are exact. Tokens of a large corpus are those of a
+sample of its entities, scaled to all. Times come from a few short batches on
+this machine with random weights; the training time is measured on models with
+few blocks and extrapolated linearly.
 """
 
 from __future__ import annotations
@@ -15,94 +15,99 @@ from typing import Any
 
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.corpus.conflicts import conflict_prompts
-from stratalens.plugin.study.models.base_model import Base
+from stratalens.plugin.study.models.base_model import BaseModelSource
 from stratalens.plugin.study.recording.stores import (
     CONFLICT_STORE,
     LAST_STORE,
     STORE,
-    conflict_recording,
-    last_recording,
-    main_recording,
+    conflict_store_options,
+    last_store_options,
+    last_store_prompts,
     recorded_stages,
+    stage_store_options,
 )
-from stratalens.plugin.study.training.checkpoints import kept_at_the_end, needed_meanwhile
-from stratalens.plugin.study.training.lora import current_or_new
-from stratalens.plugin.study.training.schedule import plan
-from stratalens.plugin.study.training.throughput import training_speed
+from stratalens.plugin.study.training.checkpoints import retained_stages, stages_still_needed
+from stratalens.plugin.study.training.lora import ensure_adapter
+from stratalens.plugin.study.training.schedule import plan_courses
+from stratalens.plugin.study.training.throughput import measure_training_speed
 from stratalens.store.errors import InputError
 
-SAMPLE = 100  # entities a stage that stand for all, where there are many
-
-
-MANY = 500  # entities a stage that are still all looked at
+MAX_ENTITIES = 500  # more generated entities a stage are sampled
+SAMPLED_ENTITIES = 100  # entities a stage in the sample
 
 
 def check_device(settings: StudySettings) -> None:
-    """Refuse settings made for a GPU on a machine without one.
+    """Refuse settings for a GPU on a machine without one.
 
     Raises:
-        InputError: there is no GPU; how long it would take here is said, and how to insist.
+        InputError: there is no GPU; the message has the training time without one and the remedies.
     """
     import torch
 
     if not settings.gpu or settings.device is not None or torch.cuda.is_available():
         return
-    told = forecast_study(settings.model_copy(update={"device": "cpu"}))
+    estimate = forecast_study(settings.model_copy(update={"device": "cpu"}))
     raise InputError(
-        f"These settings (preset {settings.preset!r}) are made for a GPU, and there is none: here "
-        f"{told['training_tokens'] / 1e6:.1f} million tokens of training would take about "
-        f"{told['training_seconds'] / 3600:.0f} hours. Take --preset cpu, or insist by `device: cpu` in a run file."
+        f"These settings (preset {settings.preset!r}) are for a GPU, and this machine has none: training on "
+        f"{estimate['training_tokens'] / 1e6:.1f} million tokens would take about "
+        f"{estimate['training_seconds'] / 3600:.0f} hours. Use --preset cpu, or set `device: cpu` in a run file to "
+        "train anyway."
     )
 
 
 def forecast_study(settings: StudySettings) -> dict[str, Any]:
-    """Forecast a study; nothing is written where the study would be.
+    """Forecast a study without writing to its folder.
+
+    Args:
+        settings: the settings of the study.
 
     Returns:
-        of one seed: stores {name: {bytes, files, rows, tokens}}, store_bytes, checkpoint_bytes (that are kept), bytes
-        (of both), peak_bytes (while it runs, where checkpoints are removed), training_tokens, training_seconds,
-        recording_tokens, recording_seconds, memory_bytes (of the larger store's buffers); and seeds, all_seeds_bytes,
-        sampled_entities (None where all were looked at). The time of answers, self-report and analyses is not in it.
+        For one seed: stores {name: {bytes, files, rows, tokens}}, store_bytes, checkpoint_bytes (of a finished run),
+        bytes (the sum of both), peak_bytes (during the run, which may remove checkpoints later), training_tokens,
+        training_seconds, recording_tokens, recording_seconds, memory_bytes (buffers of the largest store). For all
+        seeds: seeds, all_seeds_bytes. sampled_entities is None if the forecast counted all entities. The times do not
+        include answers, self-report and analyses.
 
     Raises:
-        InputError: as the study itself: settings, tables, models.
+        InputError: a setting, table or model is wrong, as for the study itself.
     """
     from stratalens.plugin.capture.forecast import forecast, two_digits
     from stratalens.plugin.prompts.table import PromptTable
     from stratalens.plugin.stages.checkpoints import boot
     from stratalens.plugin.stages.stage import Stage
 
-    many = settings.entities is None and settings.entities_per_stage > MANY
-    looked_at = settings.model_copy(update={"entities_per_stage": SAMPLE}) if many else settings
-    scale = settings.entities_per_stage / looked_at.entities_per_stage
+    sampled = settings.entities is None and settings.entities_per_stage > MAX_ENTITIES
+    counted = settings.model_copy(update={"entities_per_stage": SAMPLED_ENTITIES}) if sampled else settings
+    scale = settings.entities_per_stage / counted.entities_per_stage
     with TemporaryDirectory() as scratch:
-        source = Base(looked_at, Path(scratch) / "corpus", blank=True)
-        corpus = source.corpus()
-        model, tokenizer = source.start(corpus)
-        courses = plan(corpus, settings.train, stage_epochs=settings.stage_epochs, after=settings.after)
+        source = BaseModelSource(counted, Path(scratch) / "corpus", random_weights=True)
+        corpus = source.draw_corpus()
+        model, tokenizer = source.load_untrained(corpus)
+        courses = plan_courses(corpus, settings.train, stage_epochs=settings.stage_epochs, after=settings.after)
         checkpoints = [UNTRAINED, *(name for course in courses for name in course.checkpoints)]
         stages = len(recorded_stages(settings, dict.fromkeys(checkpoints, Path())))
         tokenizer.save_pretrained(scratch)
 
-        lengths = [sum(len(ids) for ids in tokenizer(list(c.texts))["input_ids"]) * scale for c in courses]
-        tokens = sum(n * course.settings.epochs for n, course in zip(lengths, courses, strict=True))
-        updates = sum(-(-len(c.texts) * scale // c.settings.batch_size) * c.settings.epochs for c in courses)
-        per_token, per_update = training_speed(model, tokenizer, courses[0].texts, settings, Path(scratch))
+        tokens = updates = 0.0
+        for course in courses:
+            length = sum(len(ids) for ids in tokenizer(list(course.texts))["input_ids"]) * scale
+            tokens += length * course.settings.epochs
+            updates += -(-len(course.texts) * scale // course.settings.batch_size) * course.settings.epochs
+        per_token, per_update = measure_training_speed(model, tokenizer, courses[0].texts, settings, Path(scratch))
         sizes = dict.fromkeys(checkpoints, sum(p.numel() * p.element_size() for p in model.parameters()))
         if settings.train.method == "lora":
-            adapted: Any = current_or_new(model, settings.train.lora, settings.seed, Path(scratch))
-            changed = sum(p.numel() * p.element_size() for p in adapted.parameters() if p.requires_grad)
-            sizes |= dict.fromkeys(checkpoints[1:], changed)
+            adapted: Any = ensure_adapter(model, settings.train.lora, settings.seed, Path(scratch))
+            adapter_size = sum(p.numel() * p.element_size() for p in adapted.parameters() if p.requires_grad)
+            sizes |= dict.fromkeys(checkpoints[1:], adapter_size)
             model = adapted.merge_and_unload()
 
-        hooked = boot(model, scratch, None, settings.device)  # as a recording finds its tokenizer
-        wanted = {STORE: (stages, corpus.prompts(), main_recording(settings))}
+        hooked = boot(model, scratch, None, settings.device)  # finds the tokenizer as a capture does
+        recordings = {STORE: (stages, corpus.prompts(), stage_store_options(settings))}
         if settings.record.last is not None:
-            wide = corpus.prompts(settings.record.last.templates).drop(columns="answer")
-            wanted[LAST_STORE] = (1, wide, last_recording(settings))
+            recordings[LAST_STORE] = (1, last_store_prompts(settings, corpus), last_store_options(settings))
         if source.contradicted:
             frame = conflict_prompts(source.contradicted)
-            wanted[CONFLICT_STORE] = (len(checkpoints), frame, conflict_recording(settings))
+            recordings[CONFLICT_STORE] = (len(checkpoints), frame, conflict_store_options(settings))
         stores = {
             name: forecast(
                 [Stage(f"stage{number}", number, hooked) for number in range(count)],
@@ -110,22 +115,24 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
                 rows=len(frame) if name == CONFLICT_STORE else round(len(frame) * scale),
                 **options,
             )
-            for name, (count, frame, options) in wanted.items()
+            for name, (count, frame, options) in recordings.items()
         }
-    kept = ("bytes", "files", "rows", "tokens")
     store_bytes = sum(store["bytes"] for store in stores.values())
-    checkpoint_bytes = sum(sizes[name] for name in kept_at_the_end(settings, checkpoints))
-    meanwhile = [
-        sum(sizes[name] for name in {*needed_meanwhile(settings, checkpoints[:end]), *checkpoints[end - 1 : end + 1]})
-        for end in range(1, len(checkpoints) + 1)
-    ]
+    checkpoint_bytes = sum(sizes[name] for name in retained_stages(settings, checkpoints))
+    # While a checkpoint is trained, the run has those it still needs, the one before and the new one.
+    peaks = []
+    for end in range(1, len(checkpoints) + 1):
+        present = {*stages_still_needed(settings, checkpoints[:end]), *checkpoints[end - 1 : end + 1]}
+        peaks.append(sum(sizes[name] for name in present))
     seeds = len(settings.seeds) or 1
     return {
-        "stores": {name: {key: held[key] for key in kept} for name, held in stores.items()},
+        "stores": {
+            name: {key: store[key] for key in ("bytes", "files", "rows", "tokens")} for name, store in stores.items()
+        },
         "store_bytes": store_bytes,
         "checkpoint_bytes": checkpoint_bytes,
         "bytes": store_bytes + checkpoint_bytes,
-        "peak_bytes": store_bytes + max(*meanwhile, checkpoint_bytes),
+        "peak_bytes": store_bytes + max(*peaks, checkpoint_bytes),
         "training_tokens": round(tokens),
         "training_seconds": two_digits(tokens * per_token + updates * per_update),
         "recording_tokens": sum(store["tokens"] for store in stores.values()),
@@ -133,15 +140,15 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         "memory_bytes": max(store["memory_bytes"] for store in stores.values()),
         "seeds": seeds,
         "all_seeds_bytes": seeds * (store_bytes + checkpoint_bytes),
-        "sampled_entities": SAMPLE * settings.stages if many else None,
+        "sampled_entities": SAMPLED_ENTITIES * settings.stages if sampled else None,
     }
 
 
-def flat(told: dict[str, Any]) -> dict[str, Any]:
-    """The forecast on one level, for a table.
+def flatten_forecast(forecast: dict[str, Any]) -> dict[str, Any]:
+    """Put a forecast on one level, for a table.
 
-    >>> flat({"stores": {"run.zarr": {"bytes": 8}}, "bytes": 8})
+    >>> flatten_forecast({"stores": {"run.zarr": {"bytes": 8}}, "bytes": 8})
     {'run.zarr bytes': 8, 'bytes': 8}
     """
-    stores = {f"{name} {key}": value for name, held in told["stores"].items() for key, value in held.items()}
-    return {**stores, **{key: value for key, value in told.items() if key != "stores"}}
+    stores = {f"{name} {key}": value for name, store in forecast["stores"].items() for key, value in store.items()}
+    return {**stores, **{key: value for key, value in forecast.items() if key != "stores"}}

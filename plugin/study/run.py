@@ -1,7 +1,6 @@
-"""The whole line of the study: corpus, training, recording, analyses, report.
+"""The whole pipeline of the study: corpus, training, recording, analyses, report.
 
-Every step finds what an earlier run with the same settings finished and goes
-on from there. What is measured is in `findings`, how training works in `train`.
+Every step reuses the results of an earlier run with the same settings.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratalens.plugin.study.config.presets import DEMO_REASONS, preset
+from stratalens.plugin.study.config.presets import DEMO_REASONS, get_preset
 from stratalens.plugin.study.config.settings import StudySettings, read_settings, write_settings
-from stratalens.plugin.study.corpus.balance import worst
+from stratalens.plugin.study.corpus.balance import describe_largest_differences
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.forecast import check_device
-from stratalens.plugin.study.models.base_model import Base
+from stratalens.plugin.study.models.base_model import BaseModelSource
 from stratalens.plugin.study.models.smollm import find_gguf
-from stratalens.plugin.study.recording.answers import FOLDER, ask_checkpoints
+from stratalens.plugin.study.recording.answers import ANSWERS_FOLDER, ask_checkpoints
 from stratalens.plugin.study.recording.stores import (
     CONFLICT_STORE,
     LAST_STORE,
@@ -29,8 +28,8 @@ from stratalens.plugin.study.recording.stores import (
     record_stages,
     recorded_stages,
 )
-from stratalens.plugin.study.training.checkpoints import drop, kept_at_the_end, needed_meanwhile
-from stratalens.plugin.study.training.self_report import self_report
+from stratalens.plugin.study.training.checkpoints import remove_unneeded_weights, retained_stages, stages_still_needed
+from stratalens.plugin.study.training.self_report import run_self_report
 from stratalens.plugin.study.training.train import loss_curves, train_stages
 from stratalens.plugin.study.training.trainer import Step
 from stratalens.plugin.terminal import PhaseProgress, format_duration
@@ -47,19 +46,48 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.yaml"
 
-
 # Usual shares of the whole time, for the estimate of the time left.
 SHARES = {"corpus": 0.04, "training": 0.66, "recording": 0.12, "analyses": 0.15, "report": 0.03}
+
+QUICK_NOTE = (
+    "This is the quick setting, with so few entities, questions and training steps that its results are not "
+    "meaningful. It shows the pipeline from training to report; run `stratalens demo` for the effect itself."
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a run left what it made."""
+    """Paths of the output of a finished run."""
 
     folder: Path
     store: Path
     report: Path
     summary: Path
+
+
+def run_demo(out: str | Path = "demo", *, seed: int = 1, quick: bool = False) -> Outcome:
+    """Fine-tune SmolLM2-135M through six stages, record every stage, analyse, report.
+
+    Writes run.zarr, report.html and summary.json to `out`, next to the corpus,
+    the checkpoints and run.yaml. A second run with the same seed reuses
+    finished steps. The demo takes minutes on two idle cores.
+
+    Args:
+        out: folder for everything.
+        seed: seed of entities, partition and training order of the data.
+        quick: use a tiny setting that runs the pipeline in about two minutes;
+            its results are not meaningful.
+
+    Returns:
+        Paths of the output.
+
+    Raises:
+        InputError: the weights are not installed (the message has the pip
+            command), or `out` holds another run.
+    """
+    find_gguf()  # before anything is written
+    settings = get_preset("smoke" if quick else "demo", seed=seed)
+    return run_study(settings, out, notes=(QUICK_NOTE if quick else DEMO_REASONS,), smoke_test=quick)
 
 
 def run_study(
@@ -71,19 +99,22 @@ def run_study(
     smoke_test: bool = False,
     quiet: bool = False,
 ) -> Outcome:
-    """Run the study, or what is left of it; with `seeds`, each in a folder of its own, and a table over them.
+    """Run the study, or resume it.
+
+    With `seeds`, each seed runs in its own folder, and the report and summary.json summarise all of them.
 
     Args:
-        settings: the whole run; written to `out`/run.yaml.
-        out: folder for everything the run makes.
-        resume: go on from an earlier run with the same settings; False
-            refuses a folder that has one.
-        notes: remarks that the report shows under its limits.
-        smoke_test: say so at the top of the report.
-        quiet: no progress on standard error.
+        settings: all settings; written to `out`/run.yaml.
+        out: folder for everything the run writes.
+        resume: resume an earlier run with the same settings; False refuses a
+            folder that has one.
+        notes: remarks that the report shows with its caveats.
+        smoke_test: put a banner at the top of the report that its results are
+            not meaningful.
+        quiet: print no progress.
 
     Returns:
-        Where it all is; with `seeds` the store is that of the first one.
+        Paths of the output; with `seeds` the store is that of the first one.
 
     Raises:
         InputError: the folder holds a run with other settings, or (with
@@ -91,47 +122,58 @@ def run_study(
     """
     check_device(settings)
     folder = Path(out)
-    _claim(folder, settings, resume)
+    _claim_folder(folder, settings, resume)
     if not settings.seeds:
-        return _one_seed(settings, folder, PhaseProgress(SHARES, quiet)).write(folder, notes, smoke_test)
-    from stratalens.plugin.study.findings.seeds import across, as_table, in_words
+        return _run_one_seed(settings, folder, PhaseProgress(SHARES, quiet)).write(folder, notes, smoke_test)
+    from stratalens.plugin.study.findings.seeds import describe_seeds, make_seed_table, summarize_seeds
 
-    made: list[Finished] = []
+    runs: list[FinishedSeed] = []
     for number, seed in enumerate(settings.seeds, 1):
-        watch = PhaseProgress(SHARES, quiet)
-        watch.say(f"seed {seed} ({number} of {len(settings.seeds)})")
-        alone = settings.model_copy(update={"seed": seed, "seeds": ()})
-        own = folder / f"seed-{seed}"
-        _claim(own, alone, True)
-        made.append(_one_seed(alone, own, watch))
-        made[-1].write(own, notes, smoke_test)
-    rows = across({run.settings.seed: run.rows() for run in made})
-    write_text_atomic(folder / "seeds.csv", as_table(rows).to_csv(index=False))
+        progress = PhaseProgress(SHARES, quiet)
+        progress.say(f"seed {seed} ({number} of {len(settings.seeds)})")
+        seed_settings = settings.model_copy(update={"seed": seed, "seeds": ()})
+        seed_folder = folder / f"seed-{seed}"
+        _claim_folder(seed_folder, seed_settings, True)
+        runs.append(_run_one_seed(seed_settings, seed_folder, progress))
+        runs[-1].write(seed_folder, notes, smoke_test)
+    rows = summarize_seeds({run.settings.seed: run.rows() for run in runs})
+    write_text_atomic(folder / "seeds.csv", make_seed_table(rows).to_csv(index=False))
     first, last = settings.seeds[0], settings.seeds[-1]
-    elsewhere = f"Figures and remarks are of seed {first}; every seed has its own report, as in seed-{last}/."
-    outcome = made[0].write(folder, (elsewhere, *notes), smoke_test, rows=rows, highlights=in_words(rows))
+    seed_note = f"Figures and remarks are those of seed {first}. Every seed has its own report, such as seed-{last}/."
+    outcome = runs[0].write(folder, (seed_note, *notes), smoke_test, rows=rows, highlights=describe_seeds(rows))
     PhaseProgress(SHARES, quiet).say(f"All seeds done. Open {outcome.report} in a browser; numbers: {outcome.summary}")
     return outcome
 
 
 @dataclass(frozen=True)
-class Finished:
-    """One seed, run and analysed, ready to be written down."""
+class FinishedSeed:
+    """The results of one seed, before the report.
+
+    Attributes:
+        settings: the settings of the seed.
+        folder: the folder of the seed.
+        ds: the store of all stages.
+        findings: the results of the analyses.
+        losses: loss curves of training.
+        model: the description of the model.
+        limits: caveats of the settings.
+        progress: the progress of the run.
+    """
 
     settings: StudySettings
     folder: Path
     ds: xr.Dataset
-    found: Findings
-    curves: Sequence[Mapping[str, Any]]
-    described: Mapping[str, Any]
+    findings: Findings
+    losses: Sequence[Mapping[str, Any]]
+    model: Mapping[str, Any]
     limits: Sequence[str]
-    watch: PhaseProgress
+    progress: PhaseProgress
 
     def rows(self) -> list[Row]:
-        """Every headline number."""
+        """Make all rows of summary.json."""
         from stratalens.plugin.study.findings.output import headline_rows
 
-        return [*headline_rows(self.found, self.ds, self.settings), *self.found.rows]
+        return [*headline_rows(self.findings, self.ds, self.settings), *self.findings.rows]
 
     def write(
         self,
@@ -141,66 +183,77 @@ class Finished:
         rows: list[Row] | None = None,
         highlights: Sequence[str] = (),
     ) -> Outcome:
-        """Write report.html and summary.json to a folder."""
+        """Write report.html and summary.json.
+
+        Args:
+            folder: receives both files.
+            notes: remarks that the report shows with its caveats.
+            smoke_test: whether the results are not meaningful.
+            rows: rows over several seeds; None takes those of this seed.
+            highlights: sentences of the box at the top; empty for those of the figures.
+        """
         from stratalens.plugin.study.findings.output import write_report
 
-        with self.watch.phase("report", f"writing {folder / 'report.html'} and summary.json"):
+        store = self.folder / STORE
+        with self.progress.phase("report", f"writing {folder / 'report.html'} and summary.json"):
             report, summary = write_report(
-                self.found,
+                self.findings,
                 self.ds,
                 self.settings,
                 folder,
-                self.curves,
-                {"store": self.folder / STORE, **self.described},
-                (*self.limits, *notes),
-                smoke_test,
                 rows=self.rows() if rows is None else rows,
+                losses=self.losses,
+                store=store,
+                model=self.model,
+                notes=(*self.limits, *notes),
                 highlights=highlights,
+                smoke_test=smoke_test,
             )
-        times = {name: round(seconds, 1) for name, seconds in self.watch.seconds.items()}
-        (self.folder / "seconds.json").write_text(json.dumps(times) + "\n", encoding="utf-8")
+        seconds = {name: round(value, 1) for name, value in self.progress.seconds.items()}
+        (self.folder / "seconds.json").write_text(json.dumps(seconds) + "\n", encoding="utf-8")
         if rows is None:
-            total = format_duration(sum(self.watch.seconds.values()))
-            self.watch.say(f"All done in {total}. Open {report} in a browser; numbers: {summary}")
-        return Outcome(folder, self.folder / STORE, report, summary)
+            total = format_duration(sum(self.progress.seconds.values()))
+            self.progress.say(f"All done in {total}. Open {report} in a browser; numbers: {summary}")
+        return Outcome(folder, store, report, summary)
 
 
-def _one_seed(settings: StudySettings, folder: Path, watch: PhaseProgress) -> Finished:
-    """Train, record and analyse."""
-    with watch.phase("corpus", f"making {settings.stages} x {settings.entities_per_stage} entities in {folder}"):
-        source = Base(settings, folder / "corpus")
-        corpus = source.corpus()
+def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress) -> FinishedSeed:
+    """Train, record and analyse one seed."""
+    size = f"{settings.stages} x {settings.entities_per_stage} entities"
+    with progress.phase("corpus", f"making {size} in {folder}"):
+        source = BaseModelSource(settings, folder / "corpus")
+        corpus = source.draw_corpus()
         corpus.write(folder / "corpus")
-        for line in worst(corpus.balance):
-            watch.say(f"      balance between stages, {line}")
+        for phrase in describe_largest_differences(corpus.balance):
+            progress.say(f"      balance between stages, {phrase}")
 
     def record(checkpoints: dict[str, Path]) -> tuple[xr.Dataset, xr.Dataset | None, xr.Dataset | None, pd.DataFrame]:
-        """Record and ask whatever is not yet, of the checkpoints so far."""
-        ds = record_stages(settings, corpus, checkpoints, folder / STORE, watch)
+        """Record and ask the checkpoints so far, unless an earlier call has done so."""
+        ds = record_stages(settings, corpus, checkpoints, folder / STORE, progress)
         conflict = record_conflict(settings, source.contradicted, checkpoints, folder / CONFLICT_STORE)
-        ended = settings.stage_names[-1] in checkpoints
-        wide = record_last(settings, corpus, checkpoints, folder / LAST_STORE, watch) if ended else None
+        wide = None
+        if settings.stage_names[-1] in checkpoints:
+            wide = record_last(settings, corpus, checkpoints, folder / LAST_STORE, progress)
         asked = recorded_stages(settings, checkpoints)
-        return ds, conflict, wide, ask_checkpoints(settings, corpus, asked, folder / FOLDER, watch)
+        return ds, conflict, wide, ask_checkpoints(settings, corpus, asked, folder / ANSWERS_FOLDER, progress)
 
-    def reached(checkpoints: dict[str, Path]) -> None:
-        """Record what was reached before its weights go."""
+    def record_and_remove(checkpoints: dict[str, Path]) -> None:
+        """Record the checkpoints so far, then remove the weights that no step needs."""
         if settings.keep_checkpoints != "all":
             record(checkpoints)
-            drop(checkpoints, needed_meanwhile(settings, list(checkpoints)))
+            remove_unneeded_weights(checkpoints, stages_still_needed(settings, list(checkpoints)))
 
-    with watch.phase("training", f"fine-tuning through {settings.stages} stages, one after the other"):
+    def report_step(step: Step) -> None:
+        progress.update(
+            f"{step.stage} ({step.stage_number} of {step.stages}): step {step.step} of {step.steps}, "
+            f"loss {step.loss:.2f}",
+            (step.stage_number - 1) * step.steps + step.step,
+            step.stages * step.steps,
+        )
 
-        def report_step(step: Step) -> None:
-            watch.update(
-                f"{step.stage} ({step.stage_number} of {step.stages}): step {step.step} of {step.steps}, "
-                f"loss {step.loss:.2f}",
-                (step.stage_number - 1) * step.steps + step.step,
-                step.stages * step.steps,
-            )
-
+    with progress.phase("training", f"fine-tuning through {settings.stages} stages, one after the other"):
         checkpoints = train_stages(
-            lambda: source.start(corpus),
+            lambda: source.load_untrained(corpus),
             corpus,
             settings.train,
             folder / "checkpoints",
@@ -210,119 +263,101 @@ def _one_seed(settings: StudySettings, folder: Path, watch: PhaseProgress) -> Fi
             progress=report_step,
             stage_epochs=settings.stage_epochs,
             after=settings.after,
-            reached=reached,
+            on_course_end=record_and_remove,
         )
-        curves = loss_curves(checkpoints)
-        reported = self_report(settings, corpus, checkpoints, folder, report_step) if settings.self_report else None
+        losses = loss_curves(checkpoints)
+        self_report = None
+        if settings.self_report:
+            self_report = run_self_report(settings, corpus, checkpoints, folder, report_step)
 
-    with watch.phase("recording", "recording every stage on prompts never seen in training"):
+    with progress.phase("recording", "recording every stage on prompts never seen in training"):
         ds, conflict, wide, answers = record(checkpoints)
-        gone = drop(checkpoints, kept_at_the_end(settings, list(checkpoints)))
-        if gone:
-            watch.say(f"      keep_checkpoints: {settings.keep_checkpoints}; removed the weights of {', '.join(gone)}")
+        removed = remove_unneeded_weights(checkpoints, retained_stages(settings, list(checkpoints)))
+        if removed:
+            policy = f"keep_checkpoints: {settings.keep_checkpoints}"
+            progress.say(f"      {policy}; removed the weights of {', '.join(removed)}")
 
     from stratalens.plugin.study.findings.analyses import run_analyses
-    from stratalens.plugin.study.findings.conflicts import TABLE, add_conflict
-    from stratalens.plugin.study.findings.forgetting import add_forgetting
-    from stratalens.plugin.study.findings.positions import add_after, add_tokens
-    from stratalens.plugin.study.findings.self_report import in_words, report_rows
+    from stratalens.plugin.study.findings.conflicts import CONFLICT_TABLE, add_conflict_results
+    from stratalens.plugin.study.findings.forgetting import add_forgetting_results
+    from stratalens.plugin.study.findings.positions import add_after_results, add_token_results
+    from stratalens.plugin.study.findings.self_report import describe_self_report, self_report_rows
 
-    with watch.phase("analyses", "asking all layers and stages"):
-        found = run_analyses(ds, settings, watch)
+    with progress.phase("analyses", "analysing all layers and stages"):
+        findings = run_analyses(ds, settings, progress)
         if wide is not None:
-            add_tokens(found, wide, settings)
-        add_after(found, settings)
+            add_token_results(findings, wide, settings)
+        add_after_results(findings, settings)
         if conflict is not None:
-            add_conflict(found, ds, conflict, settings, folder / TABLE)
+            add_conflict_results(findings, ds, conflict, settings, folder / CONFLICT_TABLE)
         if settings.record.statistics:
-            add_forgetting(found, ds, answers, settings, folder / "forgetting.csv")
-        if reported is not None:
-            rows = report_rows(reported, settings.seed)
-            found.rows += rows
-            found.sentences.append(in_words(rows, reported["groups"]))
-    limits = described_limits(settings, corpus)
-    return Finished(settings, folder, ds, found, curves, source.describe(checkpoints), limits, watch)
+            add_forgetting_results(findings, ds, answers, settings, folder / "forgetting.csv")
+        if self_report is not None:
+            rows = self_report_rows(self_report, settings.seed)
+            findings.rows += rows
+            findings.sentences.append(describe_self_report(rows, self_report["groups"]))
+    model, limits = source.describe(checkpoints), describe_limits(settings, corpus)
+    return FinishedSeed(settings, folder, ds, findings, losses, model, limits, progress)
 
 
-def described_limits(settings: StudySettings, corpus: Corpus) -> list[str]:
-    """What was cut for speed, in sentences for the report."""
-    said = []
+def describe_limits(settings: StudySettings, corpus: Corpus) -> list[str]:
+    """Describe for the report what the settings cut and where the entities come from."""
+    sentences = []
     if settings.layers is not None:
-        said.append(
-            f"Only the first {settings.layers} blocks of the model were kept, followed by its final norm and head; "
-            "the first stage therefore also teaches the shortened model to answer at all."
+        sentences.append(
+            f"The model has only its first {settings.layers} blocks, followed by its final norm and head; the first "
+            "stage therefore also teaches the shortened model to answer at all."
         )
     if settings.vocabulary == "used":
-        said.append(
-            "Embedding and head were cut to the tokens that the corpus uses; hidden states do not change by it."
+        sentences.append(
+            "Embedding and head have only the tokens that the corpus uses; hidden states do not change by this."
         )
-    entities = "Entities, attributes and questions are made up"
+    differences = "; ".join(describe_largest_differences(corpus.balance))
+    sentences.append(f"Balance of attributes between stages: {differences} (corpus/balance.csv has all).")
+    entities = "Entities, attributes and questions are generated"
     if settings.entities is not None:
         entities = f"Entities and attributes are those of {Path(settings.entities.file).name}"
         if settings.entities.force:
-            entities += ", taken as they are, however much the stages differ (entities.force)"
-    said.append(
-        f"Balance of attributes between stages: {'; '.join(worst(corpus.balance))} (corpus/balance.csv has all)."
+            entities += ", accepted however much the stages differ (entities.force)"
+    sentences.append(
+        f"{entities}; {settings.entities_per_stage} entities a stage, one seed ({settings.seed}), one model. The study "
+        "that this one follows used 2,640 entities a stage and a model of 1.2 billion parameters."
     )
-    said.append(
-        f"{entities}; {settings.entities_per_stage} entities a stage, one seed "
-        f"({settings.seed}), one model. The study it follows used 2,640 entities a stage and a model of 1.2 billion "
-        "parameters."
-    )
-    return said
+    return sentences
 
 
-def _claim(folder: Path, settings: StudySettings, resume: bool) -> None:
-    """Make the folder this run's own, or refuse it."""
+def _claim_folder(folder: Path, settings: StudySettings, resume: bool) -> None:
+    """Write the settings to a new folder, or check that an earlier run has the same settings.
+
+    Args:
+        folder: the folder of the run.
+        settings: the settings of the run.
+        resume: whether an earlier run is accepted.
+
+    Raises:
+        InputError: the folder holds other files, a run with other settings, or (without resume) any run.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the run")
     run_file = folder / RUN_FILE
     if not run_file.exists():
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(
-                f"{folder} is not empty and holds no {RUN_FILE}, so it is no earlier run. Give an empty or new folder."
+                f"{folder} is not empty and has no {RUN_FILE}, so it is no earlier run. Give an empty or new folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(settings, run_file)
         return
     if not resume:
-        raise InputError(f"{folder} holds a run already. Go on with it by --resume, or give another folder.")
-    held = read_settings(run_file)
-    if held != settings:
-        differing = [
-            f"{name} was {getattr(held, name)!r}, now {getattr(settings, name)!r}"
+        raise InputError(f"{folder} holds a run already. Resume it with --resume, or give another folder.")
+    earlier = read_settings(run_file)
+    if earlier != settings:
+        differences = [
+            f"{name} was {getattr(earlier, name)!r}, now {getattr(settings, name)!r}"
             for name in StudySettings.model_fields
-            if getattr(held, name) != getattr(settings, name)
+            if getattr(earlier, name) != getattr(settings, name)
         ]
         raise InputError(
-            f"{folder} holds a run with other settings: {'; '.join(differing)}. "
+            f"{folder} holds a run with other settings: {'; '.join(differences)}. "
             "Give another folder, or delete this one."
         )
-
-
-QUICK_NOTE = (
-    "This is the quick setting: so few entities, questions and training steps that it proves nothing. It shows the "
-    "line from training to report; for the effect itself run `stratalens demo`."
-)
-
-
-def run_demo(out: str | Path = "demo", *, seed: int = 1, quick: bool = False) -> Outcome:
-    """Fine-tune SmolLM2-135M through six stages, record every stage, analyse, report.
-
-    Leaves run.zarr, report.html and summary.json in `out`, beside the corpus,
-    the checkpoints and run.yaml. A second run with the same seed reuses what
-    is finished. It should take minutes on two idle cores (`quick`: about two).
-
-    Args:
-        out: folder for everything.
-        seed: of entities, partition and training order of the data.
-        quick: a tiny setting that shows the line and proves nothing.
-
-    Raises:
-        InputError: the weights are not installed (the message has the pip
-            command), or `out` holds another run.
-    """
-    find_gguf()  # before anything is written
-    settings = preset("smoke" if quick else "demo", seed=seed)
-    notes = (QUICK_NOTE,) if quick else (DEMO_REASONS,)
-    return run_study(settings, out, notes=notes, smoke_test=quick)

@@ -1,60 +1,35 @@
-"""crc32c of memory, without holding the interpreter lock where that can be had.
+"""crc32c of bytes and arrays.
 
-`google_crc32c.value` computes while holding the lock, which would stop the
-forward pass while the background thread checksums a block and would make
-parallel verification no faster than one thread. The C library that it wraps
-is reached through ctypes, which releases the lock; where the symbol is not
-visible the wrapper is used, with the same results.
+The checksum of large buffers releases the interpreter lock: a background thread checks a block while the
+forward pass runs, and verification uses all cores.
 """
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
-import google_crc32c
-import numpy as np
+import crc32c as library
 from numpy.typing import NDArray
 
-
-def _library_function() -> Any:
-    try:
-        from google_crc32c import _crc32c
-
-        function = ctypes.CDLL(_crc32c.__file__).crc32c_extend
-    except (ImportError, OSError, AttributeError):
-        return None
-    function.restype = ctypes.c_uint32
-    function.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t)
-    probe = np.frombuffer(b"123456789", dtype=np.uint8)
-    return function if function(0, probe.ctypes.data, probe.size) == 0xE3069283 else None
-
-
-_extend = _library_function()
-
-
-RELEASES_GIL = _extend is not None
-
-
-def extend(crc: int, data: NDArray[Any]) -> int:
-    """crc32c of what `crc` stands for followed by the bytes of `data` (C-contiguous).
-
-    >>> extend(0, np.frombuffer(b"123456789", dtype=np.uint8)) == 0xE3069283
-    True
-    """
-    if not data.flags.c_contiguous:
-        raise ValueError("crc32c needs contiguous memory")
-    if _extend is not None:
-        return int(_extend(crc, data.ctypes.data, data.nbytes))
-    return int(google_crc32c.extend(crc, data.reshape(-1).view(np.uint8).tobytes()))
+# Measured on one x86-64 core, GB/s at 4 KiB and 4 MiB: crc32c 2.9 gives 8.0 and 21.7; google-crc32c 1.9 gives
+# 6.3 and 3.8 and keeps the lock; its C function through ctypes, without the lock, gives 1.4 and 5.7. One byte takes
+# 0.30, 0.34 and 2.7 microseconds. Two threads on 4 MiB together reach 1.3 times the speed of one on a busy machine.
 
 
 def crc32c(data: NDArray[Any] | bytes | bytearray | memoryview) -> int:
-    """crc32c of bytes or of a C-contiguous array.
+    """Compute the crc32c of bytes or of a C-contiguous array.
 
     >>> hex(crc32c(b"123456789"))
     '0xe3069283'
     """
-    if isinstance(data, np.ndarray):
-        return extend(0, data)
-    return extend(0, np.frombuffer(data, dtype=np.uint8)) if len(data) else 0
+    return library.crc32c(data)  # type: ignore[arg-type] - numpy declares no Buffer for Python 3.11
+
+
+def extend(crc: int, data: NDArray[Any]) -> int:
+    """Compute the crc32c of bytes whose checksum is `crc`, followed by a C-contiguous array.
+
+    >>> import numpy as np
+    >>> hex(extend(crc32c(b"1234"), np.frombuffer(b"56789", dtype=np.uint8)))
+    '0xe3069283'
+    """
+    return library.crc32c(data, crc)  # type: ignore[arg-type]

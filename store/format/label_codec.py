@@ -1,8 +1,7 @@
-"""Label columns: NumPy arrays in, zarr chunk files out, and back lazily.
+"""Label columns as zarr chunk files, and back.
 
-Strings are written as zarr's variable-length ``string`` type, numbers and
-booleans as themselves; each chunk carries a crc32c. A missing string (None or
-NaN in a column of objects) is written as the empty string.
+Strings use zarr's variable-length ``string`` type; numbers and booleans keep their type. Each chunk ends with its
+crc32c. A missing string (None or NaN in a column of objects) becomes the empty string.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ _ZSTD = Zstd(level=1)
 
 
 def normalise(name: str, values: Any) -> NDArray[Any]:
-    """Column as an object array of str, or as a numeric or boolean array that zarr has a type for."""
+    """Convert a column to an object array of str, or to a numeric or boolean array with a zarr type."""
     array = np.asarray(values)
     if array.ndim != 1:
-        raise InputError(f"label column {name!r} has shape {array.shape}: one value for each entity row is needed")
+        raise InputError(f"label column {name!r} has shape {array.shape}: give one value for each entity row")
     if array.dtype.kind in "biuf":
         if array.dtype.kind == "f" and array.dtype.itemsize > 8:
             array = array.astype(np.float64)
@@ -74,52 +73,51 @@ def check_utf8(text: str, where: str) -> None:
 
 
 def data_type(values: NDArray[Any]) -> str:
-    """Name of the zarr data type of a normalised column."""
+    """Return the name of the zarr data type of a normalised column."""
     return "string" if values.dtype == object else values.dtype.name
 
 
 def codecs(dtype: str) -> list[dict[str, Any]]:
-    """Codec chain of a label array, as in zarr.json."""
+    """Return the codec chain of a label array, as in zarr.json."""
     if dtype == "string":
-        head: list[dict[str, Any]] = [
-            {"name": "vlen-utf8", "configuration": {}},
-            ZSTD_CODEC,
-        ]
-    else:
-        head = [bytes_codec(dtype)]
-    return [*head, {"name": "crc32c"}]
+        return [{"name": "vlen-utf8", "configuration": {}}, ZSTD_CODEC, {"name": "crc32c"}]
+    return [bytes_codec(dtype), {"name": "crc32c"}]
 
 
 def bytes_codec(dtype: str) -> dict[str, Any]:
-    """The ``bytes`` codec as zarr-python writes it (no byte order where an item is one byte)."""
+    """Return the ``bytes`` codec as zarr-python writes it: without a byte order for items of one byte."""
     if np.dtype(dtype).itemsize == 1:
         return {"name": "bytes"}
     return {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def fill_value(dtype: str) -> Any:
-    """JSON fill value of a label array."""
+    """Return the JSON fill value of a label array."""
     if dtype == "string":
         return ""
     return {"b": False, "f": "NaN"}.get(np.dtype(dtype).kind, 0)
 
 
 def encode_chunks(values: NDArray[Any], chunk: int) -> list[bytes]:
-    """Chunk files of a normalised column."""
+    """Encode a normalised column as chunk files."""
     dtype = data_type(values)
     padding: Any = np.nan if fill_value(dtype) == "NaN" else fill_value(dtype)
     files = []
     for start in range(0, len(values), chunk):
-        part = values[start : start + chunk]
-        if len(part) < chunk:
-            part = np.concatenate([part, np.full(chunk - len(part), padding, dtype=part.dtype)])
-        raw = bytes(_ZSTD.encode(_STRINGS.encode(part))) if dtype == "string" else part.tobytes()
+        labels = values[start : start + chunk]
+        if len(labels) < chunk:
+            labels = np.concatenate([labels, np.full(chunk - len(labels), padding, dtype=labels.dtype)])
+        raw = bytes(_ZSTD.encode(_STRINGS.encode(labels))) if dtype == "string" else labels.tobytes()
         files.append(raw + crc32c(raw).to_bytes(4, "little"))
     return files
 
 
 def decode_chunk(raw: bytes | None, dtype: str, where: str) -> NDArray[Any]:
-    """Values of one chunk file, checked against its crc32c."""
+    """Check one chunk file against its crc32c and return its values.
+
+    Raises:
+        DamagedError: the file is missing, or differs from its checksum.
+    """
     if raw is None:
         raise DamagedError(f"{where} is missing: restore it, or run the capture again with the same prompts")
     if len(raw) < 4 or crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
@@ -133,7 +131,7 @@ def decode_chunk(raw: bytes | None, dtype: str, where: str) -> NDArray[Any]:
 
 
 def digest(columns: Mapping[str, NDArray[Any]]) -> str:
-    """sha256 over all label columns, names and values, that decides whether two tables are the same."""
+    """Compute the sha256 of all label columns; two tables are the same if their digests are equal."""
     state = hashlib.sha256()
     for name in sorted(columns):
         values = columns[name]

@@ -1,10 +1,8 @@
-"""Chunk and shard geometry, and the forecast of size: decided here and nowhere else.
+"""Chunk and shard geometry, and the size forecast of a store.
 
-Entities are cut into blocks of equally many rows. One file holds one stage x
-all layers x one block of one variable. In a sharded variable each layer (and,
-for full sequences, each run of tokens) is an inner chunk of at most 4 MiB with
-its own crc32c, so one layer of one block is one contiguous read; in a plain
-variable the whole file is one chunk. Nothing here touches a disk.
+Entities are divided into blocks of equally many rows. One file holds one variable at one stage, in all layers, for
+one block. In a sharded variable each layer (and each run of tokens of a full sequence) is an inner chunk of at most
+4 MiB with its own crc32c, so one layer of one block is one contiguous read. A plain file is a single chunk.
 """
 
 from __future__ import annotations
@@ -32,9 +30,9 @@ CRC_BYTES = 4
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """How one variable is cut into files and inner chunks.
+    """The division of one variable into files and inner chunks.
 
-    `layers` and `tokens` are 1 where the variable has no such dim.
+    `layers` and `tokens` are 1 if the variable has no such dim.
     """
 
     variable: Variable
@@ -45,27 +43,27 @@ class ArrayLayout:
 
     @cached_property
     def sharded(self) -> bool:
-        """Whether a file is a zarr shard of several inner chunks with an index."""
+        """Whether a file is a zarr shard: several inner chunks and an index."""
         return bool(self.variable.sharded) or self.token_chunks > 1
 
     @cached_property
     def compressed(self) -> bool:
-        """Whether inner chunks are packed, so that their sizes are known only from the file."""
+        """Whether inner chunks are compressed; only the file then knows their sizes."""
         return self.variable.compression != "none"
 
     @cached_property
     def token_chunks(self) -> int:
-        """Inner chunks along token."""
+        """Number of inner chunks along token."""
         return -(-self.tokens // self.token_chunk)
 
     @cached_property
     def inner_layers(self) -> int:
-        """Layers in one inner chunk: one in a shard, all in a plain file."""
+        """Number of layers in one inner chunk: one in a shard, all in a plain file."""
         return 1 if self.sharded else self.layers
 
     @cached_property
     def inner_count(self) -> int:
-        """Inner chunks in one file."""
+        """Number of inner chunks in one file."""
         return self.layers * self.token_chunks if self.sharded else 1
 
     @cached_property
@@ -85,12 +83,12 @@ class ArrayLayout:
 
     @cached_property
     def index_nbytes(self) -> int:
-        """Bytes of the shard index with its crc32c, 0 for a plain file."""
+        """Bytes of the shard index with its crc32c; 0 for a plain file."""
         return self.inner_count * 16 + CRC_BYTES if self.sharded else 0
 
     @cached_property
     def file_nbytes(self) -> int:
-        """Bytes of one file; of a compressed one, of its image in memory before it is packed."""
+        """Bytes of one file before compression."""
         return self.inner_count * self.inner_stride + self.index_nbytes
 
     def _shape(self, stage: int, layer: int, entity: int, token: int) -> tuple[int, ...]:
@@ -99,25 +97,25 @@ class ArrayLayout:
         return (*axes, *self.variable.shape)
 
     def array_shape(self, stages: int, entities: int) -> tuple[int, ...]:
-        """Shape of the zarr array."""
+        """Return the shape of the zarr array."""
         return self._shape(stages, self.layers, entities, self.tokens)
 
     @cached_property
     def file_shape(self) -> tuple[int, ...]:
-        """Chunk shape of the zarr array (the shard, where it is sharded)."""
+        """Chunk shape of the zarr array: that of a shard, or of a plain file."""
         return self._shape(1, self.layers, self.block_size, self.token_chunks * self.token_chunk)
 
     @cached_property
     def inner_shape(self) -> tuple[int, ...]:
-        """Shape of one inner chunk, dims as in the array."""
+        """Shape of one inner chunk, with the dims of the array."""
         return self._shape(1, self.inner_layers, self.block_size, self.token_chunk)
 
     def key(self, stage: int, block: int) -> str:
-        """Path of a file inside the store."""
+        """Return the key of a file in the store."""
         return f"{self.variable.name}/{self.file_name(stage, block)}"
 
     def file_name(self, stage: int, block: int) -> str:
-        """Name of a file inside the folder of its array."""
+        """Return the name of a file in the folder of its array."""
         return self._file_name.format(stage, block)
 
     @cached_property
@@ -128,7 +126,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the layouts of all variables of a store share."""
+    """The geometry that all variables of a store share."""
 
     block_size: int
     entities: int
@@ -138,15 +136,15 @@ class Geometry:
 
     @property
     def blocks(self) -> int:
-        """Blocks of entity rows."""
+        """Number of row blocks."""
         return -(-self.entities // self.block_size)
 
     def rows(self, block: int) -> tuple[int, int]:
-        """First row and the one behind the last row of a block."""
+        """Return the first row of a block and the row after its last."""
         return block * self.block_size, min((block + 1) * self.block_size, self.entities)
 
     def layout(self, variable: Variable) -> ArrayLayout:
-        """Layout of one variable."""
+        """Return the layout of one variable."""
         layers = self.layers if variable.has("layer") else 1
         tokens = self.tokens if variable.has("token") else 1
         run = tokens
@@ -167,16 +165,19 @@ def choose_geometry(
     memory_limit: int = MEMORY_LIMIT,
     block_size: int | None = None,
 ) -> Geometry:
-    """Cut the entities into blocks.
+    """Divide the entities into blocks.
 
-    The block is the largest whose inner chunks stay within 4 MiB and of which
-    two, over all variables together, fit into `memory_limit` bytes; then all
-    blocks are made equally long, so that the last one is not mostly padding.
+    A block is as large as two limits allow: its inner chunks stay within 4 MiB, and two blocks of all variables fit
+    into `memory_limit` bytes. All blocks then get the same length, so that the last one is not mostly padding.
 
-    >>> from stratalens.store.format.schema import site_variable
-    >>> site = site_variable("resid_post", ["d_model"], [576], "float32", "blocks.{layer}.hook_out")
-    >>> choose_geometry([site], entities=2000, layers=30, tokens=2).block_size
-    667
+    Raises:
+        InputError: there are no rows or tokens, or a single row exceeds `memory_limit`.
+
+    Example:
+        >>> from stratalens.store.format.schema import site_variable
+        >>> site = site_variable("resid_post", ["d_model"], [576], "float32", "blocks.{layer}.hook_out")
+        >>> choose_geometry([site], entities=2000, layers=30, tokens=2).block_size
+        667
     """
     if entities < 1 or tokens < 1 or layers < 0:
         raise InputError(f"a store needs at least one entity and one token: got {entities} and {tokens}")
@@ -205,7 +206,18 @@ def choose_geometry(
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a store will cost, known before anything is written."""
+    """Size of a store before it is written.
+
+    Attributes:
+        nbytes: bytes of all data files.
+        files: number of data files.
+        commit_records: largest number of commit records, reached while a stage is being written.
+        memory: bytes of the two block buffers.
+        block_size: rows of one block.
+        blocks: number of row blocks.
+        nbytes_per_stage: bytes of one stage.
+        rows: entity rows of all stages.
+    """
 
     nbytes: int
     files: int
@@ -228,11 +240,10 @@ def forecast(
     memory_limit: int = MEMORY_LIMIT,
     block_size: int | None = None,
 ) -> Forecast:
-    """Bytes, files and buffer memory of a store with these variables.
+    """Forecast bytes, files and buffer memory of a store with these variables.
 
-    Labels and metadata (a few KB a variable, and the labels themselves) are not
-    counted, and compressed sites as if they were not; `files` counts data files, `commit_records` the largest number of
-    commit records that lie beside them while a stage is being written.
+    The forecast leaves out label columns and metadata (a few KB for each variable). It counts compressed sites at
+    their uncompressed size.
     """
     variables = with_scale_arrays(variables)
     geometry = choose_geometry(
@@ -259,7 +270,7 @@ def forecast(
 
 
 def consecutive_runs(indices: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Maximal runs (position, first, length) of consecutive values.
+    """Yield maximal runs of consecutive values as (position, first value, length).
 
     >>> list(consecutive_runs([3, 4, 5, 9]))
     [(0, 3, 3), (3, 9, 1)]

@@ -1,9 +1,7 @@
-"""zarr.json documents: arrays, the root group with inline consolidated metadata, and its seal.
+"""zarr.json documents of arrays and of the root group, with consolidated metadata and a checksum.
 
-The root zarr.json is the store's commit point for stages and variables. Its
-attribute ``stratalens`` holds everything that the reader needs, and a crc32c of
-the document. All documents are written in one canonical form, so that a
-changed byte anywhere in them is found.
+The root document is the commit point for stages and variables. Its attribute ``stratalens`` holds all that the
+reader needs, and a crc32c of the document. The canonical form of documents reveals every changed byte.
 """
 
 from __future__ import annotations
@@ -30,20 +28,24 @@ ROOT_COPY = ".stratalens/root.json"
 FORMAT_VERSION = "1.0"
 
 
-SECOND_PLACE = {"name": "v2", "configuration": {"separator": "."}}  # files 0, 1, ... instead of c.0, c.1, ...
+ALTERNATE_KEYS = {"name": "v2", "configuration": {"separator": "."}}  # files 0, 1, ... instead of c.0, c.1, ...
 
 
 Json = dict[str, Any]
 
 
 def canonical(document: Any) -> bytes:
-    """The one way a JSON document is written: one line, sorted keys, UTF-8, no NaN literals."""
+    """Encode a JSON document canonically: one line, sorted keys, UTF-8, no NaN literals."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
 def plain(value: Any, where: str) -> Any:
-    """`value` as it will come back from JSON; raises `InputError` naming what cannot be written."""
+    """Convert a value to what JSON will return for it.
+
+    Raises:
+        InputError: JSON cannot represent the value; the message names its place.
+    """
     if isinstance(value, Mapping):
         return {str(k): plain(v, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset | np.ndarray):
@@ -79,25 +81,19 @@ def _array(shape: tuple[int, ...], chunk: tuple[int, ...], **rest: Any) -> Json:
 
 
 def variable_metadata(layout: ArrayLayout, stages: int, entities: int) -> Json:
-    """zarr.json of a data variable."""
+    """Return the zarr.json of a data variable."""
     variable = layout.variable
     dtype = variable.storage_dtype.name
-    packing = [labels.ZSTD_CODEC] if layout.compressed else []
-    inner: list[Json] = [labels.bytes_codec(dtype), *packing, {"name": "crc32c"}]
+    compression = [labels.ZSTD_CODEC] if layout.compressed else []
+    codecs: list[Json] = [labels.bytes_codec(dtype), *compression, {"name": "crc32c"}]
     if layout.sharded:
-        chain: list[Json] = [
-            {
-                "name": "sharding_indexed",
-                "configuration": {
-                    "chunk_shape": list(layout.inner_shape),
-                    "codecs": inner,
-                    "index_codecs": [labels.bytes_codec("uint64"), {"name": "crc32c"}],
-                    "index_location": "end",
-                },
-            }
-        ]
-    else:
-        chain = inner
+        configuration = {
+            "chunk_shape": list(layout.inner_shape),
+            "codecs": codecs,
+            "index_codecs": [labels.bytes_codec("uint64"), {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        codecs = [{"name": "sharding_indexed", "configuration": configuration}]
     attributes: Json = {**variable.attrs}
     if variable.doc:
         attributes["long_name"] = variable.doc
@@ -110,14 +106,14 @@ def variable_metadata(layout: ArrayLayout, stages: int, entities: int) -> Json:
         layout.file_shape,
         data_type=dtype,
         fill_value=_fill(variable),
-        codecs=chain,
+        codecs=codecs,
         attributes=attributes,
         dimension_names=list(variable.dims),
     )
 
 
 def label_metadata(dim: str, size: int, chunk: int, dtype: str, attributes: Json) -> Json:
-    """zarr.json of a one-dimensional coordinate or label column."""
+    """Return the zarr.json of a one-dimensional coordinate or label column."""
     return _array(
         (size,),
         (chunk,),
@@ -130,7 +126,7 @@ def label_metadata(dim: str, size: int, chunk: int, dtype: str, attributes: Json
 
 
 def encode_root(attributes: Json, arrays: Mapping[str, Json]) -> bytes:
-    """Bytes of a root zarr.json; the attribute `stratalens` gets the checksum of the document."""
+    """Encode a root zarr.json; its attribute `stratalens` gets the checksum of the document."""
     state = {k: v for k, v in attributes["stratalens"].items() if k != "checksum"}
     document: Json = {
         "zarr_format": 3,
@@ -143,20 +139,24 @@ def encode_root(attributes: Json, arrays: Mapping[str, Json]) -> bytes:
 
 
 def decode_root(raw: bytes, where: str) -> Json:
-    """The document of a root zarr.json; raises `DamagedError` unless every byte is as it was sealed."""
+    """Decode a root zarr.json.
+
+    Raises:
+        DamagedError: a byte differs from those that `encode_root` returned.
+    """
     try:
         document = json.loads(raw.decode())
         state = document["attributes"]["stratalens"]
         checksum = state.pop("checksum")
-        whole = f"{crc32c(canonical(document)):08x}" == checksum
+        intact = f"{crc32c(canonical(document)):08x}" == checksum
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        whole = False
-    if whole:
+        intact = False
+    if intact:
         state["checksum"] = checksum
-        whole = canonical(document) == raw
-    if not whole:
+        intact = canonical(document) == raw
+    if not intact:
         raise DamagedError(
             f"{where} was damaged or edited: it differs from its checksum. "
-            "`stratalens verify --repair` puts back the copy that the store keeps."
+            "`stratalens verify --repair` restores it from the copy that the store keeps."
         )
     return dict(document)

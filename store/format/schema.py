@@ -1,15 +1,14 @@
-"""The registry of variables: what a store may hold, with dims, dtype, units and doc.
+"""The registry of all variables that a store may hold, and the names that no label column may have.
 
-One `Variable` describes one array of the store apart from its sizes along
-stage, layer, entity and token, which belong to the store. How it is cut into
-files is decided in `layout`, how it is written down in `metadata`.
+A `Variable` describes one array: dims, dtype, units and feature sizes. The sizes of stage, layer, entity and token
+belong to the store.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +42,16 @@ _NAME = re.compile(r"(?!__)(?![.])[^/\\\x00-\x1f\x7f]{1,200}")
 
 
 def check_name(name: str, what: str) -> str:
-    """Return `name` if it may name an array of a store, else raise `InputError`.
+    """Return `name` if an array of a store can have it.
 
-    Names become folder names, so slashes, control characters and leading dots
-    are refused.
+    A name becomes the name of a folder.
 
-    >>> check_name("resid_post", "site")
-    'resid_post'
+    Raises:
+        InputError: the name contains a slash or a control character, or starts with a dot.
+
+    Example:
+        >>> check_name("resid_post", "site")
+        'resid_post'
     """
     if not _NAME.fullmatch(str(name)) or name == "zarr.json":
         raise InputError(
@@ -63,29 +65,20 @@ def check_name(name: str, what: str) -> str:
 class Variable:
     """One array of the store.
 
-    Parameters
-    ----------
-    name
-        Name in the dataset, also the folder of the array.
-    dims
-        Some of stage, layer, entity, token in that order, then the feature dims.
-        Every variable has stage and entity.
-    shape
-        Sizes of the feature dims only.
-    dtype
-        One of `DTYPES`; bfloat16 is stored as its bits in uint16.
-    units, doc
-        Units ("" for none) and one sentence; both land in the attributes.
-    attrs
-        Further JSON attributes, for instance ``{"hook": "blocks.{layer}.hook_resid_post"}``.
-    sharded
-        Whether each layer gets its own checksummed inner chunk; None: if it has
-        a layer dim and feature dims.
-    coords
-        Values of feature dims that have labels, for instance ``{"percentile": (10, 50, 90)}``.
-    compression
-        "none", or "zstd": each inner chunk at level 1. About 1.3x on activations at a
-        fraction of the speed, more where prompts share their beginning.
+    Args:
+        name: name in the dataset, and of the folder of the array.
+        dims: some of stage, layer, entity and token in that order, then the feature dims. Every variable has stage
+            and entity.
+        shape: sizes of the feature dims only.
+        dtype: one of `DTYPES`; bfloat16 is stored as its bits in uint16.
+        units: units, "" for none; stored as an attribute.
+        doc: one sentence; stored as the attribute `long_name`.
+        attrs: further JSON attributes, for example ``{"hook": "blocks.{layer}.hook_resid_post"}``.
+        sharded: whether each layer gets its own checksummed inner chunk. None: if the variable has a layer dim and
+            feature dims.
+        coords: labels of feature dims, for example ``{"percentile": (10, 50, 90)}``.
+        compression: "none", or "zstd" for each inner chunk at level 1. Activations shrink about 1.3 times, at a
+            fraction of the speed; more if prompts share their beginning.
     """
 
     name: str
@@ -125,26 +118,26 @@ class Variable:
 
     @property
     def feature_dims(self) -> tuple[str, ...]:
-        """Dims behind stage, layer, entity and token."""
+        """Dims after stage, layer, entity and token."""
         return tuple(d for d in self.dims if d not in AXES)
 
     def has(self, dim: str) -> bool:
-        """Whether `dim` is one of the dims."""
+        """Return whether `dim` is one of the dims."""
         return dim in self.dims
 
     @cached_property
     def storage_dtype(self) -> np.dtype[Any]:
-        """NumPy dtype of the bytes on disk (uint16 for bfloat16)."""
+        """NumPy dtype of the bytes on disk; uint16 for bfloat16."""
         return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype).newbyteorder("<")
 
     @property
     def scaled_by(self) -> str:
-        """Name of the variable that holds the scale of each row, "" where there is none (only int8 has one)."""
+        """Name of the variable with the scale of each row; "" unless the dtype is int8."""
         return str(self.attrs.get("scale", "")) if self.dtype == "int8" else ""
 
     @property
     def fill(self) -> Any:
-        """What an element that was never written reads as, in storage dtype."""
+        """Value of elements that were never written, in storage dtype."""
         if self.dtype == "bfloat16":
             return np.uint16(BFLOAT16_NAN)
         dtype = np.dtype(self.dtype)
@@ -155,38 +148,22 @@ class Variable:
         return np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict that `from_json` turns back into an equal variable."""
-        packed = {} if self.compression == "none" else {"compression": self.compression}
-        return {
-            **packed,
-            "name": self.name,
-            "dims": list(self.dims),
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "units": self.units,
-            "doc": self.doc,
-            "attrs": dict(self.attrs),
-            "sharded": bool(self.sharded),
-            "coords": {k: list(v) for k, v in self.coords.items()},
-        }
+        """Return a plain dict from which `from_json` makes an equal variable."""
+        document = asdict(self)
+        if self.compression == "none":
+            del document["compression"]
+        return document
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Variable:
-        """The variable that `to_json` wrote down."""
-        return cls(
-            name=data["name"],
-            dims=tuple(data["dims"]),
-            shape=tuple(data["shape"]),
-            dtype=data["dtype"],
-            units=data["units"],
-            doc=data["doc"],
-            attrs=dict(data["attrs"]),
-            sharded=data["sharded"],
-            coords={k: tuple(v) for k, v in data["coords"].items()},
-            compression=data.get("compression", "none"),
-        )
+        """Make a variable from the dict that `to_json` returned."""
+        # A newer minor version of the format may have more keys.
+        known: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        coords = {dim: tuple(values) for dim, values in data["coords"].items()}
+        return cls(**{**known, "dims": tuple(data["dims"]), "shape": tuple(data["shape"]), "coords": coords})
 
 
+# Statistics of a site, and the doc of each.
 STATISTICS: dict[str, str] = {
     "l2": "Euclidean norm",
     "l1": "sum of absolute values",
@@ -199,6 +176,7 @@ STATISTICS: dict[str, str] = {
 }
 
 
+# Statistics of the output: units and doc.
 OUTPUTS: dict[str, tuple[str, str]] = {
     "loss": ("nat", "-log P(token p | tokens before p) at the recorded position p; NaN where p = 0"),
     "running_loss": ("nat", "mean of loss over positions 1 .. p"),
@@ -216,7 +194,15 @@ OUTPUTS: dict[str, tuple[str, str]] = {
 }
 
 
-#: Sites that have a short name in TransformerLens. A prompt table is checked against them without loading torch.
+# All statistics of the output: those of `OUTPUTS`, the percentiles, and the loss of the answer.
+OUTPUT_STATISTICS = (*OUTPUTS, "logit_percentile", "answer_loss")
+
+
+# Dims and coordinates that every store has or may get; `entity` is a label column.
+RESERVED_LABELS = ("stage", "stage_order", "weights_fingerprint", "layer", "token", "exposure")
+
+
+# Sites that have a short name in TransformerLens. A prompt table is checked against them without loading torch.
 SITE_NAMES = (
     *("resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_pre", "mlp_post", "mlp_out"),
     *("z", "q", "k", "v", "result", "pattern", "attn_scores", "embed", "pos_embed", "ln_final"),
@@ -229,18 +215,13 @@ FEATURE_DIMS = ("d_model", "d_mlp", "head", "d_head", "kv_head", "percentile")
 COORDINATES = ("stage_order", "weights_fingerprint", "recorded", "exposure", "entity_text")
 
 
-#: Names of the store's own dims, coordinates and variables, which no label column of a prompt table may have.
+# Names of the store's own dims, coordinates and variables, which no label column of a prompt table may have.
 RESERVED_NAMES = frozenset(
-    {
-        *(set(AXES) - {"entity"}),
-        *FEATURE_DIMS,
-        *COORDINATES,
-        *OUTPUTS,
-        *("logit_percentile", "answer_loss"),
-        *SITE_NAMES,
+    [
+        *(*AXES, *FEATURE_DIMS, *COORDINATES, *OUTPUT_STATISTICS, *SITE_NAMES),
         *(f"{site}_{statistic}" for site in SITE_NAMES for statistic in STATISTICS),
-    }
-)
+    ]
+) - {"entity"}
 
 
 def site_variable(
@@ -252,7 +233,9 @@ def site_variable(
     *,
     doc: str = "",
 ) -> Variable:
-    """Activations at one site; it has a layer dim if `hook` contains ``{layer}``; int8 is scaled by row (`scaling`).
+    """Describe the activations at one site.
+
+    The variable has a layer dim if `hook` contains ``{layer}``. With dtype int8 it is scaled by row.
 
     >>> site_variable("resid_post", ["d_model"], [64], "float32", "blocks.{layer}.hook_out").dims
     ('stage', 'layer', 'entity', 'token', 'd_model')
@@ -272,14 +255,14 @@ def site_variable(
 
 
 def statistic_variables(site: Variable) -> list[Variable]:
-    """The eight statistics of a site over its last feature dim, float32 (per head for head sites)."""
-    *kept, reduced = site.feature_dims
+    """Describe the statistics of a site over its last feature dim, float32; at head sites, one value for each head."""
+    *remaining, reduced = site.feature_dims
     dims = tuple(d for d in site.dims if d != reduced)
     return [
         Variable(
             name=f"{site.name}_{key}",
             dims=dims,
-            shape=site.shape[: len(kept)],
+            shape=site.shape[: len(remaining)],
             doc=f"{doc} of {site.name} over {reduced}",
             attrs={"kind": "statistic", "site": site.name, "statistic": key, "hook": site.attrs.get("hook", "")},
             sharded=False,
@@ -289,7 +272,7 @@ def statistic_variables(site: Variable) -> list[Variable]:
 
 
 def output_variables(percentiles: Sequence[int] = PERCENTILES) -> list[Variable]:
-    """Statistics of the model's output at each recorded position, float32 (stage, entity, token)."""
+    """Describe the statistics of the model's output at each recorded position, float32 (stage, entity, token)."""
     dims = ("stage", "entity", "token")
     variables = [
         Variable(name=name, dims=dims, units=units, doc=doc, attrs={"kind": "output"})
@@ -310,7 +293,7 @@ def output_variables(percentiles: Sequence[int] = PERCENTILES) -> list[Variable]
 
 
 def answer_variable() -> Variable:
-    """Mean loss of the answer's tokens behind the prompt, float32 (stage, entity)."""
+    """Describe the mean loss of the answer's tokens after the prompt, float32 (stage, entity)."""
     return Variable(
         name="answer_loss",
         dims=("stage", "entity"),
@@ -321,7 +304,7 @@ def answer_variable() -> Variable:
 
 
 def recorded_variable(group: int) -> Variable:
-    """The flag that says which rows of the variables of one group exist, bool (stage, entity)."""
+    """Describe the flag that marks the recorded rows of one group of variables, bool (stage, entity)."""
     return Variable(
         name="recorded" if group == 0 else f"recorded_{group}",
         dims=("stage", "entity"),
@@ -332,14 +315,14 @@ def recorded_variable(group: int) -> Variable:
 
 
 def with_recorded_flag(variable: Variable, group: int) -> Variable:
-    """The variable with the name of its `recorded` flag among its attributes."""
+    """Add the name of its `recorded` flag to the attributes of a variable."""
     return replace(variable, attrs={**variable.attrs, "recorded": recorded_variable(group).name})
 
 
 def site_names(ds: xr.Dataset) -> list[str]:
-    """Variables that may be activations: one vector or more for each entity, and nothing that says otherwise.
+    """List the variables that may be activations: at least one vector for each entity.
 
-    So data of other makers has sites too, whose variables say nothing of their kind.
+    A variable without the attribute `kind` counts too, so datasets from other sources have sites.
     """
     return [
         str(name)

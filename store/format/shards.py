@@ -1,8 +1,7 @@
-"""File images: a block of one variable in memory exactly as it will lie on disk.
+"""One data file in memory, with the bytes that it has on disk.
 
-Each inner chunk's C-ordered bytes are followed by room for its crc32c, and a
-shard ends with its index; so sealing a block is one pass over it and writing it
-needs no copy. Reading is in `slabs`.
+Room for its crc32c follows the C-ordered bytes of each inner chunk, and a shard ends with its index. Computing the
+checksums is therefore one pass over the memory, and writing needs no copy.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from stratalens.store.format.checksum import crc32c, extend
 from stratalens.store.format.layout import CRC_BYTES, ArrayLayout
 from stratalens.store.format.schema import Variable
 
-_PIECE = 1 << 20
+WRITE_BYTES = 1 << 20  # bytes handed to one write: small enough to stay in the processor's cache
 
 
 def index_bytes(layout: ArrayLayout) -> bytes:
-    """The index of a shard with its crc32c: (offset, length) of every inner chunk; of all files that are not packed."""
+    """Return the index of an uncompressed shard with its crc32c: (offset, length) of every inner chunk."""
     return pack_index([layout.inner_stride] * layout.inner_count)
 
 
 def pack_index(sizes: Sequence[int]) -> bytes:
-    """The index of a shard whose inner chunks take `sizes` bytes each, one behind the other."""
+    """Return the index of a shard with its crc32c, for contiguous inner chunks of `sizes` bytes."""
     index = np.empty((len(sizes), 2), dtype="<u8")
     index[:, 1] = sizes
     index[:, 0] = np.cumsum(index[:, 1]) - index[:, 1]
@@ -35,9 +34,16 @@ def pack_index(sizes: Sequence[int]) -> bytes:
 
 
 def parse_index(layout: ArrayLayout, raw: bytes, file_nbytes: int) -> NDArray[np.int64] | None:
-    """(offset, bytes with crc32c) of every inner chunk [shape: (chunk, 2)], or None where the index is damaged.
+    """Parse the index of a shard.
 
-    `raw` is the end of the file, `layout.index_nbytes` long; a plain file is its one chunk.
+    Args:
+        layout: geometry of the variable.
+        raw: the last `layout.index_nbytes` bytes of the file.
+        file_nbytes: size of the file.
+
+    Returns:
+        int64 array of shape (chunks, 2): offset and bytes of every inner chunk, its crc32c included. A plain file
+        is one chunk. None if the index is damaged.
     """
     if not layout.sharded:
         return np.array([[0, file_nbytes]], dtype=np.int64)
@@ -51,17 +57,13 @@ def parse_index(layout: ArrayLayout, raw: bytes, file_nbytes: int) -> NDArray[np
 class FileImage:
     """One file of one variable in memory.
 
-    Parameters
-    ----------
-    layout
-        Geometry of the variable.
-    memory
-        [array, shape: (layout.file_nbytes,), uint8]
+    Args:
+        layout: geometry of the variable.
+        memory: uint8 array of shape (layout.file_nbytes,).
 
-    Attributes
-    ----------
-    values
-        View of the memory [shape: (layer, token run, row, token in run, *features)] in storage dtype.
+    Attributes:
+        values: view of the memory in storage dtype, of shape (layers, token runs, rows, tokens in run, *features).
+        digest: crc32c over the crc32c of every inner chunk, in order; valid after `encode`.
     """
 
     def __init__(self, layout: ArrayLayout, memory: NDArray[np.uint8]) -> None:
@@ -87,11 +89,11 @@ class FileImage:
         self.digest = 0
 
     def clear(self, rows: int) -> None:
-        """Fill what lies behind `rows` rows and behind the last token."""
+        """Fill the padding: everything after the first `rows` rows and after the last token."""
         fill = self.layout.variable.fill
         self.values[:, :, rows:] = fill
-        behind = self.layout.tokens - (self.layout.token_chunks - 1) * self.layout.token_chunk
-        self.values[:, -1, :, behind:] = fill
+        last_run = self.layout.tokens - (self.layout.token_chunks - 1) * self.layout.token_chunk
+        self.values[:, -1, :, last_run:] = fill
 
     def put(
         self,
@@ -100,32 +102,40 @@ class FileImage:
         values: NDArray[np.generic],
         first: int = 0,
     ) -> None:
-        """Copy values [shape: (layer, row, token, *features)] to their place; tokens before `first` are missing."""
+        """Copy values into the file.
+
+        Args:
+            layers: layers of the values.
+            rows: rows of the values in the block.
+            values: array of shape (layers, rows, tokens, *features) in storage dtype.
+            first: token of the first value; tokens before it are missing.
+        """
         layout = self.layout
         for run in range(layout.token_chunks):
             start = run * layout.token_chunk
             stop = min(start + layout.token_chunk, layout.tokens)
-            lacking = min(max(first - start, 0), stop - start)
-            part = values[:, :, max(start - first, 0) : max(stop - first, 0)]
-            for position, layer in [(None, layers)] if isinstance(layers, slice) else enumerate(layers):
-                place = self.values[layer, run]
-                across = (slice(None), rows) if position is None else (rows,)
-                place[(*across, slice(0, lacking))] = layout.variable.fill
-                place[(*across, slice(lacking, stop - start))] = part if position is None else part[position]
+            missing = min(max(first - start, 0), stop - start)
+            tokens = values[:, :, max(start - first, 0) : max(stop - first, 0)]
+            if isinstance(layers, slice):
+                target = self.values[layers, run]
+                target[:, rows, :missing] = layout.variable.fill
+                target[:, rows, missing : stop - start] = tokens
+                continue
+            for position, layer in enumerate(layers):
+                target = self.values[layer, run]
+                target[rows, :missing] = layout.variable.fill
+                target[rows, missing : stop - start] = tokens[position]
 
     def fill(self, rows: NDArray[np.intp]) -> None:
         """Mark rows as never recorded."""
         self.values[:, :, rows] = self.layout.variable.fill
 
-    def seal(self) -> Generator[NDArray[np.uint8]]:
-        """Compute the checksums and yield the file's bytes piece by piece; `digest` is known afterwards.
-
-        The digest is the crc32c over the crc32c of every inner chunk, in order.
-        """
+    def encode(self) -> Generator[NDArray[np.uint8]]:
+        """Compute the checksums and yield the bytes of the file in slices; `digest` is known afterwards."""
         layout, memory = self.layout, self.memory
         self.digest = 0
         if layout.compressed:
-            yield from self._seal_packed()
+            yield from self._compress()
             return
         start = 0
         for number in range(layout.inner_count):
@@ -135,8 +145,7 @@ class FileImage:
             tail = memory[end : end + CRC_BYTES]
             tail[:] = np.frombuffer(crc, dtype=np.uint8)
             self.digest = extend(self.digest, tail)
-            # Written while it is still in the processor's cache.
-            if end + CRC_BYTES - start >= _PIECE:
+            if end + CRC_BYTES - start >= WRITE_BYTES:
                 yield memory[start : end + CRC_BYTES]
                 start = end + CRC_BYTES
         if self._index:
@@ -144,8 +153,8 @@ class FileImage:
         if start < layout.file_nbytes:
             yield memory[start:]
 
-    def _seal_packed(self) -> Generator[NDArray[np.uint8]]:
-        """The same for compressed inner chunks, which lie one behind the other at the sizes they have."""
+    def _compress(self) -> Generator[NDArray[np.uint8]]:
+        """Compress the inner chunks and yield them one after the other, then the index with their sizes."""
         layout, sizes = self.layout, []
         for number in range(layout.inner_count):
             at = number * layout.inner_stride

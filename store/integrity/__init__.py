@@ -3,6 +3,6 @@
 verify           verify_store()
 report           VerifyReport
 data_checks      one data file against its checksums
-metadata_checks  documents, labels and records
-repair           what can be restored
+metadata_checks  documents, labels, history and commit records
+repair           repair_store()
 """

@@ -1,9 +1,4 @@
-"""Verification: every byte of a store against its checksums, in parallel, damage named.
-
-`check_file` looks at one data file; `verify_store` at everything: every committed
-file here, the root zarr.json and its copy, coordinates, labels, commit records and the
-history in `verify_metadata`. What can be put right is put right in `repair`.
-"""
+"""Checks of one data file: every byte against its checksums."""
 
 from __future__ import annotations
 
@@ -16,14 +11,20 @@ from stratalens.store.format.layout import CRC_BYTES, ArrayLayout
 from stratalens.store.format.shards import index_bytes, parse_index
 from stratalens.store.integrity.report import Damage
 from stratalens.store.reading.chunks import BAD_INDEX, TOO_SHORT, read_with_checksum
-from stratalens.store.reading.slabs import MISSING, chunk_name
+from stratalens.store.reading.slabs import MISSING_FILE, chunk_layer, chunk_name
 from stratalens.store.state.manifest import Store
 from stratalens.store.storage.base import Storage
 
 
 @dataclass(frozen=True)
 class FileCheck:
-    """Digest of a file, and what is wrong with it: (number of the inner chunk or None, words)."""
+    """The result of `check_file`.
+
+    Attributes:
+        digest: crc32c over the stored crc32c of every inner chunk.
+        faults: (number of the inner chunk, or None for the whole file; description) of each fault.
+        nbytes: size of the file.
+    """
 
     digest: int
     faults: tuple[tuple[int | None, str], ...] = ()
@@ -31,56 +32,51 @@ class FileCheck:
 
 
 def check_file(storage: Storage, layout: ArrayLayout, key: str) -> FileCheck:
-    """Read one data file whole and compare every byte of it with its checksums."""
+    """Read one data file completely and compare every byte with its checksums."""
     handle = storage.open_read(key)
     if handle is None:
-        return FileCheck(0, ((None, MISSING),))
+        return FileCheck(0, ((None, MISSING_FILE),))
     faults: list[tuple[int | None, str]] = []
     digest = 0
     with handle:
         try:
             size = handle.size()
         except FileNotFoundError:
-            return FileCheck(0, ((None, MISSING),))
+            return FileCheck(0, ((None, MISSING_FILE),))
         if size != layout.file_nbytes and not layout.compressed:
             return FileCheck(0, ((None, f"the file has {size} bytes instead of {layout.file_nbytes}"),), size)
         handle.expect(0, size)
         index = np.empty(layout.index_nbytes, dtype=np.uint8)
         if size < layout.index_nbytes + CRC_BYTES or not handle.read_into([index], size - layout.index_nbytes):
             return FileCheck(0, ((None, TOO_SHORT),), size)
-        places = parse_index(layout, index.tobytes(), size)
+        extents = parse_index(layout, index.tobytes(), size)
         if not layout.compressed:
             if index.tobytes() != (index_bytes(layout) if layout.sharded else b""):
                 faults.append((None, BAD_INDEX))
             stride = layout.inner_stride
-            places = np.array([[k * stride, stride] for k in range(layout.inner_count)])
-        if places is None:
+            extents = np.array([[k * stride, stride] for k in range(layout.inner_count)])
+        if extents is None:
             return FileCheck(0, ((None, BAD_INDEX),), size)
-        for number, (offset, nbytes) in enumerate(places.tolist()):
-            summed = read_with_checksum(handle, offset, nbytes)
-            if summed is None:
+        for number, (offset, nbytes) in enumerate(extents.tolist()):
+            checksums = read_with_checksum(handle, offset, nbytes)
+            if checksums is None:
                 return FileCheck(0, ((number, TOO_SHORT),), size)
-            crc, written = summed
-            if crc != int.from_bytes(written, "little"):
+            crc, stored_crc = checksums
+            if crc != int.from_bytes(stored_crc, "little"):
                 faults.append((number, "bytes differ from their checksum"))
-            digest = extend(digest, np.frombuffer(written, dtype=np.uint8))
+            digest = extend(digest, np.frombuffer(stored_crc, dtype=np.uint8))
     return FileCheck(digest, tuple(faults), size)
 
 
-def damage(store: Store, stage: int, block: int, layout: ArrayLayout, number: int | None, what: str) -> Damage:
-    """Damage of one inner chunk (or, with number None, of a whole file), named."""
-    name = store.stages[stage].name
-    variable = layout.variable
-    layer = None
-    if number is not None and layout.sharded and variable.has("layer"):
-        layer = store.layers[number // layout.token_chunks]
+def chunk_damage(store: Store, stage: int, block: int, layout: ArrayLayout, number: int | None, what: str) -> Damage:
+    """Return the damage of one inner chunk, or of a whole file if `number` is None."""
     return Damage(
         kind="data",
         path=str(store.storage.path(layout.key(stage, block))),
         what=what,
-        stage=name,
-        site=variable.name,
-        layer=layer,
+        stage=store.stages[stage].name,
+        site=layout.variable.name,
+        layer=chunk_layer(store, layout, number),
         rows=store.geometry.rows(block),
-        name=chunk_name(layout, name, store.layers, block, number, store.entities),
+        name=chunk_name(store, stage, block, layout, number),
     )

@@ -1,9 +1,8 @@
-"""Verification of what is not data: root metadata, documents of arrays, coordinates, labels, commit records, history.
+"""Checks of metadata, coordinates, labels, commit records and the history.
 
-What the root says is compared with every document. While stages, variables or labels change,
-documents run ahead of it, as its copy says (`publishing`): a document that is as the copy has it is
-no damage, whether the writer is at work or was interrupted, since everything that the root speaks
-of is there. That a change is unfinished is said in the report.
+Every document is compared with the root. While stages, variables or labels change, the writer updates documents before
+the root, as the copy of the root describes. A document that matches the copy is therefore not damaged, even if the
+writer was interrupted: everything that the root refers to exists. The report names the unfinished change.
 """
 
 from __future__ import annotations
@@ -26,17 +25,16 @@ from stratalens.store.storage.base import Storage
 from stratalens.store.storage.resolve import no_store_error
 
 _UNFINISHED = (
-    "a change of {} has not finished (it was interrupted, or is going on): the store is as it was before, all of it "
-    "valid. The next writer takes back what is ahead, `stratalens verify --repair` does it now."
+    "a change of {} has not finished (it was interrupted, or is in progress): the store is in the valid state before "
+    "the change. The next writer undoes the unfinished change; `stratalens verify --repair` undoes it now."
 )
 
-
-_LOOKS = 3  # at metadata that a writer may be replacing at this moment
+_ATTEMPTS = 3  # to read metadata that a writer may be replacing at this moment
 
 
 @dataclass(frozen=True)
 class Roots:
-    """The root metadata, and its copy where that is ahead of it."""
+    """The root metadata, and its copy if a change has updated only the copy."""
 
     store: Store
     ahead: Store | None = None
@@ -46,12 +44,12 @@ class Roots:
         return [state.arrays() for state in (self.store, self.ahead) if state is not None]
 
     def allows(self, name: str, raw: bytes | None) -> bool:
-        """Whether the zarr.json of an array is one that may lie there."""
-        return any(name in found and raw == metadata.canonical(found[name]) for found in self._documents)
+        """Return whether the zarr.json of an array matches the root or its copy."""
+        return any(name in known and raw == metadata.canonical(known[name]) for known in self._documents)
 
     def is_behind(self, record: str) -> bool:
-        """Whether a commit record speaks of a stage or variables that the copy has and the root has not."""
-        stage, group = (int(part) if part.isdigit() else -1 for part in [*record.split("."), ""][:2])
+        """Return whether only the copy has the stage and group of a commit record."""
+        stage, group = (int(number) if number.isdigit() else -1 for number in [*record.split("."), ""][:2])
 
         def has(store: Store) -> bool:
             return 0 <= stage < len(store.stages) and 0 <= group < len(store.groups)
@@ -60,7 +58,11 @@ class Roots:
 
 
 def read_roots(storage: Storage) -> tuple[Roots | None, list[Damage]]:
-    """The store by its root zarr.json or, where that is damaged, by the copy of it; and what is wrong with them."""
+    """Read the root zarr.json, or its copy if the root is damaged.
+
+    Returns:
+        The roots, None if neither can be read; and the damage of both.
+    """
     store: Store | None = None
     damaged = []
     try:
@@ -88,123 +90,136 @@ def read_roots(storage: Storage) -> tuple[Roots | None, list[Damage]]:
 
 
 def is_ahead(copy: Store, store: Store) -> bool:
-    """Whether a copy of the root is what a change of the store was going to make of it: nothing of it is lacking."""
+    """Return whether a change of the store wrote the copy of the root.
+
+    The label files that the copy refers to must exist.
+    """
     if not copy.extends(store, labels_too=True):
         return False
     if copy.label_digest == store.label_digest:
         return True
-    found = VerifyReport()
-    check_labels(copy, found)
-    return found.ok
+    report = VerifyReport()
+    check_labels(copy, report)
+    return report.ok
 
 
 def open_roots(storage: Storage, report: VerifyReport) -> Roots | None:
-    """The roots, with what is wrong put into the report; looked at again where a writer may be replacing them."""
-    for _ in range(_LOOKS):
+    """Read the roots and put their damage into the report.
+
+    Repeat the read if a writer may be replacing them.
+    """
+    for _ in range(_ATTEMPTS):
         roots, damaged = read_roots(storage)
         if roots is None or (roots.ahead is None and not damaged):
             break
     report.damaged += damaged
     if roots is not None and roots.ahead is not None:
-        report.unfinished.append(_UNFINISHED.format(_changed(roots.store, roots.ahead)))
+        report.unfinished.append(_UNFINISHED.format(_name_changes(roots.store, roots.ahead)))
     return roots
 
 
-def _changed(old: Store, new: Store) -> str:
-    found = []
-    if new.stages != old.stages:
-        found.append("stages")
-    if new.groups != old.groups:
-        found.append("variables")
-    if new.label_digest != old.label_digest:
-        found.append("labels")
-    return " and ".join(found) or "the measured errors"
+def _name_changes(old: Store, new: Store) -> str:
+    """Name the difference of two roots for a message."""
+    changes = {
+        "stages": new.stages != old.stages,
+        "variables": new.groups != old.groups,
+        "labels": new.label_digest != old.label_digest,
+    }
+    return " and ".join(name for name, is_changed in changes.items() if is_changed) or "the quantization errors"
 
 
 def check_documents(roots: Roots, report: VerifyReport) -> None:
-    """Metadata of arrays, and coordinates, by what the root says."""
+    """Compare the metadata of arrays, and the coordinates, with the root."""
     storage = roots.store.storage
     for name in roots.store.arrays():
         key = f"{name}/zarr.json"
-        for look in range(_LOOKS):
+        for attempt in range(_ATTEMPTS):
             if roots.allows(name, storage.get(key)):
                 break
-            again = read_roots(storage)[0] if look + 1 < _LOOKS else None  # a writer may have gone on
-            roots = again or roots
+            if attempt + 1 < _ATTEMPTS:
+                roots = read_roots(storage)[0] or roots  # a writer may have changed them
         else:
-            what = "differs from what the root metadata says"
-            report.damaged.append(
-                Damage("metadata", str(storage.path(key)), what, site=name, name=f"metadata of {name}")
-            )
+            what = "differs from the root metadata"
+            path = str(storage.path(key))
+            report.damaged.append(Damage("metadata", path, what, site=name, name=f"metadata of {name}"))
     for name, coordinate in roots.store.coordinates().items():
-        for number, wanted in coordinate.files():
+        for number, expected in coordinate.files():
             key = f"{name}/c.{number}"
-            held = storage.get(key)
-            if held == wanted:
-                continue
-            try:  # another version of zstd may pack the same values into other bytes
-                kind = coordinate.data_type
-                where = str(storage.path(key))
-                same = labels.decode_chunk(held, kind, where).tolist() == labels.decode_chunk(wanted, kind, "").tolist()
-            except DamagedError:
-                same = False
-            if not same:
+            path = str(storage.path(key))
+            if not _same_values(storage.get(key), expected, coordinate.data_type, path):
                 what = "differs from the root metadata"
-                report.damaged.append(Damage("coordinate", str(storage.path(key)), what, name=f"coordinate {name}"))
+                report.damaged.append(Damage("coordinate", path, what, name=f"coordinate {name}"))
+
+
+def _same_values(raw: bytes | None, expected: bytes, data_type: str, where: str) -> bool:
+    """Return whether two chunks have equal values.
+
+    Other versions of zstd compress equal values to other bytes.
+    """
+    if raw == expected:
+        return True
+    try:
+        values = labels.decode_chunk(raw, data_type, where)
+    except DamagedError:
+        return False
+    return values.tolist() == labels.decode_chunk(expected, data_type, "").tolist()
 
 
 def check_labels(store: Store, report: VerifyReport) -> None:
-    """Label files by their checksums, and all of them by the digest in the root."""
+    """Compare label files with their checksums, and all labels with the root."""
     columns: dict[str, Any] = {}
     chunk = store.label_chunk
-    for name, kind in store.label_types.items():
-        parts = []
+    for name, data_type in store.label_types.items():
+        chunks = []
         for number in range(-(-store.entities // chunk)):
             key = store.label_key(name, number)
             rows = (number * chunk, min((number + 1) * chunk, store.entities))
             where = f"label column {name!r}, entity rows {rows[0]} to {rows[1] - 1}"
             try:
-                parts.append(labels.decode_chunk(store.storage.get(key), kind, where)[: rows[1] - rows[0]])
+                chunks.append(labels.decode_chunk(store.storage.get(key), data_type, where)[: rows[1] - rows[0]])
             except DamagedError as error:
                 path = str(store.storage.path(key))
-                what = str(error).removeprefix(f"{where} ")  # said by the name of the damage
+                what = str(error).removeprefix(f"{where} ")  # the name of the damage repeats it
                 report.damaged.append(Damage("label", path, what, site=name, rows=rows, name=where))
-        if parts:
-            columns[name] = np.concatenate(parts)
-    whole = all(len(columns.get(name, ())) == store.entities for name in store.label_types)
-    if whole and labels.digest(columns) != store.label_digest:
-        what = "they differ from the digest that the root metadata holds: files of another store were put here"
+        if chunks:
+            columns[name] = np.concatenate(chunks)
+    complete = all(len(columns.get(name, ())) == store.entities for name in store.label_types)
+    if complete and labels.digest(columns) != store.label_digest:
+        what = "they differ from the digest in the root metadata: files of another store were put here"
         report.damaged.append(Damage("label", store.path, what, name="label columns"))
 
 
 def check_history(storage: Storage, report: VerifyReport) -> None:
-    """Lines of the history by their checksums."""
+    """Compare every line of the history with its checksum."""
+    path = str(storage.path(HISTORY))
     for number, line in enumerate((storage.get(HISTORY) or b"").splitlines(keepends=True), 1):
         if not is_complete_line(line):
-            where = str(storage.path(HISTORY))
             what = "differs from its checksum"
-            report.damaged.append(Damage("history", where, what, name=f"line {number} of the history"))
+            report.damaged.append(Damage("history", path, what, name=f"line {number} of the history"))
 
 
 def check_records(roots: Roots, report: VerifyReport) -> set[str]:
-    """Names of the commit records that are damaged, or speak of what the root does not have."""
-    storage, bad = roots.store.storage, set()
+    """Return the names of damaged commit records.
+
+    A record that refers to a stage or group that only the copy of the root has counts as damaged.
+    """
+    storage, damaged = roots.store.storage, set()
     for name in storage.list(commits.FOLDER):
         where = str(storage.path(f"{commits.FOLDER}/{name}"))
         try:
             data = storage.get(f"{commits.FOLDER}/{name}")
-            if data is None:  # packed meanwhile
+            if data is None:  # a writer has merged it into another record
                 continue
             commits.check(commits.decode(data, where), name, where)
             if roots.is_behind(name):
-                roots = read_roots(storage)[0] or roots  # a writer may have gone on
+                roots = read_roots(storage)[0] or roots  # a writer may have changed them
             if roots.is_behind(name):
                 raise DamagedError(
                     f"{where} was committed to a stage or variables that are in the copy of the root metadata alone: "
                     "zarr.json is older than the record. `stratalens verify --repair` puts back the copy."
                 )
         except DamagedError as error:
-            bad.add(name)
+            damaged.add(name)
             what = str(error).removeprefix(f"commit record {where} ")
             report.damaged.append(Damage("commit", where, what, name=f"commit record {name}"))
-    return bad
+    return damaged

@@ -1,9 +1,9 @@
-"""Repair: what `stratalens verify --repair` puts right, under the store's exclusive lock.
+"""repair_store: the repairs of `stratalens verify --repair`.
 
-Nothing that is whole is thrown away: the root zarr.json comes back from its
-copy, coordinates and metadata from the root, commit records from the files they
-speak of. A damaged block loses its commit record and its damaged files, so that
-it reads as missing and a resume records it again.
+They need the exclusive lock of the store.
+Intact data is never removed. The root zarr.json is restored from its copy, coordinates and metadata from the root, and
+commit records from the data files. A damaged block loses its commit record and its damaged files: it reads as missing,
+and a resumed capture records it again.
 """
 
 from __future__ import annotations
@@ -23,102 +23,118 @@ from stratalens.store.writing.quantization_error import update_quantization_erro
 
 
 def repair_store(storage: Storage, report: VerifyReport) -> list[str]:
-    """Put right what the report names; returns what was done, in words."""
+    """Repair the damage in a report.
+
+    Returns:
+        The repairs, in words.
+
+    Raises:
+        StoreBusyError: another process writes the store.
+    """
     storage.make_folders([TEMPORARY])
     lock = storage.writer_lock()
     if not lock.try_acquire():
         raise busy_error(storage.root, lock.holder())
     try:
-        done: list[str] = []
-        store = _mend_root(storage, done)
+        repairs: list[str] = []
+        store = _restore_root(storage, repairs)
         kinds = {d.kind for d in report.damaged}
         if kinds & {"metadata", "coordinate"} or report.unfinished:
             store = commit_root(store)
-            done.append("metadata and coordinates were written anew from the root metadata")
+            repairs.append("metadata and coordinates were written again from the root metadata")
         if drop_torn_lines(storage):
-            done.append("damaged lines of the history were dropped")
-        _mend_records(store, report, done)
-        _drop_blocks(store, report, done)
+            repairs.append("damaged lines of the history were removed")
+        _rebuild_records(store, report, repairs)
+        _remove_blocks(store, report, repairs)
         update_quantization_errors(store)
-        return done
+        return repairs
     finally:
         lock.release()
 
 
-def _mend_root(storage: Storage, done: list[str]) -> Store:
-    """The root, from its copy where it is damaged, or older than what was committed since."""
+def _restore_root(storage: Storage, repairs: list[str]) -> Store:
+    """Restore the root from its copy if it is damaged, or older than a commit record."""
     roots, damaged = read_roots(storage)
     if roots is None:
-        return load(storage)  # neither can be read, and this says why
-    store, lost = roots.store, any(d.path == str(storage.path(metadata.ROOT)) for d in damaged)
+        return load(storage)  # neither can be read; this raises the reason
+    store = roots.store
+    use_copy = any(d.path == str(storage.path(metadata.ROOT)) for d in damaged)
     if roots.ahead is not None and any(roots.is_behind(name) for name in storage.list(commits.FOLDER)):
-        store, lost = roots.ahead, True
-    if lost:
+        store, use_copy = roots.ahead, True
+    if use_copy:
         storage.put(metadata.ROOT, storage.get(metadata.ROOT_COPY) or b"")
-        done.append("the root metadata was put back from its copy")
+        repairs.append("the root metadata was restored from its copy")
     return store
 
 
-def _mend_records(store: Store, report: VerifyReport, done: list[str]) -> None:
+def _rebuild_records(store: Store, report: VerifyReport, repairs: list[str]) -> None:
+    """Rebuild damaged commit records from the data files.
+
+    Remove records that belong to no stage or group.
+    """
     storage = store.storage
     for damage in report.damaged:
         if damage.kind != "commit":
             continue
         name = damage.path.rsplit("/", 1)[1]
         key = f"{commits.FOLDER}/{name}"
-        parts = name.split(".")
-        known = all(p.isdigit() for p in parts) and len(parts) in (2, 3)
-        if not known or int(parts[0]) >= len(store.stages) or int(parts[1]) >= len(store.groups):
+        numbers = name.split(".")
+        known = all(n.isdigit() for n in numbers) and len(numbers) in (2, 3)
+        if not known or int(numbers[0]) >= len(store.stages) or int(numbers[1]) >= len(store.groups):
             storage.delete([key])
-            done.append(f"{name}, which belongs to nothing in this store, was removed")
+            repairs.append(f"{name}, which belongs to nothing in this store, was removed")
             continue
-        stage, group = int(parts[0]), int(parts[1])
-        blocks = [int(parts[2])] if len(parts) == 3 else list(range(store.geometry.blocks))
+        stage, group = int(numbers[0]), int(numbers[1])
+        single = int(numbers[2]) if len(numbers) == 3 else None
+        blocks = list(range(store.geometry.blocks)) if single is None else [single]
         digests: dict[str, dict[int, int]] = {v.name: {} for v in store.groups[group]}
         for block in blocks:
-            found = {v: check_file(storage, store.layouts[v], store.layouts[v].key(stage, block)) for v in digests}
-            if any(check.faults for check in found.values()):
-                continue
-            for variable, check in found.items():
-                digests[variable][block] = check.digest
-        _put(store, stage, group, key, digests, single=blocks[0] if len(parts) == 3 else None)
-        whole = len(next(iter(digests.values())))
-        done.append(f"commit record {name} was rebuilt from {whole} whole of {len(blocks)} blocks")
+            checks = {v: check_file(storage, store.layouts[v], store.layouts[v].key(stage, block)) for v in digests}
+            if not any(check.faults for check in checks.values()):
+                for variable, check in checks.items():
+                    digests[variable][block] = check.digest
+        _put_record(store, stage, group, key, digests, single)
+        intact = len(next(iter(digests.values())))
+        repairs.append(f"commit record {name} was rebuilt from {intact} intact of {len(blocks)} blocks")
 
 
-def _put(
-    store: Store, stage: int, group: int, key: str, digests: dict[str, dict[int, int]], single: int | None
-) -> None:
-    name = store.stages[stage].name
-    if not any(digests.values()):
-        store.storage.delete([key])
-    elif single is not None:
-        files = {variable: found[single] for variable, found in digests.items()}
-        store.storage.put(key, commits.block_record(stage, name, single, group, files))
-    else:
-        store.storage.put(key, commits.stage_record(stage, name, group, digests, store.geometry.blocks))
-
-
-def _drop_blocks(store: Store, report: VerifyReport, done: list[str]) -> None:
+def _remove_blocks(store: Store, report: VerifyReport, repairs: list[str]) -> None:
+    """Remove the commit records and the damaged files of damaged blocks."""
     storage = store.storage
-    dropped: dict[tuple[int, int, int], set[str]] = {}
+    damaged: dict[tuple[int, int, int], set[str]] = {}
     for damage in report.damaged:
         if damage.kind == "data" and damage.rows is not None:
             stage = store.stage_index(damage.stage)
             assert stage is not None
             place = (stage, store.group_of[damage.site], damage.rows[0] // store.block_size)
-            dropped.setdefault(place, set()).add(damage.site)
-    for (stage, group, block), sites in sorted(dropped.items()):
-        single = commits.block_key(stage, block, group)
-        whole = commits.stage_key(stage, group)
-        if storage.get(whole) is not None:
+            damaged.setdefault(place, set()).add(damage.site)
+    for (stage, group, block), sites in sorted(damaged.items()):
+        stage_key = commits.stage_key(stage, group)
+        if storage.get(stage_key) is not None:
             digests = commits.read_stage(storage, stage, group, store.geometry.blocks)
-            for found in digests.values():
-                found.pop(block, None)
-            _put(store, stage, group, whole, digests, single=None)
-        storage.delete([single])
+            for blocks in digests.values():
+                blocks.pop(block, None)
+            _put_record(store, stage, group, stage_key, digests, None)
+        storage.delete([commits.block_key(stage, block, group)])
         flag = recorded_variable(group).name
         storage.delete(store.layouts[name].key(stage, block) for name in sorted({*sites, flag}))
         low, high = store.geometry.rows(block)
         where = f"stage {store.stages[stage].name!r}, {', '.join(sorted(sites))}, entity rows {low} to {high - 1}"
-        done.append(f"{where}: marked as missing; run the capture again to record it")
+        repairs.append(f"{where}: marked as missing; run the capture again to record it")
+
+
+def _put_record(
+    store: Store, stage: int, group: int, key: str, digests: dict[str, dict[int, int]], single: int | None
+) -> None:
+    """Write the commit record of a stage, or of the block `single`.
+
+    Delete the record if no block is intact.
+    """
+    name = store.stages[stage].name
+    if not any(digests.values()):
+        store.storage.delete([key])
+    elif single is not None:
+        block_digests = {variable: blocks[single] for variable, blocks in digests.items()}
+        store.storage.put(key, commits.block_record(stage, name, single, group, block_digests))
+    else:
+        store.storage.put(key, commits.stage_record(stage, name, group, digests, store.geometry.blocks))

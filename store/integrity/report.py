@@ -1,4 +1,4 @@
-"""What verification found: damage by name, what is missing, what was mended."""
+"""The result of verification: damage by name, missing data, repairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Damage:
-    """One damaged thing. `stage`, `site`, `layer` and `rows` say where, as far as it belongs to one."""
+    """One damaged chunk, file, record or document.
+
+    Attributes:
+        kind: metadata, coordinate, label, history, commit or data.
+        path: file.
+        what: description of the damage.
+        stage, site, layer, rows: the data that is damaged, if it belongs to one of each.
+        name: description of the damaged data for messages.
+    """
 
     kind: str
     path: str
@@ -25,22 +33,18 @@ class Damage:
 
 @dataclass
 class VerifyReport:
-    """What `verify_store` found.
+    """The result of `verify_store`.
 
-    Attributes
-    ----------
-    ok
-        Nothing is damaged. A store that is not complete yet may be ok.
-    damaged
-        Everything that is, one entry for each inner chunk, index, record or document.
-    missing
-        What was never recorded, by stage and entity rows; stages last that a capture planned and did not come to.
-    unfinished
-        Changes of stages, variables or labels that were interrupted, or are going on: no damage.
-    repaired
-        What `repair` did, in words.
-    nbytes, files, blocks
-        How much was read; a block is some rows of one stage, over all variables that were recorded together.
+    Attributes:
+        ok: whether nothing is damaged. An incomplete store may be ok.
+        damaged: one entry for each damaged inner chunk, index, record or document.
+        missing: data that was never recorded, by stage and entity rows; then stages that a capture planned and did not
+            start.
+        unfinished: changes of stages, variables or labels that were interrupted or are in progress; they are no damage.
+        repaired: the repairs, in words.
+        nbytes: bytes that were read.
+        files: data files that were read.
+        blocks: blocks that were read; a block is some rows of one stage, over all variables recorded together.
     """
 
     damaged: list[Damage] = field(default_factory=list)
@@ -57,7 +61,7 @@ class VerifyReport:
         return not self.damaged
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict for ``--json``."""
+        """Return a plain dict for `--json`."""
         return {
             "ok": self.ok,
             "damaged": [{**vars(d), "text": str(d)} for d in self.damaged],

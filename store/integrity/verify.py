@@ -1,9 +1,4 @@
-"""Verification: every byte of a store against its checksums, in parallel, damage named.
-
-`check_file` looks at one data file; `verify_store` at everything: every committed
-file here, the root zarr.json and its copy, coordinates, labels, commit records and the
-history in `verify_metadata`. What can be put right is put right in `repair_store`.
-"""
+"""verify_store: compare every byte of a store with its checksums."""
 
 from __future__ import annotations
 
@@ -13,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from stratalens.store.format.layout import ArrayLayout
-from stratalens.store.integrity.data_checks import check_file, damage
+from stratalens.store.integrity.data_checks import check_file, chunk_damage
 from stratalens.store.integrity.metadata_checks import (
     check_documents,
     check_history,
@@ -31,36 +26,28 @@ from stratalens.store.threads import cores
 
 Progress = Callable[[int, int], None]
 
+CommittedFile = tuple[int, int, ArrayLayout, int | None]  # stage, block, layout, digest in the commit record
+
 
 def verify_store(
     path: str | os.PathLike[str], *, repair: bool = False, progress: Progress | None = None, workers: int | None = None
 ) -> VerifyReport:
     """Check everything in a store.
 
-    Parameters
-    ----------
-    path
-        Folder of the store.
-    repair
-        Also mend what can be mended: metadata from its copy, coordinates and
-        commit records from what they speak of; damaged blocks are marked as
-        missing, so that a resume records just those again.
-    progress
-        Called with (bytes read, bytes in all).
-    workers
-        Threads; default one for each core.
+    Args:
+        path: folder of the store.
+        repair: also repair the damage if possible: the root metadata from its copy, coordinates and other metadata
+            from the root, commit records from the data files. Damaged blocks are marked as missing; a resumed capture
+            records only those again.
+        progress: function called with (bytes read, bytes in total).
+        workers: number of threads; None means one a core.
 
-    Returns
-    -------
-    VerifyReport
-        With `repair`, what is still damaged afterwards, and what was mended.
+    Returns:
+        The report; with `repair`, the damage that is left and the repairs.
 
-    Raises
-    ------
-    InputError
-        There is no store at `path`.
-    StoreBusyError
-        With `repair`, while another process writes.
+    Raises:
+        InputError: there is no store at `path`.
+        StoreBusyError: with `repair`, another process writes the store.
     """
     storage = storage_at(path)
     report = VerifyReport()
@@ -71,53 +58,62 @@ def verify_store(
         check_labels(store, report)
         check_history(storage, report)
         damaged_records = check_records(roots, report)
-        _check_data(store, report, damaged_records, progress, workers or cores())
-        report.missing += [f"stage {name!r}, planned and not begun" for name in missing_stages(store)]
+        files = _committed_files(store, report, damaged_records)
+        _check_files(store, files, report, progress, workers or cores())
+        report.missing += [f"stage {name!r}, planned and not started" for name in missing_stages(store)]
     if repair and (report.damaged or report.unfinished):
-        done = repair_store(storage, report)
+        repairs = repair_store(storage, report)
         report = verify_store(path, progress=progress, workers=workers)
-        report.repaired = done
+        report.repaired = repairs
     return report
 
 
-def _check_data(store: Store, report: VerifyReport, bad: set[str], progress: Progress | None, workers: int) -> None:
-    geometry = store.geometry
-    singles = commits.block_records(store.storage)
-    jobs: list[tuple[int, int, ArrayLayout, int | None]] = []
+def _committed_files(store: Store, report: VerifyReport, damaged_records: set[str]) -> list[CommittedFile]:
+    """Return all committed data files.
+
+    Count the blocks, and list the missing rows in the report.
+    """
+    files: list[CommittedFile] = []
+    blocks = store.geometry.blocks
+    records = commits.block_records(store.storage)
     for stage, entry in enumerate(store.stages):
         for group, variables in enumerate(store.groups):
-            digests = commits.read_stage(store.storage, stage, group, geometry.blocks, ignore=bad, singles=singles)
-            absent_blocks = 0
-            for block in range(geometry.blocks):
+            digests = commits.read_stage(store.storage, stage, group, blocks, ignore=damaged_records, singles=records)
+            for block in range(blocks):
                 if all(block in digests.get(v.name, {}) for v in variables):
                     report.blocks += 1
-                    jobs += [(stage, block, store.layouts[v.name], digests[v.name][block]) for v in variables]
+                    files += [(stage, block, store.layouts[v.name], digests[v.name][block]) for v in variables]
                     continue
-                absent_blocks += 1
-                low, high = geometry.rows(block)
+                low, high = store.geometry.rows(block)
                 names = ", ".join(v.name for v in variables if v.attrs.get("kind") == "site") or variables[0].name
                 report.missing.append(f"stage {entry.name!r}, {names}, entity rows {low} to {high - 1}")
-    sizes = {name: store.storage.sizes(name) for name, layout in store.layouts.items() if layout.compressed}
+    return files
+
+
+def _check_files(
+    store: Store, files: list[CommittedFile], report: VerifyReport, progress: Progress | None, workers: int
+) -> None:
+    """Check data files in parallel and put their damage into the report."""
+    compressed_sizes = {name: store.storage.sizes(name) for name, layout in store.layouts.items() if layout.compressed}
     total = 0
-    for stage, block, layout, _ in jobs:
-        held = sizes.get(layout.variable.name)
-        total += layout.file_nbytes if held is None else held.get(layout.file_name(stage, block), 0)
+    for stage, block, layout, _ in files:
+        sizes = compressed_sizes.get(layout.variable.name)
+        total += layout.file_nbytes if sizes is None else sizes.get(layout.file_name(stage, block), 0)
     lock = threading.Lock()
 
-    def look(job: tuple[int, int, ArrayLayout, int | None]) -> list[Damage]:
-        stage, block, layout, digest = job
-        key = layout.key(stage, block)
-        found = check_file(store.storage, layout, key)
-        faults = list(found.faults)
-        if not faults and found.digest != digest:
-            faults.append((None, "the file is whole but not the one that was committed"))
+    def check(file: CommittedFile) -> list[Damage]:
+        stage, block, layout, digest = file
+        result = check_file(store.storage, layout, layout.key(stage, block))
+        faults = list(result.faults)
+        if not faults and result.digest != digest:
+            faults.append((None, "the file is intact but not the one that was committed"))
         with lock:
-            report.nbytes += found.nbytes
+            report.nbytes += result.nbytes
             report.files += 1
             if progress is not None:
                 progress(report.nbytes, total)
-        return [damage(store, stage, block, layout, number, what) for number, what in faults]
+        return [chunk_damage(store, stage, block, layout, number, what) for number, what in faults]
 
     with ThreadPoolExecutor(workers, thread_name_prefix="stratalens-verify") as pool:
-        for faults in pool.map(look, jobs):
-            report.damaged += faults
+        for damages in pool.map(check, files):
+            report.damaged += damages

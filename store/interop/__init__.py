@@ -1,6 +1,6 @@
 """Other formats: exported arrays, icechunk, an xarray engine.
 
-export         .npy and .safetensors
-icechunk       finished stages as icechunk commits
+export         export_array(): .npy and .safetensors
+icechunk       complete stages as icechunk commits
 xarray_engine  xr.open_dataset(engine="stratalens")
 """

@@ -1,7 +1,6 @@
-"""One site at one layer as a plain array file (.npy or .safetensors), for tools that know nothing of zarr.
+"""export_array: one site at one layer as a .npy or .safetensors file.
 
-Values are written stage by stage, block by block, so that memory stays small
-whatever the store holds. Rows that were never recorded are an error, never zeros.
+Values are written stage by stage and block by block, so memory stays small for any size of the store.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from stratalens.store.reading.open import open_store
 
 SUFFIXES = (".npy", ".safetensors")
 
-
 _ROWS = 4096
 
 
@@ -27,36 +25,28 @@ def export_array(
 ) -> None:
     """Write one site at one layer, all stages, to a file.
 
-    The array has dims (stage, entity, token, features...); bfloat16 comes out as
-    float32, other dtypes as they are stored. A .safetensors file holds it as
-    the tensor `site`, with dims, stages, entities, tokens and hook name as JSON
-    in its metadata; beside a .npy file the same JSON lies as `<file>.json`.
+    The array has dims (stage, entity, token, features...). bfloat16 becomes float32; other dtypes stay as stored. A
+    .safetensors file has the tensor `site`, with dims, stages, entities, tokens and hook name as JSON in its metadata.
+    The same JSON is written next to a .npy file as `<file>.json`.
 
-    Parameters
-    ----------
-    store
-        Path of the store.
-    site
-        A recorded site.
-    layer
-        Block index; None for sites outside the blocks.
-    target
-        The file; its suffix says the format. Replaced only when it is whole.
+    Args:
+        store: path of the store.
+        site: a recorded site.
+        layer: block index; None for sites outside the blocks.
+        target: the file; the suffix selects the format. An existing file is replaced only once the new one is complete.
 
-    Raises
-    ------
-    InputError
-        Unknown site, layer or suffix.
-    NotRecordedError
-        Some rows of a stage were never recorded.
+    Raises:
+        InputError: unknown site, layer or suffix.
+        NotRecordedError: some rows of a stage were never recorded; they are never written as zeros.
     """
     target = Path(target)
     if target.suffix not in SUFFIXES:
-        raise InputError(f"cannot export to {target.name!r}: the suffix says the format; valid: {', '.join(SUFFIXES)}")
+        valid = ", ".join(SUFFIXES)
+        raise InputError(f"cannot export to {target.name!r}: the suffix selects the format; valid: {valid}")
     if not target.parent.is_dir():
         raise InputError(f"folder {target.parent} does not exist; make it first")
     ds = open_store(store, chunks=None)
-    array = _selected(ds, site, layer)
+    array = _select_layer(ds, site, layer)
     recorded = ds["recorded"].values
     if not recorded.all():
         stages = [str(name) for name, row in zip(ds["stage"].values, recorded, strict=True) if not row.all()]
@@ -64,7 +54,7 @@ def export_array(
             f"{store}: rows of stage {', '.join(stages)} were never recorded; "
             "finish the capture (stratalens capture RUN.yaml --resume), then export"
         )
-    facts = {
+    description = {
         "dims": list(map(str, array.dims)),
         "site": site,
         "layer": layer,
@@ -77,27 +67,27 @@ def export_array(
     try:
         if target.suffix == ".npy":
             _fill(np.lib.format.open_memmap(temporary, mode="w+", dtype=array.dtype, shape=array.shape), array)
-            side = target.with_name(target.name + ".json")
-            side.write_text(json.dumps(facts), encoding="utf-8")
+            json_file = target.with_name(target.name + ".json")
+            json_file.write_text(json.dumps(description), encoding="utf-8")
         else:
-            _fill(_safetensors(temporary, site, array, facts), array)
+            _fill(_map_safetensors(temporary, site, array, description), array)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _selected(ds: xr.Dataset, site: str, layer: int | None) -> xr.DataArray:
+def _select_layer(ds: xr.Dataset, site: str, layer: int | None) -> xr.DataArray:
     sites = [str(name) for name, v in ds.data_vars.items() if v.attrs.get("kind") == "site"]
     if site not in sites:
         raise no_site_error(site, sites)
     array = ds[site]
     if "layer" not in array.dims:
         if layer is not None:
-            raise InputError(f"site {site!r} lies outside the blocks and has no layers; leave --layer out")
+            raise InputError(f"site {site!r} is outside the blocks and has no layers; leave --layer out")
         return array
     layers = [int(v) for v in ds["layer"].values]
     if layer is None:
-        raise InputError(f"site {site!r} was recorded at layers {layers}; say which one with --layer")
+        raise InputError(f"site {site!r} was recorded at layers {layers}; choose one with --layer")
     if layer not in layers:
         raise InputError(f"layer {layer} was not recorded; valid: {', '.join(map(str, layers))}")
     return array.isel(layer=layers.index(layer))
@@ -111,16 +101,16 @@ def _fill(out: np.memmap, array: xr.DataArray) -> None:
     out.flush()
 
 
-def _safetensors(path: Path, name: str, array: xr.DataArray, facts: object) -> np.memmap:
-    """An empty .safetensors file of one tensor, mapped for writing.
+def _map_safetensors(path: Path, name: str, array: xr.DataArray, description: object) -> np.memmap:
+    """Create a .safetensors file of one tensor and map its data for writing.
 
-    The format (8 bytes of header length, JSON header padded with blanks, data) is written here because the
-    library's own save_file wants the whole tensor in memory.
+    `save_file` of the library needs the whole tensor in memory. The format is 8 bytes of header length, a JSON header
+    padded with blanks, and the data.
     """
-    kinds = {"float32": "F32", "float16": "F16"}
+    dtypes = {"float32": "F32", "float16": "F16"}
     header = {
-        "__metadata__": {"stratalens": json.dumps(facts)},
-        name: {"dtype": kinds[str(array.dtype)], "shape": list(array.shape), "data_offsets": [0, array.nbytes]},
+        "__metadata__": {"stratalens": json.dumps(description)},
+        name: {"dtype": dtypes[str(array.dtype)], "shape": list(array.shape), "data_offsets": [0, array.nbytes]},
     }
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)

@@ -1,28 +1,27 @@
-"""A finished store as an icechunk repository: one commit for each stage (extra `icechunk`).
+"""A store as an icechunk repository, with one commit for each stage.
 
-Icechunk keeps versions of zarr hierarchies: every commit is a state that can be opened
-again. Its commits take the place of our commit records, so recording itself goes to a
-folder or an object store as always; complete stages are then committed here one by one.
-Files are copied as they are, checked on the way, through zarr's store interface; what a
-plain zarr reader sees is the same. A stage that the repository has is never written again.
+Icechunk keeps versions of zarr hierarchies; every commit is a state that can be opened again. A capture records into a
+folder or an object store as always, and its complete stages are then committed one by one. Files are checked and copied
+unchanged through the store interface of zarr, so a plain zarr reader sees the same. A stage is committed only once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import xarray as xr
 from zarr.abc.store import Store as ZarrStore
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.buffer import default_buffer_prototype
 
 from stratalens.store.errors import DamagedError, InputError, suggest
 from stratalens.store.format import metadata
-from stratalens.store.integrity.data_checks import check_file, damage
+from stratalens.store.integrity.data_checks import check_file, chunk_damage
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.provenance import mismatch
 from stratalens.store.storage.resolve import is_url, storage_at
@@ -30,61 +29,56 @@ from stratalens.store.storage.resolve import is_url, storage_at
 if TYPE_CHECKING:
     import icechunk
 
-
 Path = str | os.PathLike[str]
 
+T = TypeVar("T")
 
-_SAME = ("block_size", "entities", "layers", "tokens", "groups", "labels", "label_digest", "provenance")
+_EQUAL_FIELDS = ("block_size", "entities", "layers", "tokens", "groups", "labels", "label_digest", "provenance")
 
 
 def commit_stages(store: Path, repository: Path | icechunk.Storage) -> list[str]:
-    """Commit every complete stage that the repository does not have yet, in the order in which they were added.
+    """Commit every complete stage that the repository does not have.
 
-    Parameters
-    ----------
-    store
-        Folder or URL of a store.
-    repository
-        Folder of the repository, ``s3://bucket/prefix`` (credentials from the
-        environment), or an ``icechunk.Storage``. Made where there is none.
+    Stages are committed in the order in which the store added them.
 
-    Returns
-    -------
-    list of str
-        Names of the stages that were committed now.
+    Args:
+        store: folder or URL of a store.
+        repository: folder of the repository, `s3://bucket/prefix` (credentials from the environment), or an
+            `icechunk.Storage`. A new repository is created if there is none.
 
-    Raises
-    ------
-    InputError
-        icechunk is not installed, or the repository holds something else.
-    MismatchError
-        The repository was made from another store.
-    DamagedError
-        A file of the store differs from its checksum; its stage was not committed.
+    Returns:
+        Names of the newly committed stages.
+
+    Raises:
+        InputError: icechunk is not installed, or the repository holds something else.
+        MismatchError: the repository was made from another store.
+        DamagedError: a file of the store differs from its checksum; its stage was not committed.
     """
     source = load(storage_at(store))
     repo = _repository(repository, create=True)
-    held = _held(repo, source)
-    done = []
+    committed = _committed_stages(repo, source)
+    new = []
     present = source.commits().present
     for index, entry in enumerate(source.stages):
-        if entry.name in held or not present[:, index].all():
+        if entry.name in committed or not present[:, index].all():
             continue
-        held.append(entry.name)
-        _commit(repo, _part(source, held), index)
-        done.append(entry.name)
-    return done
+        committed.append(entry.name)
+        _commit(repo, _with_stages(source, committed), index)
+        new.append(entry.name)
+    return new
 
 
 def open_commits(repository: Path | icechunk.Storage, stage: str | None = None) -> xr.Dataset:
-    """The repository as plain zarr readers see it, now or as it was when a stage had just been committed.
+    """Open a commit of the repository as plain zarr readers see it.
 
-    bfloat16 comes as its bits and int8 as whole numbers (docs/format.md says what they mean).
+    bfloat16 is shown as uint16 bits and scaled int8 as int8; docs/format.md explains both.
 
-    Raises
-    ------
-    InputError
-        There is no repository, or no commit of that stage.
+    Args:
+        repository: as for `commit_stages`.
+        stage: name of a committed stage; None opens the latest commit.
+
+    Raises:
+        InputError: there is no repository, or no commit of that stage.
     """
     repo = _repository(repository, create=False)
     if stage is None:
@@ -118,69 +112,88 @@ def _repository(place: Path | icechunk.Storage, *, create: bool) -> Any:
     return icechunk.Repository.create(storage)
 
 
-def _held(repo: Any, source: Store) -> list[str]:
-    """Names of the stages that the repository has, after holding it against the store."""
-    raw = sync(repo.readonly_session("main").store.get(metadata.ROOT, default_buffer_prototype()))
+def _committed_stages(repo: Any, source: Store) -> list[str]:
+    """Return the names of the committed stages.
+
+    Raise unless the repository belongs to the store.
+    """
+    raw = _wait(repo.readonly_session("main").store.get(metadata.ROOT, default_buffer_prototype()))
     if raw is None:
         return []
     state: Mapping[str, Any] | None = json.loads(raw.to_bytes()).get("attributes", {}).get("stratalens")
     if state is None:
-        if len(list(repo.ancestry(branch="main"))) == 1:  # icechunk begins with an empty commit
+        if len(list(repo.ancestry(branch="main"))) == 1:  # icechunk starts with an empty commit
             return []
         raise InputError("the repository holds something that stratalens did not commit: give another place")
-    ours = source.attributes()["stratalens"]
-    for field in _SAME:
-        if state[field] != metadata.plain(ours[field], field):
-            mend = "commit to the repository of this store"
+    expected = source.attributes()["stratalens"]
+    for field in _EQUAL_FIELDS:
+        if state[field] != metadata.plain(expected[field], field):
+            remedy = "commit to the repository of this store"
             if field.startswith("label"):
-                mend += "; if its labels were changed since, commit to a new repository"
-            raise mismatch(source, field, ours[field], state[field], mend)
+                remedy += "; if its labels were changed since, commit to a new repository"
+            raise mismatch(source, field, expected[field], state[field], remedy)
     known = {s.name: s.to_json() for s in source.stages}
     for stage in state["stages"]:
-        if known.get(stage["name"]) != stage:
-            held = known.get(stage["name"])
-            raise mismatch(source, "stage", held, stage, "commit to the repository of this store")
+        entry = known.get(stage["name"])
+        if entry != stage:
+            raise mismatch(source, "stage", entry, stage, "commit to the repository of this store")
     return [stage["name"] for stage in state["stages"]]
 
 
-def _part(source: Store, names: list[str]) -> Store:
-    """The store with these stages alone, in this order."""
-    places = [source.stage_index(name) for name in names]
-    measured = {name: [stages[p] for p in places if p is not None] for name, stages in source.measured.items()}
-    return replace(source, stages=tuple(source.stages[p] for p in places if p is not None), measured=measured)
+def _with_stages(source: Store, names: list[str]) -> Store:
+    """Return the store with only these stages, in this order."""
+    positions = [p for p in (source.stage_index(name) for name in names) if p is not None]
+    measured = {name: [stages[p] for p in positions] for name, stages in source.measured.items()}
+    return replace(source, stages=tuple(source.stages[p] for p in positions), measured=measured)
 
 
-def _commit(repo: Any, part: Store, index: int) -> None:
-    """Copy the last stage of `part`, which is stage `index` of the store on disk, and commit it."""
+def _commit(repo: Any, selected: Store, index: int) -> None:
+    """Commit the last stage of `selected`, which is stage `index` on disk."""
     session = repo.writable_session("main")
-    target, position, entry = session.store, len(part.stages) - 1, part.stages[-1]
-    documents = part.arrays()
-    root = {"zarr_format": 3, "node_type": "group", "attributes": replace(part, second_place=()).attributes()}
-    _put(target, metadata.ROOT, metadata.canonical(root))
-    for name, document in documents.items():
-        document["chunk_key_encoding"] = {"name": "default", "configuration": {"separator": "/"}}  # icechunk's own
-        _put(target, f"{name}/zarr.json", metadata.canonical(document))
-    for name, coordinate in part.coordinates().items():
-        for number, data in coordinate.files(position):  # of all others, the first stage brought everything
-            _put(target, f"{name}/c/{number}", data)
-    if position == 0:
-        for name in part.label_types:
-            for number in range(-(-part.entities // part.label_chunk)):
-                _put(target, f"{name}/c/{number}", part.storage.get(part.label_key(name, number)) or b"")
-    for layout in part.layouts.values():
-        for block in range(part.geometry.blocks):
-            key = layout.key(index, block)
-            if faults := check_file(part.storage, layout, key).faults:
-                chunk, what = faults[0]
-                raise DamagedError(
-                    f"{damage(part, position, block, layout, chunk, what)}; stage {entry.name!r} was not committed. "
-                    "`stratalens verify --repair` marks it as missing, then the capture, run again, records it anew."
-                )
-            place = layout.key(position, block).replace("/c.", "/c/").replace(".", "/")
-            _put(target, place, part.storage.get(key) or b"")
+    _wait(_copy_stage(session.store, selected, index))
+    entry = selected.stages[-1]
     facts = {"stage": entry.name, "stage_order": entry.order, "weights_fingerprint": entry.fingerprint}
     session.commit(f"stage {entry.name}", metadata=facts)
 
 
-def _put(target: ZarrStore, key: str, data: bytes) -> None:
-    sync(target.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+async def _copy_stage(target: ZarrStore, selected: Store, index: int) -> None:
+    """Copy the metadata of `selected` and the files of its last stage."""
+    position = len(selected.stages) - 1
+    attributes = replace(selected, alternate_label_files=()).attributes()
+    root = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    await _put(target, metadata.ROOT, metadata.canonical(root))
+    for name, document in selected.arrays().items():
+        document["chunk_key_encoding"] = {"name": "default", "configuration": {"separator": "/"}}  # icechunk's own
+        await _put(target, f"{name}/zarr.json", metadata.canonical(document))
+    for name, coordinate in selected.coordinates().items():
+        for number, data in coordinate.files(position):  # the first stage wrote those of the other coordinates
+            await _put(target, f"{name}/c/{number}", data)
+    if position == 0:
+        for name in selected.label_types:
+            for number in range(-(-selected.entities // selected.label_chunk)):
+                await _put(target, f"{name}/c/{number}", selected.storage.get(selected.label_key(name, number)) or b"")
+    for layout in selected.layouts.values():
+        for block in range(selected.geometry.blocks):
+            key = layout.key(index, block)
+            if faults := check_file(selected.storage, layout, key).faults:
+                chunk, what = faults[0]
+                damage = chunk_damage(selected, position, block, layout, chunk, what)
+                raise DamagedError(
+                    f"{damage}; stage {selected.stages[-1].name!r} was not committed. Mark it as missing with "
+                    "`stratalens verify --repair`, then run the capture again to record it again."
+                )
+            target_key = layout.key(position, block).replace("/c.", "/c/").replace(".", "/")
+            await _put(target, target_key, selected.storage.get(key) or b"")
+
+
+async def _put(target: ZarrStore, key: str, data: bytes) -> None:
+    await target.set(key, default_buffer_prototype().buffer.from_bytes(data))
+
+
+def _wait(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a new thread.
+
+    The calling thread may run an event loop, as in a notebook.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()

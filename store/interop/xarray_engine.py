@@ -1,4 +1,4 @@
-"""The xarray engine `stratalens`: xr.open_dataset("run.zarr", engine="stratalens") is open_store."""
+"""The xarray engine `stratalens`, which calls open_store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StratalensBackend(BackendEntrypoint):
         verify: bool = True,
         dtype: Any = "float32",
     ) -> xr.Dataset:
-        """The dataset of a store, lazily indexed."""
+        """Return the lazily indexed Dataset of a store."""
         dataset = open_store(filename_or_obj, chunks=None, verify=verify, dtype=dtype)
         if drop_variables is not None:
             names = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables)
@@ -37,7 +37,10 @@ class StratalensBackend(BackendEntrypoint):
         return dataset
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Whether the path holds a store of ours."""
+        """Return whether a local path holds a store.
+
+        The answer for a URL is False, to avoid network requests; name the engine to open it.
+        """
         if not isinstance(filename_or_obj, str | os.PathLike) or is_url(filename_or_obj):
-            return False  # nobody is asked over a network; give engine="stratalens" for a URL
+            return False
         return (Path(filename_or_obj) / PRIVATE).is_dir()

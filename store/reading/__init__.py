@@ -1,11 +1,11 @@
 """A store as a lazy Dataset.
 
 open         open_store()
-lazy_arrays  lazy arrays for xarray
+lazy_arrays  lazy arrays: variables, label columns, computed values
 dask_arrays  dask arrays over stored variables
-selection    selections of lazy arrays
-indexing     ranges of rows to read
+selection    selections that are not read yet
+indexing     row ranges to read
 slabs        which files hold a selection
 chunks       reading inside one file
-staleness    notices a store that was replaced while open
+staleness    notices that an open store was replaced
 """

@@ -1,4 +1,4 @@
-"""Few rows of a block: which ranges of rows are read, and which of what was read is wanted."""
+"""Row ranges to read for a sparse selection."""
 
 from __future__ import annotations
 
@@ -13,43 +13,49 @@ Selection = slice | NDArray[np.intp]
 
 @dataclass(frozen=True)
 class RowRanges:
-    """Ranges (start, stop) of rows that are read one behind the other, and the selection among what was read."""
+    """Row ranges read into consecutive memory, and the selected rows in it.
+
+    Attributes:
+        spans: (start, stop) of each range.
+        picks: index of the selected rows in the rows that were read.
+    """
 
     spans: list[tuple[int, int]]
     picks: Selection
 
     @cached_property
     def count(self) -> int:
-        """Rows that are read."""
+        """Number of rows that are read."""
         return sum(stop - start for start, stop in self.spans)
 
 
 def row_ranges(rows: Selection, block_size: int, gap: int) -> RowRanges | None:
-    """The ranges for a selection of rows, or None where reading the whole block is no more work.
+    """Return the row ranges of a selection.
 
-    Rows with at most `gap` others between them are read in one go.
+    The result is None if reading the whole block is as fast.
+    A range includes unselected rows where at most `gap` of them separate two selected rows.
 
     >>> row_ranges(np.array([9, 2, 3, 9]), 64, gap=1)
-    FewRows(spans=[(2, 4), (9, 10)], picks=array([2, 0, 1, 2]))
+    RowRanges(spans=[(2, 4), (9, 10)], picks=array([2, 0, 1, 2]))
     >>> row_ranges(np.array([2, 9]), 64, gap=1)
-    FewRows(spans=[(2, 3), (9, 10)], picks=slice(0, 2, None))
+    RowRanges(spans=[(2, 3), (9, 10)], picks=slice(0, 2, None))
     >>> row_ranges(slice(0, 60), 64, gap=1) is None
     True
     """
     half = block_size // 2
     if isinstance(rows, slice):
         return RowRanges([(rows.start, rows.stop)], slice(None)) if rows.stop - rows.start <= half else None
-    wanted, places = np.unique(rows, return_inverse=True)
-    apart = np.flatnonzero(np.diff(wanted) > gap + 1) + 1
-    groups = np.split(wanted, apart)
+    unique, inverse = np.unique(rows, return_inverse=True)
+    breaks = np.flatnonzero(np.diff(unique) > gap + 1) + 1
+    groups = np.split(unique, breaks)
     spans = [(int(group[0]), int(group[-1]) + 1) for group in groups]
-    starts = np.cumsum([0, *(stop - start for start, stop in spans[:-1])])
-    found = np.concatenate([group - group[0] + start for group, start in zip(groups, starts, strict=True)])
-    few = RowRanges(spans, as_slice(found[places]))
-    return few if few.count <= half else None
+    offsets = np.cumsum([0, *(stop - start for start, stop in spans[:-1])])
+    read_positions = [group - group[0] + offset for group, offset in zip(groups, offsets, strict=True)]
+    ranges = RowRanges(spans, as_slice(np.concatenate(read_positions)[inverse]))
+    return ranges if ranges.count <= half else None
 
 
 def as_slice(index: NDArray[np.intp]) -> Selection:
-    """The same as a slice where the indices follow each other."""
-    dense = index.size > 0 and bool((np.diff(index) == 1).all())
-    return slice(int(index[0]), int(index[-1]) + 1) if dense else index
+    """Return consecutive indices as a slice, and any other index unchanged."""
+    consecutive = index.size > 0 and bool((np.diff(index) == 1).all())
+    return slice(int(index[0]), int(index[-1]) + 1) if consecutive else index

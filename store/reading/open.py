@@ -1,16 +1,15 @@
-"""open_store: a store as a lazy, labelled xarray.Dataset; several stores joined along entity.
+"""open_store: a store as a lazy, labelled xarray.Dataset.
 
-Metadata comes from the root zarr.json and the commit records alone, so opening
-costs the same whatever the store holds. Labels of up to `EAGER_LABELS` rows are
-read at once and indexed; of more rows they stay lazy, and `ds.set_xindex("entity")`
-builds the index when it is wanted.
+The root zarr.json and the commit records describe a store completely, so opening takes the same time for any size.
+Labels of up to `EAGER_LABELS` rows are read and indexed at once. Labels of more rows stay lazy;
+`ds.set_xindex("entity")` builds the index on request.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,15 +22,14 @@ from stratalens.store.format.int8 import summarize_errors
 from stratalens.store.format.schema import Variable, recorded_variable
 from stratalens.store.reading.chunks import BFLOAT16
 from stratalens.store.reading.lazy_arrays import (
-    AllOf,
     Exposure,
-    FunctionArray,
-    Joined,
     LabelArray,
     LazyArray,
+    RecordedInAllGroups,
     ScaledArray,
     VariableArray,
-    lazy,
+    concatenate,
+    lazy_variable,
 )
 from stratalens.store.reading.slabs import SlabReader
 from stratalens.store.reading.staleness import StalenessCheck
@@ -41,13 +39,12 @@ from stratalens.store.storage.resolve import is_url, storage_at
 
 EAGER_LABELS = 200_000
 
-
 Path = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The lazy arrays of one store."""
+class _OpenedStore:
+    """The lazy arrays of one store; `key` is a hash of its content."""
 
     store: Store
     variables: dict[str, LazyArray]
@@ -63,43 +60,34 @@ def open_store(
     verify: bool = True,
     dtype: Literal["float32", "bfloat16", "bits"] = "float32",
 ) -> xr.Dataset:
-    """Open a store, or several that hold different entities of one run, lazily.
+    """Open a store as a lazy Dataset.
 
-    Parameters
-    ----------
-    path
-        Folder or fsspec URL of a store, or a list of them to join along entity.
-    chunks
-        "auto": dask arrays whose chunks are several blocks of one stage and layer; None: xarray's own lazy indexing,
-        without dask, whose tasks take longer than reading a few rows does.
-    verify
-        Check every chunk that is read against its crc32c. Few rows read each chunk whole the first time.
-    dtype
-        What sites stored as bfloat16 are given as: float32 (exact), bfloat16
-        (ml_dtypes), or their bits as uint16. Sites scaled to int8 are float32
-        too, or with "bits" the whole numbers, to be multiplied by `<site>_scale`.
+    Several stores of one run with different entities are joined along entity.
 
-    Returns
-    -------
-    xarray.Dataset
-        Variables with dims ``(stage, layer, entity, token, *features)``, stages by
-        stage_order; label columns as coords; `recorded` (stage, entity), and
-        `exposure` (stage, entity) where there is a column `trained_stage`.
+    Args:
+        path: folder or fsspec URL of a store, or a list of them to join along entity.
+        chunks: "auto" returns dask arrays whose chunks are several blocks of one stage and layer. None returns xarray's
+            own lazy arrays without dask, which are faster for a few rows.
+        verify: compare every chunk that is read with its crc32c. The first read of a few rows reads their chunks whole.
+        dtype: dtype of sites stored as bfloat16: "float32" (exact), "bfloat16" (of ml_dtypes), or "bits" (uint16).
+            Sites scaled to int8 are float32 too; with "bits" they are int8, to be multiplied by `<site>_scale`.
 
-    Raises
-    ------
-    InputError
-        There is no store at `path`, or a newer stratalens wrote it.
-    DamagedError
-        Metadata or a commit record is damaged; later, when values are read,
-        a chunk is (the message names stage, site, layer and entity rows).
-    MismatchError
-        The stores do not belong together.
+    Returns:
+        Dataset with stages in the order of `stage_order`, every label column as a coordinate, and the variables
 
-    Examples
-    --------
-    >>> ds = open_store("run.zarr")  # doctest: +SKIP
-    >>> ds.resid_post.isel(stage=-1, layer=3).values  # doctest: +SKIP
+            sites and statistics (stage, layer, entity, token, *features), each with a subset of these dims
+            recorded (stage, entity): bool, whether all variables of the row were recorded
+            exposure (stage, entity): float32, if there is a label column `trained_stage`
+
+    Raises:
+        InputError: there is no store at `path`, or a newer stratalens wrote it.
+        DamagedError: metadata or a commit record is damaged. Reading values later raises it for a damaged chunk; the
+            message names stage, site, layer and entity rows.
+        MismatchError: the stores do not belong together.
+
+    Example:
+        >>> ds = open_store("run.zarr")  # doctest: +SKIP
+        >>> ds.resid_post.isel(stage=-1, layer=3).values  # doctest: +SKIP
     """
     if dtype not in ("float32", "bfloat16", "bits"):
         raise InputError(f"dtype is {dtype!r}: use 'float32', 'bfloat16' or 'bits'")
@@ -107,138 +95,149 @@ def open_store(
         raise InputError(f"chunks is {chunks!r}: use 'auto' or None; ds.chunk(...) changes them afterwards")
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
-        raise InputError("no path given: open_store takes a folder, or a list of folders")
-    parts = [_part(load(storage_at(p)), verify=verify, dtype=dtype) for p in paths]
-    _check_joinable(parts)
-    first = parts[0].store
-    rank = sorted(range(len(first.stages)), key=lambda i: first.stages[i].order)
-    data = {}
-    for name, layout in first.layouts.items():
-        if layout.variable.attrs.get("kind") == "flag":
-            continue
-        data[name] = _variable(layout.variable, [p.variables[name] for p in parts], chunks, [p.key for p in parts])
-        data[name].attrs |= summarize_errors([entry for p in parts for entry in p.store.measured.get(name, ())])
-    flags = [p.recorded for p in parts]
-    data["recorded"] = lazy(("stage", "entity"), _join(flags, 1), {"long_name": recorded_variable(0).doc})
-    if len(first.groups) > 1:
-        for number in range(1, len(first.groups)):
-            flag = recorded_variable(number)
-            data[flag.name] = lazy(flag.dims, _join([p.variables[flag.name] for p in parts], 1), dict(flag.attrs))
-        data["recorded_0"] = lazy(("stage", "entity"), _join([p.variables["recorded"] for p in parts], 1))
+        raise InputError("path is an empty list: give open_store a folder, or a list of folders")
+    stores = [_open_one(load(storage_at(p)), verify=verify, dtype=dtype) for p in paths]
+    _check_joinable(stores)
+    rows = sum(opened.store.entities for opened in stores)
+    coords = _coordinates(stores[0].store) | _label_coordinates(stores, rows)
+    data = _variables(stores, chunks) | _recorded_flags(stores)
+    if "recorded_0" in data:
         for variable in data.values():
             if variable.attrs.get("recorded") == "recorded":
                 variable.attrs["recorded"] = "recorded_0"
-    coords = _coordinates(first, rank)
-    rows = sum(p.store.entities for p in parts)
-    for name in first.label_types:
-        column = lazy(("entity",), _join([p.labels[name] for p in parts], 0))
-        coords[name] = column if rows > EAGER_LABELS else xr.Variable(("entity",), column.values)
-    if "trained_stage" in first.label_types:
-        orders = {s.name: s.order for s in first.stages}
-        trained = _join([p.labels["trained_stage"] for p in parts], 0)
-        exposure = Exposure(coords["stage_order"].values, orders, trained)
-        array = FunctionArray((len(rank), rows), np.dtype(np.float32), exposure)
-        data["exposure"] = lazy(
-            ("stage", "entity"),
-            array,
-            {"long_name": "stage_order minus that of trained_stage (negative: not yet trained on)"},
-        )
-    indexed = [d for d in coords if coords[d].dims == (d,) and (d != "entity" or rows <= EAGER_LABELS)]
-    dataset = xr.Dataset(
-        data,
-        coords=xr.Coordinates(
-            coords,
-            indexes={
-                d: xr.indexes.PandasIndex.from_variables({d: coords[d].to_index_variable()}, options={})
-                for d in indexed
-            },
-        ),
-        attrs=_attributes(parts),
-    )
-    for name in indexed:
-        dataset[name].attrs.update(coords[name].attrs)
-    _check_unique(dataset, parts)
+    if "trained_stage" in stores[0].store.label_types:
+        data["exposure"] = _exposure(stores, coords["stage_order"].values)
+    dataset = _assemble(data, coords, lazy_entity=rows > EAGER_LABELS, attrs=_attributes(stores))
+    _check_unique(stores)
     return dataset
 
 
-def _part(store: Store, *, verify: bool, dtype: str) -> _Part:
-    state = store.commits()
-    rank = sorted(range(len(store.stages)), key=lambda i: store.stages[i].order)
-    watch = StalenessCheck(store)
+def _open_one(store: Store, *, verify: bool, dtype: str) -> _OpenedStore:
+    """Return the lazy arrays of one store."""
+    commits = store.commits()
+    stages = _stage_order(store)
+    staleness = StalenessCheck(store)
     variables: dict[str, LazyArray] = {}
     for name, layout in store.layouts.items():
-        wide = layout.variable.dtype == "bfloat16" and dtype == "float32"
-        reader = SlabReader(
-            storage=store.storage,
-            layout=layout,
-            entities=store.entities,
-            committed=state.present[store.group_of[name]],
-            stage_names=[s.name for s in store.stages],
-            layer_names=store.layers,
-            decode=wide,
-            verify=verify,
-            watch=watch,
-        )
-        view = None
-        if layout.variable.dtype == "bfloat16" and dtype == "bfloat16":
-            view = BFLOAT16
-        variables[name] = VariableArray(reader, rank, view=view)
+        is_bfloat16 = layout.variable.dtype == "bfloat16"
+        committed = commits.present[store.group_of[name]]
+        decode = is_bfloat16 and dtype == "float32"
+        reader = SlabReader(store, layout, committed, decode=decode, verify=verify, staleness=staleness)
+        variables[name] = VariableArray(reader, stages, view=BFLOAT16 if is_bfloat16 and dtype == "bfloat16" else None)
     for name, layout in store.layouts.items() if dtype != "bits" else ():
         numbers, scale = variables[name], variables.get(layout.variable.scaled_by)
         if isinstance(numbers, VariableArray) and isinstance(scale, VariableArray):
             variables[name] = ScaledArray(numbers, scale)
-    columns: dict[str, LazyArray] = {name: LabelArray(store, name, watch) for name in store.label_types}
-    flags = [variables[recorded_variable(g).name] for g in range(len(store.groups))]
-    recorded = flags[0] if len(flags) == 1 else FunctionArray(flags[0].shape, np.dtype(bool), AllOf(flags))
-    key = hashlib.sha256(f"{store.checksum} {state.key}".encode()).hexdigest()
-    return _Part(store, variables, columns, recorded, key)
+    columns: dict[str, LazyArray] = {name: LabelArray(store, name, staleness) for name in store.label_types}
+    flags = [variables[recorded_variable(group).name] for group in range(len(store.groups))]
+    recorded = flags[0] if len(flags) == 1 else RecordedInAllGroups(flags)
+    key = hashlib.sha256(f"{store.checksum} {commits.key}".encode()).hexdigest()
+    return _OpenedStore(store, variables, columns, recorded, key)
 
 
-def _join(parts: Sequence[LazyArray], axis: int) -> LazyArray:
-    return parts[0] if len(parts) == 1 else Joined(parts, axis)
+def _stage_order(store: Store) -> list[int]:
+    """Return the positions of the stages on disk, in training order."""
+    return sorted(range(len(store.stages)), key=lambda i: store.stages[i].order)
 
 
-def _variable(variable: Variable, parts: Sequence[LazyArray], chunks: str | None, keys: Sequence[str]) -> xr.Variable:
+def _variables(stores: Sequence[_OpenedStore], chunks: str | None) -> dict[str, xr.Variable]:
+    """Return the data variables without the flags."""
+    data = {}
+    for name, layout in stores[0].store.layouts.items():
+        if layout.variable.attrs.get("kind") != "flag":
+            arrays = [opened.variables[name] for opened in stores]
+            variable = _variable(layout.variable, arrays, chunks, [opened.key for opened in stores])
+            errors = [entry for opened in stores for entry in opened.store.measured.get(name, ())]
+            variable.attrs |= summarize_errors(errors)
+            data[name] = variable
+    return data
+
+
+def _variable(variable: Variable, arrays: Sequence[LazyArray], chunks: str | None, keys: Sequence[str]) -> xr.Variable:
     attrs: dict[str, Any] = {**variable.attrs, "stored_dtype": variable.dtype}
     if variable.doc:
         attrs["long_name"] = variable.doc
     if variable.units:
         attrs["units"] = variable.units
-    joined = _join(parts, variable.dims.index("entity"))
+    array = concatenate(arrays, variable.dims.index("entity"))
     if chunks is None:
-        return lazy(variable.dims, joined, attrs)
-    from stratalens.store.reading.dask_arrays import stored
+        return lazy_variable(variable.dims, array, attrs)
+    from stratalens.store.reading.dask_arrays import dask_array
 
-    # Named after the content: cached results find the same selection again in another process.
-    name = hashlib.sha256(f"{' '.join(keys)} {variable.name} {joined.dtype}".encode()).hexdigest()[:32]
-    return xr.Variable(variable.dims, stored(joined, f"{variable.name}-{name}"), attrs=attrs)
+    # Named after the content, so that another process finds cached results of the same selection.
+    name = hashlib.sha256(f"{' '.join(keys)} {variable.name} {array.dtype}".encode()).hexdigest()[:32]
+    return xr.Variable(variable.dims, dask_array(array, f"{variable.name}-{name}"), attrs=attrs)
 
 
-def _coordinates(store: Store, rank: Sequence[int]) -> dict[str, xr.Variable]:
-    stages = [store.stages[i] for i in rank]
+def _recorded_flags(stores: Sequence[_OpenedStore]) -> dict[str, xr.Variable]:
+    """Return `recorded`, and `recorded_0`, `recorded_1`, ... of several groups."""
+    dims = ("stage", "entity")
+    recorded = concatenate([opened.recorded for opened in stores], 1)
+    flags = {"recorded": lazy_variable(dims, recorded, {"long_name": recorded_variable(0).doc})}
+    groups = len(stores[0].store.groups)
+    if groups > 1:
+        for group in range(1, groups):
+            flag = recorded_variable(group)
+            array = concatenate([opened.variables[flag.name] for opened in stores], 1)
+            flags[flag.name] = lazy_variable(flag.dims, array, dict(flag.attrs))
+        first = concatenate([opened.variables["recorded"] for opened in stores], 1)
+        flags["recorded_0"] = lazy_variable(dims, first)
+    return flags
+
+
+def _exposure(stores: Sequence[_OpenedStore], stage_order: np.ndarray[Any, Any]) -> xr.Variable:
+    orders = {stage.name: stage.order for stage in stores[0].store.stages}
+    trained = concatenate([opened.labels["trained_stage"] for opened in stores], 0)
+    doc = "stage_order minus that of trained_stage (negative: not yet trained on)"
+    return lazy_variable(("stage", "entity"), Exposure(stage_order, orders, trained), {"long_name": doc})
+
+
+def _coordinates(store: Store) -> dict[str, xr.Variable]:
+    """Return the coordinates that are not labels."""
+    stages = [store.stages[i] for i in _stage_order(store)]
     coords = {
-        "stage": xr.Variable(("stage",), np.array([s.name for s in stages], dtype=object)),
-        "stage_order": xr.Variable(("stage",), np.array([s.order for s in stages], dtype=np.int64)),
+        "stage": xr.Variable(("stage",), np.array([stage.name for stage in stages], dtype=object)),
+        "stage_order": xr.Variable(("stage",), np.array([stage.order for stage in stages], dtype=np.int64)),
         "weights_fingerprint": xr.Variable(("stage",), np.array([s.fingerprint for s in stages], dtype=object)),
     }
     if store.layers:
         coords["layer"] = xr.Variable(("layer",), np.array(store.layers, dtype=np.int64))
     tokens = np.array(store.tokens, dtype=np.int64 if isinstance(store.tokens[0], int) else object)
     coords["token"] = xr.Variable(("token",), tokens)
-    for variable in store.layouts.values():
-        for dim, values in variable.variable.coords.items():
+    for layout in store.layouts.values():
+        for dim, values in layout.variable.coords.items():
             coords[dim] = xr.Variable((dim,), np.array(values, dtype=np.int64))
     return coords
 
 
-def _absolute(path: str) -> str:
-    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - links stay as the user named them
+def _label_coordinates(stores: Sequence[_OpenedStore], rows: int) -> dict[str, xr.Variable]:
+    """Return the label columns, read at once if there are at most `EAGER_LABELS` rows."""
+    coords = {}
+    for name in stores[0].store.label_types:
+        column = lazy_variable(("entity",), concatenate([opened.labels[name] for opened in stores], 0))
+        coords[name] = column if rows > EAGER_LABELS else xr.Variable(("entity",), column.values)
+    return coords
 
 
-def _attributes(parts: Sequence[_Part]) -> dict[str, Any]:
-    first = parts[0].store
-    keys = [p.key for p in parts]
-    paths = [_absolute(p.store.path) for p in parts]
+def _assemble(
+    data: Mapping[str, xr.Variable], coords: Mapping[str, xr.Variable], *, lazy_entity: bool, attrs: dict[str, Any]
+) -> xr.Dataset:
+    """Return the Dataset with an index for every dim whose labels are in memory."""
+    indexes = {}
+    for dim, variable in coords.items():
+        if variable.dims == (dim,) and not (dim == "entity" and lazy_entity):
+            index_variable = {dim: variable.to_index_variable()}
+            indexes[dim] = xr.indexes.PandasIndex.from_variables(index_variable, options={})
+    dataset = xr.Dataset(data, coords=xr.Coordinates(coords, indexes=indexes), attrs=attrs)
+    for dim in indexes:
+        dataset[dim].attrs.update(coords[dim].attrs)
+    return dataset
+
+
+def _attributes(stores: Sequence[_OpenedStore]) -> dict[str, Any]:
+    first = stores[0].store
+    keys = [opened.key for opened in stores]
+    paths = [_absolute_path(opened.store.path) for opened in stores]
     return {
         "model": str(first.recorded_with.get("model", "")),
         "path": paths[0] if len(paths) == 1 else paths,
@@ -249,38 +248,48 @@ def _attributes(parts: Sequence[_Part]) -> dict[str, Any]:
     }
 
 
-def _check_joinable(parts: Sequence[_Part]) -> None:
-    first = parts[0].store
-    for other in (p.store for p in parts[1:]):
+def _absolute_path(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - links stay as the user named them
+
+
+def _check_joinable(stores: Sequence[_OpenedStore]) -> None:
+    """Raise unless the stores belong together.
+
+    They need equal layers, positions, label columns, variables, stages and provenance.
+    """
+    first = stores[0].store
+    for other in (opened.store for opened in stores[1:]):
         where = f" in {other.path}"
+        compared = {
+            "layers": (list(first.layers), list(other.layers)),
+            "positions": (list(first.tokens), list(other.tokens)),
+            "label columns": (dict(first.label_types), dict(other.label_types)),
+            "variables": (_variables_json(first), _variables_json(other)),
+            "stages": ([s.to_json() for s in first.stages], [s.to_json() for s in other.stages]),
+        }
+        for field, (expected, actual) in compared.items():
+            if expected != actual:
+                remedy = "open the stores separately; they do not belong together"
+                raise mismatch(first, field, expected, actual, remedy, where)
+        check_provenance(first, _without_prompts(first.provenance), _without_prompts(other.provenance), where)
 
-        def same(field: str, held: Any, given: Any, where: str = where) -> None:
-            if held != given:
-                raise mismatch(first, field, held, given, "open the stores apart; they do not belong together", where)
 
-        same("layers", list(first.layers), list(other.layers))
-        same("positions", list(first.tokens), list(other.tokens))
-        same("label columns", dict(first.label_types), dict(other.label_types))
-        same("variables", _named(first), _named(other))
-        same("stages", [s.to_json() for s in first.stages], [s.to_json() for s in other.stages])
-        check_provenance(first, _joinable(first.provenance), _joinable(other.provenance), where)
-
-
-def _named(store: Store) -> list[dict[str, Any]]:
+def _variables_json(store: Store) -> list[dict[str, Any]]:
     return sorted((layout.variable.to_json() for layout in store.layouts.values()), key=lambda v: str(v["name"]))
 
 
-def _joinable(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Provenance without what says which prompts they were."""
+def _without_prompts(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance without the digest of the prompts."""
     return {k: v for k, v in provenance.items() if k != "token_ids_digest"}
 
 
-def _check_unique(dataset: xr.Dataset, parts: Sequence[_Part]) -> None:
-    if len(parts) < 2:
+def _check_unique(stores: Sequence[_OpenedStore]) -> None:
+    """Raise if two stores have the same prompt id."""
+    if len(stores) < 2:
         return
     seen: set[str] = set()
-    for part in parts:
-        names: Iterable[str] = part.labels["entity"].select([slice(None)])
+    for opened in stores:
+        names = opened.labels["entity"].select([slice(None)])
         for name in names:
             if name in seen:
                 raise MismatchError(

@@ -1,12 +1,8 @@
-"""Reading: slabs of one variable straight from its files into NumPy memory; which files, and in parallel.
+"""Reading any selection of one variable: which files hold it, read in parallel.
 
-What happens inside a file is in `chunks`.
-
-One layer over all entities is one contiguous read for each file, into the
-destination itself where nothing has to be decoded. Every inner chunk that is
-read whole is checked against its crc32c; with verification on, a chunk of which
-only some rows are wanted is read whole and checked once, and remembered.
-What was never committed is not looked for: it reads as missing.
+One layer over all entities is one contiguous read per file, straight into the destination if nothing has to be decoded.
+With verification, an inner chunk is read whole and checked the first time, even if only some of its rows are selected.
+A block that was never committed reads as missing; its file is not opened.
 """
 
 from __future__ import annotations
@@ -24,54 +20,41 @@ from stratalens.store.format.layout import ArrayLayout
 from stratalens.store.reading.chunks import ChunkError, ChunkFile
 from stratalens.store.reading.indexing import Selection, as_slice
 from stratalens.store.reading.staleness import StalenessCheck
-from stratalens.store.storage.base import Storage
+from stratalens.store.state.manifest import Store
 from stratalens.store.threads import cores, run_tasks
 
-PARALLEL_FROM = 4 << 20
+PARALLEL_BYTES = 4 << 20  # less is read faster by one thread
+SMALL_ROW_BYTES = 1 << 16  # threads that read smaller rows mostly wait for the interpreter's lock
 
-
-SMALL_PIECE = 1 << 16
-
-
-MISSING = "the file is missing"
+MISSING_FILE = "the file is missing"
 
 
 @dataclass
 class SlabReader:
     """Reads any selection of one variable.
 
-    Parameters
-    ----------
-    storage, layout
-        Where the files are and how they are cut.
-    entities
-        Rows of the whole array.
-    committed
-        [array, shape: (stage on disk, block), bool] what exists.
-    stage_names, layer_names
-        For error messages.
-    decode
-        Whether bfloat16 bits are widened to float32.
-    verify
-        Whether checksums are checked.
-    watch
-        What notices that another store lies there now.
+    Attributes:
+        store: the store as it was opened.
+        layout: geometry of the variable.
+        committed: bool array of shape (stages on disk, blocks).
+        decode: whether bfloat16 bits are widened to float32.
+        verify: whether checksums are checked.
+        staleness: notices that another store replaced this one, if given.
     """
 
-    storage: Storage
+    store: Store
     layout: ArrayLayout
-    entities: int
     committed: NDArray[np.bool_]
-    stage_names: Sequence[str]
-    layer_names: Sequence[int]
     decode: bool = False
     verify: bool = True
-    watch: StalenessCheck | None = None
+    staleness: StalenessCheck | None = None
+    # Checked inner chunks by (stage, block). Threads share it without a lock, which could not be pickled: `get`,
+    # `setdefault` and every operation on the sets are atomic, also in a free-threaded Python.
     _checked: dict[tuple[int, int], set[int]] = field(default_factory=dict, repr=False)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """dtype of what is read."""
+        """dtype of the values that `read` returns."""
         return np.dtype(np.float32) if self.decode else self.layout.variable.storage_dtype
 
     def read(
@@ -82,12 +65,23 @@ class SlabReader:
         tokens: Sequence[int],
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
-        """Values [shape: (stage, layer, entity, token, *features)] of an orthogonal selection, in `out` if given."""
+        """Read an orthogonal selection.
+
+        Args:
+            stages: positions along the stage axis on disk.
+            layers: positions along the layer axis.
+            entities: rows of the variable.
+            tokens: positions along the token axis.
+            out: array that receives the values, if given.
+
+        Returns:
+            Array of shape (stages, layers, entities, tokens, *features); `out` if given.
+        """
         layout = self.layout
-        if self.watch is not None:
-            self.watch.check()
+        if self.staleness is not None:
+            self.staleness.check()
         if isinstance(entities, slice):
-            start, stop, step = entities.indices(self.entities)
+            start, stop, step = entities.indices(self.store.entities)
             if step != 1:
                 entities = np.arange(start, stop, step)
             count = len(range(start, stop, step))
@@ -97,53 +91,59 @@ class SlabReader:
             out = np.empty((len(stages), len(layers), count, len(tokens), *layout.variable.shape), dtype=self.dtype)
         if out.size == 0:
             return out
-        parts = self._parts(entities)
-        high_latency = self.storage.high_latency
-        check = self._to_check(stages, layers, parts)
-        # Threads that read many small pieces mostly wait for each other (for the interpreter's lock).
-        small = not check and not isinstance(entities, slice) and layout.row_nbytes < SMALL_PIECE
-        alone = not high_latency and (small or out.nbytes + check < PARALLEL_FROM)
+        blocks = self._split(entities)
+        high_latency = self.store.storage.high_latency
+        unchecked = self._unchecked_nbytes(stages, layers, [block for block, _, _ in blocks])
+        small_rows = not unchecked and not isinstance(entities, slice) and layout.row_nbytes < SMALL_ROW_BYTES
+        one_thread = not high_latency and (small_rows or out.nbytes + unchecked < PARALLEL_BYTES)
         step = len(layers)
-        if not alone and layout.sharded and len(parts) * len(stages) == 1:
+        if not one_thread and layout.sharded and len(blocks) * len(stages) == 1:
             step = max(1, len(layers) // cores())
         tasks: list[Callable[[], None]] = []
         for position, stage in enumerate(stages):
-            for block, rows, target in parts:
+            for block, rows, target in blocks:
                 for first in range(0, len(layers), step):
                     view = out[position, first : first + step]
-                    chosen = layers[first : first + step]
-                    if alone:
-                        self._block(stage, block, chosen, rows, tokens, view, target)
+                    some_layers = layers[first : first + step]
+                    if one_thread:
+                        self._read_block(stage, block, some_layers, rows, tokens, view, target)
                     else:
-                        tasks.append(partial(self._block, stage, block, chosen, rows, tokens, view, target))
+                        tasks.append(partial(self._read_block, stage, block, some_layers, rows, tokens, view, target))
         if tasks:
             run_tasks(tasks, high_latency=high_latency)
         return out
 
-    def _to_check(self, stages: Sequence[int], layers: Sequence[int], parts: Sequence[Any]) -> int:
-        """Bytes of inner chunks that have to be read whole before a row of them can be trusted."""
+    def _unchecked_nbytes(self, stages: Sequence[int], layers: Sequence[int], blocks: Sequence[int]) -> int:
+        """Return the bytes of inner chunks that must be read whole to check them."""
         if not self.verify or not self.layout.sharded:
             return 0
-        found = [self._checked.get((stage, block)) for stage in stages for block, _, _ in parts]
-        unseen = sum(1 for checked in found if checked is None or not checked.issuperset(layers))
-        return unseen * len(layers) * self.layout.inner_nbytes
+        files = 0
+        for stage in stages:
+            for block in blocks:
+                checked = self._checked.get((stage, block))
+                files += checked is None or not checked.issuperset(layers)
+        return files * len(layers) * self.layout.inner_nbytes
 
-    def _parts(self, entities: Selection) -> list[tuple[int, Selection, Selection]]:
-        """(block, rows in the block, rows in the result) of a selection."""
+    def _split(self, entities: Selection) -> list[tuple[int, Selection, Selection]]:
+        """Return (block, rows in it, rows in the result) for each selected block."""
         size = self.layout.block_size
         if isinstance(entities, slice):
-            start, stop, _ = entities.indices(self.entities)
-            found: list[tuple[int, Selection, Selection]] = []
+            start, stop, _ = entities.indices(self.store.entities)
+            blocks: list[tuple[int, Selection, Selection]] = []
             for block in range(start // size, (stop - 1) // size + 1):
                 low, high = max(start, block * size), min(stop, (block + 1) * size)
-                found.append((block, slice(low - block * size, high - block * size), slice(low - start, high - start)))
-            return found
+                rows = slice(low - block * size, high - block * size)
+                blocks.append((block, rows, slice(low - start, high - start)))
+            return blocks
         order = np.argsort(entities // size, kind="stable")
-        blocks, firsts = np.unique(entities[order] // size, return_index=True)
-        pieces = np.split(order, firsts[1:])
-        return [(int(b), entities[p] - int(b) * size, as_slice(p)) for b, p in zip(blocks, pieces, strict=True)]
+        numbers, firsts = np.unique(entities[order] // size, return_index=True)
+        targets = np.split(order, firsts[1:])
+        return [
+            (int(block), entities[target] - int(block) * size, as_slice(target))
+            for block, target in zip(numbers, targets, strict=True)
+        ]
 
-    def _block(
+    def _read_block(
         self,
         stage: int,
         block: int,
@@ -153,56 +153,64 @@ class SlabReader:
         out: NDArray[Any],
         target: Selection,
     ) -> None:
-        """Rows of one file."""
+        """Read rows of one file into `out[:, target]`."""
         layout = self.layout
         if not self.committed[stage, block]:
-            fill = np.float32(np.nan) if self.decode else layout.variable.fill
-            out[:, target] = fill
+            out[:, target] = np.float32(np.nan) if self.decode else layout.variable.fill
             return
-        handle = self.storage.open_read(layout.key(stage, block))
+        handle = self.store.storage.open_read(layout.key(stage, block))
         if handle is None:
-            raise self._lost(stage, block)
-        valid = min(self.entities - block * layout.block_size, layout.block_size)
+            raise self._missing_file_error(stage, block)
+        valid = min(self.store.entities - block * layout.block_size, layout.block_size)
         checked = self._checked.setdefault((stage, block), set())
         with handle:
+            file = ChunkFile(handle, layout, self.decode, self.verify, checked)
             try:
-                ChunkFile(handle, layout, self.decode, self.verify, checked).read(
-                    layers, rows, tokens, out, target, valid
-                )
+                file.read(layers, rows, tokens, out, target, valid)
             except FileNotFoundError:
-                raise self._lost(stage, block) from None
-            except ChunkError as fault:
-                raise self._damaged(stage, block, fault.number, fault.what) from None
+                raise self._missing_file_error(stage, block) from None
+            except ChunkError as error:
+                raise self._damaged_error(stage, block, error.number, error.reason) from None
 
-    def _lost(self, stage: int, block: int) -> StratalensError:
-        """A committed file that is not there: damage, unless a repair took it back since the store was opened."""
+    def _missing_file_error(self, stage: int, block: int) -> StratalensError:
+        """Return the error for a committed file that is missing.
+
+        The file is damaged, unless a repair removed its block after the store was opened.
+        """
         try:
-            committed = self.watch is None or self.watch.committed(self.layout.variable.name, stage, block)
-        except DamagedError:  # the record of it, too
+            name = self.layout.variable.name
+            committed = self.staleness is None or self.staleness.is_committed(name, stage, block)
+        except DamagedError:  # the commit record is damaged, too
             committed = True
         if committed:
-            return self._damaged(stage, block, None, MISSING)
-        where = chunk_name(self.layout, self.stage_names[stage], self.layer_names, block, None, self.entities)
+            return self._damaged_error(stage, block, None, MISSING_FILE)
+        where = chunk_name(self.store, stage, block, self.layout, None)
         return NotRecordedError(
-            f"{where} was marked as missing by a repair since the store was opened: open it again, then `recorded` "
-            "says what is there; the capture, run again, records it anew"
+            f"{where} was marked as missing by a repair since the store was opened: open it again to see in `recorded` "
+            "which rows it has; run the capture again to record the missing rows"
         )
 
-    def _damaged(self, stage: int, block: int, number: int | None, what: str) -> DamagedError:
-        where = chunk_name(self.layout, self.stage_names[stage], self.layer_names, block, number, self.entities)
+    def _damaged_error(self, stage: int, block: int, number: int | None, reason: str) -> DamagedError:
+        where = chunk_name(self.store, stage, block, self.layout, number)
         return DamagedError(
-            f"{where} is damaged: {what} ({self.storage.path(self.layout.key(stage, block))}). "
-            "`stratalens verify --repair` marks it as missing, then the capture, run again, records it anew."
+            f"{where} is damaged: {reason} ({self.store.storage.path(self.layout.key(stage, block))}). "
+            "Mark it as missing with `stratalens verify --repair`, then run the capture again to record it again."
         )
 
 
-def chunk_name(
-    layout: ArrayLayout, stage: str, layers: Sequence[int], block: int, number: int | None, entities: int
-) -> str:
-    """Name of an inner chunk for people: stage, site, layer, entity rows."""
-    low = block * layout.block_size
-    high = min(low + layout.block_size, entities) - 1
-    layer = ""
-    if number is not None and layout.sharded and layout.variable.has("layer"):
-        layer = f", layer {layers[number // layout.token_chunks]}"
-    return f"stage {stage!r}, {layout.variable.name}{layer}, entity rows {low} to {high}"
+def chunk_name(store: Store, stage: int, block: int, layout: ArrayLayout, number: int | None) -> str:
+    """Return the name of an inner chunk for messages: stage, site, layer, entity rows."""
+    low, high = store.geometry.rows(block)
+    layer = chunk_layer(store, layout, number)
+    at_layer = "" if layer is None else f", layer {layer}"
+    return f"stage {store.stages[stage].name!r}, {layout.variable.name}{at_layer}, entity rows {low} to {high - 1}"
+
+
+def chunk_layer(store: Store, layout: ArrayLayout, number: int | None) -> int | None:
+    """Return the layer of an inner chunk.
+
+    The result is None for a chunk of several or no layers, and for a whole file (`number` is None).
+    """
+    if number is None or not layout.sharded or not layout.variable.has("layer"):
+        return None
+    return store.layers[number // layout.token_chunks]

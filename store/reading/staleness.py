@@ -1,10 +1,8 @@
-"""Notices when a store that is open for reading was moved, removed, or replaced by another at the same place.
+"""Notices that an open store was moved, removed or replaced.
 
-What is committed never changes under a reader, and stages and variables are only
-added; so an open dataset stays right while the store grows. It does not where somebody
-changes the labels, or removes the store and records another one there: its values under
-the old labels. And a repair takes a damaged block back, file and commit record, which
-then is missing.
+An open dataset stays correct while the store grows: committed data never changes, stages and variables are only added.
+It is wrong if the labels change, or if another store replaces this one: old labels then name other values.
+A repair can remove a damaged block and its commit record; the block is missing afterwards.
 """
 
 from __future__ import annotations
@@ -20,28 +18,30 @@ SECONDS = 10.0  # between two looks over a network
 
 
 class StalenessCheck:
-    """Looks at the root zarr.json of an open store before values are read."""
+    """Comparison of the root zarr.json of an open store with the one that was opened."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._stamp: Any = ()
-        self._looked = float("-inf")
+        self._checked_at = float("-inf")
 
     def check(self, *, now: bool = False) -> None:
-        """Raise unless the store is still there: the one that was opened, perhaps with more stages or variables.
+        """Raise unless the path still holds the opened store.
 
-        Raises
-        ------
-        InputError
-            The store was moved or removed.
-        MismatchError
-            Its labels were changed, or another store was made in its place.
+        More stages and variables are allowed.
+
+        Args:
+            now: check a remote store even if the last check is less than `SECONDS` ago.
+
+        Raises:
+            InputError: the store was moved or removed.
+            MismatchError: its labels changed, or another store replaced it.
         """
         storage = self._store.storage
-        if storage.high_latency and not now and time.monotonic() - self._looked < SECONDS:
+        if storage.high_latency and not now and time.monotonic() - self._checked_at < SECONDS:
             return
         stamp = storage.stamp(metadata.ROOT)
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
         if stamp == self._stamp and stamp is not None:
             return
         if stamp is None:
@@ -53,13 +53,12 @@ class StalenessCheck:
             if current.extends(self._store, labels_too=True):
                 raise MismatchError(f"the labels of {storage.root} were changed since it was opened: open it again")
             raise MismatchError(
-                f"another store was made at {storage.root} since it was opened: open it again; what was read before "
-                "belongs to the old one"
+                f"another store was made at {storage.root} since it was opened: open it again; values read before "
+                "belong to the old store"
             )
         self._stamp = stamp
 
-    def committed(self, variable: str, stage: int, block: int) -> bool:
-        """Whether a block is committed at this moment, whatever it was when the store was opened."""
-        storage = self._store.storage
-        store = load(storage)
+    def is_committed(self, variable: str, stage: int, block: int) -> bool:
+        """Return whether a block is committed now."""
+        store = load(self._store.storage)
         return bool(store.commits().present[store.group_of[variable]][stage, block])

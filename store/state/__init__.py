@@ -1,10 +1,10 @@
-"""What a store says of itself: its root document, commit records, history and provenance.
+"""The state of a store: its root document, commit records, history and provenance.
 
 manifest      the root document
 commit_log    commit records
 history       the history file
 publish       atomic replacement of the root document
 provenance    fields that must match
-capture_plan  stages that are still to be recorded
+capture_plan  stages that a capture still has to record
 info          a store described as a dict
 """

@@ -1,4 +1,4 @@
-"""The history of a store: one line for each thing that was done, and the only place that holds times."""
+"""The history of a store: one line for each event. No other file of a store contains times."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ HISTORY = f"{PRIVATE}/history.jsonl"
 
 
 def append_history(storage: Storage, event: str, **details: Any) -> None:
-    """Append one line to the history."""
+    """Append one event to the history."""
     body = json.dumps({"time": time.time(), "event": event, **details}, sort_keys=True, ensure_ascii=False)
     line = f"{body} {crc32c(body.encode()):08x}\n".encode()
     storage.append(HISTORY, line)
 
 
 def is_complete_line(line: bytes) -> bool:
-    """Whether a line of the history is as it was written."""
+    """Return whether a line of the history agrees with its checksum."""
     body, space, tail = line.rpartition(b" ")
     return bool(space) and tail == b"%08x\n" % crc32c(body)
 
 
 def drop_torn_lines(storage: Storage) -> bool:
-    """Drop lines of the history that are torn or damaged; whether there were any."""
+    """Remove torn and damaged lines from the history; return whether there were any."""
     lines = (storage.get(HISTORY) or b"").splitlines(keepends=True)
-    good = [line for line in lines if is_complete_line(line)]
-    if len(good) == len(lines):
+    complete = [line for line in lines if is_complete_line(line)]
+    if len(complete) == len(lines):
         return False
-    storage.put(HISTORY, b"".join(good))
+    storage.put(HISTORY, b"".join(complete))
     return True

@@ -1,4 +1,4 @@
-"""What a store holds, in one JSON-able dict: dims, sites, bytes, files, completeness, provenance."""
+"""A description of a store as one JSON-compatible dict, and its completeness in words."""
 
 from __future__ import annotations
 
@@ -18,22 +18,32 @@ from stratalens.store.storage.resolve import storage_at
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Describe a store from its metadata and commit records (and, where compressed, file sizes); no data is read.
+    """Describe a store without reading data.
 
-    Returns
-    -------
-    dict
-        ``path, format, complete, dims, layers, tokens, labels, sites`` (for each
-        variable dims, dtype, compression, hook, bytes on disk, and for int8 what it
-        lost), ``stages`` (name, order, fingerprint, provenance), ``completeness`` ({stage: {variable: fraction of rows
-        committed}}), ``whole_stages`` (names of those that lack no row of anything), ``bytes, files, blocks,
-        block_size, provenance, recorded_with``, and ``missing_stages``: what an unfinished capture was to record and
-        has not begun. ``complete`` is true where all stages are whole and none is lacking.
+    Sources are the metadata, the commit records and, for compressed variables, the file sizes.
+
+    Returns:
+        A dict with these keys:
+
+        - path, format: path or URL, and version of the format.
+        - complete: whether every planned stage has all rows.
+        - dims: size of stage, layer, entity and token.
+        - layers, tokens: values of these dims.
+        - labels: data type of each label column.
+        - sites: names of the sites.
+        - variables: for each variable dims, dtype, compression, kind, hook, doc, bytes, uncompressed bytes, and for
+          int8 the errors.
+        - stages: for each stage name, order, fingerprint and provenance, in training order.
+        - completeness: {stage: {variable: fraction of rows committed}}.
+        - whole_stages: names of the stages with all rows of all variables.
+        - lacking_stages: names of planned stages that the capture has not started.
+        - bytes, files, blocks, block_size: size on disk, number of data files, number of row blocks, rows of a block.
+        - provenance, recorded_with: fields that must match, and fields for information.
     """
     store = load(storage_at(path))
     state = store.commits()
     geometry = store.geometry
-    sizes = [stop - start for start, stop in (geometry.rows(b) for b in range(geometry.blocks))]
+    block_rows = [stop - start for start, stop in map(geometry.rows, range(geometry.blocks))]
     total = nfiles = 0
     variables: dict[str, Any] = {}
     grid: dict[str, dict[str, float]] = {s.name: {} for s in store.stages}
@@ -42,8 +52,8 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         files = int(present.sum())
         nbytes = files * layout.file_nbytes
         if layout.compressed:
-            held = store.storage.sizes(name)
-            nbytes = sum(held.get(layout.file_name(int(s), int(b)), 0) for s, b in np.argwhere(present))
+            sizes = store.storage.sizes(name)
+            nbytes = sum(sizes.get(layout.file_name(int(s), int(b)), 0) for s, b in np.argwhere(present))
         total += nbytes
         nfiles += files
         variable = layout.variable
@@ -60,13 +70,12 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         }
         if variable.attrs.get("kind") != "flag":
             for index, stage in enumerate(store.stages):
-                rows = sum(size for size, there in zip(sizes, present[index], strict=True) if there)
-                grid[stage.name][name] = rows / store.entities
-    lacking = missing_stages(store)
+                grid[stage.name][name] = float(np.dot(block_rows, present[index])) / store.entities
+    missing = missing_stages(store)
     return {
         "path": str(store.storage.root),
         "format": FORMAT_VERSION,
-        "complete": bool(state.present.all()) and bool(store.stages) and not lacking,
+        "complete": bool(state.present.all()) and bool(store.stages) and not missing,
         "dims": {
             "stage": len(store.stages),
             "layer": len(store.layers),
@@ -79,8 +88,8 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "sites": [n for n, v in variables.items() if v["kind"] == "site"],
         "variables": variables,
         "stages": [s.to_json() for s in sorted(store.stages, key=lambda s: s.order)],
-        "whole_stages": [name for name, shares in grid.items() if _whole(shares)],
-        "lacking_stages": lacking,
+        "whole_stages": [name for name, shares in grid.items() if _complete(shares)],
+        "lacking_stages": missing,
         "completeness": grid,
         "bytes": total,
         "files": nfiles,
@@ -92,24 +101,27 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def state_in_words(facts: Mapping[str, Any]) -> str:
-    """Whether what `info` described is complete; if not, how many stages are whole, and what is missing of the others.
+    """Say whether a store is complete; if not, name its incomplete stages.
 
-    >>> shares = {"base": {"z": 1.0, "q": 1.0}, "week1": {"z": 0.4, "q": 0.4}, "week2": {"z": 1.0, "q": 0.0}}
-    >>> state_in_words({"complete": False, "completeness": shares, "lacking_stages": ["week3"]})
-    'not complete: 1 of 4 stages whole; week1 at 40%, week2 at 0% of q; not begun: week3'
+    Args:
+        facts: result of `info`.
+
+    Example:
+        >>> shares = {"base": {"z": 1.0, "q": 1.0}, "week1": {"z": 0.4, "q": 0.4}, "week2": {"z": 1.0, "q": 0.0}}
+        >>> state_in_words({"complete": False, "completeness": shares, "lacking_stages": ["week3"]})
+        'not complete: 1 of 4 stages complete; week1 at 40%, week2 at 0% of q; not started: week3'
     """
     if facts["complete"]:
         return "complete"
-    grid, lacking = facts["completeness"], facts.get("lacking_stages", [])
-    begun = [f"{name} at {_least(shares)}" for name, shares in grid.items() if not _whole(shares)]
-    parts = [f"not complete: {len(grid) - len(begun)} of {len(grid) + len(lacking)} stages whole"]
-    parts += [join_names(begun)] if begun else []
-    parts += [f"not begun: {join_names(lacking)}"] if lacking else []
-    return "; ".join(parts)
+    grid, missing = facts["completeness"], facts.get("lacking_stages", [])
+    started = [f"{name} at {_least(shares)}" for name, shares in grid.items() if not _complete(shares)]
+    text = f"not complete: {len(grid) - len(started)} of {len(grid) + len(missing)} stages complete"
+    text += f"; {join_names(started)}" if started else ""
+    return text + (f"; not started: {join_names(missing)}" if missing else "")
 
 
 def percent(share: float) -> str:
-    """A share of rows in whole percent, rounded down: 100% is said of all rows alone.
+    """Format a fraction of rows in percent, rounded down, so that only all rows give 100%.
 
     >>> percent(0.29), percent(0.999), percent(1.0)
     ('29%', '99%', '100%')
@@ -117,12 +129,12 @@ def percent(share: float) -> str:
     return f"{math.floor(share * 100 + 1e-9)}%"
 
 
-def _whole(shares: Mapping[str, float]) -> bool:
+def _complete(shares: Mapping[str, float]) -> bool:
     return all(share >= 1 for share in shares.values())
 
 
 def _least(shares: Mapping[str, float]) -> str:
-    """The smallest share of rows, and of which variables where others have more."""
+    """Format the smallest fraction of rows, and name its variables unless all have that fraction."""
     least = min(shares.values())
-    of = [name for name, share in shares.items() if share == least]
-    return percent(least) if len(of) == len(shares) else f"{percent(least)} of {join_names(of, 3)}"
+    names = [name for name, share in shares.items() if share == least]
+    return percent(least) if len(names) == len(shares) else f"{percent(least)} of {join_names(names, 3)}"

@@ -1,10 +1,10 @@
-"""Coordinates that are not labels, as they lie on disk: stages, layers, tokens, and those that variables bring."""
+"""A store as its root document describes it: stages, variables, label columns and coordinates."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stratalens.store.errors import DamagedError, InputError, StratalensError
 from stratalens.store.format import label_codec as labels
 from stratalens.store.format import metadata
+from stratalens.store.format.checksum import crc32c
 from stratalens.store.format.int8 import summarize_errors
 from stratalens.store.format.layout import ArrayLayout, Geometry
 from stratalens.store.format.metadata import FORMAT_VERSION, Json
@@ -25,18 +26,13 @@ from stratalens.store.storage.resolve import no_store_error
 
 @dataclass(frozen=True)
 class Coordinate:
-    """One array of one dim.
+    """A one-dimensional coordinate that is not a label column.
 
-    Parameters
-    ----------
-    dim
-        Its dim.
-    values
-        [array, shape: (n,)] as `labels.normalise` gives them.
-    chunk
-        Values in one file.
-    attributes
-        Of the array.
+    Args:
+        dim: its dim.
+        values: array of shape (n,), a normalised column.
+        chunk: number of values in one file.
+        attributes: attributes of the array.
     """
 
     dim: str
@@ -50,17 +46,24 @@ class Coordinate:
         return labels.data_type(self.values)
 
     def document(self) -> Json:
-        """Its zarr.json."""
+        """Return the zarr.json of the array."""
         return metadata.label_metadata(self.dim, len(self.values), self.chunk, self.data_type, self.attributes)
 
     def files(self, first: int = 0) -> Iterator[tuple[int, bytes]]:
-        """Number and bytes of its files, from the file `first` on."""
+        """Yield number and bytes of each file, from the file `first` on."""
         yield from enumerate(labels.encode_chunks(self.values[first * self.chunk :], self.chunk), first)
 
 
 @dataclass(frozen=True)
 class StageEntry:
-    """One recorded training checkpoint."""
+    """One recorded training checkpoint.
+
+    Args:
+        name: name of the stage.
+        order: place of the stage in training.
+        fingerprint: hash of the weights.
+        provenance: fields that must match when the stage is resumed.
+    """
 
     name: str
     order: int
@@ -68,18 +71,30 @@ class StageEntry:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> Json:
-        """Plain dict for the root zarr.json."""
-        return {
-            "name": self.name,
-            "order": self.order,
-            "fingerprint": self.fingerprint,
-            "provenance": dict(self.provenance),
-        }
+        """Return a plain dict for the root zarr.json."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Store:
-    """A store as its root zarr.json describes it at one moment."""
+    """A store as its root zarr.json describes it at one moment.
+
+    Args:
+        storage: the storage.
+        block_size: entity rows of one block.
+        entities: number of entity rows.
+        layers: indices of the recorded layers.
+        tokens: names of positions, or offsets of a full sequence.
+        groups: variables, in the groups in which they were added.
+        label_types: zarr data type of each label column.
+        label_digest: sha256 of all label columns.
+        provenance: fields that must match when data is added.
+        recorded_with: names and versions for information.
+        stages: recorded stages, in the order of the stage axis on disk.
+        measured: for each scaled variable and stage (largest error, mean error, rows), or None.
+        alternate_label_files: label columns whose current values use the alternate file names.
+        checksum: checksum of the root document.
+    """
 
     storage: Storage
     block_size: int
@@ -92,22 +107,20 @@ class Store:
     provenance: Mapping[str, Any]
     recorded_with: Mapping[str, Any]
     stages: tuple[StageEntry, ...] = ()
-    #: For each scaled variable and stage: [largest error, mean error, rows], or None (`measured`).
     measured: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    #: Label columns whose files lie at their second place (`label_key`).
-    second_place: tuple[str, ...] = ()
+    alternate_label_files: tuple[str, ...] = ()
     checksum: str = ""
 
     @property
     def path(self) -> str:
-        """Where the store is."""
+        """Path or URL of the store."""
         return str(self.storage.root)
 
     @cached_property
     def geometry(self) -> Geometry:
-        """How entities are cut into blocks."""
-        full = bool(self.tokens) and isinstance(self.tokens[0], int)
-        return Geometry(self.block_size, self.entities, len(self.layers), len(self.tokens), full)
+        """Division of the entities into blocks."""
+        full_sequence = bool(self.tokens) and isinstance(self.tokens[0], int)
+        return Geometry(self.block_size, self.entities, len(self.layers), len(self.tokens), full_sequence)
 
     @cached_property
     def layouts(self) -> dict[str, ArrayLayout]:
@@ -116,28 +129,34 @@ class Store:
 
     @cached_property
     def group_of(self) -> dict[str, int]:
-        """Which group each variable was added with."""
+        """Number of the group of each variable."""
         return {v.name: number for number, group in enumerate(self.groups) for v in group}
 
     @property
     def label_chunk(self) -> int:
-        """Labels in one chunk file."""
+        """Number of labels in one chunk file."""
         return min(labels.LABEL_CHUNK, self.entities)
 
     def label_key(self, column: str, number: int) -> str:
-        """Key of one chunk file of a label column; a change of labels goes to the place that is not in use."""
-        return f"{column}/{number}" if column in self.second_place else f"{column}/c.{number}"
+        """Return the key of one chunk file of a label column.
+
+        A column has two sets of file names; a change of labels writes to the set that is not in use.
+        """
+        return f"{column}/{number}" if column in self.alternate_label_files else f"{column}/c.{number}"
 
     def stage_index(self, name: str) -> int | None:
-        """Position of a stage along the stage axis on disk."""
+        """Return the position of a stage along the stage axis on disk, or None if it is not recorded."""
         return next((i for i, s in enumerate(self.stages) if s.name == name), None)
 
     def commits(self) -> commits.Commits:
-        """What is committed at this moment."""
+        """Read which blocks are committed at this moment."""
         return commits.load(self.storage, [s.name for s in self.stages], len(self.groups), self.geometry.blocks)
 
     def extends(self, old: Store, *, labels_too: bool = False) -> bool:
-        """Whether this is `old`, or that with stages or variables added (or, with `labels_too`, other labels)."""
+        """Return whether this store is `old`, possibly with stages or variables added.
+
+        With `labels_too`, the labels may differ as well.
+        """
         if old.checksum and old.checksum == self.checksum:
             return True
         fixed = ["block_size", "entities", "layers", "tokens", "provenance"]
@@ -150,20 +169,20 @@ class Store:
 
     # -- documents ------------------------------------------------------------------
     def coordinates(self) -> dict[str, Coordinate]:
-        """The coordinates that are not labels."""
-        found: dict[str, Coordinate] = {}
+        """Return the coordinates that are not label columns, by name."""
+        coordinates: dict[str, Coordinate] = {}
 
         def add(name: str, values: Any, chunk: int = 0, dim: str = "", **attributes: Any) -> None:
             column = labels.normalise(name, values)
-            found[name] = Coordinate(dim or name, column, chunk or len(column), attributes)
+            coordinates[name] = Coordinate(dim or name, column, chunk or len(column), attributes)
 
         names = np.array([s.name for s in self.stages], dtype=object)
         orders = np.array([s.order for s in self.stages], dtype=np.int64)
-        prints = np.array([s.fingerprint for s in self.stages], dtype=object)
-        # One stage in one file: adding a stage leaves the files of the others alone.
+        fingerprints = np.array([s.fingerprint for s in self.stages], dtype=object)
+        # One file for each stage: adding a stage does not touch the files of other stages.
         add("stage", names, 1, long_name="training checkpoint that was recorded")
         add("stage_order", orders, 1, dim="stage", long_name="place of the stage in training")
-        add("weights_fingerprint", prints, 1, dim="stage", long_name="hash of the weights of the stage")
+        add("weights_fingerprint", fingerprints, 1, dim="stage", long_name="hash of the weights of the stage")
         if self.layers:
             add("layer", np.array(self.layers, dtype=np.int64), long_name="block index")
         tokens = np.array(self.tokens, dtype=np.int64 if isinstance(self.tokens[0], int) else object)
@@ -172,23 +191,23 @@ class Store:
             for variable in group:
                 for dim, values in variable.coords.items():
                     add(dim, np.array(values, dtype=np.int64))
-        return found
+        return coordinates
 
     def arrays(self) -> dict[str, Json]:
-        """zarr.json of every array."""
+        """Return the zarr.json of every array, by name."""
         documents = {name: coordinate.document() for name, coordinate in self.coordinates().items()}
         for name, dtype in self.label_types.items():
             documents[name] = metadata.label_metadata("entity", self.entities, self.label_chunk, dtype, {})
-            if name in self.second_place:
-                documents[name]["chunk_key_encoding"] = metadata.SECOND_PLACE
+            if name in self.alternate_label_files:
+                documents[name]["chunk_key_encoding"] = metadata.ALTERNATE_KEYS
         for name, layout in self.layouts.items():
             documents[name] = metadata.variable_metadata(layout, len(self.stages), self.entities)
             documents[name]["attributes"] |= summarize_errors(self.measured.get(name, ()))
         return documents
 
     def attributes(self) -> Json:
-        """Attributes of the root group."""
-        # By the CF conventions: xarray gives these as coordinates to a reader that knows nothing of this package.
+        """Return the attributes of the root group."""
+        # By the CF conventions, xarray shows these as coordinates to a reader without this package.
         auxiliary = ["stage_order", "weights_fingerprint", *sorted({*self.label_types} - {"entity"})]
         return {
             "coordinates": " ".join(name for name in auxiliary if len(name.split()) == 1),
@@ -205,35 +224,50 @@ class Store:
                 "recorded_with": dict(self.recorded_with),
                 "stages": [s.to_json() for s in self.stages],
                 **({"measured": dict(self.measured)} if self.measured else {}),
-                **({"second_place": list(self.second_place)} if self.second_place else {}),
+                **({"second_place": list(self.alternate_label_files)} if self.alternate_label_files else {}),
             },
         }
 
     def root(self) -> bytes:
-        """The root zarr.json."""
+        """Encode the root zarr.json."""
         return metadata.encode_root(self.attributes(), self.arrays())
 
 
 def load(storage: Storage, *, copy: bool = False) -> Store:
-    """Read the root zarr.json (or the copy of it that the store keeps)."""
+    """Read a store from its root zarr.json, or with `copy` from the copy of the root.
+
+    Raises:
+        InputError: there is no store, or its format is newer than this package.
+        DamagedError: the root was damaged or edited.
+    """
     key = metadata.ROOT_COPY if copy else metadata.ROOT
     raw = storage.get(key)
     if raw is None:
         raise no_store_error(storage)
     try:
-        return Store(storage=storage, **_fields(raw, str(storage.path(key)), str(storage.root)))
+        document = _RootDocument(crc32c(raw), len(raw), raw)
+        return Store(storage=storage, **_parse_root(document, str(storage.path(key)), str(storage.root)))
     except _NoStateError as problem:
-        kept = storage.get(metadata.ROOT_COPY) is not None
-        raise _stateless(storage, str(problem), kept) from problem.__cause__
+        raise _no_state_error(storage, str(problem)) from problem.__cause__
 
 
 class _NoStateError(Exception):
-    """A root zarr.json without our attribute; the text says that it is not JSON, or nothing."""
+    """A root zarr.json without the attribute `stratalens`; the text is empty unless it is not JSON."""
+
+
+@dataclass(frozen=True)
+class _RootDocument:
+    """Bytes of a root, compared by checksum and size: it may have megabytes, and writers load it many times."""
+
+    checksum: int
+    nbytes: int
+    raw: bytes = field(compare=False, repr=False)
 
 
 @lru_cache(maxsize=4)
-def _fields(raw: bytes, where: str, root: str) -> dict[str, Any]:
-    """What a root zarr.json says, as fields of a `Store`; remembered, since writers ask again and again."""
+def _parse_root(root_document: _RootDocument, where: str, root: str) -> dict[str, Any]:
+    """Parse a root zarr.json into the fields of a `Store`."""
+    raw = root_document.raw
     try:
         document = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
@@ -262,21 +296,21 @@ def _fields(raw: bytes, where: str, root: str) -> dict[str, Any]:
             StageEntry(s["name"], s["order"], s["fingerprint"], dict(s["provenance"])) for s in state["stages"]
         ),
         "measured": state.get("measured", {}),
-        "second_place": tuple(state.get("second_place", ())),
+        "alternate_label_files": tuple(state.get("second_place", ())),
         "checksum": state["checksum"],
     }
 
 
-def _stateless(storage: Storage, problem: str, kept: bool) -> StratalensError:
-    """The error for a root zarr.json that says nothing of a store; `kept` is whether there is a copy of it."""
-    if kept:
-        said = f"was damaged or edited: {problem.split(' (')[0]}" if problem else "lost its `stratalens` attribute"
+def _no_state_error(storage: Storage, problem: str) -> StratalensError:
+    """Return the error for a root zarr.json that does not describe a store."""
+    if storage.get(metadata.ROOT_COPY) is not None:
+        damage = f"was damaged or edited: {problem.split(' (')[0]}" if problem else "lost its `stratalens` attribute"
         return DamagedError(
-            f"{storage.path(metadata.ROOT)} {said}. `stratalens verify --repair` puts back the copy that the store "
-            "keeps."
+            f"{storage.path(metadata.ROOT)} {damage}. `stratalens verify --repair` restores it from the copy that "
+            "the store keeps."
         )
     if problem:
-        return InputError(f"{storage.root} holds a zarr.json, but {problem}: it is no store")
+        return InputError(f"{storage.root} contains a zarr.json, but {problem}: it is no store")
     return InputError(
         f"{storage.root} is a zarr hierarchy that stratalens did not write: open it with xarray.open_zarr, or choose "
         "another path to record to"

@@ -1,10 +1,9 @@
-"""Replacing the root zarr.json: the one moment at which stages, variables or other labels begin to exist.
+"""Atomic replacement of the root zarr.json, which makes new stages, variables and labels exist.
 
-Three steps, under the structure lock: the copy of the root becomes what the root is going
-to be, then the metadata of arrays and the coordinates follow, then the root itself is
-replaced. So every document on disk is at every moment what the root or its copy says, and a
-change that was interrupted can be told from damage: readers see the root, and the next writer
-puts back what is ahead of it.
+The caller holds the structure lock. Step one replaces the copy of the root by the new root. Step two writes the
+metadata of arrays and the coordinates. Step three replaces the root itself. At any moment, every document on disk
+agrees with the root or with its copy, which distinguishes an interrupted change from damage. Readers use the root; the
+next writer reverts documents that are newer than the root.
 """
 
 from __future__ import annotations
@@ -19,63 +18,70 @@ from stratalens.store.state.manifest import StageEntry, Store, load
 
 
 def commit_root(store: Store, *, first: int = 0) -> Store:
-    """Make a store as this object says, the root last; return it as published.
+    """Write all documents of a store, the root last.
 
-    Coordinate files of the stages before `first` are not looked at: a root that is there
-    speaks of none that is not durable. So what one more stage costs does not grow with those
-    that are there, but for the root itself.
+    Args:
+        store: the new state.
+        first: skip the coordinate files of the stages before this one, because the existing root proves that they
+            are durable. The cost of one more stage then does not grow with the number of stages, except for the root.
+
+    Returns:
+        The published store.
     """
     storage = store.storage
-    held, wanted, copy = storage.get(metadata.ROOT), store.root(), storage.get(metadata.ROOT_COPY)
-    if held is not None and held != wanted:
-        if copy not in (held, wanted):
-            commit_root(load(storage), first=first)  # another change was interrupted: back to the root first
-        _put(store, metadata.ROOT_COPY, wanted)
+    current, new, copy = storage.get(metadata.ROOT), store.root(), storage.get(metadata.ROOT_COPY)
+    if current is not None and current != new:
+        if copy not in (current, new):
+            commit_root(load(storage), first=first)  # another change was interrupted: revert to the root first
+        _put_if_changed(store, metadata.ROOT_COPY, new)
     _put_arrays(store, first)
-    _put(store, metadata.ROOT_COPY, wanted)
-    _put(store, metadata.ROOT, wanted)
+    _put_if_changed(store, metadata.ROOT_COPY, new)
+    _put_if_changed(store, metadata.ROOT, new)
     return load(storage)
 
 
 def add_stage(store: Store, entry: StageEntry) -> Store:
-    """The store with one more stage, published."""
+    """Publish the store with one more stage."""
     return commit_root(replace(store, stages=(*store.stages, entry)), first=len(store.stages))
 
 
 def add_group(store: Store, variables: Sequence[Variable]) -> Store:
-    """The store with one more group of variables, published; what is there is left as it is."""
+    """Publish the store with one more group of variables; existing data stays unchanged."""
     return commit_root(replace(store, groups=(*store.groups, tuple(variables))), first=len(store.stages))
 
 
 def _put_arrays(store: Store, first: int) -> None:
-    """Write coordinate files and metadata of arrays that are not yet as the store says."""
-    documents, wanted = store.arrays(), []
+    """Write the coordinate files and array metadata that differ from the store."""
+    documents, files = store.arrays(), []
     for name, coordinate in store.coordinates().items():
         start = first if coordinate.dim == "stage" else 0
-        wanted += [(f"{name}/c.{number}", data) for number, data in coordinate.files(start)]
-    wanted += [(f"{name}/zarr.json", metadata.canonical(document)) for name, document in documents.items()]
+        files += [(f"{name}/c.{number}", data) for number, data in coordinate.files(start)]
+    files += [(f"{name}/zarr.json", metadata.canonical(document)) for name, document in documents.items()]
     store.storage.make_folders(documents)
-    changed = [(key, (data,)) for key, data in wanted if store.storage.get(key) != data]
+    changed = [(key, (data,)) for key, data in files if store.storage.get(key) != data]
     if changed:
         store.storage.put_many(changed)
 
 
-def _put(store: Store, key: str, wanted: bytes) -> None:
-    if store.storage.get(key) != wanted:
-        store.storage.put(key, wanted)
+def _put_if_changed(store: Store, key: str, data: bytes) -> None:
+    if store.storage.get(key) != data:
+        store.storage.put(key, data)
 
 
 def compact(store: Store, stage: int, group: int) -> bool:
-    """Pack the commit records of a stage into one, if all its blocks are there; under the structure lock.
+    """Compact the commit records of a stage into one if all its blocks are committed.
 
-    Returns whether there was anything to pack.
+    The caller holds the structure lock.
+
+    Returns:
+        Whether there were records of single blocks.
     """
     storage, blocks = store.storage, store.geometry.blocks
-    listed = commits.block_records(storage)
-    singles = listed.get(f"{stage:04d}.{group}", [])
+    records = commits.block_records(storage)
+    singles = records.get(f"{stage:04d}.{group}", [])
     if not singles:
         return False
-    digests = commits.read_stage(storage, stage, group, blocks, singles=listed)
+    digests = commits.read_stage(storage, stage, group, blocks, singles=records)
     names = [v.name for v in store.groups[group]]
     if all(len(digests.get(name, {})) == blocks for name in names):
         record = commits.stage_record(stage, store.stages[stage].name, group, digests, blocks)

@@ -1,9 +1,10 @@
-"""Where a store lies: a folder or an object store.
+"""Storage backends: a folder or an object store.
 
 base          the protocol of a storage backend
-local         folders, written durably
+local         a folder
+disk          the calls that change a local disk; files written under temporary names
 local_locks   locks on a folder
 object_store  object stores through fsspec
-leases        locks on an object store
+leases        locks on an object store; concurrent writing there is experimental
 resolve       a path or URL to its storage
 """

@@ -1,7 +1,6 @@
-"""What the store needs from the place where it lies: a few operations on whole objects, and locks.
+"""The protocol of a storage backend: operations on whole objects, positioned reads, and locks.
 
-`storage` has them on a file system, `remote` on whatever fsspec reaches. Everything
-above speaks in keys (paths relative to the store) and never in open files.
+All other modules address objects by key, a path relative to the store.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ PRIVATE = ".stratalens"
 TEMPORARY = f"{PRIVATE}/tmp"
 
 
-Piece = tuple[int, int]  # offset, bytes
+ByteRange = tuple[int, int]  # offset, bytes
 
 
 Buffer = bytes | NDArray[Any]
@@ -33,59 +32,59 @@ class Handle(AbstractContextManager["Handle"], Protocol):
 
     @property
     def gap(self) -> int:
-        """Bytes that are better read along than left out between two pieces."""
+        """Largest gap between two ranges that is cheaper to read than to skip, in bytes."""
 
     def size(self) -> int:
-        """Bytes of the object."""
+        """Return the bytes of the object."""
 
     def expect(self, offset: int, nbytes: int) -> None:
-        """Hint that this range is going to be read piece by piece."""
+        """Announce that this range will be read in several steps."""
 
     def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
-        """Fill the buffers one after the other from `offset`; False if the object ends before."""
+        """Fill the buffers in order from `offset` on; return False if the object is too short."""
 
-    def read_pieces(self, memory: NDArray[np.uint8], pieces: Sequence[Piece]) -> bool:
-        """Fill `memory` with these parts of the object, one behind the other; False if the object ends before."""
+    def read_pieces(self, memory: NDArray[np.uint8], ranges: Sequence[ByteRange]) -> bool:
+        """Fill `memory` with ranges of the object, one after the other; return False if the object is too short."""
 
 
 class StagedWrite(Protocol):
-    """What is written and not yet durable."""
+    """Objects that are written but neither durable nor visible yet."""
 
     def publish(self) -> None:
-        """Make it durable, then visible."""
+        """Make the objects durable, then visible."""
 
     def discard(self) -> None:
-        """Leave nothing of it that can be seen."""
+        """Remove the objects that are not visible."""
 
 
 class Lock(Protocol):
-    """A lock that falls when its holder dies."""
+    """A lock that is released when its holder dies."""
 
     @property
-    def held(self) -> bool:
+    def acquired(self) -> bool:
         """Whether this object holds the lock."""
 
     def try_acquire(self, *, shared: bool = False) -> bool:
-        """Take the lock if nobody stands against it."""
+        """Take the lock without waiting; return whether that succeeded."""
 
     def note(self) -> None:
-        """Write who holds the lock, for the other's error message only."""
+        """Write who holds the lock, for error messages of other processes."""
 
     def clear_note(self) -> None:
-        """Take the note back."""
+        """Remove the note."""
 
     def holder(self) -> str:
-        """Who holds the lock, as far as it can be told."""
+        """Describe the holder of the lock, as far as it is known."""
 
     def downgrade(self) -> None:
         """Turn an exclusive lock into a shared one."""
 
     def release(self, *, unlink: bool = False) -> None:
-        """Let go."""
+        """Release the lock."""
 
 
 class Storage(Protocol):
-    """The place of one store."""
+    """The backend of one store."""
 
     @property
     def root(self) -> Any:
@@ -93,22 +92,22 @@ class Storage(Protocol):
 
     @property
     def high_latency(self) -> bool:
-        """Whether a read waits for a network, so that many at a time pay off."""
+        """Whether a read waits for a network, so that parallel reads pay off."""
 
     def path(self, key: str) -> Any:
-        """Path or URL of a key, for messages."""
+        """Return the path or URL of a key, for messages."""
 
     def kind(self) -> Kind:
-        """What lies at the root."""
+        """Return whether the root is a folder, a file or nothing."""
 
     def is_folder(self, key: str) -> bool:
-        """Whether the key is a folder (and no link)."""
+        """Return whether the key is a folder; a link to a folder does not count."""
 
     def inner_stores(self) -> list[str]:
-        """Stores in the folder, one level down, for messages."""
+        """List the stores in the folder, one level down, for messages."""
 
     def neighbours(self) -> list[str]:
-        """Paths of the stores in the same folder, for messages."""
+        """List the paths of the stores in the same folder, for messages."""
 
     def make_folders(self, keys: Iterable[str]) -> None:
         """Create folders and their parents, durably."""
@@ -117,49 +116,52 @@ class Storage(Protocol):
         """Remove an empty folder."""
 
     def put(self, key: str, data: Buffer) -> None:
-        """Make one object durable under `key`, replacing what was there atomically."""
+        """Make one object durable under `key`; replace an existing one atomically."""
 
     def put_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> None:
         """Make objects durable and visible, each atomically."""
 
     def write_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> StagedWrite:
-        """The first half of `put_many`; the memory of the objects is free when this returns."""
+        """Perform the first half of `put_many`; afterwards the caller may reuse the memory of the objects."""
 
     def append(self, key: str, line: bytes) -> None:
-        """Add to the end of an object."""
+        """Append a line to an object."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects (those that are not there are ignored), durably."""
+        """Remove objects durably; ignore those that do not exist."""
 
     def remove_temporaries(self, own_only: bool) -> None:
-        """Remove what interrupted writes have left."""
+        """Remove temporary files of interrupted writes."""
 
     def get(self, key: str) -> bytes | None:
-        """Bytes of an object, or None where there is none."""
+        """Return the content of an object, or None if it does not exist."""
 
     def list(self, folder: str) -> list[str]:
-        """Sorted names in a folder (empty where it does not exist)."""
+        """List the names in a folder, sorted; empty if it does not exist."""
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of every object in a folder, by name."""
+        """Return the bytes of every object in a folder, by name."""
 
     def size(self, key: str) -> int | None:
-        """Bytes of an object, or None where there is none."""
+        """Return the bytes of an object, or None if it does not exist."""
 
     def stamp(self, key: str) -> object:
-        """What differs as soon as an object was replaced; None where there is none."""
+        """Return a value that changes when the object is replaced, or None if it does not exist."""
 
     def open_read(self, key: str) -> Handle | None:
-        """Handle for positioned reads; None where there is no object, or its first read raises FileNotFoundError."""
+        """Open an object for positioned reads.
+
+        If the object does not exist, return None, or let the first read raise FileNotFoundError.
+        """
 
     def writer_lock(self) -> Lock:
-        """The lock of the store's writers."""
+        """Return the lock of the writers of the store."""
 
     def claim_lock(self, name: str) -> Lock:
-        """The lock of one block."""
+        """Return the lock of one block."""
 
     def clear_claims(self) -> None:
-        """Remove what killed writers have left of claims; only under the exclusive lock."""
+        """Remove the claims of killed writers; only under the exclusive lock."""
 
     def structure_lock(self) -> AbstractContextManager[None]:
-        """Held around a change of the root metadata; waits for others, who hold it for moments."""
+        """Return a context manager that holds the lock for changes of the root document; it waits for the lock."""

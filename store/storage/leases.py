@@ -1,11 +1,11 @@
-"""Locks for object stores, which have no flock: small objects that their holder keeps young.
+"""Locks on an object store, which has no flock: small objects that their holder renews.
 
-A holder puts one object and rewrites it from time to time. It counts as dead when its
-process is known to be dead (same machine) or when it has grown older than `LEASE`
-seconds by the object store's own clock. An exclusive holder owns `x.N`, created only
-if nobody else has created that number; shared holders own `s.TOKEN` each. Both kinds
-put first and look for the other kind afterwards, so two that exclude each other never
-both go on.
+Concurrent writing to object stores is experimental. Use one writer at a time where the data matters.
+
+A holder puts one object and rewrites it regularly. The holder counts as dead if its process has ended on the same
+machine, or if the object is older than `LEASE` seconds by the clock of the object store. An exclusive holder owns
+`x.N`, which only one process can create; each shared holder owns `s.TOKEN`. Both kinds put their object first and look
+for the other kind afterwards, so two holders that exclude each other never both continue.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from typing import Any, Protocol
 
 from stratalens.store.errors import StratalensError
 
-LEASE = 120.0
+LEASE = 120.0  # seconds without renewal after which a holder counts as dead
 
 
 class Objects(Protocol):
-    """What a lease needs of a storage."""
+    """The operations of a storage that a lease needs."""
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object if there is none; whether it was."""
+        """Write an object unless the key exists; return whether it was written."""
 
     def get(self, key: str) -> bytes | None:
         """Read an object."""
@@ -42,10 +42,10 @@ class Objects(Protocol):
         """Remove objects."""
 
     def list(self, folder: str) -> list[str]:
-        """Names in a folder."""
+        """List the names in a folder."""
 
     def modified(self, key: str) -> datetime | None:
-        """When an object was written, by the storage's clock."""
+        """Return when an object was written, by the clock of the object store."""
 
 
 def _read(path: str) -> str:
@@ -55,21 +55,26 @@ def _read(path: str) -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process of this machine was started, in the kernel's ticks; "" if there is none (or no /proc)."""
+    """Return when a process of this machine started, in kernel ticks; "" without such a process or /proc."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 else ""
 
 
-def _place() -> list[str]:
-    """What tells whether two processes can see each other's process ids."""
-    space = ""
+def _machine() -> list[str]:
+    """Identify the machine and its process namespace: equal for processes that see each other's process ids."""
+    namespace = ""
     with suppress(OSError):
-        space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - not a path, an identifier
-    return [socket.gethostname(), _read("/proc/sys/kernel/random/boot_id"), space]
+        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - an identifier, not a path
+    return [socket.gethostname(), _read("/proc/sys/kernel/random/boot_id"), namespace]
 
 
 class LeaseLock:
-    """One lock, taken without waiting. `folder` is the key under which its objects lie."""
+    """One lock; nothing here waits for another holder.
+
+    Args:
+        objects: the storage.
+        folder: key of the folder of the lock's objects.
+    """
 
     def __init__(self, objects: Objects, folder: str) -> None:
         self._objects, self._folder = objects, folder
@@ -83,14 +88,14 @@ class LeaseLock:
 
     def _content(self) -> bytes:
         pid = os.getpid()
-        return json.dumps({"pid": pid, "started": _started(pid), "place": _place(), "token": self._token}).encode()
+        return json.dumps({"pid": pid, "started": _started(pid), "place": _machine(), "token": self._token}).encode()
 
     def _age(self, key: str) -> float:
-        """Seconds since an object was written, by the storage's own clock."""
-        probe = f"{self._folder}-clock.{self._token}"
-        self._objects.put(probe, b"")
-        now, then = self._objects.modified(probe), self._objects.modified(key)
-        self._objects.delete([probe])
+        """Measure the age of an object in seconds, by the clock of the object store."""
+        clock = f"{self._folder}-clock.{self._token}"
+        self._objects.put(clock, b"")
+        now, then = self._objects.modified(clock), self._objects.modified(key)
+        self._objects.delete([clock])
         return (now - then).total_seconds() if now and then else LEASE + 1
 
     def _alive(self, name: str) -> bool:
@@ -99,7 +104,7 @@ class LeaseLock:
             return False
         with suppress(ValueError, KeyError, TypeError):
             note: dict[str, Any] = json.loads(raw)
-            if note["place"] == _place() and note["started"]:
+            if note["place"] == _machine() and note["started"]:
                 return bool(_started(int(note["pid"])) == note["started"])
         return self._age(self._key(name)) <= LEASE
 
@@ -107,7 +112,7 @@ class LeaseLock:
         return [n for n in self._objects.list(self._folder) if n.startswith(kind) and self._key(n) != self._own]
 
     def try_acquire(self, *, shared: bool = False) -> bool:
-        """Take the lock if nobody stands against it."""
+        """Take the lock without waiting; return whether that succeeded."""
         if shared:
             self._put(f"s.{self._token}")
             if not any(self._alive(n) for n in self._others("x.")):
@@ -127,16 +132,15 @@ class LeaseLock:
             self.release()
             return False
         self._objects.delete([self._key(n) for n in [*old, *dead]])
-        self._keep()
+        self._start_renewal()
         return True
 
     def _put(self, name: str) -> None:
         self._own = self._key(name)
         self._objects.put(self._own, self._content())
-        self._keep()
+        self._start_renewal()
 
-    def _keep(self) -> None:
-        """Keep the own object young until the lock is released."""
+    def _start_renewal(self) -> None:
         if self._thread is None:
             self._stop = threading.Event()
             self._thread = threading.Thread(
@@ -144,8 +148,7 @@ class LeaseLock:
             )
             self._thread.start()
 
-    def _let_age(self) -> None:
-        """Stop keeping the own object young."""
+    def _stop_renewal(self) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -153,17 +156,17 @@ class LeaseLock:
 
     def _renew(self, stop: threading.Event) -> None:
         while not stop.wait(LEASE / 6):
-            with suppress(OSError, StratalensError):  # tried again long before the lease ends
+            with suppress(OSError, StratalensError):  # the next attempt comes long before the lease ends
                 self._objects.put(self._own, self._content())
 
     def note(self) -> None:
-        """Nothing to do: the object says who holds it."""
+        """Do nothing: the object itself names its holder."""
 
     def clear_note(self) -> None:
-        """Nothing to do: the object goes when the lock is released."""
+        """Do nothing: the object is removed when the lock is released."""
 
     def holder(self) -> str:
-        """Who holds the lock, as far as its objects tell."""
+        """Describe the holder of the lock from its objects."""
         for name in self._objects.list(self._folder):
             with suppress(ValueError, KeyError, TypeError):
                 note = json.loads(self._objects.get(self._key(name)) or b"")
@@ -173,19 +176,19 @@ class LeaseLock:
     def downgrade(self) -> None:
         """Turn an exclusive lock into a shared one."""
         old = self._own
-        self._let_age()  # or it might put the old object back
+        self._stop_renewal()  # or it could put the old object again
         self._put(f"s.{self._token}")
         self._objects.delete([old])
 
     def release(self, *, unlink: bool = False) -> None:
-        """Let go."""
+        """Release the lock."""
         if not self._own:
             return
-        self._let_age()
+        self._stop_renewal()
         self._objects.delete([self._own])
         self._own = ""
 
     @property
-    def held(self) -> bool:
+    def acquired(self) -> bool:
         """Whether this object holds the lock."""
         return bool(self._own)

@@ -1,4 +1,4 @@
-"""Positioned reads of a local file, and what to say when it cannot be read."""
+"""A store in a local or mounted folder: durable writes and positioned reads."""
 
 from __future__ import annotations
 
@@ -6,54 +6,59 @@ import errno
 import itertools
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stratalens.store.errors import DamagedError, InputError, NoSpaceError, StratalensError
-from stratalens.store.storage.base import PRIVATE, TEMPORARY, Buffer, Kind, Piece
+from stratalens.store.errors import DamagedError, InputError, StratalensError
+from stratalens.store.storage.base import PRIVATE, TEMPORARY, Buffer, ByteRange, Kind
+from stratalens.store.storage.disk import DiskOperations, StagedFiles, fsync_folders, write_error
 from stratalens.store.storage.local_locks import FileLock, wait_for_lock
 
+T = TypeVar("T")
 
-def unreadable(path: str | Path, error: OSError) -> StratalensError:
-    """The error for a file or folder that cannot be read."""
+
+Default = TypeVar("Default")
+
+
+def read_error(path: str | Path, error: OSError) -> StratalensError:
+    """Return the error for a file or folder that cannot be read."""
     if error.errno == errno.ELOOP:
-        return InputError(f"{path} is a link that leads back to itself (a loop): give the folder that is meant")
+        return InputError(f"{path} is a link that points to itself (a loop): give the path of a folder")
     if error.errno in (errno.EACCES, errno.EPERM):
         return InputError(f"{path} may not be read ({error.strerror}): ask for permission, or run as its owner")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return StratalensError(
-            f"{path} cannot be opened ({error.strerror}): close some files, or allow the process more (ulimit -n)"
+            f"{path} cannot be opened ({error.strerror}): close some files, or raise the limit (ulimit -n)"
         )
     if error.errno not in (errno.EIO, errno.EISDIR, errno.EINVAL, errno.ENODATA):
-        return StratalensError(f"{path} cannot be read ({error.strerror}): nothing says that it is damaged; try again")
-    return DamagedError(f"{path} cannot be read ({error.strerror}): `stratalens verify` says what is affected")
+        return StratalensError(f"{path} cannot be read ({error.strerror}). This is no sign of damage; try again")
+    return DamagedError(
+        f"{path} cannot be read ({error.strerror}): run `stratalens verify` to see which data it affects"
+    )
 
 
-_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux: says that a read would wait for the disk instead of waiting
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux: a read fails with EAGAIN instead of waiting for the disk
 
 
 @dataclass
-class NoWait:
-    """Whether a file system can say that a read would wait (tmpfs, for one, cannot); asked once."""
+class NoWaitSupport:
+    """Whether the file system of a store supports reads with RWF_NOWAIT; tmpfs, for example, does not."""
 
     supported: bool = _NOWAIT != 0
 
 
 class ReadHandle:
-    """Positioned reads straight into memory; a context manager."""
+    """Positioned reads of one file straight into memory; a context manager."""
 
     gap = 1 << 12
 
-    def __init__(self, descriptor: int, path: str, nowait: NoWait) -> None:
+    def __init__(self, descriptor: int, path: str, nowait: NoWaitSupport) -> None:
         self._descriptor = descriptor
         self._path = path
         self._nowait = nowait
@@ -65,163 +70,98 @@ class ReadHandle:
         os.close(self._descriptor)
 
     def size(self) -> int:
-        """Bytes of the object."""
+        """Return the bytes of the object."""
         return os.fstat(self._descriptor).st_size
 
     def expect(self, offset: int, nbytes: int) -> None:
-        """Hint that this range is going to be read piece by piece; nothing to do where reads are cheap."""
+        """Ignore the hint that this range will be read: local reads are cheap."""
 
     def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
-        """Fill the buffers one after the other from `offset`; False if the object ends before."""
-        pending = [b.data.cast("B") for b in buffers if b.nbytes]
-        while pending:
+        """Fill the buffers in order from `offset` on; return False if the object is too short."""
+        unfilled = [b.data.cast("B") for b in buffers if b.nbytes]
+        while unfilled:
             try:
-                got = os.preadv(self._descriptor, pending[:512], offset)
+                count = os.preadv(self._descriptor, unfilled[:512], offset)
             except OSError as error:
-                raise unreadable(self._path, error) from error
-            if got == 0:
+                raise read_error(self._path, error) from error
+            if count == 0:
                 return False
-            offset += got
-            while pending and got >= pending[0].nbytes:
-                got -= pending.pop(0).nbytes
-            if got:
-                pending[0] = pending[0][got:]
+            offset += count
+            while unfilled and count >= unfilled[0].nbytes:
+                count -= unfilled.pop(0).nbytes
+            if count:
+                unfilled[0] = unfilled[0][count:]
         return True
 
-    def read_pieces(self, memory: NDArray[np.uint8], pieces: Sequence[Piece]) -> bool:
-        """Fill `memory` with these (offset, bytes) of the file, one behind the other; False if the file ends before.
+    def read_pieces(self, memory: NDArray[np.uint8], ranges: Sequence[ByteRange]) -> bool:
+        """Fill `memory` with ranges of the file, one after the other; return False if the file is too short.
 
-        What is not in the page cache is asked for all at once, and without what lies
-        around it, so that the disk does not answer one piece after the other.
+        If the first range is not in the page cache, the kernel gets all ranges at once and loads nothing around
+        them. The disk then does not answer one range after the other.
         """
-        view, descriptor, preadv, at = memory.data, self._descriptor, os.preadv, 0
+        view, descriptor, preadv, position = memory.data, self._descriptor, os.preadv, 0
         try:
-            ask = self._nowait.supported
-            for offset, nbytes in pieces:
-                part = (view[at : at + nbytes],)
-                got = self._read_asking(part, pieces) if ask else preadv(descriptor, part, offset)
-                ask = False
-                if got < nbytes and not self.read_into((memory[at + got : at + nbytes],), offset + got):
+            nowait = self._nowait.supported
+            for offset, nbytes in ranges:
+                target = (view[position : position + nbytes],)
+                count = self._read_first(target, ranges) if nowait else preadv(descriptor, target, offset)
+                nowait = False
+                end = position + nbytes
+                if count < nbytes and not self.read_into((memory[position + count : end],), offset + count):
                     return False
-                at += nbytes
+                position = end
         except OSError as error:
-            raise unreadable(self._path, error) from error
+            raise read_error(self._path, error) from error
         return True
 
-    def _read_asking(self, part: tuple[memoryview], pieces: Sequence[Piece]) -> int:
-        """Read the first piece; where that means waiting for the disk, announce all of them before."""
-        offset = pieces[0][0]
+    def _read_first(self, target: tuple[memoryview], ranges: Sequence[ByteRange]) -> int:
+        """Read the first range; if that would wait for the disk, announce all ranges before."""
+        offset = ranges[0][0]
         try:
-            return os.preadv(self._descriptor, part, offset, _NOWAIT)
+            return os.preadv(self._descriptor, target, offset, _NOWAIT)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._nowait.supported = False
             elif error.errno == errno.EAGAIN:
-                self._announce(pieces)
+                self._announce(ranges)
             else:
                 raise
-        return os.preadv(self._descriptor, part, offset)
+        return os.preadv(self._descriptor, target, offset)
 
-    def _announce(self, pieces: Sequence[Piece]) -> None:
+    def _announce(self, ranges: Sequence[ByteRange]) -> None:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-            for offset, nbytes in pieces:
+            for offset, nbytes in ranges:
                 os.posix_fadvise(self._descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
-class Disk(Protocol):
-    """What changes the disk (`LocalStorage`)."""
-
-    def path(self, key: str) -> Path:
-        """Path of a key."""
-
-    def _fsync(self, descriptor: int, path: Path) -> None: ...
-
-    def _rename(self, source: Path, target: Path) -> None: ...
-
-    def _fsync_folder(self, path: Path) -> None: ...
-
-    def _unlink(self, path: Path) -> None: ...
-
-    def explain(self, error: OSError) -> StratalensError:
-        """The error for people."""
+def _file_sizes(path: str) -> dict[str, int]:
+    with os.scandir(path) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
 
-class WrittenFiles:
-    """Open temporary files with the keys that they are going to have."""
-
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-        self._files: list[tuple[Path, str, int]] = []
-
-    def add(self, temporary: Path, key: str, descriptor: int) -> None:
-        """One more file; it is closed here."""
-        self._files.append((temporary, key, descriptor))
-
-    def publish(self) -> None:
-        """Make the files durable, then visible in the order given; if that fails, none that was not visible is left."""
-        disk = self._disk
-        try:
-            run_concurrently([partial(disk._fsync, descriptor, temporary) for temporary, _, descriptor in self._files])
-            folders: dict[Path, None] = {}
-            for position, (temporary, key, descriptor) in enumerate(self._files):
-                self._files[position] = (temporary, key, -1)
-                os.close(descriptor)
-                target = disk.path(key)
-                disk._rename(temporary, target)
-                folders[target.parent] = None
-            fsync_folders(disk, folders)
-        except BaseException as error:
-            self.discard()
-            if isinstance(error, OSError):
-                raise disk.explain(error) from error
-            raise
-
-    def discard(self) -> None:
-        """Remove what is not visible."""
-        while self._files:
-            temporary, _, descriptor = self._files.pop()
-            if descriptor >= 0:
-                os.close(descriptor)
-            with suppress(FileNotFoundError):  # renamed already
-                temporary.lstat()
-                self._disk._unlink(temporary)
-
-
-def fsync_folders(disk: Disk, folders: Iterable[Path]) -> None:
-    """Make the names in the folders durable."""
-    run_concurrently([partial(disk._fsync_folder, folder) for folder in folders])
-
-
-def run_concurrently(calls: Sequence[Callable[[], None]]) -> None:
-    """Run fsyncs at the same time: the file system commits them as one (about eight times faster for 27 files)."""
-    if len(calls) < 2:
-        for call in calls:
-            call()
-        return
-    with ThreadPoolExecutor(min(16, len(calls)), thread_name_prefix="stratalens-fsync") as pool:
-        for future in [pool.submit(call) for call in calls]:
-            future.result()
-
-
-__all__ = ["PRIVATE", "TEMPORARY", "LocalStorage", "ReadHandle"]
+def _stamp(path: str) -> tuple[int, int, int]:
+    status = os.stat(path)  # noqa: PTH116 - faster than Path, and called before every read
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class LocalStorage:
-    """A store's folder on a local or mounted file system.
+    """A store in a folder of a local or mounted file system.
 
-    The `_`-methods are the only places that change the disk; tests replace
-    them to record, fail or reorder what happens there.
+    Args:
+        root: folder of the store.
+        disk: performs all changes of the disk; tests pass their own. A pickled storage uses the real disk again.
     """
 
     high_latency = False
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], disk: DiskOperations | None = None) -> None:
         self.root = Path(root)
-        self._root = str(self.root)  # joining Paths takes longer than opening a file
+        self._disk = disk or DiskOperations()
+        self._root = str(self.root)
         self._token = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._counter = itertools.count()
-        self._nowait = NoWait()
+        self._nowait = NoWaitSupport()
 
     def __repr__(self) -> str:
         return f"LocalStorage({str(self.root)!r})"
@@ -230,34 +170,8 @@ class LocalStorage:
         return type(self), (str(self.root),)
 
     def path(self, key: str) -> Path:
-        """Path of a key."""
+        """Return the path of a key."""
         return self.root / key if key else self.root
-
-    # -- what changes the disk ------------------------------------------------
-    def _open(self, path: Path) -> int:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-
-    def _write(self, descriptor: int, data: memoryview) -> int:
-        return os.write(descriptor, data)
-
-    def _fsync(self, descriptor: int, path: Path) -> None:
-        os.fsync(descriptor)
-
-    def _rename(self, source: Path, target: Path) -> None:
-        source.replace(target)
-
-    def _fsync_folder(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _mkdir(self, path: Path) -> None:
-        path.mkdir()
-
-    def _unlink(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
 
     # -- folders ----------------------------------------------------------------
     def make_folders(self, keys: Iterable[str]) -> None:
@@ -271,29 +185,28 @@ class LocalStorage:
                 path = path.parent
             for folder in reversed(missing):
                 try:
-                    self._mkdir(folder)
+                    self._disk.mkdir(folder)
                 except FileExistsError:
                     if not folder.is_dir():
-                        text = f"{folder} is a file, a folder is needed there: choose another path"
-                        raise InputError(text) from None
+                        raise InputError(f"{folder} is a file, expected a folder: choose another path") from None
                 parents[folder.parent] = None
-        fsync_folders(self, parents)
+        fsync_folders(self._disk, parents)
 
     def kind(self) -> Kind:
-        """What lies at the root."""
+        """Return whether the root is a folder, a file or nothing."""
         return "folder" if self.root.is_dir() else "file" if self.root.exists() else "nothing"
 
     def is_folder(self, key: str) -> bool:
-        """Whether the key is a folder, and no link to one."""
+        """Return whether the key is a folder; a link to a folder does not count."""
         path = self.path(key)
         return path.is_dir() and not path.is_symlink()
 
     def inner_stores(self) -> list[str]:
-        """Stores in the folder, one level down."""
+        """List the stores in the folder, one level down."""
         return sorted(p.name for p in self.root.iterdir() if (p / PRIVATE).is_dir())
 
     def neighbours(self) -> list[str]:
-        """Paths of the stores in the same folder."""
+        """List the paths of the stores in the same folder."""
         try:
             return sorted(str(self.root.parent / p.name) for p in self.root.parent.iterdir() if (p / PRIVATE).is_dir())
         except OSError:
@@ -305,149 +218,107 @@ class LocalStorage:
 
     # -- writing ------------------------------------------------------------------
     def put(self, key: str, data: Buffer) -> None:
-        """Make one object durable under `key`, replacing what was there atomically."""
+        """Make one object durable under `key`; replace an existing one atomically."""
         self.put_many([(key, (data,))])
 
     def put_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> None:
-        """Make objects durable, then visible in the order given.
+        """Make objects durable, then visible in the order of the argument.
 
-        The pieces of each object may be generated while it is written. If
-        anything fails, none of the objects that were not yet visible is left.
+        The slices of each object may be generated while it is written. If anything fails, no object that was still
+        invisible remains.
         """
         self.write_many(objects).publish()
 
-    def write_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> WrittenFiles:
-        """The first half of `put_many`: what is returned makes them durable and visible, or discards them."""
-        written = WrittenFiles(self)
+    def write_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> StagedFiles:
+        """Write objects under temporary names; the result publishes or discards them."""
+        staged = StagedFiles(self._disk, self.root)
         try:
-            for key, pieces in objects:
+            for key, slices in objects:
                 temporary = self.path(f"{TEMPORARY}/{self._token}-{next(self._counter)}")
-                descriptor = self._open(temporary)
-                written.add(temporary, key, descriptor)
-                for piece in pieces:
-                    view = (memoryview(piece) if isinstance(piece, bytes) else piece.data).cast("B")
-                    while view.nbytes:
-                        view = view[self._write(descriptor, view) :]
+                staged.write(temporary, self.path(key), slices)
         except BaseException as error:
-            written.discard()
+            staged.discard()
             if isinstance(error, OSError):
-                raise self.explain(error) from error
+                raise write_error(self.root, error) from error
             raise
-        return written
-
-    def explain(self, error: OSError) -> StratalensError:
-        """The error for people, by what the disk said."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(self.root).free if self.root.is_dir() else 0
-            return NoSpaceError(
-                f"no space left for {self.root} ({error.strerror}; {free / 1e6:.0f} MB free): what was committed so "
-                "far is safe. Free some space and run the same call again; it resumes."
-            )
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return InputError(
-                f"{self.root} cannot be written ({error.strerror}): make it writable or choose another path"
-            )
-        return StratalensError(
-            f"writing to {self.root} failed: {error}. What was committed so far is safe; run the same call again "
-            "to resume."
-        )
+        return staged
 
     def append(self, key: str, line: bytes) -> None:
-        """Add to the end of a file; a line that is torn by a loss of power is found by its checksum."""
+        """Append a line to a file; its checksum reveals a line that a loss of power has torn."""
         path = self.path(key)
-        if path.exists() and path.stat().st_nlink > 1:  # a copy by hard links (cp -al) is another store
+        if path.exists() and path.stat().st_nlink > 1:  # a hard-linked copy of a store (cp -al) must not change
             self.put(key, path.read_bytes() + line)
             return
-        with self.path(key).open("ab", buffering=0) as file:
+        with path.open("ab", buffering=0) as file:
             file.write(line)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects (those that are not there are ignored), durably."""
+        """Remove objects durably; ignore those that do not exist."""
         folders: dict[Path, None] = {}
         for key in keys:
             path = self.path(key)
-            self._unlink(path)
+            self._disk.unlink(path)
             folders[path.parent] = None
-        fsync_folders(self, (f for f in folders if f.is_dir()))
+        fsync_folders(self._disk, (f for f in folders if f.is_dir()))
 
     def remove_temporaries(self, own_only: bool) -> None:
-        """Remove temporary files: this writer's, or everybody's (only under the exclusive lock)."""
+        """Remove temporary files: only those of this object, or, under the exclusive lock, those of all writers."""
         folder = self.path(TEMPORARY)
         if folder.is_dir():
             for path in folder.iterdir():
                 if not own_only or path.name.startswith(self._token + "-"):
-                    self._unlink(path)
+                    self._disk.unlink(path)
 
     # -- reading --------------------------------------------------------------------
-    def get(self, key: str) -> bytes | None:
-        """Bytes of an object, or None where there is none."""
+    def _read(self, key: str, read: Callable[[str], T], default: Default) -> T | Default:
+        """Call `read` with the path of a key; return `default` if it does not exist."""
+        path = f"{self._root}/{key}" if key else self._root  # joining Paths takes longer than opening a file
         try:
-            return self.path(key).read_bytes()
+            return read(path)
         except (FileNotFoundError, NotADirectoryError):
-            return None
+            return default
         except OSError as error:
-            raise unreadable(self.path(key), error) from error
+            raise read_error(path, error) from error
+
+    def get(self, key: str) -> bytes | None:
+        """Return the content of an object, or None if it does not exist."""
+        return self._read(key, lambda path: Path(path).read_bytes(), None)
 
     def list(self, folder: str) -> list[str]:
-        """Sorted names in a folder (empty where it does not exist)."""
-        try:
-            return sorted(p.name for p in self.path(folder).iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise unreadable(self.path(folder), error) from error
+        """List the names in a folder, sorted; empty if it does not exist."""
+        return self._read(folder, lambda path: sorted(p.name for p in Path(path).iterdir()), [])
 
     def size(self, key: str) -> int | None:
-        """Bytes of an object, or None where there is none."""
-        try:
-            return self.path(key).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        """Return the bytes of an object, or None if it does not exist."""
+        return self._read(key, lambda path: Path(path).stat().st_size, None)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of every object in a folder, by name (empty where it does not exist)."""
-        try:
-            with os.scandir(self.path(folder)) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except OSError as error:
-            raise unreadable(self.path(folder), error) from error
+        """Return the bytes of every object in a folder, by name; empty if it does not exist."""
+        return self._read(folder, _file_sizes, {})
 
     def stamp(self, key: str) -> tuple[int, int, int] | None:
-        """What differs as soon as an object was replaced; None where there is none."""
-        try:
-            facts = os.stat(f"{self._root}/{key}")  # noqa: PTH116 - before every read
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise unreadable(self.path(key), error) from error
-        return facts.st_ino, facts.st_mtime_ns, facts.st_size
+        """Return a value that changes when the object is replaced, or None if it does not exist."""
+        return self._read(key, _stamp, None)
 
     def open_read(self, key: str) -> ReadHandle | None:
-        """Handle for positioned reads, or None where there is no object."""
-        path = f"{self._root}/{key}"
-        try:
-            return ReadHandle(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path, self._nowait)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise unreadable(path, error) from error
+        """Open an object for positioned reads; None if it does not exist."""
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        return self._read(key, lambda path: ReadHandle(os.open(path, flags), path, self._nowait), None)
 
     # -- locks ------------------------------------------------------------------------
     def writer_lock(self) -> FileLock:
-        """The lock of the store's writers."""
+        """Return the lock of the writers of the store."""
         return FileLock(self.path(f"{PRIVATE}/lock"))
 
     def claim_lock(self, name: str) -> FileLock:
-        """The lock of one block."""
+        """Return the lock of one block."""
         return FileLock(self.path(f"{PRIVATE}/claims/{name}"))
 
     def clear_claims(self) -> None:
-        """Remove the lock files that killed writers have left; only under the exclusive lock."""
+        """Remove the lock files of killed writers; only under the exclusive lock."""
         for name in self.list(f"{PRIVATE}/claims"):
             self.path(f"{PRIVATE}/claims/{name}").unlink(missing_ok=True)
 
     def structure_lock(self) -> AbstractContextManager[None]:
-        """Held around a change of the root metadata."""
+        """Return a context manager that holds the lock for changes of the root document."""
         return wait_for_lock(FileLock(self.path(f"{PRIVATE}/structure.lock")), self.root)

@@ -1,15 +1,13 @@
-"""Who may write: the store's lock, claims on single blocks, the short lock around structural changes.
+"""Locks on a folder: the lock of the writers, claims of single blocks, the lock for changes of the root document.
 
-All are `flock`s, which the kernel drops when their holder dies, however it
-dies; a lock file that is lying around means nothing. A writer holds the
-store's lock exclusively, or shared with other writers that agreed to write
-together (ranks of one job); those claim each block before they write it.
+All locks are `flock`s, which the kernel releases when their holder dies; an existing lock file means nothing.
+A writer holds the writers' lock exclusively, or shares it with other ranks of its job. Ranks claim each block before
+they write it. `flock` exists on POSIX systems only, so stratalens needs Linux or macOS.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -21,26 +19,35 @@ from pathlib import Path
 from stratalens.store.errors import StoreBusyError, StratalensError
 from stratalens.store.storage.base import Lock
 
-PATIENCE = 60.0
+try:
+    import fcntl
+except ImportError as missing:
+    raise ImportError("stratalens needs Linux or macOS: this system has no POSIX file locks (fcntl)") from missing
+
+PATIENCE = 60.0  # seconds to wait for another process that changes the root document
 
 
-_STEP = 0.02
+_STEP = 0.02  # seconds between two attempts
 
 
 class FileLock:
-    """One flock on one file, taken without waiting."""
+    """One flock on one file; nothing here waits for another holder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = -1
 
     def try_acquire(self, *, shared: bool = False) -> bool:
-        """Take the lock if nobody stands against it."""
+        """Take the lock without waiting; return whether that succeeded.
+
+        Raises:
+            StratalensError: the file system has no flock.
+        """
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                # Another holder may have unlinked the file between our open and our lock.
+                # Another holder may have removed the file between open and flock.
                 same = os.fstat(descriptor).st_ino == self.path.stat().st_ino
             except FileNotFoundError:
                 same = False
@@ -49,8 +56,8 @@ class FileLock:
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     return False
                 raise StratalensError(
-                    f"{self.path} cannot be locked ({error.strerror}): put the store on a file system with flock, "
-                    "or copy it there when it is finished"
+                    f"{self.path} cannot be locked ({error.strerror}). Write the store on a file system with flock, "
+                    "and copy it when it is complete"
                 ) from error
             except BaseException:
                 os.close(descriptor)
@@ -61,13 +68,13 @@ class FileLock:
             os.close(descriptor)
 
     def note(self) -> None:
-        """Write who holds the lock, for the other's error message only."""
+        """Write who holds the lock, for error messages of other processes."""
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, text, 0)
 
     def holder(self) -> str:
-        """Who holds the lock, as far as its file tells."""
+        """Describe the holder of the lock from its file."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             note = json.loads(self.path.read_text())
             return f"process {note['pid']} on {note['host']}"
@@ -78,7 +85,7 @@ class FileLock:
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def release(self, *, unlink: bool = False) -> None:
-        """Let go; the file stays, empty, unless `unlink`."""
+        """Release the lock; its empty file remains unless `unlink` is set."""
         if self._descriptor < 0:
             return
         if unlink:
@@ -87,33 +94,41 @@ class FileLock:
         self._descriptor = -1
 
     def clear_note(self) -> None:
-        """Empty the lock file, so that a finished store holds no trace of its writers."""
+        """Empty the lock file, so that a finished store contains no trace of its writers."""
         if self._descriptor >= 0:
             os.ftruncate(self._descriptor, 0)
 
     @property
-    def held(self) -> bool:
+    def acquired(self) -> bool:
         """Whether this object holds the lock."""
         return self._descriptor >= 0
 
 
 def busy_error(path: object, holder: str) -> StoreBusyError:
-    """The error for a store that somebody else is writing."""
+    """Return the error for a store that another process writes to."""
     return StoreBusyError(
-        f"{path} is being written by {holder}: wait until it has finished. Processes that belong to one job and "
-        "write different blocks open the writer with shared=True."
+        f"{path} is being written by {holder}: wait until it has finished. Processes of one job that write "
+        "different blocks open the writer with shared=True."
     )
 
 
 @contextmanager
 def wait_for_lock(lock: Lock, where: object) -> Iterator[None]:
-    """Hold the lock around a change of the root metadata; waits for others, who hold it for moments."""
+    """Wait for the lock and hold it for a change of the root document.
+
+    Args:
+        lock: lock of the root document; other processes hold it for moments.
+        where: path of the store, for the error message.
+
+    Raises:
+        StoreBusyError: the lock was not free for `PATIENCE` seconds.
+    """
     deadline = time.monotonic() + PATIENCE
     while not lock.try_acquire():
         if time.monotonic() > deadline:
             raise StoreBusyError(
-                f"{where}: another process has been changing stages or variables for {PATIENCE:.0f} s; "
-                "end it if it hangs, then run the same call again"
+                f"{where}: another process has been changing stages or variables for {PATIENCE:.0f} s. "
+                "End it if it hangs, then run the same call again"
             )
         time.sleep(_STEP)
     try:

@@ -1,8 +1,8 @@
-"""A store on an fsspec URL (s3://, gs://, memory://, ...): one put for each object, nothing renamed or appended.
+"""A store on an fsspec URL such as s3://, gs:// or memory://.
 
-An upload is there whole or not at all, so a block needs no temporary names: its files
-are put, then its commit record. Settings and credentials are fsspec's own
-(environment variables, fsspec.config). Locks are in `leases`.
+An upload appears completely or not at all, so no object needs a temporary name: the files of a block are put, then its
+commit record. Nothing is renamed or appended. Settings and credentials come from fsspec (environment variables,
+fsspec.config). Several writers at the same time are experimental.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.store.errors import InputError, StratalensError
-from stratalens.store.storage.base import PRIVATE, TEMPORARY, Buffer, Kind, Piece
+from stratalens.store.storage.base import PRIVATE, TEMPORARY, Buffer, ByteRange, Kind
 from stratalens.store.storage.leases import LeaseLock
 from stratalens.store.storage.local_locks import wait_for_lock
 
 LEASES = f"{PRIVATE}/leases"
 
 
-UPLOADS = 8
+UPLOADS = 8  # at the same time
 
 
 class RemoteStorage:
-    """A store behind an fsspec URL."""
+    """A store on an fsspec URL."""
 
     high_latency = True
 
@@ -40,7 +40,7 @@ class RemoteStorage:
             self._fs, base = url_to_fs(self.root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise InputError(
-                f"{url} cannot be opened ({error}): give a folder, or a URL that fsspec knows; "
+                f"{url} cannot be opened ({error}): give a folder, or a URL that fsspec supports; "
                 'for s3:// run pip install "stratalens[s3]"'
             ) from error
         self._base = base.rstrip("/")
@@ -52,56 +52,56 @@ class RemoteStorage:
         return type(self), (self.root,)
 
     def path(self, key: str) -> str:
-        """URL of a key."""
+        """Return the URL of a key."""
         return f"{self.root}/{key}" if key else self.root
 
     def _at(self, key: str) -> str:
         return f"{self._base}/{key}" if key else self._base
 
-    # -- folders: there are none ------------------------------------------------------
+    # -- folders ------------------------------------------------------
     def kind(self) -> Kind:
-        """What lies at the root."""
+        """Return whether the root is a folder, a file or nothing."""
         if self.list(""):
             return "folder"
         return "nothing" if self.size("") is None else "file"
 
     def is_folder(self, key: str) -> bool:
-        """Whether there are objects below the key."""
+        """Return whether there are objects below the key."""
         return bool(self.list(key))
 
     def inner_stores(self) -> list[str]:
-        """Nobody looks for them here."""
+        """Return no stores: listing a bucket for a message costs too much."""
         return []
 
     def neighbours(self) -> list[str]:
-        """Nobody looks for them here."""
+        """Return no stores: listing a bucket for a message costs too much."""
         return []
 
     def make_folders(self, keys: Iterable[str]) -> None:
-        """Leave a sign that the place is a store's, so that an interrupted creation can go on."""
+        """Mark the URL as that of a store, so that an interrupted creation can resume; there are no folders."""
         if TEMPORARY in keys and not any(name != "leases" for name in self.list(PRIVATE)):
             self._put(f"{PRIVATE}/history.jsonl", b"")
 
     def remove_folder(self, key: str) -> None:
-        """Nothing to do."""
+        """Do nothing: there are no folders."""
 
     # -- writing --------------------------------------------------------------------------
     def put(self, key: str, data: Buffer) -> None:
-        """Make one object durable under `key`, replacing what was there atomically."""
+        """Make one object durable under `key`; replace an existing one atomically."""
         self.put_many([(key, (data,))])
 
     def put_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> None:
-        """Make objects durable, a few at the same time, each with one put; all are there when this returns."""
+        """Upload objects, several at the same time, each with one put; all are durable when this returns."""
         with ThreadPoolExecutor(UPLOADS, thread_name_prefix="stratalens-put") as pool:
             jobs = []
-            for key, pieces in objects:
-                data = b"".join(p if isinstance(p, bytes) else p.data.cast("B") for p in pieces)
+            for key, slices in objects:
+                data = b"".join(part if isinstance(part, bytes) else part.data.cast("B") for part in slices)
                 jobs.append(pool.submit(self._put, key, data))
             for job in jobs:
                 job.result()
 
     def write_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> Uploaded:
-        """`put_many`: an object that is there is durable, and nobody looks for it before its commit record."""
+        """Upload objects like `put_many`; readers ignore an object until its commit record exists."""
         self.put_many(objects)
         return Uploaded()
 
@@ -112,21 +112,21 @@ class RemoteStorage:
             raise self._failed("writing to", key, error) from error
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object if there is none under the key; whether it was put."""
+        """Put an object unless the key exists; return whether it was put."""
         try:
             self._fs.pipe_file(self._at(key), data, mode="create")
         except OSError as error:
-            if self.get(key) is None:  # not because another was first
+            if self.get(key) is None:  # the object does not exist, so another writer was not the reason
                 raise self._failed("writing to", key, error) from error
-        # A client that tries again after a lost answer finds its own object.
+        # A client that retries after a lost response gets its own object back.
         return self.get(key) == data
 
     def append(self, key: str, line: bytes) -> None:
-        """Add to the end of an object; callers hold the structure lock."""
+        """Append a line to an object; callers hold the structure lock."""
         self._put(key, (self.get(key) or b"") + line)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects (those that are not there are ignored)."""
+        """Remove objects; ignore those that do not exist."""
         for key in keys:
             try:
                 self._fs.rm_file(self._at(key))
@@ -136,11 +136,11 @@ class RemoteStorage:
                 raise self._failed("removing from", key, error) from error
 
     def remove_temporaries(self, own_only: bool) -> None:
-        """Nothing to do: an interrupted upload leaves nothing that can be seen."""
+        """Do nothing: an interrupted upload leaves no visible object."""
 
     # -- reading ----------------------------------------------------------------------------
     def get(self, key: str) -> bytes | None:
-        """Bytes of an object, or None where there is none."""
+        """Return the content of an object, or None if it does not exist."""
         try:
             return cast("bytes", self._fs.cat_file(self._at(key)))
         except (FileNotFoundError, IsADirectoryError):
@@ -151,152 +151,151 @@ class RemoteStorage:
     def _entries(self, folder: str) -> dict[str, dict[str, Any]]:
         base = self._at(folder).rstrip("/")
         try:
-            found = self._fs.ls(base, detail=True)
+            entries = self._fs.ls(base, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
             raise self._failed("listing", folder, error) from error
-        inside = [(entry["name"].rstrip("/"), entry) for entry in found]
-        head = base.lstrip("/") + "/"
-        return {n.lstrip("/")[len(head) :]: entry for n, entry in inside if n.lstrip("/").startswith(head)}
+        prefix = base.lstrip("/") + "/"
+        named = [(entry["name"].strip("/"), entry) for entry in entries]
+        return {name[len(prefix) :]: entry for name, entry in named if name.startswith(prefix)}
 
     def list(self, folder: str) -> list[str]:
-        """Sorted names in a folder (empty where it does not exist)."""
+        """List the names in a folder, sorted; empty if it does not exist."""
         return sorted(self._entries(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of every object in a folder, by name."""
+        """Return the bytes of every object in a folder, by name."""
         return {name: int(e["size"]) for name, e in self._entries(folder).items() if e["type"] == "file"}
 
-    def size(self, key: str) -> int | None:
-        """Bytes of an object, or None where there is none."""
+    def _info(self, key: str) -> dict[str, Any] | None:
         try:
-            facts = self._fs.info(self._at(key))
+            return cast("dict[str, Any]", self._fs.info(self._at(key)))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._failed("reading", key, error) from error
-        return int(facts["size"]) if facts["type"] == "file" else None
+
+    def size(self, key: str) -> int | None:
+        """Return the bytes of an object, or None if it does not exist."""
+        entry = self._info(key)
+        return int(entry["size"]) if entry and entry["type"] == "file" else None
 
     def stamp(self, key: str) -> object:
-        """What differs as soon as an object was replaced; None where there is none."""
-        try:
-            facts = self._fs.info(self._at(key))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._failed("reading", key, error) from error
-        return [str(facts.get(name)) for name in ("ETag", "etag", "LastModified", "created", "size")]
+        """Return a value that changes when the object is replaced, or None if it does not exist."""
+        entry = self._info(key)
+        return entry and [str(entry.get(name)) for name in ("ETag", "etag", "LastModified", "created", "size")]
 
     def modified(self, key: str) -> datetime | None:
-        """When an object was written, by the clock of whoever stores it."""
+        """Return when an object was written, by the clock of the object store."""
         try:
             return cast("datetime", self._fs.modified(self._at(key)))
         except FileNotFoundError:
             return None
 
     def open_read(self, key: str) -> RemoteHandle:
-        """Handle for positioned reads; that there is no object shows at the first one, as FileNotFoundError."""
+        """Open an object for positioned reads; if it does not exist, the first read raises FileNotFoundError."""
         return RemoteHandle(self, key)
 
-    def read_ranges(self, key: str, pieces: Sequence[Piece]) -> Sequence[bytes]:
-        """Parts (offset, bytes) of an object, asked for at the same time; shorter where the object ends."""
-        places, starts, stops = [self._at(key)] * len(pieces), [o for o, _ in pieces], [o + n for o, n in pieces]
+    def read_ranges(self, key: str, ranges: Sequence[ByteRange]) -> Sequence[bytes]:
+        """Request ranges of an object at the same time; a range that exceeds the object comes back shorter."""
+        paths = [self._at(key)] * len(ranges)
+        starts = [offset for offset, _ in ranges]
+        stops = [offset + nbytes for offset, nbytes in ranges]
         try:
-            return cast("Sequence[bytes]", self._fs.cat_ranges(places, starts, stops, on_error="raise"))
+            return cast("Sequence[bytes]", self._fs.cat_ranges(paths, starts, stops, on_error="raise"))
         except FileNotFoundError:
             raise
         except OSError as error:
             size = self.size(key)
-            if size is None or max(starts) < size:  # S3 refuses a range that begins behind the end
+            if size is None or max(starts) < size:  # S3 refuses a range that starts after the end of the object
                 raise self._failed("reading", key, error) from error
-            return [self.read_ranges(key, [piece])[0] if piece[0] < size else b"" for piece in pieces]
+            return [self.read_ranges(key, [part])[0] if part[0] < size else b"" for part in ranges]
 
     # -- locks --------------------------------------------------------------------------------
     def writer_lock(self) -> LeaseLock:
-        """The lock of the store's writers."""
+        """Return the lock of the writers of the store."""
         return LeaseLock(self, f"{LEASES}/lock")
 
     def claim_lock(self, name: str) -> LeaseLock:
-        """The lock of one block."""
+        """Return the lock of one block."""
         return LeaseLock(self, f"{LEASES}/claim.{name}")
 
     def clear_claims(self) -> None:
-        """Remove what killed writers have left of claims; only under the exclusive lock."""
+        """Remove the claims of killed writers; only under the exclusive lock."""
         for folder in self.list(LEASES):
             if folder.startswith("claim.") or "-clock." in folder:
                 names = self.list(f"{LEASES}/{folder}")
                 self.delete([f"{LEASES}/{folder}/{n}" for n in names] or [f"{LEASES}/{folder}"])
 
     def structure_lock(self) -> AbstractContextManager[None]:
-        """Held around a change of the root metadata."""
+        """Return a context manager that holds the lock for changes of the root document."""
         return wait_for_lock(LeaseLock(self, f"{LEASES}/structure"), self.root)
 
-    def _failed(self, what: str, key: str, error: OSError) -> StratalensError:
+    def _failed(self, action: str, key: str, error: OSError) -> StratalensError:
         return StratalensError(
-            f"{what} {self.path(key)} failed: {error}. What was committed so far is safe; run the same call again to "
-            "resume."
+            f"{action} {self.path(key)} failed: {error}. Committed data is safe; run the same call again to resume."
         )
 
 
 class Uploaded:
-    """Objects for which nothing is left to do."""
+    """Uploaded objects, which are durable and visible already."""
 
     def publish(self) -> None:
-        """They are durable and visible."""
+        """Do nothing: the objects are visible."""
 
     def discard(self) -> None:
-        """They stay; without a commit record they do not exist, and the next writer replaces them."""
+        """Do nothing: readers ignore objects without a commit record, and the next writer replaces them."""
 
 
 class RemoteHandle:
-    """Ranged reads of one object; a range that is expected is fetched once."""
+    """Ranged reads of one object; an announced range is fetched once."""
 
     gap = 1 << 18
 
     def __init__(self, storage: RemoteStorage, key: str) -> None:
         self._storage, self._key = storage, key
-        self._held = (0, b"")
+        self._fetched = (0, b"")
 
     def __enter__(self) -> RemoteHandle:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._held = (0, b"")
+        self._fetched = (0, b"")
 
     def size(self) -> int:
-        """Bytes of the object."""
+        """Return the bytes of the object."""
         size = self._storage.size(self._key)
         if size is None:
             raise FileNotFoundError(self._storage.path(self._key))
         return size
 
     def expect(self, offset: int, nbytes: int) -> None:
-        """Fetch a range that is going to be read piece by piece."""
-        start, data = self._held
+        """Fetch a range that will be read in several steps."""
+        start, data = self._fetched
         if offset < start or offset + nbytes > start + len(data):
-            self._held = (offset, self._storage.read_ranges(self._key, [(offset, nbytes)])[0])
+            self._fetched = (offset, self._storage.read_ranges(self._key, [(offset, nbytes)])[0])
 
     def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
-        """Fill the buffers one after the other from `offset` with one request; False if the object ends before."""
+        """Fill the buffers in order from `offset` on, with one request; return False if the object is too short."""
         total = sum(b.nbytes for b in buffers)
         if total == 0:
             return True
-        start, data = self._held
+        start, data = self._fetched
         if offset < start or offset + total > start + len(data):
             start, data = offset, self._storage.read_ranges(self._key, [(offset, total)])[0]
             if len(data) < total:
                 return False
-        at = offset - start
+        position = offset - start
         for buffer in buffers:
-            buffer[...] = np.frombuffer(data, dtype=np.uint8, count=buffer.nbytes, offset=at)
-            at += buffer.nbytes
+            buffer[...] = np.frombuffer(data, dtype=np.uint8, count=buffer.nbytes, offset=position)
+            position += buffer.nbytes
         return True
 
-    def read_pieces(self, memory: NDArray[np.uint8], pieces: Sequence[Piece]) -> bool:
-        """Fill `memory` with these (offset, bytes), one behind the other; False if the object ends before."""
-        found = self._storage.read_ranges(self._key, pieces)
-        if any(len(data) < nbytes for data, (_, nbytes) in zip(found, pieces, strict=True)):
+    def read_pieces(self, memory: NDArray[np.uint8], ranges: Sequence[ByteRange]) -> bool:
+        """Fill `memory` with ranges of the object, one after the other; return False if the object is too short."""
+        parts = self._storage.read_ranges(self._key, ranges)
+        if any(len(data) < nbytes for data, (_, nbytes) in zip(parts, ranges, strict=True)):
             return False
-        memory[...] = np.frombuffer(b"".join(found), dtype=np.uint8)
+        memory[...] = np.frombuffer(b"".join(parts), dtype=np.uint8)
         return True

@@ -1,4 +1,4 @@
-"""From a path or URL to the storage behind it; and what to say where it holds no store."""
+"""The storage of a path or URL, and the error for one without a store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stratalens.store.storage.local import LocalStorage
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names something that fsspec reaches.
+    """Return whether a path is a URL for fsspec.
 
     >>> is_url("s3://bucket/run.zarr"), is_url("runs/run.zarr"), is_url("file:///runs/run.zarr")
     (True, False, False)
@@ -21,7 +21,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def storage_at(path: str | os.PathLike[str]) -> Storage:
-    """The storage of a store at a folder or an fsspec URL."""
+    """Return the storage of a folder or an fsspec URL."""
     if isinstance(path, str) and is_url(path):
         from stratalens.store.storage.object_store import RemoteStorage
 
@@ -30,15 +30,16 @@ def storage_at(path: str | os.PathLike[str]) -> Storage:
 
 
 def no_store_error(storage: Storage) -> InputError:
-    """The error for a path that holds no store."""
+    """Return the error for a path that contains no store."""
     root = storage.root
     kind = storage.kind()
     if kind == "nothing":
         return InputError(
-            f"there is no store at {root}: {_beside(storage)}record one with stratalens.capture(..., {str(root)!r})"
+            f"there is no store at {root}: {_similar_stores(storage)}record one with "
+            f"stratalens.capture(..., {str(root)!r})"
         )
     if kind == "file":
-        return InputError(f"{root} is a file, a store is a folder: give the folder that holds zarr.json")
+        return InputError(f"{root} is a file, but a store is a folder: give the folder that contains zarr.json")
     if storage.list(PRIVATE):
         return InputError(
             f"{root} is a store whose creation was interrupted, or whose zarr.json was removed: run the capture "
@@ -49,13 +50,13 @@ def no_store_error(storage: Storage) -> InputError:
     return InputError(f"{root} holds no store (no zarr.json){hint}")
 
 
-def _beside(storage: Storage) -> str:
-    """Stores in the same folder, those with a near name first."""
+def _similar_stores(storage: Storage) -> str:
+    """Name stores of the same folder: those with a similar name, or else the first five."""
     paths = {PurePath(path).stem: path for path in storage.neighbours()}
-    near = get_close_matches(PurePath(str(storage.root)).stem, paths, n=3)
-    if near:
-        return f"did you mean {' or '.join(paths[stem] for stem in near)}? Else "
+    similar = get_close_matches(PurePath(str(storage.root)).stem, paths, n=3)
+    if similar:
+        return f"did you mean {' or '.join(paths[stem] for stem in similar)}? Else "
     if not paths:
         return ""
     more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-    return f"beside it {'lies' if len(paths) == 1 else 'lie'} {', '.join(list(paths.values())[:5])}{more}. Else "
+    return f"its folder contains {', '.join(list(paths.values())[:5])}{more}. Else "

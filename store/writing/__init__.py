@@ -2,9 +2,9 @@
 
 create              create()
 writer              ActivationWriter
-buffers             the block that a caller fills
+buffers             the buffer of a block, which the caller fills
 write_queue         background threads that write and commit
-label_columns       label columns checked, read, written, compared
+label_columns       label columns checked, written, read, compared
 quantization_error  int8 errors of a stage
 relabel             relabel()
 """

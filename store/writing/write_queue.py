@@ -1,10 +1,10 @@
-"""Background threads: one seals and writes blocks, one makes them durable and commits them.
+"""Background threads that write blocks and commit them.
 
-At most two blocks exist in memory at a time: those being filled and those being
-written together; asking for a third waits. A block that is written needs its memory no
-more, only waits for the disk; those waits go on while the next block is written. At
-most two blocks wait so. An error in a thread is raised at the next call from the thread
-that fills, and again at close.
+One thread checksums and writes blocks, the other makes them durable and commits them.
+At most two blocks are in memory at a time, counting those being filled and those being written; a request for a third
+waits. A written block needs no memory, only time on the disk, and the next block is written meanwhile; at most two
+written blocks wait for their commit. An error in a thread is raised at the next call of the thread that fills buffers,
+and again at close.
 """
 
 from __future__ import annotations
@@ -13,87 +13,55 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import TypeVar
 
 from stratalens.store.errors import InputError
 from stratalens.store.storage.base import StagedWrite
-from stratalens.store.writing.buffers import Memory
+from stratalens.store.writing.buffers import BlockMemory
 
 Job = Callable[[], StagedWrite]
 
+T = TypeVar("T")
 
 BUFFERS = 2
 
 
 class WriteQueue:
-    """Worker threads with a pool of `BUFFERS` block memories."""
+    """Two worker threads and a pool of `BUFFERS` block memories.
 
-    def __init__(self, make_memory: Callable[[], Memory]) -> None:
+    Args:
+        make_memory: function that allocates the memory of one block.
+    """
+
+    def __init__(self, make_memory: Callable[[], BlockMemory]) -> None:
         self._make_memory = make_memory
-        self._free: list[Memory] = []
-        self._made = 0
-        self._queued = 0  # blocks that are not committed
+        self._free: list[BlockMemory] = []
+        self._allocated = 0
+        self._uncommitted = 0  # blocks that were submitted and are not committed
         self._writing = 0  # those of them that still need their memory
-        self._open = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self._jobs: queue.SimpleQueue[tuple[Job, Memory] | None] = queue.SimpleQueue()
-        self._written: queue.Queue[StagedWrite | None] = queue.Queue(maxsize=1)
+        self._jobs: queue.SimpleQueue[tuple[Job, BlockMemory] | None] = queue.SimpleQueue()
+        self._staged: queue.Queue[StagedWrite | None] = queue.Queue(maxsize=1)
         self._threads: list[threading.Thread] = []
 
-    def _write(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            job, memory = item
-            written: StagedWrite | None = None
-            error: BaseException | None = None
-            if self._error is None:
-                try:
-                    written = job()
-                except BaseException as caught:  # handed to the caller, who raises it
-                    error = caught
-            with self._changed:
-                self._error = self._error or error
-                self._writing -= 1
-                if written is None:
-                    self._queued -= 1
-                self._free.append(memory)
-                self._changed.notify_all()
-            if written is not None:
-                self._written.put(written)
-        self._written.put(None)
-
-    def _commit(self) -> None:
-        while (written := self._written.get()) is not None:
-            error: BaseException | None = None
-            try:
-                if self._error is None:
-                    written.publish()
-                else:
-                    written.discard()
-            except BaseException as caught:  # handed to the caller, who raises it
-                error = caught
-            with self._changed:
-                self._error = self._error or error
-                self._queued -= 1
-                self._changed.notify_all()
-
     def check(self) -> None:
-        """Raise what went wrong in a thread."""
+        """Raise the first error of a thread."""
         if self._error is not None:
             raise self._error
 
-    def acquire(self) -> Memory:
-        """Memory for one more block; waits for the disk, not for the caller's own open buffers."""
+    def acquire(self) -> BlockMemory:
+        """Return memory for one more block.
+
+        Wait for the disk, but not for the caller's own open buffers.
+        """
         with self._changed:
             while True:
                 self.check()
                 if self._free:
-                    self._open += 1
                     return self._free.pop()
-                if self._made < BUFFERS:
-                    self._made += 1
-                    self._open += 1
+                if self._allocated < BUFFERS:
+                    self._allocated += 1
                     break
                 if self._writing == 0:
                     raise InputError(
@@ -105,22 +73,19 @@ class WriteQueue:
             return self._make_memory()
         except BaseException:
             with self._changed:
-                self._made -= 1
-                self._open -= 1
+                self._allocated -= 1
             raise
 
-    def give_back(self, memory: Memory) -> None:
-        """Return memory that is not going to be written."""
+    def give_back(self, memory: BlockMemory) -> None:
+        """Take back the memory of a block that will not be written."""
         with self._changed:
-            self._open -= 1
             self._free.append(memory)
             self._changed.notify_all()
 
-    def submit(self, job: Job, memory: Memory) -> None:
-        """Queue a block for writing."""
+    def submit(self, job: Job, memory: BlockMemory) -> None:
+        """Queue the job that writes a block."""
         with self._changed:
-            self._open -= 1
-            self._queued += 1
+            self._uncommitted += 1
             self._writing += 1
             if not self._threads:
                 for name, work in (("writer", self._write), ("committer", self._commit)):
@@ -129,40 +94,69 @@ class WriteQueue:
         self._jobs.put((job, memory))
 
     def drain(self) -> None:
-        """Wait until everything queued is written (or has failed)."""
+        """Wait until every queued block is committed or has failed."""
         with self._changed:
-            while self._queued:
+            while self._uncommitted:
                 self._changed.wait()
 
     def close(self) -> None:
-        """Finish what is queued and end the threads; errors stay for `check`."""
+        """Finish the queued blocks and end the threads; `check` still raises their error."""
         if self._threads:
             self._jobs.put(None)
         while self._threads:
             self._threads.pop().join()
         self._free.clear()
 
-    def __enter__(self) -> WriteQueue:
-        return self
+    def _write(self) -> None:
+        """Write queued blocks; the first thread runs this."""
+        while (item := self._jobs.get()) is not None:
+            job, memory = item
+            staged: StagedWrite | None = None
+            error: BaseException | None = None
+            if self._error is None:
+                try:
+                    staged = job()
+                except BaseException as raised:  # `check` raises it in the caller's thread
+                    error = raised
+            with self._changed:
+                self._error = self._error or error
+                self._writing -= 1
+                if staged is None:
+                    self._uncommitted -= 1
+                self._free.append(memory)
+                self._changed.notify_all()
+            if staged is not None:
+                self._staged.put(staged)
+        self._staged.put(None)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-T = TypeVar("T")
+    def _commit(self) -> None:
+        """Commit written blocks; the second thread runs this."""
+        while (staged := self._staged.get()) is not None:
+            error: BaseException | None = None
+            try:
+                if self._error is None:
+                    staged.publish()
+                else:
+                    staged.discard()
+            except BaseException as raised:  # `check` raises it in the caller's thread
+                error = raised
+            with self._changed:
+                self._error = self._error or error
+                self._uncommitted -= 1
+                self._changed.notify_all()
 
 
 def prefetch(items: Iterator[T]) -> Generator[T]:
-    """The same items in the same order, the next one made meanwhile. Once it is closed, nothing is made any more.
+    """Yield the same items in order, while a thread makes the next one.
+
+    Closing the generator stops the thread.
 
     >>> list(prefetch(iter([1, 2, 3])))
     [1, 2, 3]
     """
     end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="stratalens-ahead") as pool:
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield item  # type: ignore[misc] # whatever is not the end is an item
+    with ThreadPoolExecutor(1, thread_name_prefix="stratalens-prefetch") as pool:
+        upcoming = pool.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = pool.submit(next, items, end)
+            yield item  # type: ignore[misc] # every item but `end` is a T

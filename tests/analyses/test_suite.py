@@ -49,7 +49,7 @@ def test_all_verbs_are_asked_once_and_kept(tmp_path: Path, monkeypatch: pytest.M
     def worked(function: object, slab: Slab) -> None:
         raise AssertionError(f"{type(function).__name__}: {slab.where} was worked on again")
 
-    monkeypatch.setattr(sys.modules["stratalens.analyses.sweep"], "run_one", worked)
+    monkeypatch.setattr(sys.modules["stratalens.analyses.sweep.run"], "run_slab_task", worked)
     again = run_suite(open_store(store).isel(stage=[0, 3]), permutations=20, verbs=VERBS)
     for name, result in suite.results.items():
         assert result.identical(again.results[name]), name

@@ -15,12 +15,12 @@ PAGE = DOCS / "sweep.md"
 
 @pytest.fixture(scope="module")
 def names() -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     blocks = re.findall(r"```{code-cell} python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 4
     for number, block in enumerate(blocks):
-        exec(compile(block, f"docs/sweep.md, block {number + 1}", "exec"), found)
-    return found
+        exec(compile(block, f"docs/sweep.md, block {number + 1}", "exec"), names)
+    return names
 
 
 def test_the_mean_cosine_is_that_of_all_pairs(names: dict[str, Any]) -> None:
@@ -44,6 +44,6 @@ def test_the_label_is_readable_where_it_was_put(names: dict[str, Any]) -> None:
 def test_the_dimensions_are_those_of_the_eigenvalues(names: dict[str, Any]) -> None:
     x = names["x"][2, 3, :, 0].astype(float)
     values = np.linalg.eigvalsh(np.cov(x.T))
-    found = names["found"].sel(stage="trained", layer=3).squeeze()
-    assert float(found.dimensions) == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=1e-4)
-    assert names["found"].widest.dims == ("stage", "token")
+    result = names["spread"].sel(stage="trained", layer=3).squeeze()
+    assert float(result.dimensions) == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=1e-4)
+    assert names["spread"].widest.dims == ("stage", "token")

@@ -1,4 +1,4 @@
-"""Stores of these tests lie in memory where that can be had: they are written thousands of times."""
+"""Temporary folders in memory, if the system has such a file system: the tests write thousands of stores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def module_path() -> Iterator[Path]:
-    """A folder that is removed after the module's tests."""
+    """A folder that is removed after the tests of the module."""
     base = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else None
     path = Path(tempfile.mkdtemp(prefix="strata-", dir=base))
     yield path

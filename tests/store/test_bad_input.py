@@ -1,4 +1,4 @@
-"""Bad input and bad folders: one clear error each, and what is in the folder stays as it is."""
+"""Bad input and bad folders: each gives one clear error and leaves the folder unchanged."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ FOLDERS = [
     Folder("truncated commit", lambda p: cut(only_commit(p), 20), DamagedError, "commit record.*checksum.*repair"),
     Folder("empty commit", lambda p: cut(only_commit(p), 0), DamagedError, "commit record"),
     Folder("copied commit", lambda p: shutil.copy(only_commit(p), only_commit(p).with_name("0002.0")), DamagedError,
-           "speaks of 0001.0"),
+           "refers to 0001.0"),
     Folder("newer format, writing", lambda p: rewrite_root(p, lambda s: s.update(format_version="2.0"), sealed=True),
            InputError, "pip install", ActivationWriter),
     Folder("edited, writing", edit_with_zarr, DamagedError, "edited", ActivationWriter),
@@ -175,7 +175,7 @@ def test_paths_that_hold_no_store(tmp_path: Path, clean: Path) -> None:
         (open_store, full, "holds no store"),
         (open_store, above, r"did you mean .*run\.zarr"),
         (open_store, above / "rnu.zarr", r"no store at .*rnu\.zarr: did you mean .*above/run\.zarr\? Else record one"),
-        (open_store, above / "other.zarr", r"beside it lies .*above/run\.zarr\. Else record"),
+        (open_store, above / "other.zarr", r"its folder contains .*above/run\.zarr\. Else record"),
         (verify_store, tmp_path / "nowhere", "there is no store at"),
         (ActivationWriter, tmp_path / "nowhere", "there is no store at"),
         (make, file, "is a file"),
@@ -202,7 +202,7 @@ ROWS = make_labels(4, ["s0", "s1"])
         ({"entities": {"entity_id": ["a"]}}, "entities has no 'entity'"),
         ({"entities": {"entity": ["a"]}}, "entities has no 'entity_id'"),
         ({"entities": {"entity": [], "entity_id": []}}, "no rows"),
-        ({"entities": {"entity": ["a", "b", "a"], "entity_id": ["x"] * 3}}, "'a' stands in rows 0 and 2"),
+        ({"entities": {"entity": ["a", "b", "a"], "entity_id": ["x"] * 3}}, "'a' is in rows 0 and 2"),
         ({"entities": {"entity": ["a", "b"], "entity_id": ["x"]}}, "'entity_id' has 1 values, 'entity' has 2"),
         ({"entities": {**ROWS, "layer": [1] * 4}}, "'layer' has the name of a dim"),
         ({"entities": {**ROWS, "stage_order": [1] * 4}}, "'stage_order' has the name of a dim"),

@@ -1,4 +1,4 @@
-"""A local storage that kills its own process at a chosen change of the disk, and one that counts the changes."""
+"""A disk that kills its own process at a chosen change, and one that counts the changes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,49 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from stratalens.store.storage.local import LocalStorage
+from stratalens.store.storage.disk import DiskOperations
 
 
-class Dying(LocalStorage):
-    """Kills its process at the n-th change of the disk, before or in the middle of it."""
+class WatchedDisk(DiskOperations):
+    """Calls `tick` before every change of the disk."""
 
-    def __init__(self, root: Any, moment: int, half: bool) -> None:
-        super().__init__(root)
+    def tick(self) -> None:
+        raise NotImplementedError
+
+    def open(self, path: Path) -> int:
+        self.tick()
+        return super().open(path)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        self.tick()
+        return super().write(descriptor, data)
+
+    def fsync(self, descriptor: int, path: Path) -> None:
+        self.tick()
+        super().fsync(descriptor, path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.tick()
+        super().rename(source, target)
+
+    def fsync_folder(self, path: Path) -> None:
+        self.tick()
+        super().fsync_folder(path)
+
+    def mkdir(self, path: Path) -> None:
+        self.tick()
+        super().mkdir(path)
+
+    def unlink(self, path: Path) -> None:
+        self.tick()
+        super().unlink(path)
+
+
+class DyingDisk(WatchedDisk):
+    """Kills its process at the n-th change, before it or in the middle of it."""
+
+    def __init__(self, moment: int, half: bool) -> None:
         self.left, self.half, self.gate = moment, half, threading.Lock()
 
     def tick(self) -> None:
@@ -26,50 +59,25 @@ class Dying(LocalStorage):
             if self.left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def _write(self, descriptor: int, data: memoryview) -> int:
+    def write(self, descriptor: int, data: memoryview) -> int:
         if self.half and self.left == 1 and data.nbytes > 1:
             os.write(descriptor, data[: data.nbytes // 2])
-        self.tick()
-        return super()._write(descriptor, data)
-
-    def _open(self, path: Path) -> int:
-        self.tick()
-        return super()._open(path)
-
-    def _fsync(self, descriptor: int, path: Path) -> None:
-        self.tick()
-        super()._fsync(descriptor, path)
-
-    def _rename(self, source: Path, target: Path) -> None:
-        self.tick()
-        super()._rename(source, target)
-
-    def _fsync_folder(self, path: Path) -> None:
-        self.tick()
-        super()._fsync_folder(path)
-
-    def _mkdir(self, path: Path) -> None:
-        self.tick()
-        super()._mkdir(path)
-
-    def _unlink(self, path: Path) -> None:
-        self.tick()
-        super()._unlink(path)
+        return super().write(descriptor, data)
 
 
-class Counting(Dying):
-    """Counts the changes of the disk."""
+class CountingDisk(WatchedDisk):
+    """Counts the changes."""
 
-    def __init__(self, root: Any) -> None:
-        super().__init__(root, 0, False)
+    def __init__(self) -> None:
+        self.changes, self.gate = 0, threading.Lock()
 
     def tick(self) -> None:
         with self.gate:
-            self.left += 1
+            self.changes += 1
 
 
 def forked(work: Callable[[], object]) -> bool:
-    """Run something in a forked process that may kill itself; whether it did. It must not fail."""
+    """Run a function in a forked process that may kill itself; return whether it did. The function must not fail."""
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):

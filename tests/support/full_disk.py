@@ -1,7 +1,7 @@
-"""Streams into a store on a file system that is too small, then on the same one with room.
+"""Records a store on a file system that is too small, then on the same file system with enough space.
 
-`unshare --mount python -m support.full_disk FOLDER KIBIBYTES`: mounts a tmpfs of that size on the folder, where only
-this process sees it, and leaves a line for each attempt.
+`unshare --mount python -m support.full_disk FOLDER KIBIBYTES` mounts a tmpfs of that size on the folder, visible to
+this process only, and prints how often the disk was full.
 """
 
 from __future__ import annotations

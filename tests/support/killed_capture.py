@@ -23,11 +23,11 @@ import torch
 
 from stratalens.plugin.capture.run import capture
 from stratalens.store.reading.open import open_store
-from stratalens.store.storage.local import LocalStorage
+from stratalens.store.storage.disk import DiskOperations
 from support.models import TwoLayers, run_two_layers, table, tokenizer
 from support.synthetic_writer import committed_files, content
 
-CHANGES = ("_open", "_write", "_fsync", "_rename", "_fsync_folder", "_mkdir", "_unlink")
+CHANGES = ("open", "write", "fsync", "rename", "fsync_folder", "mkdir", "unlink")
 
 
 def record(path: Path) -> None:
@@ -59,7 +59,7 @@ def forked(path: Path, moment: int, counted: Path | None = None) -> bool:
             return wrapper
 
         for name in CHANGES:
-            setattr(LocalStorage, name, watched(getattr(LocalStorage, name)))
+            setattr(DiskOperations, name, watched(getattr(DiskOperations, name)))
         record(path)
         if counted is not None:
             counted.write_text(str(last[0]))
@@ -71,11 +71,11 @@ def forked(path: Path, moment: int, counted: Path | None = None) -> bool:
 
 def shows_only_what_was_recorded(path: Path, whole: Path) -> None:
     """Every row that is shown as recorded is that of the uninterrupted store; the others are missing."""
-    held, wanted = open_store(path), open_store(whole)
-    for stage in held.stage.values:
-        recorded = held.recorded.sel(stage=stage).values
-        for name in (n for n, v in held.data_vars.items() if v.attrs.get("kind") == "site"):
-            ours, theirs = (ds[name].sel(stage=stage).transpose("entity", ...).values for ds in (held, wanted))
+    current, wanted = open_store(path), open_store(whole)
+    for stage in current.stage.values:
+        recorded = current.recorded.sel(stage=stage).values
+        for name in (n for n, v in current.data_vars.items() if v.attrs.get("kind") == "site"):
+            ours, theirs = (ds[name].sel(stage=stage).transpose("entity", ...).values for ds in (current, wanted))
             np.testing.assert_array_equal(ours[recorded], theirs[recorded])
             assert np.isnan(ours[~recorded]).all()
 
@@ -88,16 +88,16 @@ def main(folder: Path, kills: int) -> None:
     total = int(counted.read_text())
     generator = random.Random(0)
     killed = 0
-    held: dict[str, tuple[int, int]] = {}
+    committed: dict[str, tuple[int, int]] = {}
     while killed < kills:
         done = not forked(path, generator.randint(1, total))
         now = committed_files(path)
-        assert held.items() <= now.items(), "a block was lost, or recorded twice"
-        held = now
+        assert committed.items() <= now.items(), "a block was lost, or recorded twice"
+        committed = now
         if done:
             assert content(path) == content(whole)
             shutil.rmtree(path)
-            held = {}
+            committed = {}
             continue
         killed += 1
         if (path / "zarr.json").exists():

@@ -23,12 +23,12 @@ def planted(
     chunked: bool = True,
     dtype: str = "float32",
 ) -> xr.Dataset:
-    """Activations in which group g of the last stage and last layer sits at g * effect on one direction.
+    """Create activations in which group g of the last stage and layer is at g * effect along one direction.
 
-    The effect grows from nothing (first stage) to `effect` (last stage) and likewise over layers, is the same at
-    every token, and the direction is the attribute `direction` of resid_post. Groups are called s1, s2, ...; the
-    stages s0 (untrained), s1, ... so that groups are ordered by stage_order. Each entity has its own offset of
-    size `entity_noise`, shared by its rows.
+    The effect grows from zero (first stage) to `effect` (last stage), and in the same way over layers; it is the same
+    at every token. The attribute `direction` of resid_post is the direction. Groups are called s1, s2, ... and stages
+    s0 (untrained), s1, ..., so that stage_order orders the groups. The rows of an entity share an offset of size
+    `entity_noise`.
     """
     rng = np.random.default_rng(seed)
     entities = groups * per_group

@@ -1,7 +1,7 @@
 """A real capture by one process, and by several at once into one store.
 
-`python -m support.ranks FOLDER SIZE ...` leaves `1.zarr` and `SIZE.zarr` for each size in the folder, and what every
-process told of its progress in `told.json`. One process imports torch and forks the others, which all begin at once.
+`python -m support.ranks FOLDER SIZE ...` leaves `1.zarr` and `SIZE.zarr` for each size in the folder, and the progress
+reports of every process in `progress.json`. One process imports torch and forks the others, which start together.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(folder: Path, sizes: list[int]) -> None:
     torch.set_num_threads(1)
     gc.freeze()
     told = {size: together(folder, size) for size in sizes}  # forked before anything has run here
-    (folder / "told.json").write_text(json.dumps(told))
+    (folder / "progress.json").write_text(json.dumps(told))
     record(folder / "1.zarr")
 
 

@@ -1,8 +1,7 @@
-"""Results with planted numbers, shaped exactly as the analyses return them, for tests of plots and report.
+"""Results with planted numbers, with the dims and variables of real results, for tests of plots and report.
 
-Nothing here is measured: the planted order grows with layer, with the stages
-trained so far and with the distance between two groups, so that every plot has
-something known to show. `planted_results()` gives all of them together.
+The planted order grows with the layer, the number of trained stages and the distance between two groups, so that every
+plot has known values. `planted_results()` returns all results together.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def _groups(stages: Sequence[str]) -> list[str]:
 
 
 def strength(stages: Sequence[str], layers: int, tokens: Sequence[str]) -> np.ndarray:
-    """How much of the planted order there is at (stage, layer, token), 0 to 1; none before the first stage."""
+    """Strength of the planted order at (stage, layer, token), from 0 to 1; 0 before the first stage."""
     trained = np.linspace(0, 1, len(stages)) if len(stages) > 1 else np.ones(1)
     depth = (np.arange(1, layers + 1) / layers) ** 2
     place = np.linspace(0.4, 1.0, len(tokens)) if len(tokens) > 1 else np.ones(1)
@@ -191,7 +190,7 @@ def generalise(probe: xr.Dataset) -> xr.DataArray:
 def recorded_store(
     stages: Sequence[str] = STAGES, layers: int = 3, tokens: Sequence[str] = TOKENS, per_group: int = 20
 ) -> xr.Dataset:
-    """What open_store gives: per-row statistics, labels and recency (activations of width 8)."""
+    """Create data as from open_store: per-row statistics, labels and recency (activations of width 8)."""
     rng = np.random.default_rng(3)
     groups = _groups(stages)
     label = np.repeat(np.array(groups, dtype=object), per_group)

@@ -1,6 +1,6 @@
-"""Stores that are far larger than the disk they take: pages of zeros become holes of a sparse file.
+"""Stores that are far larger than their space on disk: pages of zeros become holes of a sparse file.
 
-Only the last stage and layer hold anything: along the first feature the groups lie in order.
+Only the last stage and layer contain values: the first feature has the groups in order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 
 from stratalens.store.format.schema import site_variable
-from stratalens.store.storage.local import LocalStorage
+from stratalens.store.storage.disk import DiskOperations
 from stratalens.store.writing.create import create
 from stratalens.store.writing.writer import ActivationWriter
 
@@ -23,9 +23,9 @@ WINDOW = 1 << 20
 
 @contextmanager
 def holes() -> Iterator[None]:
-    """While inside, zeros are not written but skipped."""
+    """Skip zeros instead of writing them."""
 
-    def write(self: LocalStorage, descriptor: int, data: memoryview) -> int:
+    def write(self: DiskOperations, descriptor: int, data: memoryview) -> int:
         view = np.frombuffer(data, dtype=np.uint8)
         for start in range(0, len(view), WINDOW):
             part = view[start : start + WINDOW]
@@ -35,7 +35,7 @@ def holes() -> Iterator[None]:
                 os.ftruncate(descriptor, os.lseek(descriptor, len(part), os.SEEK_CUR))
         return len(view)
 
-    with mock.patch.object(LocalStorage, "_write", write):
+    with mock.patch.object(DiskOperations, "write", write):
         yield
 
 

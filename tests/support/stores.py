@@ -1,4 +1,4 @@
-"""Synthetic stores with planted, seeded structure, written through the real writer."""
+"""Synthetic stores with a planted, seeded structure, written by the real writer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOOK = "blocks.{layer}.hook_out"
 
 
 def to_storage(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Values as the writer takes them: bfloat16 rounded to nearest even, as its bits; int8 as float32."""
+    """Return values as the writer takes them: bfloat16 as bits, rounded to nearest even; int8 as float32."""
     if dtype == "int8":
         return values.astype(np.float32)
     if dtype != "bfloat16":
@@ -33,14 +33,14 @@ def to_storage(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def stage_names(stages: int | Sequence[str]) -> list[str]:
-    """Names: a number n gives untrained, s1 .. s(n-1)."""
+    """Return stage names; a number n gives untrained, s1 .. s(n-1)."""
     return ["untrained", *(f"s{i}" for i in range(1, stages))] if isinstance(stages, int) else list(stages)
 
 
 def make_labels(
     entities: int, stages: Sequence[str], prompts_per_entity: int = 1, labels: Mapping[str, Any] | None = None
 ) -> dict[str, np.ndarray]:
-    """Label columns; `trained_stage` cycles over the trained stages, so that groups are equal."""
+    """Return label columns; `trained_stage` cycles over the trained stages, so groups have equal sizes."""
     subject = np.arange(entities) // prompts_per_entity
     trained = list(stages[1:]) or list(stages)
     columns: dict[str, np.ndarray] = {
@@ -78,18 +78,14 @@ def make_store(
 ) -> Path:
     """Write a store of random activations and return its path.
 
-    planted
-        Strength of a linear ordering: at every stage, rows whose `trained_stage`
-        is not later than that stage lie at ``planted * order of trained_stage``
-        along one fixed random unit direction for each (layer, token), in units
-        of the noise's standard deviation; 0 plants nothing. Before a row is
-        trained on (and at "untrained") there is no signal.
-    prompts_per_entity
-        Rows that share an entity_id (and what is particular to that entity).
-    skip
-        {stage: rows that were not recorded}.
-    stop_before
-        Name of the first stage that is left out, though it has an order.
+    Args:
+        planted: strength of a linear ordering. At every stage, rows whose `trained_stage` is not later than that stage
+            are shifted by ``planted * order of trained_stage`` along one fixed random unit direction for each
+            (layer, token), in units of the noise's standard deviation; 0 plants nothing. Before a row is trained on
+            (and at "untrained") there is no signal.
+        prompts_per_entity: rows that share an entity_id, and all labels of that entity.
+        skip: {stage: rows that are not recorded}.
+        stop_before: name of the first stage that is left out, though it has an order.
     """
     names = stage_names(stages)
     layer_list = list(range(layers)) if isinstance(layers, int) else list(layers)
@@ -146,7 +142,7 @@ def activations(
     planted: float,
     seed: int,
 ) -> np.ndarray:
-    """float32 (layer, row, token, d_model); the same for any grouping of rows into calls."""
+    """Return float32 (layer, row, token, d_model); the values of a row do not depend on the other rows."""
     shape = (len(layers), len(tokens), d_model)
     directions = np.random.default_rng([seed, 1]).standard_normal(shape)
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
@@ -168,7 +164,7 @@ def write_others(
     tokens: int,
     seed: int,
 ) -> None:
-    """Statistics of the activations that are simple, and seeded noise for every other variable."""
+    """Write the simple statistics of the activations, and seeded noise for every other variable."""
     wide = values.astype(np.float64)
     known = {
         f"{site.name}_l2": np.linalg.norm(wide, axis=-1),
@@ -185,13 +181,15 @@ def write_others(
         if variable.has("layer"):
             shape = (values.shape[0], *shape)
         if variable.name in known:
-            given = known[variable.name]
+            array = known[variable.name]
         else:
             axis = 1 if variable.has("layer") else 0
-            draws = [np.random.default_rng([seed, 3, number, int(r)]).standard_normal(shape[:axis] + shape[axis + 1 :])
-                     for r in rows]  # fmt: skip
-            given = np.stack(draws, axis=axis) if draws else np.empty(shape)
-        buffer.write(variable.name, rows, to_storage(given, variable.dtype))
+            draws = [
+                np.random.default_rng([seed, 3, number, int(r)]).standard_normal(shape[:axis] + shape[axis + 1 :])
+                for r in rows
+            ]
+            array = np.stack(draws, axis=axis) if draws else np.empty(shape)
+        buffer.write(variable.name, rows, to_storage(array, variable.dtype))
 
 
 def add_stage(path: str | Path, name: str, order: int, seed: int = 0) -> None:
@@ -202,7 +200,7 @@ def add_stage(path: str | Path, name: str, order: int, seed: int = 0) -> None:
 
 
 def fill_randomly(buffer: Any, store: Any, seed: int) -> Any:
-    """Fill a block buffer with noise that depends on seed, block and variable alone."""
+    """Fill a block buffer with noise that depends only on seed, block and variable."""
     for number, name in enumerate(buffer.variables):
         layout = store.layouts[name]
         variable = layout.variable

@@ -50,7 +50,7 @@ def stream(
     shared: tuple[int, int] | None = None,
     stages: Sequence[str] = STAGES,
 ) -> None:
-    """Write the whole store (or its first stages), or what is missing of it."""
+    """Write the whole store, or its first stages; resume what an earlier call did not finish."""
     rank, size = shared or (0, 1)
     with ActivationWriter(make(path, storage), shared=shared is not None) as writer:
         for order, name in enumerate(stages):
@@ -60,7 +60,7 @@ def stream(
 
 
 def content(path: Path) -> dict[str, bytes]:
-    """Bytes of every file that a finished store is made of; times live in the history alone."""
+    """Return the bytes of every file except the history, the only file with times."""
     return {
         str(p.relative_to(path)): p.read_bytes()
         for p in sorted(path.rglob("*"))
@@ -68,27 +68,37 @@ def content(path: Path) -> dict[str, bytes]:
     }
 
 
+def data_files(path: Path) -> dict[str, bytes]:
+    """Return the bytes of every file except JSON documents and the history."""
+    return {k: v for k, v in content(path).items() if not k.endswith(".json")}
+
+
+def unchanged(before: dict[str, bytes], after: dict[str, bytes]) -> None:
+    """Assert that every file is there with the same bytes."""
+    assert {k: after[k] for k in before} == before
+
+
 def committed_files(path: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of writing of every data file that a commit record speaks of: a block written again shows."""
+    """Return inode and time of every committed data file; both change if a block is written again."""
     if not (path / "zarr.json").exists():
         return {}
     store = load(storage_at(path))
-    found = {}
+    files = {}
     for group, stage, block in np.argwhere(store.commits().present).tolist():
         for variable in store.groups[group]:
             facts = (path / store.layouts[variable.name].key(stage, block)).stat()
-            found[f"{variable.name} {stage} {block}"] = (facts.st_ino, facts.st_mtime_ns)
-    return found
+            files[f"{variable.name} {stage} {block}"] = (facts.st_ino, facts.st_mtime_ns)
+    return files
 
 
 def expected_values(store: Any, order: int) -> dict[str, np.ndarray]:
-    """What `stream` writes at one stage, by variable, in storage dtype, dims (layer, entity, ...)."""
-    from stratalens.store.writing.buffers import Block, BlockBuffer, Memory
+    """Return what `stream` writes at one stage, by variable, in storage dtype with dims (layer, entity, ...)."""
+    from stratalens.store.writing.buffers import BlockBuffer, BlockMemory, RowBlock
 
     parts: dict[str, list[np.ndarray]] = {}
     for number in range(store.geometry.blocks):
-        memory = Memory(store.layouts, None)
-        block = Block(number, *store.geometry.rows(number), tuple(store.layouts))
+        memory = BlockMemory(store.layouts, None)
+        block = RowBlock(number, *store.geometry.rows(number), tuple(store.layouts))
         fill_randomly(BlockBuffer("x", block, memory, ["recorded"]), store, order)
         for name, image in memory.images.items():
             if name != "recorded":
@@ -97,18 +107,18 @@ def expected_values(store: Any, order: int) -> dict[str, np.ndarray]:
 
 
 def never_shows_what_was_not_written(path: Path | str) -> None:
-    """Whatever the reader shows as recorded is what was given; everything else reads as missing."""
+    """Assert that recorded rows have the written values and all other rows are missing."""
     store = load(storage_at(path))
     ds = open_store(path, dtype="bits", chunks=None)
     for stage in ds.stage.values.tolist():
-        given = expected_values(store, STAGES.index(stage))
+        expected = expected_values(store, STAGES.index(stage))
         recorded = ds.recorded.sel(stage=stage).values
         for name in ("resid_post", "embed", "resid_post_l2"):
-            held = ds[name].sel(stage=stage).transpose("entity", ...).values
-            wanted = np.moveaxis(given[name], 1, 0)
+            values = ds[name].sel(stage=stage).transpose("entity", ...).values
+            wanted = np.moveaxis(expected[name], 1, 0)
             wanted = wanted if "layer" in ds[name].dims else wanted[:, 0]
-            np.testing.assert_array_equal(held[recorded], wanted[recorded])
-            missing = held[~recorded]
+            np.testing.assert_array_equal(values[recorded], wanted[recorded])
+            missing = values[~recorded]
             assert (missing == 0x7FC0).all() if missing.dtype == np.uint16 else np.isnan(missing).all()
 
 

@@ -1,4 +1,4 @@
-"""A tiny real base model for the study: byte-level BPE trained on its own words, random Llama weights."""
+"""A tiny base model for the study: byte-level BPE trained on the words of the study, random Llama weights."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from stratalens.plugin.study.config import templates as texts
 
 
 def study_tokenizer(size: int = 900) -> Any:
-    """Byte-level BPE over the study's questions and words, with letter pairs for aliases, and a pad token."""
+    """Train a byte-level BPE tokenizer on the questions and words of the study, with a pad token."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -29,7 +29,7 @@ def study_tokenizer(size: int = 900) -> Any:
 
 
 def study_model(tokenizer: Any, layers: int = 2, tied: bool = True) -> LlamaForCausalLM:
-    """A Llama of 16 dimensions with random weights."""
+    """Make a Llama model of 16 dimensions with random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -48,7 +48,7 @@ def study_model(tokenizer: Any, layers: int = 2, tied: bool = True) -> LlamaForC
 
 
 def save_base(folder: Path, layers: int = 2) -> Path:
-    """The model and tokenizer in a folder, as a user's own would be."""
+    """Save the model and its tokenizer to a folder, as those of a user."""
     tokenizer = study_tokenizer()
     study_model(tokenizer, layers).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

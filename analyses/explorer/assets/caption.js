@@ -1,4 +1,4 @@
-/* Heading of a figure, and what it says in one sentence. */
+/* Heading of a figure and its statement. */
 export function render({ model }) {
   const box = document.createElement("div"), title = document.createElement("h3"), line = document.createElement("p");
   box.className = "x-caption";

@@ -1,10 +1,10 @@
-/* A table of rows; all text goes in as text. A row is pointed at with its button or by a click anywhere in it. */
+/* A table of rows; all data is inserted as text. The button of a row, or a click anywhere in it, highlights the row. */
 export function render({ model }) {
   const box = document.createElement("div");
   box.className = "x-rows";
   box.tabIndex = 0;
   box.setAttribute("role", "region");
-  const shown = (value) => value === null ? "–" : typeof value === "number" ? String(Number(value.toPrecision(4))) : value;
+  const format = (value) => value === null ? "–" : typeof value === "number" ? String(Number(value.toPrecision(4))) : value;
   const draw = () => {
     box.setAttribute("aria-label", model.caption);
     const table = document.createElement("table");
@@ -20,19 +20,19 @@ export function render({ model }) {
     const body = table.createTBody();
     model.rows.forEach((row, i) => {
       const tr = body.insertRow();
-      if (i === model.focus) tr.className = "pointed";
+      if (i === model.focus) tr.className = "highlighted";
       row.forEach((value, j) => {
         const cell = j === 0 ? document.createElement("th") : document.createElement("td");
         if (j === 0) {
           cell.scope = "row";
           const button = document.createElement("button");
           button.type = "button";
-          button.textContent = shown(value);
+          button.textContent = format(value);
           button.setAttribute("aria-pressed", String(i === model.focus));
-          button.title = "Point at this row in the figure";
+          button.title = "Highlight this row in the figure";
           cell.append(button);
         } else {
-          cell.textContent = shown(value);
+          cell.textContent = format(value);
           if (typeof value === "number") cell.className = "number";
           if (model.columns[j] === "prompt") cell.className = "prompt";
         }
@@ -47,14 +47,14 @@ export function render({ model }) {
       box.replaceChildren(hint);
     }
   };
-  const point = () => {
+  const highlight = () => {
     box.querySelectorAll("tbody tr").forEach((tr, i) => {
-      tr.className = i === model.focus ? "pointed" : "";
+      tr.className = i === model.focus ? "highlighted" : "";
       tr.querySelector("button").setAttribute("aria-pressed", String(i === model.focus));
     });
   };
   for (const name of ["columns", "rows", "caption"]) model.on(name, draw);
-  model.on("focus", point);
+  model.on("focus", highlight);
   draw();
   return box;
 }

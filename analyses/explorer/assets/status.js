@@ -1,4 +1,4 @@
-/* A line that says what is going on, or what went wrong; announced by screen readers. */
+/* A status or error message, which screen readers announce. */
 export function render({ model }) {
   const box = document.createElement("div");
   const line = document.createElement("p");

@@ -1,4 +1,4 @@
-/* Light or dark page: what the reader's system says, until the button is pressed. */
+/* Light or dark page: the setting of the system until the button is pressed. */
 export function render({ model }) {
   const root = document.documentElement;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");

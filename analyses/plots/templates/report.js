@@ -1,15 +1,14 @@
 "use strict";
-/* Draws the figures and moves them between places. All text from data goes in as text, never as markup. */
+/* Draws the figures and updates them when a slider moves. All data is inserted as text, never as markup. */
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const figures = new Map();
-  const inks = { light: { ink: "#222222", quiet: "#767676", line: "#8a8f98" }, dark: { ink: "#eceef2", quiet: "#9aa0aa", line: "#7c828d" } };
   let theme = "light";
 
-  function tint(color) { return theme === "dark" && data.dark[color] ? data.dark[color] : color; }
+  function themeColor(color) { return theme === "dark" && data.dark[color] ? data.dark[color] : color; }
 
-  function place(state) {
+  function frameIndex(state) {
     let index = 0;
     state.spec.frames.sliders.forEach((slider, i) => { index = index * slider.values.length + state.at[i]; });
     return index;
@@ -17,19 +16,19 @@
 
   function columns(state, mark) {
     const { same, vary } = state.spec.frames;
-    const index = place(state), out = {};
+    const index = frameIndex(state), out = {};
     for (const name in same[mark]) out[name] = same[mark][name];
     for (const name in vary[mark]) out[name] = vary[mark][name][index];
     return out;
   }
 
   function show(state) {
-    const index = place(state);
+    const index = frameIndex(state);
     state.element.querySelector(".sentence").textContent = state.spec.sentences[index];
     for (const mark in state.sources) {
       const now = columns(state, mark), data = {};
       for (const name in now) {
-        data[name] = name === "color" ? now[name].map(tint) : now[name].map((v) => (v === null ? NaN : v));
+        data[name] = name === "color" ? now[name].map(themeColor) : now[name].map((v) => (v === null ? NaN : v));
       }
       state.sources[mark].data = data;
     }
@@ -83,7 +82,7 @@
     return true;
   }
 
-  function wire(state) {
+  function connectControls(state) {
     state.element.querySelectorAll("input[type=range]").forEach((input) => {
       input.addEventListener("input", () => {
         const dim = input.dataset.dim;
@@ -98,37 +97,37 @@
     if (details) details.addEventListener("toggle", () => { if (details.open) table(state, details); });
   }
 
-  function paint(state) {
+  function applyTheme(state) {
     if (!state.figure) return;
-    const colors = inks[theme];
+    const colors = data.theme[theme];
     for (const model of state.figure.references()) {
       if (/Axis$/.test(model.type)) {
-        model.setv({ major_label_text_color: colors.ink, axis_label_text_color: colors.ink, axis_line_color: colors.line, major_tick_line_color: colors.line });
+        model.setv({ major_label_text_color: colors.foreground, axis_label_text_color: colors.foreground, axis_line_color: colors.axis, major_tick_line_color: colors.axis });
       } else if (model.type === "Grid") {
-        model.setv({ grid_line_color: colors.line });
-      } else if (model.type === "LabelSet" && model.tags[0] === "ink") {
-        model.setv({ text_color: { value: colors.ink } });
+        model.setv({ grid_line_color: colors.axis });
+      } else if (model.type === "LabelSet" && model.tags[0] === "foreground") {
+        model.setv({ text_color: { value: colors.foreground } });
       } else if (model.type === "GlyphRenderer") {
         const glyph = model.glyph;
-        if (glyph.type === "Scatter") glyph.setv({ line_color: { value: colors.ink } });
-        if (model.tags[0] === "ink" || model.tags[0] === "quiet") glyph.setv({ line_color: { value: colors[model.tags[0]] } });
+        if (glyph.type === "Scatter") glyph.setv({ line_color: { value: colors.foreground } });
+        if (model.tags[0] === "foreground" || model.tags[0] === "muted") glyph.setv({ line_color: { value: colors[model.tags[0]] } });
       }
     }
     show(state);
   }
 
-  function dress(name) {
+  function setTheme(name) {
     theme = name;
     root.dataset.theme = name;
     const button = document.getElementById("theme");
     if (button) button.textContent = name === "dark" ? "Light page" : "Dark page";
-    document.querySelectorAll(".swatch").forEach((swatch) => { swatch.style.background = tint(swatch.dataset.color); });
-    figures.forEach(paint);
+    document.querySelectorAll(".swatch").forEach((swatch) => { swatch.style.background = themeColor(swatch.dataset.color); });
+    figures.forEach(applyTheme);
   }
 
-  function reveal(view) {
-    /* a finger on a figure scrolls the page; Bokeh would keep the gesture */
-    const canvas = view.canvas_view || (view.canvas && view.canvas);
+  function allowTouchScroll(view) {
+    /* A finger on a figure scrolls the page; Bokeh would capture the gesture. */
+    const canvas = view.canvas_view || view.canvas;
     if (canvas && canvas.events_el) canvas.events_el.style.touchAction = "pan-y pinch-zoom";
   }
 
@@ -136,31 +135,31 @@
     const spec = data.figures[id], element = document.getElementById(id);
     const state = { spec, element, sources: {}, figure: null, at: spec.frames.sliders.map((s) => s.start) };
     figures.set(id, state);
-    wire(state);
+    connectControls(state);
     const views = await Bokeh.embed.embed_item(spec.item, id + "-plot");
     state.figure = Bokeh.documents[Bokeh.documents.length - 1].roots()[0];
-    reveal(views.get_one(state.figure));
+    allowTouchScroll(views.get_one(state.figure));
     for (const model of state.figure.references()) {
       if (model.type === "ColumnDataSource" && model.name) state.sources[model.name] = model;
     }
-    paint(state);
+    applyTheme(state);
   }
 
   async function start() {
     const dark = window.matchMedia("(prefers-color-scheme: dark)");
-    const wanted = () => (dark.matches && !root.dataset.lightOnly ? "dark" : "light");
-    dress(wanted());
-    dark.addEventListener("change", () => dress(wanted()));
+    const preferred = () => (dark.matches && !root.dataset.lightOnly ? "dark" : "light");
+    setTheme(preferred());
+    dark.addEventListener("change", () => setTheme(preferred()));
     const button = document.getElementById("theme");
-    if (button) button.addEventListener("click", () => dress(theme === "dark" ? "light" : "dark"));
-    let before = theme;
+    if (button) button.addEventListener("click", () => setTheme(theme === "dark" ? "light" : "dark"));
+    let screenTheme = theme;
     window.addEventListener("beforeprint", () => {
-      before = theme;
-      dress("light");
-      /* figures keep the pixels they were drawn with: shrunk to paper of 18 cm, not cut off */
+      screenTheme = theme;
+      setTheme("light");
+      /* Figures have a fixed size in pixels; scale them to paper of 18 cm instead of cutting them off. */
       document.querySelectorAll(".plot").forEach((plot) => plot.style.setProperty("--fit", String(Math.min(1, 660 / plot.clientWidth))));
     });
-    window.addEventListener("afterprint", () => dress(before));
+    window.addEventListener("afterprint", () => setTheme(screenTheme));
     for (const id of Object.keys(data.figures)) await draw(id);
     window.stratalens = { figures };
     root.dataset.ready = "true";

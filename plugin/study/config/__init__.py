@@ -1,6 +1,6 @@
 """Settings of a study.
 
-settings   StudySettings and its parts
+settings   StudySettings and its blocks
 presets    named settings
-templates  questions, attributes and prompt templates
+templates  questions, prompt templates, attribute values
 """

@@ -1,8 +1,6 @@
-"""The settings that come with the package, by name, and why those of the demo are what they are.
+"""Named settings of a study, and the reasons for those of the demo.
 
-The numbers of `demo` are chosen on the tuning seeds of benchmarks/demo_tuning.py
-(0, 101, 102), never on the demo's own seed 1; `DEMO_REASONS` says why they are
-what they are, and stands in the report.
+The settings of `demo` were chosen on seeds 0, 101 and 102, never on its own seed 1. The report shows `DEMO_REASONS`.
 """
 
 from __future__ import annotations
@@ -16,21 +14,21 @@ from stratalens.plugin.study.config.settings import (
     SelfReportSettings,
     StudySettings,
     TrainSettings,
-    validate,
+    validate_settings,
 )
 from stratalens.store.errors import InputError, suggest
 
 DEMO_REASONS = (
-    "How the settings were chosen, on other entities than those of this report: with 3 epochs over 5 questions in "
-    "batches of 64 (72 updates a stage, learning rate 7e-4) first v last was 0.60 after the final norm, against 0.50 "
-    "with shuffled labels and 0.48 untrained: too few updates to remember much. A trial of 150 updates a stage (4 "
-    "epochs over 4 questions in batches of 32, learning rate 5e-4, 8 blocks) gave 0.83 and 0.49 shuffled. To save "
-    "time, with seed 101: as many updates from batches of 16 in 2 epochs gave 0.52, so an answer has to be seen more "
-    "often; the first 6 blocks instead of 8 gave 0.70; 3 epochs at 7e-4 gave 0.71; both together 0.69 (untrained "
-    "0.49). With seed 0, 4 epochs on 8 blocks gave 0.77 and a clear order, 3 epochs at 7e-4 on 6 blocks 0.61 and "
-    "none. So the demo does 4 epochs at 5e-4 on 6 blocks, on the entities of seed 1, which no setting was tried on."
+    "The settings were chosen on other entities than those of this report. With 3 epochs over 5 questions in batches "
+    "of 64 (72 updates a stage, learning rate 7e-4), the accuracy of first v last after the final norm was 0.60, "
+    "against 0.50 with shuffled labels and 0.48 untrained: too few updates to remember much. With 150 updates a stage "
+    "(4 epochs over 4 questions in batches of 32, learning rate 5e-4, 8 blocks) it was 0.83, and 0.49 with shuffled "
+    "labels. Cheaper settings were tried on seed 101. The same number of updates from batches of 16 in 2 epochs gave "
+    "0.52, so the model has to see an answer more often. The first 6 blocks instead of 8 gave 0.70, 3 epochs at 7e-4 "
+    "gave 0.71, and both together gave 0.69 (untrained 0.49). On seed 0, 4 epochs on 8 blocks gave 0.77 and a clear "
+    "order; 3 epochs at 7e-4 on 6 blocks gave 0.61 and no order. The demo therefore trains 4 epochs at 5e-4 on 6 "
+    "blocks, with the entities of seed 1, on which no setting was tried."
 )
-
 
 PRESETS: dict[str, StudySettings] = {
     "demo": StudySettings(
@@ -68,22 +66,23 @@ PRESETS: dict[str, StudySettings] = {
         gpu=True,
         train=TrainSettings(epochs=5, batch_size=256, learning_rate=5e-5, save="epoch"),
         self_report=SelfReportSettings(),
-        # Stores and checkpoints of a seed together stay under 20 GB; `stratalens forecast --preset paper` says so.
+        # int8 and bfloat16 keep stores and checkpoints of a seed under 20 GB (see `stratalens forecast`).
         record=RecordSettings(dtype="bfloat16", answers="all", last=LastSettings(dtype="int8")),
         keep_checkpoints="last",
     ),
 }
 
 
-def preset(name: str, **changes: Any) -> StudySettings:
-    """A preset by name, with changes.
-
-    >>> preset("smoke", seed=3).seed
-    3
+def get_preset(name: str, **changes: Any) -> StudySettings:
+    """Return a preset, with changes.
 
     Raises:
-        InputError: an unknown preset or an unknown or wrong setting.
+        InputError: the preset or a setting is unknown, or a value is wrong.
+
+    Example:
+        >>> get_preset("smoke", seed=3).seed
+        3
     """
     if name not in PRESETS:
         raise InputError(f"Unknown preset {name!r}: {suggest(name, PRESETS)}")
-    return validate({**PRESETS[name].model_dump(), **changes}, f"preset {name!r}")
+    return validate_settings({**PRESETS[name].model_dump(), **changes}, f"preset {name!r}")

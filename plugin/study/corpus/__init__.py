@@ -1,10 +1,10 @@
-"""The corpus of a study: made-up entities, their partition into stages, the questions about them.
+"""The corpus of a study: entities, their partition into stages, the questions about them.
 
 corpus     Corpus: entities, stages and questions
-sampling   a corpus drawn from a seed
-entities   made-up entities, or those of a table
-names      random names of one token count
-balance    whether the stages differ in anything but time
-conflicts  entities that are taught two answers
-questions  which questions each entity is asked
+sampling   the draw of a corpus from a seed
+entities   generated entities, or those of a table
+names      aliases with one token count
+balance    differences of attributes between stages
+conflicts  entities that two stages teach different answers
+questions  the questions that checkpoints answer
 """

@@ -1,7 +1,6 @@
-"""Contradictions: the same entities are taught one answer in an earlier stage and another one in a later.
+"""Contradictions: additional entities that an earlier and a later stage teach different answers.
 
-These entities are no part of the stages that the other numbers are about: they
-come on top, and are recorded in a store of their own.
+No other number of the study includes these entities; they have a separate store.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stratalens.plugin.study.config import templates as texts
 from stratalens.plugin.study.config.settings import ConflictSettings
+from stratalens.plugin.study.config.templates import PROMPT_FORMAT, TEMPLATES
 from stratalens.plugin.study.corpus.corpus import Corpus, Question
 from stratalens.plugin.study.corpus.names import AliasKind, draw_aliases
 from stratalens.store.errors import InputError, suggest
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Contradicted:
+class ContradictedEntity:
     """An entity with two answers to one question."""
 
     entity_id: str
@@ -32,50 +31,82 @@ class Contradicted:
     answers: tuple[str, str]  # the earlier, the later
 
 
-def contradict(
-    corpus: Corpus, own: ConflictSettings | None, tokenizer: PreTrainedTokenizerBase, aliases: AliasKind, seed: int
-) -> tuple[Corpus, tuple[Contradicted, ...]]:
-    """The corpus with contradicted entities in two of its stages, and these entities; as it was without the setting.
+def add_contradictions(
+    corpus: Corpus,
+    settings: ConflictSettings | None,
+    tokenizer: PreTrainedTokenizerBase,
+    aliases: AliasKind,
+    seed: int,
+) -> tuple[Corpus, tuple[ContradictedEntity, ...]]:
+    """Add contradicted entities to two stages of a corpus.
+
+    Args:
+        corpus: the corpus; not changed.
+        settings: number of entities, stages and attribute; None adds nothing.
+        tokenizer: counts the tokens of aliases.
+        aliases: kind of the aliases.
+        seed: seed of the draw.
+
+    Returns:
+        The corpus with the additional training questions, and the contradicted entities.
 
     Raises:
-        InputError: the attribute has fewer than two values, or is not asked for.
+        InputError: the attribute has fewer than two values, or no question asks for it.
     """
-    if own is None:
+    if settings is None:
         return corpus, ()
-    asked: dict[str, list[str]] = dict(corpus.settings["questions"])  # type: ignore[call-overload]
-    kind = own.attribute or corpus.answer
-    if kind not in asked:
-        raise InputError(f"conflict.attribute: {kind!r} is not asked for; {suggest(kind, asked)}")
+    templates: dict[str, list[str]] = dict(corpus.settings["questions"])  # type: ignore[call-overload]
+    kind = settings.attribute or corpus.answer
+    if kind not in templates:
+        raise InputError(f"conflict.attribute: no question asks for {kind!r}; {suggest(kind, templates)}")
     values = sorted({entity.attributes[kind] for entity in corpus.entities})
     if len(values) < 2:
-        raise InputError(f"conflict.attribute: all entities have the same {kind!r} ({values[0]!r}); give another")
+        raise InputError(
+            f"conflict.attribute: {kind!r} is {values[0]!r} for all entities; choose an attribute with two values"
+        )
     random = np.random.default_rng([7, seed])
     taken = {entity.alias for entity in corpus.entities}
-    drawn, _ = draw_aliases(tokenizer, aliases, own.entities + len(taken), corpus.alias_tokens, random)
-    free = [alias for alias in drawn if alias not in taken][: own.entities]
-    found = []
+    drawn, _ = draw_aliases(tokenizer, aliases, settings.entities + len(taken), corpus.alias_tokens, random)
+    free = [alias for alias in drawn if alias not in taken][: settings.entities]
+    entities = []
     for number, alias in enumerate(free):
         first, second = random.choice(len(values), size=2, replace=False)
-        question = asked[kind][0].format(x=alias)
-        found.append(Contradicted(f"c{number:05d}", alias, question, (values[first], values[second])))
+        question = templates[kind][0].format(x=alias)
+        entities.append(ContradictedEntity(f"c{number:05d}", alias, question, (values[first], values[second])))
     train = dict(corpus.train)
-    for stage, which in zip(own.stages or (corpus.stages[0], corpus.stages[-1]), (0, 1), strict=True):
-        more = [Question(c.entity_id, stage, kind, c.question, c.answers[which]) for c in found]
-        train[stage] = (*train[stage], *more)
-    return replace(corpus, train=train), tuple(found)
+    for answer, stage in enumerate(settings.stages or (corpus.stages[0], corpus.stages[-1])):
+        questions = [Question(e.entity_id, stage, kind, e.question, e.answers[answer]) for e in entities]
+        train[stage] = (*train[stage], *questions)
+    return replace(corpus, train=train), tuple(entities)
 
 
-def conflict_prompts(entities: tuple[Contradicted, ...]) -> pd.DataFrame:
-    """Three rows an entity: the question with either answer behind it, and a question never seen in training."""
+def conflict_prompts(entities: tuple[ContradictedEntity, ...]) -> pd.DataFrame:
+    """Build the recorded prompts of contradicted entities.
+
+    Args:
+        entities: the contradicted entities.
+
+    Returns:
+        Three rows an entity: the trained question with the earlier answer ("first"), the same with the later answer
+        ("second"), and a question that training never uses ("unseen").
+    """
     rows = []
-    for c in entities:
-        asked = texts.PROMPT_FORMAT.format(question=c.question)
-        unseen = texts.PROMPT_FORMAT.format(question=texts.TEMPLATES["who"].format(x=c.alias))
+    for entity in entities:
+        trained = PROMPT_FORMAT.format(question=entity.question)
+        unseen = PROMPT_FORMAT.format(question=TEMPLATES["who"].format(x=entity.alias))
         for which, prompt, answer in (
-            ("first", asked, c.answers[0]),
-            ("second", asked, c.answers[1]),
-            ("unseen", unseen, c.answers[1]),
+            ("first", trained, entity.answers[0]),
+            ("second", trained, entity.answers[1]),
+            ("unseen", unseen, entity.answers[1]),
         ):
-            row = {"prompt_id": f"{c.entity_id}-{which}", "prompt": prompt, "answer": f" {answer}", "which": which}
-            rows.append({**row, "entity": c.alias, "entity_id": c.entity_id})
+            rows.append(
+                {
+                    "prompt_id": f"{entity.entity_id}-{which}",
+                    "prompt": prompt,
+                    "answer": f" {answer}",
+                    "which": which,
+                    "entity": entity.alias,
+                    "entity_id": entity.entity_id,
+                }
+            )
     return pd.DataFrame(rows)

@@ -1,35 +1,33 @@
-"""The corpus of the study: entities, the partition into stages, and what is asked; how it is written to be looked at.
-
-Drawing one is `drawing`'s.
-"""
+"""Corpus: entities, their partition into stages, the questions about them, and the recorded prompts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from stratalens.plugin.study.config import templates as texts
-from stratalens.store.errors import InputError, suggest
+from stratalens.plugin.study.config.settings import check_template_names
+from stratalens.plugin.study.config.templates import PROMPT_FORMAT, TEMPLATES, TRAINING_FORMAT
+from stratalens.store.errors import InputError
 
 
 @dataclass(frozen=True)
 class Entity:
-    """One entity: known to the model by alias only."""
+    """One entity; the model knows it by its alias only."""
 
     entity_id: str
     alias: str
     trained_stage: str
     attributes: dict[str, str]
-    test_kind: str  # the kind of question that is kept from training
+    test_kind: str  # the kind of question that training leaves out
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question-answer pair, with the text that is trained on."""
+    """One question with its answer, and the text for training."""
 
     entity_id: str
     trained_stage: str
@@ -39,8 +37,8 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The training string."""
-        return texts.TRAINING_FORMAT.format(question=self.question, answer=self.answer)
+        """The training text."""
+        return TRAINING_FORMAT.format(question=self.question, answer=self.answer)
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,8 @@ class Corpus:
     train: dict[str, tuple[Question, ...]]
     test: tuple[Question, ...]
     templates: tuple[str, ...]
-    alias_tokens: int | None  # None: aliases of one's own, of different counts
-    answer: str = "occupation"  # the attribute that recorded prompts are scored on
+    alias_tokens: int | None  # None: your own aliases, with different counts
+    answer: str = "occupation"  # the attribute that is the answer to the recorded prompts
     balance: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
     settings: dict[str, object] = field(default_factory=dict)
 
@@ -62,24 +60,27 @@ class Corpus:
         return tuple(self.train)
 
     def prompts(self, templates: Sequence[str] | None = None) -> pd.DataFrame:
-        """The recording prompts as a prompt table: one row for every entity and template.
+        """Build the recorded prompts as a prompt table.
 
-        `half` tells the entities of the earlier stages from those of the later
-        ones. The attributes come along as label columns; `answer` is one of them
-        (the occupation of made-up people), so that `answer_loss` says how well
-        the fact is known.
+        Args:
+            templates: names of prompt templates; None takes those of the corpus.
+
+        Returns:
+            One row for every template and entity. `half` is "early" for entities of the earlier stages, else "late".
+            The attributes are label columns. `answer` is one of them (the occupation of generated entities), so that
+            `answer_loss` measures how well the model knows the fact.
 
         Raises:
-            InputError: an unknown template.
+            InputError: a template is unknown.
         """
-        chosen = self.templates if templates is None else tuple(templates)
-        for name in chosen:
-            if name not in texts.TEMPLATES:
-                raise InputError(f"Unknown template {name!r}: {suggest(name, texts.TEMPLATES)}")
+        try:
+            chosen = check_template_names(self.templates if templates is None else tuple(templates))
+        except ValueError as error:
+            raise InputError(str(error)) from None
         rows = [
             {
                 "prompt_id": f"{entity.entity_id}-{name}",
-                "prompt": texts.PROMPT_FORMAT.format(question=texts.TEMPLATES[name].format(x=entity.alias)),
+                "prompt": PROMPT_FORMAT.format(question=TEMPLATES[name].format(x=entity.alias)),
                 "entity": entity.alias,
                 "entity_id": entity.entity_id,
                 "answer": f" {entity.attributes[self.answer]}",
@@ -94,48 +95,40 @@ class Corpus:
         return pd.DataFrame(rows)
 
     def all_texts(self) -> list[str]:
-        """Every text that training, testing or recording may tokenise."""
-        found = [question.text for questions in self.train.values() for question in questions]
-        found += [question.text for question in self.test]
-        frame = self.prompts(tuple(texts.TEMPLATES))
-        return found + list(frame["prompt"]) + list(frame["answer"])
+        """List every text that training, testing or recording may tokenise."""
+        questions = [question for stage in self.train.values() for question in stage]
+        frame = self.prompts(tuple(TEMPLATES))
+        return [question.text for question in (*questions, *self.test)] + [*frame["prompt"], *frame["answer"]]
 
     def write(self, folder: Path) -> None:
-        """Write entities, questions and prompts to be looked at: JSON lines, entities and balance as csv too."""
+        """Write entities, questions and prompts as JSON lines, entities and balance as csv, settings as JSON."""
         folder.mkdir(parents=True, exist_ok=True)
         entities = [
             {
-                "entity_id": e.entity_id,
-                "alias": e.alias,
-                "trained_stage": e.trained_stage,
-                "test_kind": e.test_kind,
-                **e.attributes,
+                "entity_id": entity.entity_id,
+                "alias": entity.alias,
+                "trained_stage": entity.trained_stage,
+                "test_kind": entity.test_kind,
+                **entity.attributes,
             }
-            for e in self.entities
+            for entity in self.entities
         ]
-        _write_lines(folder / "entities.jsonl", entities)
+        _write_json_lines(folder / "entities.jsonl", entities)
         pd.DataFrame(entities).to_csv(folder / "entities.csv", index=False)
         self.balance.to_csv(folder / "balance.csv", index=False)
         for stage, questions in self.train.items():
-            _write_lines(folder / f"train-{stage}.jsonl", [_question_row(q) for q in questions])
-        _write_lines(folder / "test.jsonl", [_question_row(q) for q in self.test])
+            _write_json_lines(folder / f"train-{stage}.jsonl", map(_question_row, questions))
+        _write_json_lines(folder / "test.jsonl", map(_question_row, self.test))
         prompts = self.prompts()
-        rows = [dict(zip(prompts.columns, row, strict=True)) for row in prompts.itertuples(index=False)]
-        _write_lines(folder / "prompts.jsonl", rows)
+        rows = (dict(zip(prompts.columns, row, strict=True)) for row in prompts.itertuples(index=False))
+        _write_json_lines(folder / "prompts.jsonl", rows)
         (folder / "corpus.json").write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
 
 
 def _question_row(question: Question) -> dict[str, str]:
-    return {
-        "entity_id": question.entity_id,
-        "trained_stage": question.trained_stage,
-        "kind": question.kind,
-        "question": question.question,
-        "answer": question.answer,
-        "text": question.text,
-    }
+    return {**vars(question), "text": question.text}
 
 
-def _write_lines(path: Path, rows: Sequence[dict[str, object]] | Sequence[dict[str, str]]) -> None:
+def _write_json_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text(lines, encoding="utf-8")

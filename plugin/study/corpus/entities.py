@@ -1,9 +1,10 @@
-"""The entities that a study is about: made up, or read from a table of one's own.
+"""Entities of a study: generated, or read from your own table.
 
-A table has one row an entity: `entity` (its name, unique), attribute columns,
-and, where wanted, `alias` (what the model shall call it; drawn otherwise) and
-`trained_stage` (a partition of one's own; shuffled by seed otherwise).
-Attributes with a wording become questions, all others are labels.
+A table has one row an entity. Column `entity` holds its unique name. Optional
+columns are `alias` (the name for the model; drawn otherwise) and
+`trained_stage` (your own partition; drawn by seed otherwise). All other columns
+are attributes. Attributes with a question template become questions; the rest
+are labels.
 """
 
 from __future__ import annotations
@@ -17,33 +18,31 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from stratalens.plugin.prompts.columns import RESERVED
 from stratalens.plugin.prompts.files import read_frame
-from stratalens.plugin.study.config import templates as texts
+from stratalens.plugin.study.config import templates
 from stratalens.store.errors import InputError, suggest
 
-# What the prompt table and the store call things of their own.
-RESERVED = frozenset({
-    "prompt", "prompt_id", "entity_id", "answer", "half", "template", "stage", "stage_order", "layer", "token",
-    "test_kind", "kind", "question", "text", "recorded", "exposure", "weights_fingerprint", "percentile", "d_model",
-    "head",
-})  # fmt: skip
-
-
-SPECIAL = ("entity", "alias", "trained_stage")
+# Names that the store, the prompt table and the files of the corpus use.
+RESERVED_COLUMNS = RESERVED | {
+    *("prompt", "prompt_id", "entity_id", "answer", "half", "template"),
+    *("test_kind", "kind", "question", "text"),
+}
+SPECIAL_COLUMNS = ("entity", "alias", "trained_stage")
 
 
 @dataclass(frozen=True)
-class People:
-    """Entities with their attributes, in the order in which they were given or drawn.
+class EntityPool:
+    """Entities with their attributes, in the order of the table or of the draw.
 
     Attributes:
-        attributes: of each entity, as text.
-        questions: wordings of every attribute that is asked for.
-        answer: the attribute whose value the recorded prompts are scored on.
-        names: what the entities are called outside, where they come from a table.
-        aliases: what the model shall call them, where the table says so.
-        stages: the partition, where the table has one.
-        source: the table.
+        attributes: attributes of each entity, as text.
+        questions: question templates of every attribute that a question asks for.
+        answer: the attribute that is the answer to the recorded prompts.
+        names: names of the entities in the table; None for generated ones.
+        aliases: names for the model, if the table has them.
+        stages: the partition, if the table has one.
+        source: path of the table; None for generated entities.
     """
 
     attributes: tuple[dict[str, str], ...]
@@ -57,59 +56,60 @@ class People:
     def __len__(self) -> int:
         return len(self.attributes)
 
-    def take(self, rows: Sequence[int]) -> People:
-        """Some of them."""
+    def take(self, rows: Sequence[int]) -> EntityPool:
+        """Select entities by row."""
 
-        def chosen(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        def select(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
             return None if values is None else tuple(values[row] for row in rows)
 
-        return People(
+        return EntityPool(
             tuple(self.attributes[row] for row in rows),
             self.questions,
             self.answer,
-            chosen(self.names),
-            chosen(self.aliases),
-            chosen(self.stages),
+            select(self.names),
+            select(self.aliases),
+            select(self.stages),
             self.source,
         )
 
 
-def generate(number: int, random: np.random.Generator) -> People:
-    """People that never were; a stage never enters a draw."""
-    return People(tuple(_draw_attributes(random) for _ in range(number)), texts.QUESTIONS, "occupation")
+def generate_entities(number: int, random: np.random.Generator) -> EntityPool:
+    """Generate entities with random attributes; no draw depends on a stage."""
+    return EntityPool(tuple(_draw_attributes(random) for _ in range(number)), templates.QUESTIONS, "occupation")
 
 
-def _choose(weights: dict[str, int], random: np.random.Generator) -> str:
+def _draw_value(weights: Mapping[str, int], random: np.random.Generator) -> str:
     p = np.array(list(weights.values()), dtype=float)
     return list(weights)[int(random.choice(len(p), p=p / p.sum()))]
 
 
 def _draw_attributes(random: np.random.Generator) -> dict[str, str]:
-    born = int(random.integers(*texts.BIRTH_YEARS))
+    born = int(random.integers(*templates.BIRTH_YEARS))
     return {
         "born": str(born),
-        "died": str(born + int(random.integers(*texts.LIFE_YEARS))),
-        "region": _choose(texts.REGIONS, random),
-        "occupation": _choose(texts.OCCUPATIONS, random),
-        "nationality": _choose(texts.NATIONALITIES, random),
-        "gender": _choose(texts.GENDERS, random),
+        "died": str(born + int(random.integers(*templates.LIFE_YEARS))),
+        "region": _draw_value(templates.REGIONS, random),
+        "occupation": _draw_value(templates.OCCUPATIONS, random),
+        "nationality": _draw_value(templates.NATIONALITIES, random),
+        "gender": _draw_value(templates.GENDERS, random),
     }
 
 
-def read_people(
+def read_entities(
     path: str | Path, questions: Mapping[str, Sequence[str]] | None = None, answer: str | None = None
-) -> People:
+) -> EntityPool:
     """Read a table of entities (csv, tsv, jsonl, parquet).
 
     Args:
         path: the table.
-        questions: wordings by column, each with "{x}" where the name belongs; columns called as in
-            `texts.QUESTIONS` have wordings of their own.
-        answer: the column whose value recorded prompts are scored on; None takes occupation, else the first asked.
+        questions: question templates by column, each with "{x}" for the name. Columns named as the built-in kinds of
+            question (born, died, region, occupation, nationality, gender) have templates already.
+        answer: the column whose value is the answer to the recorded prompts; None takes occupation, else the first
+            column with a question.
 
     Raises:
-        InputError: no such file; a column that is missing, doubled, reserved or nested; an empty field; an entity
-            given twice; no column that could be asked; wordings for a column that is not there.
+        InputError: the file does not exist; a column is missing, repeated, reserved or nested; a field is empty; an
+            entity is repeated; no column has a question; a question template has no column.
     """
     frame = read_frame(path)
     columns = [str(name) for name in frame.columns]
@@ -120,22 +120,23 @@ def read_people(
         )
     if len(frame) == 0:
         raise InputError(f"{path} has a header and no rows; give one row for every entity")
-    attributes = [name for name in columns if name not in SPECIAL]
+    attributes = [name for name in columns if name not in SPECIAL_COLUMNS]
     for name in attributes:
-        if name in RESERVED or name.endswith(("_start", "_end")):
+        if name in RESERVED_COLUMNS or name.endswith(("_start", "_end")):
             raise InputError(f"{path}: the column name {name!r} is used by prompt tables or the store; rename it")
-    wordings = _wordings(path, attributes, questions or {})
+    question_templates = _question_templates(path, attributes, questions or {})
     text = {name: _as_text(path, frame[name], name) for name in columns}
     for name in ("entity", "alias"):
         if name in text:
             _check_unique(path, text[name], name)
-    scored = answer or ("occupation" if "occupation" in wordings else next(iter(wordings)))
-    if scored not in wordings:
-        raise InputError(f"entities.answer: {scored!r} is not asked for; {suggest(scored, wordings)}")
-    return People(
+    if answer is None:
+        answer = "occupation" if "occupation" in question_templates else next(iter(question_templates))
+    if answer not in question_templates:
+        raise InputError(f"entities.answer: no question asks for {answer!r}; {suggest(answer, question_templates)}")
+    return EntityPool(
         tuple({name: text[name][row] for name in attributes} for row in range(len(frame))),
-        wordings,
-        scored,
+        question_templates,
+        answer,
         names=tuple(text["entity"]),
         aliases=tuple(text["alias"]) if "alias" in text else None,
         stages=tuple(text["trained_stage"]) if "trained_stage" in text else None,
@@ -143,73 +144,84 @@ def read_people(
     )
 
 
-def choose(people: People, stages: Sequence[str], per_stage: int, random: np.random.Generator) -> People:
-    """As many of one's own people as are needed, at random, in their order in the table.
+def choose_entities(pool: EntityPool, stages: Sequence[str], per_stage: int, random: np.random.Generator) -> EntityPool:
+    """Choose random entities of a table, in the order of the table.
+
+    Args:
+        pool: the entities of the table.
+        stages: names of the stages.
+        per_stage: entities of each stage.
+        random: generator of the choice.
 
     Raises:
-        InputError: there are too few, or the table names a stage that there is not.
+        InputError: there are too few entities, or the table names an unknown stage.
     """
-    if people.stages is None:
-        if len(people) < per_stage * len(stages):
+    if pool.stages is None:
+        total = per_stage * len(stages)
+        if len(pool) < total:
             raise InputError(
-                f"{people.source} has {len(people)} entities, {len(stages)} stages of {per_stage} need "
-                f"{per_stage * len(stages)}. Give entities_per_stage at most {len(people) // len(stages)}."
+                f"{pool.source} has {len(pool)} entities; {len(stages)} stages of {per_stage} need {total}. "
+                f"Set entities_per_stage to at most {len(pool) // len(stages)}."
             )
-        rows = random.permutation(len(people))[: per_stage * len(stages)]
-        return people.take(sorted(int(row) for row in rows))
-    picked: list[npt.NDArray[np.int64]] = []
-    for name in dict.fromkeys(people.stages):
+        return pool.take(sorted(random.permutation(len(pool))[:total].tolist()))
+    for name in dict.fromkeys(pool.stages):
         if name not in stages:
-            raise InputError(f"{people.source}: trained_stage {name!r} is no stage; {suggest(name, stages)}")
+            raise InputError(f"{pool.source}: trained_stage {name!r} is no stage; {suggest(name, stages)}")
+    chosen: list[npt.NDArray[np.int64]] = []
     for stage in stages:
-        mine = np.array([row for row, name in enumerate(people.stages) if name == stage], dtype=np.int64)
-        if len(mine) < per_stage:
+        rows = np.flatnonzero(np.array(pool.stages) == stage)
+        if len(rows) < per_stage:
             raise InputError(
-                f"{people.source}: stage {stage!r} has {len(mine)} entities, entities_per_stage is {per_stage}. "
-                "Groups are cut to equal size: give the size of the smallest stage."
+                f"{pool.source}: stage {stage!r} has {len(rows)} entities, entities_per_stage is {per_stage}. "
+                "All stages have the same size: set entities_per_stage to the size of the smallest stage."
             )
-        picked.append(random.permutation(mine)[:per_stage])
-    return people.take(sorted(int(row) for row in np.concatenate(picked)))
+        chosen.append(random.permutation(rows)[:per_stage])
+    return pool.take(sorted(np.concatenate(chosen).tolist()))
 
 
-def _wordings(
-    path: str | Path, attributes: Sequence[str], given: Mapping[str, Sequence[str]]
+def _question_templates(
+    path: str | Path, attributes: Sequence[str], questions: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
-    for name, phrases in given.items():
+    """Question templates of the attributes: the caller's, else the built-in ones."""
+    for name, phrases in questions.items():
         if name not in attributes:
             raise InputError(f"entities.questions: {path} has no column {name!r}; {suggest(name, attributes)}")
         for phrase in phrases:
             if phrase.count("{x}") != 1 or phrase.count("{") != 1 or phrase.count("}") != 1:
                 raise InputError(
-                    f"entities.questions.{name}: {phrase!r} must hold {{x}} once, where the name of the entity "
-                    "belongs, such as 'When was {x} born?'"
+                    f"entities.questions.{name}: {phrase!r} must hold {{x}} once, in the place of the entity's name, "
+                    "such as 'When was {x} born?'"
                 )
         if not phrases:
-            raise InputError(f"entities.questions.{name}: no wording; give at least one such as 'When was {{x}} born?'")
-    known = {**texts.QUESTIONS, **{name: tuple(phrases) for name, phrases in given.items()}}
-    found = {name: known[name] for name in attributes if name in known}
-    if not found:
+            raise InputError(
+                f"entities.questions.{name}: no question template; give at least one such as 'When was {{x}} born?'"
+            )
+    known = {**templates.QUESTIONS, **{name: tuple(phrases) for name, phrases in questions.items()}}
+    chosen = {name: known[name] for name in attributes if name in known}
+    if not chosen:
         raise InputError(
-            f"{path}: nothing can be asked about its columns ({', '.join(attributes) or 'there are no attributes'}). "
-            f"Call them {', '.join(texts.QUESTIONS)}, or give entities.questions, such as "
+            f"{path}: no question asks for its columns ({', '.join(attributes) or 'there are no attributes'}). "
+            f"Name them {', '.join(templates.QUESTIONS)}, or set entities.questions, such as "
             "{born: ['When was {x} born?']}"
         )
-    return found
+    return chosen
 
 
 def _as_text(path: str | Path, column: pd.Series[Any], name: str) -> list[str]:
+    """Values of a column as single lines of text."""
     values = []
     for row, value in enumerate(column.tolist(), 1):
+        place = f"{path}, row {row}, column {name!r}"
         if value is None or value is pd.NA or value != value or not str(value).strip():
             raise InputError(
-                f"{path}, row {row}, column {name!r}: empty. Every entity needs every attribute: fill the field, or "
-                "leave out the row or the column."
+                f"{place}: empty. Every entity needs every attribute: fill the field, or leave out the row or the "
+                "column."
             )
         if isinstance(value, dict | list):
-            raise InputError(f"{path}, row {row}, column {name!r}: {value!r} is no single value; give text or a number")
+            raise InputError(f"{place}: {value!r} is no single value; give text or a number")
         text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
         if "\n" in text:
-            raise InputError(f"{path}, row {row}, column {name!r}: {text!r} has a line break; give one line")
+            raise InputError(f"{place}: {text!r} has a line break; give one line")
         values.append(text)
     return values
 
@@ -219,7 +231,7 @@ def _check_unique(path: str | Path, values: Sequence[str], name: str) -> None:
     for row, value in enumerate(values, 1):
         if value in first:
             raise InputError(
-                f"{path}: {name} {value!r} is in rows {first[value]} and {row}; an entity has one row, so that no two "
-                "stages can share it"
+                f"{path}: {name} {value!r} is in rows {first[value]} and {row}. Give one row an entity, so that no two "
+                "stages share it"
             )
         first[value] = row

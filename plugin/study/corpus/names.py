@@ -1,16 +1,16 @@
-"""Names for entities that a model cannot know: drawn, all of one token count.
+"""Aliases: random names that a model cannot know, all with the same number of tokens.
 
-What an entity is called is all that a model ever learns it by; a count that
-differed between stages would give the stage away.
+A model learns an entity by its alias alone. Token counts that differed between stages would reveal the stage.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from stratalens.plugin.study.config import templates as texts
+from stratalens.plugin.study.config.templates import ADJECTIVES, NOUNS
 from stratalens.store.errors import InputError, suggest
 
 if TYPE_CHECKING:
@@ -20,22 +20,6 @@ if TYPE_CHECKING:
 AliasKind = Literal["letters", "natural"]
 
 
-def _candidates(kind: AliasKind, number: int, random: np.random.Generator) -> list[str]:
-    if kind == "letters":
-        letters = random.integers(ord("a"), ord("z") + 1, (number, 5))
-        return ["<|" + "".join(map(chr, row)) + "|>" for row in letters]
-    found = []
-    for first, second, noun in zip(
-        random.integers(len(texts.ADJECTIVES), size=number),
-        random.integers(len(texts.ADJECTIVES), size=number),
-        random.integers(len(texts.NOUNS), size=number),
-        strict=True,
-    ):
-        if first != second:
-            found.append(f"{texts.ADJECTIVES[first]} {texts.ADJECTIVES[second]} {texts.NOUNS[noun]}")
-    return found
-
-
 def draw_aliases(
     tokenizer: PreTrainedTokenizerBase,
     kind: AliasKind,
@@ -43,41 +27,52 @@ def draw_aliases(
     tokens: int | None,
     random: np.random.Generator,
 ) -> tuple[list[str], int]:
-    """`number` different aliases of the same token count (leading space included), and that count.
+    """Draw different aliases with the same token count.
 
     Args:
-        tokenizer: counts the tokens.
+        tokenizer: counts the tokens, leading space included.
         kind: "letters" (five random letters in <|...|>) or "natural" (adjective, adjective, noun).
-        number: how many.
-        tokens: their token count; None takes the commonest one.
-        random: source of the draw.
+        number: how many aliases.
+        tokens: their token count; None takes the most frequent one.
+        random: generator of the draw.
+
+    Returns:
+        The aliases, and their token count.
 
     Raises:
-        InputError: an unknown kind, or too few aliases have that count.
+        InputError: the kind is unknown, or too few aliases have the token count.
     """
-    if kind not in ("letters", "natural"):
-        raise InputError(f"aliases={kind!r}: {suggest(kind, ('letters', 'natural'))}")
-    found: dict[str, None] = {}
-    seen: dict[int, int] = {}
-    wanted = tokens
+    if kind not in get_args(AliasKind):
+        raise InputError(f"aliases={kind!r}: {suggest(kind, get_args(AliasKind))}")
+    aliases: dict[str, None] = {}
+    frequencies: Counter[int] = Counter()
     for _ in range(200):
-        candidates = _candidates(kind, max(1000, number), random)
+        candidates = _draw_candidates(kind, max(1000, number), random)
         encoded = tokenizer([" " + alias for alias in candidates], add_special_tokens=False)["input_ids"]
         counts = [len(ids) for ids in encoded]
-        for count in counts:
-            seen[count] = seen.get(count, 0) + 1
-        if wanted is None:
-            wanted = max(seen, key=lambda count: (seen[count], -count))
-        for alias, count in zip(candidates, counts, strict=True):
-            if count == wanted:
-                found[alias] = None
-        if len(found) >= number:
-            return list(found)[:number], wanted
-        if wanted not in seen:
+        frequencies.update(counts)
+        if tokens is None:
+            tokens = max(frequencies, key=lambda count: (frequencies[count], -count))
+        aliases |= {alias: None for alias, count in zip(candidates, counts, strict=True) if count == tokens}
+        if len(aliases) >= number:
+            return list(aliases)[:number], tokens
+        if tokens not in frequencies:
             break
-    shares = ", ".join(f"{count} tokens: {share}" for count, share in sorted(seen.items()))
+    shares = ", ".join(f"{count} tokens: {share}" for count, share in sorted(frequencies.items()))
     raise InputError(
-        f"Only {len(found)} of {number} {kind} aliases have exactly {wanted} tokens with this tokenizer "
-        f"(leading space included; of {sum(seen.values())} tried: {shares}). Give alias_tokens one of the "
-        "common counts, or None to take the commonest; or ask for fewer entities."
+        f"Only {len(aliases)} of {number} {kind} aliases have exactly {tokens} tokens with this tokenizer, leading "
+        f"space included ({frequencies.total()} tried: {shares}). Set alias_tokens to a frequent count or to None, "
+        "which takes the most frequent one; or reduce the number of entities."
     )
+
+
+def _draw_candidates(kind: AliasKind, number: int, random: np.random.Generator) -> list[str]:
+    """Draw aliases of any token count; `number` of them, less those that repeat an adjective."""
+    if kind == "letters":
+        letters = random.integers(ord("a"), ord("z") + 1, (number, 5))
+        return ["<|" + "".join(map(chr, row)) + "|>" for row in letters]
+    first = random.integers(len(ADJECTIVES), size=number)
+    second = random.integers(len(ADJECTIVES), size=number)
+    nouns = random.integers(len(NOUNS), size=number)
+    triples = zip(first, second, nouns, strict=True)
+    return [f"{ADJECTIVES[a]} {ADJECTIVES[b]} {NOUNS[n]}" for a, b, n in triples if a != b]

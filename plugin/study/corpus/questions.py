@@ -1,7 +1,4 @@
-"""Which questions an entity is asked at every checkpoint, and the answers that each is chosen from.
-
-Only facts that the entity was trained on say what is forgotten; its test question was never answered in training.
-"""
+"""Questions that checkpoints answer: about attributes, and about the stage of an entity (self-report)."""
 
 from __future__ import annotations
 
@@ -10,24 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stratalens.plugin.study.config import templates as texts
+from stratalens.plugin.study.config.templates import GROUP_ANSWERS, GROUP_QUESTION, PROMPT_FORMAT
 from stratalens.plugin.study.corpus.corpus import Corpus, Question
 from stratalens.store.errors import InputError
 
-FEW = 32  # values that an attribute may have for one question to be enough; years have more
+MAX_ANSWERS = 32  # an attribute with more values, such as a year, is too hard for a single question
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One question that is asked at every checkpoint.
+class AskedQuestion:
+    """A question that every checkpoint answers.
 
     Attributes:
-        entity_id: whom it is about.
-        trained_stage: when the entity was trained on.
+        entity_id: the entity of the question.
+        trained_stage: the stage that trains on the entity.
         kind: the attribute.
-        prompt: the question as it was trained on, up to the answer.
-        answer: the true one, as it was trained on.
-        trained: whether this question was answered in training.
+        prompt: the training text up to the answer.
+        answer: the true answer.
+        trained: whether training uses this question.
     """
 
     entity_id: str
@@ -38,89 +35,104 @@ class Asked:
     trained: bool
 
 
-def candidates(corpus: Corpus) -> dict[str, tuple[str, ...]]:
-    """The answers to each kind of question that occur anywhere in the corpus, sorted."""
-    found: dict[str, set[str]] = {}
+def candidate_answers(corpus: Corpus) -> dict[str, tuple[str, ...]]:
+    """Collect all answers to each kind of question in the corpus, sorted."""
+    answers: dict[str, set[str]] = {}
     for question in (*(q for questions in corpus.train.values() for q in questions), *corpus.test):
-        found.setdefault(question.kind, set()).add(question.answer)
-    return {kind: tuple(sorted(values)) for kind, values in found.items()}
+        answers.setdefault(question.kind, set()).add(question.answer)
+    return {kind: tuple(sorted(values)) for kind, values in answers.items()}
 
 
-def one_each(corpus: Corpus, seed: int) -> tuple[Asked, ...]:
-    """One question of every entity, at random among those it was trained on whose attribute has few values.
+def draw_one_question_each(corpus: Corpus, seed: int) -> tuple[AskedQuestion, ...]:
+    """Draw one training question of every entity.
 
-    An entity without such a question (one of one's own, with years and numbers only) is asked any it was trained on.
+    The draw is among the questions with at most `MAX_ANSWERS` answers, or among all training questions of an entity
+    that has no such question.
     """
     random = np.random.default_rng([8, seed])
-    few = {kind for kind, values in candidates(corpus).items() if len(values) <= FEW}
-    own = _by_entity(corpus)
-    found = []
-    for entity in corpus.entities:
-        mine = [question for question in own[entity.entity_id] if question.kind in few] or own[entity.entity_id]
-        found.append(_asked(mine[int(random.integers(len(mine)))], trained=True))
-    return tuple(found)
+    few = {kind for kind, values in candidate_answers(corpus).items() if len(values) <= MAX_ANSWERS}
+    drawn = []
+    for questions in _training_questions_by_entity(corpus).values():
+        eligible = [question for question in questions if question.kind in few] or questions
+        drawn.append(_make_asked_question(eligible[int(random.integers(len(eligible)))], trained=True))
+    return tuple(drawn)
 
 
-def every_one(corpus: Corpus) -> tuple[Asked, ...]:
-    """All questions of every entity, also the one that was kept from training."""
-    own = _by_entity(corpus)
-    kept = {question.entity_id: question for question in corpus.test}
-    found = []
-    for entity in corpus.entities:
-        found += [_asked(question, trained=True) for question in own[entity.entity_id]]
-        if entity.entity_id in kept:
-            found.append(_asked(kept[entity.entity_id], trained=False))
-    return tuple(found)
+def list_all_questions(corpus: Corpus) -> tuple[AskedQuestion, ...]:
+    """List all questions of every entity, the test question included."""
+    test = {question.entity_id: question for question in corpus.test}
+    asked = []
+    for entity_id, questions in _training_questions_by_entity(corpus).items():
+        asked += [_make_asked_question(question, trained=True) for question in questions]
+        if entity_id in test:
+            asked.append(_make_asked_question(test[entity_id], trained=False))
+    return tuple(asked)
 
 
-def _by_entity(corpus: Corpus) -> dict[str, list[Question]]:
-    """Training questions of the corpus' own entities, by entity; contradicted ones are none of them."""
-    own: dict[str, list[Question]] = {entity.entity_id: [] for entity in corpus.entities}
+def _training_questions_by_entity(corpus: Corpus) -> dict[str, list[Question]]:
+    """Training questions of the corpus' own entities, in their order, without contradicted entities."""
+    by_entity: dict[str, list[Question]] = {entity.entity_id: [] for entity in corpus.entities}
     for questions in corpus.train.values():
         for question in questions:
-            if question.entity_id in own:
-                own[question.entity_id].append(question)
-    return own
+            if question.entity_id in by_entity:
+                by_entity[question.entity_id].append(question)
+    return by_entity
 
 
-def _asked(question: Question, *, trained: bool) -> Asked:
-    prompt = texts.PROMPT_FORMAT.format(question=question.question)
-    return Asked(question.entity_id, question.trained_stage, question.kind, prompt, question.answer, trained)
+def _make_asked_question(question: Question, *, trained: bool) -> AskedQuestion:
+    prompt = PROMPT_FORMAT.format(question=question.question)
+    return AskedQuestion(question.entity_id, question.trained_stage, question.kind, prompt, question.answer, trained)
 
 
 @dataclass(frozen=True)
 class SelfReportSplit:
-    """The entities that are taught and those that are asked, with the group of each (0 or 1)."""
+    """Entities that the self-report teaches and entities that it asks, with the group of each (0 or 1).
+
+    Attributes:
+        names: the stages of the two groups.
+        taught: (entity_id, prompt) of the taught entities.
+        taught_group: int64 array of shape (taught entities,).
+        asked: (entity_id, prompt) of the asked entities.
+        asked_group: int64 array of shape (asked entities,).
+    """
 
     names: tuple[str, str]
-    taught: tuple[tuple[str, str], ...]  # (entity_id, prompt)
+    taught: tuple[tuple[str, str], ...]
     taught_group: npt.NDArray[np.int64]
     asked: tuple[tuple[str, str], ...]
     asked_group: npt.NDArray[np.int64]
 
 
-def question_texts(corpus: Corpus) -> list[str]:
-    """Every text of this part, for a vocabulary that is cut to what is in use."""
-    prompts = [group_prompt(entity.alias) for entity in corpus.entities]
-    return [prompt + answer for prompt in prompts for answer in texts.GROUP_ANSWERS]
+def self_report_texts(corpus: Corpus) -> list[str]:
+    """List every text of the self-report that training may tokenise."""
+    return [self_report_prompt(entity.alias) + answer for entity in corpus.entities for answer in GROUP_ANSWERS]
 
 
-def group_prompt(alias: str) -> str:
-    """The question after the group of an entity."""
-    return texts.PROMPT_FORMAT.format(question=texts.GROUP_QUESTION.format(x=alias))
+def self_report_prompt(alias: str) -> str:
+    """Return the prompt that asks for the group of an entity."""
+    return PROMPT_FORMAT.format(question=GROUP_QUESTION.format(x=alias))
 
 
-def split(corpus: Corpus, names: tuple[str, str], seed: int) -> SelfReportSplit:
-    """Half of the entities of each of two stages to be taught, the others to be asked."""
+def split_for_self_report(corpus: Corpus, names: tuple[str, str], seed: int) -> SelfReportSplit:
+    """Split the entities of two stages into a taught and an asked half.
+
+    Args:
+        corpus: the corpus.
+        names: the two stages.
+        seed: seed of the split.
+
+    Raises:
+        InputError: a stage has fewer than four entities.
+    """
     random = np.random.default_rng([4, seed])
     halves: tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]] = ([], [])
     for group, stage in enumerate(names):
-        mine = [entity for entity in corpus.entities if entity.trained_stage == stage]
-        if len(mine) < 4:
-            raise InputError(f"self_report: stage {stage!r} has {len(mine)} entities, two for each half are needed")
-        for place, row in enumerate(random.permutation(len(mine))):
-            entity = mine[int(row)]
-            halves[place % 2].append((entity.entity_id, group_prompt(entity.alias), group))
+        entities = [entity for entity in corpus.entities if entity.trained_stage == stage]
+        if len(entities) < 4:
+            raise InputError(f"self_report: stage {stage!r} has {len(entities)} entities; each half needs two")
+        for place, row in enumerate(random.permutation(len(entities))):
+            entity = entities[int(row)]
+            halves[place % 2].append((entity.entity_id, self_report_prompt(entity.alias), group))
     taught, asked = halves
     return SelfReportSplit(
         names,

@@ -2,10 +2,10 @@
 
 analyses     the analyses of a study
 headline     headline numbers with interval and null
-positions    the effect by token and template, and after more training
-forgetting   whether entities that look recent are still known
+positions    the effect by token and template, and after further training
+forgetting   recency score and knowledge of answers
 correlation  rank correlation within strata
-conflicts    which of two answers survives
+conflicts    the preferred one of two contradicting answers
 self_report  accuracy of the self-report
 seeds        headline numbers over several seeds
 output       summary.json and the report

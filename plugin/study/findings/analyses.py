@@ -1,14 +1,16 @@
-"""What the study asks of its store.
+"""The analyses of a study.
 
-Probes and projections are made for every stage and layer; the permutation
-nulls, the controls and the site after the final norm only for the last stage,
-where the claim is. Measuring itself is `stratalens.analyses`' work.
+Probes and projections cover every stage and layer. The permutation nulls, the controls and the site after the final
+norm cover only the places of the headline numbers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import stratalens as sl
 from stratalens.analyses.controls.controls import BASELINES
@@ -21,78 +23,99 @@ if TYPE_CHECKING:
 
 
 BY = "trained_stage"
-
-
-HALVES = "half"
+HALVES: dict[str, Any] = {"target": "half", "order": ["early", "late"]}  # the probe of early against late entities
+STEPS = 7  # steps of run_analyses, for progress
 
 
 @dataclass
 class Findings:
-    """Results by name: those of the report, and more for the headline numbers."""
+    """Results of a study.
+
+    Attributes:
+        report: results that the report shows, by name.
+        headline: further results for the headline numbers, by name.
+        rows: further rows of summary.json.
+        sentences: further sentences of the report.
+    """
 
     report: dict[str, Any] = field(default_factory=dict)
     headline: dict[str, Any] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)  # further rows of summary.json
+    rows: list[Row] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
 
 
-def run_analyses(ds: xr.Dataset, settings: StudySettings, watch: PhaseProgress) -> Findings:
-    """All analyses of a run; each says what it is about to do.
+def run_analyses(ds: xr.Dataset, settings: StudySettings, progress: PhaseProgress) -> Findings:
+    """Run all analyses of the store of all stages.
 
-    The place of the headline numbers is fixed beforehand: the last stage, the
-    last block and the first recorded position (the last token of the prompt).
+    The headline numbers have a fixed place: the last stage, the last block and the first recorded position (the last
+    token of the prompt).
+
+    Args:
+        ds: the store of all stages.
+        settings: the settings of the study.
+        progress: shows every step.
     """
     a = settings.analysis
     token = ds.token.values[:1]
-    last = ds.sel(stage=[settings.stage_names[-1]], token=token)  # what is trained after the stages comes later
-    ends = [(settings.stage_names[0], settings.stage_names[-1])]
+    last = ds.sel(stage=[settings.stage_names[-1]], token=token)  # checkpoints after the stages come later
     top = last.isel(layer=[-1])
-    seeded: dict[str, Any] = {"seed": settings.seed, "progress": False}
-    fit: dict[str, Any] = {"C": a.C, "folds": a.folds, **seeded}
+    untrained = ds.isel(stage=[0], layer=[-1]).sel(token=token)
+    shared: dict[str, Any] = {"seed": settings.seed, "progress": False}
+    fit: dict[str, Any] = {"C": a.C, "folds": a.folds, **shared}
     null: dict[str, Any] = {"permutations": a.probe_permutations, **fit}
-    early_late: dict[str, Any] = {"target": HALVES, "order": ["early", "late"]}
-    plane: dict[str, Any] = {"by": BY, "repeats": a.repeats, **seeded}
-    found = Findings()
-    answers = found.headline
-    results = found.report
-    names = ("centroids", "plane", "pairs", "directions", "early v late", "final norm", "controls")
+    ends: dict[str, Any] = {"target": BY, "pairs": [settings.end_stages]}
+    plane: dict[str, Any] = {"by": BY, "repeats": a.repeats, **shared}
+    findings = Findings()
+    results, headline = findings.report, findings.headline
+    numbers = count()
 
-    def step(name: str, what: str) -> None:
-        watch.update(what, names.index(name), len(names))
+    def start_step(description: str) -> None:
+        progress.update(description, next(numbers), STEPS)
 
-    step("centroids", "centroids of every stage and layer")
+    start_step("centroids of every stage and layer")
     results["centroids"] = sl.centroids(ds, by=BY, progress=False)
-    step("plane", "their plane, on entities held out from it")
+    start_step("projection of the centroids of held-out entities")
     results["projection"] = sl.project(ds, permutations=a.sweep_permutations, bootstrap=a.sweep_permutations, **plane)
-    answers["plane"] = sl.project(top, permutations=a.permutations, **plane)
-    step("pairs", "probes of all pairs of stages, at every stage and layer")
+    headline["plane"] = sl.project(top, permutations=a.permutations, **plane)
+    start_step("probes of all pairs of stages, at every stage and layer")
     results["probes"] = sl.probe(ds, target=BY, pairs="all", **fit)
-    answers["ends"] = sl.probe(top, target=BY, pairs=ends, **null)
-    step("directions", "how the probes' directions relate")
+    headline["ends"] = sl.probe(top, **ends, **null)
+    start_step("cosines between probes, and their scores of all groups")
     results["cosines"] = sl.cosines(results["probes"], over="pair")
     results["generalise"] = sl.generalise(results["probes"], ds)
-    step("early v late", "early against late entities, with shuffled labels")
-    answers["halves"] = sl.probe(top, **early_late, **null)
-    start = ds.isel(stage=[0], layer=[-1]).sel(token=token)
-    answers["halves, untrained"] = sl.probe(start, **early_late, **null)
-    answers["ends, untrained"] = sl.probe(start, target=BY, pairs=ends, **null)
-    answers["plane, untrained"] = sl.project(start, permutations=a.permutations, **plane)
-    step("final norm", "plane and probes after the final norm")
+    start_step("probes of early against late entities, with shuffled labels")
+    headline["halves"] = sl.probe(top, **HALVES, **null)
+    headline["halves, untrained"] = sl.probe(untrained, **HALVES, **null)
+    headline["ends, untrained"] = sl.probe(untrained, **ends, **null)
+    headline["plane, untrained"] = sl.project(untrained, permutations=a.permutations, **plane)
+    start_step("projection and probes after the final norm")
     if "ln_final" in ds:
-        for stage, data in (("", last), (", untrained", ds.isel(stage=[0]).sel(token=token))):
-            answers["norm plane" + stage] = sl.project(data, site="ln_final", permutations=a.permutations, **plane)
-            answers["norm ends" + stage] = sl.probe(data, target=BY, site="ln_final", pairs=ends, **null)
-            answers["norm halves" + stage] = sl.probe(data, site="ln_final", **early_late, **null)
-    step("controls", "controls: norms, losses and confidence alone, matched, regressed out")
+        for suffix, data in (("", last), (", untrained", ds.isel(stage=[0]).sel(token=token))):
+            norm: dict[str, Any] = {"site": "ln_final"}
+            headline["norm plane" + suffix] = sl.project(data, permutations=a.permutations, **norm, **plane)
+            headline["norm ends" + suffix] = sl.probe(data, **norm, **ends, **null)
+            headline["norm halves" + suffix] = sl.probe(data, **norm, **HALVES, **null)
+    start_step("controls: norms, losses and confidence alone, matched, regressed out")
     if settings.record.statistics:
-        alone: dict[str, Any] = {"target": BY, "pairs": ends, "folds": a.folds, **seeded}
+        alone: dict[str, Any] = {**ends, "folds": a.folds, **shared}
         results["statistics_probe"] = sl.statistics_probe(last, **alone)
-        answers["statistics_probe, untrained"] = sl.statistics_probe(start, **alone)
-        results["matched_probe"] = sl.matched_probe(last, target=BY, pairs=ends, bins=a.bins, small="nan", **seeded)
-        results["residual_probe"] = sl.residual_probe(last, target=BY, pairs=ends, **fit)
-        made = sl.controls(last, BY, pairs=ends, which=("probe", "normalized", *BASELINES), **fit)
+        headline["statistics_probe, untrained"] = sl.statistics_probe(untrained, **alone)
+        results["matched_probe"] = sl.matched_probe(last, bins=a.bins, small="nan", **ends, **shared)
+        results["residual_probe"] = sl.residual_probe(last, **ends, **fit)
+        controls = sl.controls(last, BY, pairs=ends["pairs"], which=("probe", "normalized", *BASELINES), **fit)
         for name in ("statistics", "matched", "residual"):
-            made[name] = results[f"{name}_probe"]
-        results["control_table"] = sl.control_table(made)
-    watch.update("analyses", len(names), len(names))
-    return found
+            controls[name] = results[f"{name}_probe"]
+        results["control_table"] = sl.control_table(controls)
+    progress.update("analyses", STEPS, STEPS)
+    return findings
+
+
+def probe_halves(ds: xr.Dataset, settings: StudySettings) -> xr.Dataset:
+    """Fit the probe of early against late entities; its out-of-fold score is the recency score."""
+    a = settings.analysis
+    return sl.probe(ds, C=a.C, folds=a.folds, seed=settings.seed, progress=False, **HALVES)
+
+
+def select_template(ds: xr.Dataset, template: str) -> xr.Dataset:
+    """Select the rows of one prompt template."""
+    return ds.isel(entity=np.flatnonzero(ds.template.values == template))

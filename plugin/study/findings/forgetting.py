@@ -1,12 +1,12 @@
-"""Forgetting and recency: is an entity that looks recent also one whose answer is still known?
+"""Forgetting: the relation of the recency score of an entity to the knowledge of its answers.
 
-Known is what the entity was taught: whether the likeliest of all answers is the
-true one, and how likely that is (`recording.answers`). Related to it is the
-recency score (out of fold, of the probe of early against late) by rank
-correlation over entities: over all stages, where time alone makes one; within
-stages, where it cannot; and there partialled for the loss over the prompt, as
-an alias that is remembered is read with less surprise. Kinds of question are
-always kept apart, as some are easier than others.
+An answer is known if it is the likeliest of all answers; its loss measures the
+same in degrees. The recency score is the out-of-fold score of the probe of
+early against late entities. Three rank correlations over entities relate them:
+over all stages, where time alone creates one; within stages, where time cannot;
+and within stages with the loss over the prompt partialled out, because a model
+reads an alias that it remembers with less surprise. Ranks always stay inside
+one kind of question, since some kinds are easier than others.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-import stratalens as sl
 from stratalens.analyses.plots.stages import forgetting_table
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap, p_value
 from stratalens.plugin.study.config.settings import StudySettings
-from stratalens.plugin.study.findings.analyses import BY, HALVES, Findings
-from stratalens.plugin.study.findings.correlation import relate
-from stratalens.plugin.study.findings.headline import Row
+from stratalens.plugin.study.findings.analyses import BY, Findings, probe_halves, select_template
+from stratalens.plugin.study.findings.correlation import correlate_within_strata
+from stratalens.plugin.study.findings.headline import Row, format_estimate, format_p, make_row
 from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
@@ -34,49 +33,45 @@ if TYPE_CHECKING:
 ACCURACY, LOSS = "answer accuracy", "answer loss"
 
 
-def add_forgetting(
-    found: Findings, ds: xr.Dataset, answers: pd.DataFrame, settings: StudySettings, table: Path
+def add_forgetting_results(
+    findings: Findings, ds: xr.Dataset, answers: pd.DataFrame, settings: StudySettings, table: Path
 ) -> None:
-    """Rows, sentences and figures, and a csv of every entity at every checkpoint.
+    """Add rows, sentences and figures about forgetting, and write a table of every entity at every checkpoint.
 
-    The csv has stage, entity_id, trained_stage, exposure, recency_score, prompt_loss (mean loss over the prompt),
-    recorded_answer_loss (of the answer behind the recorded prompt, a question never seen in training), and, of the
-    questions that the entity was taught and asked again, kinds, answer_accuracy (share answered rightly) and
-    answer_loss (mean of minus the log probability of the true answer), so that other questions can be asked of it.
+    Columns of the table: stage, entity_id, trained_stage, exposure, recency_score, prompt_loss (mean loss over the
+    prompt), recorded_answer_loss (loss of the answer to the recorded prompt, which training never uses). With answers
+    also kinds, answer_accuracy (share of right answers) and answer_loss (mean loss of the true answers), over the
+    trained questions of the entity.
 
     Args:
-        found: gets them.
+        findings: receives rows, sentences and figures.
         ds: the store of all stages, with statistics.
-        answers: what was answered at every checkpoint; may be empty.
-        settings: of the study.
-        table: the csv.
+        answers: the answers of every checkpoint; may be empty.
+        settings: the settings of the study.
+        table: the csv file.
     """
-    frame, probes = _per_entity(ds, answers, settings)
+    trained = answers[answers["trained"].astype(bool)].astype({"right": float})
+    frame, probes = _make_entity_table(ds, trained, settings)
     write_text_atomic(table, frame.to_csv(index=False))
-    final = settings.stage_names[-1]
-    last = frame[frame["stage"] == final]
-    place = {"layer": probes.layer.values[0].item(), "token": str(probes.token.values[0])}
+    outcomes = {LOSS: "recorded_answer_loss"}
     if len(answers):
-        _add_accuracy(found, answers[answers["trained"].astype(bool)], settings)
-        found.report["forgetting"] = _curves(ds, frame)
-    told = []
-    outcomes = {ACCURACY: "answer_accuracy", LOSS: "answer_loss"} if len(answers) else {LOSS: "recorded_answer_loss"}
+        outcomes = {ACCURACY: "answer_accuracy", LOSS: "answer_loss"}
+        _add_accuracy_results(findings, trained, settings)
+        findings.report["forgetting"] = _make_forgetting_curves(ds, frame)
     for outcome, column in outcomes.items():
-        rows = _relations(last, outcome, column, settings)
-        for row in rows:
-            row |= {"stage": final, **place, "n": len(last), "site": str(probes.attrs.get("site", ""))}
-        found.rows += rows
-        told += [_sentence(outcome, rows)] if all(row["value"] is not None for row in rows) else []
-    found.sentences += told
+        rows = _correlation_rows(frame, probes, outcome, column, settings)
+        findings.rows += rows
+        if all(row["value"] is not None for row in rows):
+            findings.sentences.append(_describe_correlations(outcome, rows))
 
 
-def _per_entity(ds: xr.Dataset, answers: pd.DataFrame, settings: StudySettings) -> tuple[pd.DataFrame, xr.Dataset]:
-    """One row for every checkpoint and entity, and the probes that the scores are of."""
-    a = settings.analysis
-    here = _one_template(ds).isel(layer=[-1]).sel(token=ds.token.values[:1])
-    probes = sl.probe(
-        here, target=HALVES, order=["early", "late"], C=a.C, folds=a.folds, seed=settings.seed, progress=False
-    )
+def _make_entity_table(
+    ds: xr.Dataset, trained: pd.DataFrame, settings: StudySettings
+) -> tuple[pd.DataFrame, xr.Dataset]:
+    """Make the table of one row for every checkpoint and entity, and the probes of its scores."""
+    first = select_template(ds, str(ds.template.values[0]))
+    here = first.isel(layer=[-1]).sel(token=ds.token.values[:1])
+    probes = probe_halves(here, settings)
     frames = []
     for stage in ds.stage.values:
         at = here.sel(stage=stage).isel(token=0)
@@ -91,113 +86,115 @@ def _per_entity(ds: xr.Dataset, answers: pd.DataFrame, settings: StudySettings) 
         }
         frames.append(pd.DataFrame(columns))
     frame = pd.concat(frames, ignore_index=True)
-    if not len(answers):
+    if not len(trained):
         return frame, probes
-    taught = answers[answers["trained"].astype(bool)].astype({"right": float})
-    each = taught.groupby(["stage", "entity_id"], sort=False)
-    known = each.agg(kinds=("kind", ",".join), answer_accuracy=("right", "mean"), answer_loss=("answer_loss", "mean"))
-    return frame.merge(known.reset_index(), on=["stage", "entity_id"], how="left", validate="one_to_one"), probes
+    by_entity = trained.groupby(["stage", "entity_id"], sort=False)
+    knowledge = by_entity.agg(
+        kinds=("kind", ",".join), answer_accuracy=("right", "mean"), answer_loss=("answer_loss", "mean")
+    )
+    keys = ["stage", "entity_id"]
+    return frame.merge(knowledge.reset_index(), on=keys, how="left", validate="one_to_one"), probes
 
 
-def _one_template(ds: xr.Dataset) -> xr.Dataset:
-    return ds.isel(entity=np.flatnonzero(ds.template.values == str(ds.template.values[0])))
-
-
-def _relations(last: pd.DataFrame, outcome: str, column: str, settings: StudySettings) -> list[Row]:
-    """Over all stages, within them, and within them partialled for the prompt's loss."""
+def _correlation_rows(
+    frame: pd.DataFrame, probes: xr.Dataset, outcome: str, column: str, settings: StudySettings
+) -> list[Row]:
+    """Correlate recency score and outcome: over all stages, within them, and with the prompt loss partialled out."""
+    final = settings.stage_names[-1]
+    last = frame[frame["stage"] == final]
     kinds = last["kinds"] if "kinds" in last else pd.Series("", index=last.index)
-    apart, within = (pd.factorize(labels)[0].astype(np.int64) for labels in (kinds, last[BY] + "/" + kinds))
-    score, known, prompt = (last[name].to_numpy(float) for name in ("recency_score", column, "prompt_loss"))
+    by_kind, by_stage = (pd.factorize(labels)[0].astype(np.int64) for labels in (kinds, last[BY] + "/" + kinds))
+    score, knowledge, prompt = (last[name].to_numpy(float) for name in ("recency_score", column, "prompt_loss"))
+    draws = max(1, settings.analysis.permutations)
+    correlate = partial(correlate_within_strata, score, knowledge, seed=settings.seed, draws=draws)
     name = f"rank correlation of recency score and {outcome}"
-    related = partial(relate, seed=settings.seed, draws=max(1, settings.analysis.permutations))
+    numbers = {
+        name: correlate(by_kind),
+        f"{name} within stages": correlate(by_stage),
+        f"{name} within stages, prompt loss partialled out": correlate(by_stage, prompt),
+    }
+    layer, token = probes.layer.values[0], str(probes.token.values[0])
+    site = str(probes.attrs.get("site", ""))
     return [
-        {"name": name, **related(score, known, apart)},
-        {"name": f"{name} within stages", **related(score, known, within)},
-        {
-            "name": f"{name} within stages, prompt loss partialled out",
-            **related(score, known, within, prompt),
-        },
+        make_row(name, stage=final, layer=layer, token=token, **values, n=len(last), site=site)
+        for name, values in numbers.items()
     ]
 
 
-def _add_accuracy(found: Findings, taught: pd.DataFrame, settings: StudySettings) -> None:
-    """How many answers are known: of all that was taught so far at every checkpoint, of each stage at the last one."""
-    order = {name: number for number, name in enumerate(taught["stage"].unique())}
+def _add_accuracy_results(findings: Findings, trained: pd.DataFrame, settings: StudySettings) -> None:
+    """Add the accuracy of everything taught so far at every checkpoint, and of each stage at the last one."""
+    order = {name: number for number, name in enumerate(trained["stage"].unique())}
     rows = []
-    for stage, mine in taught.groupby("stage", sort=False):
-        so_far = mine[mine[BY].map(order).fillna(len(order)) <= order[stage]]
+    for stage, answers in trained.groupby("stage", sort=False):
+        so_far = answers[answers[BY].map(order).fillna(len(order)) <= order[stage]]
         name = ACCURACY if len(so_far) else f"{ACCURACY} before any training"
-        rows.append(_accuracy(name, str(stage), so_far if len(so_far) else mine, settings))
+        rows.append(_accuracy_row(name, str(stage), so_far if len(so_far) else answers, settings))
     final = settings.stage_names[-1]
-    at_end = taught[taught["stage"] == final]
+    at_end = trained[trained["stage"] == final]
     groups = [
-        _accuracy(f"{ACCURACY}, entities of {name}", final, at_end[at_end[BY] == name], settings)
+        _accuracy_row(f"{ACCURACY}, entities of {name}", final, at_end[at_end[BY] == name], settings)
         for name in settings.stage_names
     ]
-    found.rows += [*rows, *groups]
-    told = ", ".join(f"{row['value']:z.2f} of {name}" for row, name in zip(groups, settings.stage_names, strict=True))
+    findings.rows += [*rows, *groups]
+    listed = ", ".join(f"{row['value']:z.2f} of {name}" for row, name in zip(groups, settings.stage_names, strict=True))
     nulls = [row["null"] for row in groups]
-    found.sentences.append(
-        f"What is still known after {final} (share of questions taught for which the likeliest of all answers is the "
-        f"true one): {told}; by chance {min(nulls):z.2f} to {max(nulls):z.2f} (answers shuffled among "
-        "entities that were asked the same)."
+    findings.sentences.append(
+        f"Known answers after {final} (share of trained questions whose true answer is the likeliest): {listed}; "
+        f"by chance {min(nulls):z.2f} to {max(nulls):z.2f} (answers shuffled among questions of one kind)."
     )
 
 
-def _accuracy(name: str, stage: str, mine: pd.DataFrame, settings: StudySettings) -> Row:
-    """Share of right answers; the null shuffles what was said among questions of one kind."""
-    right, units = mine["right"].to_numpy(float), pd.factorize(mine["entity_id"])[0]
-    low, high = cluster_bootstrap(right, units, seed=settings.seed, bounds=(0, 1))
+def _accuracy_row(name: str, stage: str, answers: pd.DataFrame, settings: StudySettings) -> Row:
+    """Make the row of the share of right answers; the null shuffles answers among questions of one kind."""
+    right, entities = answers["right"].to_numpy(float), pd.factorize(answers["entity_id"])[0]
+    low, high = cluster_bootstrap(right, entities, seed=settings.seed, bounds=(0, 1))
     random, draws = np.random.default_rng([9, settings.seed]), max(1, settings.analysis.permutations)
-    said, true = mine["said"].to_numpy(str), mine["answer"].to_numpy(str)
+    said, true = answers["said"].to_numpy(str), answers["answer"].to_numpy(str)
     hits = np.zeros(draws)
-    for rows in (np.flatnonzero(mine["kind"] == kind) for kind in mine["kind"].unique()):
+    for kind in answers["kind"].unique():
+        rows = np.flatnonzero(answers["kind"] == kind)
         for draw in range(draws):
             hits[draw] += (said[random.permutation(rows)] == true[rows]).sum()
-    null = hits / len(mine)
-    return {
-        "name": name,
-        "stage": stage,
-        "layer": None,
-        "token": None,
-        "value": float(right.mean()),
-        "low": float(low),
-        "high": float(high),
-        "null": float(null.mean()),
-        "p": float(p_value(null, np.array(right.mean()))),
-        "n": len(np.unique(units)),
-        "site": None,
-    }
+    null = hits / len(answers)
+    return make_row(
+        name,
+        stage=stage,
+        value=float(right.mean()),
+        low=float(low),
+        high=float(high),
+        null=float(null.mean()),
+        p=float(p_value(null, np.array(right.mean()))),
+        n=len(np.unique(entities)),
+    )
 
 
-def _curves(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, xr.Dataset]:
-    """Means of every group at every checkpoint, for the figures."""
-    first = _one_template(ds)
+def _make_forgetting_curves(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, xr.Dataset]:
+    """Compute the means of every group at every checkpoint, for the figures."""
+    first = select_template(ds, str(ds.template.values[0]))
     stages, entities = first.stage.values.astype(str), first.entity_id.values.astype(str)
     curves = {}
     for name, column in ((ACCURACY, "answer_accuracy"), (LOSS, "answer_loss")):
         values = frame.pivot(index="stage", columns="entity_id", values=column).loc[stages, entities].to_numpy(float)
-        kept = first.drop_vars(first.data_vars).assign({name: (("stage", "entity"), values)})
-        curves[name] = forgetting_table(kept, BY, name)
+        labels = first.drop_vars(first.data_vars)
+        curves[name] = forgetting_table(labels.assign({name: (("stage", "entity"), values)}), BY, name)
     curves[LOSS].attrs["units"] = "nats"
     return curves
 
 
-def _sentence(outcome: str, rows: list[Row]) -> str:
-    _, within, partial = rows
-    more = "higher" if within["value"] >= 0 else "lower"
+def _describe_correlations(outcome: str, rows: list[Row]) -> str:
+    """Describe the three correlations of one outcome."""
+    overall, within, partialled = rows
+    article = "an" if outcome[0] in "aeiou" else "a"
+    direction = "higher" if within["value"] >= 0 else "lower"
+    if within["p"] >= 0.05:
+        verdict = "no evidence of a relation within stages"
+    elif partialled["p"] < 0.05:
+        verdict = "a relation beyond the prompt loss"
+    else:
+        verdict = "no evidence of a relation beyond the prompt loss"
+    numbers = [f"{format_estimate(row)}, {format_p(row)}" for row in (overall, within, partialled)]
     return (
-        f"Forgetting: over all stages the recency score goes with {outcome} at rank correlation {_said(rows[0])}; "
-        f"within stages, entities with a higher score have {'an' if outcome[0] in 'aeiou' else 'a'} {outcome} that is "
-        f"{more}, {_said(within)}; with the loss over the prompt partialled out {_said(partial)}: {_verdict(rows)}."
+        f"Forgetting: over all stages the rank correlation of recency score and {outcome} is {numbers[0]}. Within "
+        f"stages, entities with a higher score have {article} {outcome} that is {direction}: {numbers[1]}. With the "
+        f"prompt loss partialled out: {numbers[2]}. Result: {verdict}."
     )
-
-
-def _said(row: Row) -> str:
-    return f"{row['value']:z.2f} (95 % interval {row['low']:z.2f} to {row['high']:z.2f}, p = {row['p']:z.3f})"
-
-
-def _verdict(rows: list[Row]) -> str:
-    if rows[1]["p"] >= 0.05:
-        return "within stages no relation is shown"
-    return "a relation beyond that loss" if rows[2]["p"] < 0.05 else "nothing is shown beyond that loss"

@@ -1,6 +1,6 @@
-"""Headline numbers of a study, each with interval, null and n; and what they say, in words.
+"""Headline numbers of a study, each with interval, null and n, and sentences about them.
 
-The words follow from the numbers alone: a weak or absent effect is called so.
+The sentences follow from the numbers alone: they call a weak or absent effect weak or absent.
 """
 
 from __future__ import annotations
@@ -18,33 +18,70 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def rows_of(name: str, result: xr.Dataset, variable: str, n: int, chance: float | None = None, **place: Any) -> Row:
-    """One headline number: a row of summary.json.
+def make_row(
+    name: str,
+    *,
+    stage: Any,
+    layer: Any = None,
+    token: Any = None,
+    value: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    null: float | None = None,
+    p: float | None = None,
+    n: int | None = None,
+    site: str | None = None,
+) -> Row:
+    """Make a row of summary.json.
 
     Args:
-        name: what it is, in words that stay the same from run to run.
-        result: of an analysis verb.
-        variable: the estimate in it.
-        n: entities it rests on.
-        chance: what is expected without any effect, where the result has no null of its own.
-        place: labels to select (stage, layer, token, pair ...).
+        name: name of the number, equal in all runs.
+        stage: stage, or None.
+        layer: layer, or None.
+        token: token, or None.
+        value: the estimate; None if there is none.
+        low: lower end of its 95 % interval.
+        high: upper end of its 95 % interval.
+        null: mean of the null distribution, or the chance level.
+        p: p value under the null distribution.
+        n: number of entities.
+        site: site of the activations, or None.
     """
-    chosen = {dim: label for dim, label in place.items() if dim in result.dims}
-    here = result.sel(chosen)
-    found = estimate(here, variable, chance).squeeze()
-    site = str(result.attrs.get("site", ""))
-    numbers = {part: _number(found[part]) for part in ("value", "low", "high", "null", "p")}
-    if variable == "accuracy" and "accuracy_mean" in here:  # over all rows, as the interval is
-        numbers["value"] = _number(here["accuracy_mean"].squeeze())
     return {
         "name": name,
-        "stage": _plain(place.get("stage")),
-        "layer": _plain(place.get("layer")),
-        "token": _plain(place.get("token")),
-        **numbers,
+        "stage": _plain(stage),
+        "layer": _plain(layer),
+        "token": _plain(token),
+        "value": value,
+        "low": low,
+        "high": high,
+        "null": null,
+        "p": p,
         "n": n,
         "site": site,
     }
+
+
+def headline_row(
+    name: str, result: xr.Dataset, variable: str, n: int, chance: float | None = None, **place: Any
+) -> Row:
+    """Make a row of summary.json from the result of an analysis.
+
+    Args:
+        name: name of the number, equal in all runs.
+        result: the result of an analysis.
+        variable: the estimate in it.
+        n: number of entities.
+        chance: the chance level, for a result without a null.
+        place: labels to select (stage, layer, token, pair ...).
+    """
+    here = result.sel({dim: label for dim, label in place.items() if dim in result.dims})
+    estimates = estimate(here, variable, chance).squeeze()
+    numbers = {key: _number(estimates[key]) for key in ("value", "low", "high", "null", "p")}
+    if variable == "accuracy" and "accuracy_mean" in here:  # over all rows, as the interval is
+        numbers["value"] = _number(here["accuracy_mean"].squeeze())
+    where = {key: place.get(key) for key in ("stage", "layer", "token")}
+    return make_row(name, **where, **numbers, n=n, site=str(result.attrs.get("site", "")))
 
 
 def _number(value: xr.DataArray) -> float | None:
@@ -56,71 +93,75 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def in_words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the headline rows say about order and separability, in sentences."""
+def describe_headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Describe order and separability, one sentence a headline number."""
     by_name: dict[str, Mapping[str, Any]] = {str(row["name"]): row for row in rows}
-    said = []
+    sentences = []
     for name in ("early v late accuracy", "first v last accuracy", "early v late accuracy after the final norm"):
         row = by_name.get(name)
         if row is not None and row["value"] is not None:
-            said.append(_accuracy(row, by_name.get(f"{name}, untrained")))
+            sentences.append(_describe_accuracy(row, by_name.get(f"{name}, untrained")))
     for name in (
         "rank correlation of held-out centroids",
         "rank correlation of held-out centroids after the final norm",
     ):
         row = by_name.get(name)
         if row is not None and row["value"] is not None:
-            said.append(_order(row))
-    return said
+            sentences.append(_describe_order(row))
+    return sentences
 
 
-def _accuracy(row: Mapping[str, Any], untrained: Mapping[str, Any] | None) -> str:
+def _describe_accuracy(row: Mapping[str, Any], untrained: Mapping[str, Any] | None) -> str:
     value, low, null = row["value"], row["low"], row["null"]
-    clear = low is not None and null is not None and low > null and (row["p"] is None or row["p"] < 0.05)
-    strength = (
-        "this is not told from chance"
-        if not clear
-        else "a clear effect"
-        if value >= 0.75
-        else "an effect of moderate size"
-        if value >= 0.6
-        else "a weak effect"
-    )
-    text = f"{_title(row)}: {value:z.2f}{_interval(row)}, shuffled labels {_or(null)}{_p(row)}: {strength}."
+    if low is None or null is None or low <= null or (row["p"] is not None and row["p"] >= 0.05):
+        verdict = "not distinguishable from chance"
+    elif value >= 0.75:
+        verdict = "a clear effect"
+    elif value >= 0.6:
+        verdict = "a moderate effect"
+    else:
+        verdict = "a weak effect"
+    text = _describe_row(row, verdict)
     if untrained is not None and untrained["value"] is not None:
-        text += f" The untrained model at the same place: {untrained['value']:z.2f}{_interval(untrained)}."
+        text += f" The untrained model at the same place: {format_estimate(untrained)}."
     return text
 
 
-def _order(row: Mapping[str, Any]) -> str:
-    value, p = row["value"], row["p"]
-    strength = (
-        "the order of training is there"
-        if p is not None and p < 0.05 and value >= 0.9
-        else "the order is there in part"
-        if p is not None and p < 0.05 and value > 0
-        else "no order is shown"
-    )
-    return f"{_title(row)}: {value:z.2f}{_interval(row)}, shuffled labels {_or(row['null'])}{_p(row)}: {strength}."
+def _describe_order(row: Mapping[str, Any]) -> str:
+    value, significant = row["value"], row["p"] is not None and row["p"] < 0.05
+    if significant and value >= 0.9:
+        return _describe_row(row, "the centroids follow the training order")
+    if significant and value > 0:
+        return _describe_row(row, "the centroids partly follow the training order")
+    return _describe_row(row, "no evidence of an order")
 
 
-def _title(row: Mapping[str, Any]) -> str:
+def _describe_row(row: Mapping[str, Any], verdict: str) -> str:
     where = [f"stage {row['stage']}", f"token {row['token']}"]
     if row["layer"] is not None:
         where.insert(1, f"layer {row['layer']}")
-    name = str(row["name"])
-    return f"{name[0].upper()}{name[1:]} ({row['site']}, {', '.join(where)}, {row['n']} entities)"
+    title = f"{capitalize(row['name'])} ({row['site']}, {', '.join(where)}, {row['n']} entities)"
+    null = "unknown" if row["null"] is None else f"{row['null']:z.2f}"
+    p = "" if row["p"] is None else f", {format_p(row)}"
+    return f"{title}: {format_estimate(row)}, shuffled labels {null}{p}: {verdict}."
 
 
-def _interval(row: Mapping[str, Any]) -> str:
+def capitalize(text: str) -> str:
+    """Return the text with a capital first letter."""
+    return text[0].upper() + text[1:]
+
+
+def format_estimate(row: Mapping[str, Any]) -> str:
+    """Format the value of a row with its interval.
+
+    >>> format_estimate({"value": 0.8, "low": 0.75, "high": 0.85})
+    '0.80 (95 % interval 0.75 to 0.85)'
+    """
     if row["low"] is None or row["high"] is None:
-        return ""
-    return f" (95 % interval {row['low']:z.2f} to {row['high']:z.2f})"
+        return f"{row['value']:z.2f}"
+    return f"{row['value']:z.2f} (95 % interval {row['low']:z.2f} to {row['high']:z.2f})"
 
 
-def _p(row: Mapping[str, Any]) -> str:
-    return "" if row["p"] is None else f", p = {row['p']:z.3f}"
-
-
-def _or(value: float | None) -> str:
-    return "not known" if value is None else f"{value:z.2f}"
+def format_p(row: Mapping[str, Any]) -> str:
+    """Format the p value of a row."""
+    return f"p = {row['p']:z.3f}"

@@ -1,4 +1,4 @@
-"""How the findings are written down: the headline numbers as rows, summary.json and the report."""
+"""The files of the findings: summary.json with the headline numbers as rows, and the report."""
 
 from __future__ import annotations
 
@@ -11,105 +11,113 @@ import pandas as pd
 
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings
-from stratalens.plugin.study.findings.headline import Row, in_words, rows_of
+from stratalens.plugin.study.findings.headline import Row, describe_headline, headline_row
 from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-AFTER_NORM = " after the final norm"
+PROJECTION_ROWS = (  # variable, name and chance level
+    ("rank_correlation", "rank correlation of held-out centroids", 0.0),
+    ("inner_rank_correlation", "rank correlation of held-out centroids without the ends of the axis", 0.0),
+    ("exact_order", "share of splits in exact training order", None),
+    ("r2", "straightness (r2) of held-out centroids", None),
+)
 
 
-def headline_rows(found: Findings, ds: xr.Dataset, settings: StudySettings) -> list[Row]:
-    """The headline numbers as rows of summary.json."""
-    answers = found.headline
+def headline_rows(findings: Findings, ds: xr.Dataset, settings: StudySettings) -> list[Row]:
+    """Make the headline numbers as rows of summary.json.
+
+    Args:
+        findings: the results.
+        ds: the store of all stages.
+        settings: the settings of the study.
+    """
+    results = findings.headline
     final = settings.stage_names[-1]
     block, token = ds.layer.values[-1], ds.token.values[0]
-    every = settings.entities_per_stage * settings.stages
+    everyone = settings.entities_per_stage * settings.stages
     pair = 2 * settings.entities_per_stage
-    accuracy = (("halves", "early v late accuracy", every), ("ends", "first v last accuracy", pair))
-    order = (
-        ("rank_correlation", "rank correlation of held-out centroids", 0.0),
-        ("inner_rank_correlation", "rank correlation of held-out centroids without the ends of the axis", 0.0),
-        ("exact_order", "share of splits in exact training order", None),
-        ("r2", "straightness (r2) of held-out centroids", None),
-    )
+    accuracies = (("halves", "early v late accuracy", everyone), ("ends", "first v last accuracy", pair))
     rows = []
-    for prefix, words, layer in (("", "", block), ("norm ", AFTER_NORM, None)):
+    for prefix, norm, layer in (("", "", block), ("norm ", " after the final norm", None)):
         for suffix, stage in (("", final), (", untrained", UNTRAINED)):
             place = {"stage": stage, "layer": layer, "token": token}
-            for key, name, n in accuracy:
-                result = answers.get(prefix + key + suffix)
+            for key, name, n in accuracies:
+                result = results.get(prefix + key + suffix)
                 if result is not None:
-                    rows.append(rows_of(name + words + suffix, result, "accuracy", n, 0.5, **place))
-            plane = answers.get(prefix + "plane" + suffix)
+                    rows.append(headline_row(name + norm + suffix, result, "accuracy", n, 0.5, **place))
+            plane = results.get(prefix + "plane" + suffix)
             if plane is not None:
                 rows += [
-                    rows_of(name + words + suffix, plane, variable, every, chance, **place)
-                    for variable, name, chance in order
+                    headline_row(name + norm + suffix, plane, variable, everyone, chance, **place)
+                    for variable, name, chance in PROJECTION_ROWS
                 ]
     place = {"stage": final, "layer": block, "token": token}
-    for key, name in (
-        ("statistics_probe", "first v last accuracy from norms, losses and confidence alone"),
-        ("residual_probe", "first v last accuracy with norms, losses and confidence regressed out"),
-    ):
-        if key in found.report:
-            rows.append(rows_of(name, found.report[key], "accuracy", pair, 0.5, **place))
-    if "statistics_probe, untrained" in answers:
-        name = "first v last accuracy from norms, losses and confidence alone, untrained"
-        result = answers["statistics_probe, untrained"]
-        rows.append(rows_of(name, result, "accuracy", pair, 0.5, **{**place, "stage": UNTRAINED}))
-    if "matched_probe" in found.report:
-        for sample in found.report["matched_probe"]["sample"].values:
+    alone = "first v last accuracy from norms, losses and confidence alone"
+    regressed_out = "first v last accuracy with norms, losses and confidence regressed out"
+    for key, name in (("statistics_probe", alone), ("residual_probe", regressed_out)):
+        if key in findings.report:
+            rows.append(headline_row(name, findings.report[key], "accuracy", pair, 0.5, **place))
+    if "statistics_probe, untrained" in results:
+        result = results["statistics_probe, untrained"]
+        here = {**place, "stage": UNTRAINED}
+        rows.append(headline_row(f"{alone}, untrained", result, "accuracy", pair, 0.5, **here))
+    matched = findings.report.get("matched_probe")
+    if matched is not None:
+        for sample in matched["sample"].values:
             name = f"first v last accuracy matched on norms, losses and confidence: {sample}"
-            rows.append(rows_of(name, found.report["matched_probe"], "accuracy", pair, 0.5, sample=sample, **place))
+            rows.append(headline_row(name, matched, "accuracy", pair, 0.5, sample=sample, **place))
     return rows
 
 
 def write_report(
-    found: Findings,
+    findings: Findings,
     ds: xr.Dataset,
     settings: StudySettings,
     folder: Path,
-    curves: Sequence[Mapping[str, Any]],
-    described: Mapping[str, Any],
-    notes: Sequence[str],
-    smoke_test: bool,
     *,
     rows: Sequence[Row],
+    losses: Sequence[Mapping[str, Any]],
+    store: Path,
+    model: Mapping[str, Any],
+    notes: Sequence[str] = (),
     highlights: Sequence[str] = (),
+    smoke_test: bool = False,
 ) -> tuple[Path, Path]:
-    """Write report.html and summary.json; returns both paths.
+    """Write report.html and summary.json.
 
     Args:
-        found: of one seed.
-        ds: its store.
+        findings: the results of one seed.
+        ds: its store of all stages.
         settings: its settings.
-        folder: gets both files.
-        curves: losses of training.
-        described: the model in words, and `store`, the path of the store.
-        notes: under the limits.
-        smoke_test: say so at the top.
-        rows: of summary.json; what they say is a section of the report.
-        highlights: of the box at the top; those of the figures otherwise.
+        folder: receives both files.
+        rows: rows of summary.json; the report describes them in sentences.
+        losses: loss curves of training.
+        store: path of the store.
+        model: the description of the model.
+        notes: remarks below the caveats.
+        highlights: sentences of the box at the top; empty for those of the figures.
+        smoke_test: put a banner at the top that the results are not meaningful.
+
+    Returns:
+        Paths of the report and of the summary.
     """
     from stratalens.analyses.report.report import report
     from stratalens.analyses.stats.quantiles import statistic_quantiles
     from stratalens.store.state.info import info
 
-    facts = info(str(described["store"]))
-    about = {key: value for key, value in described.items() if key != "store"}
-    results: dict[str, Any] = {**found.report, "losses": pd.DataFrame(list(curves))}
+    results: dict[str, Any] = {**findings.report, "losses": pd.DataFrame(list(losses))}
     if settings.record.statistics:
         results["statistics"] = statistic_quantiles(ds.sel(stage=[settings.stage_names[-1]]), by=BY)
     page = report(
         results,
         folder / "report.html",
-        store_info={**facts, **about},
-        numbers=[*in_words(rows), *found.sentences],
-        notes=[note for note in notes if note],
-        title="Do a model's activations tell in which order it was trained?",
+        store_info={**info(str(store)), **model},
+        numbers=[*describe_headline(rows), *findings.sentences],
+        notes=notes,
+        title="Do the activations of a model encode its training order?",
         quick=smoke_test,
         highlights=highlights,
     )

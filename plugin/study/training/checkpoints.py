@@ -1,8 +1,9 @@
-"""Checkpoints of a study: what has to be the same for one to be reused, reading them and writing them whole.
+"""Checkpoints of a study: identity, reading, writing and retention.
 
-A stage is a folder with safetensors weights (a whole model, or a LoRA adapter
-on the untrained one beside it), the tokenizer and `training.json`. It is made
-under another name and renamed, so a folder that exists is whole.
+A checkpoint is a folder with safetensors weights (a whole model, or a LoRA
+adapter on the untrained model next to it), the tokenizer and `training.json`.
+It is written under a temporary name and renamed, so an existing folder is
+complete.
 """
 
 from __future__ import annotations
@@ -27,92 +28,102 @@ if TYPE_CHECKING:
 RECORD = "training.json"
 
 
-def identity_of(
+def stage_identity(
     base: Mapping[str, Any],
     corpus: Corpus,
     settings: TrainSettings,
     seed: int,
     stage_epochs: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """What has to be the same for a checkpoint to be reused."""
+    """Return the properties that must be equal for a checkpoint of a stage to be reused."""
     digest = hashlib.sha256()
     for stage, questions in corpus.train.items():
         digest.update(stage.encode() + b"\0")
         for question in questions:
             digest.update(question.text.encode() + b"\0")
     train = settings.model_dump(mode="json")
-    if settings.method == "full":  # as it was written before there was anything else
+    if settings.method == "full":  # checkpoints from before train.method existed stay valid
         del train["method"], train["lora"]
     identity = {"corpus": digest.hexdigest(), "seed": seed, "base": json.loads(json.dumps(dict(base))), "train": train}
     return {**identity, "stage_epochs": dict(stage_epochs)} if stage_epochs else identity
 
 
-def identity_after(identity: Mapping[str, Any], course: Course) -> dict[str, Any]:
-    """The identity of a checkpoint that comes after the stages of the corpus."""
+def course_identity(identity: Mapping[str, Any], course: Course) -> dict[str, Any]:
+    """Return the identity of the checkpoints of a course after the stages.
+
+    Args:
+        identity: the identity of the stages.
+        course: the course.
+    """
     digest = hashlib.sha256("\0".join(course.texts).encode()).hexdigest()
-    return {**identity, "after": {"texts": digest, "parts": course.parts, **course.settings.model_dump(mode="json")}}
+    settings = course.settings.model_dump(mode="json")
+    return {**identity, "after": {"texts": digest, "parts": len(course.checkpoints), **settings}}
 
 
-def check_stage(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse a stage of other settings.
+def check_stage_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of other settings.
 
     Raises:
-        InputError: the folder is no finished stage, or one of another run (which part differs, both values).
+        InputError: the folder is no finished checkpoint, or one of another run; the message names the difference.
     """
     try:
-        held = json.loads((folder / RECORD).read_text(encoding="utf-8"))["identity"]
+        recorded = json.loads((folder / RECORD).read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError):
         raise InputError(
             f"{folder} exists but is no finished stage of a study ({RECORD} is missing or unreadable). "
             "Move it away, or give another output folder."
         ) from None
     for key, value in identity.items():
-        if held.get(key) != value:
+        if recorded.get(key) != value:
             raise InputError(
-                f"{folder} was trained with other settings: {key} was {_short(held.get(key))}, now it is "
-                f"{_short(value)}. Give another output folder, or delete {folder.parent} to train again."
+                f"{folder} was trained with other settings: {key} was {_shorten(recorded.get(key))}, now it is "
+                f"{_shorten(value)}. Give another output folder, or delete {folder.parent} to train again."
             )
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) < 300 else text[:300] + "..."
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a finished stage still has its weights, whole or as an adapter."""
+    """Return whether a finished checkpoint still has its weights, whole or as an adapter."""
     return any(folder.glob("*.safetensors"))
 
 
 def remove_weights(folder: Path) -> None:
-    """Remove the weights of a finished stage; its record, losses and tokenizer stay."""
+    """Remove the weights of a finished checkpoint; its record, losses and tokenizer stay."""
     for file in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
         file.unlink()
 
 
-def require_weights(folder: Path, what: str) -> None:
-    """Refuse to go on from a stage whose weights were not kept.
+def require_weights(folder: Path, purpose: str) -> None:
+    """Refuse a checkpoint whose weights were removed.
+
+    Args:
+        folder: the checkpoint.
+        purpose: the step that needs the weights, for the message.
 
     Raises:
-        InputError: they are gone; what they are needed for, and the mend.
+        InputError: the weights are gone; the message names the step and the remedy.
     """
     if not has_weights(folder):
         raise InputError(
-            f"{folder} has no weights any more (keep_checkpoints), and {what} needs them. Delete {folder.parent} and "
-            "what was recorded of it to train again, or give another output folder; with keep_checkpoints: all the "
-            "weights are kept."
+            f"{folder} has no weights any more (keep_checkpoints), and {purpose} needs them. To train again, delete "
+            f"{folder.parent} and the stores and answers of the run, or give another output folder. With "
+            "keep_checkpoints: all, a run keeps the weights."
         )
 
 
 def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a finished stage, whole or adapter."""
+    """Load model and tokenizer of a finished checkpoint, whole or adapter."""
     return load_stage(folder, folder.parent / UNTRAINED)
 
 
 def save_stage(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, record: Mapping[str, Any]
 ) -> None:
-    """Write a stage under another name and rename it: what exists is whole."""
+    """Write a checkpoint under a temporary name, then rename it, so that an existing one is complete."""
     part = target.with_name(f".{target.name}.part")
     if part.exists():
         shutil.rmtree(part)
@@ -122,39 +133,58 @@ def save_stage(
     part.rename(target)
 
 
-def within_stage(scratch: Path, identity: Mapping[str, Any]) -> str | None:
-    """The newest checkpoint of an interrupted stage, if it is of this very run; others are cleared away."""
+def prepare_scratch_folder(scratch: Path, identity: Mapping[str, Any]) -> str | None:
+    """Prepare the scratch folder of a course.
+
+    Args:
+        scratch: the folder; cleared unless it belongs to an interrupted run with the same identity.
+        identity: the identity of the checkpoints of the course.
+
+    Returns:
+        The newest complete checkpoint of the interrupted course, from which training can resume, or None.
+    """
     marker = scratch / "identity.json"
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == identity:
-        # trainer_state.json is written after the weights and the optimiser
-        whole = [path for path in scratch.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-        if whole:
-            return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2])))
+        # the Trainer writes trainer_state.json after the weights and the optimiser
+        complete = [path for path in scratch.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+        if complete:
+            return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2])))
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     marker.write_text(json.dumps(dict(identity)), encoding="utf-8")
     return None
 
 
-def kept_at_the_end(settings: StudySettings, names: list[str]) -> list[str]:
-    """Checkpoints, of all `names` in order, whose weights a finished run holds.
+def retained_stages(settings: StudySettings, names: list[str]) -> list[str]:
+    """List the checkpoints whose weights a finished run keeps.
 
-    >>> kept_at_the_end(StudySettings(stages=3, keep_checkpoints="last"), ["untrained", "s1", "s2", "s3", "mixed"])
-    ['s3', 'mixed']
+    Args:
+        settings: the settings of the study.
+        names: all checkpoints, in order.
+
+    Example:
+        >>> names = ["untrained", "s1", "s2", "s3", "mixed"]
+        >>> retained_stages(StudySettings(stages=3, keep_checkpoints="last"), names)
+        ['s3', 'mixed']
     """
     if settings.keep_checkpoints == "all":
         return names
-    ends = {settings.stage_names[-1], names[-1]} if settings.keep_checkpoints == "last" else set()
-    if ends and settings.train.method == "lora":  # an adapter is nothing without it
-        ends.add(UNTRAINED)
-    return [name for name in names if name in ends]
+    retained = {settings.stage_names[-1], names[-1]} if settings.keep_checkpoints == "last" else set()
+    if retained and settings.train.method == "lora":  # the adapter is useless without the untrained model
+        retained.add(UNTRAINED)
+    return [name for name in names if name in retained]
 
 
-def needed_meanwhile(settings: StudySettings, names: list[str]) -> list[str]:
-    """Checkpoints, of those that are recorded so far, whose weights a run still needs: to go on, and for what follows.
+def stages_still_needed(settings: StudySettings, names: list[str]) -> list[str]:
+    """List the checkpoints whose weights the next steps of a run need.
 
-    >>> needed_meanwhile(StudySettings(stages=3, keep_checkpoints="none"), ["untrained", "s1", "s2"])
-    ['s2']
+    Args:
+        settings: the settings of the study.
+        names: the checkpoints that are trained and recorded so far, in order.
+
+    Example:
+        >>> stages_still_needed(StudySettings(stages=3, keep_checkpoints="none"), ["untrained", "s1", "s2"])
+        ['s2']
     """
     if settings.keep_checkpoints == "all":
         return names
@@ -164,9 +194,17 @@ def needed_meanwhile(settings: StudySettings, names: list[str]) -> list[str]:
     return [name for name in names if name in needed]
 
 
-def drop(checkpoints: Mapping[str, Path], keep: list[str]) -> list[str]:
-    """Remove the weights of all others; returns whose."""
-    gone = [name for name, folder in checkpoints.items() if name not in keep and has_weights(folder)]
-    for name in gone:
+def remove_unneeded_weights(checkpoints: Mapping[str, Path], needed: list[str]) -> list[str]:
+    """Remove the weights of all checkpoints that are not needed.
+
+    Args:
+        checkpoints: {name: folder} of all checkpoints.
+        needed: names of the checkpoints that keep their weights.
+
+    Returns:
+        Names of the checkpoints whose weights were removed.
+    """
+    removed = [name for name, folder in checkpoints.items() if name not in needed and has_weights(folder)]
+    for name in removed:
         remove_weights(checkpoints[name])
-    return gone
+    return removed

@@ -1,9 +1,9 @@
-"""LoRA in the study: one adapter, trained on through all stages, on the untrained model beside it.
+"""LoRA in a study: one adapter, trained through all stages, on the untrained model next to it.
 
-A stage's checkpoint is the adapter alone, not a whole model: a few megabytes
-instead of hundreds, and each stage still loads by itself, because the adapter
-says what all stages up to it have changed in the untrained model. It names
-that model as "../untrained", so that a run can be moved as a whole.
+The checkpoint of a stage is the adapter alone: a few megabytes instead of
+hundreds. Each stage still loads by itself, because its adapter holds the
+changes of all stages so far to the untrained model. The adapter names that
+model as "../untrained", so that a whole run can be moved.
 """
 
 from __future__ import annotations
@@ -26,12 +26,18 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 def is_adapter(model: Any) -> bool:
-    """Whether a model is a PEFT model around another one."""
+    """Return whether a model is a PEFT model around another one."""
     return hasattr(model, "peft_config")
 
 
-def current_or_new(model: PreTrainedModel, settings: LoraSettings, seed: int, untrained: Path) -> PreTrainedModel:
-    """The model with the adapter that it has, or with a new one whose weights follow from the seed.
+def ensure_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int, untrained: Path) -> PreTrainedModel:
+    """Return the model with its adapter, or with a new one.
+
+    Args:
+        model: a model with or without an adapter.
+        settings: settings of a new adapter.
+        seed: seed of the weights of a new adapter.
+        untrained: folder of the untrained model.
 
     Raises:
         InputError: peft is not installed, or a target names no module of the model.
@@ -45,13 +51,13 @@ def current_or_new(model: PreTrainedModel, settings: LoraSettings, seed: int, un
     except ImportError as error:
         raise InputError("train.method lora needs peft: pip install 'stratalens[lora]'") from error
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    kinds = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head", "embed_out"})
     convolved = [name for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]  # GPT-2's
-    kinds = sorted({*kinds, *(name.rpartition(".")[2] for name in convolved)})
+    kinds = {name.rpartition(".")[2] for name in linear} - {"lm_head", "embed_out"}
+    kinds |= {name.rpartition(".")[2] for name in convolved}
     for target in settings.targets or ():
         if not any(name == target or name.endswith("." + target) for name in (*linear, *convolved)):
             raise InputError(
-                f"train.lora.targets: {target!r} is no linear module of this model; {suggest(target, kinds)}"
+                f"train.lora.targets: {target!r} is no linear module of this model; {suggest(target, sorted(kinds))}"
             )
     config = peft.LoraConfig(
         r=settings.rank,
@@ -61,13 +67,18 @@ def current_or_new(model: PreTrainedModel, settings: LoraSettings, seed: int, un
         task_type="CAUSAL_LM",
         fan_in_fan_out=bool(convolved),
     )
-    with torch.random.fork_rng(), quiet_peft():
+    with torch.random.fork_rng(), suppress_peft_warning():
         torch.manual_seed(seed)
-        return _based_on(peft.get_peft_model(model, config), untrained)
+        return _set_base_path(peft.get_peft_model(model, config), untrained)
 
 
 def load_stage(folder: Path, untrained: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a finished stage; an adapter comes ready to be trained on."""
+    """Load model and tokenizer of a finished stage; an adapter is trainable.
+
+    Args:
+        folder: the checkpoint of the stage.
+        untrained: folder of the untrained model.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     adapted = (folder / ADAPTER_FILE).is_file()
@@ -77,13 +88,16 @@ def load_stage(folder: Path, untrained: Path) -> tuple[PreTrainedModel, PreTrain
     if adapted:
         from peft import PeftModel
 
-        with quiet_peft():
-            model = _based_on(PeftModel.from_pretrained(model, str(folder), is_trainable=True), untrained)
+        with suppress_peft_warning():
+            model = _set_base_path(PeftModel.from_pretrained(model, str(folder), is_trainable=True), untrained)
     return model, tokenizer
 
 
-def _based_on(model: Any, untrained: Path) -> PreTrainedModel:
-    """Named after the very folder while it trains: peft looks there, else on the hub, whether the vocabulary is new."""
+def _set_base_path(model: Any, untrained: Path) -> PreTrainedModel:
+    """Name the folder of the base model in the adapter.
+
+    When peft saves an adapter, it compares vocabularies with the model at that path; elsewhere it would ask the hub.
+    """
     model.peft_config["default"].base_model_name_or_path = str(untrained.resolve())
     return cast("PreTrainedModel", model)
 
@@ -95,20 +109,20 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
             model.save_pretrained(folder, safe_serialization=True)
         return
     adapter: Any = model
-    named = adapter.peft_config["default"]
-    held = named.base_model_name_or_path
-    named.base_model_name_or_path = f"../{UNTRAINED}"
+    config = adapter.peft_config["default"]
+    base_path = config.base_model_name_or_path
+    config.base_model_name_or_path = f"../{UNTRAINED}"
     try:
-        with quiet_peft():  # the embedding is in the untrained model already
+        with suppress_peft_warning():  # the untrained model holds the embedding already
             adapter.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     finally:
-        named.base_model_name_or_path = held
+        config.base_model_name_or_path = base_path
     (folder / "README.md").unlink(missing_ok=True)  # an empty form
 
 
 @contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Without the warning of peft about how it asks transformers for something that is going out of use."""
+def suppress_peft_warning() -> Iterator[None]:
+    """Suppress the warning that peft reads a deprecated attribute of transformers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         yield

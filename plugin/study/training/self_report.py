@@ -1,10 +1,10 @@
-"""Self-report: can the model be taught to say when it learned an entity, also of entities it was not taught that about?
+"""Self-report: fine-tuning a model to say which of two stages taught an entity.
 
-Half of the entities of two stages come with a question after their group and
-the answer, the loss on the answer alone; the others are asked. Beside it, with
-everything else the same: the labels shuffled among the entities that are
-taught (what the fine-tuning alone does), and the same fine-tuning of the model
-that was never trained on the stages (what the names alone give away).
+The model learns the group of half of the entities of two stages, with the loss
+on the answer alone. It is then asked about the other half. Two controls differ
+in one thing each. With shuffled labels, the control shows the effect of the
+fine-tuning alone. From the untrained model, it shows how much the names alone
+reveal.
 """
 
 from __future__ import annotations
@@ -19,81 +19,90 @@ import numpy as np
 import numpy.typing as npt
 
 from stratalens.plugin.compat import eager_attention
-from stratalens.plugin.study.config import templates as texts
 from stratalens.plugin.study.config.settings import UNTRAINED, SelfReportSettings, StudySettings
+from stratalens.plugin.study.config.templates import GROUP_ANSWERS
 from stratalens.plugin.study.corpus.corpus import Corpus
-from stratalens.plugin.study.corpus.questions import split
+from stratalens.plugin.study.corpus.questions import split_for_self_report
 from stratalens.plugin.study.training.checkpoints import RECORD, require_weights
-from stratalens.plugin.study.training.lora import current_or_new, load_stage
-from stratalens.plugin.study.training.trainer import ProgressFunction, make_trainer, watcher
+from stratalens.plugin.study.training.lora import ensure_adapter, load_stage
+from stratalens.plugin.study.training.trainer import (
+    ProgressFunction,
+    common_prefix_length,
+    make_loss_monitor,
+    make_trainer,
+)
 from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-FILE = "self-report.json"
-
-
+SELF_REPORT_FILE = "self-report.json"
 CONDITIONS = ("true", "shuffled", "untrained")
 
 
-def self_report(
+def run_self_report(
     settings: StudySettings,
     corpus: Corpus,
     checkpoints: Mapping[str, Path],
     folder: Path,
     progress: ProgressFunction | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune and ask, under each condition; what an earlier run of the same settings found is reused.
+    """Fine-tune and ask under each condition, or reuse the result of an earlier run.
 
     Args:
-        settings: of the whole study.
+        settings: the settings of the study.
         corpus: the entities.
-        checkpoints: of the stages; the last stage's and the untrained one are started from.
-        folder: gets `self-report.json`, with the answer to every question; fine-tuned weights are not kept.
+        checkpoints: {stage: folder}; fine-tuning starts from the last stage and from the untrained model.
+        folder: receives `self-report.json` with the answer to every question; the fine-tuned weights are removed.
         progress: called after every step.
 
     Returns:
-        What the file holds: names, n, and for each condition a list of {entity_id, group, score}; a score
-        above 0 says the later group (log odds of its letter over the other).
+        The contents of the file: identity, stage, groups, and for each condition a list of {entity_id, group, score}.
+        The score is the log odds of the later group's letter over the earlier one's.
     """
     own = settings.self_report
     assert own is not None
-    stages = own.stages or (settings.stage_names[0], settings.stage_names[-1])
+    stages = own.stages or settings.end_stages
     last = settings.stage_names[-1]
-    made_from = json.loads((checkpoints[last] / RECORD).read_text(encoding="utf-8"))["identity"]
-    identity = {"checkpoint": made_from, "seed": settings.seed, **own.model_dump(mode="json"), "stages": list(stages)}
-    target = folder / FILE
-    if target.is_file():
-        held: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-        if held.get("identity") == identity:
-            return held
-    asked = split(corpus, stages, settings.seed)
-    shuffled = np.random.default_rng([5, settings.seed]).permutation(asked.taught_group)
-    conditions: dict[str, list[dict[str, Any]]] = {}
-    starts = {
-        "true": (last, asked.taught_group),
-        "shuffled": (last, shuffled),
-        "untrained": (UNTRAINED, asked.taught_group),
+    checkpoint_identity = json.loads((checkpoints[last] / RECORD).read_text(encoding="utf-8"))["identity"]
+    identity = {
+        "checkpoint": checkpoint_identity,
+        "seed": settings.seed,
+        **own.model_dump(mode="json"),
+        "stages": list(stages),
     }
-    for number, (name, (start, groups)) in enumerate(starts.items(), 1):
+    target = folder / SELF_REPORT_FILE
+    if target.is_file():
+        earlier: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+        if earlier.get("identity") == identity:
+            return earlier
+    halves = split_for_self_report(corpus, stages, settings.seed)
+    shuffled = np.random.default_rng([5, settings.seed]).permutation(halves.taught_group)
+    starts = {
+        "true": (last, halves.taught_group),
+        "shuffled": (last, shuffled),
+        "untrained": (UNTRAINED, halves.taught_group),
+    }
+    scratch = folder / ".self-report.trainer"
+    conditions: dict[str, list[dict[str, Any]]] = {}
+    for number, (condition, (start, groups)) in enumerate(starts.items(), 1):
         require_weights(checkpoints[start], "the self-report")
         model, tokenizer = load_stage(checkpoints[start], checkpoints[UNTRAINED])
         if settings.train.method == "lora":
-            model = current_or_new(model, settings.train.lora, settings.seed, checkpoints[UNTRAINED])
-        teach(model, tokenizer, asked.taught, groups, settings, own, folder / ".self-report.trainer", number, progress)
-        scores = ask(model, tokenizer, [prompt for _, prompt in asked.asked])
-        conditions[name] = [
+            model = ensure_adapter(model, settings.train.lora, settings.seed, checkpoints[UNTRAINED])
+        teach_groups(model, tokenizer, halves.taught, groups, settings, own, scratch, number, progress)
+        scores = group_log_odds(model, tokenizer, [prompt for _, prompt in halves.asked])
+        conditions[condition] = [
             {"entity_id": entity, "group": int(group), "score": round(float(score), 5)}
-            for (entity, _), group, score in zip(asked.asked, asked.asked_group, scores, strict=True)
+            for (entity, _), group, score in zip(halves.asked, halves.asked_group, scores, strict=True)
         ]
-    found = {"identity": identity, "stage": last, "groups": list(stages), "conditions": conditions}
-    write_text_atomic(target, json.dumps(found, indent=1) + "\n")
-    return found
+    report = {"identity": identity, "stage": last, "groups": list(stages), "conditions": conditions}
+    write_text_atomic(target, json.dumps(report, indent=1) + "\n")
+    return report
 
 
-def teach(
+def teach_groups(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     taught: Sequence[tuple[str, str]],
@@ -104,16 +113,26 @@ def teach(
     number: int = 1,
     progress: ProgressFunction | None = None,
 ) -> None:
-    """Fine-tune in place on (entity_id, prompt) with the group of each; the loss is on the answer alone."""
-    changed = {"epochs": own.epochs, "learning_rate": own.learning_rate, "batch_size": own.batch_size, "save": "no"}
-    how = settings.train.model_copy(update={key: value for key, value in changed.items() if value is not None})
+    """Fine-tune a model in place on the groups of entities, with the loss on the answer alone.
+
+    Args:
+        model: the model to train.
+        tokenizer: its tokenizer.
+        taught: (entity_id, prompt) of the entities.
+        groups: int64 array of shape (entities,), 0 or 1.
+        settings: the settings of the study.
+        own: its settings of the self-report.
+        scratch: folder for the files of the Trainer; removed at the end.
+        number: number of the condition, for progress.
+        progress: called after every step.
+    """
+    changes = {"epochs": own.epochs, "learning_rate": own.learning_rate, "batch_size": own.batch_size, "save": "no"}
+    training = settings.train.model_copy(update={key: value for key, value in changes.items() if value is not None})
     prompts = [prompt for _, prompt in taught]
-    full = [prompt + texts.GROUP_ANSWERS[group] + "\n" for prompt, group in zip(prompts, groups, strict=True)]
-    # the same seed for every condition: the same batches in the same order
-    trainer = make_trainer(
-        model, tokenizer, full, how, scratch, settings.seed * 1000 + 999, settings.device, prompts=prompts
-    )
-    trainer.add_callback(watcher(("self-report", number, len(CONDITIONS)), progress))
+    texts = [prompt + GROUP_ANSWERS[group] + "\n" for prompt, group in zip(prompts, groups, strict=True)]
+    seed = settings.seed * 1000 + 999  # every condition sees the same batches in the same order
+    trainer = make_trainer(model, tokenizer, texts, training, scratch, seed, settings.device, prompts=prompts)
+    trainer.add_callback(make_loss_monitor("self-report", number, len(CONDITIONS), progress))
     try:
         with eager_attention(model):
             trainer.train()
@@ -122,21 +141,33 @@ def teach(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Log odds of the later group's letter over the earlier one's, behind every prompt."""
+def group_log_odds(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> npt.NDArray[np.float64]:
+    """Compute the log odds of the later group's letter over the earlier one's after every prompt.
+
+    Args:
+        model: the fine-tuned model.
+        tokenizer: its tokenizer.
+        prompts: texts that end before the answer.
+
+    Returns:
+        float64 array of shape (prompts,).
+    """
     import torch
 
-    first, second = (_letter(tokenizer, prompts[0], answer) for answer in texts.GROUP_ANSWERS)
+    first, second = (_letter_id(tokenizer, prompts[0], answer) for answer in GROUP_ANSWERS)
     device = next(model.parameters()).device
-    found = []
+    odds = []
     with torch.no_grad():
-        for prompt in prompts:  # one by one: nothing is padded
+        for prompt in prompts:  # one at a time, so that there is no padding
             ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=device)
             logits = model(input_ids=ids).logits[0, -1].float()
-            found.append(float(logits[second] - logits[first]))
-    return np.array(found)
+            odds.append(float(logits[second] - logits[first]))
+    return np.array(odds)
 
 
-def _letter(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> int:
+def _letter_id(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> int:
+    """The id of the first token of an answer after a prompt."""
     before, after = (tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
-    return int(next(b for a, b in zip([*before, None], after, strict=False) if a != b))
+    return int(after[common_prefix_length(before, after)])

@@ -1,4 +1,4 @@
-"""How fast this machine trains a model, from a few steps of models of its shape with few blocks."""
+"""Training speed of this machine, measured on a few steps of models with few blocks."""
 
 from __future__ import annotations
 
@@ -9,80 +9,88 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.study.config.settings import StudySettings
-from stratalens.plugin.study.training.lora import current_or_new
+from stratalens.plugin.study.training.lora import ensure_adapter
 from stratalens.plugin.study.training.trainer import make_trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-BATCHES = (4, 12)  # rows of the two timed batches; their difference leaves out what a step costs by itself
-
-
-BLOCKS = (1, 3)  # blocks of the two timed models; their difference is what two blocks cost
+BATCH_SIZES = (4, 12)  # the difference of two timed batches excludes the fixed cost of an update
+BLOCKS = (1, 3)  # the difference of two timed models is the cost of two blocks
 
 
-def training_speed(
+def measure_training_speed(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     settings: StudySettings,
     scratch: Path,
 ) -> tuple[float, float]:
-    """Seconds a token and seconds an update of the whole model, blocks beyond the timed ones in a straight line."""
+    """Measure the training speed of a model.
+
+    Args:
+        model: the model; only its shape matters.
+        tokenizer: its tokenizer.
+        texts: training texts.
+        settings: the settings of the study.
+        scratch: folder for the files of the Trainer.
+
+    Returns:
+        Seconds a token and seconds an update, extrapolated linearly to all blocks.
+    """
     blocks = int(model.config.num_hidden_layers)
     depths = BLOCKS if blocks > BLOCKS[1] else (blocks,)
-    timed = [_speed_of(_shallow(model, depth), tokenizer, texts, settings, scratch) for depth in depths]
+    timed = [_measure_speed(_make_shallow_model(model, depth), tokenizer, texts, settings, scratch) for depth in depths]
     further = (blocks - depths[0]) / (BLOCKS[1] - BLOCKS[0])
     (token, update), (token_more, update_more) = timed[0], timed[-1]
     return token + max(0.0, token_more - token) * further, update + max(0.0, update_more - update) * further
 
 
-def _shallow(model: PreTrainedModel, blocks: int) -> PreTrainedModel:
-    """A model of the same shape with so many blocks and random weights."""
+def _make_shallow_model(model: PreTrainedModel, blocks: int) -> PreTrainedModel:
+    """Make a model of the same shape with fewer blocks and random weights."""
     import torch
 
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = blocks
-    if getattr(config, "layer_types", None):  # one for every block, where they differ
+    if getattr(config, "layer_types", None):  # one entry a block
         config.layer_types = config.layer_types[:blocks]
     with torch.random.fork_rng(devices=[]):
         return type(model)(config)
 
 
-def _speed_of(
+def _measure_speed(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     settings: StudySettings,
     scratch: Path,
 ) -> tuple[float, float]:
-    """Seconds a token and seconds an update, from the second step of a small and of a larger batch."""
+    """Measure seconds a token and seconds an update, from the second step of a small and of a larger batch."""
     from transformers import TrainerCallback
 
-    measured: list[tuple[int, float]] = []
-
     class Clock(TrainerCallback):  # type: ignore[misc, unused-ignore]
-        began = 0.0
+        started = seconds = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.began = time.perf_counter()
+            self.started = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 2:
-                measured.append((count, time.perf_counter() - self.began))
+            self.seconds = time.perf_counter() - self.started
 
     if settings.train.method == "lora":
-        model = current_or_new(model, settings.train.lora, settings.seed, scratch)
-    for rows in BATCHES:
-        some = (list(texts) * (2 * rows // len(texts) + 1))[: 2 * rows]
-        count = sum(len(ids) for ids in tokenizer(some)["input_ids"]) // 2
-        how = settings.train.model_copy(update={"epochs": 1, "batch_size": rows, "save": "no"})
-        trainer = make_trainer(model, tokenizer, some, how, scratch / "trainer", settings.seed, settings.device)
-        trainer.add_callback(Clock())
+        model = ensure_adapter(model, settings.train.lora, settings.seed, scratch)
+    measured: list[tuple[int, float]] = []
+    for rows in BATCH_SIZES:
+        sample = (list(texts) * (2 * rows // len(texts) + 1))[: 2 * rows]
+        tokens = sum(len(ids) for ids in tokenizer(sample)["input_ids"]) // 2
+        training = settings.train.model_copy(update={"epochs": 1, "batch_size": rows, "save": "no"})
+        trainer = make_trainer(model, tokenizer, sample, training, scratch / "trainer", settings.seed, settings.device)
+        clock = Clock()
+        trainer.add_callback(clock)
         trainer.train()
+        measured.append((tokens, clock.seconds))
     (few, short), (many, long) = measured
     per_token = max(0.0, (long - short) / (many - few))
-    if per_token == 0.0:  # too fast to be told apart: all of it to the tokens
+    if per_token == 0.0:  # the clock is too coarse for the difference: count all time as time of tokens
         return long / many, 0.0
     return per_token, max(0.0, short - few * per_token)

@@ -1,9 +1,7 @@
-"""Sequential fine-tuning: one checkpoint for every stage, with Hugging Face's own Trainer.
+"""Sequential fine-tuning with the Trainer of Hugging Face: at least one checkpoint a stage.
 
-Every stage starts from the weights of the one before it, with a fresh
-optimiser and schedule. A finished stage is a folder with safetensors weights,
-the tokenizer and `training.json`; it is made under another name and renamed,
-so a folder that exists is whole. A second run with the same settings reuses it.
+Every stage starts from the weights of the stage before, with a fresh optimiser
+and schedule. A second run with the same settings reuses finished checkpoints.
 """
 
 from __future__ import annotations
@@ -20,23 +18,28 @@ from stratalens.plugin.study.config.settings import UNTRAINED, AfterSettings, Tr
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import (
     RECORD,
-    check_stage,
-    identity_after,
-    identity_of,
+    check_stage_identity,
+    course_identity,
+    prepare_scratch_folder,
     require_weights,
     save_stage,
-    within_stage,
+    stage_identity,
 )
-from stratalens.plugin.study.training.lora import current_or_new, load_stage
-from stratalens.plugin.study.training.schedule import Course, plan
-from stratalens.plugin.study.training.trainer import ProgressFunction, along, make_trainer, watcher
+from stratalens.plugin.study.training.lora import ensure_adapter, load_stage
+from stratalens.plugin.study.training.schedule import Course, plan_courses
+from stratalens.plugin.study.training.trainer import (
+    ProgressFunction,
+    make_checkpoint_callback,
+    make_loss_monitor,
+    make_trainer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
 def train_stages(
-    start: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    load_untrained: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
     corpus: Corpus,
     settings: TrainSettings,
     folder: Path,
@@ -48,80 +51,83 @@ def train_stages(
     progress: ProgressFunction | None = None,
     stage_epochs: Mapping[str, float] | None = None,
     after: Sequence[AfterSettings] = (),
-    reached: Callable[[dict[str, Path]], None] | None = None,
+    on_course_end: Callable[[dict[str, Path]], None] | None = None,
 ) -> dict[str, Path]:
     """Fine-tune through all stages of a corpus, one after the other.
 
     Args:
-        start: gives the model that training starts from (saved as stage
-            "untrained") and its tokenizer; called only if it is needed.
-        corpus: what each stage trains on, in training order.
-        settings: of every stage alike.
-        folder: gets one checkpoint folder for every stage.
-        seed: of the order of examples; stage k uses a seed made of it and k.
-        base: what `start` gives, in words that can be compared (name, layers).
-        device: None takes a GPU where there is one.
-        callbacks: extra Trainer callbacks for the stage named.
+        load_untrained: returns the untrained model and its tokenizer; called
+            only if training needs it.
+        corpus: the training questions of each stage, in training order.
+        settings: settings of every stage.
+        folder: receives one checkpoint folder a stage.
+        seed: seed of the order of examples; stage k derives its own from it.
+        base: identity of the untrained model (name, layers), as plain values.
+        device: None takes a GPU if there is one.
+        callbacks: returns extra Trainer callbacks for a stage.
         progress: called after every step.
         stage_epochs: other numbers of epochs for some stages.
-        after: what is trained after the last stage.
-        reached: called after every course with the checkpoints so far, in order.
+        after: courses after the last stage.
+        on_course_end: called after every course with all checkpoints so far,
+            in order.
 
     Returns:
-        {stage: checkpoint folder}, the untrained one first, what was trained after the stages last.
+        {stage: checkpoint folder}: the untrained model first, then the stages,
+        then the checkpoints of `after`.
 
     Raises:
-        InputError: the folder holds stages of other settings.
+        InputError: the folder holds checkpoints of other settings.
         DivergedError: the loss is not finite or has exploded; the stages
-            before are kept and reused.
+            before it stay and are reused.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    courses = plan(corpus, settings, stage_epochs=stage_epochs, after=after)
-    common = identity_of(base, corpus, settings, seed, stage_epochs)
-    identities = {c.name: identity_after(common, c) if c.after else common for c in courses}
-    found: dict[str, Path] = {}
-    for name, identity in [(UNTRAINED, common), *((n, identities[c.name]) for c in courses for n in c.checkpoints)]:
-        if (folder / name).exists():
-            check_stage(folder / name, identity)
-            found[name] = folder / name
-    held: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
-    if UNTRAINED not in found:
-        held = start()
+    courses = plan_courses(corpus, settings, stage_epochs=stage_epochs, after=after)
+    common = stage_identity(base, corpus, settings, seed, stage_epochs)
+    identities = {c.name: course_identity(common, c) if c.after else common for c in courses}
+    expected = {UNTRAINED: common} | {name: identities[c.name] for c in courses for name in c.checkpoints}
+    finished = {name for name in expected if (folder / name).exists()}
+    for name in finished:
+        check_stage_identity(folder / name, expected[name])
+    current: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+    if UNTRAINED not in finished:
+        current = load_untrained()
         record = {"identity": common, "stage": UNTRAINED, "order": 0, "losses": []}
-        save_stage(*held, folder / UNTRAINED, record)
-        found[UNTRAINED] = folder / UNTRAINED
-    before, order = UNTRAINED, 1
+        save_stage(*current, folder / UNTRAINED, record)
+    checkpoints = {UNTRAINED: folder / UNTRAINED}
     for number, course in enumerate(courses, 1):
-        if all(name in found for name in course.checkpoints):
-            held = None
+        if finished.issuperset(course.checkpoints):
+            current = None
         else:
-            if held is None:
-                require_weights(found[before], f"training {course.name!r}")
-            model, tokenizer = held or load_stage(found[before], found[UNTRAINED])
+            if current is None:
+                before = list(checkpoints.values())[-1]
+                require_weights(before, f"training {course.name!r}")
+                current = load_stage(before, folder / UNTRAINED)
+            model, tokenizer = current
             if settings.method == "lora":
-                model = current_or_new(model, settings.lora, seed, found[UNTRAINED])
-            held = model, tokenizer
-            _train_one(
+                model = ensure_adapter(model, settings.lora, seed, folder / UNTRAINED)
+                current = model, tokenizer
+            _train_course(
                 model,
                 tokenizer,
                 course,
                 folder,
                 identities[course.name],
-                order,
+                len(checkpoints),
                 seed=seed * 1000 + number,
                 device=device,
-                callbacks=tuple(callbacks(course.name)) if callbacks else (),
-                watch=watcher((course.name, number, len(courses)), progress),
+                callbacks=(
+                    make_loss_monitor(course.name, number, len(courses), progress),
+                    *(callbacks(course.name) if callbacks else ()),
+                ),
             )
-            found |= {name: folder / name for name in course.checkpoints}
-        before, order = course.checkpoints[-1], order + course.parts
-        if reached is not None:
-            reached({name: found[name] for name in (UNTRAINED, *(n for c in courses[:number] for n in c.checkpoints))})
-    return {name: found[name] for name in (UNTRAINED, *(n for c in courses for n in c.checkpoints))}
+        checkpoints |= {name: folder / name for name in course.checkpoints}
+        if on_course_end is not None:
+            on_course_end(dict(checkpoints))
+    return checkpoints
 
 
 def loss_curves(checkpoints: dict[str, Path]) -> list[dict[str, Any]]:
-    """Rows of (stage, step, loss, learning_rate) kept with the checkpoints."""
+    """Read the loss curves of checkpoints as rows of stage, step, loss and learning_rate."""
     rows = []
     for stage, folder in checkpoints.items():
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -129,7 +135,7 @@ def loss_curves(checkpoints: dict[str, Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def _train_one(
+def _train_course(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     course: Course,
@@ -140,35 +146,48 @@ def _train_one(
     seed: int,
     device: str | None,
     callbacks: Sequence[TrainerCallback],
-    watch: TrainerCallback,
 ) -> None:
-    """Train one course in place, from its last checkpoint within where there is one, and save its stages."""
+    """Train one course in place, resuming where it was interrupted, and save its checkpoints.
+
+    Args:
+        model: the model before the course.
+        tokenizer: its tokenizer.
+        course: texts, settings and checkpoints.
+        folder: receives the checkpoints.
+        identity: the identity of the checkpoints.
+        order: position of the first checkpoint among those of the study.
+        seed: seed of the order of examples.
+        device: None takes a GPU if there is one.
+        callbacks: Trainer callbacks.
+    """
     scratch = folder / f".{course.name}.trainer"
-    last = within_stage(scratch, identity)
+    resume_from = prepare_scratch_folder(scratch, identity)
     trainer = make_trainer(model, tokenizer, course.texts, course.settings, scratch, seed, device)
     steps = math.ceil(len(trainer.get_train_dataloader()) * course.settings.epochs)
-    ends = [round(steps * (part + 1) / course.parts) for part in range(course.parts)]
+    count = len(course.checkpoints)
+    ends = [round(steps * (number + 1) / count) for number in range(count)]
 
-    def save(part: int, history: Sequence[Mapping[str, Any]]) -> None:
-        name, begun = course.checkpoints[part], ends[part - 1] if part else 0
-        if (folder / name).exists():  # an earlier try of this course came so far, with the same weights
+    def save(number: int, history: Sequence[Mapping[str, Any]]) -> None:
+        name = course.checkpoints[number]
+        if (folder / name).exists():  # an interrupted run has saved it already, with the same weights
             return
+        start = ends[number - 1] if number else 0
         losses = [
             {key: float(entry[key]) for key in ("step", "loss", "learning_rate")}
             for entry in history
-            if "loss" in entry and begun < entry["step"] <= ends[part]
+            if "loss" in entry and start < entry["step"] <= ends[number]
         ]
-        record = {"identity": identity, "stage": name, "order": order + part, "losses": losses}
+        record = {"identity": identity, "stage": name, "order": order + number, "losses": losses}
         save_stage(model, tokenizer, folder / name, record)
 
-    for callback in (watch, *callbacks, along(ends[:-1], save)):
+    for callback in (*callbacks, make_checkpoint_callback(ends[:-1], save)):
         trainer.add_callback(callback)
     # Attention as plain matrix products: at two dozen tokens a row the fused kernels cost more, above all backwards.
     try:
         with eager_attention(model):
-            trainer.train(resume_from_checkpoint=last)
+            trainer.train(resume_from_checkpoint=resume_from)
     finally:
         model.train(False)
     ends[-1] = int(trainer.state.global_step)
-    save(course.parts - 1, trainer.state.log_history)
+    save(count - 1, trainer.state.log_history)
     shutil.rmtree(scratch, ignore_errors=True)

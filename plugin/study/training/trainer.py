@@ -1,7 +1,4 @@
-"""Hugging Face's Trainer, set up for the study: collation, progress, and a stop where the loss leaves all bounds.
-
-What is trained in which order is `train`'s.
-"""
+"""The Trainer of Hugging Face, set up for a study: collation, progress, checkpoints, a stop if the loss explodes."""
 
 from __future__ import annotations
 
@@ -18,16 +15,16 @@ from stratalens.store.errors import StratalensError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 
 class DivergedError(StratalensError):
-    """The training loss left all bounds; the checkpoints before it are kept."""
+    """The training loss is not finite or has exploded; the checkpoints before it stay."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step, for progress: of `steps` in this stage, of `stages` in all."""
+    """One optimiser step, for progress: one of `steps` in a stage, which is one of `stages`."""
 
     stage: str
     stage_number: int
@@ -41,8 +38,8 @@ class Step:
 ProgressFunction = Callable[[Step], None]
 
 
-def hardware_bfloat16(device: str) -> bool:
-    """Whether matrix products in bfloat16 run in hardware there (else they are slower than float32)."""
+def has_bfloat16_hardware(device: str) -> bool:
+    """Return whether the device multiplies bfloat16 matrices in hardware; else float32 is faster."""
     import torch
 
     if device.startswith("cuda"):
@@ -63,10 +60,18 @@ def make_trainer(
     device: str | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Trainer:
-    """Hugging Face's Trainer over the texts, rows of like length together so that little is padding.
+    """Set up a Trainer that batches texts of similar length, so that padding is small.
 
-    The loss is over every token of a text, as in the study; with `prompts`,
-    one for every text, only over what comes behind the prompt.
+    Args:
+        model: the model to train.
+        tokenizer: its tokenizer.
+        texts: the training texts.
+        settings: settings of the training.
+        scratch: folder for the files of the Trainer.
+        seed: seed of the order of examples.
+        device: None takes a GPU if there is one.
+        prompts: one for every text; the loss is then over the tokens after the
+            prompt only. None takes the loss over every token.
     """
     import inspect
 
@@ -74,13 +79,13 @@ def make_trainer(
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     ids = tokenizer(list(texts))["input_ids"]
-    begins = [0] * len(ids)
+    starts = [0] * len(ids)
     if prompts is not None:
         heads = tokenizer(list(prompts))["input_ids"]
-        begins = [_shared(head, row) for head, row in zip(heads, ids, strict=True)]
-    rows = [{"input_ids": list(row), "begin": [begin]} for row, begin in zip(ids, begins, strict=True)]
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and hardware_bfloat16(where))
+        starts = [common_prefix_length(head, row) for head, row in zip(heads, ids, strict=True)]
+    rows = [{"input_ids": list(row), "start": [start]} for row, start in zip(ids, starts, strict=True)]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and has_bfloat16_hardware(device))
     grouped: dict[str, Any] = (
         {"train_sampling_strategy": "group_by_length"}
         if "train_sampling_strategy" in inspect.signature(TrainingArguments).parameters
@@ -98,7 +103,7 @@ def make_trainer(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=bf16,
-        use_cpu=where == "cpu",
+        use_cpu=device == "cpu",
         seed=seed,
         data_seed=seed,
         logging_steps=1,
@@ -108,7 +113,7 @@ def make_trainer(
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=where != "cpu",
+        dataloader_pin_memory=device != "cpu",
         **grouped,
     )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -121,22 +126,28 @@ def make_trainer(
         for number, example in enumerate(examples):
             row = torch.tensor(example["input_ids"])
             batch[number, : len(row)] = row
-            labels[number, example["begin"][0] : len(row)] = row[example["begin"][0] :]
+            start = example["start"][0]
+            labels[number, start : len(row)] = row[start:]
             mask[number, : len(row)] = 1
         return {"input_ids": batch, "attention_mask": mask, "labels": labels}
 
     trainer = Trainer(model=model, args=arguments, train_dataset=_Rows(rows), data_collator=collate)
-    trainer.remove_callback(PrinterCallback)  # it prints every loss on standard output
+    trainer.remove_callback(PrinterCallback)  # it prints every loss to standard output
     return trainer
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two rows begin with in common."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the number of ids that two rows share at their start.
+
+    >>> common_prefix_length([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 class _Rows:
-    """A list of examples as the map-style dataset that Trainer wants."""
+    """A list of examples as a map-style dataset for the Trainer."""
 
     def __init__(self, rows: list[dict[str, list[int]]]) -> None:
         self.rows = rows
@@ -148,13 +159,18 @@ class _Rows:
         return self.rows[index]
 
 
-def watcher(place: tuple[str, int, int], progress: ProgressFunction | None) -> Any:
-    """A callback that keeps the loss curve, reports progress, and stops a run that diverges."""
+def make_loss_monitor(stage: str, number: int, stages: int, progress: ProgressFunction | None) -> TrainerCallback:
+    """Make a callback that reports progress and stops a run whose loss explodes.
+
+    Args:
+        stage: name of the stage.
+        number: number of the stage, from 1.
+        stages: number of stages.
+        progress: called after every step.
+    """
     from transformers import TrainerCallback
 
-    stage, number, stages = place
-
-    class Watcher(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    class LossMonitor(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
             self.first: float | None = None
             self.started = time.monotonic()
@@ -163,40 +179,38 @@ def watcher(place: tuple[str, int, int], progress: ProgressFunction | None) -> A
             if not logs or "loss" not in logs:
                 return
             loss = float(logs["loss"])
-            self.first = loss if self.first is None else self.first
-            first = self.first
-            if not math.isfinite(loss) or loss > 10 * max(first, 1.0):
+            if self.first is None:
+                self.first = loss
+            if not math.isfinite(loss) or loss > 10 * max(self.first, 1.0):
                 raise DivergedError(
-                    f"Stage {stage!r}: the loss is {loss:.4g} at step {state.global_step} (it began at {first:.4g}). "
-                    "Training stopped; the stages before it are kept. Lower train.learning_rate and run again."
+                    f"Stage {stage!r}: the loss is {loss:.4g} at step {state.global_step} (first {self.first:.4g}). "
+                    "Training stopped; the stages before it stay. Lower train.learning_rate and run again."
                 )
             if progress is not None:
-                progress(
-                    Step(
-                        stage,
-                        number,
-                        stages,
-                        int(state.global_step),
-                        int(state.max_steps),
-                        loss,
-                        time.monotonic() - self.started,
-                    )
-                )
+                step, steps = int(state.global_step), int(state.max_steps)
+                progress(Step(stage, number, stages, step, steps, loss, time.monotonic() - self.started))
 
-    return Watcher()
+    return LossMonitor()
 
 
-def along(steps: Sequence[int], save: Callable[[int, Sequence[Mapping[str, Any]]], None]) -> Any:
-    """A callback that calls save(part, log history) after the last step of each part but the last."""
+def make_checkpoint_callback(
+    steps: Sequence[int], save: Callable[[int, Sequence[Mapping[str, Any]]], None]
+) -> TrainerCallback:
+    """Make a callback that saves the checkpoints within a course.
+
+    Args:
+        steps: the last step of each checkpoint.
+        save: called after such a step with the number of the checkpoint and the log history.
+    """
     from transformers import TrainerCallback
 
-    class Along(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    class CheckpointCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_log = control.should_log or state.global_step in steps
 
         def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            for part, step in enumerate(steps):
+            for number, step in enumerate(steps):
                 if step == state.global_step:
-                    save(part, state.log_history)
+                    save(number, state.log_history)
 
-    return Along()
+    return CheckpointCallback()

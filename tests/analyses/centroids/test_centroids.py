@@ -1,4 +1,4 @@
-"""Held-out projection: the geometry against brute force, planted order found, nulls calibrated, nothing leaks."""
+"""Centroids and held-out projection: geometry against brute force, planted order, calibrated nulls, no leaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUICK = {"permutations": 0, "bootstrap": 0, "progress": False}
 
 
 def splits(labels: np.ndarray, holdout: float, repeats: int, seed: int) -> list[np.ndarray]:
-    """For every split which entities are shown, made the way project makes them."""
+    """Held-out entities of every split, chosen as project chooses them."""
     rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[0])
     parts = halves(holdout, repeats, rng)
     slots = Slots(labels, int(labels.max()) + 1, parts, rng)
@@ -34,7 +34,7 @@ def splits(labels: np.ndarray, holdout: float, repeats: int, seed: int) -> list[
 
 
 def brute(x: np.ndarray, rows_of: np.ndarray, codes: np.ndarray, shown: np.ndarray, first: int, last: int) -> dict:
-    """The definitions of the contract, literally, for one split, in float64."""
+    """The definitions of the statistics for one split, in float64."""
     G = codes.max() + 1
     a, s = (np.stack([x[(codes == g) & side[rows_of]].mean(0) for g in range(G)]) for side in (~shown, shown))
     w1 = a[last] - a[first]
@@ -66,11 +66,11 @@ def test_geometry_equals_brute_force(axis: tuple | None, holdout: float, repeats
     ds = planted(
         stages=1, layers=1, groups=6, per_group=17, rows_per_entity=rows_per_entity, tokens=("a", "b"), effect=0.4
     )
-    found = project(ds, axis=axis, holdout=holdout, repeats=repeats, seed=3, **QUICK)
+    result = project(ds, axis=axis, holdout=holdout, repeats=repeats, seed=3, **QUICK)
     units, g = clusters(ds), groups(ds, "trained_stage")
     labels = np.zeros(units.max() + 1, int)
     labels[units] = g.codes
-    # The layout of project is by entities in the order of their codes.
+    # project orders entities by their codes.
     sides = splits(labels, holdout, repeats, 3)
     ends = (0, 5) if axis is None else (1, 4)
     for t in range(2):
@@ -78,7 +78,7 @@ def test_geometry_equals_brute_force(axis: tuple | None, holdout: float, repeats
         each = [brute(x, units, g.codes, side, *ends) for side in sides]
         for name in each[0]:
             expected = np.mean([e[name] for e in each], axis=0)
-            np.testing.assert_allclose(found[name].values[0, 0, t], expected, atol=2e-4, err_msg=name)
+            np.testing.assert_allclose(result[name].values[0, 0, t], expected, atol=2e-4, err_msg=name)
 
 
 def test_every_split_parts_entities_and_keeps_groups_whole() -> None:
@@ -93,7 +93,7 @@ def test_every_split_parts_entities_and_keeps_groups_whole() -> None:
 
 
 def test_an_axis_is_never_scored_on_the_entities_it_was_made_from() -> None:
-    """Huge entity offsets make any leak look like perfect order; without one there is none."""
+    """Large entity offsets turn any leak into perfect order; without a leak there is no order."""
     ds = planted(
         stages=1,
         layers=30,
@@ -105,19 +105,19 @@ def test_an_axis_is_never_scored_on_the_entities_it_was_made_from() -> None:
         d=200,
         tokens=("t",),
     )
-    found = project(ds, **QUICK)
-    ends = found.coordinate.sel(component="w1").isel(group=[0, -1]).diff("group")
-    spread = np.abs(found.coordinate.sel(component="w1")).mean()
-    assert abs(float(ends.mean())) < float(spread), "the ends of the axis are apart only by chance"
-    leaky = project(ds.assign_coords(entity_id=ds.entity), **QUICK)  # rows taken for entities: what must not happen
+    result = project(ds, **QUICK)
+    ends = result.coordinate.sel(component="w1").isel(group=[0, -1]).diff("group")
+    spread = np.abs(result.coordinate.sel(component="w1")).mean()
+    assert abs(float(ends.mean())) < float(spread), "the distance between the ends of the axis is random"
+    leaky = project(ds.assign_coords(entity_id=ds.entity), **QUICK)  # rows as entities, which must leak
     leak = leaky.coordinate.sel(component="w1").isel(group=[0, -1]).diff("group")
     assert float(leak.mean()) > 5 * abs(float(ends.mean()))
 
 
 def test_planted_order_is_found_where_it_was_planted() -> None:
     ds = planted(stages=2, layers=2, groups=6, per_group=60, effect=1.5)
-    found = project(ds, permutations=199, bootstrap=100, progress=False)
-    there = found.isel(stage=-1, layer=-1)
+    result = project(ds, permutations=199, bootstrap=100, progress=False)
+    there = result.isel(stage=-1, layer=-1)
     for name in ("r2", "rank_correlation", "kendall", "inner_rank_correlation", "exact_order"):
         assert (there[f"{name}_p"] <= 0.01).all(), name
         assert (there[name] >= there[f"{name}_low"]).all()
@@ -125,27 +125,27 @@ def test_planted_order_is_found_where_it_was_planted() -> None:
         assert (there[name] > there[f"{name}_null"]).all()
     assert (there.r2 > 0.8).all()
     assert (there.exact_order > 0.9).all()
-    untrained = found.isel(stage=0)
+    untrained = result.isel(stage=0)
     assert (untrained.rank_correlation_p > 0.01).all(), "nothing was planted at the first stage"
     assert (untrained.r2 < untrained.r2_null + 0.15).all()
     coordinate = there.coordinate.sel(component="w1")
     assert (coordinate.diff("group") > 0).all()
     steps = coordinate.diff("group").mean()
     assert abs(float(steps) - 1.5) < 0.3, "steps along w1 are as long as planted"
-    assert found.exposure.isel(stage=0).max() < 0, "the first stage is marked as not yet trained"
-    assert found.attrs["site"] == "resid_post"
-    assert found.attrs["hook"] == "blocks.{layer}.hook_resid_post"
+    assert result.exposure.isel(stage=0).max() < 0, "the first stage is marked as not yet trained"
+    assert result.attrs["site"] == "resid_post"
+    assert result.attrs["hook"] == "blocks.{layer}.hook_resid_post"
 
 
-def test_only_the_ends_apart_is_not_order() -> None:
-    """First and last differ, the groups between do not: Spearman over all is large, over the inner ones it is not."""
+def test_groups_that_differ_only_at_the_ends_are_not_in_order() -> None:
+    """Only the first and the last group differ: Spearman is large over all groups, not over the inner ones."""
     ds = planted(stages=1, layers=8, groups=6, per_group=40, effect=0.0, tokens=("t",), d=8, chunked=False)
     x = ds.resid_post.values
     x[..., ds.trained_stage.values == "s1", :, 0] -= 3
     x[..., ds.trained_stage.values == "s6", :, 0] += 3
-    found = project(ds, permutations=99, bootstrap=0, progress=False)
-    assert (found.rank_correlation_p <= 0.05).mean() > 0.7
-    assert (found.inner_rank_correlation_p <= 0.05).mean() < 0.4
+    result = project(ds, permutations=99, bootstrap=0, progress=False)
+    assert (result.rank_correlation_p <= 0.05).mean() > 0.7
+    assert (result.inner_rank_correlation_p <= 0.05).mean() < 0.4
 
 
 @pytest.mark.parametrize(("rows_per_entity", "entity_noise"), [(1, 0.0), (3, 3.0)])
@@ -155,50 +155,21 @@ def test_p_values_are_uniform_without_an_effect(rows_per_entity: int, entity_noi
         stages=1, layers=layers, groups=5, per_group=12, tokens=("t",), d=10, effect=0.0, seed=5,
         rows_per_entity=rows_per_entity, chunked=False,
     )  # fmt: skip
-    if entity_noise:  # its own for every layer, so that layers are independent
+    if entity_noise:  # independent in every layer
         rng = np.random.default_rng(0)
         units = clusters(ds)
         ds.resid_post.values[0] += entity_noise * rng.standard_normal((layers, units.max() + 1, 1, 10))[
             :, units
         ].astype("f4")
-    found = project(ds, permutations=99, bootstrap=0, seed=1, progress=False)
+    result = project(ds, permutations=99, bootstrap=0, seed=1, progress=False)
     for name in ("r2", "rank_correlation"):
-        p = found[f"{name}_p"].values.ravel()
+        p = result[f"{name}_p"].values.ravel()
         assert kstest(p, "uniform").pvalue > 0.001, name
         assert (p <= 0.05).sum() <= binom.ppf(0.999, layers, 0.05)
-    assert abs(float(found.rank_correlation_null.mean())) < 0.03
-    # The line through few noisy centroids is no small R2: the null's mean says how large it is.
-    assert abs(float((found.r2 - found.r2_null).mean())) < 0.03
-    assert float(found.r2_null.mean()) > 0.3
-
-
-def test_permutations_are_uniform_and_bootstrap_keeps_cells() -> None:
-    labels = np.repeat(np.arange(3), [240, 240, 240])
-    parts = halves(0.5, 40, np.random.default_rng(0))
-    slots = Slots(labels, 3, parts, np.random.default_rng(1))
-    sums = np.eye(len(labels), dtype=np.float32)  # so that a slot sum names its members
-    where = []
-    for batch in slots.permuted(sums, 60, np.random.default_rng(2)):
-        assert set(np.unique(batch)) == {0.0, 1.0}
-        np.testing.assert_array_equal(batch.sum(axis=2), 1)  # each entity in one slot of every division
-        np.testing.assert_array_equal(batch.sum(axis=3), np.broadcast_to(slots.slot_sizes, batch.shape[:3]))
-        group = batch.reshape(len(batch), 2, 3, parts.cells, -1).sum(axis=3).argmax(axis=2)
-        np.testing.assert_array_equal(group[:, 0], group[:, 1])  # one labelling, two divisions into cells
-        where.append(group[:, 0])
-    group = np.concatenate(where)
-    share = np.stack([(group == g).mean(axis=0) for g in range(3)])  # (group, entity)
-    expected = slots.sizes[:, None] / slots.sizes.sum()
-    z = (share - expected) / np.sqrt(expected * (1 - expected) / len(group))
-    assert abs(z.mean()) < 0.1
-    assert 0.8 < z.std() < 1.2
-    order = slots.orders[0]
-    for batch in slots.bootstrap(sums, 20, np.random.default_rng(3)):
-        for s, (a, z_) in enumerate(itertools.pairwise(slots.starts)):
-            inside = np.zeros(len(labels), bool)
-            inside[order[a:z_]] = True
-            assert (batch[:, 0, s][:, ~inside] == 0).all()
-        totals = batch[:, 0].reshape(len(batch), 3, parts.cells, -1).sum(axis=(2, 3))
-        np.testing.assert_array_equal(totals, np.broadcast_to(slots.sizes, totals.shape))
+    assert abs(float(result.rank_correlation_null.mean())) < 0.03
+    # Few noisy centroids have a large R2; the mean of the null shows how large.
+    assert abs(float((result.r2 - result.r2_null).mean())) < 0.03
+    assert float(result.r2_null.mean()) > 0.3
 
 
 def test_normalised_activations_lose_their_norms() -> None:
@@ -218,14 +189,14 @@ def test_normalised_activations_lose_their_norms() -> None:
 
 def test_centroids_equal_means_in_float64() -> None:
     ds = planted(rows_per_entity=2)
-    found = centroids(ds, progress=False)
-    assert found.centroid.dims == ("stage", "layer", "token", "group", "d_model")
-    assert found["count"].dims == ("stage", "group")
-    for g in found.group.values:
+    result = centroids(ds, progress=False)
+    assert result.centroid.dims == ("stage", "layer", "token", "group", "d_model")
+    assert result["count"].dims == ("stage", "group")
+    for g in result.group.values:
         rows = np.flatnonzero(ds.trained_stage.values == g)
         expected = ds.resid_post.values[:, :, rows].astype(np.float64).mean(axis=2)
-        np.testing.assert_allclose(found.centroid.sel(group=g), expected, atol=1e-6)
-        assert (found["count"].sel(group=g) == len(rows)).all()
+        np.testing.assert_allclose(result.centroid.sel(group=g), expected, atol=1e-6)
+        assert (result["count"].sel(group=g) == len(rows)).all()
 
 
 def test_head_sites_keep_their_feature_dims() -> None:
@@ -234,26 +205,26 @@ def test_head_sites_keep_their_feature_dims() -> None:
         ds.resid_post.values.reshape(5, 2, 160, 2, 3, 4),
         dims=("stage", "layer", "entity", "token", "head", "d_head"), coords=ds.resid_post.coords, name="z",
     )  # fmt: skip
-    found = centroids(z, progress=False).centroid
-    assert found.dims == ("stage", "layer", "token", "group", "head", "d_head")
+    result = centroids(z, progress=False).centroid
+    assert result.dims == ("stage", "layer", "token", "group", "head", "d_head")
     plain = centroids(ds, progress=False).centroid.values
-    np.testing.assert_allclose(found.values.reshape(plain.shape), plain, atol=1e-6)
+    np.testing.assert_allclose(result.values.reshape(plain.shape), plain, atol=1e-6)
     xr.testing.assert_allclose(project(z, **QUICK).r2, project(ds, **QUICK).r2)
 
 
 def test_constant_places_are_nan_and_constant_data_is_refused() -> None:
     ds = planted(chunked=False)
     ds.resid_post.values[0, 0] = ds.resid_post.values[0, 0, 0]
-    found = project(ds, permutations=19, bootstrap=19, progress=False)
-    assert np.isnan(found.r2[0, 0]).all()
-    assert np.isnan(found.r2_p[0, 0]).all()
-    assert np.isfinite(found.r2[1:]).all()
+    result = project(ds, permutations=19, bootstrap=19, progress=False)
+    assert np.isnan(result.r2[0, 0]).all()
+    assert np.isnan(result.r2_p[0, 0]).all()
+    assert np.isfinite(result.r2[1:]).all()
     ds.resid_post.values[:] = 1
     with pytest.raises(InputError, match="same in all rows"):
         project(ds, permutations=19, bootstrap=19, progress=False)
 
 
-def test_bad_input_is_refused_with_what_mends_it() -> None:
+def test_bad_input_is_refused_with_a_remedy() -> None:
     ds = planted(chunked=False)
     with pytest.raises(InputError, match="at least 3"):
         project(ds, order=["s1", "s2"])
@@ -276,13 +247,13 @@ def test_bad_input_is_refused_with_what_mends_it() -> None:
     assert int(project(ds, skip_missing=True, **QUICK).entities[1].sum()) == 159
     ds["recorded"][1, 4] = True
     ds.resid_post.values[1, 1, 4, 1, 0] = np.inf
-    for verb in (centroids, project):
+    for analysis in (centroids, project):
         with pytest.raises(NonFiniteError, match=r"stage s2, layer 1.*entity r00004, token last"):
-            verb(ds, progress=False)
+            analysis(ds, progress=False)
 
 
-def test_groups_so_small_that_a_resample_can_leave_a_half_empty():
-    """Four entities a group: some bootstrap samples have no row in a half; they are left out of the interval."""
+def test_groups_so_small_that_a_resample_can_leave_a_half_empty() -> None:
+    """With four entities a group, bootstrap samples without rows in one half do not count in the interval."""
     rng = np.random.default_rng(3)
     codes = np.repeat(np.arange(3), 4)
     values = rng.normal(size=(12, 1, 5)) + 3.0 * codes[:, None, None]
@@ -291,7 +262,7 @@ def test_groups_so_small_that_a_resample_can_leave_a_half_empty():
         dims=("entity", "token", "d_model"),
         coords={"group": ("entity", np.array(["a", "b", "c"], dtype=object)[codes])},
     )
-    found = project(data, "group", order=["a", "b", "c"], permutations=20, progress=False)
-    assert bool(found.rank_correlation == 1)
-    assert np.isfinite(found.rank_correlation_low).all()
-    assert bool((found.r2_low <= found.r2).all())
+    result = project(data, "group", order=["a", "b", "c"], permutations=20, progress=False)
+    assert bool(result.rank_correlation == 1)
+    assert np.isfinite(result.rank_correlation_low).all()
+    assert bool((result.r2_low <= result.r2).all())

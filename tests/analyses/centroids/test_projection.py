@@ -40,7 +40,7 @@ def test_equal_and_nearly_equal_eigenvalues_at_any_scale(values: list[float], sc
     check(with_eigenvalues(np.array([values, sorted(values)]), np.random.default_rng(seed)) * scale)
 
 
-def test_diagonal_matrices_and_blocks_that_are_already_apart() -> None:
+def test_diagonal_and_block_diagonal_matrices() -> None:
     check(np.eye(6)[None])
     check(np.diag([3.0, 1.0, 3.0, 0.0])[None])
     check(np.kron(np.diag([1.0, 1.0, 0.5]), np.array([[2.0, 1.0], [1.0, 2.0]]))[None])
@@ -54,9 +54,9 @@ def test_straightness_by_singular_values() -> None:
     points[0] = np.outer(np.arange(6), np.ones(20))
     points[1] = 1
     points[2, 0, 0] = np.nan
-    found = straightness(points @ points.swapaxes(1, 2))
+    result = straightness(points @ points.swapaxes(1, 2))
     centred = points - points.mean(axis=1, keepdims=True)
     values = np.linalg.svd(np.nan_to_num(centred), compute_uv=False) ** 2
-    np.testing.assert_allclose(found[3:], values[3:, 0] / values[3:].sum(axis=1), rtol=1e-12)
-    assert found[0] == pytest.approx(1)
-    assert np.isnan(found[2])
+    np.testing.assert_allclose(result[3:], values[3:, 0] / values[3:].sum(axis=1), rtol=1e-12)
+    assert result[0] == pytest.approx(1)
+    assert np.isnan(result[2])

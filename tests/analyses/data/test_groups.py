@@ -1,4 +1,4 @@
-"""Group order is training order; nothing is sorted as text; bad labels are refused with what mends them."""
+"""Groups are in training order and never sorted as text; bad labels are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ def test_stages_are_in_training_order_not_in_order_of_text() -> None:
     names = [f"s{i}" for i in (10, 2, 9, 1)]
     ds = labelled(names).rename(x="trained_stage")
     ds = ds.assign_coords(stage=[f"s{i}" for i in range(11)], stage_order=("stage", np.arange(11)))
-    found = groups(ds, "trained_stage")
-    assert found.names.tolist() == ["s1", "s2", "s9", "s10"]
-    assert found.codes.tolist() == [3, 1, 2, 0]
-    assert found.ordering == "stage_order"
+    result = groups(ds, "trained_stage")
+    assert result.names.tolist() == ["s1", "s2", "s9", "s10"]
+    assert result.codes.tolist() == [3, 1, 2, 0]
+    assert result.ordering == "stage_order"
 
 
 @pytest.mark.parametrize("dtype", [object, "U4", np.dtypes.StringDType()])
 def test_other_text_is_in_order_of_appearance(dtype: object) -> None:
-    found = groups(labelled(np.array(["s2", "s10", "s1", "s10"], dtype=dtype)), "x")
-    assert found.names.tolist() == ["s2", "s10", "s1"]
-    assert found.ordering == "first appearance"
+    result = groups(labelled(np.array(["s2", "s10", "s1", "s10"], dtype=dtype)), "x")
+    assert result.names.tolist() == ["s2", "s10", "s1"]
+    assert result.ordering == "first appearance"
 
 
 def test_numbers_are_in_numeric_order_and_missing_labels_excluded() -> None:
     assert groups(labelled([10, 9, 2, 10]), "x").names.tolist() == [2, 9, 10]
     assert groups(labelled(np.array([True, False])), "x").names.tolist() == [False, True]
-    found = groups(labelled(np.array(["a", None, "", np.nan, "b"], dtype=object)), "x")
-    assert found.codes.tolist() == [0, -1, -1, -1, 1]
+    result = groups(labelled(np.array(["a", None, "", np.nan, "b"], dtype=object)), "x")
+    assert result.codes.tolist() == [0, -1, -1, -1, 1]
 
 
-def test_order_given_wins_and_excludes_what_it_leaves_out() -> None:
+def test_the_order_argument_wins_and_excludes_other_groups() -> None:
     ds = planted(groups=4)
-    found = groups(ds, "trained_stage", order=["s3", "s1"])
-    assert found.names.tolist() == ["s3", "s1"]
-    assert set(found.codes) == {0, 1, -1}
+    result = groups(ds, "trained_stage", order=["s3", "s1"])
+    assert result.names.tolist() == ["s3", "s1"]
+    assert set(result.codes) == {0, 1, -1}
     with pytest.raises(InputError, match="did you mean 's1'"):
         groups(ds, "trained_stage", order=["s1x", "s2"])
     with pytest.raises(InputError, match="once"):
@@ -95,11 +95,11 @@ def test_unknown_columns_and_columns_along_other_dims_are_refused() -> None:
 def test_one_class_and_small_classes_are_refused() -> None:
     with pytest.raises(InputError, match="at least 2"):
         groups(labelled(["a", "a"]), "x").require()
-    found = groups(labelled(["a", "a", "a", "b"]), "x")
+    result = groups(labelled(["a", "a", "a", "b"]), "x")
     with pytest.raises(InputError, match=r"rows in 'x': b \(1\)"):
-        found.require(per_class=2)
+        result.require(per_class=2)
     with pytest.raises(InputError, match=r"entities in 'x': a \(1\), b \(1\)"):
-        found.require(per_class=2, units=np.array([0, 0, 0, 1]))
+        result.require(per_class=2, units=np.array([0, 0, 0, 1]))
 
 
 def test_entities_are_clusters_and_must_have_one_label() -> None:
@@ -113,17 +113,17 @@ def test_entities_are_clusters_and_must_have_one_label() -> None:
 
 
 def test_many_small_groups_of_numbers_are_a_measurement() -> None:
-    found = groups(labelled(np.arange(30) * 1000), "x")
+    result = groups(labelled(np.arange(30) * 1000), "x")
     with pytest.raises(
         InputError, match=r"^'x' has 30 values on 30 entities; 30 of them have fewer than 5 \(5 folds\): bi"
     ):
-        found.require(per_class=5, units=np.arange(30), why="5 folds")
+        result.require(per_class=5, units=np.arange(30), why="5 folds")
     names = groups(labelled([f"n{i}" for i in range(30)]), "x")
     with pytest.raises(InputError, match=r"n6 \(1\), n7 \(1\) and 22 more; each group needs at least 5"):
         names.require(per_class=5)
 
 
-def test_a_site_that_is_not_there_says_how_to_record_it() -> None:
+def test_a_missing_site_is_refused_with_how_to_record_it() -> None:
     from stratalens.analyses.centroids.centroids import centroids
 
     with pytest.raises(InputError, match=r"site 'mlp_out' is not in the data; .*sites=\('resid_post', 'mlp_out'\)"):

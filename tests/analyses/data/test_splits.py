@@ -1,3 +1,5 @@
+"""Splits keep entities whole and are stratified by group."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -32,8 +34,8 @@ def test_no_entity_is_in_two_folds(data: tuple[np.ndarray, np.ndarray], folds: i
 @given(rows(), st.floats(0.1, 0.9))
 def test_no_entity_is_on_both_sides_of_a_half(data: tuple[np.ndarray, np.ndarray], holdout: float) -> None:
     codes, units = data
-    held = entity_halves(codes, units, 3, holdout)
-    for split in held:
+    held_out = entity_halves(codes, units, 3, holdout)
+    for split in held_out:
         for unit in np.unique(units):
             assert len(np.unique(split[units == unit])) == 1
 
@@ -45,12 +47,12 @@ def test_folds_hold_the_same_share_of_every_group() -> None:
     assert (table == np.array([[10], [7], [4]])).all()
 
 
-def test_halves_are_stratified_and_leave_both_sides_something() -> None:
+def test_halves_are_stratified_and_have_entities_on_both_sides() -> None:
     codes = np.repeat([0, 1], [40, 2])
-    held = entity_halves(codes, np.arange(42), 20, 0.2, seed=0)
-    assert (held[:, codes == 0].sum(axis=1) == 8).all()
-    assert (held[:, codes == 1].sum(axis=1) == 1).all()
-    assert len({row.tobytes() for row in held}) > 10
+    held_out = entity_halves(codes, np.arange(42), 20, 0.2, seed=0)
+    assert (held_out[:, codes == 0].sum(axis=1) == 8).all()
+    assert (held_out[:, codes == 1].sum(axis=1) == 1).all()
+    assert len({row.tobytes() for row in held_out}) > 10
 
 
 def test_strata_of_entities_with_rows_in_several_groups() -> None:
@@ -64,7 +66,7 @@ def test_folds_depend_on_the_seed_alone() -> None:
     assert (entity_folds(codes, units, 5, 1) != entity_folds(codes, units, 5, 2)).any()
 
 
-def test_refusals() -> None:
+def test_invalid_splits_are_refused() -> None:
     codes, units = np.array([0, 1]), np.array([0, 0])
     with pytest.raises(InputError, match="at least 2"):
         entity_folds(codes, units, 1)

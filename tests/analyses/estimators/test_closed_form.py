@@ -26,15 +26,15 @@ def data(d: int = 30, dtype: str = "f8") -> tuple[np.ndarray, np.ndarray, np.nda
     return X.astype(dtype), codes, fold, training_signs(signs.astype(np.int8), fold, 4)
 
 
-def close(found: np.ndarray, expected: np.ndarray) -> None:
-    cosine = found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
+def close(result: np.ndarray, expected: np.ndarray) -> None:
+    cosine = result @ expected / np.linalg.norm(result) / np.linalg.norm(expected)
     assert 1 - cosine < 1e-6
-    np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(expected), rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(result), np.linalg.norm(expected), rtol=1e-5)
 
 
 @pytest.fixture(params=["host", "device"])
 def backend(request: pytest.FixtureRequest) -> Backend | None:
-    """The host, and a device that takes nothing but the array API."""
+    """The host, and a device that supports the array API alone."""
     return STRICT if request.param == "device" else None
 
 
@@ -112,7 +112,7 @@ def test_float32_is_as_exact_as_scikit_learn_in_float64(method: str, n: int, d: 
             assert same.mean() > 0.999 or (~same).sum() <= 1
 
 
-def test_systems_that_do_not_converge_are_solved_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_that_do_not_converge_are_solved_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     X, codes, _, targets = data()
     expected = fit_closed_form(X, targets, codes, "ridge")
     monkeypatch.setattr(
@@ -120,8 +120,8 @@ def test_systems_that_do_not_converge_are_solved_by_themselves(monkeypatch: pyte
         "conjugate_gradients",
         lambda product, precondition, right, tol: (right * 0, right[:, 0] > np.inf),
     )
-    alone = fit_closed_form(X, targets, codes, "ridge")
-    np.testing.assert_allclose(alone.coef, expected.coef, rtol=1e-6, atol=1e-9)
+    direct = fit_closed_form(X, targets, codes, "ridge")
+    np.testing.assert_allclose(direct.coef, expected.coef, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("room", [1, 2**20])
@@ -160,7 +160,7 @@ def test_one_against_the_rest_takes_classes_of_several_labels(backend: Backend |
         np.testing.assert_allclose(joined.intercept, direct.intercept, atol=1e-8)
 
 
-def test_labels_that_are_torn_by_the_targets_are_counted_directly(backend: Backend | None) -> None:
+def test_targets_that_split_a_label_are_fitted_directly(backend: Backend | None) -> None:
     X, codes, _, targets = data()
     rng = np.random.default_rng(1)
     shuffled = targets * rng.choice([-1, 1], size=(len(X), 1, 1)).astype(np.int8)
@@ -191,7 +191,7 @@ def test_unknown_method() -> None:
 
 def test_singular_systems_have_the_solution_of_least_squares(backend: Backend | None) -> None:
     X, codes, _, targets = data(40)
-    X[:, 20:] = X[:, :20]  # copies, and no penalty that would choose between them
+    X[:, 20:] = X[:, :20]  # copies, without a penalty that would choose between them
     X[:, 0] = 1.0
     fit = fit_closed_form(X, targets, codes, "ridge", alpha=0.0, backend=backend)
     for p, coef in enumerate(fit.coef.reshape(2, 5, 40)[:, 1]):
@@ -200,16 +200,16 @@ def test_singular_systems_have_the_solution_of_least_squares(backend: Backend | 
         expected = np.linalg.lstsq(centred, y - y.mean(), rcond=None)[0]
         np.testing.assert_allclose(centred @ coef, centred @ expected, atol=1e-8)
         if backend is not None:
-            np.testing.assert_allclose(coef, expected, atol=1e-10)  # that of the smallest norm
+            np.testing.assert_allclose(coef, expected, atol=1e-10)  # the solution of smallest norm
 
 
-def test_a_device_keeps_what_training_sets_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_reuses_matrices_that_training_sets_share(monkeypatch: pytest.MonkeyPatch) -> None:
     X, codes, _, targets = data()
-    made: list[int] = []
+    computed: list[int] = []
     gram = on_device.DeviceGrams._gram
     monkeypatch.setattr(
-        on_device.DeviceGrams, "_gram", lambda self, parts: made.append(len(parts)) or gram(self, parts)
+        on_device.DeviceGrams, "_gram", lambda self, ranges: computed.append(len(ranges)) or gram(self, ranges)
     )
     fit_closed_form(X, targets, codes, "ridge", backend=STRICT)
-    # Three labels once, and what each of four folds leaves out of them; the refit leaves out nothing.
-    assert len(made) == 3 + 4 * 3
+    # Three labels once, and the cells that each of four folds leaves out; the refit leaves out no cell.
+    assert len(computed) == 3 + 4 * 3

@@ -1,4 +1,4 @@
-"""The batched solver against scikit-learn's second-order solver in float64, on data that are hard for first order."""
+"""The batched solver against scikit-learn's second-order solver in float64, on ill-conditioned data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.devices import NUMPY_LIKE
 
 
 def activations(n: int = 300, d: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Decaying spectrum, a large mean, one massive feature: what residual streams look like."""
+    """Rows with a decaying spectrum, a large mean and one massive feature, like residual streams."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, d)) * np.arange(1, d + 1) ** -0.7 @ np.linalg.qr(rng.normal(size=(d, d)))[0] * 4
     X += rng.normal(size=d) * 2
@@ -80,7 +80,7 @@ def test_too_few_iterations_are_reported_as_not_converged() -> None:
     X, y = activations()
     fit = fit_logistic(X, np.where(y, 1, -1).astype(np.int8)[:, None], C=10.0, tol=1e-10, max_iter=2)
     assert not fit.converged.any()
-    assert (fit.iterations == 2).all()
+    assert (fit.n_iter == 2).all()
 
 
 @pytest.mark.parametrize("d", [40, 400])
@@ -100,15 +100,15 @@ def test_standardize_is_scikit_learn_behind_a_scaler_of_the_training_rows(d: int
         assert fit.coef[i, 7] == 0
 
 
-def test_blocks_change_speed_and_not_the_answer(backend: Backend | None) -> None:
+def test_blocks_do_not_change_the_coefficients(backend: Backend | None) -> None:
     X, _ = activations(n=400)
     group = np.repeat(np.arange(4), 100)
     signs = np.zeros((400, 2), dtype=np.int8)
     signs[group == 0, 0], signs[group == 1, 0] = -1, 1
     signs[group == 2, 1], signs[group == 3, 1] = -1, 1
-    apart = fit_logistic(X, signs, C=0.1, blocks=group, tol=1e-9, backend=backend)
+    blockwise = fit_logistic(X, signs, C=0.1, blocks=group, tol=1e-9, backend=backend)
     whole = fit_logistic(X, signs, C=0.1, tol=1e-9)
-    np.testing.assert_allclose(apart.coef, whole.coef, atol=1e-5)
+    np.testing.assert_allclose(blockwise.coef, whole.coef, atol=1e-5)
 
 
 def test_each_problem_may_have_its_own_penalty(backend: Backend | None) -> None:
@@ -119,7 +119,7 @@ def test_each_problem_may_have_its_own_penalty(backend: Backend | None) -> None:
         assert one_minus_cosine(fit.coef[i], reference(X, y, C).coef_[0]) < 1e-6
 
 
-def test_separable_classes_have_a_finite_answer() -> None:
+def test_separable_classes_have_finite_coefficients() -> None:
     X = np.concatenate([np.full((20, 3), -50.0), np.full((20, 3), 50.0)]).astype(np.float32)
     fit = fit_logistic(X, np.repeat([-1, 1], 20).astype(np.int8)[:, None], C=1e4)
     assert fit.converged.all()

@@ -18,46 +18,46 @@ from support.stores import make_store
 @pytest.fixture
 def explorer(tmp_path: Path) -> Explorer:
     path = make_store(tmp_path / "run.zarr", 4, 3, 60, ("first", "last"), 8, planted=2.0)
-    made = page(open_store(path))
-    made.refresh()
-    return made
+    explorer = page(open_store(path))
+    explorer.refresh()
+    return explorer
 
 
-def test_it_begins_at_the_last_stage_the_deepest_layer_and_the_last_token(explorer: Explorer) -> None:
-    assert explorer.where().place() == {"stage": "s3", "layer": 2, "token": "last"}
-    assert explorer.note.kind == "quiet"
-    assert "30 of 60 rows, resid_post at stage s3, layer 2, token last" in explorer.note.text
-    assert explorer.key.names == ["s1", "s2", "s3"]
-    assert explorer.listing.caption == HINT
+def test_it_starts_at_the_last_stage_the_deepest_layer_and_the_last_token(explorer: Explorer) -> None:
+    assert explorer.view().coordinates() == {"stage": "s3", "layer": 2, "token": "last"}
+    assert explorer.status.kind == "info"
+    assert "30 of 60 rows, resid_post at stage s3, layer 2, token last" in explorer.status.text
+    assert explorer.legend.names == ["s1", "s2", "s3"]
+    assert explorer.table.caption == HINT
 
 
 def test_a_selection_stays_with_its_rows_and_goes_with_another_column(explorer: Explorer) -> None:
     shown = explorer.scatter.plane.rows.rows
     explorer.select(shown[:4])
-    explorer.steppers["layer"].value = 0
+    explorer.sliders["layer"].value = 0
     np.testing.assert_array_equal(explorer.selected, shown[:4])
     assert len(explorer.scatter.rings.data["x"]) == 4
-    assert "layer 0" in explorer.listing.caption
-    explorer.listing.focus = 1
-    assert explorer.scatter.pointed.data["text"] == [explorer.listing.rows[1][0]]
+    assert "layer 0" in explorer.table.caption
+    explorer.table.focus = 1
+    assert explorer.scatter.pointed.data["text"] == [explorer.table.rows[1][0]]
     explorer.by.value = "template"
-    assert explorer.note.kind == "error"  # one group only
+    assert explorer.status.kind == "error"  # one group only
     still = ". The figure still shows resid_post at stage s3, layer 0, token last, by trained_stage."
-    assert explorer.note.text.endswith(still)
+    assert explorer.status.text.endswith(still)
     explorer.by.value = "trained_stage"
-    assert explorer.note.kind == "quiet"
+    assert explorer.status.kind == "info"
 
 
 def test_a_failure_is_told_until_something_else_is_asked(explorer: Explorer) -> None:
     explorer.by.value = "template"  # one group only
-    explorer.demand.scope.value = "here"
-    explorer.demand.compute()
-    explorer.demand.job.join(120)
-    assert explorer.demand.status.kind == "error"
-    explorer.demand.draw("dark")
-    assert explorer.demand.status.kind == "error"
+    explorer.analyses.scope.value = "here"
+    explorer.analyses.compute()
+    explorer.analyses.task.join(120)
+    assert explorer.analyses.status.kind == "error"
+    explorer.analyses.draw("dark")
+    assert explorer.analyses.status.kind == "error"
     explorer.by.value = "entity"  # too many groups
-    assert (explorer.demand.status.kind, explorer.demand.status.text) == ("quiet", IDLE)
+    assert (explorer.analyses.status.kind, explorer.analyses.status.text) == ("info", IDLE)
 
 
 def test_rings_leave_the_points_to_be_seen(explorer: Explorer) -> None:
@@ -70,23 +70,23 @@ def test_rings_leave_the_points_to_be_seen(explorer: Explorer) -> None:
 
 
 def test_answers_bring_a_figure_and_a_column_of_scores(explorer: Explorer) -> None:
-    explorer.demand.scope.value = "here"
-    explorer.demand.compute()
-    explorer.demand.job.join(120)
-    assert explorer.demand.status.text == "Done: 1 of 1."
-    assert len(explorer.demand.figures) == 1
+    explorer.analyses.scope.value = "here"
+    explorer.analyses.compute()
+    explorer.analyses.task.join(120)
+    assert explorer.analyses.status.text == "Done: 1 of 1."
+    assert len(explorer.analyses.figures) == 1
     explorer.select(explorer.scatter.plane.rows.rows[:3])
-    assert "score s1 v s3" in explorer.listing.columns
-    explorer.steppers["layer"].value = 0  # not computed there
-    assert "score s1 v s3" not in explorer.listing.columns
-    explorer.demand.method.value = "lda"  # nor with this method
-    assert len(explorer.demand.figures) == 0
+    assert "score s1 v s3" in explorer.table.columns
+    explorer.sliders["layer"].value = 0  # not computed there
+    assert "score s1 v s3" not in explorer.table.columns
+    explorer.analyses.method.value = "lda"  # nor with this method
+    assert len(explorer.analyses.figures) == 0
 
 
 def test_who_left_is_told_nothing(explorer: Explorer) -> None:
     explorer.close()
-    explorer.steppers["layer"].value = 1
-    assert explorer.scatter.plane.where.layer == 2
+    explorer.sliders["layer"].value = 1
+    assert explorer.scatter.plane.view.layer == 2
 
 
 def test_ports() -> None:
@@ -95,7 +95,7 @@ def test_ports() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(InputError, match="is taken by another program: give another with --port"):
+        with pytest.raises(InputError, match=r"is in use by another program\. Pass another with --port"):
             free_port(taken.getsockname()[1])
     assert free_port(0) > 0
     with pytest.raises(InputError, match="port 70000 does not exist"):

@@ -145,7 +145,7 @@ def test_a_box_selects_rows_and_a_row_points_back(opened: Opened) -> None:
     button = table.nth(1).get_by_role("button")
     button.focus()
     opened.page.keyboard.press("Enter")  # the keyboard is enough
-    opened.page.locator(".x-rows tr.pointed").wait_for()
+    opened.page.locator(".x-rows tr.highlighted").wait_for()
     opened.until("pointed", "text", "v.length === 1")
     assert opened.column("pointed", "text") == [button.inner_text()]
     opened.slide("layer", "Home")
@@ -162,7 +162,7 @@ def test_rows_are_found_by_their_text_and_never_become_markup(opened: Opened) ->
     assert opened.page.evaluate("window.pwned") is None
     opened.page.get_by_role("textbox", name="Find rows").fill("nothing like it")
     opened.page.keyboard.press("Enter")
-    opened.says("No row holds 'nothing like it'.")
+    opened.says("No row contains 'nothing like it'.")
     opened.page.get_by_role("button", name="Clear selection").click()
     opened.says("Draw a box or a lasso")
 
@@ -180,16 +180,16 @@ def test_probes_are_computed_shown_and_kept(opened: Opened, browser: Any, addres
     other = Opened(browser, address)  # another reader finds what this one computed
     other.says("Probe accuracy by layer")
     other.page.get_by_role("button", name="Compute").click()
-    other.says("All of this is computed already")
+    other.says("All results are computed already")
     other.context.close()
 
 
 def test_a_computation_can_be_cancelled(opened: Opened) -> None:
-    opened.page.get_by_label("Question").select_option(label="Do the centroids lie in order? (projection)")
+    opened.page.get_by_label("Question").select_option(label="Are the centroids in order? (projection)")
     opened.page.get_by_label("Where").select_option(label="all layers and all stages")
     opened.page.get_by_role("button", name="Compute").click()
     opened.page.get_by_role("button", name="Cancel").click()
-    found = opened.says("done; what is done is kept")
+    found = opened.says("done; these results are kept")
     assert re.match(r"Cancelled: \d of 12 done", found.inner_text())
     opened.page.get_by_role("button", name="Compute", disabled=False).wait_for()
 

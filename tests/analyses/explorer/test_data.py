@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stratalens.analyses.centroids.entities import half
-from stratalens.analyses.explorer.data import Source, Where
-from stratalens.analyses.explorer.result_cache import Answers, Question
+from stratalens.analyses.centroids.entities import choose_half
+from stratalens.analyses.explorer.data import ExplorerData, ViewState
+from stratalens.analyses.explorer.result_cache import AnalysisRequest, ResultCache
 from stratalens.analyses.explorer.scatter import Scatter
 from stratalens.store import open_store
 from stratalens.store.errors import InputError, NotRecordedError
@@ -26,24 +26,24 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(path: Path) -> Source:
-    return Source(open_store(path))
+def source(path: Path) -> ExplorerData:
+    return ExplorerData(open_store(path))
 
 
-HERE = Where("resid_post", "trained_stage", "s3", 1, "last")
+HERE = ViewState("resid_post", "trained_stage", "s3", 1, "last")
 
 
-def test_a_plane_is_what_a_plain_computation_gives(source: Source) -> None:
+def test_a_plane_is_what_a_plain_computation_gives(source: ExplorerData) -> None:
     plane = source.plane(HERE)
     ds = source.ds.sel(stage="s3", layer=1, token="last")
     X, labels = ds.resid_post.values.astype(float), ds.trained_stage.values
     _, units = np.unique(ds.entity_id.values, return_inverse=True)
-    made = half(units, 0)
+    axes = choose_half(units, 0)
     assert plane.groups == ("s1", "s2", "s3")
-    assert not set(ds.entity_id.values[made]) & set(ds.entity_id.values[plane.rows.rows])
-    means = np.stack([X[made & (labels == g)].mean(0) for g in plane.groups])
+    assert not set(ds.entity_id.values[axes]) & set(ds.entity_id.values[plane.rows.rows])
+    means = np.stack([X[axes & (labels == g)].mean(0) for g in plane.groups])
     w1 = (means[-1] - means[0]) / np.linalg.norm(means[-1] - means[0])
-    shown = np.flatnonzero(~made)
+    shown = np.flatnonzero(~axes)
     np.testing.assert_array_equal(plane.rows.rows, shown)
     np.testing.assert_allclose(plane.rows.coordinate[:, 0], X[shown] @ w1, atol=1e-5)
     rest = (means - means.mean(0)) @ (np.eye(8) - np.outer(w1, w1))
@@ -54,8 +54,8 @@ def test_a_plane_is_what_a_plain_computation_gives(source: Source) -> None:
     np.testing.assert_allclose(plane.rows.centroid[:, 0], [v.mean() for v in want], atol=1e-5)
 
 
-def test_details_are_those_of_the_rows_asked_for(source: Source) -> None:
-    columns, table = source.details(HERE, [5, 80])
+def test_details_are_those_of_the_rows_asked_for(source: ExplorerData) -> None:
+    columns, table = source.row_details(HERE, [5, 80])
     assert columns[:3] == ["row", "trained_stage", "prompt"]
     ds = source.ds.isel(entity=[5, 80])
     assert [row[0] for row in table] == list(ds.entity.values)
@@ -66,31 +66,31 @@ def test_details_are_those_of_the_rows_asked_for(source: Source) -> None:
     np.testing.assert_allclose(answer, here["answer_loss"].values, rtol=1e-6)
 
 
-def test_search_finds_rows_by_any_label(source: Source) -> None:
+def test_search_finds_rows_by_any_label(source: ExplorerData) -> None:
     found = source.search("E00007", 100)  # whatever its case
     assert set(source.ds.entity_id.values[found]) == {"e00007"}
     assert list(source.search("R000003", 5)) == [3]
     assert not len(source.search("nowhere", 5))
 
 
-def test_what_cannot_be_shown_is_said(source: Source, tmp_path: Path) -> None:
-    many = Source(open_store(make_store(tmp_path / "many.zarr", 3, 1, 90, d_model=4)))
+def test_what_cannot_be_shown_is_said(source: ExplorerData, tmp_path: Path) -> None:
+    many = ExplorerData(open_store(make_store(tmp_path / "many.zarr", 3, 1, 90, d_model=4)))
     with pytest.raises(InputError, match=r"'entity_id' has 90 groups, at most 60"):
-        many.plane(Where("resid_post", "entity_id", "s2", 0, "last"))
+        many.plane(ViewState("resid_post", "entity_id", "s2", 0, "last"))
     with pytest.raises(InputError, match="no stage 's9'; Valid: untrained, s1"):
-        source.plane(Where("resid_post", "trained_stage", "s9", 1, "last"))
+        source.plane(ViewState("resid_post", "trained_stage", "s9", 1, "last"))
     part = make_store(tmp_path / "part.zarr", 3, 2, 40, skip={"s1": range(40)})
     with pytest.raises(NotRecordedError, match="no row is left at stage s1"):
-        Source(open_store(part)).plane(Where("resid_post", "trained_stage", "s1", 1, "last"))
+        ExplorerData(open_store(part)).plane(ViewState("resid_post", "trained_stage", "s1", 1, "last"))
 
 
 def test_rows_that_lack_a_position_are_left_out_and_counted(path: Path, tmp_path: Path) -> None:
     part = make_store(tmp_path / "part.zarr", 3, 2, 60, planted=2.0, skip={"s2": [0, 1, 2, 3]})
-    plane = Source(open_store(part)).plane(Where("resid_post", "trained_stage", "s2", 1, "last"))
+    plane = ExplorerData(open_store(part)).plane(ViewState("resid_post", "trained_stage", "s2", 1, "last"))
     assert not {0, 1, 2, 3} & set(plane.rows.rows.tolist())
     lacking = open_store(path).load()
     lacking.resid_post.values[-1, -1, :5, -1] = np.nan
-    left = Source(lacking).plane(HERE)
+    left = ExplorerData(lacking).plane(HERE)
     assert left.rows.left_out == 5
     assert np.isfinite(left.rows.coordinate).all()
 
@@ -115,70 +115,70 @@ def test_a_big_store_is_never_read_beyond_what_is_shown(tmp_path: Path, read: li
     path = sparse_store(tmp_path / "big.zarr", stages, layers, rows, width)
     slab, whole = rows * width * 4, stages * layers * rows * width * 4
     read.clear()
-    source = Source(open_store(path))
+    source = ExplorerData(open_store(path))
     assert sum(read) < 1_000_000  # labels; metadata and commit records are a few kB
     read.clear()
-    plane = source.plane(Where("resid_post", "trained_stage", "s2", layers - 1, "last"))
+    plane = source.plane(ViewState("resid_post", "trained_stage", "s2", layers - 1, "last"))
     assert slab <= sum(read) < slab * 1.01 < whole / 20
     assert plane.rows.centroid[1, 0] > plane.rows.centroid[0, 0]
     read.clear()
-    assert source.plane(plane.where) is plane
-    source.details(plane.where, range(50))
+    assert source.plane(plane.view) is plane
+    source.row_details(plane.view, range(50))
     assert sum(read) < 1_000_000
 
 
-def test_answers_are_the_verbs_and_are_found_again_beside_the_store(source: Source, path: Path) -> None:
-    answers = Answers(source)
-    question = Question("probes", "resid_post", "trained_stage", "last", pairs="ends")
-    keys = answers.keys(question, HERE, "everything")
+def test_answers_are_the_verbs_and_are_found_again_beside_the_store(source: ExplorerData, path: Path) -> None:
+    answers = ResultCache(source)
+    question = AnalysisRequest("probes", "resid_post", "trained_stage", "last", pairs="ends")
+    keys = answers.missing_keys(question, HERE, "everything")
     assert keys[0] == ("s3", 1)
     assert keys[1] == ("s3", 0)
     assert len(keys) == 8
     for key in keys[:2]:
-        answers.keep(question, key, answers.ask(question, key))
+        answers.add(question, key, answers.compute(question, key))
     from stratalens.analyses.probes.probe import probe
 
     whole = probe(source.ds.sel(stage=["s3"], token=["last"]), pairs=[("s1", "s3")], progress=False)
-    here = answers.at(question, "s3", 1)
+    here = answers.get(question, "s3", 1)
     assert here is not None
     want = whole.accuracy_mean.sel(layer=1)
     np.testing.assert_array_equal(here.accuracy_mean.values.ravel(), want.values.ravel())
-    along = answers.along_layers(question, "s3")
+    along = answers.across_layers(question, "s3")
     assert along is not None
     assert along.layer.values.tolist() == [0, 1]
-    assert answers.keys(question, HERE, "layers") == []
-    assert len(answers.keys(question, HERE, "everything")) == 6
-    everything = answers.over_everything(question, "accuracy_mean")
+    assert answers.missing_keys(question, HERE, "layers") == []
+    assert len(answers.missing_keys(question, HERE, "everything")) == 6
+    everything = answers.stage_layer_grid(question, "accuracy_mean")
     assert everything is not None
     assert int(everything.notnull().sum()) == 2
     assert float(everything.sel(stage="s3", layer=1)) == pytest.approx(float(want.mean()))
     kept = sorted(p.name for p in path.with_name("run.zarr.results").iterdir() if p.name.startswith("probe"))
-    again = Answers(Source(open_store(path)))
-    again.ask(question, keys[0])
+    again = ResultCache(ExplorerData(open_store(path)))
+    again.compute(question, keys[0])
     assert sorted(p.name for p in path.with_name("run.zarr.results").iterdir() if p.name.startswith("probe")) == kept
 
 
-def test_below_the_limit_all_rows_are_drawn_wherever_the_view_is(source: Source) -> None:
+def test_below_the_limit_all_rows_are_drawn_wherever_the_view_is(source: ExplorerData) -> None:
     scatter = Scatter(
-        lambda rows: None, lambda rows: {"row": source.texts("entity", rows), "label": ["" for _ in rows]}
+        lambda rows: None, lambda rows: {"row": source.label_texts("entity", rows), "label": ["" for _ in rows]}
     )
     plane = source.plane(HERE)
-    scatter.show(plane, *source.colours(plane.groups))
+    scatter.show(plane, *source.training_order(plane.groups))
     scatter.figure.x_range.update(start=-1e-3, end=1e-3)
-    scatter.paint("dark")  # drawn anew while zoomed in
+    scatter.set_theme("dark")  # drawn anew while zoomed in
     assert len(scatter.points.data["x"]) == len(plane.rows.rows)
     assert scatter.points.data["row"] == list(source.ds.entity.values[plane.rows.rows])
 
 
 def test_above_the_limit_rows_become_a_picture_and_points_again_when_zoomed_in(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+    source: ExplorerData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("datashader")
     monkeypatch.setattr("stratalens.analyses.explorer.scatter.MAX_POINTS", 30)
     chosen: list[np.ndarray] = []
     scatter = Scatter(chosen.append, lambda rows: {"row": [str(r) for r in rows], "label": ["" for _ in rows]})
     plane = source.plane(HERE)
-    scatter.show(plane, *source.colours(plane.groups))
+    scatter.show(plane, *source.training_order(plane.groups))
     assert len(plane.rows.rows) > 30
     assert len(scatter.points.data["x"]) == 0
     (image,) = scatter.image.data["image"]
@@ -191,5 +191,5 @@ def test_above_the_limit_rows_become_a_picture_and_points_again_when_zoomed_in(
     from bokeh.events import SelectionGeometry
 
     box = {"type": "rect", "x0": float(x[0]) - 1, "x1": float(x[4]), "y0": -1e9, "y1": 1e9}
-    scatter._enclosed(SelectionGeometry(scatter.figure, box))
+    scatter._select_enclosed(SelectionGeometry(scatter.figure, box))
     np.testing.assert_array_equal(np.sort(plane.rows.coordinate[np.isin(plane.rows.rows, chosen[0]), 0]), x[:5])

@@ -11,32 +11,32 @@ import pytest
 
 from stratalens.analyses import plots
 from stratalens.store.errors import InputError
-from support import results as made
+from support import results as planted
 
 STAGES = ("base", "s1", "s2", "s3")
 TOKEN = ("last",)
 
 
 def _probes(**narrow: Any) -> Any:
-    return made.probes(STAGES, 2, TOKEN).isel(stage=[0, 3]).sel(narrow)
+    return planted.probes(STAGES, 2, TOKEN).isel(stage=[0, 3]).sel(narrow)
 
 
 MADE: dict[str, Callable[[], Any]] = {
-    "centroid_path": lambda: plots.centroid_path(made.projection(STAGES, 1, TOKEN)),
+    "centroid_path": lambda: plots.centroid_path(planted.projection(STAGES, 1, TOKEN)),
     "layer_sweep": lambda: plots.layer_sweep(_probes()),
     "pair_matrix": lambda: plots.pair_matrix(_probes()),
-    "cosine_matrix": lambda: plots.cosine_matrix(made.cosines(_probes())),
-    "control_comparison": lambda: plots.control_comparison({"a": _probes(), "b": made.matched(_probes())}),
-    "statistic_distributions": lambda: plots.statistic_distributions(made.recorded_store(STAGES, 1, TOKEN)),
-    "stage_drift": lambda: plots.stage_drift(made.centroids(STAGES, 2, TOKEN)),
-    "probe_generalisation": lambda: plots.probe_generalisation(made.generalise(_probes(stage=["s3"], layer=[1]))),
-    "stage_layer_map": lambda: plots.stage_layer_map(made.projection(STAGES, 2)["r2"], "r2", null=0.2),
-    "layer_token_map": lambda: plots.layer_token_map(made.projection(STAGES, 2)["r2"], "r2"),
-    "direction_drift": lambda: plots.direction_drift(made.probes(STAGES, 2, TOKEN)),
-    "forgetting": lambda: plots.forgetting(made.recorded_store(STAGES, 1, TOKEN)),
-    "loss_curves": lambda: plots.loss_curves(made.losses(STAGES, 4)),
-    "entity_scatter": lambda: plots.entity_scatter(made.recorded_store(STAGES, 1, TOKEN)),
-    "message": lambda: plots.stage_drift(made.centroids(("model",), 1)),
+    "cosine_matrix": lambda: plots.cosine_matrix(planted.cosines(_probes())),
+    "control_comparison": lambda: plots.control_comparison({"a": _probes(), "b": planted.matched(_probes())}),
+    "statistic_distributions": lambda: plots.statistic_distributions(planted.recorded_store(STAGES, 1, TOKEN)),
+    "stage_drift": lambda: plots.stage_drift(planted.centroids(STAGES, 2, TOKEN)),
+    "probe_generalisation": lambda: plots.probe_generalisation(planted.generalise(_probes(stage=["s3"], layer=[1]))),
+    "stage_layer_map": lambda: plots.stage_layer_map(planted.projection(STAGES, 2)["r2"], "r2", null=0.2),
+    "layer_token_map": lambda: plots.layer_token_map(planted.projection(STAGES, 2)["r2"], "r2"),
+    "direction_drift": lambda: plots.direction_drift(planted.probes(STAGES, 2, TOKEN)),
+    "forgetting": lambda: plots.forgetting(planted.recorded_store(STAGES, 1, TOKEN)),
+    "loss_curves": lambda: plots.loss_curves(planted.losses(STAGES, 4)),
+    "entity_scatter": lambda: plots.entity_scatter(planted.recorded_store(STAGES, 1, TOKEN)),
+    "message": lambda: plots.stage_drift(planted.centroids(("model",), 1)),
 }
 
 
@@ -57,9 +57,9 @@ def test_the_key_of_colours_is_part_of_the_figure(name: str) -> None:
     drawn = hv.render(obj, backend="bokeh")
     (key,) = [legend for legend in drawn.legend if legend.name == "key"]
     assert key in drawn.below  # over the figure it would cover data
-    assert [item.label.value for item in key.items] == list(obj.stratalens_picture.legend)
-    wanted = [g for g in ("s1", "s2", "s3") if g in obj.stratalens_picture.legend]
-    assert wanted == [g for g in obj.stratalens_picture.legend if g in wanted]  # in the order of training
+    assert [item.label.value for item in key.items] == list(obj.stratalens_spec.legend)
+    wanted = [g for g in ("s1", "s2", "s3") if g in obj.stratalens_spec.legend]
+    assert wanted == [g for g in obj.stratalens_spec.legend if g in wanted]  # in the order of training
 
 
 def test_a_colour_bar_on_paper_is_as_high_as_its_map(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_colour_bar_on_paper_is_as_high_as_its_map(tmp_path: Path) -> None:
 
 
 def test_sliders_are_in_real_units() -> None:
-    obj = plots.centroid_path(made.projection(STAGES, 2), dynamic=True)
+    obj = plots.centroid_path(planted.projection(STAGES, 2), dynamic=True)
     assert [d.name for d in obj.kdims] == ["stage", "layer", "token"]
     assert list(obj.get_dimension("stage").values) == list(STAGES)
     frame = obj["s2", 1, "last"]
@@ -81,10 +81,10 @@ def test_sliders_are_in_real_units() -> None:
 
 
 def test_many_places_are_drawn_one_at_a_time() -> None:
-    few = plots.layer_sweep(made.probes(STAGES[:3], 2, TOKEN))
+    few = plots.layer_sweep(planted.probes(STAGES[:3], 2, TOKEN))
     assert isinstance(few, hv.HoloMap)
     assert not isinstance(few, hv.DynamicMap)
-    many = plots.pair_matrix(made.probes(STAGES, 13))
+    many = plots.pair_matrix(planted.probes(STAGES, 13))
     assert isinstance(many, hv.DynamicMap)
     assert list(many.get_dimension("layer").values) == list(range(13))
 
@@ -111,7 +111,7 @@ def test_every_kind_of_mark_is_drawn_for_papers(tmp_path: Path, name: str) -> No
 
 def test_a_page_of_one_figure_is_complete(tmp_path: Path) -> None:
     page = plots.save(
-        plots.centroid_path(made.projection(STAGES, 2), dynamic=True), tmp_path / "figure.html"
+        plots.centroid_path(planted.projection(STAGES, 2), dynamic=True), tmp_path / "figure.html"
     ).read_text()
     assert "<script src" not in page
     assert 'type="range"' in page
@@ -122,8 +122,8 @@ def test_what_save_refuses(tmp_path: Path) -> None:
     obj = plots.pair_matrix(_probes())
     with pytest.raises(InputError, match=r"unknown suffix '\.gif'.*\.pdf"):
         plots.save(obj, tmp_path / "a.gif")
-    with pytest.raises(InputError, match=r"no slider 'head'; valid: stage, layer"):
+    with pytest.raises(InputError, match=r"no slider 'head'. Valid: stage, layer"):
         plots.save(obj, tmp_path / "a.pdf", place={"head": 1})
-    with pytest.raises(InputError, match=r"no stage 's9'; valid: base, s3"):
+    with pytest.raises(InputError, match=r"no stage 's9'. Valid: base, s3"):
         plots.save(obj, tmp_path / "a.pdf", place={"stage": "s9"})
     assert list(tmp_path.iterdir()) == []

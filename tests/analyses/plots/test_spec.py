@@ -16,17 +16,17 @@ from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.directions.directions import stage_steps
 from stratalens.analyses.plots import entity_scatter
 from stratalens.analyses.plots.centroids import centroid_path_spec, entity_plane
-from stratalens.analyses.plots.colors import colors_at, ink_on, ramp, stage_colors
+from stratalens.analyses.plots.colors import colors_at, ramp, stage_colors, text_color_on
 from stratalens.analyses.plots.distributions import loss_curves_spec, statistic_distributions_spec
 from stratalens.analyses.plots.matrices import cosine_matrix_spec, pair_matrix_spec, scalar_map_spec
 from stratalens.analyses.plots.probes import control_comparison_spec, layer_sweep_spec
-from stratalens.analyses.plots.render_bokeh import frames
-from stratalens.analyses.plots.spec import FigureSpec, plain
+from stratalens.analyses.plots.render_bokeh import page_frames
+from stratalens.analyses.plots.spec import FigureSpec, plain_text
 from stratalens.analyses.plots.stages import probe_generalisation_spec, stage_drift_spec
 from stratalens.analyses.stats.estimates import corrected_half_width, differs_from_null, estimate, pair_mean
 from stratalens.analyses.stats.quantiles import statistic_quantiles
 from stratalens.store.errors import InputError
-from support import results as made
+from support import results as planted
 
 STAGES = ("base", "s1", "s2", "s3")
 LAST = {"stage": "s3", "layer": 2, "token": "last"}
@@ -34,29 +34,29 @@ LAST = {"stage": "s3", "layer": 2, "token": "last"}
 
 @pytest.fixture(scope="module")
 def probes() -> xr.Dataset:
-    return made.probes(STAGES, 3)
+    return planted.probes(STAGES, 3)
 
 
 @pytest.fixture(scope="module")
 def projection() -> xr.Dataset:
-    return made.projection(STAGES, 3)
+    return planted.projection(STAGES, 3)
 
 
 @pytest.fixture(scope="module")
 def store() -> xr.Dataset:
-    return made.recorded_store(STAGES, 3)
+    return planted.recorded_store(STAGES, 3)
 
 
 def test_the_path_shows_the_coordinates_at_a_place(projection: xr.Dataset) -> None:
-    picture = centroid_path_spec(projection)
-    assert list(picture.sliders) == ["stage", "layer", "token"]
-    assert picture.default() == LAST
-    table = picture.tables(LAST)["centroids"]
+    spec = centroid_path_spec(projection)
+    assert list(spec.sliders) == ["stage", "layer", "token"]
+    assert spec.default_values() == LAST
+    table = spec.tables(LAST)["centroids"]
     want = projection["coordinate"].sel(stage="s3", layer=2, token="last")
     np.testing.assert_allclose(table["x"], want.sel(component="w1"))
     np.testing.assert_allclose(table["y"], want.sel(component="w2"))
     assert table["group"] == ["s1", "s2", "s3"]
-    x0, x1, y0, y1 = picture.limits(LAST)
+    x0, x1, y0, y1 = spec.limits(LAST)
     low, high = projection["coordinate_low"], projection["coordinate_high"]
     assert x0 < float(low.sel(stage="s3", layer=2, token="last").min("group").sel(component="w1"))
     assert x1 > float(high.sel(stage="s3", layer=2, token="last").max("group").sel(component="w1"))
@@ -74,25 +74,25 @@ def test_the_path_shows_the_coordinates_at_a_place(projection: xr.Dataset) -> No
 def test_what_is_left_of_the_dims_becomes_a_slider_and_the_rest_the_title(
     projection: xr.Dataset, narrow: dict[str, Any], sliders: list[str], fixed: dict[str, Any]
 ) -> None:
-    picture = centroid_path_spec(projection.sel(narrow))
-    assert list(picture.sliders) == sliders
-    assert dict(picture.fixed) == fixed
-    heading = picture.heading(picture.default())
+    spec = centroid_path_spec(projection.sel(narrow))
+    assert list(spec.sliders) == sliders
+    assert dict(spec.fixed) == fixed
+    heading = spec.heading(spec.default_values())
     assert "resid_post" in heading
     assert "stage s3, layer 2, token last" in heading
-    assert len(picture.tables(picture.default())["centroids"]["x"]) == 3
+    assert len(spec.tables(spec.default_values())["centroids"]["x"]) == 3
 
 
 def test_a_site_without_layers_still_makes_a_path(projection: xr.Dataset) -> None:
-    picture = centroid_path_spec(projection.isel(layer=0, drop=True))
-    assert list(picture.sliders) == ["stage", "token"]
+    spec = centroid_path_spec(projection.isel(layer=0, drop=True))
+    assert list(spec.sliders) == ["stage", "token"]
 
 
-def test_the_pair_matrix_marks_what_is_not_told_from_chance(probes: xr.Dataset) -> None:
-    picture = pair_matrix_spec(probes)
-    base = picture.tables({**LAST, "stage": "base"})
+def test_the_pair_matrix_marks_pairs_that_are_not_distinguishable_from_chance(probes: xr.Dataset) -> None:
+    spec = pair_matrix_spec(probes)
+    base = spec.tables({**LAST, "stage": "base"})
     assert base["verdicts"]["text"] == ["n.s."] * 3
-    top = picture.tables(LAST)
+    top = spec.tables(LAST)
     p = probes["accuracy_p"].sel(stage="s3", layer=2, token="last").values
     assert [t == "" for t in top["verdicts"]["text"]] == (p < 0.05).tolist()
     want = probes["accuracy"].sel(stage="s3", layer=2, token="last").mean("fold")
@@ -101,8 +101,8 @@ def test_the_pair_matrix_marks_what_is_not_told_from_chance(probes: xr.Dataset) 
 
 
 def test_the_sweep_draws_every_pair_its_null_and_bold_intervals(probes: xr.Dataset) -> None:
-    picture = layer_sweep_spec(probes)
-    tables = picture.tables({"stage": "s3", "token": "last"})
+    spec = layer_sweep_spec(probes)
+    tables = spec.tables({"stage": "s3", "token": "last"})
     series = tables["main_points"]["series"] + tables["pair_points"]["series"]
     assert set(series) == {"s1 v s2", "s1 v s3", "s2 v s3", "mean of all pairs"}
     assert set(tables["null"]["y0"]) == {0.5}
@@ -114,10 +114,10 @@ def test_the_sweep_draws_every_pair_its_null_and_bold_intervals(probes: xr.Datas
 
 def test_controls_are_compared_where_all_of_them_are(probes: xr.Dataset) -> None:
     few = probes.isel(stage=[-1]).sel(pair=["s1 v s3"])
-    picture = control_comparison_spec({"probe": probes, "one pair": few, "no layer": few.isel(layer=0, drop=True)})
-    assert list(picture.sliders) == ["layer", "token"]
-    assert picture.fixed["stage"] == "s3"
-    table = picture.tables({"layer": 2, "token": "last"})
+    spec = control_comparison_spec({"probe": probes, "one pair": few, "no layer": few.isel(layer=0, drop=True)})
+    assert list(spec.sliders) == ["layer", "token"]
+    assert spec.fixed["stage"] == "s3"
+    table = spec.tables({"layer": 2, "token": "last"})
     value = float(few["accuracy"].isel(stage=0, layer=2, pair=0).sel(token="last").mean())
     first = float(few["accuracy"].isel(stage=0, layer=0, pair=0).sel(token="last").mean())
     np.testing.assert_allclose(table["pair"]["x"], [value, value, first])
@@ -125,8 +125,8 @@ def test_controls_are_compared_where_all_of_them_are(probes: xr.Dataset) -> None
 
 
 def test_a_matched_probe_has_a_row_for_each_sample(probes: xr.Dataset) -> None:
-    picture = control_comparison_spec({"activations": probes, "matched": made.matched(probes)})
-    rows = picture.tables(LAST)["mean"]["row"]
+    spec = control_comparison_spec({"activations": probes, "matched": planted.matched(probes)})
+    rows = spec.tables(LAST)["mean"]["row"]
     assert rows == ["activations", "matched: all", "matched: matched", "matched: random subsample"]
 
 
@@ -140,7 +140,7 @@ def test_controls_without_a_place_in_common_are_refused(probes: xr.Dataset) -> N
 
 
 def test_drift_is_the_distance_from_the_stage_before() -> None:
-    centroids = made.centroids(STAGES, 2)
+    centroids = planted.centroids(STAGES, 2)
     c = centroids["centroid"]
     moved = np.linalg.norm(c.isel(stage=2).values - c.isel(stage=1).values, axis=-1)
     size = np.linalg.norm(c.isel(stage=2).values, axis=-1).mean(-1, keepdims=True)
@@ -159,8 +159,8 @@ def test_quantiles_are_those_of_numpy_on_standardised_rows(store: xr.Dataset) ->
     want = np.quantile(mine, [0.05, 0.25, 0.5, 0.75, 0.95])
     here = got["quantile"].sel(statistic="resid_post_l2", stage="s2", layer=1, token="last", group="s3")
     np.testing.assert_allclose(here.values, want)
-    picture = statistic_distributions_spec(got)
-    assert {t for _, t in picture.x.ticks or ()} == {"loss", "resid_post_l2"}
+    spec = statistic_distributions_spec(got)
+    assert {t for _, t in spec.x.ticks or ()} == {"loss", "resid_post_l2"}
 
 
 def test_the_plane_holds_only_entities_that_the_axes_were_not_made_from(store: xr.Dataset) -> None:
@@ -176,44 +176,44 @@ def test_the_plane_holds_only_entities_that_the_axes_were_not_made_from(store: x
 
 
 MESSAGES: dict[str, Callable[[], FigureSpec]] = {
-    "two recorded stages": lambda: stage_drift_spec(made.centroids(("model",), 1)),
-    "two groups": lambda: centroid_path_spec(made.projection(STAGES, 1).isel(group=[0])),
-    "no layers": lambda: layer_sweep_spec(made.probes(STAGES, 1).isel(layer=0, drop=True)),
+    "two recorded stages": lambda: stage_drift_spec(planted.centroids(("model",), 1)),
+    "two groups": lambda: centroid_path_spec(planted.projection(STAGES, 1).isel(group=[0])),
+    "no layers": lambda: layer_sweep_spec(planted.probes(STAGES, 1).isel(layer=0, drop=True)),
     "two directions": lambda: cosine_matrix_spec(
-        made.cosines(made.probes(STAGES, 1)).isel(pair=[0], pair_other=[0])
+        planted.cosines(planted.probes(STAGES, 1)).isel(pair=[0], pair_other=[0])
     ),
     "No controls": lambda: control_comparison_spec({}),
-    "No training losses": lambda: loss_curves_spec(made.losses().iloc[:0]),
+    "No training losses": lambda: loss_curves_spec(planted.losses().iloc[:0]),
     "no finite loss": lambda: scalar_map_spec(
-        made.projection(STAGES, 2)["r2"] * np.nan, "stage", "layer", "loss"
+        planted.projection(STAGES, 2)["r2"] * np.nan, "stage", "layer", "loss"
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", MESSAGES)
 def test_where_there_is_nothing_to_draw_the_figure_says_why(words: str) -> None:
-    picture = MESSAGES[words]()
-    assert words in " ".join(picture.tables({})["message"]["text"])
+    spec = MESSAGES[words]()
+    assert words in " ".join(spec.tables({})["message"]["text"])
 
 
 def test_one_stage_and_one_layer_draw_without_a_slider() -> None:
-    for picture in (
-        layer_sweep_spec(made.probes(("model",), 1, ("last",))),
-        pair_matrix_spec(made.probes(("model",), 1, ("last",))),
-        centroid_path_spec(made.projection(("model",), 1, ("last",))),
-        scalar_map_spec(made.projection(("model",), 1, ("last",))["r2"], "stage", "layer", "r2"),
+    for spec in (
+        layer_sweep_spec(planted.probes(("model",), 1, ("last",))),
+        pair_matrix_spec(planted.probes(("model",), 1, ("last",))),
+        centroid_path_spec(planted.projection(("model",), 1, ("last",))),
+        scalar_map_spec(planted.projection(("model",), 1, ("last",))["r2"], "stage", "layer", "r2"),
     ):
-        assert not picture.sliders
-        assert all(len(t) for t in picture.tables({}).values())
+        assert not spec.sliders
+        assert all(len(t) for t in spec.tables({}).values())
 
 
 REFUSALS: dict[str, Callable[[], Any]] = {
-    r"centroid_path needs a Dataset with 'coordinate'.*sl.project": lambda: centroid_path_spec(made.centroids()),
-    r"cosine_matrix needs dims": lambda: cosine_matrix_spec(made.projection()["r2"]),
-    r"needs a dim 'group'": lambda: probe_generalisation_spec(made.projection()["r2"]),
-    r"stage, step and loss; loss missing": lambda: loss_curves_spec(made.losses().drop(columns="loss")),
-    r"no statistic 'l3'": lambda: statistic_quantiles(made.recorded_store(STAGES), statistics=["l3"]),
-    r"no layer 99 .*Valid": lambda: centroid_path_spec(made.projection(STAGES)).tables({**LAST, "layer": 99}),
+    r"centroid_path needs a Dataset with 'coordinate'.*sl.project": lambda: centroid_path_spec(planted.centroids()),
+    r"cosine_matrix needs dims": lambda: cosine_matrix_spec(planted.projection()["r2"]),
+    r"needs a dim 'group'": lambda: probe_generalisation_spec(planted.projection()["r2"]),
+    r"stage, step and loss; missing: loss": lambda: loss_curves_spec(planted.losses().drop(columns="loss")),
+    r"no statistic 'l3'": lambda: statistic_quantiles(planted.recorded_store(STAGES), statistics=["l3"]),
+    r"no layer 99 .*Valid": lambda: centroid_path_spec(planted.projection(STAGES)).tables({**LAST, "layer": 99}),
 }
 
 
@@ -225,7 +225,7 @@ def test_what_is_refused(message: str) -> None:
 
 def test_a_stage_has_one_colour_in_every_figure(probes: xr.Dataset, projection: xr.Dataset) -> None:
     path = dict(centroid_path_spec(projection).legend)
-    drift = dict(stage_drift_spec(made.centroids(STAGES, 2)).legend)
+    drift = dict(stage_drift_spec(planted.centroids(STAGES, 2)).legend)
     some = dict(centroid_path_spec(projection.isel(group=[0, 2])).legend)
     assert path == drift
     assert some == {k: path[k] for k in ("s1", "s3")}
@@ -235,9 +235,9 @@ def test_a_stage_has_one_colour_in_every_figure(probes: xr.Dataset, projection: 
 
 def test_groups_and_stages_are_ordered_by_training_not_by_name() -> None:
     stages = ("untrained", "zebra", "apple", "mango")
-    assert group_names(made.probes(stages, 1)) == ["zebra", "apple", "mango"]
-    assert result_order(made.projection(stages, 1)) == (["zebra", "apple", "mango"], ["untrained"])
-    shuffled = made.projection(stages, 1).isel(stage=[2, 0, 3, 1])
+    assert group_names(planted.probes(stages, 1)) == ["zebra", "apple", "mango"]
+    assert result_order(planted.projection(stages, 1)) == (["zebra", "apple", "mango"], ["untrained"])
+    shuffled = planted.projection(stages, 1).isel(stage=[2, 0, 3, 1])
     assert centroid_path_spec(shuffled).sliders["stage"] == list(stages)
 
 
@@ -261,13 +261,13 @@ def test_ramps_get_lighter_and_stand_out_from_their_page(n: int) -> None:
 @given(st.floats(0, 1))
 def test_ink_is_readable_on_every_cell(value: float) -> None:
     (color,) = colors_at(np.array([value]), 0.0, 1.0)
-    a, b = luminance(color), luminance(ink_on(color))
+    a, b = luminance(color), luminance(text_color_on(color))
     assert (max(a, b) + 0.05) / (min(a, b) + 0.05) >= 4.5
 
 
 @given(st.text(max_size=200))
 def test_names_become_printable_short_and_never_tex(name: str) -> None:
-    text = plain(name)
+    text = plain_text(name)
     assert len(text) <= 60
     assert text.isprintable() or "\u200b" in text
     assert not any(mark in text for mark in ("$$", "\\(", "\\["))
@@ -294,15 +294,17 @@ def test_estimates_prefer_what_the_analysis_reports(probes: xr.Dataset) -> None:
 
 
 def test_frames_hold_every_place_once_and_round_to_four_digits(probes: xr.Dataset) -> None:
-    picture = pair_matrix_spec(probes)
-    got = frames(picture)
+    spec = pair_matrix_spec(probes)
+    got = page_frames(spec)
     assert got["places"] == 4 * 3 * 2 == len(got["vary"]["pairs"]["value"])
     assert set(got["same"]["pairs"]) >= {"x0", "earlier"}
-    for i, place in enumerate(picture.places()):
-        np.testing.assert_allclose(got["vary"]["pairs"]["value"][i], picture.tables(place)["pairs"]["value"], rtol=1e-3)
+    for i, slider_values in enumerate(spec.all_slider_values()):
+        np.testing.assert_allclose(
+            got["vary"]["pairs"]["value"][i], spec.tables(slider_values)["pairs"]["value"], rtol=1e-3
+        )
 
 
 def test_the_sliders_start_at_the_token_called_last_wherever_it_stands() -> None:
-    picture = pair_matrix_spec(made.probes(STAGES, 2, ("last", "entity_last")))
-    assert picture.default() == {"stage": "s3", "layer": 1, "token": "last"}
-    assert [s["start"] for s in frames(picture)["sliders"]] == [3, 1, 0]
+    spec = pair_matrix_spec(planted.probes(STAGES, 2, ("last", "entity_last")))
+    assert spec.default_values() == {"stage": "s3", "layer": 1, "token": "last"}
+    assert [s["start"] for s in page_frames(spec)["sliders"]] == [3, 1, 0]

@@ -8,35 +8,35 @@ import xarray as xr
 
 from stratalens.analyses.plots.stages import direction_drift_spec, forgetting_spec, forgetting_table
 from stratalens.store.errors import InputError
-from support import results as made
+from support import results as planted
 
 STAGES = ("base", "s1", "s2", "s3")
 
 
 def test_cosines_are_those_with_the_reference_stage() -> None:
-    probes = made.probes(STAGES, 2, ("last",))
+    probes = planted.probes(STAGES, 2, ("last",))
     shuffled = probes.isel(stage=[2, 0, 3, 1])  # drawn in training order whatever the order of the data
     for reference, index in (("last", 3), ("first", 0)):
-        picture = direction_drift_spec(shuffled, reference)  # type: ignore[arg-type]
-        assert [t for _, t in picture.x.ticks or ()] == list(STAGES)
-        table = picture.tables({"layer": 1})["cosines"]
+        spec = direction_drift_spec(shuffled, reference)  # type: ignore[arg-type]
+        assert [t for _, t in spec.x.ticks or ()] == list(STAGES)
+        table = spec.tables({"layer": 1})["cosines"]
         coef = probes["coef"].sel(layer=1, token="last").values  # (stage, pair, d_model)
         unit = coef / np.linalg.norm(coef, axis=-1, keepdims=True)
         want = (unit * unit[index]).sum(-1).T
         np.testing.assert_allclose(np.reshape(table["y"], want.shape), want, atol=1e-12)
-    band = picture.tables({"layer": 1})["chance"]["y1"]
+    band = spec.tables({"layer": 1})["chance"]["y1"]
     assert band == pytest.approx([-1.96 / 4, 1.96 / 4])  # sixteen features
 
 
 def test_one_stage_and_an_unknown_reference() -> None:
-    probes = made.probes(STAGES, 1, ("last",))
+    probes = planted.probes(STAGES, 1, ("last",))
     assert "two recorded stages" in direction_drift_spec(probes.isel(stage=[0])).message
     with pytest.raises(InputError, match="did you mean 'last'"):
         direction_drift_spec(probes, "lst")  # type: ignore[arg-type]
 
 
 def test_forgetting_is_the_mean_over_entities_with_its_interval() -> None:
-    ds = made.recorded_store(STAGES, 1, ("last",), per_group=10)
+    ds = planted.recorded_store(STAGES, 1, ("last",), per_group=10)
     ids = ds["entity_id"].values.copy()
     ids[:5] = ids[0]  # five prompts about one entity count once
     ds = ds.assign_coords(entity_id=("entity", ids))
@@ -48,8 +48,8 @@ def test_forgetting_is_the_mean_over_entities_with_its_interval() -> None:
     half = 1.96 * entities.std(ddof=1) / np.sqrt(6)
     assert float(here["high"] - here["value"]) == pytest.approx(half)
     assert float(here["exposure"]) == 1
-    picture = forgetting_spec(table)
-    drawn = picture.tables({})
+    spec = forgetting_spec(table)
+    drawn = spec.tables({})
     at = [i for i, (g, s) in enumerate(zip(drawn["means"]["group"], drawn["means"]["at"], strict=True))
           if (g, s) == ("s1", "s2")]  # fmt: skip
     assert drawn["means"]["x"][at[0]] == 1
@@ -59,11 +59,11 @@ def test_forgetting_is_the_mean_over_entities_with_its_interval() -> None:
     assert drawn["before"]["y0"] == pytest.approx([before.mean()])
     alone = table.isel(stage=[0, 1], group=[2])  # nothing but the untrained model and one stage before the group's own
     assert forgetting_spec(alone).tables({})["before"]["y0"] == pytest.approx([float(alone["value"][0, 1])])
-    assert picture.y.label.startswith("mean loss (nats;")
+    assert spec.y.label.startswith("mean loss (nats;")
 
 
 def test_what_forgetting_refuses() -> None:
-    ds = made.recorded_store(STAGES, 1, ("last",))
+    ds = planted.recorded_store(STAGES, 1, ("last",))
     with pytest.raises(InputError, match="did you mean 'loss'"):
         forgetting_table(ds, statistic="los")
     with pytest.raises(InputError, match="groups that are stages"):
@@ -77,7 +77,7 @@ def test_rows_beyond_the_limit_are_shaded_and_keep_title_and_axes(monkeypatch: p
     from stratalens.analyses.plots import centroids as scatter
 
     monkeypatch.setattr(scatter, "MAX_POINTS", 10)
-    shaded = scatter.entity_scatter(made.recorded_store(STAGES, 1, ("last",)), stage="s3")
+    shaded = scatter.entity_scatter(planted.recorded_store(STAGES, 1, ("last",)), stage="s3")
     drawn = hv.render(shaded, backend="bokeh")
     assert "stage s3" in drawn.title.text
     assert "w1" in drawn.xaxis[0].axis_label
@@ -88,7 +88,7 @@ def test_rows_beyond_the_limit_are_shaded_and_keep_title_and_axes(monkeypatch: p
 def test_a_plane_needs_entities_on_both_sides() -> None:
     from stratalens.analyses.plots.centroids import entity_plane
 
-    ds = made.recorded_store(STAGES, 1, ("last",), per_group=20)
+    ds = planted.recorded_store(STAGES, 1, ("last",), per_group=20)
     same = ds.assign_coords(entity_id=("entity", ds["trained_stage"].values))
     with pytest.raises(InputError, match="too few entities"):
         entity_plane(same)
@@ -100,7 +100,7 @@ def test_a_plane_needs_entities_on_both_sides() -> None:
 def test_losses_counted_from_each_stages_start_stand_in_a_row() -> None:
     from stratalens.analyses.plots.distributions import loss_curves_spec
 
-    losses = made.losses(STAGES, 5)
+    losses = planted.losses(STAGES, 5)
     through = loss_curves_spec(losses).tables({})["steps"]["x"]
     restarted = losses.assign(step=losses.groupby("stage", sort=False).cumcount() + 1)
     again = loss_curves_spec(restarted).tables({})["steps"]["x"]

@@ -1,4 +1,4 @@
-"""Intervals cover, p-values are never zero, discoveries are controlled."""
+"""Coverage of intervals, p-values that are never zero, and control of false discoveries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.planted import planted
 
 
 def test_cluster_bootstrap_covers_where_rows_would_not() -> None:
-    """Rows of one entity share a value: 60 entities are the evidence, not 600 rows."""
+    """Rows of one entity share a value: the sample is 60 entities, not 600 rows."""
     rng = np.random.default_rng(0)
     entities, rows, studies = 60, 10, 400
     own = rng.standard_normal((entities, studies))
@@ -51,7 +51,7 @@ def test_missing_values_do_not_count() -> None:
 
 def test_weights_keep_strata_and_leave_out_negative_ones() -> None:
     strata = np.array([0, 0, 0, 1, 1, -1])
-    weights = bootstrap_weights(strata, 500, np.random.default_rng(0))
+    weights = bootstrap_weights(strata, 500, seed=0)
     np.testing.assert_array_equal(weights[:, :3].sum(1), 3)
     np.testing.assert_array_equal(weights[:, 3:5].sum(1), 2)
     np.testing.assert_array_equal(weights[:, 5], 0)
@@ -59,9 +59,9 @@ def test_weights_keep_strata_and_leave_out_negative_ones() -> None:
 
 
 def test_permuted_labels_keep_counts() -> None:
-    found = permuted_labels(np.array([0, 0, 1, 2]), 50, np.random.default_rng(0))
-    np.testing.assert_array_equal(np.sort(found, axis=1), np.tile([0, 0, 1, 2], (50, 1)))
-    assert len(np.unique(found, axis=0)) == 12
+    result = permuted_labels(np.array([0, 0, 1, 2]), 50, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.sort(result, axis=1), np.tile([0, 0, 1, 2], (50, 1)))
+    assert len(np.unique(result, axis=0)) == 12
 
 
 def test_intervals_contain_the_estimate_and_keep_bounds() -> None:
@@ -89,12 +89,12 @@ def test_fdr_equals_scipy_over_any_dims() -> None:
     for i in range(3):
         np.testing.assert_allclose(by_stage[i], false_discovery_control(p.values[i].ravel(), method="by").reshape(4, 2))
     p[0, 0, 0] = np.nan
-    found = fdr(p)
-    assert np.isnan(found[0, 0, 0])
-    np.testing.assert_allclose(found.values.ravel()[1:], false_discovery_control(p.values.ravel()[1:]))
+    result = fdr(p)
+    assert np.isnan(result[0, 0, 0])
+    np.testing.assert_allclose(result.values.ravel()[1:], false_discovery_control(p.values.ravel()[1:]))
     both = fdr(xr.Dataset({"r2_p": p, "r2": p}))
     np.testing.assert_array_equal(both.r2, p)
-    xr.testing.assert_allclose(both.r2_p, found)
+    xr.testing.assert_allclose(both.r2_p, result)
     with pytest.raises(InputError, match="bh, by"):
         fdr(p, method="holm")  # type: ignore[arg-type]
 
@@ -102,7 +102,7 @@ def test_fdr_equals_scipy_over_any_dims() -> None:
 def test_fdr_on_a_projection() -> None:
     from stratalens.analyses.centroids.centroids import project
 
-    found = project(planted(stages=2, effect=2.0, per_group=30), permutations=99, bootstrap=0, progress=False)
-    adjusted = fdr(found, over=("layer", "token"))
-    assert (adjusted.r2_p >= found.r2_p - 1e-12).all()
+    result = project(planted(stages=2, effect=2.0, per_group=30), permutations=99, bootstrap=0, progress=False)
+    adjusted = fdr(result, over=("layer", "token"))
+    assert (adjusted.r2_p >= result.r2_p - 1e-12).all()
     assert (adjusted.rank_correlation_p.isel(stage=-1, layer=-1) <= 0.05).all()

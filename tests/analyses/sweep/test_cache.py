@@ -1,4 +1,4 @@
-"""Finished slabs are kept, found again by content and parameters alone, and never confused."""
+"""Finished slabs are cached, identified by content and parameters alone, and never confused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_functions_without_a_name_never_share_results(store: Path) -> None:
     assert not results_folder(store).exists()
 
 
-def test_what_is_kept_has_the_labels_of_stage_layer_and_token(store: Path) -> None:
+def test_a_cached_result_has_the_labels_of_stage_layer_and_token(store: Path) -> None:
     ds = open_store(store)
     sweep(ds, counting([]), cache="means")
     sweep(ds, lambda slab: slab.isel(token=[1]).mean("entity"), cache="one token")
@@ -81,24 +81,24 @@ def test_an_interrupted_sweep_keeps_what_it_finished(store: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         sweep(ds, fails, cache="means", workers=1)
-    assert "slabs are kept beside the store" in stopped.value.__notes__[-1]
+    assert "slabs are cached next to the store" in stopped.value.__notes__[-1]
     again: list[int] = []
 
     def function(slab: xr.DataArray) -> xr.DataArray:
         again.append(1)
         return slab.mean("entity")
 
-    found = sweep(ds, function, cache="means", workers=1)
+    result = sweep(ds, function, cache="means", workers=1)
     assert len(again) == 12 - 5
-    np.testing.assert_allclose(found, ds.resid_post.mean("entity"), atol=1e-6)
+    np.testing.assert_allclose(result, ds.resid_post.mean("entity"), atol=1e-6)
 
 
 def test_the_cache_is_labelled_zarr_that_anyone_can_open(store: Path) -> None:
     expected = centroids(open_store(store), progress=False)
     (folder,) = results_folder(store).iterdir()
-    found = xr.open_zarr(folder, consolidated=False)
-    np.testing.assert_array_equal(found.centroid, expected.centroid)
-    assert bool(found.done.all())
+    result = xr.open_zarr(folder, consolidated=False)
+    np.testing.assert_array_equal(result.centroid, expected.centroid)
+    assert bool(result.done.all())
 
 
 def test_other_data_parameters_or_values_never_match(store: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_other_data_parameters_or_values_never_match(store: Path, tmp_path: Path
     np.testing.assert_allclose(centroids(in_memory, progress=False).centroid, 3 * base.centroid, atol=1e-5)
 
 
-def test_a_kept_sweep_knows_the_labels_that_its_function_saw(store: Path) -> None:
+def test_a_cached_sweep_depends_on_the_labels_that_its_function_saw(store: Path) -> None:
     ds = open_store(store)
 
     def by_group(slab: xr.DataArray) -> xr.DataArray:
@@ -130,15 +130,15 @@ def test_a_kept_sweep_knows_the_labels_that_its_function_saw(store: Path) -> Non
 
     first = sweep(ds, by_group, cache="means")
     flipped = ds.assign_coords(trained_stage=("entity", ds.trained_stage.values[::-1]))
-    found = sweep(flipped, by_group, cache="means")
-    xr.testing.assert_identical(found, sweep(flipped, by_group, compute=True))
-    assert not np.allclose(found, first)
+    result = sweep(flipped, by_group, cache="means")
+    xr.testing.assert_identical(result, sweep(flipped, by_group, compute=True))
+    assert not np.allclose(result, first)
     numbered = ds.assign_coords(d_model=np.arange(ds.sizes["d_model"]))
     assert "d_model" not in centroids(ds, progress=False).coords
     assert "d_model" in centroids(numbered, progress=False).coords
 
 
-def test_what_zarr_cannot_keep_is_refused_at_the_first_slab(store: Path) -> None:
+def test_a_result_that_zarr_cannot_store_is_refused_at_the_first_slab(store: Path) -> None:
     calls = []
 
     def function(slab: xr.DataArray) -> xr.DataArray:
@@ -148,27 +148,27 @@ def test_what_zarr_cannot_keep_is_refused_at_the_first_slab(store: Path) -> None
     with pytest.raises(InputError, match=r"reset_index\('place'\)"):
         sweep(open_store(store), function, cache="stacked", workers=1)
     assert len(calls) <= 2
-    with pytest.raises(InputError, match=r"times .* cannot be kept"):
+    with pytest.raises(InputError, match=r"times .* cannot be cached"):
         sweep(open_store(store), lambda slab: xr.Dataset({"at": np.datetime64("2026-01-01", "ns")}), cache="times")
-    with pytest.raises(InputError, match="'done' cannot be kept"):
+    with pytest.raises(InputError, match="'done' cannot be cached"):
         sweep(open_store(store), lambda slab: slab.mean().to_dataset(name="done"), cache="done")
-    kept = sweep(open_store(store), lambda slab: function(slab).reset_index("place"), cache="flat", workers=1)
-    assert kept.sizes["place"] == 16
+    cached = sweep(open_store(store), lambda slab: function(slab).reset_index("place"), cache="flat", workers=1)
+    assert cached.sizes["place"] == 16
 
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Slabs that were worked on since."""
+    """Positions of the slabs that are computed from now on."""
     seen: list[object] = []
 
     def counted(function: Callable[[Slab], object], slab: Slab) -> object:
         seen.append(slab.position)
         return run_slab_task(function, slab)
 
-    monkeypatch.setattr(sys.modules["stratalens.analyses.sweep"], "run_one", counted)
+    monkeypatch.setattr(sys.modules["stratalens.analyses.sweep.run"], "run_slab_task", counted)
     return seen
 
 
-VERBS: dict[str, Callable[..., Any]] = {
+ANALYSES: dict[str, Callable[..., Any]] = {
     "centroids": centroids,
     "project": partial(project, permutations=9, bootstrap=9),
     "probe": partial(sl.probe, permutations=2, resamples=20, folds=3),
@@ -181,22 +181,24 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_keeps_its_results(verb: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ANALYSES)
+def test_every_analysis_caches_its_results(name: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"progress": False, "workers": 1}
-    first = VERBS[verb](open_store(store).isel(layer=[1], stage=[2, 3]), **options)
+    first = ANALYSES[name](open_store(store).isel(layer=[1], stage=[2, 3]), **options)
     seen = reads(monkeypatch)
-    second = VERBS[verb](open_store(store).isel(layer=[1], stage=[2, 3]), **options)
+    second = ANALYSES[name](open_store(store).isel(layer=[1], stage=[2, 3]), **options)
     assert not seen, "nothing is read again, shuffled refits included"
     xr.testing.assert_identical(first, second)
-    VERBS[verb](open_store(store).isel(layer=[1], stage=[2, 3]), **options, cache=False)
+    ANALYSES[name](open_store(store).isel(layer=[1], stage=[2, 3]), **options, cache=False)
     assert seen
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_goes_on_where_it_was_interrupted(verb: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ANALYSES)
+def test_every_analysis_resumes_where_it_was_interrupted(
+    name: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"progress": False, "workers": 1}
-    whole = VERBS[verb](open_store(store), **options, cache=False)
+    whole = ANALYSES[name](open_store(store), **options, cache=False)
     seen: list[object] = []
 
     def interrupted(function: Callable[[Slab], object], slab: Slab) -> object:
@@ -205,18 +207,18 @@ def test_every_verb_goes_on_where_it_was_interrupted(verb: str, store: Path, mon
         seen.append(slab.position)
         return run_slab_task(function, slab)
 
-    monkeypatch.setattr(sys.modules["stratalens.analyses.sweep"], "run_one", interrupted)
+    monkeypatch.setattr(sys.modules["stratalens.analyses.sweep.run"], "run_slab_task", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        VERBS[verb](open_store(store), **options)
+        ANALYSES[name](open_store(store), **options)
     again = reads(monkeypatch)
-    found = VERBS[verb](open_store(store), **options)
+    result = ANALYSES[name](open_store(store), **options)
     assert len(seen) == 5
     assert not {*seen} & {*again}
-    assert list(found.data_vars) == list(whole.data_vars)
-    xr.testing.assert_identical(found, whole)
+    assert list(result.data_vars) == list(whole.data_vars)
+    xr.testing.assert_identical(result, whole)
 
 
-def test_a_probe_of_other_settings_is_made_anew(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_with_other_settings_is_computed_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ds = open_store(store).isel(layer=[0], stage=[1])
     options: dict[str, Any] = {"progress": False, "workers": 1, "resamples": 20, "folds": 3}
     sl.probe(ds, **options)
@@ -275,7 +277,7 @@ def test_results_of_any_dtype_come_back_as_they_were(store: Path) -> None:
     assert first.i.dtype == np.int32
 
 
-def test_text_of_a_fixed_width_is_kept_and_comes_back(store: Path) -> None:
+def test_text_of_a_fixed_width_is_cached_and_comes_back(store: Path) -> None:
     ds = open_store(store)
 
     def function(slab: xr.DataArray) -> xr.Dataset:

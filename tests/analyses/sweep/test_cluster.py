@@ -1,4 +1,4 @@
-"""Sweeps on a dask cluster of two worker processes: they read their own slabs, and little travels."""
+"""Sweeps on a dask cluster of two worker processes: workers read their own slabs, and little data travels."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ distributed = pytest.importorskip("distributed")
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    """Two worker processes with a thread each, which no other test sees as the default client."""
+    """Two worker processes with one thread each; other tests do not see it as the default client."""
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with (
         distributed.LocalCluster(**options) as cluster,
-        distributed.Client(cluster, set_as_default=False) as found,
+        distributed.Client(cluster, set_as_default=False) as connected,
     ):
-        yield found
+        yield connected
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def test_workers_read_their_own_slabs_and_give_what_threads_give(client: Any, st
     def who(slab: Slab) -> xr.Dataset:
         return xr.Dataset({"reader": os.getpid(), "total": slab.values().sum()})
 
-    found = run_slabs(ds, who, scheduler=client, progress=False)
-    assert here not in found.reader
-    np.testing.assert_allclose(found.total, ds.resid_post.sum(["entity", "token", "d_model"]), rtol=1e-4)
+    result = run_slabs(ds, who, scheduler=client, progress=False)
+    assert here not in result.reader
+    np.testing.assert_allclose(result.total, ds.resid_post.sum(["entity", "token", "d_model"]), rtol=1e-4)
     options: dict[str, Any] = {"cache": False, "progress": False}
     xr.testing.assert_identical(centroids(ds, scheduler=client, **options), centroids(ds, **options))
     options |= {"permutations": 19, "bootstrap": 19}
@@ -64,9 +64,9 @@ def test_many_small_slabs_share_tasks_and_keep_their_places(client: Any) -> None
         key = str(distributed.get_worker().get_current_task())
         return xr.Dataset({"total": slab.values().sum(dtype=np.float64), "task": ("name", np.array([key], object))})
 
-    found = run_slabs(ds, task_of, scheduler=client, progress=False)
-    np.testing.assert_allclose(found.total, ds.resid_post.sum(["entity", "token", "d_model"]), rtol=1e-3, atol=1e-2)
-    assert 8 <= len(set(found.task.values.ravel())) <= 10
+    result = run_slabs(ds, task_of, scheduler=client, progress=False)
+    np.testing.assert_allclose(result.total, ds.resid_post.sum(["entity", "token", "d_model"]), rtol=1e-3, atol=1e-2)
+    assert 8 <= len(set(result.task.values.ravel())) <= 10
 
 
 def test_the_active_client_is_used_also_by_lazy_sweeps(client: Any, store: Path) -> None:
@@ -90,8 +90,8 @@ def test_an_address_is_as_good_as_a_client_and_its_connection_is_closed(client: 
     ds = open_store(store).isel(stage=[0])
     before = len(client.scheduler_info()["workers"])
     clients = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.clients))
-    found = centroids(ds, order=["s1", "s2"], scheduler=client.scheduler.address, cache=False, progress=False)
-    xr.testing.assert_identical(found, centroids(ds, order=["s1", "s2"], cache=False, progress=False))
+    result = centroids(ds, order=["s1", "s2"], scheduler=client.scheduler.address, cache=False, progress=False)
+    xr.testing.assert_identical(result, centroids(ds, order=["s1", "s2"], cache=False, progress=False))
     assert len(client.scheduler_info()["workers"]) == before
     assert client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.clients)) == clients
     with pytest.raises(InputError, match="did you mean 'threads'"):
@@ -104,12 +104,12 @@ def test_what_travels_is_small_whatever_the_store_holds(tmp_path: Path) -> None:
         path = make_store(tmp_path / f"{entities}.zarr", stages=3, entities=entities, d_model=16, statistics=False)
         source = SiteData(open_store(path))
         slabs = source.slabs()
-        common = SharedContext(len, source, slabs)
-        sizes.append([len(cloudpickle.dumps(common.pack(slab))) for slab in slabs])
-        assert len(common.rows) == 1, "equal selections of rows are sent once"
+        context = SharedContext(len, source, slabs)
+        sizes.append([len(cloudpickle.dumps(context.pack(slab))) for slab in slabs])
+        assert len(context.rows) == 1, "equal selections of rows are sent once"
         for slab in slabs:
-            parcel = cloudpickle.loads(cloudpickle.dumps(common.pack(slab)))
-            again = parcel.unpack(cloudpickle.loads(cloudpickle.dumps(common)))
+            task = cloudpickle.loads(cloudpickle.dumps(context.pack(slab)))
+            again = task.unpack(cloudpickle.loads(cloudpickle.dumps(context)))
             assert (again.where, again.position) == (slab.where, slab.position)
             xr.testing.assert_identical(again.load(), slab.load())
     small, large = sizes
@@ -152,15 +152,15 @@ def test_an_interrupted_sweep_keeps_what_the_workers_finished(client: Any, store
     for call in calls.iterdir():
         call.unlink()
     switch.unlink()
-    found = sweep(ds, function, cache="means", scheduler=client)
+    result = sweep(ds, function, cache="means", scheduler=client)
     assert len(list(calls.iterdir())) == (~done).sum(), "finished slabs are not computed again"
-    np.testing.assert_allclose(found, ds.resid_post.mean("entity"), atol=1e-6)
+    np.testing.assert_allclose(result, ds.resid_post.mean("entity"), atol=1e-6)
 
 
 def test_data_that_only_this_process_has_is_sent(client: Any) -> None:
     ds = planted(chunked=False)
-    found = sweep(ds, lambda slab: slab.mean("entity"), compute=True, scheduler=client)
-    np.testing.assert_allclose(found, ds.resid_post.mean("entity"), atol=1e-6)
+    result = sweep(ds, lambda slab: slab.mean("entity"), compute=True, scheduler=client)
+    np.testing.assert_allclose(result, ds.resid_post.mean("entity"), atol=1e-6)
 
 
 def test_damage_is_named_from_a_worker_too(client: Any, store: Path) -> None:

@@ -1,4 +1,4 @@
-"""A worker process that dies in the middle of a sweep: the others do its slabs, and the answer is the same."""
+"""A worker process dies in the middle of a sweep: the others compute its slabs, and the result is the same."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def client() -> Iterator[Any]:
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with (
         distributed.LocalCluster(host="127.0.0.1", silence_logs=50, **options) as cluster,
-        distributed.Client(cluster, set_as_default=False) as found,
+        distributed.Client(cluster, set_as_default=False) as connected,
     ):
-        yield found
+        yield connected
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(client: Any, store: Path,
     calls.mkdir()
 
     def moments(slab: xr.DataArray) -> xr.Dataset:
-        """Mean and second moments; the worker that gets the seventh slab is killed, as by the system, once."""
+        """Mean and second moments; kills the worker of the seventh slab once, as the system would."""
         place = f"{slab.stage.item()}-{slab.layer.item()}"
         count = len(list(calls.glob(f"{place}.*")))
         (calls / f"{place}.{count}").touch()
@@ -53,12 +53,12 @@ def test_a_worker_killed_in_the_middle_changes_nothing(client: Any, store: Path,
         return xr.Dataset({"mean": slab.mean("entity"), "second": float(np.einsum("etd,etd->", values, values))})
 
     before = set(client.run(os.getpid).values())
-    found = sweep(ds, moments, cache="moments", scheduler=client)
+    result = sweep(ds, moments, cache="moments", scheduler=client)
     assert set(client.run(os.getpid).values()) != before, "a worker was killed"
     assert (calls / "s3-0.1").exists(), "its slab was done again"
-    assert found.sizes == {"stage": 4, "layer": 3, "token": 2, "d_model": ds.sizes["d_model"]}
+    assert result.sizes == {"stage": 4, "layer": 3, "token": 2, "d_model": ds.sizes["d_model"]}
     here = sweep(ds, moments, scheduler="threads", compute=True, progress=False)
-    xr.testing.assert_identical(found.drop_attrs(), here.drop_attrs())
+    xr.testing.assert_identical(result.drop_attrs(), here.drop_attrs())
     (folder,) = (f for f in results_folder(store).iterdir() if not f.name.startswith("."))
     assert xr.open_zarr(folder, consolidated=False).done.values.all()
 

@@ -1,4 +1,4 @@
-"""The sweep engine: lazy, bounded, restartable, the same on every scheduler."""
+"""Sweeps are lazy and bounded, and give equal results on every scheduler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.stores import make_store
 
 
 class ComputedError(Exception):
-    """Raised by a scheduler that must not be used."""
+    """Error of a scheduler that must not run."""
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -34,7 +34,7 @@ def mean(slab: xr.DataArray) -> xr.DataArray:
 
 
 def counted(ds: xr.Dataset, opened: list[tuple[int, ...]]) -> xr.Dataset:
-    """`ds` with chunks that say when they are read."""
+    """`ds` with chunks that report when they are read."""
 
     def watch(block: np.ndarray, block_info: dict | None = None) -> np.ndarray:
         if block_info:
@@ -48,12 +48,12 @@ def counted(ds: xr.Dataset, opened: list[tuple[int, ...]]) -> xr.Dataset:
 def test_sweep_equals_the_same_reduction_by_xarray() -> None:
     ds = planted()
     expected = ds.resid_post.mean("entity").compute()
-    found = sweep(ds, mean)
-    assert isinstance(found, xr.DataArray)
-    assert found.dims == expected.dims
-    xr.testing.assert_allclose(found.compute(), expected.assign_coords(found.coords), atol=1e-6)
-    assert found.stage.values.tolist() == ds.stage.values.tolist()
-    assert "stage_order" in found.coords
+    result = sweep(ds, mean)
+    assert isinstance(result, xr.DataArray)
+    assert result.dims == expected.dims
+    xr.testing.assert_allclose(result.compute(), expected.assign_coords(result.coords), atol=1e-6)
+    assert result.stage.values.tolist() == ds.stage.values.tolist()
+    assert "stage_order" in result.coords
 
 
 def test_sweep_reads_nothing_until_computed() -> None:
@@ -98,16 +98,16 @@ def test_no_more_slabs_than_workers_are_in_memory() -> None:
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
 def test_schedulers_agree_and_missing_dims_stay_missing(scheduler: str) -> None:
     ds = planted().isel(stage=-1, token=0)
-    found = sweep(ds, mean, compute=True, scheduler=scheduler)
-    assert found.dims == ("layer", "d_model")
-    np.testing.assert_allclose(found, ds.resid_post.mean("entity"), atol=1e-6)
+    result = sweep(ds, mean, compute=True, scheduler=scheduler)
+    assert result.dims == ("layer", "d_model")
+    np.testing.assert_allclose(result, ds.resid_post.mean("entity"), atol=1e-6)
 
 
 def test_a_bare_numpy_array_and_a_layerless_site_work() -> None:
     x = np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32)
-    found = sweep(xr.DataArray(x, dims=("entity", "token", "d_model")), mean, compute=True)
-    assert found.dims == ("token", "d_model")
-    np.testing.assert_allclose(found, x.mean(0), atol=1e-6)
+    result = sweep(xr.DataArray(x, dims=("entity", "token", "d_model")), mean, compute=True)
+    assert result.dims == ("token", "d_model")
+    np.testing.assert_allclose(result, x.mean(0), atol=1e-6)
 
 
 def test_results_that_differ_in_shape_are_refused_with_the_slab() -> None:
@@ -135,13 +135,13 @@ def test_unrecorded_rows_are_refused_or_skipped() -> None:
     ds["recorded"][{"stage": 1, "entity": [0, 3]}] = False
     with pytest.raises(NotRecordedError, match=r"s2 \(2 of 160\)"):
         sweep(ds, mean)
-    found = sweep(ds, mean, skip_missing=True, compute=True)
-    kept = np.setdiff1d(np.arange(160), [0, 3])
-    np.testing.assert_allclose(found[1], ds.resid_post[1].isel(entity=kept).mean("entity"), atol=1e-6)
+    result = sweep(ds, mean, skip_missing=True, compute=True)
+    recorded = np.setdiff1d(np.arange(160), [0, 3])
+    np.testing.assert_allclose(result[1], ds.resid_post[1].isel(entity=recorded).mean("entity"), atol=1e-6)
     with pytest.raises(InputError, match="template"):
         sweep(ds, mean, skip_missing=True)
     template = mean(ds.resid_post[0, 0]).compute()
-    xr.testing.assert_allclose(sweep(ds, mean, skip_missing=True, template=template).compute(), found)
+    xr.testing.assert_allclose(sweep(ds, mean, skip_missing=True, template=template).compute(), result)
 
 
 def test_missing_positions_are_skipped_and_other_nans_refused() -> None:
@@ -179,14 +179,14 @@ def test_the_users_own_array_is_never_changed() -> None:
         run_slabs(ds, lambda slab: [np.negative(x, out=x) for _, x in slab.blocks()])
 
 
-def test_text_of_any_length_is_kept_whole_and_integers_are_not_narrowed() -> None:
+def test_text_of_any_length_is_complete_and_integers_are_not_narrowed() -> None:
     ds = planted(stages=2, layers=1).assign_coords(stage=np.array(["a", "much longer"], object))
 
     def name(slab: xr.DataArray) -> xr.DataArray:
         return xr.DataArray(np.array([slab.stage.item()]), dims="k")
 
-    for found in (sweep(ds, name, compute=True, workers=1), sweep(ds, name).compute()):
-        assert found.values.ravel().tolist() == ["a", "much longer"]
+    for result in (sweep(ds, name, compute=True, workers=1), sweep(ds, name).compute()):
+        assert result.values.ravel().tolist() == ["a", "much longer"]
 
     def count(slab: xr.DataArray) -> xr.DataArray:
         return xr.DataArray(np.int8(1) if slab.stage.item() == "a" else np.int64(1000))
@@ -195,9 +195,7 @@ def test_text_of_any_length_is_kept_whole_and_integers_are_not_narrowed() -> Non
         sweep(ds, count, compute=True, scheduler="synchronous")
 
 
-def test_lazily_indexed_arrays_stay_lazy_whatever_dims_they_lack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lazily_indexed_arrays_stay_lazy_without_some_dims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ds = open_store(make_store(tmp_path / "run.zarr", layers=3, statistics=False), chunks=None)
     site, read = ds.resid_post.shape, []
     whole = VariableArray.select
@@ -212,15 +210,15 @@ def test_lazily_indexed_arrays_stay_lazy_whatever_dims_they_lack(
         read.clear()
         lazy = sweep(narrowed, mean)
         assert sum(read) == 0
-        found = lazy.compute()
+        result = lazy.compute()
         slabs = narrowed.sizes.get("stage", 1) * narrowed.sizes.get("layer", 1)
         assert max(read) * slabs == sum(read) == narrowed.resid_post.size
         assert sum(read[: 2 * slabs]) == narrowed.resid_post.size
         expected = narrowed.resid_post.mean("entity")
-        np.testing.assert_allclose(found, expected.transpose(*found.dims), atol=1e-6)
+        np.testing.assert_allclose(result, expected.transpose(*result.dims), atol=1e-6)
 
 
-def test_numbers_that_name_stages_are_told_as_they_are() -> None:
+def test_numeric_stage_names_appear_unchanged_in_messages() -> None:
     ds = planted(stages=2, layers=1).drop_vars("stage_order").assign_coords(stage=[0.25, 0.5])
     with pytest.raises(ZeroDivisionError) as caught:
         sweep(ds, lambda slab: 1 // 0, compute=True, scheduler="synchronous")
@@ -234,13 +232,13 @@ def test_feature_dims_that_results_have_too_are_refused() -> None:
     assert sweep(x, mean).dims == ("stage", "layer", "token", "fold")
 
 
-def test_data_of_which_nothing_was_selected_is_refused() -> None:
+def test_an_empty_selection_is_refused() -> None:
     for dim in ("stage", "layer", "entity", "token"):
         with pytest.raises(InputError, match=f"empty along '{dim}'"):
             probe(planted().isel({dim: []}), progress=False)
 
 
-def test_a_function_that_fails_on_noise_is_told_of_the_template() -> None:
+def test_a_function_that_fails_on_noise_gets_a_note_about_the_template() -> None:
     ds = planted().assign(resid_post=abs(planted().resid_post))
 
     def positive(slab: xr.DataArray) -> xr.DataArray:

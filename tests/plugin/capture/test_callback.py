@@ -1,3 +1,5 @@
+"""RecordingCallback records chosen steps of a training run and does not change the training."""
+
 import json
 
 import numpy as np
@@ -43,7 +45,7 @@ def test_every_chosen_step_becomes_a_stage_and_training_is_not_touched(parts, tm
     assert bool(ds.recorded.all())
     for name, value in plain.state_dict().items():
         assert torch.equal(value, watched.state_dict()[name]), name
-    assert json.dumps(trainer.state.log_history[-2]["loss"])  # it logged, and ended
+    assert json.dumps(trainer.state.log_history[-2]["loss"])  # the Trainer logged, and finished
 
 
 def test_the_last_stage_is_what_recording_the_final_model_gives(parts, tmp_path):
@@ -60,7 +62,7 @@ def test_the_last_stage_is_what_recording_the_final_model_gives(parts, tmp_path)
     assert ds.weights_fingerprint.values[1] == alone.weights_fingerprint.values[0]
 
 
-# raised inside peft and transformers, whose names for it differ between versions
+# peft and transformers raise it; its name differs between versions
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_lora_run_records_the_merged_weights(parts, tmp_path):
     peft = pytest.importorskip("peft")
@@ -75,14 +77,14 @@ def test_a_lora_run_records_the_merged_weights(parts, tmp_path):
     prompt = table.frame["prompt"][0]
     with torch.no_grad():
         hidden = model(**tokenizer(prompt, return_tensors="pt"), output_hidden_states=True).hidden_states[1]
-    held = sl.open_store(tmp_path / "run.zarr").resid_post.isel(stage=0, layer=0, entity=0, token=0).values
-    np.testing.assert_allclose(held, hidden[0, -1].numpy(), rtol=1e-4, atol=1e-6)
+    recorded = sl.open_store(tmp_path / "run.zarr").resid_post.isel(stage=0, layer=0, entity=0, token=0).values
+    np.testing.assert_allclose(recorded, hidden[0, -1].numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_one_name_for_two_steps_is_refused(parts, tmp_path):
     tokenizer, _, table = parts
     callback = RecordingCallback(table, tmp_path / "run.zarr", steps=2, tokenizer=tokenizer, name=lambda step: "now")
-    with pytest.raises(InputError, match="step 0 and to step 2"):
+    with pytest.raises(InputError, match="steps 0 and 2 have the same stage name"):
         run(parts, tmp_path / "train", callback)
 
 

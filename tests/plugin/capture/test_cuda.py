@@ -1,4 +1,4 @@
-"""A capture on a GPU against the same on the CPU, where there is a GPU (-m gpu)."""
+"""A capture on a GPU equals a capture on the CPU; run with -m gpu on a machine with a GPU."""
 
 from pathlib import Path
 

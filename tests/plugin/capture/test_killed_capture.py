@@ -1,4 +1,4 @@
-"""A real capture that is killed again and again ends as the same store, byte for byte."""
+"""A capture that is killed repeatedly ends in the same store, byte for byte."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from stratalens.plugin.models.adapters import adapt
 from support.models import BRIDGES, ON_39, bridge, hooked_transformer, table
 
 KINDS = [*BRIDGES, "cohere", "opt", *(["hooked"] if ON_39 else [])]
-SPLIT = {"opt": False}  # a projection stands between its final norm and its output layer
+SPLIT = {"opt": False}  # a projection is between its final norm and its output layer
 
 
 def make(kind: str) -> Any:
@@ -23,7 +23,7 @@ def make(kind: str) -> Any:
 
 
 def log_probabilities(model: Any, ids: np.ndarray, stop: int) -> torch.Tensor:
-    """(position, vocab) in float64, from the row alone and without padding."""
+    """Log probabilities (position, vocab) in float64, from a single row without padding."""
     with torch.no_grad():
         return model(torch.from_numpy(ids[:stop])[None])[0].double().log_softmax(-1)
 
@@ -62,7 +62,7 @@ def test_losses_and_confidence_equal_those_of_all_logits(kind: str, tmp_path: Pa
             assert at.running_loss.item() == pytest.approx(losses[:p].mean(), abs=2e-4)
             assert at.max_logprob.item() == pytest.approx(logp[p].max().item(), abs=2e-4)
             assert at.entropy.item() == pytest.approx(-(logp[p].exp() * logp[p]).sum().item(), abs=2e-4)
-            spread = logp[p].numpy().std()  # a shift by the logsumexp leaves it alone
+            spread = logp[p].numpy().std()  # a shift by the logsumexp does not change it
             assert at.logit_std.item() == pytest.approx(spread, rel=1e-3)
             middle = np.percentile(logp[p].numpy(), 50) + at.logsumexp.item()
             assert at.logit_percentile.sel(percentile=50).item() == pytest.approx(middle, abs=5e-4)

@@ -1,4 +1,4 @@
-"""Several processes capture into one store: together they leave the bytes that one alone leaves."""
+"""Several processes that capture into one store leave the same bytes as one process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def test_ranks_leave_the_bytes_of_a_single_process(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     alone = content(tmp_path / "1.zarr")
-    for size, told in json.loads((tmp_path / "told.json").read_text()).items():
+    for size, progress in json.loads((tmp_path / "progress.json").read_text()).items():
         path = tmp_path / f"{size}.zarr"
         assert content(path) == alone
         assert verify_store(path).ok
         assert open_store(path).recorded.values.all()
-        assert len(told) == int(size)
+        assert len(progress) == int(size)
         for stage in ("a", "b"):
-            last = [[facts[1:] for facts in rank if facts[0] == stage][-1] for rank in told]
+            last = [[facts[1:] for facts in rank if facts[0] == stage][-1] for rank in progress]
             assert all(done == total for done, total in last), "every process counts its own rows"
             assert sum(total for _, total in last) == ROWS
 

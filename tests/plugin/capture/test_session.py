@@ -1,4 +1,4 @@
-"""Recording leaves the model as it was: hooks, flags, modes, results; also when something goes wrong."""
+"""Recording restores the model: hooks, flags, modes and results, also after an error."""
 
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ def state(model: Any) -> dict[str, Any]:
 
 
 def used(kind: str) -> Any:
-    """A bridge that has run before: its first forward pass adds hooks of TransformerLens's own."""
+    """A bridge that has run before, because its first forward pass adds hooks of TransformerLens."""
     model = bridge(kind)
     model(torch.arange(4)[None])
     return model
 
 
 def prepared() -> Any:
-    """A bridge with a user's own hook, half of it in training mode."""
+    """A bridge with hooks of the user, one of its blocks in training mode."""
     model = used("gpt2")
     model.hook_dict["blocks.1.hook_out"].add_hook(lambda tensor, hook: tensor * 1.5)
     model.hook_dict["blocks.0.hook_out"].add_hook(lambda tensor, hook: None, is_permanent=True)
@@ -55,7 +55,7 @@ def test_after_a_capture(tmp_path: Path) -> None:
     model.original_model.eval()
     with torch.no_grad():
         assert torch.equal(model(ids), logits)
-        # the user's own intervention was in force while we recorded
+        # the user's own intervention was active during the capture
         model.hook_dict["blocks.1.hook_out"].remove_hooks()
         assert not torch.equal(model(ids), logits)
     assert ds.recorded.values.all()
@@ -69,7 +69,7 @@ def test_after_a_failure_in_the_forward_pass(tmp_path: Path, error: type[BaseExc
 
     def failing(tensor: Any, hook: Any) -> None:
         calls.append(1)
-        if len(calls) > 6:  # the probing passes go through
+        if len(calls) > 6:  # the dry runs succeed
             raise error("stop here")
 
     model.hook_dict["blocks.2.hook_in"].add_hook(failing)
@@ -108,6 +108,6 @@ def test_an_exception_inside_the_recorder_takes_the_hooks_off(tmp_path: Path) ->
         assert state(model) == before
         with Recorder(model, store, stage="s") as rec:
             assert rec.pending_rows().tolist() == [0, 1, 2, 3]
-            ids, mask = (torch.from_numpy(a) for a in store.recipe.tokenized.batch(range(4), 40))
+            ids, mask = (torch.from_numpy(a) for a in store.spec.tokenized.batch(range(4), 40))
             rec.batch(range(4))
             model(ids, attention_mask=mask)

@@ -1,4 +1,4 @@
-"""Every site at every position is bit for bit what TransformerLens's own run_with_cache gives."""
+"""Every site at every position equals the cache of TransformerLens's run_with_cache bit for bit."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ import torch
 from stratalens.plugin.capture.batching import length_buckets
 from stratalens.plugin.capture.run import capture
 from stratalens.plugin.models.sites import SHORT_NAMES
-from support.models import BRIDGES, ON_39, TwoLayers, bridge, hooked_transformer, run_two_layers, table
+from stratalens.store.errors import NonFiniteError
+from support.models import BRIDGES, ON_39, TwoLayers, bridge, hooked_transformer, run_two_layers, table, tokenizer
 
 SITES = (
     "resid_pre",
@@ -40,7 +41,7 @@ def make(kind: str) -> Any:
 
 
 def without(kind: str) -> set[str]:
-    return {"resid_mid"} if kind == "neox" else set()  # parallel attention has no middle
+    return {"resid_mid"} if kind == "neox" else set()  # parallel attention has no resid_mid
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -93,12 +94,15 @@ def test_dims_are_named_after_what_they_are(recorded: Any) -> None:
 
 def test_a_module_of_ones_own(tmp_path: Path) -> None:
     model, prompts = TwoLayers(), table(6)
-    from support.models import tokenizer
-
     ds = capture(
-        model, prompts, tmp_path / "run.zarr", sites=["layers.{layer}.hook_state", "embed"], positions=("last", "-3"),
-        tokenizer=tokenizer(), forward=run_two_layers,
-    )  # fmt: skip
+        model,
+        prompts,
+        tmp_path / "run.zarr",
+        sites=["layers.{layer}.hook_state", "embed"],
+        positions=("last", "-3"),
+        tokenizer=tokenizer(),
+        forward=run_two_layers,
+    )
     tokenized = prompts.tokenize(tokenizer())
     for group in length_buckets(np.arange(6), tokenized.lengths):
         ids, mask = (torch.from_numpy(a) for a in tokenized.batch(group.rows, group.pad_to))
@@ -114,3 +118,39 @@ def test_a_module_of_ones_own(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(ds.embed.values[0, row, token], expected)
                 entropy = torch.distributions.Categorical(logits=logits[line, place].double()).entropy().item()
                 assert ds.entropy.values[0, row, token] == pytest.approx(entropy, abs=1e-4)
+
+
+def test_values_that_are_not_finite(tmp_path: Path) -> None:
+    model = TwoLayers()
+
+    def spoilt(own: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hook = own.hook_dict["hook_embed"]
+        if ids.shape[1] > 4:
+            hook.add_hook(lambda x, hook: x.masked_fill(torch.arange(x.shape[0])[:, None, None] == 1, torch.inf))
+        try:
+            return own(ids, mask)
+        finally:
+            hook.remove_hooks()
+
+    asked: dict[str, Any] = {
+        "sites": ("layers.{layer}.hook_state",),
+        "tokenizer": tokenizer(),
+        "forward": spoilt,
+        "statistics": False,
+    }
+    with pytest.raises(NonFiniteError, match=r"stage 'model', site 'state', layer 0, entity 'r0000\d\d', token 'last'"):
+        capture(model, table(4), tmp_path / "a.zarr", **asked)
+    unchecked = capture(model, table(4), tmp_path / "b.zarr", nonfinite="keep", **asked)
+    assert unchecked.recorded.values.all()
+    assert not np.isfinite(unchecked.state.values).all()
+
+
+def test_float16_overflow_is_named_and_bfloat16_is_not_one(tmp_path: Path) -> None:
+    large = bridge("llama")
+    with torch.no_grad():
+        large.original_model.model.layers[1].mlp.down_proj.weight.mul_(1e7)
+    with pytest.raises(NonFiniteError, match=r"layer 1.*beyond the range of float16.*bfloat16"):
+        capture(large, table(3), tmp_path / "a.zarr", dtype="float16", nonfinite="keep", statistics=False)
+    wide = capture(large, table(3), tmp_path / "b.zarr", dtype="float32", statistics=False).resid_post.values
+    half = capture(large, table(3), tmp_path / "c.zarr", dtype="bfloat16", statistics=False).resid_post.values
+    np.testing.assert_array_equal(half, torch.from_numpy(wide).bfloat16().float().numpy())

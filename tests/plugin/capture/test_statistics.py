@@ -1,4 +1,4 @@
-"""Statistics in float32 against float64 references from NumPy and SciPy."""
+"""Statistics in float32 against float64 references from NumPy and SciPy; losses against torch's cross-entropy."""
 
 import warnings
 
@@ -10,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch.nn.functional import cross_entropy
 
 from stratalens.plugin.capture.statistics import (
     ACTIVATION_STATISTICS,
     PERCENTILES,
     activation_statistics,
+    negative_log_likelihood,
     output_statistics,
 )
 from stratalens.store.format import schema
@@ -23,7 +25,7 @@ from stratalens.store.format import schema
 def reference(x):
     """The activation statistics of float64 rows, by NumPy and SciPy."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy says that a constant row has no skewness; so we expect
+        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy warns that a constant row has no skewness, as expected
         return {
             "l2": np.linalg.norm(x, axis=-1),
             "l1": np.abs(x).sum(-1),
@@ -36,8 +38,8 @@ def reference(x):
         }
 
 
-def assert_close(found, x, rtol=3e-6):
-    """Relative to the size of what each statistic is made of; the shape statistics to their own size."""
+def assert_close(actual, x, rtol=3e-6):
+    """Compare relative to the size of the summands; skewness and kurtosis relative to their own size."""
     expected = reference(x)
     size = np.abs(x).max(-1)
     for name in ACTIVATION_STATISTICS:
@@ -46,7 +48,7 @@ def assert_close(found, x, rtol=3e-6):
             tolerance = rtol * expected[name]
         elif name in ("skewness", "kurtosis"):
             tolerance = rtol * (10 + 3 * np.abs(expected[name]))
-        got = found[name].double().numpy()
+        got = actual[name].double().numpy()
         bad = ~((np.abs(got - expected[name]) <= tolerance) | (np.isnan(got) & np.isnan(expected[name])))
         assert not bad.any(), (name, got[bad], expected[name][bad], x[bad])
 
@@ -70,7 +72,7 @@ def test_moments_of_any_values(x):
 @given(st.integers(0, 2**32 - 1), st.integers(-100, 100), st.sampled_from([0.0, 1.0, 30.0]), st.integers(3, 3000))
 def test_moments_at_any_scale(seed, exponent, outlier, d):
     x = np.random.default_rng(seed).standard_normal((3, d))
-    x[:, d // 2] += outlier * np.sqrt(d)  # a massive activation, as residual streams have
+    x[:, d // 2] += outlier * np.sqrt(d)  # a massive activation, as in residual streams
     x = (x * 2.0**exponent).astype(np.float32)
     assert_close(activation_statistics(torch.from_numpy(x)), x.astype(np.float64))
 
@@ -81,35 +83,35 @@ def test_moments_where_naive_ones_cancel(offset):
     x32 = x.astype(np.float32)
     x64 = x32.astype(np.float64)
     naive = np.sqrt(np.maximum((x32**2).mean(-1) - x32.mean(-1) ** 2, 0))
-    found = activation_statistics(torch.from_numpy(x32))
-    np.testing.assert_allclose(found["std"].numpy(), x64.std(-1), rtol=3e-6)
-    np.testing.assert_allclose(found["skewness"].numpy(), scipy.stats.skew(x64, axis=-1), atol=1e-5)
-    np.testing.assert_allclose(found["kurtosis"].numpy(), scipy.stats.kurtosis(x64, axis=-1), atol=1e-5)
-    if offset >= 1e4:  # the inputs do cancel: this test could fail
+    actual = activation_statistics(torch.from_numpy(x32))
+    np.testing.assert_allclose(actual["std"].numpy(), x64.std(-1), rtol=3e-6)
+    np.testing.assert_allclose(actual["skewness"].numpy(), scipy.stats.skew(x64, axis=-1), atol=1e-5)
+    np.testing.assert_allclose(actual["kurtosis"].numpy(), scipy.stats.kurtosis(x64, axis=-1), atol=1e-5)
+    if offset >= 1e4:  # the inputs do cancel, so the test can fail
         assert np.abs(naive / x64.std(-1) - 1).max() > 1e-3
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 0.1, -7.3, 1e30, 1e-30])
 @pytest.mark.parametrize("d", [1, 64, 577])
 def test_constant_rows(value, d):
-    found = activation_statistics(torch.full((2, d), value))
+    actual = activation_statistics(torch.full((2, d), value))
     value = np.float64(np.float32(value))
-    assert (found["std"] == 0).all()
-    assert found["skewness"].isnan().all()
-    assert found["kurtosis"].isnan().all()
+    assert (actual["std"] == 0).all()
+    assert actual["skewness"].isnan().all()
+    assert actual["kurtosis"].isnan().all()
     for name in ("mean", "max", "min"):
-        assert (found[name].double() == value).all()
-    np.testing.assert_allclose(found["l2"].double(), abs(value) * np.sqrt(d), rtol=1e-6)
-    np.testing.assert_allclose(found["l1"].double(), abs(value) * d, rtol=1e-6)
+        assert (actual[name].double() == value).all()
+    np.testing.assert_allclose(actual["l2"].double(), abs(value) * np.sqrt(d), rtol=1e-6)
+    np.testing.assert_allclose(actual["l1"].double(), abs(value) * d, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_are_read_exactly(dtype):
     x = (torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
-    found = activation_statistics(x)
-    assert {value.dtype for value in found.values()} == {torch.float32}
-    assert {value.shape for value in found.values()} == {(3, 5)}
-    assert_close(found, x.double().numpy())
+    actual = activation_statistics(x)
+    assert {value.dtype for value in actual.values()} == {torch.float32}
+    assert {value.shape for value in actual.values()} == {(3, 5)}
+    assert_close(actual, x.double().numpy())
 
 
 def test_float16_rows_whose_squares_would_overflow():
@@ -126,12 +128,12 @@ def test_float32_rows_whose_powers_would_overflow_or_vanish():
 
 def test_leading_and_feature_dims():
     x = torch.randn(4, 3, 2, 9, 16)
-    found = activation_statistics(x)
-    assert found["l2"].shape == (4, 3, 2, 9)
+    actual = activation_statistics(x)
+    assert actual["l2"].shape == (4, 3, 2, 9)
     one = activation_statistics(x[2, 1, 1, 5])
     for name in ACTIVATION_STATISTICS:
         assert one[name].shape == ()
-        assert torch.equal(found[name][2, 1, 1, 5], one[name])
+        assert torch.equal(actual[name][2, 1, 1, 5], one[name])
     flat = activation_statistics(x.flatten(-2))
     both = activation_statistics(x, feature_ndim=2)
     for name in ACTIVATION_STATISTICS:
@@ -142,15 +144,15 @@ def test_leading_and_feature_dims():
 def test_nan_and_infinity_show():
     x = torch.zeros(2, 8)
     x[0, 3], x[1, 3] = torch.nan, torch.inf
-    found = activation_statistics(x)
-    assert all(found[name][0].isnan() for name in ACTIVATION_STATISTICS)
-    assert found["max"][1] == found["l1"][1] == torch.inf
-    assert found["std"][1].isnan()
+    actual = activation_statistics(x)
+    assert all(actual[name][0].isnan() for name in ACTIVATION_STATISTICS)
+    assert actual["max"][1] == actual["l1"][1] == torch.inf
+    assert actual["std"][1].isnan()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("d", [7, 576, 50257])
-def test_a_row_does_not_depend_on_the_rows_beside_it(threads, d):
+def test_a_row_does_not_depend_on_the_other_rows(threads, d):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -175,70 +177,70 @@ def test_the_tile_size_changes_nothing(monkeypatch):
 def output_reference(z):
     """The output statistics of float64 logits, by NumPy and SciPy."""
     logp = scipy.special.log_softmax(z, axis=-1)
-    found = {f"logit_{name}": value for name, value in reference(z).items()}
-    found["entropy"] = scipy.special.entr(np.exp(logp)).sum(-1)
-    found["max_logprob"] = logp.max(-1)
-    found["logsumexp"] = scipy.special.logsumexp(z, axis=-1)
-    found["logit_percentile"] = np.moveaxis(np.percentile(z, PERCENTILES, axis=-1), 0, -1)
-    return found
+    actual = {f"logit_{name}": value for name, value in reference(z).items()}
+    actual["entropy"] = scipy.special.entr(np.exp(logp)).sum(-1)
+    actual["max_logprob"] = logp.max(-1)
+    actual["logsumexp"] = scipy.special.logsumexp(z, axis=-1)
+    actual["logit_percentile"] = np.moveaxis(np.percentile(z, PERCENTILES, axis=-1), 0, -1)
+    return actual
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.01, 1.0, 5.0, 100.0]), st.integers(2, 900), st.floats(-1e3, 1e3))
 def test_output_statistics(seed, spread, vocabulary, shift):
     z = (np.random.default_rng(seed).standard_normal((2, vocabulary)) * spread + shift).astype(np.float32)
-    found = output_statistics(torch.from_numpy(z))
+    actual = output_statistics(torch.from_numpy(z))
     expected = output_reference(z.astype(np.float64))
-    assert set(found) == set(expected)
-    assert_close({name: found[f"logit_{name}"] for name in ACTIVATION_STATISTICS}, z.astype(np.float64))
+    assert set(actual) == set(expected)
+    assert_close({name: actual[f"logit_{name}"] for name in ACTIVATION_STATISTICS}, z.astype(np.float64))
     for name in ("entropy", "max_logprob", "logsumexp", "logit_percentile"):
         size = 1 + np.abs(z).max() if name in ("logsumexp", "logit_percentile") else 10
-        np.testing.assert_allclose(found[name].double(), expected[name], rtol=3e-6, atol=1e-6 * size)
+        np.testing.assert_allclose(actual[name].double(), expected[name], rtol=3e-6, atol=1e-6 * size)
 
 
 @settings(max_examples=30)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 400)), elements=floats))
 def test_percentiles_are_numpys(z):
-    found = output_statistics(torch.from_numpy(z))["logit_percentile"].numpy()
+    actual = output_statistics(torch.from_numpy(z))["logit_percentile"].numpy()
     expected = np.percentile(z.astype(np.float64), PERCENTILES, axis=-1).T
-    np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-7 * np.abs(z).max())
+    np.testing.assert_allclose(actual, expected, rtol=2e-7, atol=1e-7 * np.abs(z).max())
 
 
 def test_a_real_vocabulary_at_once():
     z = torch.randn(2, 3, 49152, generator=torch.Generator().manual_seed(0)).mul(4).bfloat16()
-    found = output_statistics(z)
+    actual = output_statistics(z)
     expected = output_reference(z.double().numpy())
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name].double(), values, rtol=1e-5, atol=1e-5)
-    assert found["logit_percentile"].shape == (2, 3, len(PERCENTILES))
+        np.testing.assert_allclose(actual[name].double(), values, rtol=1e-5, atol=1e-5)
+    assert actual["logit_percentile"].shape == (2, 3, len(PERCENTILES))
 
 
 def test_certain_and_uniform_distributions():
     certain = torch.full((1, 1000), -50.0)
     certain[0, 7] = 80.0
-    found = output_statistics(certain)
-    assert found["entropy"].item() == 0
-    assert found["max_logprob"].item() == 0
-    assert found["logsumexp"].item() == 80
+    actual = output_statistics(certain)
+    assert actual["entropy"].item() == 0
+    assert actual["max_logprob"].item() == 0
+    assert actual["logsumexp"].item() == 80
     uniform = output_statistics(torch.full((1, 1000), 1e4))
     assert uniform["entropy"].item() == pytest.approx(np.log(1000), rel=1e-6)
 
 
 def test_a_forbidden_token_has_no_probability():
     z = torch.tensor([[1.0, 2.0, -torch.inf, 0.5]])
-    found = output_statistics(z)
+    actual = output_statistics(z)
     expected = output_reference(z[:, [0, 1, 3]].double().numpy())
     for name in ("entropy", "max_logprob", "logsumexp"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
-    assert found["logit_min"].item() == -torch.inf
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-6)
+    assert actual["logit_min"].item() == -torch.inf
 
 
 def test_a_nearly_certain_token_keeps_its_digits():
-    # p = 1 / (1 + e): 1 - p is far below what float32 can hold beside 1 after exponentiating plain logits of 60
+    # p = 1 / (1 + e): 1 - p is far below what float32 can represent next to 1 after exponentiating plain logits of 60
     z = torch.tensor([[60.0, 50.0, 48.0]])
-    found = output_statistics(z)
+    actual = output_statistics(z)
     expected = output_reference(z.double().numpy())
-    np.testing.assert_allclose(found["entropy"], expected["entropy"], rtol=1e-3)
-    np.testing.assert_allclose(found["max_logprob"], expected["max_logprob"], rtol=2e-3)
+    np.testing.assert_allclose(actual["entropy"], expected["entropy"], rtol=1e-3)
+    np.testing.assert_allclose(actual["max_logprob"], expected["max_logprob"], rtol=2e-3)
 
 
 @pytest.mark.gpu
@@ -248,6 +250,44 @@ def test_on_a_gpu():
     x = torch.randn(30, 8, 2, 576) * 5 + 100
     assert_close({k: v.cpu() for k, v in activation_statistics(x.cuda()).items()}, x.double().numpy())
     z = torch.randn(4, 49152) * 4
-    found, expected = output_statistics(z.cuda()), output_reference(z.double().numpy())
+    actual, expected = output_statistics(z.cuda()), output_reference(z.double().numpy())
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name].cpu().double(), values, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(actual[name].cpu().double(), values, rtol=1e-5, atol=1e-5)
+
+
+def batch(seed, shape, vocabulary, spread=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(*shape, vocabulary, generator=generator) * spread
+    return logits, torch.randint(vocabulary, shape, generator=generator)
+
+
+@given(st.integers(0, 10**6), st.tuples(st.integers(1, 4), st.integers(1, 7)), st.integers(2, 40))
+def test_losses_token_by_token(seed, shape, vocabulary):
+    logits, ids = batch(seed, shape, vocabulary)
+    expected = cross_entropy(logits.double().reshape(-1, vocabulary), ids.reshape(-1), reduction="none")
+    actual = negative_log_likelihood(logits, ids)
+    assert actual.dtype == torch.float32
+    np.testing.assert_allclose(actual, expected.reshape(shape), rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_logits_and_tiles(monkeypatch):
+    logits, ids = batch(2, (5, 6), 50)
+    expected = negative_log_likelihood(logits.bfloat16().float(), ids)
+    assert torch.equal(negative_log_likelihood(logits.bfloat16(), ids), expected)
+    monkeypatch.setattr("stratalens.plugin.capture.statistics._TILE_CPU", 1)
+    assert torch.equal(negative_log_likelihood(logits.bfloat16(), ids), expected)
+
+
+def test_the_loss_of_a_row_does_not_depend_on_the_other_rows():
+    logits, ids = batch(3, (11, 9), 577)
+    whole = negative_log_likelihood(logits, ids)
+    for rows in (slice(0, 1), slice(10, 11), slice(2, 7)):
+        assert torch.equal(negative_log_likelihood(logits[rows], ids[rows]), whole[rows])
+
+
+def test_sure_and_forbidden_tokens():
+    logits = torch.tensor([[200.0, 0.0, -torch.inf]])
+    assert negative_log_likelihood(logits, torch.tensor([0])).item() == 0
+    assert negative_log_likelihood(logits, torch.tensor([1])).item() == 200
+    assert negative_log_likelihood(logits, torch.tensor([2])).item() == torch.inf
+    assert negative_log_likelihood(logits[:0], torch.tensor([], dtype=torch.long)).shape == (0,)

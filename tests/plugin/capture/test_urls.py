@@ -55,7 +55,7 @@ def test_a_run_file_records_to_a_url(tmp_path: Path, url: str) -> None:
     ds, here = open_store(url), open_store(tmp_path / "local.zarr")
     xr.testing.assert_equal(ds, here)
     assert verify_job(url, repair=False)["ok"]
-    # The complete run lies beside the store, and says by which column to group.
+    # The complete run file is next to the store, and names the column to group by.
     assert read_beside(url) == run
     assert _by(ds, url, None) == "group"
     assert read_beside(tmp_path / "local.zarr") == local

@@ -44,7 +44,7 @@ def test_a_stage_with_the_weights_of_another_is_refused_and_no_part_of_the_store
     refused = invoke("capture", workplace(stages=again))
     assert refused.exit_code == 2
     assert "error: stages 's1' and 'again' have the same weights (fingerprint " in refused.stderr
-    assert "not begun" not in invoke("info", store).stdout
+    assert "not started" not in invoke("info", store).stdout
     assert json.loads(invoke("info", store, "--json").stdout)["complete"] is True
     meant = invoke("capture", workplace(stages=again, allow_same_weights=True))
     assert meant.exit_code == 0, meant.output
@@ -59,14 +59,14 @@ def test_stages_of_a_run_file_are_placed_by_name_unless_they_have_numbers(workpl
     assert invoke("capture", workplace(stages=stages("base", "s2"))).exit_code == 0
     between = invoke("capture", workplace(stages=stages("base", "s1", "s2")))
     assert between.exit_code == 2
-    assert "s1 would stand before it" in between.stderr
+    assert "cannot insert s1 before" in between.stderr
     assert "Record all of them to another store" in between.stderr
-    assert "not begun" not in invoke("info", store).stdout
+    assert "not started" not in invoke("info", store).stdout
     assert invoke("capture", workplace(stages=stages("s2", "s3"))).exit_code == 0  # without what is there already
     assert sl.open_store(store).stage_order.values.tolist() == [0, 1, 2]
     numbered = invoke("capture", workplace(stages=stages("s1", s1=1)))
     assert numbered.exit_code == 2
-    assert 'holds "s2: 1", given is "s1: 1"' in numbered.stderr
+    assert 'has "s2: 1", got "s1: 1"' in numbered.stderr
 
 
 def test_no_resume_refuses_a_store_that_is_there(recorded, invoke):
@@ -93,18 +93,18 @@ def test_a_stage_that_is_only_begun_does_not_count_as_there(invoke, tmp_path):
     path = make_store(tmp_path / "run.zarr", ["base", "week1"], 2, 8, statistics=False)
     with ActivationWriter(path) as writer, writer.stage("week2", order=2, fingerprint="sha256:week2"):
         page = writer._repr_html_()
-    state = "not complete: 2 of 3 stages whole; week2 at 0%"
+    state = "not complete: 2 of 3 stages complete; week2 at 0%"
     assert f"{path}: {state}<" in page
     assert invoke("info", path).stdout.startswith(f"# {path}: {state}\n")
     (path / ".stratalens" / "planned.json").write_text('["base", "week1", "week2", "week3"]')
-    assert invoke("info", path).stdout.startswith(f"# {path}: {state.replace('3', '4')}; not begun: week3\n")
+    assert invoke("info", path).stdout.startswith(f"# {path}: {state.replace('3', '4')}; not started: week3\n")
     facts = json.loads(invoke("info", path, "--json").stdout)
     assert (facts["complete"], facts["whole_stages"], facts["lacking_stages"]) == (False, ["base", "week1"], ["week3"])
 
     sites = [site_variable(name, ["d_model"], [8], "float32", HOOK) for name in ("resid_post", "z")]
     labels = make_labels(8, ["base", "week1"])
     create(path, entities=labels, layers=[0, 1], tokens=["last"], variables=sites, provenance=facts["provenance"])
-    state = "0 of 4 stages whole; base at 0% of z, week1 at 0% of z, week2 at 0%; not begun: week3\n"
+    state = "0 of 4 stages complete; base at 0% of z, week1 at 0% of z, week2 at 0%; not started: week3\n"
     assert state in invoke("info", path).stdout
     assert json.loads(invoke("info", path, "--json").stdout)["whole_stages"] == []
 
@@ -207,20 +207,20 @@ def test_a_capture_says_how_far_it_is_and_info_what_lacks(workplace, invoke, mon
         return real(stage, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(capturing, "loaded", stop)
+        patch.setattr(capturing, "loaded_model", stop)
         ended = invoke("capture", path)
     assert ended.exit_code == 130
     assert "warning: label column 'trained_stage' names stages in some rows only: 'S1' (1 row; is 's1'" in ended.stderr
     assert "base (1 of 4): 0 of 36 rows\nbase (1 of 4): 36 of 36 rows, done in " in ended.stderr
     assert "Loading" not in ended.stderr
     told = invoke("info", store)
-    assert "run.zarr: not complete: 1 of 4 stages whole; not begun: s1, s2, s3\n" in told.stdout
-    assert "s2\t\tnot begun\t0%" in told.stdout
+    assert "run.zarr: not complete: 1 of 4 stages complete; not started: s1, s2, s3\n" in told.stdout
+    assert "s2\t\tnot started\t0%" in told.stdout
     page = workplace.folder / "report.html"
     shown = invoke("report", store, "--by", "colour", "-o", page)
     assert shown.exit_code == 0, shown.output
-    state = "is not complete: 1 of 4 stages whole; not begun: s1, s2, s3"
-    assert f"{state}; the capture, run again, records the rest" in shown.stderr
+    state = "is not complete: 1 of 4 stages complete; not started: s1, s2, s3"
+    assert f"{state}; run the capture again to record the rest" in shown.stderr
     assert f"The store {state}." in page.read_text()
     assert str(workplace.folder) not in re.sub("<script.*?</script>", "", page.read_text(), flags=re.S)
     again = invoke("capture", path)
@@ -242,7 +242,7 @@ def test_labels_are_corrected_in_a_store(workplace, invoke):
     assert f"stratalens label {store} TABLE" in refused.stderr
     done = invoke("label", store, prompts)
     assert done.exit_code == 0, done.output
-    assert "trained_stage: 1 row has another value than before\ncolour: 36 rows have" in done.stderr
+    assert "trained_stage: 1 row changed\ncolour: 36 rows changed" in done.stderr
     assert sl.open_store(store).trained_stage.values[5] == "s1"
     assert invoke("verify", store).stdout.startswith("ok: 4 blocks, ")
     assert invoke("capture", path).exit_code == 0
@@ -258,13 +258,13 @@ def test_a_forecast_of_a_short_run_is_the_same_number_in_text_and_json(workplace
     monkeypatch.setattr("stratalens.plugin.capture.forecast.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     facts = json.loads(invoke("forecast", workplace(), "--json").stdout)
     assert 0 < facts["seconds"] < 0.05
-    assert f"come on top)\t{facts['seconds']}\n" in invoke("forecast", workplace()).stdout
+    assert f"without loading models)\t{facts['seconds']}\n" in invoke("forecast", workplace()).stdout
 
 
 def test_a_forecast_says_what_it_leaves_out(workplace, invoke):
     told = invoke("forecast", workplace()).stdout
-    assert "memory_bytes (the two block buffers; the model and its forward pass come on top)\t" in told
-    assert "seconds (forward passes; starting up and loading models come on top)\t" in told
+    assert "memory_bytes (the two block buffers, without the model and its forward pass)\t" in told
+    assert "seconds (forward passes, without loading models)\t" in told
     for command in ("study", "forecast"):
         assert "demo, smoke, cpu or paper" in " ".join(invoke(command, "--help").stdout.replace("│", " ").split())
 

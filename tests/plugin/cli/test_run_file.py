@@ -24,7 +24,7 @@ def written(tmp_path, **keys):
         ({"stages": [{"nme": "a", "name": "b"}]}, ["stages.0", "unknown key 'nme'", "'name'"]),
         ({"stages": [{"path": "x"}]}, ["stages.0.name", "missing"]),
         ({"stages": [{"name": "a", "path": "x", "revision": "y"}]}, ["path and revision", "keep one"]),
-        ({"stages": [{"name": "a"}, {"name": "a"}]}, ["more than once", "'a'"]),
+        ({"stages": [{"name": "a"}, {"name": "a"}]}, ["repeated", "'a'"]),
         ({"dtype": "int4"}, ["dtype", "bfloat16", "'int4'"]),
         ({"allow_same_weights": "perhaps"}, ["allow_same_weights", "boolean", "'perhaps'"]),
         ({"batch_size": 0}, ["batch_size", "greater than or equal to 1"]),
@@ -51,7 +51,7 @@ def test_a_folder_is_no_run_file(tmp_path):
     with pytest.raises(InputError, match=r"run\.zarr is a store, not a run file: give the YAML file"):
         read_run_file(store)
     written(tmp_path).rename(tmp_path / "run.zarr.run.yaml")
-    with pytest.raises(InputError, match=r"run\.zarr\.run\.yaml is the one it was recorded with"):
+    with pytest.raises(InputError, match=r"run\.zarr\.run\.yaml is the run file of this store"):
         read_run_file(store)
     with pytest.raises(InputError, match="is a folder; give the YAML file"):
         read_run_file(tmp_path)

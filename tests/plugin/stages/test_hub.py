@@ -1,4 +1,4 @@
-"""Hub revisions as stages, against a hub on this machine that serves tiny checkpoints, Pythia-style."""
+"""Hub revisions as stages, loaded from a local server with tiny checkpoints named like those of Pythia."""
 
 import json
 import os
@@ -37,9 +37,9 @@ def prompts(tmp_path_factory):
 
 
 def command(arguments, endpoint, home, cwd):
-    """stratalens in a process of its own: huggingface_hub reads where the hub is when it is imported."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    environment = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    """Run stratalens in a separate process, because huggingface_hub reads the hub's address when it is imported."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment = {**inherited, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         environment.pop(proxy, None)
     call = [sys.executable, "-m", "stratalens", *arguments]
@@ -77,8 +77,8 @@ def test_every_revision_is_a_stage_with_its_own_weights(recorded, folders, promp
         ids = AutoTokenizer.from_pretrained(folders[step])(text, return_tensors="pt")
         with torch.no_grad():
             hidden = model(**ids, output_hidden_states=True).hidden_states[2][0, -1].numpy()
-        held = ds.resid_post.sel(stage=step, layer=1, token="last").isel(entity=3).values
-        np.testing.assert_allclose(held, hidden, rtol=1e-4, atol=1e-5)
+        recorded_values = ds.resid_post.sel(stage=step, layer=1, token="last").isel(entity=3).values
+        np.testing.assert_allclose(recorded_values, hidden, rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_capture_takes_what_the_cache_has_and_records_nothing_twice(recorded, folders, prompts):

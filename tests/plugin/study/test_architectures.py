@@ -22,7 +22,7 @@ ANALYSIS = AnalysisSettings(repeats=2, permutations=10, sweep_permutations=5, pr
 
 def save(folder, kind):
     tokenizer = study_tokenizer()
-    # more rows than tokens, as real models have: some tokenizer classes add a token of their own when loaded
+    # more rows than tokens, as in real models: some tokenizer classes add a token when loaded
     size, ends = len(tokenizer) + 8, {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.eos_token_id}
     wide = {"vocab_size": size, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, **ends}
     configs = {

@@ -56,7 +56,7 @@ def test_every_headline_number_has_interval_null_and_n(done):
     assert by_name["early v late accuracy, untrained"]["stage"] == "untrained"
 
 
-def test_the_report_stands_alone_and_says_what_it_is(done):
+def test_the_report_is_standalone_and_has_its_notes(done):
     page = done.report.read_text()
     assert "a note of ours" in page
     assert "proves nothing" in page
@@ -64,7 +64,7 @@ def test_the_report_stands_alone_and_says_what_it_is(done):
     assert "tokens in use" in page
 
 
-def test_a_second_run_reuses_everything_and_says_the_same(settings, done, capsys):
+def test_a_second_run_reuses_everything_and_gives_the_same_numbers(settings, done, capsys):
     weights = done.folder / "checkpoints" / "s3" / "model.safetensors"
     before, rows = weights.stat().st_mtime_ns, json.loads(done.summary.read_text())
     run_study(settings, done.folder, smoke_test=True)

@@ -1,4 +1,4 @@
-"""Stores whose sites are packed with zstd: the same values, the same guarantees, fewer bytes."""
+"""Stores with zstd compression: the same values, the same guarantees, fewer bytes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_reads_the_same_values(pair: tuple[Path, Path], verify: bool) -> None:
     for chunks in ("auto", None):
         plain, packed = (open_store(path, verify=verify, chunks=chunks) for path in pair)  # type: ignore[arg-type]
         xr.testing.assert_equal(plain, packed)
-        for _ in range(2):  # also when every chunk was looked at before
+        for _ in range(2):  # the second time, every chunk is verified already
             for key in (
                 {"entity": 5},
                 {"entity": [22, 1, 8], "layer": 1},
@@ -64,7 +64,7 @@ def test_plain_readers_see_the_codecs_and_the_values(pair: tuple[Path, Path]) ->
 
 
 def write(path: Path, compression: str, blocks: int | None = None, prefix: int = 0) -> Any:
-    """A store of four blocks; of each prompt the first `prefix` of 512 dims are those of every other one."""
+    """A store of four blocks; the first `prefix` of 512 dims are equal in all prompts."""
     site = site_variable("resid_post", ["d_model"], [512], "bfloat16", HOOK)
     store = create(
         path, entities=make_labels(64, ["s"]), layers=range(3), tokens=["last"], variables=[site], block_size=16,
@@ -80,14 +80,14 @@ def write(path: Path, compression: str, blocks: int | None = None, prefix: int =
     return store
 
 
-def test_info_shows_what_lies_on_disk(tmp_path: Path) -> None:
+def test_info_shows_the_size_on_disk(tmp_path: Path) -> None:
     write(tmp_path / "plain.zarr", "none", prefix=384)
     write(tmp_path / "packed.zarr", "zstd", prefix=384)
     plain, packed = (info(tmp_path / f"{n}.zarr") for n in ("plain", "packed"))
-    held = sum(p.stat().st_size for p in (tmp_path / "packed.zarr/resid_post").glob("c.*"))
-    assert packed["variables"]["resid_post"]["bytes"] == held < plain["variables"]["resid_post"]["bytes"] / 2
+    on_disk = sum(p.stat().st_size for p in (tmp_path / "packed.zarr/resid_post").glob("c.*"))
+    assert packed["variables"]["resid_post"]["bytes"] == on_disk < plain["variables"]["resid_post"]["bytes"] / 2
     assert packed["variables"]["resid_post"]["bytes_uncompressed"] == plain["variables"]["resid_post"]["bytes"]
-    assert packed["bytes"] == held + packed["variables"]["recorded"]["bytes"]
+    assert packed["bytes"] == on_disk + packed["variables"]["recorded"]["bytes"]
     assert packed["variables"]["resid_post"]["compression"] == "zstd"
     seen: list[tuple[int, int]] = []
     assert verify_store(tmp_path / "packed.zarr", progress=lambda done, total: seen.append((done, total))).ok
@@ -101,18 +101,16 @@ def test_resumes_to_the_same_bytes_and_never_rewrites(tmp_path: Path) -> None:
     write(tmp_path / "halved.zarr", "zstd")
     whole = content(tmp_path / "whole.zarr")
     assert content(tmp_path / "halved.zarr") == whole
-    kept = [name for name in before if name.startswith("resid_post/c.")]
-    assert len(kept) == 2
+    committed = [name for name in before if name.startswith("resid_post/c.")]
+    assert len(committed) == 2
     add_stage(tmp_path / "halved.zarr", "t", 1)
     after = content(tmp_path / "halved.zarr")
-    assert all(after[name] == whole[name] == data for name, data in before.items() if name in kept)
+    assert all(after[name] == whole[name] == data for name, data in before.items() if name in committed)
 
 
 def test_another_compression_refuses(tmp_path: Path) -> None:
     write(tmp_path / "run.zarr", "zstd")
-    with pytest.raises(
-        MismatchError, match=r"compression of resid_post differs.*\"zstd\", given is \"none\".*same com"
-    ):
+    with pytest.raises(MismatchError, match=r"compression of resid_post differs.*\"zstd\", got \"none\".*same com"):
         write(tmp_path / "run.zarr", "none")
     with pytest.raises(InputError, match="compression is 'zst': did you mean 'zstd'"):
         write(tmp_path / "new.zarr", "zst")
@@ -138,8 +136,8 @@ def test_damage_is_found_named_and_recorded_again(tmp_path: Path) -> None:
         cases.append(bytes(data))
     for bad in cases:
         file.write_bytes(bad)
-        (found, *_) = verify_store(path).damaged
-        assert (found.stage, found.site, found.rows) == ("s", "resid_post", (32, 48))
+        (damage, *_) = verify_store(path).damaged
+        assert (damage.stage, damage.site, damage.rows) == ("s", "resid_post", (32, 48))
         with pytest.raises(DamagedError, match=r"stage 's', resid_post.* entity rows 32 to 47 is damaged"):
             open_store(path).resid_post.load()
         open_store(path).resid_post[:, :, :32].load()

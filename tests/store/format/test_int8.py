@@ -1,4 +1,4 @@
-"""Sites scaled to int8: what is lost is bounded, measured row by row, and said in the store and in `info`."""
+"""Sites scaled to int8: the error is bounded, measured for each row, and shown by the store and by `info`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_no_value_is_off_by_more_than_half_a_scale(values: np.ndarray) -> None:
     assert numbers.min() >= -127
     wide = values.astype(np.float64)
     steps = scale[..., None].astype(np.float64)
-    # float32's own rounding of the quotient and of the product stands beside the half step.
+    # float32 rounds the quotient and the product, in addition to the half step.
     assert (np.abs(back - wide) <= steps * (0.5 + 1e-4) + np.abs(wide) * 2**-23).all()
     norms = np.linalg.norm(wide, axis=-1)
     lost = np.linalg.norm(wide - numbers * steps, axis=-1)
@@ -54,7 +54,7 @@ def test_no_value_is_off_by_more_than_half_a_scale(values: np.ndarray) -> None:
     np.testing.assert_allclose(error, expected, rtol=1e-3, atol=1e-6)
     assert (error[norms == 0] == 0).all()
     again = quantise(back, "x")[0]
-    np.testing.assert_array_equal(again, numbers), "what came back is stored without further loss"
+    np.testing.assert_array_equal(again, numbers), "restored values are stored without further loss"
 
 
 def test_missing_rows_and_rows_that_int8_cannot_hold() -> None:
@@ -64,7 +64,7 @@ def test_missing_rows_and_rows_that_int8_cannot_hold() -> None:
     assert np.isnan(scale).tolist() == np.isnan(error).tolist() == [False, True, False]
     assert restore(numbers, scale)[2].tolist() == [0, 0]
     for bad in ([np.nan, 1], [np.inf, 1], [np.nan, np.inf]):
-        with pytest.raises(NonFiniteError, match=r"here: a row holds infinity, or NaN beside numbers.*dtype='float32'"):
+        with pytest.raises(NonFiniteError, match=r"here: .* infinity, or NaN together with numbers.*dtype='float32'"):
             quantise(np.array([bad], dtype=np.float32), "here")
 
 
@@ -74,8 +74,8 @@ def store(request: pytest.FixtureRequest, module_path: Path) -> Path:
     return make_store(path, tokens=request.param, dtype="int8", extra=[HEADS, EMBED], **SHAPE)
 
 
-def given_values(path: Path, stage: str) -> np.ndarray:
-    """What make_store gave for resid_post, dims (layer, entity, token, d_model); skipped rows are NaN."""
+def source_values(path: Path, stage: str) -> np.ndarray:
+    """Values that make_store wrote to resid_post, dims (layer, entity, token, d_model); skipped rows are NaN."""
     tokens = load(storage_at(path)).tokens
     names = ["untrained", "s1"]
     order = {name: i for i, name in enumerate(names)}
@@ -93,7 +93,7 @@ def test_reads_as_float32(store: Path, chunks: Any) -> None:
     assert ds.resid_post.dtype == ds.z.dtype == ds.embed.dtype == np.float32
     assert bits.resid_post.dtype == np.int8
     for number, stage in enumerate(["untrained", "s1"]):
-        values = given_values(store, stage)
+        values = source_values(store, stage)
         expected, scale, error = quantise(values, "x")
         np.testing.assert_array_equal(bits.resid_post[number].values, expected)
         np.testing.assert_array_equal(ds.resid_post_scale[number].values, scale)
@@ -122,7 +122,7 @@ def test_the_measured_error_is_in_the_store_and_in_info(store: Path) -> None:
         assert attrs["max_relative_error"] == errors.max()
         assert attrs["mean_relative_error"] == pytest.approx(errors.mean(), rel=1e-9)
     assert "max_relative_error" not in info(store)["variables"]["resid_post_l2"]
-    # A plain reader has all it needs to get the values back.
+    # A plain reader can restore the values.
     numbers, scale = zarr.open_array(store / "resid_post", mode="r"), plain[plain.resid_post.attrs["scale"]]
     values = numbers[...].astype(np.float32) * scale.values[..., None]
     np.testing.assert_array_equal(values, open_store(store).resid_post.values)
@@ -186,10 +186,10 @@ def make_joined(tmp_path: Path, path: Path) -> xr.Dataset:
 def test_what_it_takes_and_what_it_refuses(tmp_path: Path) -> None:
     store = write(tmp_path / "run.zarr")
     expected = forecast([EMBED], entities=20, layers=2, tokens=1, stages=1, block_size=8)
-    found = info(tmp_path / "run.zarr")
-    assert (found["bytes"], found["files"]) == (expected.nbytes, expected.files)
+    described = info(tmp_path / "run.zarr")
+    assert (described["bytes"], described["files"]) == (expected.nbytes, expected.files)
     wide = site_variable("embed", ["d_model"], [8], "float32", "embed.hook_out")
-    with pytest.raises(MismatchError, match=r"dtype of embed differs.*\"int8\", given is \"float32\""):
+    with pytest.raises(MismatchError, match=r"dtype of embed differs.*\"int8\", got \"float32\""):
         create(tmp_path / "run.zarr", entities=make_labels(20, ["s"]), layers=range(2), tokens=["last"],
                variables=[wide])  # fmt: skip
     with ActivationWriter(store) as writer, writer.stage("t", order=1, fingerprint="g") as stage:

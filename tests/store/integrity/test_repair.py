@@ -1,4 +1,4 @@
-"""Reading while a store is repaired: at every step true values, or an error that names what is not there."""
+"""Reads during a repair return true values, or raise an error that names the missing data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import xarray as xr
 from stratalens.store import open_store, verify_store
 from stratalens.store.errors import DamagedError, NotRecordedError, StratalensError
 from stratalens.store.state.manifest import load
+from stratalens.store.storage.disk import DiskOperations
 from stratalens.store.storage.local import LocalStorage
 from support.synthetic_writer import ENTITIES, content, stream
 
@@ -35,7 +36,7 @@ def known(clean: Path) -> xr.Dataset:
 
 @pytest.fixture
 def run(tmp_path: Path, clean: Path) -> Path:
-    """A store with three damaged blocks, a damaged commit record and a damaged coordinate."""
+    """Copy a store and damage three blocks, a commit record and a coordinate."""
     path = Path(shutil.copytree(clean, tmp_path / "run.zarr"))
     layouts = load(LocalStorage(path)).layouts
     for key, at in ((layouts["resid_post"].key(1, 2), 9), ("stage/c.1", 20), (".stratalens/commits/0001.0", 30)):
@@ -52,7 +53,7 @@ def blocks() -> list[slice]:
 
 
 def compare(ds: xr.Dataset, known: xr.Dataset) -> set[tuple[str, int]]:
-    """Read every block: equal values, or missing as `recorded` says, or an error; (stage, block) of the errors."""
+    """Compare every block with the known values; return the (stage, block) that raise an error."""
     failed = set()
     for stage in known.stage.values.tolist():
         for number, rows in enumerate(blocks()):
@@ -78,13 +79,13 @@ def compare(ds: xr.Dataset, known: xr.Dataset) -> set[tuple[str, int]]:
 
 
 def at_every_step(monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> list[str]:
-    """Call `look` before everything that changes the disk."""
+    """Call `look` before every change of the disk."""
     steps: list[str] = []
     busy: list[bool] = []
-    for name in ("_open", "_write", "_rename", "_unlink", "_fsync_folder", "_mkdir"):
-        original = getattr(LocalStorage, name)
+    for name in ("open", "write", "rename", "unlink", "fsync_folder", "mkdir"):
+        original = getattr(DiskOperations, name)
 
-        def step(self: LocalStorage, *arguments: Any, original: Any = original, name: str = name) -> Any:
+        def step(self: DiskOperations, *arguments: Any, original: Any = original, name: str = name) -> Any:
             if not busy:
                 busy.append(True)
                 look()
@@ -93,12 +94,12 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> 
             steps.append(name)
             return result
 
-        monkeypatch.setattr(LocalStorage, name, step)
+        monkeypatch.setattr(DiskOperations, name, step)
     return steps
 
 
 def test_readers_during_a_repair(run: Path, clean: Path, known: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One reader opened before (by a good copy of the damaged commit record), and others at every step."""
+    """One reader opens the store before the repair, with an intact commit record; others open it at every step."""
     record = run / ".stratalens/commits/0001.0"
     damaged = record.read_bytes()
     record.write_bytes((clean / ".stratalens/commits/0001.0").read_bytes())
@@ -122,14 +123,14 @@ def test_readers_during_a_repair(run: Path, clean: Path, known: xr.Dataset, monk
         report = verify_store(run, repair=True)
     assert report.ok
     assert len(report.missing) == 3
-    assert {"_open", "_rename", "_unlink"} <= set(steps)
+    assert {"open", "rename", "unlink"} <= set(steps)
     assert refused, "the damaged commit record stops a reader that opens the store before it is rebuilt"
     assert all("0001.0" in text for text in refused)
 
     with pytest.raises(DamagedError, match="stage 's1', resid_post, layer 0, entity rows 12 to 17"):
         before.resid_post.isel(
             stage=1, entity=12
-        ).load()  # not in the record that was rebuilt; its files lie there still
+        ).load()  # not in the rebuilt record; the repair keeps its intact files
     for stage, block in LOST - {("s1", 2)}:
         rows = blocks()[block]
         with pytest.raises(NotRecordedError, match=r"marked as missing by a repair since .* open it again"):
@@ -144,6 +145,6 @@ def test_readers_during_a_repair(run: Path, clean: Path, known: xr.Dataset, monk
     assert gone == LOST
     assert compare(after, known) == set(), "after the repair nothing is damaged: what is gone is missing"
 
-    stream(run)  # recorded again under the reader that was opened before the damage
+    stream(run)  # recorded again while the first reader is still open
     assert compare(before, known) == set()
     assert content(run) == content(clean)

@@ -1,4 +1,4 @@
-"""Verification finds every flipped bit, names it, and repair marks it for recording again."""
+"""Verification finds and names every flipped bit; repair marks the block for recording again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def flip(path: Path, bit: int) -> bytes:
     return before
 
 
-def test_a_whole_store_is_ok(run: Path) -> None:
+def test_an_intact_store_is_ok(run: Path) -> None:
     seen: list[tuple[int, int]] = []
     report = verify_store(run, progress=lambda done, total: seen.append((done, total)))
     assert report.ok
@@ -71,9 +71,9 @@ def test_the_damaged_chunk_is_named_and_reading_it_says_the_same(run: Path) -> N
     layout = store.layouts["resid_post"]
     path = run / layout.key(1, 2)
     flip(path, 8 * (layout.inner_stride * 2 + 5))
-    (found,) = verify_store(run).damaged
-    assert (found.stage, found.site, found.layer, found.rows) == ("s1", "resid_post", 2, (12, 18))
-    assert str(found).startswith("stage 's1', resid_post, layer 2, entity rows 12 to 17: bytes differ")
+    (damage,) = verify_store(run).damaged
+    assert (damage.stage, damage.site, damage.layer, damage.rows) == ("s1", "resid_post", 2, (12, 18))
+    assert str(damage).startswith("stage 's1', resid_post, layer 2, entity rows 12 to 17: bytes differ")
     for chunks in ("auto", None):
         for dtype in ("float32", "bits"):
             ds = open_store(run, chunks=chunks, dtype=dtype)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def test_the_damaged_chunk_is_named_and_reading_it_says_the_same(run: Path) -> N
             with pytest.raises(DamagedError, match="entity rows 12 to 17"):
                 ds.resid_post.isel(stage=1, layer=2, entity=13, token=0).load()
             ds.resid_post.sel(stage="s1", layer=1).load()
-            if chunks is None:  # a dask chunk is several blocks, and is read whole
+            if chunks is None:  # a dask chunk has several blocks and is read completely
                 ds.resid_post.sel(stage="s1", layer=2).isel(entity=slice(0, 12)).load()
     open_store(run, verify=False).resid_post.load()
 
@@ -113,10 +113,18 @@ def test_repair_marks_what_is_damaged_and_a_resume_records_just_that(run: Path, 
 
 
 @pytest.mark.parametrize(
-    "name", ["zarr.json", ".stratalens/root.json", "resid_post/zarr.json", "stage/c.1", ".stratalens/commits/0001.0",
-             "token/c.0", "history"],
-)  # fmt: skip
-def test_what_can_be_rebuilt_is_rebuilt(run: Path, clean: Path, name: str) -> None:
+    "name",
+    [
+        "zarr.json",
+        ".stratalens/root.json",
+        "resid_post/zarr.json",
+        "stage/c.1",
+        ".stratalens/commits/0001.0",
+        "token/c.0",
+        "history",
+    ],
+)
+def test_metadata_and_records_are_rebuilt(run: Path, clean: Path, name: str) -> None:
     path = run / (".stratalens/history.jsonl" if name == "history" else name)
     flip(path, 8 * (path.stat().st_size // 2))
     assert not verify_store(run).ok
@@ -138,29 +146,29 @@ def test_a_lost_root_comes_back(run: Path, clean: Path) -> None:
 def test_a_whole_file_of_another_block_is_found(run: Path) -> None:
     layout = load(LocalStorage(run)).layouts["resid_post"]
     shutil.copy(run / layout.key(1, 0), run / layout.key(2, 0))
-    (found,) = verify_store(run).damaged
-    assert "not the one that was committed" in str(found)
+    (damage,) = verify_store(run).damaged
+    assert "not the one that was committed" in str(damage)
 
 
 def test_labels_of_another_store_are_found(run: Path, tmp_path: Path) -> None:
     other = make_store(tmp_path / "o.zarr", ["s0"], entities=ENTITIES, labels={"entity_id": ["x"] * ENTITIES})
     shutil.copy(other / "entity_id" / "c.0", run / "entity_id" / "c.0")
-    (found,) = verify_store(run).damaged
-    assert found.kind == "label"
+    (damage,) = verify_store(run).damaged
+    assert damage.kind == "label"
 
 
 def test_damaged_labels_are_written_again_by_the_same_capture(run: Path, clean: Path) -> None:
     flip(run / "prompt" / "c.0", 99)
     with pytest.raises(DamagedError, match="label column 'prompt'"):
         open_store(run)
-    (found,) = verify_store(run).damaged
+    (damage,) = verify_store(run).damaged
     place = f"label column 'prompt', entity rows 0 to {ENTITIES - 1}: differs from its checksum: "
-    assert (str(found).startswith(place), str(found).count("label column")) == (True, 1)
+    assert (str(damage).startswith(place), str(damage).count("label column")) == (True, 1)
     stream(run)
     assert content(run) == content(clean)
 
 
-def test_repair_waits_for_nobody(run: Path) -> None:
+def test_repair_raises_while_a_writer_is_open(run: Path) -> None:
     flip(run / "stage" / "c.0", 5)
     with ActivationWriter(run):
         flip(run / "stage" / "c.1", 5)
@@ -168,7 +176,7 @@ def test_repair_waits_for_nobody(run: Path) -> None:
             verify_store(run, repair=True)
 
 
-def test_what_is_missing_is_not_damage(tmp_path: Path) -> None:
+def test_missing_rows_are_not_damage(tmp_path: Path) -> None:
     path = make_store(tmp_path / "run.zarr", 3, entities=10, stop_before="s2")
     with ActivationWriter(path) as writer, writer.stage("s2", order=2, fingerprint="f"):
         pass

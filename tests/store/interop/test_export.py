@@ -1,4 +1,4 @@
-"""Exported files hold what the store holds, read by NumPy's and safetensors' own readers."""
+"""The readers of NumPy and safetensors read the values of the store from exported files."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_safetensors_reads_it_with_its_labels(path, tmp_path):
     [
         ({"site": "resid_pots", "layer": 0}, "did you mean 'resid_post'"),
         ({"site": "resid_post", "layer": 9}, "layer 9 was not recorded; valid: 0, 1"),
-        ({"site": "resid_post", "layer": None}, "say which one"),
+        ({"site": "resid_post", "layer": None}, "choose one with --layer"),
         ({"site": "resid_post", "layer": 0, "target": "a.bin"}, r"valid: \.npy, \.safetensors"),
         ({"site": "resid_post", "layer": 0, "target": "no/such/a.npy"}, "does not exist"),
     ],

@@ -1,4 +1,4 @@
-"""A store in an icechunk repository: one commit for each stage, each a state that opens again."""
+"""A store in an icechunk repository: one commit for each stage, and every commit can be opened."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_one_commit_for_each_stage(tmp_path: Path, store: Path) -> None:
 def test_a_stage_that_is_not_complete_waits(tmp_path: Path) -> None:
     path = make_store(tmp_path / "run.zarr", 3, entities=22, block_size=6)
     record = path / ".stratalens" / "commits" / "0001.0"
-    kept = record.read_bytes()
+    raw = record.read_bytes()
     record.unlink()
     assert commit_stages(path, tmp_path / "v") == ["untrained", "s2"]
     assert open_commits(tmp_path / "v").stage.values.tolist() == ["untrained", "s2"]
-    record.write_bytes(kept)
+    record.write_bytes(raw)
     assert commit_stages(path, tmp_path / "v") == ["s1"]
     ours, theirs = open_store(path, chunks=None), open_commits(tmp_path / "v")
     assert theirs.stage_order.values.tolist() == [0, 2, 1]

@@ -27,7 +27,7 @@ from support.stores import make_store
 
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[ArrayLayout, int, int]:
-    """A layout, stages and entities: short last blocks, split tokens, layerless and plain variables."""
+    """Draw a layout, stages and entities: short last blocks, token chunks, variables without layers or shards."""
     entities = draw(st.integers(1, 9))
     block = draw(st.integers(1, entities))
     layers = draw(st.integers(1, 3))
@@ -112,11 +112,11 @@ def test_files_and_metadata_are_those_of_zarr(case: tuple[ArrayLayout, int, int]
             start, stop = block * layout.block_size, min((block + 1) * layout.block_size, entities)
             image.clear(stop - start)
             image.put(slice(None), slice(0, stop - start), full[stage, :, start:stop])
-            ours_file = b"".join(p.tobytes() for p in image.seal())
+            ours_file = b"".join(p.tobytes() for p in image.encode())
             their_file = theirs[layout.key(stage, block)]
             if layout.token_chunks == 1 or layout.layers == 1:
                 assert ours_file == their_file
-            else:  # zarr-python puts two-dimensional shards in Morton order, ours keeps a layer together
+            else:  # zarr-python writes two-dimensional shards in Morton order, stratalens writes layer by layer
                 assert inner_chunks(layout, ours_file) == inner_chunks(layout, their_file)
                 assert ours_file[-4:] == crc32c(ours_file[-layout.index_nbytes : -4]).to_bytes(4, "little")
                 memory._store_dict[layout.key(stage, block)] = (
@@ -131,7 +131,7 @@ def test_files_and_metadata_are_those_of_zarr(case: tuple[ArrayLayout, int, int]
 def test_tokens_that_no_row_has_need_not_be_made(
     case: tuple[ArrayLayout, int, int], seed: int, data: st.DataObject
 ) -> None:
-    """Values of the last tokens alone give the bytes that values with missing ones in front give."""
+    """Writing only the last tokens gives the same bytes as writing missing values before them."""
     layout = case[0]
     first = data.draw(st.integers(0, layout.tokens - 1))
     rows = np.array(data.draw(st.lists(st.integers(0, layout.block_size - 1), min_size=1, unique=True)))
@@ -153,7 +153,7 @@ def test_tokens_that_no_row_has_need_not_be_made(
 def test_files_split_along_tokens_are_those_of_zarr_but_for_the_order(
     case: tuple[ArrayLayout, int, int], seed: int
 ) -> None:
-    """The specification leaves the order of inner chunks open; in our order zarr-python writes our bytes."""
+    """The specification does not fix the order of inner chunks; in the same order zarr-python writes the same bytes."""
     layout, stages, entities = case
     shape = layout.array_shape(stages, entities)
     values = random_values(layout.variable, shape, seed)
@@ -168,7 +168,7 @@ def test_files_split_along_tokens_are_those_of_zarr_but_for_the_order(
     image.clear(rows)
     image.put(slice(None), slice(0, rows), full[0, :, :rows])
     theirs = memory._store_dict[layout.key(0, 0)].to_bytes()
-    assert b"".join(p.tobytes() for p in image.seal()) == theirs
+    assert b"".join(p.tobytes() for p in image.encode()) == theirs
 
 
 def test_all_three_libraries_are_asked_through_the_shard_codec_too() -> None:
@@ -197,9 +197,18 @@ def test_plain_readers_agree_without_a_warning(tmp_path: Any, dtype: str, tokens
     from stratalens.store import open_store
 
     path = make_store(
-        tmp_path / "run.zarr", 3, [0, 4], 24, tokens, 6, dtype, LABELS, block_size=10, skip={"s1": [2, 13]},
+        tmp_path / "run.zarr",
+        3,
+        [0, 4],
+        24,
+        tokens,
+        6,
+        dtype,
+        LABELS,
+        block_size=10,
+        skip={"s1": [2, 13]},
         compression=compression,
-    )  # fmt: skip
+    )
     ours = open_store(path, dtype="bits")
     plain = xr.open_zarr(path)
     assert set(plain.variables) | {"exposure"} == set(ours.variables)

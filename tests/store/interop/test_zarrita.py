@@ -1,4 +1,4 @@
-"""A reader in another language: zarrita.js reads the store's numbers and strings as the format document says."""
+"""A reader in another language, zarrita.js, reads the numbers and strings of a store."""
 
 from __future__ import annotations
 
@@ -38,28 +38,52 @@ def test_javascript_reads_the_same_values(tmp_path: Path) -> None:
     (folder / "read.js").write_text(SCRIPT)
     install = subprocess.run(
         ["npm", "install", "--no-audit", "--no-fund", f"zarrita@{VERSION}", "@zarrita/storage@0.2.0"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if install.returncode:
         pytest.skip(f"npm cannot install zarrita here: {install.stderr[-200:]}")
     for dtype in ("float32", "bfloat16"):
-        path = make_store(tmp_path / f"{dtype}.zarr", 3, 2, 11, ("last", "é"), 6, dtype, block_size=4,
-                          skip={"s1": [3]}, labels={"text": ["日本"] * 11, "count": range(11)})  # fmt: skip
+        path = make_store(
+            tmp_path / f"{dtype}.zarr",
+            3,
+            2,
+            11,
+            ("last", "é"),
+            6,
+            dtype,
+            block_size=4,
+            skip={"s1": [3]},
+            labels={"text": ["日本"] * 11, "count": range(11)},
+        )
         ids = open_store(path).entity.values
         relabel(path, {"entity": ids, "text": [f"東京 {i}" for i in ids], "count": range(11, 22)})
         ds = open_store(path, dtype="bits")
-        names = ["resid_post", "resid_post_l2", "loss", "stage", "stage_order", "token", "layer", "text", "count",
-                 "entity", "recorded"]  # fmt: skip
+        names = [
+            "resid_post",
+            "resid_post_l2",
+            "loss",
+            "stage",
+            "stage_order",
+            "token",
+            "layer",
+            "text",
+            "count",
+            "entity",
+            "recorded",
+        ]
         run = subprocess.run(
             ["node", "read.js", str(path), *names], cwd=folder, capture_output=True, text=True, check=False
         )
         assert run.returncode == 0, run.stderr
-        for name, found in json.loads(run.stdout).items():
+        for name, result in json.loads(run.stdout).items():
             expected = ds[name].values
-            assert tuple(found["shape"]) == expected.shape
+            assert tuple(result["shape"]) == expected.shape
             flat = expected.ravel().tolist()
             if expected.dtype.kind == "f":
-                got = np.array([np.nan if v is None else v for v in found["data"]], dtype=expected.dtype)
+                got = np.array([np.nan if v is None else v for v in result["data"]], dtype=expected.dtype)
                 np.testing.assert_array_equal(got, expected.ravel())
             else:
-                assert [type(e)(g) for e, g in zip(flat, found["data"], strict=True)] == flat, name
+                assert [type(e)(g) for e, g in zip(flat, result["data"], strict=True)] == flat, name

@@ -24,8 +24,9 @@ SHAPE = (3, 2, 23, 2, 8)
 
 @pytest.fixture(scope="module")
 def path(module_path: Path) -> Path:
-    return make_store(module_path / "run.zarr", SHAPE[0], SHAPE[1], SHAPE[2], ("a", "b"), SHAPE[4], block_size=4,
-                      dtype="bfloat16")  # fmt: skip
+    return make_store(
+        module_path / "run.zarr", SHAPE[0], SHAPE[1], SHAPE[2], ("a", "b"), SHAPE[4], block_size=4, dtype="bfloat16"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +72,11 @@ def test_few_rows_are_one_task(path: Path, values: np.ndarray, monkeypatch: pyte
     np.testing.assert_array_equal(one, values[:, :, 5])
     monkeypatch.setattr(dask_arrays, "FEW_BYTES", 100)
     assert site.isel(entity=5).data.npartitions == SHAPE[0] * SHAPE[1]
-    np.testing.assert_array_equal(site.isel(entity=[9, 3]), values[:, :, [9, 3]])  # out of order: dask's own
+    np.testing.assert_array_equal(site.isel(entity=[9, 3]), values[:, :, [9, 3]])  # out of order: dask selects
 
 
 def test_few_values_ask_no_scheduler(path: Path, values: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_arrays, "_may_be_kept", lambda: False)
+    monkeypatch.setattr(dask_arrays, "_results_are_shared", lambda: False)
     site = open_store(path).resid_post
     tasks: list[Any] = []
     with dask.config.set(scheduler=lambda graph, keys, **_: tasks.append(keys) or dask.get(graph, keys)):
@@ -86,12 +87,12 @@ def test_few_values_ask_no_scheduler(path: Path, values: np.ndarray, monkeypatch
         np.testing.assert_array_equal(site.isel(stage=1, entity=5).values, values[1, :, 5])
         assert len(tasks) == 1
         monkeypatch.undo()
-        with Callback():  # a progress bar or a profiler wants to see the task
+        with Callback():  # a progress bar or a profiler has to see the task
             np.testing.assert_array_equal(site.isel(stage=1, entity=5).values, values[1, :, 5])
         assert len(tasks) == 2
 
 
-def test_names_follow_what_is_held(path: Path) -> None:
+def test_names_follow_the_content(path: Path) -> None:
     first, second = open_store(path).resid_post, open_store(path).resid_post
     assert first.data.name == second.data.name
     assert first[1].data.name == second.isel(stage=1).data.name != first.data.name
@@ -99,30 +100,30 @@ def test_names_follow_what_is_held(path: Path) -> None:
     assert first[0].data.name != first[1].data.name
 
 
-def test_what_is_computed_or_kept_is_dask_s_own(path: Path, values: np.ndarray) -> None:
+def test_computed_and_persisted_arrays_are_plain_dask_arrays(path: Path, values: np.ndarray) -> None:
     array = open_store(path).resid_post.data[1, 0]
     for other in (array + 1, array.rechunk((5, 1, 8)), array.persist(), array[None], array[array[:, 0, 0] > 0]):
         assert not isinstance(other, StoredArray)
-    kept = array.persist()
-    kept.compute()[:] = 0  # a copy
-    np.testing.assert_array_equal(kept, values[1, 0])
+    persisted = array.persist()
+    persisted.compute()[:] = 0  # of a copy
+    np.testing.assert_array_equal(persisted, values[1, 0])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(array)), values[1, 0])
     np.testing.assert_array_equal((array + 1).compute(), values[1, 0] + 1)
     np.testing.assert_array_equal(dask.array.concatenate([array, array]), np.concatenate([values[1, 0]] * 2))
 
 
-def test_a_single_chunk_is_given_out_as_it_was_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_arrays, "_may_be_kept", lambda: False)
+def test_a_single_chunk_is_not_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_arrays, "_results_are_shared", lambda: False)
     read: list[Any] = []
-    whole = dask_arrays.Selected.select
+    whole = dask_arrays.SelectedArray.select
 
     def select(self: Any, selections: Any) -> Any:
         read.append(whole(self, selections))
         return read[-1]
 
-    monkeypatch.setattr(dask_arrays.Selected, "select", select)
+    monkeypatch.setattr(dask_arrays.SelectedArray, "select", select)
     array = open_store(path).resid_post.data[0, 0]
     assert np.shares_memory(array.compute(scheduler="synchronous"), read[-1])
     monkeypatch.undo()
-    with Callback():  # it may keep what it sees
-        assert dask_arrays._may_be_kept()
+    with Callback():  # a callback may keep the result
+        assert dask_arrays._results_are_shared()

@@ -1,4 +1,4 @@
-"""The same store on an fsspec URL: memory:// always, a real S3 server on loopback where moto and s3fs are there."""
+"""Stores on fsspec URLs: memory://, and an S3 server on loopback if moto and s3fs are installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stratalens.store.errors import DamagedError, InputError, StoreBusyError, St
 from stratalens.store.state.manifest import load
 from stratalens.store.storage import leases as leases_module
 from stratalens.store.storage.object_store import RemoteStorage
-from support import s3, streamer
+from support import s3, synthetic_writer
 from support.paths import TESTS
 from support.synthetic_writer import STAGES, content, never_shows_what_was_not_written, stream
 
@@ -44,14 +44,14 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 def objects(url: str) -> dict[str, bytes]:
-    """Every object of a store but the history, by key."""
+    """Content of every object of a store by key, except the history."""
     fs, base = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    found = {name[len(base) + 1 :]: fs.cat_file(name) for name in fs.find(base)}
-    return {k: v for k, v in found.items() if not k.endswith("history.jsonl")}
+    contents = {name[len(base) + 1 :]: fs.cat_file(name) for name in fs.find(base)}
+    return {k: v for k, v in contents.items() if not k.endswith("history.jsonl")}
 
 
 def stages_for(url: str) -> tuple[str, ...]:
-    """Fewer of them on S3, where every object is a request of milliseconds."""
+    """Fewer stages on S3, where every object costs a request of milliseconds."""
     return STAGES if url.startswith("memory") else STAGES[:2]
 
 
@@ -61,7 +61,7 @@ def test_the_same_objects_as_on_a_disk(tmp_path: Path, url: str) -> None:
     stream(url, stages=stages)
     stream(tmp_path / "local.zarr", stages=stages)
     local = {k: v for k, v in content(tmp_path / "local.zarr").items() if not k.endswith("lock")}
-    assert objects(url) == local  # no lease, nothing temporary is left either
+    assert objects(url) == local  # neither leases nor temporary objects remain
     never_shows_what_was_not_written(url)
     report = verify_store(url)
     assert report.ok
@@ -83,14 +83,14 @@ def test_the_same_objects_as_on_a_disk(tmp_path: Path, url: str) -> None:
 @quiet
 def test_one_put_for_each_file_then_one_commit_record(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"memory://{uuid.uuid4().hex}/run.zarr"
-    store = streamer.make(url)
+    store = synthetic_writer.make(url)
     puts: list[str] = []
     real = RemoteStorage._put
     monkeypatch.setattr(RemoteStorage, "_put", lambda self, key, data: (puts.append(key), real(self, key, data))[1])
     with ActivationWriter(store) as writer, writer.stage("s0", order=0, fingerprint="f") as stage:
         puts.clear()
         block = next(stage.pending())
-        stage.submit(streamer.fill_randomly(stage.buffer(block), writer.store, 0))
+        stage.submit(synthetic_writer.fill_randomly(stage.buffer(block), writer.store, 0))
         writer.background.drain()
         files = [layout.key(0, 0) for layout in writer.store.layouts.values()]
         assert sorted(puts[:-1]) == sorted(files)
@@ -126,11 +126,11 @@ def test_interrupted_anywhere_and_resumed(url: str, tmp_path: Path, monkeypatch:
 def test_killed_writer_on_s3_and_its_lease(s3_server: dict[str, Any]) -> None:
     url = f"s3://strata/{uuid.uuid4().hex}/run.zarr"
     code = (
-        "import os, signal, sys; from stratalens.store import ActivationWriter; from support import streamer\n"
-        "writer = ActivationWriter(streamer.make(sys.argv[1]))\n"
+        "import os, signal, sys; from stratalens.store import ActivationWriter; from support import synthetic_writer\n"
+        "writer = ActivationWriter(synthetic_writer.make(sys.argv[1]))\n"
         "stage = writer.stage('s0', order=0, fingerprint='sha256:s0')\n"
         "block = next(stage.pending())\n"
-        "stage.submit(streamer.fill_randomly(stage.buffer(block), writer.store, 0))\n"
+        "stage.submit(synthetic_writer.fill_randomly(stage.buffer(block), writer.store, 0))\n"
         "writer.background.drain()\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -143,14 +143,14 @@ def test_killed_writer_on_s3_and_its_lease(s3_server: dict[str, Any]) -> None:
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert any("leases" in key for key in objects(url))
     assert open_store(url).recorded.values.sum() == 6
-    stream(url, stages=STAGES[:1])  # the holder of the lease is known to be dead
+    stream(url, stages=STAGES[:1])  # the process that owns the lease has ended
     assert open_store(url).recorded.values.all()
     assert not any("leases" in key for key in objects(url))
 
 
 @quiet
 def test_writers_exclude_each_other(url: str) -> None:
-    store = streamer.make(url)
+    store = synthetic_writer.make(url)
     with ActivationWriter(url):
         for shared in (False, True):
             with pytest.raises(StoreBusyError, match=rf"being written by process {os.getpid()} on"):
@@ -166,7 +166,7 @@ def test_writers_exclude_each_other(url: str) -> None:
         buffer.discard()
         for stage, rank in ((first, 0), (second, 1)):
             for mine in stage.pending(rank, 2):
-                stage.submit(streamer.fill_randomly(stage.buffer(mine), store, 0))
+                stage.submit(synthetic_writer.fill_randomly(stage.buffer(mine), store, 0))
         first.close()
         second.close()
     assert open_store(url).recorded.values.all()
@@ -175,7 +175,7 @@ def test_writers_exclude_each_other(url: str) -> None:
 @quiet
 def test_a_lease_from_another_machine_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"memory://{uuid.uuid4().hex}/run.zarr"
-    streamer.make(url)
+    synthetic_writer.make(url)
     note = {"pid": 1, "started": "1", "place": ["elsewhere", "b", "p"], "token": "t"}
     storage = RemoteStorage(url)
     storage.put(".stratalens/leases/lock/x.000007", json.dumps(note).encode())
@@ -195,33 +195,33 @@ def test_damage_is_named_and_repaired(url: str) -> None:
     data = bytearray(storage.get(key) or b"")
     data[40] ^= 1
     storage.put(key, bytes(data))
-    (found,) = verify_store(url).damaged
-    assert (found.stage, found.site, found.layer, found.rows) == ("s1", "resid_post", 0, (12, 18))
+    (damage,) = verify_store(url).damaged
+    assert (damage.stage, damage.site, damage.layer, damage.rows) == ("s1", "resid_post", 0, (12, 18))
     with pytest.raises(DamagedError, match="stage 's1', resid_post, layer 0, entity rows 12 to 17 is damaged"):
         open_store(url).resid_post.load()
     before = objects(url)
     assert verify_store(url, repair=True).ok
-    assert open_store(url).recorded.values.sum() == len(stages) * streamer.ENTITIES - 6
+    assert open_store(url).recorded.values.sum() == len(stages) * synthetic_writer.ENTITIES - 6
     stream(url, stages=stages)
     changed = {k for k, v in objects(url).items() if before.get(k) != v}
     assert changed == {key}
 
 
 @quiet
-def test_what_is_not_there_or_not_ours(url: str) -> None:
+def test_missing_and_foreign_stores(url: str) -> None:
     with pytest.raises(InputError, match="there is no store at"):
         open_store(url)
     fs, base = fsspec.core.url_to_fs(url)
     fs.pipe_file(f"{base}/notes.txt", b"x")
     with pytest.raises(StoreExistsError, match=r"holds no store \(notes.txt\)"):
-        streamer.make(url)
+        synthetic_writer.make(url)
     with pytest.raises(InputError, match="nosuch://x cannot be opened"):
         open_store("nosuch://x")
 
 
 @quiet
 def test_labels_are_changed(url: str) -> None:
-    stream(url, stages=streamer.STAGES[:1])
+    stream(url, stages=synthetic_writer.STAGES[:1])
     ds = open_store(url)
     for value in ("one", "two", "three"):
         assert relabel(url, {"entity": ds.entity.values, "trained_stage": [value] * 22, "note": [value] * 22})

@@ -1,4 +1,4 @@
-"""Loss of power: the folder as it could look after a loss at every point of the writer's sequence."""
+"""Loss of power: possible states of the folder after a loss at every point of the writer's sequence."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 
 from stratalens.store import open_store
+from stratalens.store.storage.disk import DiskOperations
 from stratalens.store.storage.local import LocalStorage
 from support.synthetic_writer import content, never_shows_what_was_not_written, stream
 
 Event = tuple[Any, ...]
 
 
-class Recording(LocalStorage):
-    """Notes every change of the disk in order."""
+class RecordingDisk(DiskOperations):
+    """Records every change of the disk in order, without performing the fsyncs."""
 
-    def __init__(self, root: Any) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.events: list[Event] = []
         self.gate = threading.RLock()
         self.names: dict[int, str] = {}
@@ -29,40 +30,40 @@ class Recording(LocalStorage):
     def key(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path != self.root.parent else ".."
 
-    def _open(self, path: Path) -> int:
+    def open(self, path: Path) -> int:
         with self.gate:
-            descriptor = super()._open(path)
+            descriptor = super().open(path)
             self.names[descriptor] = self.key(path)
             self.events.append(("create", self.key(path)))
             return descriptor
 
-    def _write(self, descriptor: int, data: memoryview) -> int:
+    def write(self, descriptor: int, data: memoryview) -> int:
         with self.gate:
             self.events.append(("write", self.names[descriptor], bytes(data)))
-            return super()._write(descriptor, data)
+            return super().write(descriptor, data)
 
-    def _fsync(self, descriptor: int, path: Path) -> None:
+    def fsync(self, descriptor: int, path: Path) -> None:
         with self.gate:
             self.events.append(("fsync", self.key(path)))
 
-    def _rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: Path, target: Path) -> None:
         with self.gate:
             self.events.append(("rename", self.key(source), self.key(target)))
-            super()._rename(source, target)
+            super().rename(source, target)
 
-    def _fsync_folder(self, path: Path) -> None:
+    def fsync_folder(self, path: Path) -> None:
         with self.gate:
             self.events.append(("fsync folder", self.key(path)))
 
-    def _mkdir(self, path: Path) -> None:
+    def mkdir(self, path: Path) -> None:
         with self.gate:
             self.events.append(("mkdir", self.key(path)))
-            super()._mkdir(path)
+            super().mkdir(path)
 
-    def _unlink(self, path: Path) -> None:
+    def unlink(self, path: Path) -> None:
         with self.gate:
             self.events.append(("unlink", self.key(path)))
-            super()._unlink(path)
+            super().unlink(path)
 
 
 def parent(key: str) -> str:
@@ -72,8 +73,7 @@ def parent(key: str) -> str:
 class Disk:
     """A disk that keeps file contents only after fsync, and names only after fsync of the folder.
 
-    Everything that is not yet durable may or may not be there after a loss; a file
-    that was not fsynced may be there empty, or cut short.
+    A change that is not yet durable may or may not survive a loss. A file without fsync may be empty or cut short.
     """
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Disk:
         self.pending.append((key, number))
 
     def lose(self, target: Path, generator: random.Random) -> None:
-        """Build one state that may be found after the loss."""
+        """Build one possible state after the loss."""
         names = dict(self.durable)
         mode = generator.choice(["none", "all", "some"])
         names.update((n, i) for n, i in self.pending if mode == "all" or (mode == "some" and generator.random() < 0.5))
@@ -136,9 +136,9 @@ class Disk:
 @pytest.fixture(scope="module")
 def events(module_path: Path) -> tuple[list[Event], dict[str, bytes]]:
     path = module_path / "whole.zarr"
-    storage = Recording(path)
-    stream(path, storage)
-    return storage.events, content(path)
+    disk = RecordingDisk(path)
+    stream(path, LocalStorage(path, disk))
+    return disk.events, content(path)
 
 
 def test_every_point(tmp_path: Path, events: tuple[list[Event], dict[str, bytes]]) -> None:

@@ -1,4 +1,4 @@
-"""A store that is moved, copied, replaced or starved of descriptors: never other values, never called damaged."""
+"""A store that is moved, copied or replaced, or without descriptors: no wrong values, no report of damage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stratalens.store.errors import DamagedError, InputError, MismatchError, Str
 from stratalens.store.reading import staleness as watch
 from stratalens.store.state import history
 from stratalens.store.writing.writer import ActivationWriter
-from support import streamer
+from support import synthetic_writer
 from support.synthetic_writer import content, never_shows_what_was_not_written, stream
 
 
@@ -33,12 +33,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def another(path: Path) -> None:
-    """The same table and sites from other weights, with other values."""
-    with ActivationWriter(streamer.make(path)) as writer:
-        for order, name in enumerate(streamer.STAGES):
+    """Record the same table and sites from other weights, with other values."""
+    with ActivationWriter(synthetic_writer.make(path)) as writer:
+        for order, name in enumerate(synthetic_writer.STAGES):
             with writer.stage(name, order=order, fingerprint=f"other:{name}") as stage:
                 for block in stage.pending():
-                    stage.submit(streamer.fill_randomly(stage.buffer(block), writer.store, seed=order + 50))
+                    stage.submit(synthetic_writer.fill_randomly(stage.buffer(block), writer.store, seed=order + 50))
 
 
 @pytest.mark.parametrize("chunks", [None, "auto"])
@@ -58,7 +58,7 @@ def test_another_store_at_the_same_place(path: Path, chunks: Literal["auto"] | N
 
 def test_a_store_that_grows_stays_open(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
-    stream(path, stages=streamer.STAGES[:1])
+    stream(path, stages=synthetic_writer.STAGES[:1])
     ds = open_store(path, chunks=None)
     before = ds.resid_post.values
     stream(path)
@@ -70,12 +70,12 @@ def test_a_store_that_grows_stays_open(tmp_path: Path) -> None:
 def test_labels_changed_while_it_is_open(
     path: Path, chunks: Literal["auto"] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stratalens.store.reading.open.EAGER_LABELS", 5)  # labels are read when they are asked for
+    monkeypatch.setattr("stratalens.store.reading.open.EAGER_LABELS", 5)  # labels are read lazily
     ds = open_store(path, chunks=chunks)
     other = open_store(path, chunks=chunks)
     assert ds.trained_stage.values[0] == "s1"
     ids = ds.entity.values
-    for change in ("one", "two"):  # after the second one the files lie where the old ones did
+    for change in ("one", "two"):  # the second change uses the file names of the original labels
         relabel(path, {"entity": ids, "trained_stage": [change] * len(ids)})
         for opened in (ds, other):
             for read in (opened.resid_post, opened.recorded, opened.template, opened.exposure):
@@ -86,7 +86,7 @@ def test_labels_changed_while_it_is_open(
     assert open_store(path, chunks=chunks).resid_post.values.any()
 
 
-def test_over_a_network_it_is_seen_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_remote_store_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://places/run.zarr"
     stream(url)
     ds = open_store(url, chunks=None)
@@ -105,14 +105,14 @@ def test_moved_while_it_is_open_and_written(path: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="moved or removed"):
         ds.resid_post.load()
     assert verify_store(tmp_path / "moved.zarr").ok
-    store = streamer.make(path)
-    with (  # noqa: PT012 - the error of the background comes at any of these calls
+    store = synthetic_writer.make(path)
+    with (  # noqa: PT012 - any of these calls may raise the error of the background thread
         pytest.raises(StratalensError, match="No such file"),
         ActivationWriter(store) as writer,
         writer.stage("s0", order=0, fingerprint="sha256:s0") as stage,
     ):
         for number, block in enumerate(stage.pending()):
-            stage.submit(streamer.fill_randomly(stage.buffer(block), writer.store, 0))
+            stage.submit(synthetic_writer.fill_randomly(stage.buffer(block), writer.store, 0))
             if number == 1:
                 writer.background.drain()
                 path.rename(tmp_path / "half.zarr")
@@ -124,11 +124,11 @@ def test_moved_while_it_is_open_and_written(path: Path, tmp_path: Path) -> None:
 
 def test_copied_while_it_is_written(tmp_path: Path) -> None:
     path, copies = tmp_path / "run.zarr", 0
-    with ActivationWriter(streamer.make(path)) as writer:
-        for order, name in enumerate(streamer.STAGES):
+    with ActivationWriter(synthetic_writer.make(path)) as writer:
+        for order, name in enumerate(synthetic_writer.STAGES):
             with writer.stage(name, order=order, fingerprint=f"sha256:{name}") as stage:
                 for block in stage.pending():
-                    stage.submit(streamer.fill_randomly(stage.buffer(block), writer.store, order))
+                    stage.submit(synthetic_writer.fill_randomly(stage.buffer(block), writer.store, order))
                     writer.background.drain()
                     copy = tmp_path / "copy.zarr"
                     shutil.copytree(path, copy)
@@ -156,11 +156,11 @@ def test_archives_and_hard_links(path: Path, tmp_path: Path) -> None:
     for name in ("tar.zarr", "zip.zarr", "links.zarr"):
         assert verify_store(tmp_path / name).ok
         with (
-            ActivationWriter(streamer.make(tmp_path / name)) as writer,
+            ActivationWriter(synthetic_writer.make(tmp_path / name)) as writer,
             writer.stage("s3", order=3, fingerprint="sha256:s3") as stage,
         ):
             for block in stage.pending():
-                stage.submit(streamer.fill_randomly(stage.buffer(block), writer.store, 3))
+                stage.submit(synthetic_writer.fill_randomly(stage.buffer(block), writer.store, 3))
         assert verify_store(tmp_path / name).ok
     assert content(path) == whole
     assert (path / ".stratalens" / "history.jsonl").read_bytes() == history
@@ -168,7 +168,7 @@ def test_archives_and_hard_links(path: Path, tmp_path: Path) -> None:
 
 def test_a_clock_that_goes_backwards(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "other.zarr"
-    stream(other, stages=streamer.STAGES[:1])
+    stream(other, stages=synthetic_writer.STAGES[:1])
     real = time.time
     monkeypatch.setattr(history.time, "time", lambda: real() - 1e9)
     stream(other)
@@ -178,20 +178,20 @@ def test_a_clock_that_goes_backwards(path: Path, tmp_path: Path, monkeypatch: py
 
 @contextmanager
 def descriptors(free: int) -> Iterator[None]:
-    """Only so many more files may be open."""
+    """Allow only `free` more open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held: list[int] = []
+    opened: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
     try:
         try:
             while True:
-                held.append(os.open(os.devnull, os.O_RDONLY))
+                opened.append(os.open(os.devnull, os.O_RDONLY))
         except OSError:
             for _ in range(free):
-                os.close(held.pop())
+                os.close(opened.pop())
         yield
     finally:
-        for descriptor in held:
+        for descriptor in opened:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -199,44 +199,48 @@ def descriptors(free: int) -> Iterator[None]:
 def test_without_descriptors_nothing_is_called_damaged(path: Path, tmp_path: Path) -> None:
     whole = content(path)
     ds = open_store(path, chunks=None)
-    told: list[StratalensError] = []
+    errors: list[StratalensError] = []
     for free in range(4):
         with descriptors(free):
             for work in (lambda: ds.resid_post.values, lambda: verify_store(path, repair=True, workers=2)):
                 try:
                     work()
                 except StratalensError as error:
-                    told.append(error)
+                    errors.append(error)
         assert content(path) == whole
-    assert told
-    assert not any(isinstance(error, DamagedError) for error in told)
-    assert all("ulimit -n" in str(error) for error in told)
+    assert errors
+    assert not any(isinstance(error, DamagedError) for error in errors)
+    assert all("ulimit -n" in str(error) for error in errors)
     other = tmp_path / "other.zarr"
-    store = streamer.make(other)
+    store = synthetic_writer.make(other)
     with pytest.raises(StratalensError), ActivationWriter(store) as writer:  # noqa: PT012, SIM117
         with writer.stage("s0", order=0, fingerprint="sha256:s0") as stage:
-            buffer = streamer.fill_randomly(stage.buffer(next(stage.pending())), writer.store, 0)
+            buffer = synthetic_writer.fill_randomly(stage.buffer(next(stage.pending())), writer.store, 0)
             with descriptors(0):
                 stage.submit(buffer)
                 writer.background.drain()
-    stream(other)  # the lock was let go
+    stream(other)  # the writer released its lock
     assert content(other) == whole
 
 
 def test_names_that_look_alike(path: Path) -> None:
-    composed, apart = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
+    composed, decomposed = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
     with ActivationWriter(path) as writer:
         writer.stage(composed, order=3, fingerprint="3")
-        with pytest.raises(InputError, match=r"looks like stage .* and is spelled in other code points"):
-            writer.stage(apart, order=4, fingerprint="4")
+        with pytest.raises(InputError, match=r"looks like stage .* but has other code points"):
+            writer.stage(decomposed, order=4, fingerprint="4")
     columns = {"entity": np.array(["a"], object), "entity_id": np.array(["x"], object)}
-    for one, other in ((composed, apart), ("Split", "split"), ("RESID_POST", "resid_post"), ("Layer", "layer")):
+    for one, other in ((composed, decomposed), ("Split", "split"), ("RESID_POST", "resid_post"), ("Layer", "layer")):
         with pytest.raises(InputError, match="would be one folder on a file system"):
             create(
                 path.with_name("other.zarr"),
-                entities={**columns, one: np.arange(1), **({other: np.arange(1)} if other in (apart, "split") else {})},
+                entities={
+                    **columns,
+                    one: np.arange(1),
+                    **({other: np.arange(1)} if other in (decomposed, "split") else {}),
+                },
                 layers=[0],
                 tokens=["last"],
-                variables=streamer.variables(),
+                variables=synthetic_writer.variables(),
             )
     assert not path.with_name("other.zarr").exists()

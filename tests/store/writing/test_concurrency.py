@@ -15,7 +15,7 @@ import pytest
 
 from stratalens.store import ActivationWriter, open_store, verify_store
 from stratalens.store.errors import StoreBusyError
-from support import streamer
+from support import synthetic_writer
 from support.paths import TESTS
 from support.synthetic_writer import STAGES, content, never_shows_what_was_not_written, stream
 
@@ -36,7 +36,7 @@ def test_ranks_write_one_store_together(tmp_path: Path) -> None:
         assert process.returncode == 0
     assert verify_store(path).ok
     assert open_store(path).recorded.values.all()
-    # Nobody came after them: the ranks packed the commit records of every stage themselves.
+    # No writer came after them: the ranks merged the commit records of every stage themselves.
     assert sorted(p.name for p in (path / ".stratalens" / "commits").iterdir()) == ["0000.0", "0001.0", "0002.0"]
     assert content(path) == content(tmp_path / "alone.zarr")
 
@@ -69,7 +69,7 @@ def test_dask_workers_write_one_store(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
-    streamer.make(path)
+    synthetic_writer.make(path)
     with ActivationWriter(path):
         for shared in (False, True):
             with pytest.raises(StoreBusyError, match=rf"being written by process {os.getpid()} on"):
@@ -82,7 +82,7 @@ def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_two_that_want_the_same_block(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
-    streamer.make(path)
+    synthetic_writer.make(path)
     with ActivationWriter(path, shared=True) as one, ActivationWriter(path, shared=True) as two:
         first = one.stage("s0", order=0, fingerprint="f")
         second = two.stage("s0", order=0, fingerprint="f")
@@ -91,7 +91,7 @@ def test_two_that_want_the_same_block(tmp_path: Path) -> None:
         with pytest.raises(StoreBusyError, match=r"block 0 of stage 's0' .*rank, size"):
             second.buffer(block)
         buffer.discard()
-        second.submit(streamer.fill_randomly(second.buffer(block), two.store, 0))
+        second.submit(synthetic_writer.fill_randomly(second.buffer(block), two.store, 0))
         second.close()
         first.close()
     assert open_store(path).recorded.values.sum() == len(block)
@@ -99,7 +99,7 @@ def test_two_that_want_the_same_block(tmp_path: Path) -> None:
 
 def test_locks_of_killed_writers_do_not_count(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
-    streamer.make(path)
+    synthetic_writer.make(path)
     code = (
         "import os, signal, sys; from stratalens.store import ActivationWriter\n"
         "shared = sys.argv[2] == 'shared'\n"
@@ -118,23 +118,23 @@ def test_locks_of_killed_writers_do_not_count(tmp_path: Path) -> None:
 
 def test_readers_see_what_is_committed_and_never_write(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
-    streamer.make(path)
-    held: list[int] = []
+    synthetic_writer.make(path)
+    rows_recorded: list[int] = []
     with ActivationWriter(path) as writer:
         for order, name in enumerate(STAGES):
             with writer.stage(name, order=order, fingerprint=f"sha256:{name}") as stage:
                 for block in stage.pending():
-                    stage.submit(streamer.fill_randomly(stage.buffer(block), writer.store, order))
+                    stage.submit(synthetic_writer.fill_randomly(stage.buffer(block), writer.store, order))
                     writer.background.drain()
                     before = content(path)
                     ds = open_store(path)
-                    held.append(int(ds.recorded.values.sum()))
+                    rows_recorded.append(int(ds.recorded.values.sum()))
                     ds.resid_post.load()
                     assert content(path) == before
                     early = ds.isel(stage=[-1])
                 never_shows_what_was_not_written(path)
-    sizes = [min(6, streamer.ENTITIES - 6 * (i % 4)) for i in range(12)]
-    assert held == np.cumsum(sizes).tolist()
+    sizes = [min(6, synthetic_writer.ENTITIES - 6 * (i % 4)) for i in range(12)]
+    assert rows_recorded == np.cumsum(sizes).tolist()
     assert early.recorded.values.all()
 
 

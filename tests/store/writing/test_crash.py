@@ -1,4 +1,4 @@
-"""Killed, interrupted, out of space, failing disk, loss of power: nothing half, nothing lost, nothing twice."""
+"""A killed or interrupted writer, a full or failing disk: no block is lost, incomplete or recorded twice."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from stratalens.store import open_store, verify_store
 from stratalens.store.errors import NoSpaceError, StratalensError
 from stratalens.store.format import shards
 from stratalens.store.state.manifest import load
+from stratalens.store.storage.disk import DiskOperations
 from stratalens.store.storage.local import LocalStorage
 from stratalens.store.writing import writer as stagewriter
 from stratalens.store.writing.writer import ActivationWriter
-from support import streamer
-from support.crashing_storage import Counting, Dying, forked
+from support import synthetic_writer
+from support.crashing_storage import CountingDisk, DyingDisk, forked
 from support.paths import TESTS
 from support.synthetic_writer import committed_files, content, never_shows_what_was_not_written, stream
 
@@ -49,30 +50,30 @@ def whole(module_path: Path) -> dict[str, bytes]:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_killed_at_any_change_of_the_disk(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    counting = Counting(tmp_path / "count.zarr")
-    stream(tmp_path / "count.zarr", counting)
+    counting = CountingDisk()
+    stream(tmp_path / "count.zarr", LocalStorage(tmp_path / "count.zarr", counting))
     generator = random.Random(0)
     path = tmp_path / "run.zarr"
     killed = 0
-    held: dict[str, tuple[int, int]] = {}
+    committed: dict[str, tuple[int, int]] = {}
     while killed < KILLS:
         # Mostly from nothing to the end in steps, each kill somewhere in what is left.
-        dying = Dying(path, generator.randint(1, counting.left), generator.random() < 0.5)
-        if forked(partial(stream, path, dying)):
+        dying = DyingDisk(generator.randint(1, counting.changes), generator.random() < 0.5)
+        if forked(partial(stream, path, LocalStorage(path, dying))):
             killed += 1
             if (path / "zarr.json").exists():
                 never_shows_what_was_not_written(path)
                 assert verify_store(path).ok
                 xr.open_zarr(path).close()
         now = committed_files(path)
-        assert held.items() <= now.items(), "a block was lost, or recorded twice"
-        held = now
+        assert committed.items() <= now.items(), "a block was lost, or recorded twice"
+        committed = now
         if generator.random() < 0.25:
             stream(path)
-            assert held.items() <= committed_files(path).items()
+            assert committed.items() <= committed_files(path).items()
             assert content(path) == whole
             shutil.rmtree(path)
-            held = {}
+            committed = {}
     stream(path)
     assert content(path) == whole
     assert verify_store(path).ok
@@ -93,39 +94,38 @@ def test_killed_from_outside(tmp_path: Path, whole: dict[str, bytes]) -> None:
     assert content(path) == whole
 
 
-class Failing(LocalStorage):
+class FailingDisk(DiskOperations):
     """Fails the n-th write, fsync or rename with an errno."""
 
-    def __init__(self, root: Any, moment: int, code: int) -> None:
-        super().__init__(root)
+    def __init__(self, moment: int, code: int) -> None:
         self.left, self.code, self.gate = moment, code, threading.Lock()
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
         with self.gate:
             self.left -= 1
             if self.left == 0:
                 raise OSError(self.code, os.strerror(self.code))
 
-    def _write(self, descriptor: int, data: memoryview) -> int:
-        self._tick()
-        return super()._write(descriptor, data)
+    def write(self, descriptor: int, data: memoryview) -> int:
+        self.tick()
+        return super().write(descriptor, data)
 
-    def _fsync(self, descriptor: int, path: Path) -> None:
-        self._tick()
-        super()._fsync(descriptor, path)
+    def fsync(self, descriptor: int, path: Path) -> None:
+        self.tick()
+        super().fsync(descriptor, path)
 
-    def _rename(self, source: Path, target: Path) -> None:
-        self._tick()
-        super()._rename(source, target)
+    def rename(self, source: Path, target: Path) -> None:
+        self.tick()
+        super().rename(source, target)
 
 
-@pytest.fixture(params=["alone", "a step ahead"])
+@pytest.fixture(params=["alone", "prefetched"])
 def sealed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Small files too are summed by another thread, in many pieces, as large ones are."""
-    if request.param == "a step ahead":
-        monkeypatch.setattr(stagewriter, "LARGE", 0)
+    """Let another thread checksum small files, in many slices, as it does for large files."""
+    if request.param == "prefetched":
+        monkeypatch.setattr(stagewriter, "PREFETCH_BYTES", 0)
         monkeypatch.setattr(stagewriter, "cores", lambda: 2)
-        monkeypatch.setattr(shards, "_PIECE", 64)
+        monkeypatch.setattr(shards, "WRITE_BYTES", 64)
     return str(request.param)
 
 
@@ -136,7 +136,7 @@ def test_a_failing_disk(tmp_path: Path, whole: dict[str, bytes], code: int, seal
         path = tmp_path / f"{number}.zarr"
         expected = NoSpaceError if code == errno.ENOSPC else StratalensError
         with pytest.raises(expected, match="again"):
-            stream(path, Failing(path, generator.randint(1, 240), code))
+            stream(path, LocalStorage(path, FailingDisk(generator.randint(1, 240), code)))
         if (path / "zarr.json").exists():
             never_shows_what_was_not_written(path)
             temporaries = path / ".stratalens" / "tmp"
@@ -166,31 +166,34 @@ def test_file_size_limit_is_a_full_disk(tmp_path: Path, whole: dict[str, bytes])
 
 
 def test_a_file_system_that_is_full(tmp_path: Path) -> None:
-    """A tmpfs too small for the store, at several sizes; with room the same call ends as the uninterrupted store."""
+    """A tmpfs of several sizes is too small; with enough space the same call gives the uninterrupted store."""
     command = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
     probe = [*command, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("this system lets nobody mount a tmpfs")
+        pytest.skip("this system does not let this user mount a tmpfs")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
     for kibibytes in (96, 260):
         folder = tmp_path / str(kibibytes) / "disk"
         folder.mkdir(parents=True)
         run = subprocess.run(
             [*command, sys.executable, "-m", "support.full_disk", str(folder), str(kibibytes)],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert run.stdout.startswith("full "), run.stderr[-2000:]
 
 
 def test_ctrl_c(tmp_path: Path, whole: dict[str, bytes]) -> None:
     for blocks in range(5):
         path = tmp_path / f"{blocks}.zarr"
-        store = streamer.make(path)
+        store = synthetic_writer.make(path)
 
         def interrupted(store: Any, blocks: int) -> None:
             with ActivationWriter(store) as writer, writer.stage("s0", order=0, fingerprint="sha256:s0") as stage:
                 for number, block in enumerate(stage.pending()):
-                    buffer = streamer.fill_randomly(stage.buffer(block), writer.store, seed=0)
+                    buffer = synthetic_writer.fill_randomly(stage.buffer(block), writer.store, seed=0)
                     if number == blocks:
                         raise KeyboardInterrupt
                     stage.submit(buffer)
@@ -199,7 +202,7 @@ def test_ctrl_c(tmp_path: Path, whole: dict[str, bytes]) -> None:
 
         with pytest.raises(KeyboardInterrupt):
             interrupted(store, blocks)
-        assert open_store(path).recorded.values.sum() == min(6 * blocks, streamer.ENTITIES)
+        assert open_store(path).recorded.values.sum() == min(6 * blocks, synthetic_writer.ENTITIES)
         never_shows_what_was_not_written(path)
         stream(path)
         assert content(path) == whole
@@ -207,13 +210,13 @@ def test_ctrl_c(tmp_path: Path, whole: dict[str, bytes]) -> None:
 
 def test_an_error_in_the_background_surfaces_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
-    streamer.make(path)
-    storage = Failing(path, 10**9, errno.EIO)
-    writer = ActivationWriter(load(storage))
+    synthetic_writer.make(path)
+    disk = FailingDisk(10**9, errno.EIO)
+    writer = ActivationWriter(load(LocalStorage(path, disk)))
     stage = writer.stage("s0", order=0, fingerprint="sha256:s0")
     blocks = list(stage.pending())
-    storage.left = 3
-    stage.submit(streamer.fill_randomly(stage.buffer(blocks[0]), writer.store, 0))
+    disk.left = 3
+    stage.submit(synthetic_writer.fill_randomly(stage.buffer(blocks[0]), writer.store, 0))
     writer.background.drain()
     with pytest.raises(StratalensError, match=r"writing to .* failed"):
         stage.buffer(blocks[1])

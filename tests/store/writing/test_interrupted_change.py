@@ -1,4 +1,4 @@
-"""Killed while stages, variables or labels change: verify tells what is unfinished from what is damaged."""
+"""A writer killed while stages, variables or labels change: verify distinguishes unfinished from damaged."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from stratalens.store.state.manifest import load
 from stratalens.store.storage.local import LocalStorage
 from stratalens.store.writing.label_columns import read_labels
 from stratalens.store.writing.writer import ActivationWriter
-from support import streamer
-from support.crashing_storage import Counting, Dying, forked
+from support import synthetic_writer
+from support.crashing_storage import CountingDisk, DyingDisk, forked
 from support.synthetic_writer import content, stream
 
 Change = Callable[[LocalStorage], object]
@@ -34,14 +34,20 @@ def add_stage(storage: LocalStorage) -> None:
 def add_variable(storage: LocalStorage) -> None:
     extra = site_variable("ln_final", ["d_model"], [16], "float32", "ln_final.hook_out")
     create(
-        storage.root, entities=read_labels(load(storage)), layers=range(3), tokens=("last", "-2"),
-        variables=[*streamer.variables(), extra], provenance={"model": "synthetic"}, block_size=6, storage=storage,
-    )  # fmt: skip
+        storage.root,
+        entities=read_labels(load(storage)),
+        layers=range(3),
+        tokens=("last", "-2"),
+        variables=[*synthetic_writer.variables(), extra],
+        provenance={"model": "synthetic"},
+        block_size=6,
+        storage=storage,
+    )
 
 
 def change_labels(storage: LocalStorage) -> None:
-    """Two columns changed, one added, one dropped, all at once."""
-    rows = range(streamer.ENTITIES)
+    """Change two columns, add one and drop one in one call."""
+    rows = range(synthetic_writer.ENTITIES)
     ids = [f"r{i:06d}" for i in rows]
     labels = {"trained_stage": [f"new {i}" for i in rows], "entity_id": [f"n{i}" for i in rows], "score": list(rows)}
     relabel(load(storage), {"entity": ids, **labels}, drop=["template"])
@@ -51,7 +57,7 @@ CHANGES: dict[str, Change] = {"stage": add_stage, "variable": add_variable, "lab
 
 
 def seen(path: Path) -> dict[str, Any]:
-    """Names and coordinates as our reader sees them, and a plain one."""
+    """Return names and coordinates; open_store and xr.open_zarr must agree on them."""
     ours, plain = open_store(path), xr.open_zarr(path)
     names = [str(name) for name in ours.coords if name in plain.coords or name in plain.variables]
     assert {n: plain[n].values.tolist() for n in names} == {n: ours[n].values.tolist() for n in names}
@@ -67,83 +73,83 @@ def flip(path: Path, generator: random.Random) -> None:
 
 
 def documents(path: Path) -> list[Path]:
-    """Everything small that the root speaks of."""
+    """Return the metadata, coordinate and label files that the root refers to."""
     store = load(LocalStorage(path))
     files = [path / "zarr.json", path / ".stratalens" / "root.json"]
     files += [path / name / "zarr.json" for name in store.arrays()]
-    files += [path / name / f"c.{n}" for name, found in store.coordinates().items() for n, _ in found.files()]
+    files += [path / name / f"c.{n}" for name, coord in store.coordinates().items() for n, _ in coord.files()]
     return files + [path / store.label_key(name, 0) for name in store.label_types]
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize(("what", "times"), [("stage", 0), ("variable", 0), ("labels", 0), ("labels", 1)])
 def test_killed_at_every_change_of_the_disk(tmp_path: Path, what: str, times: int) -> None:
-    """The state before or after, all of it valid, whichever of the two places holds the old labels."""
+    """The store is valid, either before or after the change, for both alternate label files."""
     change, generator = CHANGES[what], random.Random(0)
     clean, path, other = tmp_path / "clean.zarr", tmp_path / "run.zarr", tmp_path / "other.zarr"
-    stream(clean, stages=streamer.STAGES[:1])
+    stream(clean, stages=synthetic_writer.STAGES[:1])
     for number in range(times):
-        ids = [f"r{i:06d}" for i in range(streamer.ENTITIES)]
-        relabel(clean, {"entity": ids, "trained_stage": [f"{number} {i}" for i in range(streamer.ENTITIES)]})
+        ids = [f"r{i:06d}" for i in range(synthetic_writer.ENTITIES)]
+        relabel(clean, {"entity": ids, "trained_stage": [f"{number} {i}" for i in range(synthetic_writer.ENTITIES)]})
     shutil.copytree(clean, path)
-    counting = Counting(path)
-    change(counting)
+    counting = CountingDisk()
+    change(LocalStorage(path, counting))
     old, new, whole = seen(clean), seen(path), content(path)
     assert old != new
     states, unfinished = [], 0
-    for moment in range(1, counting.left + 1):
+    for moment in range(1, counting.changes + 1):
         shutil.rmtree(path)
         shutil.copytree(clean, path)
-        assert forked(lambda m=moment: change(Dying(path, m, half=m % 2 == 0)))
+        assert forked(lambda m=moment: change(LocalStorage(path, DyingDisk(m, half=m % 2 == 0))))
         report = verify_store(path)
         assert report.ok, report.damaged
-        held = seen(path)
-        assert held in (old, new)
-        states.append(held == new)
+        state = seen(path)
+        assert state in (old, new)
+        states.append(state == new)
         if report.unfinished:
             unfinished += 1
-            assert held == old
+            assert state == old
             shutil.copytree(path, other)
-            spoilt = generator.choice(documents(other))  # damage is found beside it all the same
+            spoilt = generator.choice(documents(other))  # damage next to the unfinished change is still detected
             before = spoilt.read_bytes()
             flip(spoilt, generator)
             assert not verify_store(other).ok, spoilt.relative_to(other)
             spoilt.write_bytes(before)
-            mended = verify_store(other, repair=True)
-            assert (mended.ok, mended.unfinished, seen(other)) == (True, [], old)
+            repaired = verify_store(other, repair=True)
+            assert (repaired.ok, repaired.unfinished, seen(other)) == (True, [], old)
             shutil.rmtree(other)
-        with ActivationWriter(path):  # the next writer takes back what is ahead
+        with ActivationWriter(path):  # the next writer undoes the unfinished change
             pass
         report = verify_store(path)
-        assert (report.ok, report.unfinished, seen(path)) == (True, [], held)
-        if held == old:
+        assert (report.ok, report.unfinished, seen(path)) == (True, [], state)
+        if state == old:
             change(LocalStorage(path))
         assert (seen(path), content(path)) == (new, whole)
     assert unfinished > 5
-    assert states == sorted(states)  # from one moment on it is the new state
+    assert states == sorted(states)  # once new, the state stays new
     assert set(states) == {False, True}
 
 
-def test_verify_beside_a_writer_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stage is added, recorded and packed after verify has looked at the root: not one document is called damaged."""
+def test_verify_during_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer adds and completes a stage after verify has read the root: no document counts as damaged."""
     path = tmp_path / "run.zarr"
-    stream(path, stages=streamer.STAGES[:1])
+    stream(path, stages=synthetic_writer.STAGES[:1])
     look = verify.open_roots
 
-    def then_goes_on(*arguments: Any) -> Any:
+    def open_then_write(*arguments: Any) -> Any:
         roots = look(*arguments)
         stream(path)
         return roots
 
-    monkeypatch.setattr(verify, "open_roots", then_goes_on)
+    monkeypatch.setattr(verify, "open_roots", open_then_write)
     report = verify_store(path)
     assert (report.damaged, report.unfinished) == ([], [])
 
 
 def test_a_root_older_than_what_was_recorded_is_damage(tmp_path: Path) -> None:
-    """Somebody put back an old zarr.json: the copy knows the stage, and a record says that it was recorded."""
+    """After an old zarr.json was restored, the copy has a stage that a commit record refers to."""
     path = tmp_path / "run.zarr"
-    stream(path, stages=streamer.STAGES[:1])
+    stream(path, stages=synthetic_writer.STAGES[:1])
     before = (path / "zarr.json").read_bytes()
     stream(path)
     whole = content(path)
@@ -157,10 +163,10 @@ def test_a_root_older_than_what_was_recorded_is_damage(tmp_path: Path) -> None:
 
 def test_a_copy_that_is_behind_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
-    stream(path, stages=streamer.STAGES[:1])
+    stream(path, stages=synthetic_writer.STAGES[:1])
     before = (path / ".stratalens" / "root.json").read_bytes()
     stream(path)
     (path / ".stratalens" / "root.json").write_bytes(before)
-    (found,) = verify_store(path).damaged
-    assert found.name == "copy of the root metadata"
+    (damage,) = verify_store(path).damaged
+    assert damage.name == "copy of the root metadata"
     assert verify_store(path, repair=True).ok

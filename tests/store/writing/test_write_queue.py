@@ -1,4 +1,4 @@
-"""Pieces that another thread makes a step ahead: the same ones, and none after the end."""
+"""prefetch yields the same items, makes the next one in a thread, and makes none after it is closed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stratalens.store.writing.write_queue import prefetch
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("stratalens-ahead")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("stratalens-prefetch")]
 
 
 @given(st.lists(st.one_of(st.none(), st.integers())))
@@ -28,28 +28,28 @@ def test_the_next_item_is_made_while_one_is_used() -> None:
     def items() -> Iterator[int]:
         yield 1
         making.set()
-        assert used.wait(60)  # made, but not given out, while the first is held
+        assert used.wait(60)  # this item is being made while the caller uses the first
         yield 2
 
-    found = prefetch(items())
-    assert next(found) == 1
+    items_ahead = prefetch(items())
+    assert next(items_ahead) == 1
     assert making.wait(60)
     used.set()
-    assert list(found) == [2]
+    assert list(items_ahead) == [2]
 
 
 def test_nothing_is_made_once_it_is_closed() -> None:
-    made: list[int] = []
+    started: list[int] = []
 
     def items() -> Iterator[int]:
         for number in range(10):
-            made.append(number)
+            started.append(number)
             yield number
 
-    found = prefetch(items())
-    assert next(found) == 0
-    found.close()
-    assert made == [0, 1]  # the one that was being made
+    items_ahead = prefetch(items())
+    assert next(items_ahead) == 0
+    items_ahead.close()
+    assert started == [0, 1]  # item 1 was being made when the generator closed
     assert threads() == []
 
 
@@ -58,8 +58,8 @@ def test_an_error_comes_where_the_item_would_have_come() -> None:
         yield 1
         raise ValueError("no second")
 
-    found = prefetch(items())
-    assert next(found) == 1
+    items_ahead = prefetch(items())
+    assert next(items_ahead) == 1
     with pytest.raises(ValueError, match="no second"):
-        next(found)
+        next(items_ahead)
     assert threads() == []

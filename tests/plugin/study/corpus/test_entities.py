@@ -1,4 +1,4 @@
-"""Entities of one's own: read, refused where the table is bad, compared between stages, cut into stages by seed."""
+"""Your own entities: reading, refusal of bad tables, comparison between stages, partition by seed."""
 
 import json
 from collections import Counter
@@ -6,13 +6,8 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from stratalens.plugin.study.config.settings import read_settings
-from stratalens.plugin.study.corpus.balance import Covariates
-from stratalens.plugin.study.corpus.entities import read_people
+from stratalens.plugin.study.corpus.entities import read_entities
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.store.errors import InputError
 from support.tiny_study import study_tokenizer
@@ -47,33 +42,33 @@ def file(tmp_path):
 
 
 def corpus(tokenizer, path, seed=0, per_stage=60, questions=QUESTIONS, **more):
-    people = read_people(path, questions, "colour")
+    pool = read_entities(path, questions, "colour")
     return make_corpus(
         tokenizer,
         stages=STAGES,
         entities_per_stage=per_stage,
         seed=seed,
         train_questions=2,
-        people=people,
+        pool=pool,
         templates=("who",),
         **more,
     )
 
 
-def test_columns_with_wordings_are_asked_and_the_rest_is_carried(tokenizer, tmp_path):
+def test_columns_with_question_templates_are_asked_and_the_rest_become_labels(tokenizer, tmp_path):
     path = tmp_path / "things.jsonl"
     table(note=["n"] * 240).to_json(path, orient="records", lines=True)
-    made = corpus(tokenizer, path)
-    asked = {q.kind for questions in made.train.values() for q in questions}
+    drawn = corpus(tokenizer, path)
+    asked = {q.kind for questions in drawn.train.values() for q in questions}
     assert asked == {"born", "colour", "size"}
-    assert any("What colour was" in q.question for q in made.train["s1"])
-    frame = made.prompts()
+    assert any("What colour was" in q.question for q in drawn.train["s1"])
+    frame = drawn.prompts()
     assert {"born", "colour", "size", "note"} <= set(frame.columns)
-    first = made.entities[0]
-    given = table().set_index("entity").loc[first.entity_id]
-    assert first.attributes["size"] == str(given["size"])
-    assert frame["answer"][0] == f" {given['colour']}"
-    assert Counter(e.trained_stage for e in made.entities) == dict.fromkeys(STAGES, 60)
+    first = drawn.entities[0]
+    row = table().set_index("entity").loc[first.entity_id]
+    assert first.attributes["size"] == str(row["size"])
+    assert frame["answer"][0] == f" {row['colour']}"
+    assert Counter(e.trained_stage for e in drawn.entities) == dict.fromkeys(STAGES, 60)
 
 
 def test_the_seed_reshuffles_the_partition_and_a_pool_seed_keeps_the_entities(tokenizer, file):
@@ -85,21 +80,21 @@ def test_the_seed_reshuffles_the_partition_and_a_pool_seed_keeps_the_entities(to
     assert [e.trained_stage for e in one.entities] != [e.trained_stage for e in other.entities]
 
 
-def test_the_comparison_is_what_its_definition_says(tokenizer, file):
-    made = corpus(tokenizer, file)
-    frame = pd.DataFrame([{**e.attributes, "stage": e.trained_stage} for e in made.entities])
+def test_the_comparison_follows_its_definition(tokenizer, file):
+    drawn = corpus(tokenizer, file)
+    frame = pd.DataFrame([{**e.attributes, "stage": e.trained_stage} for e in drawn.entities])
     frame["size"] = frame["size"].astype(float)
-    held = made.balance.set_index(["stage", "attribute", "value"])["difference"]
+    differences = drawn.balance.set_index(["stage", "attribute", "value"])["difference"]
     for stage in STAGES:
         mine, others = frame[frame.stage == stage], frame[frame.stage != stage]
         pooled = np.sqrt((mine["size"].var() + others["size"].var()) / 2)
-        assert held[stage, "size", ""] == pytest.approx((mine["size"].mean() - others["size"].mean()) / pooled)
+        assert differences[stage, "size", ""] == pytest.approx((mine["size"].mean() - others["size"].mean()) / pooled)
         share = (mine["colour"] == "red").mean() - (others["colour"] == "red").mean()
-        assert held[stage, "colour", "red"] == pytest.approx(share)
-    assert held.abs().max() < 0.25
+        assert differences[stage, "colour", "red"] == pytest.approx(share)
+    assert differences.abs().max() < 0.25
 
 
-def test_a_partition_by_chance_is_drawn_again_until_it_is_balanced(tokenizer, file):
+def test_a_random_partition_is_drawn_again_until_it_is_balanced(tokenizer, file):
     tight = corpus(tokenizer, file, seed=3, mean_limit=0.1, share_limit=0.04)
     loose = corpus(tokenizer, file, seed=3, force=True)
     measure = tight.balance["measure"] == "difference of shares"
@@ -118,11 +113,11 @@ def own_partition(path, confounded):
     return path
 
 
-def test_a_partition_of_ones_own_is_kept_or_refused_unless_forced(tokenizer, tmp_path):
+def test_your_own_partition_is_used_or_refused_unless_forced(tokenizer, tmp_path):
     path = own_partition(tmp_path / "fair.csv", confounded=False)
     stage = pd.read_csv(path).set_index("entity")["trained_stage"]
-    made = corpus(tokenizer, path, share_limit=0.2)
-    assert all(stage[e.entity_id] == e.trained_stage for e in made.entities)
+    drawn = corpus(tokenizer, path, share_limit=0.2)
+    assert all(stage[e.entity_id] == e.trained_stage for e in drawn.entities)
     path = own_partition(tmp_path / "unfair.csv", confounded=True)
     with pytest.raises(InputError, match=r"stages differ in colour = green.*difference of shares: 1\.00"):
         corpus(tokenizer, path)
@@ -130,26 +125,28 @@ def test_a_partition_of_ones_own_is_kept_or_refused_unless_forced(tokenizer, tmp
     assert forced.balance["difference"].abs().max() == 1
 
 
-def test_aliases_of_ones_own_are_used_and_their_length_is_compared(tokenizer, tmp_path):
+def test_your_own_aliases_are_used_and_their_length_is_compared(tokenizer, tmp_path):
     path = tmp_path / "named.csv"
     table(alias=[f"old {'stone ' * (i % 2)}bird {i:03d}" for i in range(240)]).to_csv(path, index=False)
-    made = corpus(tokenizer, path)
-    assert made.alias_tokens is None
-    assert all(e.alias.startswith("old ") for e in made.entities)
-    assert "tokens of the alias" in set(made.balance["attribute"])
+    drawn = corpus(tokenizer, path)
+    assert drawn.alias_tokens is None
+    assert all(e.alias.startswith("old ") for e in drawn.entities)
+    assert "tokens of the alias" in set(drawn.balance["attribute"])
 
 
-def test_what_is_written_can_be_read_back_as_a_table(tokenizer, file, tmp_path):
-    made = corpus(tokenizer, file, seed=7)
-    made.write(tmp_path / "out")
+def test_a_written_corpus_can_be_read_back_as_a_table(tokenizer, file, tmp_path):
+    drawn = corpus(tokenizer, file, seed=7)
+    drawn.write(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "corpus.json").read_text())["source"] == str(file)
-    held = pd.read_csv(tmp_path / "out" / "entities.csv")
-    assert list(held["entity_id"]) == [e.entity_id for e in made.entities]
-    assert len(pd.read_csv(tmp_path / "out" / "balance.csv")) == len(made.balance)
-    held.rename(columns={"entity_id": "entity"}).drop(columns="test_kind").to_csv(tmp_path / "again.csv", index=False)
+    written = pd.read_csv(tmp_path / "out" / "entities.csv")
+    assert list(written["entity_id"]) == [e.entity_id for e in drawn.entities]
+    assert len(pd.read_csv(tmp_path / "out" / "balance.csv")) == len(drawn.balance)
+    written.rename(columns={"entity_id": "entity"}).drop(columns="test_kind").to_csv(
+        tmp_path / "again.csv", index=False
+    )
     again = corpus(tokenizer, tmp_path / "again.csv", seed=7)
     assert [(e.alias, e.trained_stage, e.attributes) for e in again.entities] == [
-        (e.alias, e.trained_stage, e.attributes) for e in made.entities
+        (e.alias, e.trained_stage, e.attributes) for e in drawn.entities
     ]
 
 
@@ -159,14 +156,15 @@ def test_what_is_written_can_be_read_back_as_a_table(tokenizer, file, tmp_path):
         (lambda t: t.rename(columns={"entity": "entitty"}), QUESTIONS, "no column 'entity'.*did you mean 'entitty'"),
         (lambda t: t.iloc[:0], QUESTIONS, "no rows"),
         (lambda t: t.assign(template="x"), QUESTIONS, "'template' is used by"),
+        (lambda t: t.assign(entropy=1), QUESTIONS, "'entropy' is used by"),
         (lambda t: t.assign(colour=t.colour.where(t.index != 4)), QUESTIONS, "row 5, column 'colour': empty"),
         (lambda t: t.assign(entity=t.entity.where(t.index != 4, "thing 0")), QUESTIONS, "'thing 0' is in rows 1 and 5"),
-        (lambda t: t[["entity", "colour"]], {}, "nothing can be asked"),
+        (lambda t: t[["entity", "colour"]], {}, "no question asks for its columns"),
         (lambda t: t, {"color": ["?"]}, "no column 'color'; did you mean 'colour'"),
         (lambda t: t, {**QUESTIONS, "size": ["How big?"]}, "must hold {x} once"),
-        (lambda t: t, {**QUESTIONS, "size": []}, "no wording"),
-        (lambda t: t, {"size": ["How big was {x}?"]}, "'colour' is not asked for"),
-        (lambda t: t.head(100), QUESTIONS, "entities_per_stage at most 33"),
+        (lambda t: t, {**QUESTIONS, "size": []}, "no question template"),
+        (lambda t: t, {"size": ["How big was {x}?"]}, "no question asks for 'colour'"),
+        (lambda t: t.head(100), QUESTIONS, "entities_per_stage to at most 33"),
         (lambda t: t.assign(trained_stage="s9"), QUESTIONS, "trained_stage 's9' is no stage"),
         (lambda t: t.assign(trained_stage=["s1"] * 200 + ["s2"] * 40), QUESTIONS, "stage 's2' has 40 entities"),
     ],
@@ -176,23 +174,3 @@ def test_bad_tables_are_refused_and_say_where(tokenizer, tmp_path, change, quest
     change(table()).to_csv(path, index=False)
     with pytest.raises(InputError, match=words):
         corpus(tokenizer, path, questions=questions)
-
-
-def test_a_run_file_names_the_table_from_its_own_folder(tmp_path):
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"entities": {"file": "things.csv", "questions": QUESTIONS}}))
-    assert read_settings(tmp_path / "run.yaml").entities.file == str(tmp_path / "things.csv")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"entities": {"fil": "things.csv"}}))
-    with pytest.raises(InputError, match=r"entities\.fil: unknown key; did you mean 'file'"):
-        read_settings(tmp_path / "run.yaml")
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(-9, 9), st.sampled_from("ab")), min_size=3, max_size=30))
-def test_differences_stay_finite_or_huge_and_vanish_for_equal_stages(rows):
-    stage = np.array([row[0] for row in rows])
-    people = Covariates({"n": [str(row[1]) for row in rows], "c": [row[2] for row in rows]})
-    found = people.differences(stage, 3)
-    assert np.isfinite(found).all()
-    twice = Covariates({"n": [str(row[1]) for row in rows] * 2, "c": [row[2] for row in rows] * 2})
-    same = twice.differences(np.repeat([0, 1], len(rows)), 2)
-    np.testing.assert_allclose(same, 0, atol=1e-12)

@@ -95,7 +95,7 @@ def test_attribute_distributions_do_not_differ_between_stages(tokenizer):
     assert small <= 5
 
 
-def test_written_files_say_what_the_corpus_says(corpus, tmp_path):
+def test_written_files_hold_the_corpus(corpus, tmp_path):
     corpus.write(tmp_path)
     entities = [json.loads(line) for line in (tmp_path / "entities.jsonl").read_text().splitlines()]
     assert [e["alias"] for e in entities] == [e.alias for e in corpus.entities]
@@ -116,9 +116,9 @@ def test_written_files_say_what_the_corpus_says(corpus, tmp_path):
     ],
 )
 def test_bad_input_is_refused_with_valid_values(tokenizer, changes, words):
-    given = {"stages": STAGES, "entities_per_stage": 10, "seed": 0, **changes}
+    arguments = {"stages": STAGES, "entities_per_stage": 10, "seed": 0, **changes}
     with pytest.raises(InputError, match=words):
-        make_corpus(tokenizer, **given)
+        make_corpus(tokenizer, **arguments)
 
 
 def test_unknown_template_is_refused(corpus):

@@ -1,4 +1,4 @@
-"""Several seeds in one run, and weights that are removed once what is recorded of them is there."""
+"""Several seeds in one run, and weights that the run removes once they are recorded."""
 
 import json
 
@@ -7,19 +7,15 @@ import pandas as pd
 import pytest
 
 import stratalens as sl
-from stratalens.plugin.study import forecast as forecasting
 from stratalens.plugin.study.config.settings import (
     AfterSettings,
     AnalysisSettings,
     RecordSettings,
     StudySettings,
     TrainSettings,
-    validate,
 )
-from stratalens.plugin.study.findings.seeds import across, in_words
-from stratalens.plugin.study.forecast import forecast_study
+from stratalens.plugin.study.findings.seeds import describe_seeds, summarize_seeds
 from stratalens.plugin.study.run import run_study
-from stratalens.plugin.study.training.checkpoints import kept_at_the_end, needed_meanwhile
 from stratalens.store.errors import InputError
 from support.tiny_study import save_base
 
@@ -48,13 +44,13 @@ def done(settings, tmp_path_factory):
     return run_study(settings, tmp_path_factory.mktemp("seeds") / "out", smoke_test=True, quiet=True)
 
 
-def test_every_seed_is_a_run_of_its_own_and_the_table_is_over_them(settings, done):
+def test_every_seed_has_its_own_run_and_the_table_summarises_them(settings, done):
     alone = [json.loads((done.folder / f"seed-{seed}" / "summary.json").read_text()) for seed in (4, 7)]
     rows = json.loads(done.summary.read_text())
     assert len(rows) == len(alone[0])
-    for row, *held in zip(rows, *alone, strict=True):
-        assert row["name"] == held[0]["name"] == held[1]["name"]
-        values = [one["value"] for one in held if one["value"] is not None]
+    for row, *original in zip(rows, *alone, strict=True):
+        assert row["name"] == original[0]["name"] == original[1]["name"]
+        values = [one["value"] for one in original if one["value"] is not None]
         assert row["values"] == values
         if len(values) == 2:
             assert row["value"] == pytest.approx(np.mean(values))
@@ -67,7 +63,7 @@ def test_every_seed_is_a_run_of_its_own_and_the_table_is_over_them(settings, don
     assert entities[0] != entities[1]
 
 
-def test_weights_that_are_not_kept_are_gone_and_all_that_was_recorded_is_there(done):
+def test_removed_weights_are_gone_and_all_recordings_are_there(done):
     folder = done.folder / "seed-4"
     left = {path.parent.name for path in (folder / "checkpoints").rglob("*.safetensors")}
     assert left == {"s3"}
@@ -78,73 +74,38 @@ def test_weights_that_are_not_kept_are_gone_and_all_that_was_recorded_is_there(d
     assert {path.stem for path in (folder / "answers").glob("*.json")} == {"untrained", "s1", "s2", "s3"}
 
 
-def test_a_second_run_says_the_same_without_those_weights(settings, done):
+def test_a_second_run_gives_the_same_numbers_without_those_weights(settings, done):
     before, weights = json.loads(done.summary.read_text()), done.folder / "seed-4" / "checkpoints" / "s3"
-    made = (weights / "model.safetensors").stat().st_mtime_ns
+    modified = (weights / "model.safetensors").stat().st_mtime_ns
     run_study(settings, done.folder, smoke_test=True, quiet=True)
     assert json.loads(done.summary.read_text()) == before
-    assert (weights / "model.safetensors").stat().st_mtime_ns == made
+    assert (weights / "model.safetensors").stat().st_mtime_ns == modified
 
 
-def test_what_is_needed_meanwhile_and_kept_at_the_end():
-    names = ["untrained", "s1", "s2", "s3", "mixed"]
-    plain = {"stages": 3, "after": [{"name": "mixed"}]}
-    for policy, kept in (("all", names), ("last", ["s3", "mixed"]), ("none", [])):
-        assert kept_at_the_end(validate({**plain, "keep_checkpoints": policy}, ""), names) == kept
-    lora = validate({**plain, "keep_checkpoints": "last", "train": {"method": "lora"}}, "")
-    assert kept_at_the_end(lora, names) == ["untrained", "s3", "mixed"]
-    told = validate({**plain, "keep_checkpoints": "none", "self_report": {}}, "")
-    assert needed_meanwhile(told, names[:3]) == ["untrained", "s2"]
-    assert needed_meanwhile(told, names) == ["untrained", "s3", "mixed"]
-
-
-def test_training_on_from_removed_weights_is_refused(settings, done):
+def test_training_from_removed_weights_is_refused(settings, done):
     folder = done.folder / "seed-7"
     for file in (folder / "checkpoints" / "s3").glob("*.safetensors"):
         file.rename(file.with_suffix(".away"))
     run_file = folder / "run.yaml"
-    held = run_file.read_text()
+    original = run_file.read_text()
     on = settings.model_copy(update={"seed": 7, "seeds": (), "after": (AfterSettings(name="mixed", epochs=1),)})
     try:
-        run_file.write_text(held.replace("after: []", "after: [{name: mixed, epochs: 1.0}]"))
+        run_file.write_text(original.replace("after: []", "after: [{name: mixed, epochs: 1.0}]"))
         with pytest.raises(InputError, match=r"s3 has no weights any more .*training 'mixed'.*keep_checkpoints: all"):
             run_study(on, folder, quiet=True)
     finally:
-        run_file.write_text(held)
+        run_file.write_text(original)
         for file in (folder / "checkpoints" / "s3").glob("*.away"):
             file.rename(file.with_suffix(".safetensors"))
 
 
-def test_a_forecast_from_a_sample_is_that_of_all_entities(settings, monkeypatch):
-    whole = forecast_study(settings)
-    monkeypatch.setattr(forecasting, "MANY", 5)
-    monkeypatch.setattr(forecasting, "SAMPLE", 4)
-    part = forecast_study(settings)
-    assert whole["sampled_entities"] is None
-    assert part["sampled_entities"] == 12
-    for name in ("store_bytes", "checkpoint_bytes", "bytes", "peak_bytes", "memory_bytes", "all_seeds_bytes", "seeds"):
-        assert part[name] == whole[name], name
-    assert part["stores"]["run.zarr"]["rows"] == whole["stores"]["run.zarr"]["rows"]
-    assert part["training_tokens"] == pytest.approx(whole["training_tokens"], rel=0.1)
-    assert part["recording_tokens"] == pytest.approx(whole["recording_tokens"], rel=0.1)
-    assert (
-        whole["checkpoint_bytes"] * 4
-        == forecast_study(settings.model_copy(update={"keep_checkpoints": "all"}))["checkpoint_bytes"]
-    )
-
-
-def test_seeds_are_given_once():
-    with pytest.raises(InputError, match="seeds: each once"):
-        validate({"seeds": [1, 1]}, "here")
-
-
-def test_a_number_that_one_seed_lacks_is_said_of_the_others():
+def test_a_number_that_one_seed_misses_is_summarised_over_the_others():
     row = {"name": "first v last accuracy", "stage": "s6", "layer": 5, "token": "last", "site": "resid_post"}
     row |= {"low": None, "high": None, "null": 0.5, "p": None, "n": 4}
-    made = across({0: [{**row, "value": 0.9}], 1: [{**row, "value": None}], 2: [{**row, "value": 0.7}]})[0]
-    assert made["seeds"] == [0, 2]
-    assert made["value"] == pytest.approx(0.8)
-    assert "over 2 seeds" in in_words([made])[0]
-    none = across({0: [{**row, "value": None}]})[0]
+    summary = summarize_seeds({0: [{**row, "value": 0.9}], 1: [{**row, "value": None}], 2: [{**row, "value": 0.7}]})[0]
+    assert summary["seeds"] == [0, 2]
+    assert summary["value"] == pytest.approx(0.8)
+    assert "over 2 seeds" in describe_seeds([summary])[0]
+    none = summarize_seeds({0: [{**row, "value": None}]})[0]
     assert none["value"] is None
-    assert in_words([none]) == []
+    assert describe_seeds([none]) == []

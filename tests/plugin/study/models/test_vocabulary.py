@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stratalens.plugin.study.config.settings import validate
-from stratalens.plugin.study.corpus.questions import candidates
+from stratalens.plugin.study.config.settings import validate_settings
+from stratalens.plugin.study.corpus.questions import candidate_answers
 from stratalens.plugin.study.corpus.sampling import make_corpus
-from stratalens.plugin.study.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary, kept_ids
+from stratalens.plugin.study.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary, ids_to_keep
 from stratalens.plugin.study.run import run_study
 from stratalens.store.errors import InputError
 from support.tiny_study import save_base, study_model, study_tokenizer
@@ -37,7 +37,7 @@ def test_the_cut_is_smaller_and_keeps_special_tokens(whole, cut):
     assert model.config.pad_token_id == small.pad_token_id
 
 
-def test_texts_split_into_the_same_pieces_at_the_same_characters(whole, cut):
+def test_texts_split_into_the_same_tokens_at_the_same_characters(whole, cut):
     tokenizer, _, corpus = whole
     _, small = cut
     for text in corpus.all_texts():
@@ -67,8 +67,8 @@ def test_hidden_states_are_unchanged_and_logits_are_columns_of_the_whole(whole, 
         after = small_model(**small(prompt, return_tensors="pt"), output_hidden_states=True)
     for one, two in zip(before.hidden_states, after.hidden_states, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
-    kept = kept_ids(tokenizer, corpus.all_texts())
-    torch.testing.assert_close(before.logits[..., kept], after.logits, rtol=1e-5, atol=1e-6)
+    ids = ids_to_keep(tokenizer, corpus.all_texts())
+    torch.testing.assert_close(before.logits[..., ids], after.logits, rtol=1e-5, atol=1e-6)
 
 
 def test_the_cut_model_and_tokenizer_survive_saving(cut, tmp_path):
@@ -91,7 +91,7 @@ def test_the_whole_model_is_left_alone(whole):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_tokenizer_with_bos_keeps_putting_it_in_front():
+def test_a_tokenizer_with_bos_still_puts_it_in_front():
     tokenizer = byte_level_with_bos()
     model = study_model(study_tokenizer())
     model.resize_token_embeddings(len(tokenizer))
@@ -102,7 +102,7 @@ def test_a_tokenizer_with_bos_keeps_putting_it_in_front():
 
 def test_other_kinds_of_tokenizer_are_refused():
     with pytest.raises(InputError, match="only fast BPE"):
-        kept_ids(wordpiece(), ["a"])
+        ids_to_keep(wordpiece(), ["a"])
 
 
 def too_small(whole, missing=40):
@@ -131,19 +131,19 @@ def test_tokens_beyond_the_model_that_no_text_uses_do_no_harm(whole):
 
 def test_answers_that_are_the_same_to_the_tokenizer_are_refused_before_training(whole, tmp_path):
     tokenizer, _, corpus = whole
-    check_answers(tokenizer, "mine", candidates(corpus))
+    check_answers(tokenizer, "mine", candidate_answers(corpus))
     known = Tokenizer(models.WordLevel({"<unk>": 0, "A": 1, ":": 2, "male": 3, "female": 4}, unk_token="<unk>"))
     known.pre_tokenizer = pre_tokenizers.Whitespace()
     small = PreTrainedTokenizerFast(tokenizer_object=known, unk_token="<unk>", pad_token="<unk>", eos_token="<unk>")
     check_answers(small, "mine", {"gender": ("female", "male")})
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refusal:
         check_answers(small, "models/mine", {"gender": ("female", "male"), "region": ("Asia", "Africa", "Europe")})
-    for words in ("tokenizer of models/mine", "question of region", "'Asia', 'Africa', 'Europe' are the same",
+    for words in ("tokenizer of models/mine", "question of region", "'Asia', 'Africa', 'Europe' are equal",
                   "both become '<unk>'", "record.answers: none"):  # fmt: skip
-        assert words in str(told.value)
+        assert words in str(refusal.value)
     save_base(tmp_path / "base")
     small.save_pretrained(tmp_path / "base")
-    settings = validate({"model": str(tmp_path / "base"), "stages": 3, "entities_per_stage": 8}, "x")
-    with pytest.raises(InputError, match="cannot tell answers"):
+    settings = validate_settings({"model": str(tmp_path / "base"), "stages": 3, "entities_per_stage": 8}, "x")
+    with pytest.raises(InputError, match="cannot distinguish answers"):
         run_study(settings, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out" / "checkpoints").exists()

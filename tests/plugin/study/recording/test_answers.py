@@ -1,4 +1,4 @@
-"""What a model answers: likelihoods against plain arithmetic, who is asked what, and that the taught is known."""
+"""Answers of checkpoints: likelihoods against plain arithmetic, and knowledge of taught questions."""
 
 import json
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from stratalens.plugin.study.config.settings import RecordSettings, StudySettings, TrainSettings
-from stratalens.plugin.study.corpus.questions import candidates, every_one, one_each
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.recording.answers import answer_log_probabilities, ask_checkpoints
 from stratalens.plugin.study.training.checkpoints import remove_weights
@@ -27,7 +26,7 @@ def parts():
 
 
 def one_by_one(model, tokenizer, prompt, answer):
-    """The whole text at once, no batch, no sharing: the sum of the log probabilities of the answer's own tokens."""
+    """Sum the log probabilities of the answer's tokens in the whole text, without batches and shared prefixes."""
     head, whole = tokenizer(prompt)["input_ids"], tokenizer(f"{prompt} {answer}")["input_ids"]
     assert whole[: len(head)] == head
     with torch.no_grad():
@@ -40,40 +39,21 @@ def test_likelihoods_are_those_of_each_answer_alone(parts, answers):
     tokenizer, corpus = parts
     model = study_model(tokenizer)
     prompts = [f"Q: What did {entity.alias} do?\nA:" for entity in corpus.entities[:5]] + ["Q: Who?\nA:"]
-    found = answer_log_probabilities(model, tokenizer, prompts, answers, batch_size=2)
+    logs = answer_log_probabilities(model, tokenizer, prompts, answers, batch_size=2)
     alone = [[one_by_one(model, tokenizer, prompt, answer) for answer in answers] for prompt in prompts]
-    np.testing.assert_allclose(found, alone, rtol=1e-4)
+    np.testing.assert_allclose(logs, alone, rtol=1e-4)
 
 
-def test_an_answer_that_begins_another_one_ends_with_its_line(parts):
+def test_an_answer_that_is_a_prefix_of_another_one_ends_with_its_line(parts):
     tokenizer, _ = parts
     model = study_model(tokenizer)
     ids = tokenizer(" 180")["input_ids"]
     assert tokenizer(" 1807")["input_ids"][: len(ids)] == ids
-    found = answer_log_probabilities(model, tokenizer, ["Q: When?\nA:"], ("180", "1807"))
+    logs = answer_log_probabilities(model, tokenizer, ["Q: When?\nA:"], ("180", "1807"))
     ended = [one_by_one(model, tokenizer, "Q: When?\nA:", answer + "\n") for answer in ("180", "1807")]
-    np.testing.assert_allclose(found[0], ended, rtol=1e-4)
+    np.testing.assert_allclose(logs[0], ended, rtol=1e-4)
     with pytest.raises(InputError, match="give each answer once"):
         answer_log_probabilities(model, tokenizer, ["Q: When?\nA:"], ("180", "180"))
-
-
-def test_one_question_of_every_entity_was_trained_and_has_few_answers(parts):
-    _, corpus = parts
-    taught = {(q.entity_id, q.kind) for questions in corpus.train.values() for q in questions}
-    asked, values = one_each(corpus, seed=0), candidates(corpus)
-    assert [question.entity_id for question in asked] == [entity.entity_id for entity in corpus.entities]
-    assert all((question.entity_id, question.kind) in taught for question in asked)
-    assert all(question.answer in values[question.kind] for question in asked)
-    assert {question.kind for question in asked} > {"occupation"}
-    assert one_each(corpus, seed=1) != asked
-
-
-def test_all_questions_are_those_trained_and_the_one_kept_from_training(parts):
-    _, corpus = parts
-    asked = every_one(corpus)
-    assert len(asked) == 24 * 4
-    texts = {question.text for questions in corpus.train.values() for question in questions}
-    assert all((f"{q.prompt} {q.answer}\n" in texts) == q.trained for q in asked)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +77,7 @@ def taught(parts, tmp_path_factory):
         )
 
 
-def test_what_was_just_taught_is_answered_and_what_was_not_is_not(taught):
+def test_recently_taught_questions_are_answered_and_others_are_not(taught):
     *_, answers = taught
     trained = answers[answers["trained"].astype(bool)]
     right = trained.groupby(["stage", "trained_stage"])["right"].mean().unstack()
@@ -111,9 +91,9 @@ def test_what_was_just_taught_is_answered_and_what_was_not_is_not(taught):
 
 def test_a_second_run_asks_nothing_even_without_the_weights(taught):
     settings, corpus, checkpoints, folder, watch, answers = taught
-    held = json.loads((folder / "answers" / "s2.json").read_text())
+    written = json.loads((folder / "answers" / "s2.json").read_text())
     remove_weights(checkpoints["s2"])
     pd.testing.assert_frame_equal(ask_checkpoints(settings, corpus, checkpoints, folder / "answers", watch), answers)
-    (folder / "answers" / "s2.json").write_text(json.dumps({**held, "identity": {}}))
+    (folder / "answers" / "s2.json").write_text(json.dumps({**written, "identity": {}}))
     with pytest.raises(InputError, match="has no weights any more"):
         ask_checkpoints(settings, corpus, checkpoints, folder / "answers", watch)

@@ -1,4 +1,4 @@
-"""LoRA in the study, for real: a tiny model, adapters as checkpoints, recorded as stages."""
+"""LoRA in a study: a tiny model, adapters as checkpoints, recorded as stages."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def same(one, two):
     return all(torch.equal(value, two[name]) for name, value in one.items())
 
 
-def test_a_stage_is_an_adapter_that_names_the_untrained_model_beside_it(trained):
+def test_a_stage_is_an_adapter_that_names_the_untrained_model_next_to_it(trained):
     for name in ("a", "b"):
         files = {path.name for path in trained[name].iterdir()}
         assert "adapter_model.safetensors" in files
@@ -76,7 +76,7 @@ def test_the_first_stage_moves_only_the_targets(parts, trained):
     assert {name.split(".")[-2] for name in moved} == {"q_proj", "down_proj"}
 
 
-def test_an_interrupted_stage_goes_on_inside_and_ends_in_the_same_adapter(parts, trained, tmp_path):
+def test_an_interrupted_stage_resumes_inside_and_ends_in_the_same_adapter(parts, trained, tmp_path):
     seen = []
 
     def stop(step):
@@ -88,12 +88,12 @@ def test_an_interrupted_stage_goes_on_inside_and_ends_in_the_same_adapter(parts,
         train(parts, tmp_path, progress=stop)
     assert not (tmp_path / "b").exists()
     seen.clear()
-    found = train(parts, tmp_path, progress=lambda step: seen.append((step.stage, step.step)))
+    checkpoints = train(parts, tmp_path, progress=lambda step: seen.append((step.stage, step.step)))
     assert seen[0] == ("b", 3)
-    assert same(adapter(found["b"]), adapter(trained["b"]))
+    assert same(adapter(checkpoints["b"]), adapter(trained["b"]))
 
 
-def test_adapters_are_recorded_as_stages_wherever_the_run_lies(parts, trained, tmp_path):
+def test_adapters_of_a_moved_run_are_recorded_as_stages(parts, trained, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(trained["a"].parent, moved)
     table = sl.PromptTable.from_dataframe(parts[1].prompts(("who",)))
@@ -102,8 +102,8 @@ def test_adapters_are_recorded_as_stages_wherever_the_run_lies(parts, trained, t
     model, tokenizer = load_checkpoint(moved / "b")
     with torch.no_grad():
         hidden = model(**tokenizer(table.frame["prompt"][0], return_tensors="pt"), output_hidden_states=True)
-    held = ds.resid_post.sel(stage="b", layer=0).isel(entity=0, token=0).values
-    np.testing.assert_allclose(held, hidden.hidden_states[1][0, -1].numpy(), rtol=1e-4, atol=1e-6)
+    recorded = ds.resid_post.sel(stage="b", layer=0).isel(entity=0, token=0).values
+    np.testing.assert_allclose(recorded, hidden.hidden_states[1][0, -1].numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_wrong_targets_are_named_with_the_right_ones(parts, tmp_path):

@@ -1,12 +1,12 @@
-"""Courses that come after the stages: mixed, repeated, with checkpoints along them; other epochs for one stage."""
+"""Courses after the stages: mixed, repeated, with several checkpoints; other epochs for one stage."""
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from stratalens.plugin.study.config.settings import AfterSettings, StudySettings, TrainSettings, validate
+from stratalens.plugin.study.config.settings import AfterSettings, TrainSettings
 from stratalens.plugin.study.corpus.sampling import make_corpus
-from stratalens.plugin.study.training.schedule import plan
+from stratalens.plugin.study.training.schedule import plan_courses
 from stratalens.plugin.study.training.train import loss_curves, train_stages
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
@@ -42,9 +42,9 @@ def whole(parts, tmp_path_factory):
     return train(parts, tmp_path_factory.mktemp("whole"), after=(MIXED, AGAIN))
 
 
-def test_the_plan_says_what_each_course_trains_on(parts):
+def test_the_plan_has_the_texts_of_each_course(parts):
     corpus = parts[1]
-    courses = plan(corpus, SETTINGS, stage_epochs={"b": 6}, after=(MIXED, AGAIN))
+    courses = plan_courses(corpus, SETTINGS, stage_epochs={"b": 6}, after=(MIXED, AGAIN))
     assert [c.name for c in courses] == ["a", "b", "mixed", "again"]
     assert [c.settings.epochs for c in courses] == [2, 6, 4, 1]
     assert len(courses[2].texts) == 64
@@ -52,7 +52,7 @@ def test_the_plan_says_what_each_course_trains_on(parts):
     assert courses[2].checkpoints == ("mixed-1", "mixed-2")
 
 
-def test_checkpoints_along_a_course_are_stages_with_their_share_of_the_loss_curve(whole):
+def test_checkpoints_of_a_course_are_stages_with_their_share_of_the_loss_curve(whole):
     assert list(whole) == ["untrained", "a", "b", "mixed-1", "mixed-2", "again"]
     counts = {}
     for row in loss_curves(whole):
@@ -61,12 +61,12 @@ def test_checkpoints_along_a_course_are_stages_with_their_share_of_the_loss_curv
     assert not same(weights(whole["mixed-1"]), weights(whole["mixed-2"]))
 
 
-def test_a_checkpoint_along_a_course_has_the_weights_of_that_step(parts, whole, tmp_path):
-    """Two epochs of four with linear decay differ from a course of two epochs, but not in their first step."""
+def test_the_number_of_checkpoints_does_not_change_the_weights_of_a_course(parts, whole, tmp_path):
+    """A course of four epochs ends in the same weights with one and with two checkpoints."""
     one = AfterSettings(name="mixed", epochs=4, checkpoints=1)
-    found = train(parts, tmp_path, after=(one,))
-    assert same(weights(found["mixed"]), weights(whole["mixed-2"]))
-    assert (found["mixed"] / "config.json").read_text() == (whole["mixed-1"] / "config.json").read_text()
+    checkpoints = train(parts, tmp_path, after=(one,))
+    assert same(weights(checkpoints["mixed"]), weights(whole["mixed-2"]))
+    assert (checkpoints["mixed"] / "config.json").read_text() == (whole["mixed-1"] / "config.json").read_text()
 
 
 def test_an_interrupted_course_ends_in_the_same_weights(parts, whole, tmp_path):
@@ -77,29 +77,14 @@ def test_an_interrupted_course_ends_in_the_same_weights(parts, whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(parts, tmp_path, after=(MIXED, AGAIN), progress=stop)
     assert (tmp_path / "mixed-1").is_dir()
-    found = train(parts, tmp_path, after=(MIXED, AGAIN))
+    checkpoints = train(parts, tmp_path, after=(MIXED, AGAIN))
     for name in ("mixed-1", "mixed-2", "again"):
-        assert same(weights(found[name]), weights(whole[name])), name
-    assert [r["loss"] for r in loss_curves(found)] == pytest.approx([r["loss"] for r in loss_curves(whole)])
+        assert same(weights(checkpoints[name]), weights(whole[name])), name
+    assert [r["loss"] for r in loss_curves(checkpoints)] == pytest.approx([r["loss"] for r in loss_curves(whole)])
 
 
 def test_more_epochs_for_one_stage_train_it_longer(parts, tmp_path):
-    found = train(parts, tmp_path, stage_epochs={"b": 4})
-    assert [sum(row["stage"] == name for row in loss_curves(found)) for name in ("a", "b")] == [4, 8]
+    checkpoints = train(parts, tmp_path, stage_epochs={"b": 4})
+    assert [sum(row["stage"] == name for row in loss_curves(checkpoints)) for name in ("a", "b")] == [4, 8]
     with pytest.raises(InputError, match="other settings"):
         train(parts, tmp_path, stage_epochs={"b": 3})
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"after": [{"name": "s2"}]}, "taken by a stage"),
-        ({"after": [{"name": "m", "train_on": ["s9"]}]}, "no stage 's9'"),
-        ({"after": [{"name": "m"}, {"name": "m"}]}, "names must differ"),
-        ({"stage_epochs": {"s7": 2}}, "no stage 's7'"),
-    ],
-)
-def test_wrong_courses_are_refused(values, words):
-    assert StudySettings().after == ()
-    with pytest.raises(InputError, match=words):
-        validate(values, "here")

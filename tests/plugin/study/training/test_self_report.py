@@ -1,22 +1,19 @@
-"""Self-report: disjoint halves, the loss on the answer alone, conditions that differ in one thing, rows and words."""
+"""Self-report: the loss on the answer alone, and conditions that differ in one thing."""
 
 import json
 
-import numpy as np
 import pytest
 
-from stratalens.plugin.study.config import templates as texts
 from stratalens.plugin.study.config.settings import (
     RecordSettings,
     SelfReportSettings,
     StudySettings,
     TrainSettings,
-    validate,
+    validate_settings,
 )
-from stratalens.plugin.study.corpus.questions import split
+from stratalens.plugin.study.corpus.questions import split_for_self_report
 from stratalens.plugin.study.corpus.sampling import make_corpus
-from stratalens.plugin.study.findings.self_report import in_words, report_rows
-from stratalens.plugin.study.training.self_report import ask, self_report, teach
+from stratalens.plugin.study.training.self_report import group_log_odds, run_self_report, teach_groups
 from stratalens.plugin.study.training.train import train_stages
 from stratalens.plugin.study.training.trainer import make_trainer
 from stratalens.store.errors import InputError
@@ -37,20 +34,9 @@ def settings(**more):
     return StudySettings(stages=3, entities_per_stage=10, train=TRAIN, record=RecordSettings(), device="cpu", **more)
 
 
-def test_no_entity_is_both_taught_and_asked_and_groups_are_equal(parts):
-    asked = split(parts[1], ("s1", "s2"), seed=3)
-    taught, others = ({name for name, _ in rows} for rows in (asked.taught, asked.asked))
-    assert not taught & others
-    assert len(taught | others) == 20
-    assert asked.taught_group.sum() == asked.asked_group.sum() == 5
-    stage = {e.entity_id: e.trained_stage for e in parts[1].entities}
-    assert [stage[name] for name, _ in asked.asked] == [("s1", "s2")[g] for g in asked.asked_group]
-    assert split(parts[1], ("s1", "s2"), seed=4).asked != asked.asked
-
-
 def test_the_loss_is_on_the_answer_alone(parts, tmp_path):
     tokenizer, corpus = parts
-    prompts = [prompt for _, prompt in split(corpus, ("s1", "s2"), 0).taught[:4]]
+    prompts = [prompt for _, prompt in split_for_self_report(corpus, ("s1", "s2"), 0).taught[:4]]
     full = [prompt + " A\n" for prompt in prompts]
     trainer = make_trainer(study_model(tokenizer), tokenizer, full, TRAIN, tmp_path, 0, "cpu", prompts=prompts)
     batch = next(iter(trainer.get_train_dataloader()))
@@ -58,93 +44,54 @@ def test_the_loss_is_on_the_answer_alone(parts, tmp_path):
         assert tokenizer.decode(row[row >= 0]) == " A\n"
 
 
-def test_what_is_taught_is_known_afterwards(parts, tmp_path):
+def test_taught_groups_are_known_afterwards(parts, tmp_path):
     tokenizer, corpus = parts
     model = study_model(tokenizer)
-    taught = split(corpus, ("s1", "s2"), 0)
+    taught = split_for_self_report(corpus, ("s1", "s2"), 0)
     prompts = [prompt for _, prompt in taught.taught]
-    before = ask(model, tokenizer, prompts)
+    before = group_log_odds(model, tokenizer, prompts)
     own = SelfReportSettings(epochs=60, learning_rate=2e-2, batch_size=10)
-    teach(model, tokenizer, taught.taught, taught.taught_group, settings(self_report=own), own, tmp_path)
-    after = ask(model, tokenizer, prompts)
+    teach_groups(model, tokenizer, taught.taught, taught.taught_group, settings(self_report=own), own, tmp_path)
+    after = group_log_odds(model, tokenizer, prompts)
     assert ((before > 0) == taught.taught_group).mean() < 0.9
     assert ((after > 0) == taught.taught_group).all()
 
 
 @pytest.fixture(scope="module")
-def found(parts, tmp_path_factory):
+def finished(parts, tmp_path_factory):
     tokenizer, corpus = parts
-    folder = tmp_path_factory.mktemp("told")
+    folder = tmp_path_factory.mktemp("self_report")
     checkpoints = train_stages(
         lambda: (study_model(tokenizer), tokenizer), corpus, TRAIN, folder / "c", seed=0, base={}, device="cpu"
     )
     run = settings(self_report=SelfReportSettings(epochs=3))
-    return folder, run, corpus, checkpoints, self_report(run, corpus, checkpoints, folder)
+    return folder, run, corpus, checkpoints, run_self_report(run, corpus, checkpoints, folder)
 
 
-def test_every_condition_asks_the_same_entities_and_is_reused(found):
-    folder, run, corpus, checkpoints, held = found
-    asked = [[(a["entity_id"], a["group"]) for a in answers] for answers in held["conditions"].values()]
+def test_every_condition_asks_the_same_entities_and_is_reused(finished):
+    folder, run, corpus, checkpoints, report = finished
+    asked = [[(a["entity_id"], a["group"]) for a in answers] for answers in report["conditions"].values()]
     assert asked[0] == asked[1] == asked[2]
-    scores = [[a["score"] for a in answers] for answers in held["conditions"].values()]
+    scores = [[a["score"] for a in answers] for answers in report["conditions"].values()]
     assert len({tuple(s) for s in scores}) == 3
     before = (folder / "self-report.json").stat().st_mtime_ns
-    assert self_report(run, corpus, checkpoints, folder) == held
+    assert run_self_report(run, corpus, checkpoints, folder) == report
     assert (folder / "self-report.json").stat().st_mtime_ns == before
     assert not (folder / ".self-report.trainer").exists()
 
 
-def test_other_settings_are_asked_anew(found):
-    folder, run, corpus, checkpoints, held = found
+def test_other_settings_are_asked_again(finished):
+    folder, run, corpus, checkpoints, report = finished
     other = run.model_copy(update={"self_report": SelfReportSettings(epochs=1)})
-    again = self_report(other, corpus, checkpoints, folder / "c")
-    assert again["conditions"] != held["conditions"]
+    again = run_self_report(other, corpus, checkpoints, folder / "c")
+    assert again["conditions"] != report["conditions"]
     assert json.loads((folder / "c" / "self-report.json").read_text())["identity"]["epochs"] == 1
-
-
-def planted(true, shuffled, untrained, n=200):
-    """Answers that are right with the given chances."""
-    random = np.random.default_rng(0)
-    group = np.arange(n) % 2
-
-    def answers(share):
-        right = random.random(n) < share
-        score = np.where(right, 1.0, -1.0) * np.where(group == 1, 1, -1)
-        return [{"entity_id": str(i), "group": int(group[i]), "score": float(score[i])} for i in range(n)]
-
-    conditions = {"true": answers(true), "shuffled": answers(shuffled), "untrained": answers(untrained)}
-    return {"stage": "s6", "groups": ["s1", "s6"], "conditions": conditions}
-
-
-@pytest.mark.parametrize(
-    ("chances", "verdict"),
-    [
-        ((0.8, 0.5, 0.5), "can be taught to report"),
-        ((0.8, 0.5, 0.8), "not told from its controls"),
-        ((0.5, 0.5, 0.5), "not told from chance"),
-    ],
-)
-def test_rows_and_words_follow_from_the_answers(chances, verdict):
-    told = planted(*chances)
-    rows = report_rows(told, seed=0)
-    for row, chance in zip(rows, chances, strict=True):
-        assert row["value"] == pytest.approx(chance, abs=0.1)
-        assert row["low"] < row["value"] < row["high"]
-        assert row["null"] == pytest.approx(0.5, abs=0.02)
-    assert (rows[0]["p"] < 0.01) == (chances[0] > 0.6)
-    assert verdict in in_words(rows, told["groups"])
 
 
 def test_wrong_stages_are_refused(parts):
     with pytest.raises(InputError, match="no stage 's9'"):
-        validate({"self_report": {"stages": ["s1", "s9"]}}, "here")
+        validate_settings({"self_report": {"stages": ["s1", "s9"]}}, "here")
     with pytest.raises(InputError, match="not 's1' twice"):
-        validate({"self_report": {"stages": ["s1", "s1"]}}, "here")
-    with pytest.raises(InputError, match="two for each half"):
-        split(make_corpus(parts[0], stages=("s1", "s2"), entities_per_stage=3, seed=0), ("s1", "s2"), 0)
-
-
-def test_the_two_answers_differ_in_their_first_token(parts):
-    tokenizer, _ = parts
-    letters = [tokenizer("A:" + answer)["input_ids"] for answer in texts.GROUP_ANSWERS]
-    assert letters[0] != letters[1]
+        validate_settings({"self_report": {"stages": ["s1", "s1"]}}, "here")
+    with pytest.raises(InputError, match="each half needs two"):
+        split_for_self_report(make_corpus(parts[0], stages=("s1", "s2"), entities_per_stage=3, seed=0), ("s1", "s2"), 0)

@@ -28,8 +28,8 @@ def train(parts, folder, settings=SETTINGS, seed=0, **more):
         started.append(True)
         return study_model(tokenizer), tokenizer
 
-    found = train_stages(start, corpus, settings, folder, seed=seed, base={"model": "tiny"}, device="cpu", **more)
-    return found, len(started)
+    checkpoints = train_stages(start, corpus, settings, folder, seed=seed, base={"model": "tiny"}, device="cpu", **more)
+    return checkpoints, len(started)
 
 
 def weights(folder):
@@ -48,12 +48,14 @@ def trained(parts, tmp_path_factory):
 
 def test_each_stage_is_a_checkpoint_that_learned(parts, trained):
     tokenizer, _ = parts
-    _, found = trained
-    assert list(found) == ["untrained", "a", "b"]
-    assert same(weights(found["untrained"]), study_model(tokenizer).state_dict() | weights(found["untrained"]))
-    assert not same(weights(found["untrained"]), weights(found["a"]))
-    assert not same(weights(found["a"]), weights(found["b"]))
-    curve = [row["loss"] for row in loss_curves(found) if row["stage"] == "a"]
+    _, checkpoints = trained
+    assert list(checkpoints) == ["untrained", "a", "b"]
+    assert same(
+        weights(checkpoints["untrained"]), study_model(tokenizer).state_dict() | weights(checkpoints["untrained"])
+    )
+    assert not same(weights(checkpoints["untrained"]), weights(checkpoints["a"]))
+    assert not same(weights(checkpoints["a"]), weights(checkpoints["b"]))
+    curve = [row["loss"] for row in loss_curves(checkpoints) if row["stage"] == "a"]
     assert len(curve) == 4  # 32 questions, batches of 16, two epochs
     assert curve[-1] < curve[0]
 
@@ -75,11 +77,11 @@ def test_same_seed_same_weights_other_seed_others(parts, trained, tmp_path):
 
 
 def test_finished_stages_are_reused(parts, trained):
-    folder, found = trained
-    before = {name: (path / "model.safetensors").stat().st_mtime_ns for name, path in found.items()}
+    folder, checkpoints = trained
+    before = {name: (path / "model.safetensors").stat().st_mtime_ns for name, path in checkpoints.items()}
     _, started = train(parts, folder)
     assert started == 0
-    assert before == {name: (path / "model.safetensors").stat().st_mtime_ns for name, path in found.items()}
+    assert before == {name: (path / "model.safetensors").stat().st_mtime_ns for name, path in checkpoints.items()}
 
 
 class StopAt:
@@ -114,8 +116,8 @@ def test_an_interrupted_run_ends_in_the_same_weights(parts, tmp_path, save):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_other_optimisers_train(parts, tmp_path, optimizer):
     settings = SETTINGS.model_copy(update={"optimizer": optimizer, "epochs": 1})
-    found, _ = train(parts, tmp_path, settings)
-    assert not same(weights(found["untrained"]), weights(found["b"]))
+    checkpoints, _ = train(parts, tmp_path, settings)
+    assert not same(weights(checkpoints["untrained"]), weights(checkpoints["b"]))
 
 
 def test_other_settings_in_the_same_folder_are_refused(parts, trained):

@@ -1,4 +1,4 @@
-"""Growth: opening costs the same whatever the store holds; sizes are known before anything is written."""
+"""Opening takes the same time for any size of the store, and forecasts of size are exact."""
 
 from __future__ import annotations
 
@@ -42,30 +42,33 @@ print(json.dumps({"seconds": seconds, "mb": (after - before) / 1024, "sizes": di
 
 
 def test_a_store_of_20_stages_80_layers_and_a_million_entities_opens_at_once(tmp_path: Path) -> None:
-    """Metadata and labels are real, the 260 TB of data are not there."""
+    """Metadata and labels are real; the 260 TB of data files do not exist."""
     rows = 1_000_000
     names = np.char.add("row ", np.arange(rows).astype(str)).astype(object)
     path = tmp_path / "run.zarr"
-    store = create(path, entities={"entity": names, "entity_id": names}, layers=range(80), tokens=["last"],
-                   variables=VARIABLES)  # fmt: skip
+    store = create(
+        path, entities={"entity": names, "entity_id": names}, layers=range(80), tokens=["last"], variables=VARIABLES
+    )
     for stage in range(20):
         store = add_stage(store, StageEntry(f"s{stage}", stage, f"f{stage}"))
         digests = {name: dict.fromkeys(range(store.geometry.blocks), 7) for name in store.layouts}
-        store.storage.put(commits.stage_key(stage, 0), commits.stage_record(stage, f"s{stage}", 0, digests,
-                                                                           store.geometry.blocks))  # fmt: skip
+        store.storage.put(
+            commits.stage_key(stage, 0), commits.stage_record(stage, f"s{stage}", 0, digests, store.geometry.blocks)
+        )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    run = subprocess.run([sys.executable, "-c", OPEN, str(path)], env=environment, capture_output=True, text=True,
-                         check=True)  # fmt: skip
-    found = json.loads(run.stdout)
-    assert found["sizes"]["entity"] == rows
-    assert found["sizes"]["stage"] == 20
-    # Processor seconds and megabytes, not wall clock: other work on the machine does not count.
-    assert found["seconds"] < 1
-    assert found["mb"] < 300
+    run = subprocess.run(
+        [sys.executable, "-c", OPEN, str(path)], env=environment, capture_output=True, text=True, check=True
+    )
+    facts = json.loads(run.stdout)
+    assert facts["sizes"]["entity"] == rows
+    assert facts["sizes"]["stage"] == 20
+    # Processor seconds and megabytes, not wall-clock time: other programs do not change them.
+    assert facts["seconds"] < 1
+    assert facts["mb"] < 300
 
 
 class Noted(LocalStorage):
-    """Notes what is read, listed and written, with its bytes."""
+    """A storage that logs reads, listings and writes with their bytes."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -96,7 +99,7 @@ ROOTS = ("zarr.json", ".stratalens/root.json")
 
 
 def test_a_stage_costs_the_same_however_many_there_are(tmp_path: Path) -> None:
-    """Files read and written for one more stage, and their bytes; of the root, which names all stages, its growth."""
+    """Adding a stage reads and writes the same files and bytes; only the root, which names all stages, grows."""
     storage = Noted(tmp_path / "run.zarr")
     make_store(storage.root, ["s00"], entities=9, block_size=4)
     operations, others, roots = [], [], []
@@ -112,7 +115,7 @@ def test_a_stage_costs_the_same_however_many_there_are(tmp_path: Path) -> None:
             roots.append(sum(n for kind, key, n in noted if kind in ("get", "put") and key in ROOTS))
     assert operations[20] == operations[-1] != Counter()
     assert others[20] == others[-1]
-    # A few looks at the root: each grows by one entry of a stage.
+    # The root is read a few times; each read grows by the entry of one stage.
     entry = len(json.dumps(StageEntry("s00", 10, "sha256:00").to_json()))
     assert roots[-1] - roots[20] < (len(roots) - 21) * 12 * entry
 
@@ -136,9 +139,9 @@ def test_the_forecast_is_what_is_written(tmp_path: Path) -> None:
     from stratalens.store.format.schema import answer_variable
 
     expected = forecast([*variables, answer_variable()], entities=50, layers=2, tokens=1, stages=3, block_size=16)
-    found = info(path)
-    assert (found["bytes"], found["files"]) == (expected.nbytes, expected.files)
-    chunks = [p for p in path.rglob("c.*") if p.parent.name in found["variables"]]
+    facts = info(path)
+    assert (facts["bytes"], facts["files"]) == (expected.nbytes, expected.files)
+    chunks = [p for p in path.rglob("c.*") if p.parent.name in facts["variables"]]
     assert (sum(p.stat().st_size for p in chunks), len(chunks)) == (expected.nbytes, expected.files)
 
 
@@ -172,9 +175,9 @@ def test_rows_that_do_not_fit_are_refused() -> None:
 
 def test_info_says_what_is_there(tmp_path: Path) -> None:
     path = make_store(tmp_path / "run.zarr", 3, 2, 10, block_size=4, stop_before="s2", labels={"x": range(10)})
-    found = json.loads(json.dumps(info(path)))
-    assert found["complete"]
-    assert found["dims"] == {"stage": 2, "layer": 2, "entity": 10, "token": 1}
-    assert found["completeness"]["s1"]["resid_post"] == 1
-    assert found["sites"] == ["resid_post"]
-    assert set(found["labels"]) == {*make_labels(1, ["a"]), "x"}
+    facts = json.loads(json.dumps(info(path)))
+    assert facts["complete"]
+    assert facts["dims"] == {"stage": 2, "layer": 2, "entity": 10, "token": 1}
+    assert facts["completeness"]["s1"]["resid_post"] == 1
+    assert facts["sites"] == ["resid_post"]
+    assert set(facts["labels"]) == {*make_labels(1, ["a"]), "x"}

@@ -1,7 +1,7 @@
-/* Which colour is which group. */
+/* Names and colours of the groups. */
 export function render({ model }) {
   const list = document.createElement("ul");
-  list.className = "x-key";
+  list.className = "x-legend";
   list.setAttribute("aria-label", "Colours of the groups");
   const draw = () => list.replaceChildren(...model.names.map((name, i) => {
     const item = document.createElement("li"), swatch = document.createElement("span");

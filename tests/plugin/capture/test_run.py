@@ -1,7 +1,7 @@
-"""What is recorded depends on neither batch size, memory nor interruption; stages are skipped, resumed, added."""
+"""Batch size, memory and interruption change no recorded value; stages are skipped, resumed and added."""
 
-import re
-import warnings
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,9 @@ import torch
 import xarray as xr
 
 from stratalens.plugin.capture.run import capture
-from stratalens.plugin.capture.store import note_entities, relabel
-from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.stage import Stage
 from stratalens.store import info, open_store, verify_store
-from stratalens.store.errors import InputError, LabelWarning, MismatchError
+from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.state.info import state_in_words
 from support.models import TwoLayers, bridge, run_two_layers, save_checkpoint, table, tokenizer
 from support.synthetic_writer import content
@@ -46,7 +44,7 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing(tmp_path: Pa
     def greedy(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         sizes.append(len(ids))
         if len(ids) > 2:
-            torch.empty(1 << 58)  # the real allocator, asked for the impossible
+            torch.empty(1 << 58)  # an impossible request to the real allocator
         return model(ids, mask)
 
     same(record(tmp_path / "a.zarr", TwoLayers()), record(tmp_path / "b.zarr", TwoLayers(), greedy, batch_size=4))
@@ -54,13 +52,25 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing(tmp_path: Pa
     assert sizes[-1] <= 2
 
     def hopeless(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if ids.shape[1] > 4:  # probing passes are short
+        if ids.shape[1] > 4:  # dry runs are short
             torch.empty(1 << 58)
         return model(ids, mask)
 
     with pytest.raises(RuntimeError) as caught:
         record(tmp_path / "c.zarr", TwoLayers(), hopeless)
     assert "single row" in "".join(caught.value.__notes__)
+
+
+def test_a_model_is_freed_before_the_next_one_is_loaded(tmp_path: Path) -> None:
+    models: list[weakref.ref[TwoLayers]] = []
+
+    def load(seed: int) -> TwoLayers:
+        assert [model() for model in models] == [None] * seed
+        model = TwoLayers(seed)
+        models.append(weakref.ref(model))
+        return model
+
+    record(tmp_path / "run.zarr", {str(seed): partial(load, seed) for seed in range(3)})
 
 
 def test_an_interrupted_run_resumes_to_the_same_store(tmp_path: Path) -> None:
@@ -84,9 +94,9 @@ def test_an_interrupted_run_resumes_to_the_same_store(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     again = record(tmp_path / "b.zarr", stages, batch_size=3, progress=lambda *at: seen.append(at))
     same(record(tmp_path / "a.zarr", stages), again)
-    begun, *first = [done for name, done, _ in seen if name == "a"]
-    assert begun == partial[0].sum()
-    assert not first or min(first) > begun  # nothing was run twice
+    start, *others = [done for name, done, _ in seen if name == "a"]
+    assert start == partial[0].sum()
+    assert not others or min(others) > start  # nothing was run twice
     assert content(tmp_path / "a.zarr") == content(tmp_path / "b.zarr")
 
 
@@ -101,30 +111,30 @@ def test_planned_stages_are_known_until_they_are_there(tmp_path: Path) -> None:
         record(path, stages, progress=stop)
     facts = info(path)
     assert not facts["complete"]
-    held = len(facts["stages"])
-    assert 1 <= held <= 2
-    lacking = ["w1", "w2", "w3"][held - 1 :]
-    assert facts["lacking_stages"] == lacking
+    stored = len(facts["stages"])
+    assert 1 <= stored <= 2
+    missing = ["w1", "w2", "w3"][stored - 1 :]
+    assert facts["lacking_stages"] == missing
     report = verify_store(path)
     assert report.ok
-    assert report.missing[-len(lacking) :] == [f"stage {name!r}, planned and not begun" for name in lacking]
-    begun = "; w1 at 0%" if held == 2 else ""
-    assert state_in_words(facts) == f"not complete: 1 of 4 stages whole{begun}; not begun: {', '.join(lacking)}"
+    assert report.missing[-len(missing) :] == [f"stage {name!r}, planned and not started" for name in missing]
+    started = "; w1 at 0%" if stored == 2 else ""
+    assert state_in_words(facts) == f"not complete: 1 of 4 stages complete{started}; not started: {', '.join(missing)}"
     key = open_store(path).attrs["stratalens_key"]
     (path / ".stratalens" / "planned.json").unlink()
-    assert open_store(path).attrs["stratalens_key"] == key  # no part of what results belong to
+    assert open_store(path).attrs["stratalens_key"] == key  # the plan is not part of the content key
     record(path, stages)
     assert info(path)["complete"]
     assert not (path / ".stratalens" / "planned.json").exists()
     record(tmp_path / "once.zarr", stages)
     assert content(path) == content(tmp_path / "once.zarr")
-    record(path, {"base": stages["base"]})  # fewer of them leave no plan
+    record(path, {"base": stages["base"]})  # a capture of fewer stages leaves no plan
     assert info(path)["complete"]
 
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_refused_stage_is_not_planned(resumed: bool, tmp_path: Path) -> None:
-    """What the store says of itself is what it said before, though "run again" was once the right advice."""
+    """The store reports the same state as before the refused capture, even after an interrupted one."""
     path, stages = tmp_path / "run.zarr", {"a": TwoLayers(0), "b": TwoLayers(1)}
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -160,94 +170,6 @@ def test_a_refusal_leaves_the_plan_of_an_interrupted_capture(tmp_path: Path) -> 
     assert "c" in info(path)["lacking_stages"]
 
 
-def labelled(labels: list[str], **columns: Any) -> PromptTable:
-    frame = table(len(labels)).frame.assign(trained_stage=labels, **columns)
-    return PromptTable.from_dataframe(frame)
-
-
-@pytest.mark.parametrize(
-    ("labels", "says"),
-    [
-        (["week1", "week 1", "Week2", "weak2", "other"] * 4,
-         r"names stages in some rows only: 'week 1' \(4 rows; is 'week1' meant\?\), 'Week2' \(4 rows; is 'week2' "
-         r"meant\?\), 'weak2' \(4 rows; is 'week2' meant\?\), 'other' \(4 rows\) are no stage of this capture or "
-         r"store, which have 'base', 'week1', 'week2'"),
-        (["week1", "week2", "week2", "Week1"] * 5, r"'Week1' \(5 rows; is 'week1' meant\?\) is no stage"),
-        (["Week1", "Week2"] * 10, r"'Week1' .10 rows; is 'week1' meant.*'Week2'"),
-        (["week1", "never"] * 10, r"'never' \(10 rows\) is no stage"),
-        (["week1", "week22"] * 10, r"'week22' \(10 rows\) is no stage"),
-        (["week1", "week3"] * 10, None),  # a stage that comes later
-        (["week1", "week2"] * 10, None),
-        (["week1", ""] * 10, None),
-        (["red", "blue"] * 10, None),
-        (["week3", "week4"] * 10, None),
-    ],
-)  # fmt: skip
-def test_labels_that_are_nearly_stages(tmp_path: Path, labels: list[str], says: str | None) -> None:
-    stages = {name: TwoLayers(i) for i, name in enumerate(("base", "week1", "week2"))}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        record(tmp_path / "run.zarr", stages, table=labelled(labels))
-    told = [w for w in caught if issubclass(w.category, LabelWarning)]
-    assert len(told) == (says is not None)
-    if says is not None:
-        assert re.search(says, str(told[0].message))
-        assert told[0].filename == __file__
-
-
-def test_the_column_that_names_stages_need_not_be_called_trained_stage(tmp_path: Path) -> None:
-    stages = {name: TwoLayers(i) for i, name in enumerate(("base", "week1", "week2"))}
-    given = table(20).frame.assign(colour=["red", "base"] * 10, learned=["week1", "week2", "week2", "weeek2"] * 5)
-    with pytest.warns(LabelWarning, match=r"label column 'learned' .*'weeek2' \(5 rows; is 'week2' meant\?\)"):
-        record(tmp_path / "run.zarr", stages, table=PromptTable.from_dataframe(given))
-    capture_again = labelled(["base", "week1"] * 10)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        record(tmp_path / "other.zarr", {"base": stages["base"], "week1": stages["week1"]}, table=capture_again)
-        record(tmp_path / "other.zarr", {"week2": stages["week2"]}, table=capture_again)  # stages of the store count
-
-
-def test_a_label_is_corrected_and_the_capture_goes_on(tmp_path: Path) -> None:
-    path, stages = tmp_path / "run.zarr", {name: TwoLayers(i) for i, name in enumerate(("base", "week1"))}
-    with pytest.warns(LabelWarning):
-        record(path, stages, table=labelled(["week1", "week 1"] * 10))
-    right = labelled(["week1"] * 20, colour=["red", "blue"] * 10)
-    with pytest.raises(
-        MismatchError, match=r"'trained_stage' of 'r000001' .row 1. is 'week 1' in the store, 'week1' in"
-    ):
-        record(path, {**stages, "week2": TwoLayers(2)}, table=right)
-    before = open_store(path).load()
-    assert relabel(path, right) == {"trained_stage": 10, "colour": 20}
-    assert relabel(path, right) == {}
-    ds = record(path, {**stages, "week2": TwoLayers(2)}, table=right)
-    assert ds.trained_stage.values.tolist() == ["week1"] * 20
-    assert verify_store(path).ok
-    same(before.drop_vars("exposure"), ds.sel(stage=["base", "week1"]))
-    with pytest.warns(LabelWarning, match=r"'weak1' \(20 rows; is 'week1' meant\?\) is no stage"):
-        relabel(path, labelled(["weak1"] * 20))
-    with pytest.raises(InputError, match="PromptTable, not DataFrame"):
-        relabel(path, right.frame)  # type: ignore[arg-type]
-
-
-def test_a_table_that_does_not_say_what_belongs_together_keeps_what_the_store_knows(tmp_path: Path) -> None:
-    path = tmp_path / "run.zarr"
-    whole = table(8)
-    record(path, TwoLayers(), table=whole)
-    bare = PromptTable.from_dataframe(whole.frame[["prompt_id", "prompt"]].assign(size=range(8)))
-    assert relabel(path, bare) == {"size": 8}
-    assert open_store(path).entity_id.values.tolist() == whole.labels()["entity_id"].tolist()
-
-
-def test_prompts_without_entities_are_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    note_entities.cache_clear()
-    bare = PromptTable.from_dataframe(table(8).frame[["prompt"]])
-    for name in ("a", "b"):
-        record(tmp_path / f"{name}.zarr", TwoLayers(), table=bare)
-    record(tmp_path / "c.zarr", TwoLayers(), table=table(8))
-    (told,) = [r for r in caplog.records if r.name == "stratalens"]
-    assert "neither a column entity nor entity_id: every prompt counts as an entity of its own" in told.message
-
-
 def test_complete_stages_are_skipped_and_new_ones_added(tmp_path: Path) -> None:
     path, run = tmp_path / "run.zarr", []
 
@@ -257,22 +179,22 @@ def test_complete_stages_are_skipped_and_new_ones_added(tmp_path: Path) -> None:
 
     record(path, {"a": TwoLayers(0)})
     record(path, {"a": TwoLayers(0)}, counting)
-    assert max(run) <= 4  # only probed
+    assert max(run) <= 4  # dry runs only
     ds = record(path, {"b": lambda: TwoLayers(1)})
     assert ds.stage.values.tolist() == ["a", "b"]
     assert ds.stage_order.values.tolist() == [0, 1]
     ds = record(path, {"a": TwoLayers(0), "b": TwoLayers(1), "c": TwoLayers(2)})
     assert ds.stage_order.values.tolist() == [0, 1, 2]
     swapped = (
-        r"stage 'a' is number 1 of 3 in the store \(a, b, c\) and number 2 of 2 in this job \(b, a\), where it comes "
-        r"after 'b'. List these stages in the order of the store: a, b$"
+        r"stage 'a' is number 1 of 3 in the store \(a, b, c\) and number 2 of 2 in this job \(b, a\), after "
+        r"'b'. List these stages in the order of the store: a, b$"
     )
     with pytest.raises(InputError, match=swapped):
         record(path, {"b": TwoLayers(1), "a": TwoLayers(0)})
     between = (
-        r"stage 'b' is number 2 of 3 in the store \(a, b, c\) and number 3 of 3 in this job \(a, new, b\): new would "
-        r"stand before it, .* has no number free there. Record all of them to another store; listing new last "
-        r"\(a, b, new\) would call it the latest in training$"
+        r"stage 'b' is number 2 of 3 in the store \(a, b, c\) and number 3 of 3 in this job \(a, new, b\). The store "
+        r"cannot insert new before 'b', because .* Record all stages into a new store, or list new last "
+        r"\(a, b, new\) if it really came last in training$"
     )
     with pytest.raises(InputError, match=between):
         record(path, {"a": TwoLayers(0), "new": TwoLayers(4), "b": TwoLayers(1)})
@@ -299,15 +221,15 @@ def test_what_does_not_match_refuses(tmp_path: Path) -> None:
     assert record(path, {"a": TwoLayers(0), "b": TwoLayers(0)}, allow_same_weights=True).recorded.values.all()
 
 
-def test_other_weights_are_told_of_where_the_store_records_more_than_is_asked_for(tmp_path: Path) -> None:
+def test_other_weights_are_reported_where_the_store_records_more_than_the_capture(tmp_path: Path) -> None:
     path, more = tmp_path / "run.zarr", ("layers.{layer}.hook_state", "hook_embed")
     record(path, {"a": TwoLayers(0)})
     record(path, {"a": TwoLayers(0)}, sites=more)
     with pytest.raises(MismatchError, match=r"sites differ: .* records embed, not") as caught:
         record(path, {"a": TwoLayers(1)})
     (note,) = caught.value.__notes__
-    assert note.startswith("besides, weights_fingerprint differs for stage 'a': ")
-    for name, seed in (("a", 0), ("b", 1)):  # the same weights, and a stage that is not there yet
+    assert note.startswith("In addition, weights_fingerprint differs for stage 'a': ")
+    for name, seed in (("a", 0), ("b", 1)):  # the same weights, and a stage that the store does not have
         with pytest.raises(MismatchError, match="sites differ") as caught:
             record(path, {name: TwoLayers(seed)})
         assert not hasattr(caught.value, "__notes__")

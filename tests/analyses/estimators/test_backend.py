@@ -1,4 +1,4 @@
-"""Whole verbs with their arithmetic on a device: one that any machine has, and a GPU where there is one (-m gpu)."""
+"""Analyses on a device: a simulated one on every machine, and a GPU if there is one (-m gpu)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def ds() -> xr.Dataset:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """backend="gpu" means the device that the test names."""
+    """Let backend="gpu" mean the device that the test names."""
     monkeypatch.setattr(backends, "gpu_problem", lambda: None)
     usual = backends.resolve_backend
 
     def resolve(name: str = "auto") -> Backend:
         return request.param if name == "gpu" else usual(name)
 
-    monkeypatch.setattr(estimators, "resolve", resolve)
+    monkeypatch.setattr(estimators, "resolve_backend", resolve)
 
 
 def same(device: xr.Dataset, host: xr.Dataset, atol: float) -> None:
@@ -48,7 +48,7 @@ def same(device: xr.Dataset, host: xr.Dataset, atol: float) -> None:
 
 @pytest.mark.parametrize("device", [STRICT], indirect=True)
 @pytest.mark.parametrize("how", CLOSED, ids=str)
-def test_closed_forms_need_nothing_that_a_device_refuses(ds: xr.Dataset, device: None, how: dict[str, Any]) -> None:
+def test_closed_forms_use_operations_of_a_device_alone(ds: xr.Dataset, device: None, how: dict[str, Any]) -> None:
     on_device, host = (probe(ds, backend=b, **how, **QUIET) for b in ("gpu", "cpu"))
     assert on_device.attrs["backend"] == "gpu"
     assert all(isinstance(v.data, np.ndarray) for v in on_device.variables.values())
@@ -56,18 +56,18 @@ def test_closed_forms_need_nothing_that_a_device_refuses(ds: xr.Dataset, device:
 
 
 @pytest.mark.parametrize("device", [NUMPY_LIKE], indirect=True)
-def test_logistic_probes_need_nothing_that_a_device_refuses(ds: xr.Dataset, device: None) -> None:
+def test_logistic_probes_use_operations_of_a_device_alone(ds: xr.Dataset, device: None) -> None:
     same(*(probe(ds, backend=b, **QUIET) for b in ("gpu", "cpu")), 1e-6)
 
 
 @pytest.mark.parametrize("device", [STRICT], indirect=True)
-def test_what_runs_on_the_host_alone_does_not_pretend(ds: xr.Dataset, device: None) -> None:
+def test_a_method_without_a_device_implementation_is_refused(ds: xr.Dataset, device: None) -> None:
     with pytest.raises(InputError, match="diffmeans runs on the CPU alone"):
         probe(ds, method="diffmeans", backend="gpu", **QUIET)
 
 
-def test_a_gpu_without_cuml_leaves_what_needs_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimators, "resolve", lambda name: Backend("cpu" if name == "cpu" else "gpu", np))
+def test_a_gpu_without_cuml_leaves_library_fits_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimators, "resolve_backend", lambda name: Backend("cpu" if name == "cpu" else "gpu", np))
     monkeypatch.setattr(estimators, "has_cuml", lambda: False)
     assert estimators.choose_device("auto", "logistic", "binary") == "gpu"
     assert estimators.choose_device("auto", "logistic", "multiclass") == "cpu"

@@ -1,7 +1,7 @@
-/* A slider over named values: a native range input, so that keyboard and screen readers work as everywhere. */
+/* A slider over named values. It is a native range input, so that keyboards and screen readers work. */
 export function render({ model, el }) {
   const box = document.createElement("div");
-  box.className = "x-stepper";
+  box.className = "x-slider";
   const label = document.createElement("label");
   label.htmlFor = "range";
   const input = document.createElement("input");
