@@ -1,4 +1,4 @@
-"""Private interfaces of PyTorch, Transformers, Accelerate and TransformerLens that have no public counterpart.
+"""Private interfaces of PyTorch, Transformers, Accelerate and TransformerLens.
 
 Each function names the interface, the versions that have it, and the reason for its use.
 Libraries are imported when a function is called, so that this module costs nothing to import.
@@ -47,7 +47,7 @@ def has_processed_weights(bridge: Any) -> bool:
 
 
 def is_wrapped_name(name: str) -> bool:
-    """Return whether a name in a state dict belongs to a module that a TransformerBridge has wrapped in place."""
+    """Return whether a name in a state dict belongs to a module in a TransformerBridge."""
     return _WRAPPED in name
 
 
@@ -76,7 +76,7 @@ def remove_forward_wrapper(model: nn.Module) -> None:
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
-    """Compute attention as plain matrix products inside; restore the implementation afterwards.
+    """Compute attention as plain matrix products inside; restore it afterwards.
 
     `PreTrainedModel.set_attn_implementation` is public (Transformers 4.56 and later). The current
     implementation is only in `config._attn_implementation`.
@@ -104,9 +104,10 @@ def shared_storage(nbytes: int) -> UntypedStorage:
 
 
 def cpu_has_avx512_bf16() -> bool:
-    """Return whether the CPU multiplies bfloat16 matrices in hardware; False where PyTorch cannot tell.
+    """Return whether the CPU multiplies bfloat16 matrices in hardware.
 
-    The public `torch.cpu.get_capabilities` is newer than the oldest supported PyTorch (2.4).
+    False if PyTorch does not know. The public `torch.cpu.get_capabilities` is newer than the
+    oldest supported PyTorch (2.4).
     """
     import torch
 
@@ -116,7 +117,7 @@ def cpu_has_avx512_bf16() -> bool:
 
 @contextmanager
 def hide_gguf_progress() -> Iterator[None]:
-    """Hide the bar that Transformers draws while it dequantises a GGUF file; restore it afterwards.
+    """Hide the progress bar of dequantising a GGUF file; restore it afterwards.
 
     The switches of `transformers.utils.logging` do not reach this bar. The module that draws it
     takes tqdm from its own namespace (Transformers 4.56 and later).

@@ -64,7 +64,9 @@ class Progress:
 
 
 class StageLines:
-    """A progress function for logs and pipes: a line at the start and end of a stage, and one every few seconds.
+    """A progress function for logs and pipes.
+
+    It prints a line at the start and end of a stage, and one every few seconds.
 
     Args:
         stages: names of all stages in the order of recording.
@@ -132,7 +134,7 @@ def is_interactive() -> bool:
 
 
 def wrap_message(text: str) -> str:
-    """Wrap a message to the width of the terminal; return it unchanged where standard error is a pipe.
+    """Wrap a message to the width of the terminal; leave it unchanged in a pipe.
 
     The continuation of a line is indented two spaces deeper than the line itself.
     """
@@ -222,11 +224,11 @@ def suppress_progress_bars(*, downloads: bool = True) -> Iterator[None]:
     Args:
         downloads: also hide the bars of downloads. Downloads may take minutes, loading takes seconds.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
     loading_shown, downloads_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     if downloads_shown and not downloads:
         enable_progress_bars()  # Transformers disables those of downloads with its own
     try:
@@ -234,5 +236,5 @@ def suppress_progress_bars(*, downloads: bool = True) -> Iterator[None]:
             yield
     finally:
         if loading_shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
         (enable_progress_bars if downloads_shown else disable_progress_bars)()

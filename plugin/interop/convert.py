@@ -26,7 +26,7 @@ def torch_dataset(
     label: str | None = None,
     skip_missing: bool = False,
 ) -> ActivationDataset:
-    """Return the activations of one site and layer as a torch Dataset, to train SAEs or probes.
+    """Return the activations of one site and layer as a torch Dataset.
 
     A sample is the activation of one (stage, entity, token), a tensor of the site's
     feature dims in the dtype of `open_store`. To select rows, use `ds.isel(entity=...)`
@@ -72,7 +72,7 @@ def to_activation_cache(
     sites: Sequence[str] | None = None,
     model: Any = None,
 ) -> Any:
-    """Return the recorded activations of one or several prompts as a `transformer_lens.ActivationCache`.
+    """Return recorded activations of prompts as a `transformer_lens.ActivationCache`.
 
     Keys are the recorded hook names, and TransformerLens's name of each site if it differs,
     so that `cache["resid_post", 3]` works. Values have shape (batch, positions, features...).
@@ -131,7 +131,10 @@ def _prompt_ids(ds: xr.Dataset, entity: Any) -> list[str]:
 
 
 def _values_by_hook(array: xr.DataArray) -> dict[str, NDArray[Any]]:
-    """Return hook name -> values of shape (entities, tokens, features...), for every layer and name of a site."""
+    """Return hook name -> values of shape (entities, tokens, features...).
+
+    A site has one entry for each layer and each of its names.
+    """
     from stratalens.plugin.models.sites import SHORT_NAMES
 
     templates = [array.attrs["hook"], *SHORT_NAMES.get(str(array.name), ())[:1]]
@@ -210,7 +213,9 @@ def _layer_index(ds: xr.Dataset, site: str, layer: int | None) -> int:
 def _recorded_rows(
     ds: xr.Dataset, site: str, shape: tuple[int, ...], *, skip_missing: bool
 ) -> NDArray[np.bool_] | None:
-    """Return which rows exist, bool array of shape (stages, entities), or None if the Dataset has no such flag.
+    """Return which rows exist, bool array of shape (stages, entities).
+
+    None if the Dataset has no such flag.
 
     Raises:
         NotRecordedError: rows that were not recorded, without `skip_missing`.

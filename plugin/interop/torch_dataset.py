@@ -1,4 +1,4 @@
-"""Activations of a store as a torch Dataset: random access, and shuffled batches of complete blocks."""
+"""A torch Dataset of activations: random access, and batches of complete blocks."""
 
 from __future__ import annotations
 
@@ -115,7 +115,11 @@ class ActivationDataset(Dataset[Sample]):
         return ShuffledBatches(self, batch_size, shuffle, seed, buffer_bytes, drop_last)
 
     def fill(self, out: NDArray[Any], block: Block) -> NDArray[np.int64]:
-        """Read a block into `out`, an array of the stored dtype and of shape (rows * tokens, features...).
+        """Read a block into memory.
+
+        Args:
+            out: array of the stored dtype and of shape (rows * tokens, features...).
+            block: rows to read.
 
         Returns:
             int64 array: indices in `out` of the samples that exist.
@@ -132,7 +136,11 @@ class ActivationDataset(Dataset[Sample]):
         return indices
 
     def _flat_indices(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the number of samples among all rows of the array; raise IndexError for samples that do not exist."""
+        """Return the numbers of samples among all rows of the array.
+
+        Raises:
+            IndexError: a sample that does not exist.
+        """
         count = len(self)
         outside = indices[(indices < -count) | (indices >= count)]
         if len(outside):
@@ -143,7 +151,9 @@ class ActivationDataset(Dataset[Sample]):
     def _check_recorded(
         self, stored: NDArray[Any], flat: NDArray[np.int64], indices: NDArray[np.int64] | None = None
     ) -> None:
-        """Raise NotRecordedError if a sample is NaN, which is the value of a position that does not exist.
+        """Raise NotRecordedError if a sample is NaN.
+
+        NaN is the value of a position that does not exist.
 
         Args:
             stored: array of the stored dtype and of shape (samples, features...).
@@ -163,7 +173,7 @@ class ActivationDataset(Dataset[Sample]):
 
 
 class ShuffledBatches(IterableDataset[Sample]):
-    """Batches of an `ActivationDataset`, read by complete blocks; see `ActivationDataset.batches`."""
+    """Batches of an `ActivationDataset`, as its method `batches` describes them."""
 
     def __init__(
         self,
@@ -196,7 +206,10 @@ class ShuffledBatches(IterableDataset[Sample]):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Select another order from the same seed; call it before every epoch, as for torch's DistributedSampler."""
+        """Select another order from the same seed.
+
+        Call it before every epoch, as for torch's DistributedSampler.
+        """
         self._epoch.fill_(operator.index(epoch))
 
     def __iter__(self) -> Iterator[Sample]:
@@ -279,9 +292,10 @@ class ShuffledBatches(IterableDataset[Sample]):
 
 
 class _BatchMemory:
-    """Memory for batches, reused after all tensors in it are gone: new memory costs as much as reading.
+    """Memory for batches, reused after all tensors in it are gone.
 
-    In a worker the memory is shared with the process that trains, so that no batch is copied.
+    New memory costs as much as reading. In a worker the memory is shared with the
+    process that trains, so that no batch is copied.
     """
 
     def __init__(self, data: ActivationDataset, size: int) -> None:
@@ -328,7 +342,11 @@ class _PoolBuffer:
         self.entities = np.empty(rows * reader.shape[2], dtype=np.int64)
 
     def fill(self, pool: Sequence[Block]) -> NDArray[np.int64]:
-        """Read all blocks of a pool; return the indices in `values` of its samples, in the order of the blocks."""
+        """Read all blocks of a pool.
+
+        Returns:
+            int64 array: indices in `values` of the samples, in the order of the blocks.
+        """
         reader = self.data.reader
         tokens = reader.shape[2]
         edges = np.cumsum([0, *((stop - start) * tokens for _, start, stop in pool)]).tolist()

@@ -98,7 +98,12 @@ class ArrayReader:
         return values.reshape(-1, self.shape[2], *self.feature_shape)
 
     def fill(self, out: NDArray[Any], block: Block) -> None:
-        """Read a block into `out`, an array of the stored dtype and of shape (rows * tokens, features...)."""
+        """Read a block into memory.
+
+        Args:
+            out: array of the stored dtype and of shape (rows * tokens, features...).
+            block: rows to read.
+        """
         stage, start, stop = block
         rows = slice(start, stop)
         if self.stored is None:
@@ -148,7 +153,10 @@ class ArrayReader:
         return tuple(indices.get(str(dim), slice(None)) for dim in self.variable.dims)
 
     def locate(self, flat: int) -> dict[str, Any]:
-        """Return stage, entity and token of a sample by its number; an index for a dim without a coordinate."""
+        """Return stage, entity and token of a sample by its number.
+
+        A dim without a coordinate has an index instead.
+        """
         indices = zip(AXES, np.unravel_index(flat, self.shape), strict=True)
         return {dim: self._label(dim, int(index)) for dim, index in indices}
 
@@ -163,10 +171,8 @@ def is_nan(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Return where values are NaN; bfloat16 may be passed as its bits in uint16."""
     if values.dtype.name == "bfloat16":
         values = values.view(np.uint16)
-    if values.dtype == np.uint16:
-        missing: NDArray[np.bool_] = (values & 0x7FFF) > 0x7F80
-        return missing
-    return np.isnan(values)
+    missing: NDArray[np.bool_] = (values & 0x7FFF) > 0x7F80 if values.dtype == np.uint16 else np.isnan(values)
+    return missing
 
 
 def as_tensor(values: NDArray[Any]) -> Tensor:

@@ -51,7 +51,7 @@ _SETTERS = {  # end of a hook name -> the flag without which the hook never fire
 
 
 class Adapter:
-    """The interface of the capture engine to a HookedRootModule, and the base of the other adapters.
+    """A HookedRootModule for the capture engine, and the base of the other adapters.
 
     Args:
         model: the model.
@@ -121,14 +121,13 @@ class Adapter:
         value = getattr(self.cfg, name, None)
         return int(value) if isinstance(value, int) and value > 0 else None
 
-    def flags(self) -> dict[str, Any]:
-        """Return the processing by TransformerLens that changes activations; stages and resumed runs must agree."""
-        return {"kind": self.kind}
-
     @cached_property
     def processing(self) -> dict[str, Any]:
-        """The result of `flags()`, computed once."""
-        return self.flags()
+        """Processing by TransformerLens that changes activations.
+
+        All stages of a store and resumed runs must agree on it.
+        """
+        return {"kind": self.kind}
 
     def setter_for(self, hook: str) -> str | None:
         """Return the `set_use_*` method that must be called before this hook fires, or None."""
@@ -211,8 +210,9 @@ class BridgeAdapter(Adapter):
         limit = getattr(self._text_config, "max_position_embeddings", None)
         return int(limit) if isinstance(limit, int) and limit > 0 else super().max_length
 
-    def flags(self) -> dict[str, Any]:
-        """Return whether compatibility mode is on, and how it has processed the weights."""
+    @cached_property
+    def processing(self) -> dict[str, Any]:
+        """Whether compatibility mode is on, and how it has processed the weights."""
         compatible = bool(getattr(self.model, "compatibility_mode", False))
         processed = has_processed_weights(self.model)
         measured = _measured_processing(self.model)
@@ -265,8 +265,9 @@ class HookedTransformerAdapter(Adapter):
         self.can_stop = forward is None
         self.final_norm = _final_norm(model)
 
-    def flags(self) -> dict[str, Any]:
-        """Return how the weights were processed at load time."""
+    @cached_property
+    def processing(self) -> dict[str, Any]:
+        """How the weights were processed at load time."""
         return {"kind": self.kind, **_measured_processing(self.model)}
 
     def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:

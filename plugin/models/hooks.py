@@ -33,7 +33,7 @@ def detach(point: HookPoint, handle: Any) -> None:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Turn off dropout and gradients inside; restore the training flag of every module and the grad mode.
+    """Turn off dropout and gradients inside; restore every module and the grad mode.
 
     This uses `no_grad` and not `inference_mode`: masks and rotary tables that a model
     caches inside must remain usable for training.

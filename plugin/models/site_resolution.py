@@ -204,7 +204,10 @@ def _one_pass(adapter: Adapter, hooks: Sequence[str], ids: Tensor) -> dict[str, 
 def _two_passes(
     adapter: Adapter, sites_by_hook: dict[str, SiteName], ids: Tensor
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """Return the activations by hook, and the hook templates that fire only if the output layer runs."""
+    """Return the activations by hook, and the templates of late hooks.
+
+    Late hooks fire only if the output layer runs.
+    """
     hooks = list(sites_by_hook)
     short = _observe(adapter, hooks, ids, _SHORT, "none")
     long = _observe(adapter, hooks, ids, _LONG, "logits")
@@ -216,7 +219,10 @@ def _two_passes(
 
 
 def _is_aligned(value: Any, length: int) -> bool:
-    """Return whether a value has the shape (batch, position, ...) and only the position axis has this length."""
+    """Return whether a value has the shape (batch, position, ...).
+
+    Only the position axis may have this length.
+    """
     return (
         isinstance(value, Tensor)
         and value.is_floating_point()
@@ -250,7 +256,11 @@ def _observe(adapter: Adapter, hooks: Sequence[str], ids: Tensor, length: int, o
 
 
 def _check_axes(name: str, hook: str, short: list[Any], long: list[Any]) -> Tensor:
-    """Return the activation of the longer pass; raise InputError unless it has the shape (batch, position, ...)."""
+    """Return the activation of the longer pass, of shape (batch, position, ...).
+
+    Raises:
+        InputError: a value of another shape or type, or not exactly one value.
+    """
     if not long:
         raise InputError(
             f"site {name!r} ({hook}) exists but did not fire in a forward pass of this model, so there is nothing to "

@@ -1,4 +1,4 @@
-"""Sites with their shapes, the selection of sites and layers, and the short names of sites."""
+"""Sites, the selection of sites and layers, and the short names of sites."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ class SiteSelection:
     layers: tuple[int, ...]
 
     def points(self, adapter: Adapter) -> dict[str, list[HookPoint]]:
-        """Return the hook points of every site: one per layer, or one for a site outside the blocks."""
+        """Return the hook points of every site.
+
+        A site has one point per layer, or one if it is outside the blocks.
+        """
         return {
             site.name: [adapter.points[site.hook_at(layer)] for layer in (self.layers if site.in_blocks else (0,))]
             for site in self.sites

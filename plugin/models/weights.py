@@ -26,11 +26,12 @@ _CHUNK_BYTES = 1 << 26  # hashed at a time: limits the host memory for weights o
 
 
 def weights_fingerprint(model: Adapter | nn.Module) -> str:
-    """Return the BLAKE3 hash (256 bits, hex) over names, dtypes, shapes and bytes of all weights, sorted by name.
+    """Return the BLAKE3 hash (256 bits, hex) of all weights.
 
-    The hash depends on neither the order of the state dict nor the device. The same values in another
-    dtype are other weights. Buffers that the model saves count; buffers that it does not save
-    (rotary tables) do not. Several threads hash the weights, and shared weights are hashed once.
+    The hash covers names, dtypes, shapes and bytes, sorted by name. It depends on neither
+    the order of the state dict nor the device. The same values in another dtype are other
+    weights. Buffers that the model saves count; buffers that it does not save (rotary tables)
+    do not. Several threads hash the weights, and shared weights are hashed once.
 
     >>> a, b = nn.Linear(2, 1), nn.Linear(2, 1)
     >>> b.load_state_dict(a.state_dict())
@@ -68,7 +69,10 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=8)
 def _own_names(kind: Any, config: str) -> frozenset[str]:
-    """Return the names in the state dict of a new model of this class and config, which takes no memory."""
+    """Return the names in the state dict of a new model of this class and config.
+
+    The model is on the meta device and takes no memory.
+    """
     with torch.device("meta"):
         return frozenset(kind(kind.config_class(**json.loads(config))).state_dict())
 

@@ -183,7 +183,7 @@ def _object_values(column: pd.Series[Any], name: str, source: str) -> NDArray[An
 
 
 def _label_type(value: object) -> type:
-    """Return the Python type that the store keeps for a value; any other type is returned as it is."""
+    """Return str, bool, int or float for values of these kinds, else the type."""
     if isinstance(value, str):
         return str
     if isinstance(value, bool | np.bool_):
@@ -196,7 +196,7 @@ def _label_type(value: object) -> type:
 
 
 def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
-    """Return the NumPy dtype of a column, which pandas names differently for each kind of extension dtype."""
+    """Return the NumPy dtype that corresponds to a pandas dtype."""
     if isinstance(dtype, pd.SparseDtype):
         return np.dtype(dtype.subtype)
     return dtype if isinstance(dtype, np.dtype) else np.dtype(dtype.numpy_dtype)

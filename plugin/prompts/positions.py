@@ -116,7 +116,10 @@ def _all_positions(tokenized: TokenizedPrompts) -> ResolvedPositions:
 
 
 def _token_index(name: str, table: PromptTable, tokenized: TokenizedPrompts) -> Index:
-    """Return the token index of one position, int64 array of shape (rows,), -1 where a row does not have it."""
+    """Return the token index of one position, int64 array of shape (rows,).
+
+    The index is -1 where a row does not have the position.
+    """
     if name == "last":
         return tokenized.lengths - 1
     if _FROM_THE_END.fullmatch(name):

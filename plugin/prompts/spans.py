@@ -120,7 +120,9 @@ def entity_spans(prompts: NDArray[Any], entities: NDArray[Any], edges: Spans | N
 
 
 def find_entity(prompt: str, entity: str) -> int:
-    """Return the start of the last occurrence as a whole word, else of the last occurrence, else -1.
+    """Return the start of an entity in its prompt, or -1.
+
+    This is the last occurrence as a whole word, else the last occurrence.
 
     >>> find_entity("Ann met Anna. Who is Ann?", "Ann"), find_entity("Who is Anna?", "Ann")
     (21, 7)

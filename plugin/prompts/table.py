@@ -178,7 +178,11 @@ class PromptTable:
 
 
 def _check_columns(frame: pd.DataFrame, source: str) -> dict[str, pd.Series[Any]]:
-    """Return the columns by name, rows counted from 0; raise InputError for names that no table may have."""
+    """Return the columns by name, with rows counted from 0.
+
+    Raises:
+        InputError: no column 'prompt', no rows, or an invalid column name.
+    """
     names = list(frame.columns)
     if "prompt" not in names:
         hint = suggest("prompt", [str(name) for name in names]) if names else "the table has no columns"

@@ -1,4 +1,4 @@
-"""Tokenised prompts: token ids, character offsets, digest, and the tokenizer's fingerprint."""
+"""Token ids, character offsets and digest of prompts, and fingerprint of a tokenizer."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ _LEFT_OUT = ("padding", "truncation", "post_processor")
 
 
 def _split_settings(serialised: str) -> tuple[dict[str, Any], str]:
-    """Split a serialised fast tokenizer into the settings that count and the text of its vocabulary.
+    """Split a serialised tokenizer into settings that count and vocabulary text.
 
     The vocabulary is at the end and stays text: parsing and writing a hundred thousand
     strings takes ten times as long as everything else.

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from stratalens.plugin.prompts.columns import RESERVED
 from stratalens.plugin.prompts.files import read_frame
 from stratalens.plugin.study.config import templates
 from stratalens.store.errors import InputError, suggest
+from stratalens.store.format.schema import RESERVED_NAMES
 
 # Names that the store, the prompt table and the files of the corpus use.
-RESERVED_COLUMNS = RESERVED | {
+RESERVED_COLUMNS = RESERVED_NAMES | {
     *("prompt", "prompt_id", "entity_id", "answer", "half", "template"),
     *("test_kind", "kind", "question", "text"),
 }
