@@ -39,11 +39,6 @@ class Groups:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def counts(self) -> Codes:
-        """Rows in each group: int64 array of shape (groups,)."""
-        return np.bincount(self.codes[self.codes >= 0], minlength=len(self)).astype(np.int64)
-
     def index(self, name: object) -> int:
         """Position of the group called `name`.
 
@@ -126,7 +121,7 @@ class Groups:
     def sizes(self, units: Codes | None = None) -> Codes:
         """Rows, or distinct units (e.g. entities), in each group: int64 array of shape (groups,)."""
         if units is None:
-            return self.counts
+            return np.bincount(self.codes[self.codes >= 0], minlength=len(self)).astype(np.int64)
         return np.array([len(np.unique(units[self.codes == g])) for g in range(len(self))], dtype=np.int64)
 
 

@@ -182,4 +182,4 @@ def _align(x: Array, y: Array, fit: Mask) -> tuple[float, float, float]:
 
 def _centred(rows: Array) -> Array:
     rows = rows.astype(np.float64)
-    return rows - rows.mean(axis=0)
+    return np.asarray(rows - rows.mean(axis=0))

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -45,18 +45,6 @@ class Backend:
     def to_numpy(self, array: Any) -> Array:
         """Copy an array of this backend to the host's memory, as NumPy."""
         return to_numpy(array)
-
-
-class LinearClassifier(Protocol):
-    """Interface of a library's logistic regression, which scikit-learn's and cuML's classes have."""
-
-    coef_: Any
-    intercept_: Any
-    n_iter_: Any
-
-    def fit(self, X: Any, y: Any) -> Any:
-        """Fit on X of shape (n, d) and y of shape (n,)."""
-        ...
 
 
 def gpu_problem() -> str | None:
@@ -119,7 +107,7 @@ def to_numpy(array: Any) -> Array:
     return array if isinstance(array, np.ndarray) else cast("Array", array.get())
 
 
-def logistic_estimator(backend: Backend, *, C: float, tol: float = 1e-6, max_iter: int = 5000) -> LinearClassifier:
+def logistic_estimator(backend: Backend, *, C: float, tol: float = 1e-6, max_iter: int = 5000) -> Any:
     """Create a library's L2-penalised logistic regression, with an unpenalised intercept.
 
     Args:
@@ -128,20 +116,20 @@ def logistic_estimator(backend: Backend, *, C: float, tol: float = 1e-6, max_ite
         tol: on the gradient; both libraries' default of 1e-4 changes directions visibly.
         max_iter: most iterations.
 
+    Returns:
+        An estimator with `fit`, `coef_`, `intercept_` and `n_iter_`.
+
     Raises:
         InputError: the backend is the GPU and cuML is not installed.
     """
     if backend.name == "cpu":
         from sklearn.linear_model import LogisticRegression
 
-        return cast("LinearClassifier", LogisticRegression(C=C, tol=tol, max_iter=max_iter))
+        return LogisticRegression(C=C, tol=tol, max_iter=max_iter)
     if not has_cuml():
         raise InputError(
             "pairs='multiclass' and solver='library' on a GPU need cuML: pip install 'stratalens[gpu-cu12]' or "
             "'stratalens[gpu-cu13]'; or use backend='cpu'"
         )
     linear_model = importlib.import_module("cuml.linear_model")
-    return cast(
-        "LinearClassifier",
-        linear_model.LogisticRegression(penalty="l2", C=C, tol=tol, max_iter=max_iter, fit_intercept=True),
-    )
+    return linear_model.LogisticRegression(penalty="l2", C=C, tol=tol, max_iter=max_iter, fit_intercept=True)

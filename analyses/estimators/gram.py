@@ -166,10 +166,9 @@ class Rows:
             current[0] = k
             for g in range(self.labels):
                 inside, outside = self.sides(g, k)
-                if len(outside) <= len(inside):
-                    combine, total, fewer = np.subtract, totals[g], outside
-                else:
-                    combine, total, fewer = np.add, np.zeros_like(totals[g]), inside
+                subtract = len(outside) <= len(inside)
+                fewer, combine = (outside, np.subtract) if subtract else (inside, np.add)
+                total = totals[g] if subtract else np.zeros_like(totals[g])
                 for c in fewer:
                     gram = _gram(self.X[self.cell(c)]) if cells is None else cells[c]
                     total = combine(total, gram, out=out[g])

@@ -216,7 +216,7 @@ def _fit_library(X: Floats, signs: Signs, C: Doubles, settings: Settings) -> Lin
             mean, scale = inside.mean(axis=0, dtype=np.float64), inside.std(axis=0, dtype=np.float64)
             scale[scale == 0] = 1
             inside = ((inside - mean) / scale).astype(X.dtype)
-        model: Any = logistic_estimator(backend, C=float(C[i]), tol=settings.tol, max_iter=LIBRARY_MAX_ITER)
+        model = logistic_estimator(backend, C=float(C[i]), tol=settings.tol, max_iter=LIBRARY_MAX_ITER)
         model.fit(backend.asarray(inside), backend.asarray((signs[rows, i] > 0).astype(X.dtype)))
         coef[i] = to_numpy(model.coef_).ravel() / scale
         intercept[i] = float(to_numpy(model.intercept_).ravel()[0]) - float(coef[i] @ mean)

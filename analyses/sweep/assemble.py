@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.delayed import delayed
 
 from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.slabs import Slab
@@ -127,8 +127,8 @@ class Layout:
 
     def lazy(self, context: SharedContext, slabs: Sequence[Slab], shape: tuple[int, int]) -> xr.Dataset:
         """Build a dask-backed Dataset with one task a slab, which computes all variables of the slab."""
-        run = dask.delayed(_run_task, nout=len(self.names), traverse=False)
-        layout, shared = (dask.delayed(value, traverse=False, pure=False) for value in (self, context))
+        run = delayed(_run_task, nout=len(self.names), traverse=False)
+        layout, shared = (delayed(value, traverse=False, pure=False) for value in (self, context))
         results = [run(layout, shared, context.pack(slab)) for slab in slabs]
         arrays = []
         for k, name in enumerate(self.names):

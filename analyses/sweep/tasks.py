@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
+from dask.base import optimize
 
 from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.slabs import SiteData, Slab
@@ -74,7 +74,7 @@ class SlabTask:
     def __init__(self, slab: Slab, array: xr.DataArray | None, coords: dict[Any, xr.Variable], rows: int) -> None:
         self._variable = None if array is None else array.variable
         if array is not None and array.chunks is not None:  # without the dask tasks of all other slabs
-            (data,) = dask.optimize(array.data)  # type: ignore[no-untyped-call]
+            (data,) = optimize(array.data)
             self._variable = array.variable.copy(data=data)
         self._name = None if array is None else array.name
         self._coords, self._rows = coords, rows
