@@ -21,7 +21,7 @@ BENCHMARKS = ROOT / "benchmarks"
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 HEAD = """# Benchmarks
 
-`make bench` measures and writes documents; `benchmarks/harness/page.py` makes this page from them. Competing methods run
+`make bench` measures and writes documents, and `benchmarks/harness/page.py` makes this page. Competing methods run
 in turn within one run, ratios are taken round by round, and each median has the smallest and the largest of its
 rounds. Compare ratios, not seconds.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.paths import ROOT
 
-BENCHMARK = ROOT / "benchmarks" / "store_memory.py"
+BENCHMARK = ROOT / "benchmarks" / "store" / "memory.py"
 
 
 def test_peak_memory_is_the_same_at_one_and_four_times_the_entities(tmp_path: Path) -> None:
