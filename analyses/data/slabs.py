@@ -11,7 +11,8 @@ from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Any
 
-import dask
+import dask.base
+import dask.local
 import numpy as np
 import xarray as xr
 
@@ -310,9 +311,9 @@ def read_float32(array: xr.DataArray) -> Array:
     data = array.data
     if data.npartitions == 1:  # as compute() does it, without the copy that it ends with
         keys = [(data.name, *[0] * data.ndim)]
-        (values,) = dask.get(data.__dask_optimize__(data.__dask_graph__(), keys), keys)
+        (values,) = dask.local.get_sync(data.__dask_optimize__(data.__dask_graph__(), keys), keys)
     else:
-        (values,) = dask.compute(data, scheduler="synchronous")
+        (values,) = dask.base.compute(data, scheduler="synchronous")
     return np.asarray(values, dtype=np.float32).view()
 
 

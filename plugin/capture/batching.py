@@ -92,8 +92,8 @@ class BatchSize:
     """
 
     def __init__(self, batch_size: int | Literal["auto"], adapter: Adapter, bytes_per_token: int) -> None:
-        valid = batch_size == "auto" or (isinstance(batch_size, int) and batch_size >= 1)
-        if isinstance(batch_size, bool) or not valid:
+        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+        if batch_size != "auto" and not (whole and batch_size >= 1):
             raise InputError(f"batch_size={batch_size!r} is not valid. Pass a whole number from 1, or 'auto'.")
         self._rows: int | None = batch_size if isinstance(batch_size, int) else None
         cuda = adapter.device.type == "cuda"

@@ -37,7 +37,7 @@ from stratalens.store.state.capture_plan import clear_if_complete, plan_stages, 
 from stratalens.store.state.manifest import load
 from stratalens.store.state.provenance import check_weights
 from stratalens.store.storage.resolve import storage_at
-from stratalens.store.writing.buffers import Block
+from stratalens.store.writing.buffers import RowBlock
 from stratalens.store.writing.writer import StageWriter
 
 
@@ -273,7 +273,7 @@ class _ForwardPasses:
         self._output: Literal["none", "logits"] = "logits" if all_logits else "none"
         self._stop = None if all_logits or self.spec.outputs else selection.stop_at_layer(adapter)
 
-    def record_block(self, writer: StageWriter, block: Block, bar: Progress) -> None:
+    def record_block(self, writer: StageWriter, block: RowBlock, bar: Progress) -> None:
         """Run the rows of one block and hand its buffer to the writer."""
         buffer = writer.buffer(block)
         try:

@@ -22,7 +22,8 @@ def crc32c(data: NDArray[Any] | bytes | bytearray | memoryview) -> int:
     >>> hex(crc32c(b"123456789"))
     '0xe3069283'
     """
-    return library.crc32c(data)  # type: ignore[arg-type] - numpy declares no Buffer for Python 3.11
+    buffer: Any = data  # numpy declares no Buffer for Python 3.11
+    return library.crc32c(buffer)
 
 
 def extend(crc: int, data: NDArray[Any]) -> int:
@@ -32,4 +33,5 @@ def extend(crc: int, data: NDArray[Any]) -> int:
     >>> hex(extend(crc32c(b"1234"), np.frombuffer(b"56789", dtype=np.uint8)))
     '0xe3069283'
     """
-    return library.crc32c(data, crc)  # type: ignore[arg-type]
+    buffer: Any = data
+    return library.crc32c(buffer, crc)

@@ -23,7 +23,7 @@ CHUNK_BYTES = 128 << 20  # several blocks, so that most slabs are one chunk
 FEW_BYTES = 4 << 20  # a selection of at most so many bytes is one task
 
 
-class StoredArray(dask.array.Array):  # type: ignore[misc]
+class StoredArray(dask.array.Array):
     """Selection of a stored variable as a dask array.
 
     Attributes:
@@ -39,10 +39,10 @@ class StoredArray(dask.array.Array):  # type: ignore[misc]
         key = index if isinstance(index, tuple) else (index,)
         lists = [item for item in key if not isinstance(item, slice | int | np.integer)]
         if len(lists) > 1 or len(key) > self.ndim or not all(_is_integer_list(item) for item in lists):
-            return super().__getitem__(index)
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]
         selected = self.selected.narrow((*key, *[slice(None)] * (self.ndim - len(key))))
         if selected.nbytes > FEW_BYTES and not selected.in_order:
-            return super().__getitem__(index)
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]
         return dask_array(selected, self.variable)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None, **options: Any) -> Any:
@@ -51,7 +51,7 @@ class StoredArray(dask.array.Array):  # type: ignore[misc]
         A scheduler takes many times as long as the read.
         """
         if options or copy is False or self.selected.nbytes > FEW_BYTES or _results_are_shared():
-            return super().__array__(dtype=dtype, copy=copy, **options)
+            return super().__array__(dtype=dtype, copy=copy, **options)  # type: ignore[no-untyped-call]
         values = self.selected.select([slice(0, size) for size in self.selected.shape])
         return values if dtype is None else values.astype(dtype, copy=False)
 
@@ -60,7 +60,7 @@ class StoredArray(dask.array.Array):  # type: ignore[misc]
 
     def __dask_postcompute__(self) -> Any:
         """Return the function that joins the results without copying a single one."""
-        join, arguments = super().__dask_postcompute__()
+        join, arguments = super().__dask_postcompute__()  # type: ignore[no-untyped-call]
         return (join, arguments) if _results_are_shared() else (_join_chunks, (join, arguments))
 
 
@@ -109,7 +109,9 @@ def subclass_works() -> bool:
 
 def _stored_array(array: Any, selected: SelectedArray, variable: str) -> StoredArray:
     """Return a dask array that reads a selection as a `StoredArray`."""
-    stored = StoredArray(array.dask, array.name, array.chunks, meta=_meta(selected))
+    stored = StoredArray(  # type: ignore[no-untyped-call]
+        array.dask, array.name, array.chunks, meta=_meta(selected)
+    )
     stored.selected, stored.variable = selected, variable
     return stored
 
