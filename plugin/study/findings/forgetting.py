@@ -37,10 +37,17 @@ def add_forgetting_results(
 ) -> None:
     """Add rows, sentences and figures about forgetting, and write its table.
 
-    The table has one row for every entity and checkpoint. Its columns: stage, entity_id, trained_stage, exposure, recency_score, prompt_loss (mean loss over the
-    prompt), recorded_answer_loss (loss of the answer to the recorded prompt, which training never uses). With answers
-    also kinds, answer_accuracy (share of right answers) and answer_loss (mean loss of the true answers), over the
-    trained questions of the entity.
+    The table has one row for every checkpoint and entity. Its columns:
+
+        stage, entity_id, trained_stage, exposure, recency_score
+        prompt_loss: mean loss over the prompt
+        recorded_answer_loss: loss of the answer to the recorded prompt, which training never uses
+
+    With answers, these columns cover the trained questions of the entity:
+
+        kinds: kinds of the questions
+        answer_accuracy: share of right answers
+        answer_loss: mean loss of the true answers
 
     Args:
         findings: receives rows, sentences and figures.
