@@ -69,7 +69,10 @@ def add_conflict_results(
     relation = make_row(name, stage=final, **where, **numbers, n=len(last))
     findings.rows += [*shares, relation]
     listed = ", ".join(f"{row['value']:z.2f} after {row['stage']}" for row in shares)
-    sentence = f"Contradictions: of {len(last)} entities taught two answers, the model prefers the later for {listed}."
+    sentence = (
+        f"Contradictions: the model prefers the later answer for these shares of {len(last)} entities that were taught "
+        f"two answers: {listed}."
+    )
     if relation["value"] is not None:
         sentence += (
             f" After {final} the rank correlation of the recency score and this preference is "
