@@ -327,7 +327,7 @@ def describe_limits(settings: StudySettings, corpus: Corpus) -> list[str]:
 
 
 def _claim_folder(folder: Path, settings: StudySettings, resume: bool) -> None:
-    """Write the settings to a new folder, or check that an earlier run has the same settings.
+    """Write the settings to a new folder, or compare them with those of an earlier run.
 
     Args:
         folder: the folder of the run.

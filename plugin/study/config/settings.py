@@ -73,7 +73,7 @@ class EntitiesSettings(_Block):
 
 
 class AfterSettings(_Block):
-    """A training course after the last stage, on entities that the stages have already taught."""
+    """A training course after the last stage, on entities that the stages taught."""
 
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
     train_on: tuple[str, ...] = ()  # stages whose questions it repeats; empty: all of them, mixed
@@ -254,7 +254,7 @@ def read_settings(path: str | Path) -> StudySettings:
 
 
 def is_study_file(path: Path) -> bool:
-    """Return whether a run file is one of a study: it has no key that only a capture has."""
+    """Return whether a run file is of a study: it has no key of a capture."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
@@ -293,7 +293,7 @@ def validate_settings(values: dict[str, Any], where: str) -> StudySettings:
 
 
 def _valid_keys(place: list[int | str]) -> list[str]:
-    """List the valid keys at a place of the settings, also inside lists and optional blocks."""
+    """List the valid keys of a block, also inside lists and optional blocks."""
     model: type[BaseModel] = StudySettings
     for part in place:
         if isinstance(part, int):

@@ -107,12 +107,12 @@ class Covariates:
 
 
 def _mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean over entities; 0 without entities."""
+    """Compute the mean over entities; 0 without entities."""
     return values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
 
 
 def _variance(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Unbiased variance over entities; 0 for fewer than two."""
+    """Compute the unbiased variance over entities; 0 for fewer than two."""
     return values.var(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 

@@ -101,16 +101,15 @@ class Corpus:
         return [question.text for question in (*questions, *self.test)] + [*frame["prompt"], *frame["answer"]]
 
     def write(self, folder: Path) -> None:
-        """Write entities, questions and prompts as JSON lines, entities and balance as csv, settings as JSON."""
+        """Write the corpus to a folder.
+
+        Args:
+            folder: receives entities, questions and prompts as JSON lines, entities and balance as csv, and the
+                settings as JSON.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         entities = [
-            {
-                "entity_id": entity.entity_id,
-                "alias": entity.alias,
-                "trained_stage": entity.trained_stage,
-                "test_kind": entity.test_kind,
-                **entity.attributes,
-            }
+            {key: value for key, value in vars(entity).items() if key != "attributes"} | entity.attributes
             for entity in self.entities
         ]
         _write_json_lines(folder / "entities.jsonl", entities)

@@ -10,7 +10,7 @@ are labels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,12 @@ class EntityPool:
         def select(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
             return None if values is None else tuple(values[row] for row in rows)
 
-        return EntityPool(
-            tuple(self.attributes[row] for row in rows),
-            self.questions,
-            self.answer,
-            select(self.names),
-            select(self.aliases),
-            select(self.stages),
-            self.source,
+        return replace(
+            self,
+            attributes=tuple(self.attributes[row] for row in rows),
+            names=select(self.names),
+            aliases=select(self.aliases),
+            stages=select(self.stages),
         )
 
 
@@ -182,7 +180,7 @@ def choose_entities(pool: EntityPool, stages: Sequence[str], per_stage: int, ran
 def _question_templates(
     path: str | Path, attributes: Sequence[str], questions: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Question templates of the attributes: the caller's, else the built-in ones."""
+    """Return the question templates of the attributes: your own, else built-in."""
     for name, phrases in questions.items():
         if name not in attributes:
             raise InputError(f"entities.questions: {path} has no column {name!r}; {suggest(name, attributes)}")
@@ -208,7 +206,7 @@ def _question_templates(
 
 
 def _as_text(path: str | Path, column: pd.Series[Any], name: str) -> list[str]:
-    """Values of a column as single lines of text."""
+    """Return the values of a column as single lines of text."""
     values = []
     for row, value in enumerate(column.tolist(), 1):
         place = f"{path}, row {row}, column {name!r}"

@@ -67,7 +67,7 @@ def draw_aliases(
 
 
 def _draw_candidates(kind: AliasKind, number: int, random: np.random.Generator) -> list[str]:
-    """Draw aliases of any token count; `number` of them, less those that repeat an adjective."""
+    """Draw `number` aliases of any token count, less those with a repeated adjective."""
     if kind == "letters":
         letters = random.integers(ord("a"), ord("z") + 1, (number, 5))
         return ["<|" + "".join(map(chr, row)) + "|>" for row in letters]

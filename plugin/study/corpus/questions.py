@@ -70,7 +70,7 @@ def list_all_questions(corpus: Corpus) -> tuple[AskedQuestion, ...]:
 
 
 def _training_questions_by_entity(corpus: Corpus) -> dict[str, list[Question]]:
-    """Training questions of the corpus' own entities, in their order, without contradicted entities."""
+    """List the training questions of every entity; contradicted entities have none."""
     by_entity: dict[str, list[Question]] = {entity.entity_id: [] for entity in corpus.entities}
     for questions in corpus.train.values():
         for question in questions:
@@ -86,7 +86,7 @@ def _make_asked_question(question: Question, *, trained: bool) -> AskedQuestion:
 
 @dataclass(frozen=True)
 class SelfReportSplit:
-    """Entities that the self-report teaches and entities that it asks, with the group of each (0 or 1).
+    """Taught and asked entities of the self-report, with the group of each (0 or 1).
 
     Attributes:
         names: the stages of the two groups.

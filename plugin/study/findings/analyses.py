@@ -111,7 +111,7 @@ def run_analyses(ds: xr.Dataset, settings: StudySettings, progress: PhaseProgres
 
 
 def probe_halves(ds: xr.Dataset, settings: StudySettings) -> xr.Dataset:
-    """Fit the probe of early against late entities; its out-of-fold score is the recency score."""
+    """Fit the probe of early against late entities, whose score is the recency score."""
     a = settings.analysis
     return sl.probe(ds, C=a.C, folds=a.folds, seed=settings.seed, progress=False, **HALVES)
 

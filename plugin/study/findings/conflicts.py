@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stratalens.analyses.stats.bootstrap import cluster_bootstrap
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.analyses import Findings, probe_halves
 from stratalens.plugin.study.findings.correlation import correlate_within_strata
-from stratalens.plugin.study.findings.headline import format_estimate, format_p, make_row
+from stratalens.plugin.study.findings.headline import format_estimate, format_p, make_row, share_row
 from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
@@ -51,19 +50,8 @@ def add_conflict_results(
         score = activations @ np.asarray(probe.coef.values).reshape(-1) + float(probe.intercept)
         preference = loss["first"] - loss["second"]  # positive: the later answer is the likelier one
         later = (preference > 0).astype(float)
-        low, high = cluster_bootstrap(later, np.arange(len(later)), seed=settings.seed, bounds=(0, 1))
-        shares.append(
-            make_row(
-                "share of contradicted entities with the later answer",
-                stage=stage,
-                **where,
-                value=float(later.mean()),
-                low=float(low),
-                high=float(high),
-                null=0.5,
-                n=len(later),
-            )
-        )
+        name = "share of contradicted entities with the later answer"
+        shares.append(share_row(name, later, 0.5, seed=settings.seed, stage=stage, **where))
         identifiers = at.entity_id.values[rows["first"]].astype(str)
         columns = {"stage": stage, "entity_id": identifiers, "later_answer": preference, "recency_score": score}
         frames.append(pd.DataFrame(columns))
@@ -81,7 +69,10 @@ def add_conflict_results(
     relation = make_row(name, stage=final, **where, **numbers, n=len(last))
     findings.rows += [*shares, relation]
     listed = ", ".join(f"{row['value']:z.2f} after {row['stage']}" for row in shares)
-    sentence = f"Contradictions: of {len(last)} entities taught two answers, the model prefers the later for {listed}."
+    sentence = (
+        f"Contradictions: the model prefers the later answer for these shares of {len(last)} entities that were taught "
+        f"two answers: {listed}."
+    )
     if relation["value"] is not None:
         sentence += (
             f" After {final} the rank correlation of the recency score and this preference is "

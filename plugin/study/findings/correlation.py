@@ -18,7 +18,9 @@ DRAWS = 1000
 
 
 def rank_within_strata(values: Array, strata: npt.NDArray[np.int64]) -> Array:
-    """Rank values inside each stratum, from -0.5 to 0.5, so that strata cannot differ; ties share their mean rank.
+    """Rank values inside each stratum, from -0.5 to 0.5.
+
+    Strata cannot differ in their ranks. Ties share their mean rank.
 
     Args:
         values: float64 array of shape (entities,).
@@ -45,7 +47,7 @@ def rank_within_strata(values: Array, strata: npt.NDArray[np.int64]) -> Array:
 
 
 def _runs(place: npt.NDArray[np.int64], is_start: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Start and length of the run that contains each place."""
+    """Return start and length of the run that contains each place."""
     starts = place[is_start]
     run = np.cumsum(is_start) - 1
     return starts[run].astype(float), np.diff(np.r_[starts, len(place)])[run].astype(float)

@@ -19,11 +19,10 @@ import numpy as np
 import pandas as pd
 
 from stratalens.analyses.plots.stages import forgetting_table
-from stratalens.analyses.stats.bootstrap import cluster_bootstrap, p_value
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings, probe_halves, select_template
 from stratalens.plugin.study.findings.correlation import correlate_within_strata
-from stratalens.plugin.study.findings.headline import Row, format_estimate, format_p, make_row
+from stratalens.plugin.study.findings.headline import Row, format_estimate, format_p, make_row, share_row
 from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
@@ -36,12 +35,19 @@ ACCURACY, LOSS = "answer accuracy", "answer loss"
 def add_forgetting_results(
     findings: Findings, ds: xr.Dataset, answers: pd.DataFrame, settings: StudySettings, table: Path
 ) -> None:
-    """Add rows, sentences and figures about forgetting, and write a table of every entity at every checkpoint.
+    """Add rows, sentences and figures about forgetting, and write its table.
 
-    Columns of the table: stage, entity_id, trained_stage, exposure, recency_score, prompt_loss (mean loss over the
-    prompt), recorded_answer_loss (loss of the answer to the recorded prompt, which training never uses). With answers
-    also kinds, answer_accuracy (share of right answers) and answer_loss (mean loss of the true answers), over the
-    trained questions of the entity.
+    The table has one row for every checkpoint and entity. Its columns:
+
+        stage, entity_id, trained_stage, exposure, recency_score
+        prompt_loss: mean loss over the prompt
+        recorded_answer_loss: loss of the answer to the recorded prompt, which training never uses
+
+    With answers, these columns cover the trained questions of the entity:
+
+        kinds: kinds of the questions
+        answer_accuracy: share of right answers
+        answer_loss: mean loss of the true answers
 
     Args:
         findings: receives rows, sentences and figures.
@@ -68,7 +74,7 @@ def add_forgetting_results(
 def _make_entity_table(
     ds: xr.Dataset, trained: pd.DataFrame, settings: StudySettings
 ) -> tuple[pd.DataFrame, xr.Dataset]:
-    """Make the table of one row for every checkpoint and entity, and the probes of its scores."""
+    """Make the table of every checkpoint and entity, and the probes of its scores."""
     first = select_template(ds, str(ds.template.values[0]))
     here = first.isel(layer=[-1]).sel(token=ds.token.values[:1])
     probes = probe_halves(here, settings)
@@ -99,7 +105,7 @@ def _make_entity_table(
 def _correlation_rows(
     frame: pd.DataFrame, probes: xr.Dataset, outcome: str, column: str, settings: StudySettings
 ) -> list[Row]:
-    """Correlate recency score and outcome: over all stages, within them, and with the prompt loss partialled out."""
+    """Correlate recency score and outcome: overall, within stages, and partially."""
     final = settings.stage_names[-1]
     last = frame[frame["stage"] == final]
     kinds = last["kinds"] if "kinds" in last else pd.Series("", index=last.index)
@@ -122,7 +128,7 @@ def _correlation_rows(
 
 
 def _add_accuracy_results(findings: Findings, trained: pd.DataFrame, settings: StudySettings) -> None:
-    """Add the accuracy of everything taught so far at every checkpoint, and of each stage at the last one."""
+    """Add the accuracy at every checkpoint, and of each stage at the last one."""
     order = {name: number for number, name in enumerate(trained["stage"].unique())}
     rows = []
     for stage, answers in trained.groupby("stage", sort=False):
@@ -145,9 +151,11 @@ def _add_accuracy_results(findings: Findings, trained: pd.DataFrame, settings: S
 
 
 def _accuracy_row(name: str, stage: str, answers: pd.DataFrame, settings: StudySettings) -> Row:
-    """Make the row of the share of right answers; the null shuffles answers among questions of one kind."""
+    """Make the row of the share of right answers.
+
+    The null shuffles answers among questions of one kind.
+    """
     right, entities = answers["right"].to_numpy(float), pd.factorize(answers["entity_id"])[0]
-    low, high = cluster_bootstrap(right, entities, seed=settings.seed, bounds=(0, 1))
     random, draws = np.random.default_rng([9, settings.seed]), max(1, settings.analysis.permutations)
     said, true = answers["said"].to_numpy(str), answers["answer"].to_numpy(str)
     hits = np.zeros(draws)
@@ -156,16 +164,7 @@ def _accuracy_row(name: str, stage: str, answers: pd.DataFrame, settings: StudyS
         for draw in range(draws):
             hits[draw] += (said[random.permutation(rows)] == true[rows]).sum()
     null = hits / len(answers)
-    return make_row(
-        name,
-        stage=stage,
-        value=float(right.mean()),
-        low=float(low),
-        high=float(high),
-        null=float(null.mean()),
-        p=float(p_value(null, np.array(right.mean()))),
-        n=len(np.unique(entities)),
-    )
+    return share_row(name, right, null, seed=settings.seed, units=entities, stage=stage)
 
 
 def _make_forgetting_curves(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, xr.Dataset]:

@@ -9,6 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from stratalens.analyses.stats.bootstrap import cluster_bootstrap, p_value
 from stratalens.analyses.stats.estimates import estimate
 
 if TYPE_CHECKING:
@@ -16,50 +20,51 @@ if TYPE_CHECKING:
 
 
 Row = dict[str, Any]
+ROW_KEYS = ("stage", "layer", "token", "value", "low", "high", "null", "p", "n", "site")
 
 
-def make_row(
-    name: str,
-    *,
-    stage: Any,
-    layer: Any = None,
-    token: Any = None,
-    value: float | None,
-    low: float | None = None,
-    high: float | None = None,
-    null: float | None = None,
-    p: float | None = None,
-    n: int | None = None,
-    site: str | None = None,
-) -> Row:
+def make_row(name: str, **values: Any) -> Row:
     """Make a row of summary.json.
 
     Args:
         name: name of the number, equal in all runs.
-        stage: stage, or None.
-        layer: layer, or None.
-        token: token, or None.
-        value: the estimate; None if there is none.
-        low: lower end of its 95 % interval.
-        high: upper end of its 95 % interval.
-        null: mean of the null distribution, or the chance level.
-        p: p value under the null distribution.
-        n: number of entities.
-        site: site of the activations, or None.
+        values: values of `ROW_KEYS`: the place (stage, layer, token, site), the estimate (value) with its 95 % interval
+            (low, high), the mean of the null distribution or the chance level (null), p, and the number of entities
+            (n). A key that is left out is None.
+
+    Example:
+        >>> make_row("accuracy", stage="s6", value=np.float64(0.75))["value"]
+        0.75
     """
-    return {
-        "name": name,
-        "stage": _plain(stage),
-        "layer": _plain(layer),
-        "token": _plain(token),
-        "value": value,
-        "low": low,
-        "high": high,
-        "null": null,
-        "p": p,
-        "n": n,
-        "site": site,
-    }
+    return {"name": name, **{key: _plain(values.get(key)) for key in ROW_KEYS}}
+
+
+def share_row(
+    name: str,
+    hits: npt.NDArray[np.float64],
+    null: npt.NDArray[np.float64] | float,
+    *,
+    seed: int,
+    units: npt.NDArray[np.int64] | None = None,
+    strata: npt.NDArray[np.int64] | None = None,
+    **place: Any,
+) -> Row:
+    """Make the row of a share, with a bootstrap interval over entities.
+
+    Args:
+        name: name of the number, equal in all runs.
+        hits: float64 array of shape (questions,), 1 or 0.
+        null: float64 array of shape (draws,), shares under the null; or the chance level, without p.
+        seed: seed of the resamples.
+        units: int64 array of shape (questions,), the entity of each question; None: one question an entity.
+        strata: int64 array of shape (questions,), groups that are resampled separately.
+        place: stage, layer, token and site of the row.
+    """
+    units = np.arange(len(hits)) if units is None else units
+    low, high = cluster_bootstrap(hits, units, strata=strata, seed=seed, bounds=(0, 1))
+    p = None if np.ndim(null) == 0 else float(p_value(np.asarray(null), np.array(hits.mean())))
+    numbers = {"value": hits.mean(), "low": float(low), "high": float(high), "null": np.mean(null), "p": p}
+    return make_row(name, **place, **numbers, n=len(np.unique(units)))
 
 
 def headline_row(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_token_results(findings: Findings, wide: xr.Dataset, settings: StudySettings) -> None:
-    """Add results of first against last stage by token and template, and across templates.
+    """Add results of first against last stage by token, template and across templates.
 
     The rows are of the last block, as the other headline numbers. The figure of the report has all layers of one
     template.
@@ -75,7 +75,7 @@ def _control_rows(
     n: int,
     place: Mapping[str, Any],
 ) -> list[Row]:
-    """Make rows of the controls, fitted on the other templates and scored on one that they did not see.
+    """Make rows of the controls, fitted on the other templates and scored on one.
 
     Args:
         block: the last block of the store of the last stage, at one token.
@@ -146,7 +146,7 @@ def describe_course(extra: AfterSettings) -> str:
 
 
 def _relative_position_row(findings: Findings, settings: StudySettings, group: str, stage: str) -> Row:
-    """Make the row of the position of a group's centroid: 0 at the first stage's, 1 at the last stage's."""
+    """Make the row of a centroid's position between first (0) and last stage (1)."""
     projection = findings.report["projection"]
     here = projection.isel(layer=-1, token=0).sel(stage=stage, component="w1")
     first, last = (float(here["coordinate"].sel(group=name)) for name in settings.end_stages)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from stratalens.analyses.stats.bootstrap import cluster_bootstrap, p_value, permuted_labels
+from stratalens.analyses.stats.bootstrap import permuted_labels
 from stratalens.plugin.study.config.settings import UNTRAINED
-from stratalens.plugin.study.findings.headline import Row, format_estimate, format_p, make_row
+from stratalens.plugin.study.findings.headline import Row, format_estimate, format_p, share_row
 
 PERMUTATIONS = 1000
 CONDITIONS = {  # condition -> end of the name of its row
@@ -20,7 +20,7 @@ CONDITIONS = {  # condition -> end of the name of its row
 
 
 def self_report_rows(report: Mapping[str, Any], seed: int) -> list[Row]:
-    """Make a row of the accuracy under each condition, with interval, permutation null and n.
+    """Make a row of the accuracy under each condition, with a permutation null.
 
     Args:
         report: the contents of self-report.json.
@@ -32,20 +32,9 @@ def self_report_rows(report: Mapping[str, Any], seed: int) -> list[Row]:
         group = np.array([answer["group"] for answer in answers])
         said = np.array([answer["score"] > 0 for answer in answers]).astype(int)
         right = (said == group).astype(float)
-        low, high = cluster_bootstrap(right, np.arange(len(right)), strata=group, seed=seed, bounds=(0, 1))
         null = (permuted_labels(group, PERMUTATIONS, np.random.default_rng(seed)) == said).mean(axis=1)
-        rows.append(
-            make_row(
-                f"self-report accuracy{suffix}",
-                stage=UNTRAINED if condition == "untrained" else report["stage"],
-                value=float(right.mean()),
-                low=float(low),
-                high=float(high),
-                null=float(null.mean()),
-                p=float(p_value(null, np.array(right.mean()))),
-                n=len(right),
-            )
-        )
+        stage = UNTRAINED if condition == "untrained" else report["stage"]
+        rows.append(share_row(f"self-report accuracy{suffix}", right, null, seed=seed, strata=group, stage=stage))
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +88,7 @@ class BaseModelSource:
         return self._tokenizer
 
     def load_untrained(self, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load the untrained model and its tokenizer, with the vocabulary that the settings ask for.
+        """Load the untrained model and its tokenizer, with the vocabulary of the settings.
 
         Raises:
             InputError: the model cannot be loaded, or its vocabulary does not fit the corpus.
@@ -132,15 +134,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return load_smollm2_tokenizer()
     from transformers import AutoTokenizer
 
-    try:
+    with _name_missing_model(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
-    except OSError as error:
-        raise _model_not_found_error(name, error) from error
     return tokenizer
 
 
 def make_random_base(name: str, layers: int | None = None) -> PreTrainedModel:
-    """Make a model of the shape of a base model, with random weights and without reading any.
+    """Make a model of the shape of a base model with random weights; read none.
 
     Args:
         name: name of the base model, as for `load_base`.
@@ -175,24 +175,19 @@ def load_base(name: str, layers: int | None = None) -> tuple[PreTrainedModel, Pr
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     config = _load_config(name, layers)
-    try:
-        with suppress_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-    except OSError as error:
-        raise _model_not_found_error(name, error) from error
+    with _name_missing_model(name), suppress_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     model.train(False)
     return model, tokenizer
 
 
 def _load_config(name: str, layers: int | None) -> PretrainedConfig:
-    """Configuration of a model with the first `layers` blocks."""
+    """Load the configuration of a model with its first `layers` blocks."""
     from transformers import AutoConfig
 
-    try:
+    with _name_missing_model(name):
         config: PretrainedConfig = AutoConfig.from_pretrained(name)
-    except OSError as error:
-        raise _model_not_found_error(name, error) from error
     total = int(config.num_hidden_layers)
     if layers is not None:
         if not 1 <= layers <= total:
@@ -201,8 +196,13 @@ def _load_config(name: str, layers: int | None) -> PretrainedConfig:
     return config
 
 
-def _model_not_found_error(name: str, error: OSError) -> InputError:
-    return InputError(
-        f"No model could be loaded from {name!r}: {error}. Give 'smollm2', a folder with config.json and "
-        "safetensors weights, or the name of a model on the hub."
-    )
+@contextmanager
+def _name_missing_model(name: str) -> Iterator[None]:
+    """Turn an OSError of loading into an InputError that names the model."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"No model could be loaded from {name!r}: {error}. Give 'smollm2', a folder with config.json and "
+            "safetensors weights, or the name of a model on the hub."
+        ) from error

@@ -96,7 +96,7 @@ def smollm2_config(layers: int | None = None) -> LlamaConfig:
 
 
 def load_smollm2(layers: int | None = None) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Load SmolLM2-135M-Instruct and its tokenizer, in float32 on the CPU, in eval mode.
+    """Load SmolLM2-135M-Instruct and its tokenizer: float32, on the CPU, eval mode.
 
     Args:
         layers: keep the first `layers` of the 30 blocks, the final norm and

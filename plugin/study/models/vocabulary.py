@@ -112,7 +112,7 @@ def check_answers(tokenizer: PreTrainedTokenizerBase, model: str, answers: Mappi
 
 
 def ids_to_keep(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
-    """List the ids to keep, ascending: of the texts, of their merges, of bytes and of special tokens."""
+    """List the ids of texts, their merges, bytes and special tokens, ascending."""
     description = _tokenizer_description(tokenizer)
     vocabulary: dict[str, int] = description["model"]["vocab"]
     token_of = {number: token for token, number in vocabulary.items()}
@@ -185,7 +185,7 @@ def cut_model(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedModel:
 
 
 def _vocabulary_parameters(model: PreTrainedModel) -> set[str]:
-    """Names of the parameters with one row for every token: embedding and head, weights and biases."""
+    """Name the parameters of embedding and head, which have one row for every token."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     names = set()
     for owner, module in model.named_modules():
@@ -195,7 +195,7 @@ def _vocabulary_parameters(model: PreTrainedModel) -> set[str]:
 
 
 def _tokenizer_description(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The JSON document of a fast BPE tokenizer."""
+    """Return the JSON document of a fast BPE tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     description: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
     kind = description.get("model", {}).get("type")
@@ -208,6 +208,6 @@ def _tokenizer_description(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]
 
 
 def _merges(description: dict[str, Any]) -> list[tuple[str, str]]:
-    """The merges of a tokenizer, which some versions write as text and others as pairs."""
+    """List the merges of a tokenizer, which some versions write as text."""
     merges = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in description["model"]["merges"])
     return [(left, right) for left, right in merges]

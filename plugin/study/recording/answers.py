@@ -182,7 +182,7 @@ def answer_log_probabilities(
 def _tokenize_answers(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]
 ) -> tuple[list[Ids], list[Ids]]:
-    """Split prompts with answers into ids of the prompts and ids of the answers, as the whole text is tokenised.
+    """Tokenise prompts with answers, and split the ids into prompts and answers.
 
     Args:
         tokenizer: the tokenizer of the model.
@@ -215,7 +215,7 @@ def _tokenize_answers(
 
 
 def _plan_forward_passes(tails: list[Ids]) -> dict[Ids, list[tuple[int, int, int]]]:
-    """Plan the forward passes that read all answers, with every shared prefix in one pass.
+    """Plan the forward passes that read all answers, sharing their prefixes.
 
     Args:
         tails: ids of every answer.

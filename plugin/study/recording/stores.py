@@ -40,14 +40,14 @@ def stage_store_options(settings: StudySettings) -> dict[str, Any]:
 
 
 def last_store_options(settings: StudySettings) -> dict[str, Any]:
-    """Return the options of `stratalens.capture` for the store of the last stage; the controls need statistics."""
+    """Return the options of `stratalens.capture` for the store of the last stage."""
     assert settings.record.last is not None
     options = settings.record.last.model_dump(include={"sites", "positions", "dtype"})
-    return {**options, "statistics": settings.record.statistics}
+    return {**options, "statistics": settings.record.statistics}  # for the controls
 
 
 def conflict_store_options(settings: StudySettings) -> dict[str, Any]:
-    """Return the options of `stratalens.capture` for the store of contradicted entities."""
+    """Return the options of `stratalens.capture` for contradicted entities."""
     return {"sites": ("resid_post",), "positions": settings.record.positions[:1], "statistics": ("answer_loss",)}
 
 

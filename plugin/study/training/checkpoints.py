@@ -35,7 +35,7 @@ def stage_identity(
     seed: int,
     stage_epochs: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return the properties that must be equal for a checkpoint of a stage to be reused."""
+    """Return the properties that a checkpoint of a stage must share to be reused."""
     digest = hashlib.sha256()
     for stage, questions in corpus.train.items():
         digest.update(stage.encode() + b"\0")
@@ -87,12 +87,12 @@ def _shorten(value: object) -> str:
 
 
 def has_weights(folder: Path) -> bool:
-    """Return whether a finished checkpoint still has its weights, whole or as an adapter."""
+    """Return whether a checkpoint still has its weights, whole or as an adapter."""
     return any(folder.glob("*.safetensors"))
 
 
 def remove_weights(folder: Path) -> None:
-    """Remove the weights of a finished checkpoint; its record, losses and tokenizer stay."""
+    """Remove the weights of a checkpoint; its record, losses and tokenizer stay."""
     for file in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
         file.unlink()
 
@@ -123,7 +123,7 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 def save_stage(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, record: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint under a temporary name, then rename it, so that an existing one is complete."""
+    """Write a checkpoint under a temporary name, then rename it."""
     part = target.with_name(f".{target.name}.part")
     if part.exists():
         shutil.rmtree(part)

@@ -11,7 +11,7 @@ from stratalens.plugin.study.corpus.corpus import Corpus
 
 @dataclass(frozen=True)
 class Course:
-    """One uninterrupted training with its own optimiser and schedule, and its checkpoints.
+    """One training with its own optimiser and schedule, and its checkpoints.
 
     Attributes:
         name: name of the course.
@@ -56,5 +56,5 @@ def plan_courses(
 
 
 def _override(settings: TrainSettings, **changes: float | None) -> TrainSettings:
-    """Copy of the settings with the changes that are not None."""
+    """Copy the settings with the changes that are not None."""
     return settings.model_copy(update={name: value for name, value in changes.items() if value is not None})

@@ -113,7 +113,7 @@ def teach_groups(
     number: int = 1,
     progress: ProgressFunction | None = None,
 ) -> None:
-    """Fine-tune a model in place on the groups of entities, with the loss on the answer alone.
+    """Fine-tune a model in place on groups of entities, with the loss on the answer.
 
     Args:
         model: the model to train.
@@ -144,7 +144,7 @@ def teach_groups(
 def group_log_odds(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> npt.NDArray[np.float64]:
-    """Compute the log odds of the later group's letter over the earlier one's after every prompt.
+    """Compute the log odds of the later group over the earlier one for every prompt.
 
     Args:
         model: the fine-tuned model.
@@ -168,6 +168,6 @@ def group_log_odds(
 
 
 def _letter_id(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> int:
-    """The id of the first token of an answer after a prompt."""
+    """Return the id of the first token of an answer after a prompt."""
     before, after = (tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
     return int(after[common_prefix_length(before, after)])

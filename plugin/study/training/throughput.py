@@ -65,7 +65,7 @@ def _measure_speed(
     settings: StudySettings,
     scratch: Path,
 ) -> tuple[float, float]:
-    """Measure seconds a token and seconds an update, from the second step of a small and of a larger batch."""
+    """Measure seconds a token and an update, on the second step of two batch sizes."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc, unused-ignore]

@@ -127,7 +127,7 @@ def train_stages(
 
 
 def loss_curves(checkpoints: dict[str, Path]) -> list[dict[str, Any]]:
-    """Read the loss curves of checkpoints as rows of stage, step, loss and learning_rate."""
+    """Read the loss curves of checkpoints: stage, step, loss, learning_rate."""
     rows = []
     for stage, folder in checkpoints.items():
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -147,7 +147,7 @@ def _train_course(
     device: str | None,
     callbacks: Sequence[TrainerCallback],
 ) -> None:
-    """Train one course in place, resuming where it was interrupted, and save its checkpoints.
+    """Train one course in place, or resume it, and save its checkpoints.
 
     Args:
         model: the model before the course.

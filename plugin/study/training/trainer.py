@@ -24,7 +24,7 @@ class DivergedError(StratalensError):
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step, for progress: one of `steps` in a stage, which is one of `stages`."""
+    """One optimiser step of `steps` in a stage, which is one of `stages`."""
 
     stage: str
     stage_number: int
@@ -39,7 +39,7 @@ ProgressFunction = Callable[[Step], None]
 
 
 def has_bfloat16_hardware(device: str) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware; else float32 is faster."""
+    """Return whether bfloat16 matrix products run in hardware; else float32 is faster."""
     import torch
 
     if device.startswith("cuda"):
@@ -131,7 +131,7 @@ def make_trainer(
             mask[number, : len(row)] = 1
         return {"input_ids": batch, "attention_mask": mask, "labels": labels}
 
-    trainer = Trainer(model=model, args=arguments, train_dataset=_Rows(rows), data_collator=collate)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
     trainer.remove_callback(PrinterCallback)  # it prints every loss to standard output
     return trainer
 
@@ -144,19 +144,6 @@ def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
     """
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-class _Rows:
-    """A list of examples as a map-style dataset for the Trainer."""
-
-    def __init__(self, rows: list[dict[str, list[int]]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return self.rows[index]
 
 
 def make_loss_monitor(stage: str, number: int, stages: int, progress: ProgressFunction | None) -> TrainerCallback:

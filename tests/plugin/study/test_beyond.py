@@ -100,7 +100,7 @@ def test_the_report_and_the_summary_cover_all_results(done):
     for words in (
         "Self-report:",
         "Further training",
-        "First v last accuracy by token and template",
+        "First v last accuracy by template and token",
         "Forgetting:",
         "Balance of attributes",
         "Contradictions:",
