@@ -22,7 +22,7 @@ def crc32c(data: NDArray[Any] | bytes | bytearray | memoryview) -> int:
     >>> hex(crc32c(b"123456789"))
     '0xe3069283'
     """
-    return library.crc32c(data)  # type: ignore[arg-type] - numpy declares no Buffer for Python 3.11
+    return library.crc32c(data)  # type: ignore[arg-type]  # numpy declares no Buffer for Python 3.11
 
 
 def extend(crc: int, data: NDArray[Any]) -> int:

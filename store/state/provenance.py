@@ -143,8 +143,8 @@ def check_stage(store: Store, entry: StageEntry, *, allow_same_weights: bool = F
                 f"({entry.name!a}, {other.name!a}): copy the name from the store, or choose another one"
             )
         if other.order == entry.order:
-            orders = [f"{stage.name}: {stage.order}" for stage in (other, entry)]
-            raise mismatch(store, "stage_order", *orders, "give every stage its own order")
+            stored, new = f"{other.name}: {other.order}", f"{entry.name}: {entry.order}"
+            raise mismatch(store, "stage_order", stored, new, "give every stage its own order")
         if other.fingerprint == entry.fingerprint and not allow_same_weights:
             raise MismatchError(
                 f"stages {other.name!r} and {entry.name!r} have the same weights (fingerprint {entry.fingerprint}): "
