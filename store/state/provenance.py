@@ -143,7 +143,7 @@ def check_stage(store: Store, entry: StageEntry, *, allow_same_weights: bool = F
                 f"({entry.name!a}, {other.name!a}): copy the name from the store, or choose another one"
             )
         if other.order == entry.order:
-            stored, new = (f"{stage.name}: {stage.order}" for stage in (other, entry))
+            stored, new = f"{other.name}: {other.order}", f"{entry.name}: {entry.order}"
             raise mismatch(store, "stage_order", stored, new, "give every stage its own order")
         if other.fingerprint == entry.fingerprint and not allow_same_weights:
             raise MismatchError(
