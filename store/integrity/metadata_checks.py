@@ -162,7 +162,7 @@ def _same_values(raw: bytes | None, expected: bytes, data_type: str, where: str)
         values = labels.decode_chunk(raw, data_type, where)
     except DamagedError:
         return False
-    return values.tolist() == labels.decode_chunk(expected, data_type, "").tolist()
+    return bool(values.tolist() == labels.decode_chunk(expected, data_type, "").tolist())
 
 
 def check_labels(store: Store, report: VerifyReport) -> None:
