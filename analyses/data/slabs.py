@@ -11,8 +11,7 @@ from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Any
 
-import dask.base
-import dask.local
+import dask
 import numpy as np
 import xarray as xr
 
@@ -311,9 +310,10 @@ def read_float32(array: xr.DataArray) -> Array:
     data = array.data
     if data.npartitions == 1:  # as compute() does it, without the copy that it ends with
         keys = [(data.name, *[0] * data.ndim)]
-        (values,) = dask.local.get_sync(data.__dask_optimize__(data.__dask_graph__(), keys), keys)
+        graph = data.__dask_optimize__(data.__dask_graph__(), keys)
+        (values,) = dask.get(graph, keys)  # type: ignore[attr-defined]  # public, but dask has no __all__
     else:
-        (values,) = dask.base.compute(data, scheduler="synchronous")
+        (values,) = dask.compute(data, scheduler="synchronous")  # type: ignore[attr-defined, no-untyped-call]
     return np.asarray(values, dtype=np.float32).view()
 
 
