@@ -131,7 +131,7 @@ def test_a_full_disk_says_so_and_keeps_what_was_committed(place, invoke, monkeyp
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("stratalens.plugin.capture.forecast.shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+    monkeypatch.setattr("stratalens.plugin.capture.store.shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
     result = invoke("capture", place())
     check(result, ["GiB free", "--force"], place.folder)
     assert invoke("capture", place(), "--force").exit_code == 0
