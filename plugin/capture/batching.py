@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -91,9 +90,9 @@ class BatchSize:
         InputError: `batch_size` is neither a positive int nor "auto".
     """
 
-    def __init__(self, batch_size: int | Literal["auto"], adapter: Adapter, bytes_per_token: int) -> None:
-        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-        if batch_size != "auto" and not (whole and batch_size >= 1):
+    def __init__(self, batch_size: int | str, adapter: Adapter, bytes_per_token: int) -> None:
+        valid = batch_size == "auto" or (isinstance(batch_size, int) and batch_size >= 1)
+        if isinstance(batch_size, bool) or not valid:
             raise InputError(f"batch_size={batch_size!r} is not valid. Pass a whole number from 1, or 'auto'.")
         self._rows: int | None = batch_size if isinstance(batch_size, int) else None
         cuda = adapter.device.type == "cuda"

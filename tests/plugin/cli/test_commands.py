@@ -60,7 +60,7 @@ def test_stages_of_a_run_file_are_placed_by_name_unless_they_have_numbers(workpl
     between = invoke("capture", workplace(stages=stages("base", "s1", "s2")))
     assert between.exit_code == 2
     assert "cannot insert s1 before" in between.stderr
-    assert "Record all of them to another store" in between.stderr
+    assert "Record all stages into a new store" in between.stderr
     assert "not started" not in invoke("info", store).stdout
     assert invoke("capture", workplace(stages=stages("s2", "s3"))).exit_code == 0  # without what is there already
     assert sl.open_store(store).stage_order.values.tolist() == [0, 1, 2]
@@ -199,7 +199,7 @@ def test_a_capture_says_how_far_it_is_and_info_what_lacks(workplace, invoke, mon
     table.loc[:2, "trained_stage"] = ["S1", "s 2", "s3"]
     table["colour"] = ["red", "blue"] * 18
     table.to_csv(workplace.folder / "prompts.csv", index=False)
-    real = capturing.loaded
+    real = capturing.loaded_model
 
     def stop(stage, *rest):
         if stage.name == "s1":
