@@ -184,7 +184,7 @@ class ExplorerData:
         needle = text.casefold()
         matches = np.zeros(self.ds.sizes["entity"], dtype=bool)
         for name in ("entity", *self.columns):
-            if name in self.ds.coords and self.ds[name].dtype.kind in "OTU":
+            if name in self.ds.coords and self.ds[name].dtype.kind in ("O", "T", "U"):
                 column = self.ds[name].values
                 matches |= np.fromiter((needle in str(v).casefold() for v in column), bool, len(matches))
         return np.flatnonzero(matches)[:limit]

@@ -33,7 +33,7 @@ from stratalens.analyses.stats.estimates import extreme_pair
 
 CaptionedSpec = tuple[FigureSpec, sentences.Sentence]
 
-IDLE = "No result yet for this question, stage, layer and token. One step computes one stage and layer at this token."
+IDLE = "No result yet for this analysis, stage, layer and token. One step computes one stage and layer at this token."
 
 
 class AnalysisPanel:
@@ -54,7 +54,7 @@ class AnalysisPanel:
         on_change: Callable[[], None],
     ) -> None:
         self.cache, self._view, self._run_in_page, self._on_change = cache, view, run_in_page, on_change
-        self.kind = drop_down("Question", {v: k for k, v in ANALYSES.items()}, "probes")
+        self.kind = drop_down("Analysis", {v: k for k, v in ANALYSES.items()}, "probes")
         self.method = drop_down("Method", {v: k for k, v in METHODS.items()}, "logistic")
         self.pairs = drop_down("Which groups", {v: k for k, v in PAIR_CHOICES.items()}, "ends")
         self.scope = drop_down("Where", {v: k for k, v in SCOPES.items()}, "layers")

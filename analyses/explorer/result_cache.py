@@ -20,7 +20,7 @@ from stratalens.analyses.explorer.data import ExplorerData, ViewState
 from stratalens.analyses.probes.probe import probe
 from stratalens.store.errors import InputError
 
-ANALYSES = {"probes": "Are the groups separable? (probes)", "order": "Are the centroids in order? (projection)"}
+ANALYSES = {"probes": "separability (probes)", "order": "order (projection)"}
 
 PAIR_CHOICES = {"ends": "first against last group", "all": "all pairs", "rest": "each group against the rest"}
 
