@@ -123,11 +123,16 @@ class AnalysisPanel:
         specs = available_figures(self.cache, request, view)
         trained = self.cache.data.training_order([])[0]
         self.figures[:] = [_draw_figure(spec, sentence, trained, theme) for spec, sentence in specs]
-        if not specs and not self._running() and self.status.kind == "info":
+        if specs and self.status.text == IDLE:
+            self.status.set_message("")
+        elif not specs and not self._running() and self.status.kind == "info":
             self.status.set_message(IDLE)
 
     def scores(self, rows: Rows) -> tuple[str, list[float | None]] | None:
-        """Return (column name, out-of-fold probe scores) of some rows; None if there is no probe yet."""
+        """Return (column name, out-of-fold probe scores) of some rows.
+
+        The result is None if there is no probe yet.
+        """
         request, view = self.request(), self._view()
         result = self.cache.get(request, view.stage, view.layer) if request.kind == "probes" else None
         if result is None or "score" not in result or "pair" not in result["score"].dims:

@@ -92,3 +92,13 @@ def test_every_error_has_words_for_the_page(capsys: pytest.CaptureFixture[str]) 
     assert "Permission denied (x.zarr)" in error_message(PermissionError(13, "Permission denied", "x.zarr"))
     assert "defect of stratalens (KeyError" in error_message(KeyError("a"))
     assert "KeyError" in capsys.readouterr().err
+
+
+def test_a_second_reader_is_not_shown_that_there_is_no_result(explorer: Explorer) -> None:
+    explorer.analyses.scope.value = "here"
+    explorer.analyses.compute()
+    explorer.analyses.task.join(120)
+    second = Explorer(explorer.data, explorer.analyses.cache)
+    second.refresh()
+    assert len(second.analyses.figures) == 1
+    assert second.analyses.status.text == ""

@@ -112,3 +112,10 @@ def test_too_few_rows_are_said_to_be_too_few(tmp_path: Path) -> None:
     said = sentences(write(tmp_path, results))["fig-controls-control-comparison"]
     assert all("matched on them: matched: too few rows" in text for text in said)
     assert not any("nan" in text or "not known" in text for text in said)
+
+
+def test_pairs_that_all_share_a_group_are_not_said_to_share_none(tmp_path: Path) -> None:
+    results = planted_results(("base", "s1", "s2", "s3"), 2)
+    text = sentences(write(tmp_path, {"cosines": results["cosines"]}))["fig-directions-cosine-matrix"][-1]
+    assert "between different pairs" in text
+    assert "share no group" not in text
