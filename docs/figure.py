@@ -20,11 +20,11 @@ def main(store: str, target: str | Path = TARGET) -> None:
     plane = sl.project(last, by="trained_stage", repeats=100, progress=False, cache=False)
     figure = sl.plots.centroid_path(plane)
     sl.plots.save(figure, target, dpi=110)
-    picture = figure.stratalens_spec
+    spec = figure.stratalens_spec
     value, low, high = (plane[f"rank_correlation{part}"].item() for part in ("", "_low", "_high"))
     null = plane["rank_correlation_null"].item()
     sys.stdout.write(
-        f"{picture.heading({})}: rank correlation with training order {value:.2f} ({low:.2f} to {high:.2f}), "
+        f"{spec.heading({})}: rank correlation with training order {value:.2f} ({low:.2f} to {high:.2f}), "
         f"{null:.2f} with permuted labels\n"
     )
 

@@ -38,7 +38,9 @@ HINT = "Draw a box or a lasso around points, tap a point, or search rows by text
 
 
 class Explorer:
-    """The page of one reader; all readers of the server share the data and the results.
+    """The page of one reader.
+
+    All readers of the server share the data and the results.
 
     Args:
         data: the store.
@@ -79,7 +81,10 @@ class Explorer:
         return ViewState(self.site.value, self.by.value, chosen["stage"], chosen["layer"], chosen["token"])
 
     def refresh(self) -> None:
-        """Show the current state of the widgets; while a plane is being read, only the latest state is shown next."""
+        """Show the current state of the widgets.
+
+        While a plane is being read, only the latest state is shown next.
+        """
         view = self.view()
         if self._reading or view == self._shown:
             return
@@ -140,7 +145,10 @@ class Explorer:
         self.analyses.draw(theme)
 
     def _update_sliders(self) -> None:
-        """Set the values of the sliders for the current site; each slider stays at its value where possible."""
+        """Set the values of the sliders for the current site.
+
+        Each slider stays at its value where possible.
+        """
         for dim, slider in self.sliders.items():
             values = [plain_text(v, 40) for v in self.data.values(self.site.value, dim)]
             current = slider.options[slider.value] if slider.options else "last"
@@ -201,7 +209,10 @@ class Explorer:
             self.status.set_message(error_message(error), "error")
 
     def _run_in_page(self, action: Callable[[], None]) -> None:
-        """Run in the event loop of the page, with the lock of the document that changes of Bokeh models need."""
+        """Run in the event loop of the page.
+
+        Changes of Bokeh models need the lock of the document, which the loop holds.
+        """
         if self._closed:
             return
         if self._document is None:
@@ -255,7 +266,9 @@ def page(ds: xr.Dataset, shared: tuple[ExplorerData, ResultCache] | None = None)
 
 
 def error_message(error: BaseException) -> str:
-    """Return the message for the page; the traceback of an unexpected exception goes to standard error.
+    """Return the message for the page.
+
+    The traceback of an unexpected exception goes to standard error.
 
     >>> from stratalens.store.errors import InputError
     >>> error_message(InputError("no layer 7"))

@@ -35,7 +35,7 @@ DIMS = ("stage", "layer", "token")
 
 @dataclass(frozen=True)
 class ViewState:
-    """The state of the widgets that a plane depends on: one slab, and the column that groups its rows."""
+    """The state of the widgets: one slab, and the column that groups its rows."""
 
     site: str
     by: str
@@ -102,7 +102,10 @@ class ExplorerData:
         return str(self.ds.attrs.get("path", "a dataset in memory"))
 
     def values(self, site: str, dim: str) -> list[Hashable]:
-        """Return the values of stage (in training order), layer or token; empty if the site has no such dim."""
+        """Return the values of stage (in training order), layer or token.
+
+        The result is empty if the site has no such dim.
+        """
         return values_of(self.ds[site], dim) if dim in self.ds[site].dims else []
 
     def plane(self, view: ViewState) -> GroupPlane:
@@ -131,7 +134,7 @@ class ExplorerData:
         return plane
 
     def training_order(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return (trained stages in order, untrained stages) for the colours of these groups."""
+        """Return (trained stages, untrained stages) for the colours of these groups."""
         return result_order(self.ds.assign_coords(group=np.asarray(list(names), dtype=object)))
 
     def row_details(self, view: ViewState, rows: Sequence[int]) -> tuple[list[str], list[list[Any]]]:
@@ -160,17 +163,23 @@ class ExplorerData:
         return titles, [list(row) for row in zip(*columns, strict=True)]
 
     def label_texts(self, name: str, rows: Rows, limit: int = 300) -> list[str]:
-        """Return a label of some rows as text; their row numbers if there is no such column."""
+        """Return a label of some rows as text.
+
+        Row numbers replace it if there is no such column.
+        """
         values = self.ds.coords[name].isel(entity=rows).values if name in self.ds.coords else rows
         return [plain_text(v, limit) for v in values]
 
     def statistic_names(self, site: str) -> list[str]:
-        """Return the recorded statistics of single rows: those of the site, then those of the output."""
+        """Return the recorded statistics of rows: those of the site, then of the output."""
         names = [*(f"{site}_{n}" for n in SITE_STATISTICS), *OUTPUT_STATISTICS, "exposure"]
         return [n for n in names if n in self.ds and set(self.ds[n].dims) <= {*DIMS, "entity"}]
 
     def statistic_values(self, name: str, view: ViewState, rows: Rows) -> npt.NDArray[np.float64]:
-        """Return one statistic of some rows at one stage, layer and token; NaN where it is unknown."""
+        """Return one statistic of some rows at one stage, layer and token.
+
+        Values are NaN where it is unknown.
+        """
         array = self.ds[name]
         for dim, value in view.coordinates().items():
             if dim in array.dims:
@@ -180,11 +189,11 @@ class ExplorerData:
         return np.asarray(array.isel(entity=rows).values, dtype=np.float64)
 
     def search(self, text: str, limit: int) -> Rows:
-        """Return the first rows whose prompt, entity or any label contains `text`, ignoring case."""
+        """Return the first rows with `text` in any label or the entity, ignoring case."""
         needle = text.casefold()
         matches = np.zeros(self.ds.sizes["entity"], dtype=bool)
         for name in ("entity", *self.columns):
-            if name in self.ds.coords and self.ds[name].dtype.kind in "OTU":
+            if name in self.ds.coords and self.ds[name].dtype.kind in ("O", "T", "U"):
                 column = self.ds[name].values
                 matches |= np.fromiter((needle in str(v).casefold() for v in column), bool, len(matches))
         return np.flatnonzero(matches)[:limit]

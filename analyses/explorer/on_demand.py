@@ -33,7 +33,7 @@ from stratalens.analyses.stats.estimates import extreme_pair
 
 CaptionedSpec = tuple[FigureSpec, sentences.Sentence]
 
-IDLE = "No result yet for this question, stage, layer and token. One step computes one stage and layer at this token."
+IDLE = "No result yet for this analysis, stage, layer and token. One step computes one stage and layer at this token."
 
 
 class AnalysisPanel:
@@ -54,7 +54,7 @@ class AnalysisPanel:
         on_change: Callable[[], None],
     ) -> None:
         self.cache, self._view, self._run_in_page, self._on_change = cache, view, run_in_page, on_change
-        self.kind = drop_down("Question", {v: k for k, v in ANALYSES.items()}, "probes")
+        self.kind = drop_down("Analysis", {v: k for k, v in ANALYSES.items()}, "probes")
         self.method = drop_down("Method", {v: k for k, v in METHODS.items()}, "logistic")
         self.pairs = drop_down("Which groups", {v: k for k, v in PAIR_CHOICES.items()}, "ends")
         self.scope = drop_down("Where", {v: k for k, v in SCOPES.items()}, "layers")
@@ -123,11 +123,16 @@ class AnalysisPanel:
         specs = available_figures(self.cache, request, view)
         trained = self.cache.data.training_order([])[0]
         self.figures[:] = [_draw_figure(spec, sentence, trained, theme) for spec, sentence in specs]
-        if not specs and not self._running() and self.status.kind == "info":
+        if specs and self.status.text == IDLE:
+            self.status.set_message("")
+        elif not specs and not self._running() and self.status.kind == "info":
             self.status.set_message(IDLE)
 
     def scores(self, rows: Rows) -> tuple[str, list[float | None]] | None:
-        """Return (column name, out-of-fold probe scores) of some rows; None if there is no probe yet."""
+        """Return (column name, out-of-fold probe scores) of some rows.
+
+        The result is None if there is no probe yet.
+        """
         request, view = self.request(), self._view()
         result = self.cache.get(request, view.stage, view.layer) if request.kind == "probes" else None
         if result is None or "score" not in result or "pair" not in result["score"].dims:

@@ -20,7 +20,7 @@ from stratalens.analyses.explorer.data import ExplorerData, ViewState
 from stratalens.analyses.probes.probe import probe
 from stratalens.store.errors import InputError
 
-ANALYSES = {"probes": "Are the groups separable? (probes)", "order": "Are the centroids in order? (projection)"}
+ANALYSES = {"probes": "separability (probes)", "order": "order (projection)"}
 
 PAIR_CHOICES = {"ends": "first against last group", "all": "all pairs", "rest": "each group against the rest"}
 
@@ -68,7 +68,7 @@ class ResultCache:
         self._lock = threading.Lock()
 
     def missing_keys(self, request: AnalysisRequest, view: ViewState, scope: str) -> list[StageLayer]:
-        """Return the (stage, layer) of the scope without a result, nearest to the view first.
+        """Return the (stage, layer) without a result, nearest to the view first.
 
         Raises:
             InputError: the scope is unknown.
@@ -86,7 +86,7 @@ class ResultCache:
         return sorted(missing, key=lambda k: (k[0] != view.stage, abs(_number(k[1]) - _number(view.layer))))
 
     def compute(self, request: AnalysisRequest, key: StageLayer) -> xr.Dataset:
-        """Run one analysis at one stage and layer, or read its result from the cache of the sweeps."""
+        """Run an analysis at one stage and layer, or read it from the cache of the sweeps."""
         ds = self._select(request, key)
         options: dict[str, Any] = {"site": request.site, "cache": None, "progress": False, "skip_missing": True}
         if request.kind == "order":
@@ -104,7 +104,10 @@ class ResultCache:
             self._results.setdefault(request, {})[key] = result
 
     def get(self, request: AnalysisRequest, stage: Hashable, layer: Hashable) -> xr.Dataset | None:
-        """Return the result at one stage and layer, with dims of size one; None if there is none yet."""
+        """Return the result at one stage and layer, with dims of size one.
+
+        The result is None if there is none yet.
+        """
         return self._results_of(request).get((stage, layer))
 
     def across_layers(self, request: AnalysisRequest, stage: Hashable) -> xr.Dataset | None:
@@ -120,7 +123,10 @@ class ResultCache:
         )
 
     def stage_layer_grid(self, request: AnalysisRequest, name: str) -> xr.DataArray | None:
-        """Return one number of every result over (stage, layer); NaN where there is no result yet."""
+        """Return one number of every result over (stage, layer).
+
+        Values are NaN where there is no result yet.
+        """
         results = self._results_of(request)
         if not results or any(stage is None or layer is None for stage, layer in results):
             return None
@@ -143,7 +149,10 @@ class ResultCache:
             return dict(self._results.get(request, {}))
 
     def _select(self, request: AnalysisRequest, key: StageLayer) -> xr.Dataset:
-        """Select one stage, layer and token; the selection is lazy, so that the cache of the sweeps recognises it."""
+        """Select one stage, layer and token.
+
+        The selection is lazy, so that the cache of the sweeps recognises it.
+        """
         site = self.data.ds[request.site]
         index: dict[str, list[int]] = {}
         for dim, value in zip(("stage", "layer", "token"), (*key, request.token), strict=True):

@@ -155,7 +155,10 @@ class Scatter:
         return np.empty((0, 2), np.float32) if self.plane is None else self.plane.rows.coordinate
 
     def _positions_of(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """Return the positions in the plane of rows of the store; the rows of the plane are sorted."""
+        """Return the positions in the plane of rows of the store.
+
+        The rows of the plane are sorted.
+        """
         plane_rows = NO_ROWS if self.plane is None else self.plane.rows.rows
         positions = np.searchsorted(plane_rows, rows)
         inside = positions < len(plane_rows)
@@ -247,7 +250,7 @@ class Scatter:
 
 
 def enclosed_points(xy: np.ndarray, geometry: dict[str, Any]) -> npt.NDArray[np.bool_]:
-    """Return a bool array of shape (points,): the points inside a rectangle or polygon of Bokeh.
+    """Return a bool array of shape (points,): inside a Bokeh rectangle or polygon.
 
     >>> square = {"type": "rect", "x0": 0, "x1": 1, "y0": 1, "y1": 0}
     >>> enclosed_points(np.array([[0.5, 0.5], [2.0, 0.5]]), square).tolist()

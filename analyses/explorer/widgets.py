@@ -44,7 +44,10 @@ class RowTable(PageWidget):
 
 
 class StatusLine(PageWidget):
-    """A status message of kind "info", "busy" or "error", with a progress bar if `share` (0 to 1) is not negative."""
+    """A status message of kind "info", "busy" or "error".
+
+    It has a progress bar if `share` (0 to 1) is not negative.
+    """
 
     text = param.String()
     kind = param.String(default="info")
@@ -73,7 +76,10 @@ class FigureCaption(PageWidget):
 
 
 class ThemeButton(PageWidget):
-    """Button that switches between a light and a dark page; `value` is the current theme."""
+    """Button that switches between a light and a dark page.
+
+    `value` is the current theme.
+    """
 
     value = param.String(default="light")
     _esm = ASSETS / "theme.js"

@@ -37,7 +37,7 @@ MAX_POINTS = 20_000
 
 
 def centroid_path(projection: xr.Dataset, dynamic: bool | None = None) -> Figure:
-    """Draw the centroids of held-out entities in the plane (w1, w2), joined in training order.
+    """Draw centroids of held-out entities in the plane (w1, w2), in training order.
 
     The plane is that of Krasheninnikov, Turner, Krueger (2025). Its axes come from other entities than those shown.
 
@@ -208,7 +208,7 @@ def entity_plane(
     seed: int = 0,
     **coordinates: Hashable,
 ) -> xr.Dataset:
-    """Project rows of one half of the entities into the plane (w1, w2) of the other half.
+    """Project rows of one half of the entities into the plane of the other half.
 
     w1 = unit(mean of last group - mean of first group). w2 = first principal component of the group means without
     w1 (Krasheninnikov, Turner, Krueger 2025).
@@ -252,7 +252,10 @@ def entity_plane(
 def row_plane_at(
     ds: xr.Dataset, by: str, site: str, seed: int, coordinates: Mapping[str, Hashable]
 ) -> tuple[Groups, RowPlane, SliderValues]:
-    """Return the groups, the projected rows and their stage, layer and token; arguments as `entity_plane`."""
+    """Return the groups, the projected rows and their stage, layer and token.
+
+    The arguments are those of `entity_plane`.
+    """
     if site not in ds:
         raise no_site_error(site, site_names(ds))
     chosen: SliderValues = {}

@@ -34,7 +34,7 @@ SEQUENTIAL: tuple[str, ...] = tuple(interp_palette(("#f7f7f7", "#cfcbe6", "#8073
 
 
 def ramp(n: int, dark: bool = False) -> list[str]:
-    """Return `n` colours ordered from early to late, for a light (default) or a dark page.
+    """Return `n` colours ordered from early to late, for a light or a dark page.
 
     >>> ramp(1)
     ['#0C0786']
@@ -64,7 +64,9 @@ def stage_colors(names: Sequence[str], known: Sequence[str] = (), untrained: Seq
 
 
 def colors_at(values: np.ndarray, low: float, high: float, palette: tuple[str, ...] = DIVERGING) -> list[str]:
-    """Map `values` to a palette that runs from `low` to `high`; grey where a value is not a number.
+    """Map `values` to a palette that runs from `low` to `high`.
+
+    The colour is grey where a value is not a number.
 
     >>> colors_at(np.array([0.0, np.nan]), 0.0, 1.0, ("#000000", "#ffffff"))
     ['#000000', '#c8c8c8']
@@ -88,12 +90,12 @@ def text_color_on(color: str) -> str:
 
 
 def text_colors_on(values: np.ndarray, low: float, high: float, palette: tuple[str, ...] = DIVERGING) -> list[str]:
-    """Return a readable text colour for every cell of a heat map that runs from `low` to `high`."""
+    """Return a readable text colour for every cell of a heat map."""
     return [text_color_on(color) for color in colors_at(values, low, high, palette)]
 
 
 def dark_colors(trained: Sequence[str]) -> dict[str, str]:
-    """Map every light-page colour of a figure about these stages to its dark-page colour."""
+    """Map the light-page colours of these stages to dark-page colours."""
     pairs = dict(zip(ramp(len(trained)), ramp(len(trained), dark=True), strict=True))
     return {**pairs, UNTRAINED: UNTRAINED_DARK, HIGHLIGHT: HIGHLIGHT_DARK}
 

@@ -31,7 +31,7 @@ from stratalens.store.errors import InputError
 
 
 def statistic_distributions(ds: xr.Dataset, by: str = "trained_stage", dynamic: bool | None = None) -> Figure:
-    """Draw medians, quartiles and 5-95 % ranges of norms, losses and confidence for each group.
+    """Draw medians, quartiles and 5-95 % ranges of recorded statistics by group.
 
     Args:
         ds: open store with statistics, or result of `statistic_quantiles`.

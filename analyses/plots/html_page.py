@@ -22,7 +22,7 @@ from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 
 @dataclass(frozen=True)
 class PageFigure:
-    """One figure of a page, its sentence for every combination of slider values, and how to read it."""
+    """One figure of a page, its statement by slider values, and how to read it."""
 
     spec: FigureSpec
     sentence: Callable[[SliderValues], str]
@@ -77,7 +77,10 @@ def _template_figure(name: str, figure: PageFigure, data: Mapping[str, Any]) -> 
 
 
 def figure_page(spec: FigureSpec) -> str:
-    """Return a page with a single figure. It is always light, because it is shown next to other light figures."""
+    """Return a page with a single figure.
+
+    It is always light, because it is shown next to other light figures.
+    """
     return render_page("figure.html", {"figure": PageFigure(spec, spec.heading)}, [], title=spec.title)
 
 
@@ -93,7 +96,7 @@ def _template_text(name: str) -> str:
 
 
 def figure_data(figure: PageFigure, identity: str) -> dict[str, Any]:
-    """Return the data of one figure for the script: Bokeh's JSON, all tables, and all sentences."""
+    """Return the data of a figure for the script: Bokeh's JSON, tables and sentences."""
     spec = figure.spec
     return {
         "item": bokeh_json(spec, f"{identity}-plot"),
@@ -104,7 +107,9 @@ def figure_data(figure: PageFigure, identity: str) -> dict[str, Any]:
 
 
 def json_block(data: object) -> str:
-    r"""Return JSON for a script element; no character of it can end the element or start a comment.
+    r"""Return JSON for a script element.
+
+    No character of it can end the element or start a comment.
 
     >>> json_block({"name": "</script><b>"})
     '{"name":"\\u003c/script\\u003e\\u003cb\\u003e"}'

@@ -23,7 +23,9 @@ _DIRECTIONS = np.deg2rad([90, -90, 135, 45, -135, -45, 180, 0, 112, 68, -112, -6
 
 
 def label_positions(x: Array, y: Array, names: Sequence[str], limits: tuple[float, float, float, float]) -> Array:
-    """Return label centres of shape (points, 2) in axis units; NaN where a point is NaN.
+    """Return label centres of shape (points, 2) in axis units.
+
+    Values are NaN where a point is NaN.
 
     >>> far = label_positions(np.array([0.0, 1.0]), np.array([0.5, 0.5]), ["a", "b"], (-0.1, 1.1, 0, 1))
     >>> far.round(2).tolist()
@@ -49,7 +51,7 @@ def label_positions(x: Array, y: Array, names: Sequence[str], limits: tuple[floa
 
 
 def leader_lines(x: Array, y: Array, labels: Array, limits: tuple[float, float, float, float]) -> dict[str, Array]:
-    """Return lines from points to their distant labels, as a table of segments (x0, y0, x1, y1)."""
+    """Return lines from points to their distant labels, as a table of segments."""
     x0, x1, y0, y1 = limits
     pixel = np.array([(x1 - x0) / _WIDTH, (y1 - y0) / _HEIGHT])
     points = np.column_stack([x, y])
@@ -62,7 +64,10 @@ def leader_lines(x: Array, y: Array, labels: Array, limits: tuple[float, float, 
 
 
 def _candidate_offsets(half_width: float) -> Array:
-    """Return offsets from a point, nearest first; sideways offsets add the width of the label."""
+    """Return offsets from a point, nearest first.
+
+    Sideways offsets add the width of the label.
+    """
     direction = np.column_stack([np.cos(_DIRECTIONS), np.sin(_DIRECTIONS)])
     sideways = np.abs(direction[:, 0]) * max(0.0, half_width - _LINE_HEIGHT / 2)
     distance = np.array(_DISTANCES)[:, None] + sideways
@@ -70,7 +75,7 @@ def _candidate_offsets(half_width: float) -> Array:
 
 
 def _overlap_costs(candidates: Array, point: Array, half_size: Array, centres: Array, clearance: Array) -> Array:
-    """Return the cost of each candidate: overlap with labels, points and frame, then distance from the point."""
+    """Return the cost of each candidate: overlap, then distance from the point."""
     overlap = np.clip(clearance - np.abs(candidates[:, None] - centres), 0, None).prod(axis=2).sum(axis=1)
     frame = np.array([_WIDTH, _HEIGHT])
     outside = np.clip(half_size - candidates, 0, None) + np.clip(candidates + half_size - frame, 0, None)

@@ -114,7 +114,7 @@ def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
 
 
 def cosine_matrix(cosines: xr.DataArray, dynamic: bool | None = None) -> Figure:
-    """Draw cosines between probe directions, over pairs (default), layers, stages or tokens.
+    """Draw cosines between probe directions, over pairs, layers, stages or tokens.
 
     Args:
         cosines: result of `sl.cosines`: (..., x, x_other).
@@ -175,7 +175,7 @@ def cosine_matrix_spec(cosines: xr.DataArray) -> FigureSpec:
 def stage_layer_map(
     scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
 ) -> Figure:
-    """Draw a heat map of any scalar over recorded stage (horizontal) and layer (vertical).
+    """Draw a heat map of any scalar over stage (horizontal) and layer (vertical).
 
     Args:
         scalar: DataArray with the dims stage and layer; token and pair become sliders.
@@ -195,7 +195,7 @@ def stage_layer_map(
 def layer_token_map(
     scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
 ) -> Figure:
-    """Draw a heat map of any scalar over layer (horizontal) and token position (vertical).
+    """Draw a heat map of any scalar over layer (horizontal) and token (vertical).
 
     Args, Returns, Raises: as `stage_layer_map`, with layer and token in place of stage and layer.
     """
@@ -210,7 +210,10 @@ def scalar_map_spec(
     clim: tuple[float, float] | None = None,
     null: float | None = None,
 ) -> FigureSpec:
-    """Describe a heat map of any scalar over two of stage, layer and token; arguments as `stage_layer_map`."""
+    """Describe a heat map of any scalar over two of stage, layer and token.
+
+    The arguments are those of `stage_layer_map`.
+    """
     if any(d not in scalar.coords for d in (x, y)):
         raise InputError(f"this map needs the dims {x!r} and {y!r}; the data has {tuple(scalar.dims)}")
     scalar = scalar.expand_dims([d for d in (x, y) if d not in scalar.dims])

@@ -130,7 +130,10 @@ def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
 
 
 def _curve_segments(curves: Mapping[str, Curve], x: np.ndarray, colors: Mapping[str, str] | None) -> Table:
-    """Return lines between neighbouring layers; a single layer gives a short horizontal line."""
+    """Return lines between neighbouring layers.
+
+    A single layer gives a short horizontal line.
+    """
     table: dict[str, list[Any]] = {k: [] for k in ("x0", "y0", "x1", "y1", *(("color",) if colors else ()))}
     single = len(x) == 1
     for name, curve in curves.items():
@@ -273,7 +276,10 @@ def control_comparison_spec(
 
 
 def comparison_rows(results: Mapping[str, xr.Dataset], name: str = "accuracy") -> dict[str, xr.Dataset]:
-    """Return one Dataset a row of the comparison; a matched probe has one row a sample."""
+    """Return one Dataset a row of the comparison.
+
+    A matched probe has one row a sample.
+    """
     functions = "sl.probe, sl.statistics_probe, sl.matched_probe or sl.residual_probe"
     rows: dict[str, xr.Dataset] = {}
     for label, data in results.items():
@@ -287,7 +293,9 @@ def comparison_rows(results: Mapping[str, xr.Dataset], name: str = "accuracy") -
 
 
 def common_sliders(rows: Mapping[str, xr.Dataset], name: str) -> tuple[dict[str, list[Hashable]], SliderValues]:
-    """Return (sliders, fixed) with the values that all results have; a result without a dim has all its values.
+    """Return (sliders, fixed) with the values that all results have.
+
+    A result without a dim has all its values.
 
     Raises:
         InputError: the results have no value of a dim in common.

@@ -26,7 +26,10 @@ FONT = "system-ui, sans-serif"
 
 
 def page_value(value: Any) -> Any:
-    """Convert a value for the page: numbers to four significant digits, NaN to None; text is unchanged."""
+    """Convert a value for the page: numbers to four significant digits, NaN to None.
+
+    Text is unchanged.
+    """
     if isinstance(value, str):
         return value
     number = float(value)
@@ -41,7 +44,7 @@ def page_column(values: Any) -> list[Any]:
 
 
 def page_frames(spec: FigureSpec) -> dict[str, Any]:
-    """Return the sliders of a figure and its tables for every combination of slider values.
+    """Return the sliders of a figure and its tables for all slider values.
 
     Returns:
         Dict that JSON can hold:
@@ -90,7 +93,10 @@ def bokeh_json(spec: FigureSpec, target: str) -> dict[str, Any]:
 
 
 def bokeh_figure(spec: FigureSpec) -> Any:
-    """Draw a figure at its initial slider values; without a title, because the page shows it as a heading."""
+    """Draw a figure at its initial slider values.
+
+    Without a title, because the page shows it as a heading.
+    """
     slider_values = spec.default_values()
     x0, x1, y0, y1 = spec.limits(slider_values)
     fig: Any = figure(  # type: ignore[call-arg]  # Bokeh does not declare the options of its tools and axes

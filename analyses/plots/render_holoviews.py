@@ -48,7 +48,7 @@ def to_holoviews(spec: FigureSpec, dynamic: bool | None = None) -> Figure:
 
 
 def _select_backend() -> None:
-    """Select Bokeh unless another backend is loaded, and load its scripts in a notebook.
+    """Select Bokeh unless another backend is loaded; load its scripts in a notebook.
 
     Without the scripts a notebook cell shows text. HoloViews lists its backends in `output_settings` when
     `hv.extension` has loaded them.
@@ -66,7 +66,7 @@ def attach_spec(obj: Any, spec: FigureSpec) -> Any:
 
 
 def draw_overlay(spec: FigureSpec, slider_values: SliderValues) -> Any:
-    """Draw one combination of slider values as an Overlay with options for both backends."""
+    """Draw one combination of slider values as an Overlay for both backends."""
     tables = spec.tables(slider_values)
     x0, x1, y0, y1 = spec.limits(slider_values)
     layers = [_element(mark, tables[mark.name], spec) for mark in spec.marks if mark.name in tables]
@@ -133,7 +133,10 @@ def _matplotlib_legend(axis: Any, spec: FigureSpec) -> None:
 
 
 def _bokeh_legend(figure: Any, spec: FigureSpec) -> None:
-    """Draw the legend below a Bokeh figure; HoloViews empties it whenever a slider moves."""
+    """Draw the legend below a Bokeh figure.
+
+    HoloViews empties it whenever a slider moves.
+    """
     if not spec.legend:
         return
     legend = figure.select_one({"name": "key"})

@@ -74,7 +74,7 @@ def _save_image(obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable]
 
 
 def _load_matplotlib() -> None:
-    """Load HoloViews' Matplotlib backend, which makes itself the current one, and restore the previous one."""
+    """Load HoloViews' Matplotlib backend without making it the current one."""
     backend = hv.Store.current_backend
     try:
         import holoviews.plotting.mpl  # noqa: F401

@@ -61,7 +61,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: its label with the unit, and named ticks where positions represent names."""
+    """An axis: its label with the unit, and ticks where positions represent names."""
 
     label: str
     ticks: Sequence[tuple[float, str]] | None = None
@@ -109,13 +109,16 @@ class FigureSpec:
         return [dict(zip(self.sliders, values, strict=True)) for values in product(*self.sliders.values())]
 
     def default_values(self) -> SliderValues:
-        """Return the initial slider values: `start`, else the last stage, the deepest layer and the token "last"."""
+        """Return the initial slider values.
+
+        They are `start`, else the last stage, the deepest layer and the token "last".
+        """
         return {
             dim: self.start.get(dim, "last" if "last" in values else values[-1]) for dim, values in self.sliders.items()
         }
 
     def heading(self, slider_values: SliderValues) -> str:
-        """Return the title with the site, stage, layer, token and pair that the figure shows."""
+        """Return the title with the site, stage, layer, token and pair of the figure."""
         shown = {**self.fixed, **slider_values}
         words = [self.site] if self.site else []
         words += [f"{dim} {plain_text(shown[dim])}" for dim in (*SLIDER_DIMS, "pair") if dim in shown]
@@ -145,7 +148,7 @@ def message_spec(name: str, title: str, message: str, data: xr.Dataset | xr.Data
 
 
 def plain_text(value: object, limit: int = 60) -> str:
-    """Return a name as a figure shows it: no control characters, no TeX delimiters, at most `limit` long.
+    """Return a name as plain text of at most `limit` characters, without TeX.
 
     Bokeh would load a TeX renderer from the network for `$$...$$`; a zero-width space prevents that.
 

@@ -40,7 +40,7 @@ _STATISTIC_DIMS = {"stage", "layer", "entity", "token"}
 
 
 def direction_drift(probes: xr.Dataset, reference: Reference = "last", dynamic: bool | None = None) -> Figure:
-    """Draw the cosine between each pair's probe direction and its direction at a reference stage.
+    """Draw the cosine of each pair's direction with that of a reference stage.
 
     Args:
         probes: result of `sl.probe` over at least two stages.
@@ -116,7 +116,7 @@ def direction_drift_spec(probes: xr.Dataset, reference: Reference = "last") -> F
 
 
 def random_cosine_band(coef: xr.DataArray) -> float:
-    """Return the bound that 95 % of the cosines of two unrelated directions do not exceed in absolute value."""
+    """Return the 95 % bound of the absolute cosine of two unrelated directions."""
     known = {"stage", "layer", "token", "pair", "fold"}
     width = int(np.prod([coef.sizes[d] for d in coef.dims if d not in known]))
     return float(1.96 * width**-0.5)
@@ -198,7 +198,7 @@ def stage_drift_spec(centroids: xr.Dataset) -> FigureSpec:
 
 
 def probe_generalisation(scores: xr.DataArray, dynamic: bool | None = None) -> Figure:
-    """Draw the mean score of every group along each pair's probe, also of groups that the probe never saw.
+    """Draw the mean score of every group, seen or unseen, along each pair's probe.
 
     Args:
         scores: result of `sl.generalise`: (stage, layer, token, pair, group), log-odds of the later group.
@@ -365,7 +365,7 @@ def forgetting_spec(data: xr.Dataset, by: str = "trained_stage", statistic: str 
 
 
 def forgetting_table(ds: xr.Dataset, by: str = "trained_stage", statistic: str = "loss") -> xr.Dataset:
-    """Compute the mean of a statistic for every group at every stage, and the time since its training.
+    """Compute the mean of a statistic by group and stage, and the time since training.
 
     Args:
         ds: open store whose groups are stages, or that has a variable `exposure`.
@@ -407,7 +407,7 @@ def forgetting_table(ds: xr.Dataset, by: str = "trained_stage", statistic: str =
 
 
 def before_training_mask(table: xr.Dataset) -> np.ndarray:
-    """Return a bool array of shape (group, stage): the stages that precede the training of each group.
+    """Return a bool array of shape (group, stage): stages before a group is trained.
 
     Untrained stages are left out if others remain. A model without any training may not know the form of the
     answers either, and its loss, far above all others, would be attributed to the missing knowledge.

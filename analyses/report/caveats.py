@@ -20,7 +20,10 @@ CONTROL_LABELS = {
 
 
 def untrained_pair_mask(probes: xr.Dataset) -> xr.DataArray | None:
-    """Return True at (stage, pair) where neither group was trained yet; None if the training order is unknown."""
+    """Return True at (stage, pair) where neither group was trained yet.
+
+    The result is None if the training order is unknown.
+    """
     if not {"stage", "stage_order", "pair_first"} <= set(probes.coords) or "stage" not in probes.dims:
         return None
     order_of = dict(zip(map(str, probes["stage"].values), probes["stage_order"].values.tolist(), strict=True))
@@ -34,7 +37,10 @@ def untrained_pair_mask(probes: xr.Dataset) -> xr.DataArray | None:
 
 
 def time_control_sentence(probes: xr.Dataset | None) -> str:
-    """Describe the accuracy of pairs before either group was trained, over all layers and tokens; empty if unknown."""
+    """Describe the accuracy of pairs before either group was trained.
+
+    The numbers are over all layers and tokens; the text is empty if the training order is unknown.
+    """
     mask = untrained_pair_mask(probes) if probes is not None else None
     if probes is None or mask is None or not bool(mask.any()):
         return ""

@@ -45,7 +45,10 @@ _UNSHOWN_KEYS = (
 
 
 def header_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (name, text) rows of the header in a fixed order, then one row a further short entry of `info`."""
+    """Return (name, text) rows of the header.
+
+    The first rows have a fixed order; each further short entry of `info` adds a row.
+    """
     rest = {k: v for k, v in info.items() if k not in (*_UNSHOWN_KEYS, *_LONG_KEYS)}
     size, files = rest.pop("bytes", None), rest.pop("files", None)
     store = strip_local_paths(_text(rest.pop("path", "unknown"))) + (f", {human_bytes(size)}" if size else "")
@@ -67,7 +70,10 @@ def header_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def provenance_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the full provenance: the fields that a resumed capture compares, and the fingerprints of the stages."""
+    """Return the full provenance.
+
+    It has the fields that a resumed capture compares, and the fingerprints of the stages.
+    """
     rows = []
     # The header shows the recorded versions, unless the run adds its own.
     for key in ("provenance", "recorded_with") if info.get("versions") else ("provenance",):
@@ -142,7 +148,7 @@ def _text(value: Any) -> str:
 
 
 def _recorded_versions(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the versions that recorded the store, without the model, which has its own row."""
+    """Return the versions that recorded the store; the model has its own row."""
     return {k: v for k, v in (info.get("recorded_with") or {}).items() if k != "model"}
 
 
@@ -159,7 +165,9 @@ def _machine() -> str:
 
 
 def completeness_table(info: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the share of rows recorded by stage and site; None if `info` has no completeness.
+    """Return the share of rows recorded by stage and site.
+
+    The result is None if `info` has no completeness.
 
     The statistics of a row (eight a site) share one column, which shows the smallest share.
     """

@@ -119,7 +119,10 @@ def summary_sentences(sections: Sequence[Section], stage: str = "") -> list[tupl
 
 
 def _last_trained_group(results: Mapping[str, Any]) -> str:
-    """Return the last stage that trained a group; later stages, such as mixed training, change the answer."""
+    """Return the last stage that trained a group.
+
+    Later stages, such as mixed training, change the answer.
+    """
     for key in ("projection", "probes"):
         data = results.get(key)
         if isinstance(data, xr.Dataset):

@@ -55,7 +55,10 @@ class Table:
 
 @dataclass
 class Section:
-    """One question with its figures; `missing` names the function that computes the answer."""
+    """One question with its figures.
+
+    `missing` names the function that computes the answer.
+    """
 
     key: str
     title: str
@@ -96,7 +99,10 @@ def build_sections(
 
 
 def recorded_section(results: Results, known: Sequence[str] = ()) -> Section:
-    """Build the section on the recorded data: loss curves; the template adds the tables of the store."""
+    """Build the section on the recorded data: loss curves.
+
+    The template adds the tables of the store.
+    """
     section = Section("recorded", "Recorded data")
     losses = results.get("losses")
     if isinstance(losses, pd.DataFrame) and len(losses):
@@ -106,7 +112,7 @@ def recorded_section(results: Results, known: Sequence[str] = ()) -> Section:
 
 
 def order_section(results: Results) -> Section:
-    """Build the section on order: the plane (w1, w2), and rank correlation over stages and layers."""
+    """Build the section on order: the plane (w1, w2), and rank correlations."""
     section = Section("order", "Order of the groups")
     projection = results.get("projection")
     if projection is None:
@@ -176,7 +182,7 @@ def location_section(results: Results) -> Section:
 
 
 def prompt_sections(results: Results) -> list[Section]:
-    """Build the section on the tokens of the prompt, if a stage was recorded at many of them."""
+    """Build the section on the tokens of the prompt, if many were recorded."""
     probes = results.get("tokens")
     if probes is None:
         return []
@@ -188,7 +194,7 @@ def prompt_sections(results: Results) -> list[Section]:
 
 
 def controls_section(results: Results) -> Section:
-    """Build the section on controls: the comparison, the distributions of statistics, and the control by time."""
+    """Build the section on controls: comparison, statistics, and control by time."""
     section = Section("controls", "Controls")
     chosen = {label: results[key] for key, label in CONTROL_LABELS.items() if results.get(key) is not None}
     if len(chosen) > 1:
@@ -215,7 +221,7 @@ def controls_section(results: Results) -> Section:
 
 
 def directions_section(results: Results) -> Section:
-    """Build the section on directions: cosines, drift of directions, generalisation, drift of centroids."""
+    """Build the section on directions: cosines, drift and generalisation."""
     section = Section("directions", "Directions")
     cosines, scores, centroids = results.get("cosines"), results.get("generalise"), results.get("centroids")
     if cosines is not None:
@@ -302,7 +308,7 @@ def _map_figure(
 
 
 def _headline_scalar(probes: xr.Dataset) -> tuple[xr.DataArray, str]:
-    """Return the accuracy of the first-versus-last pair, or else of all pairs, with its label."""
+    """Return the accuracy of the first-versus-last pair (else of all) and its label."""
     pair = extreme_pair(probes)
     result = estimate(probes)
     if pair and "pair" in result.dims:

@@ -31,7 +31,7 @@ def location(spec: FigureSpec, slider_values: SliderValues) -> str:
 
 
 def estimate_reader(result: xr.Dataset) -> Callable[[SliderValues], dict[str, float]]:
-    """Return a function that reads value, low, high, null and p for one combination of slider values."""
+    """Return a function that reads value, low, high, null and p by slider values."""
     read = {k: lookup(result[k]) for k in PARTS}
     return lambda slider_values: {k: float(read[k](slider_values)) for k in PARTS}
 
@@ -45,7 +45,10 @@ def value_with_interval(numbers: Numbers) -> str:
 
 
 def p_text(p: float, permutations: int | None = None) -> str:
-    """Return a permutation p as text; the smallest p that the permutations allow is a bound."""
+    """Return a permutation p as text.
+
+    The smallest p that the permutations allow is a bound.
+    """
     if not np.isfinite(p):
         return ""
     floor = 1 / (permutations + 1) if permutations else 0.0
@@ -79,7 +82,7 @@ def _differs(numbers: Numbers) -> bool:
 
 
 def path_sentence(projection: xr.Dataset, spec: FigureSpec) -> Sentence:
-    """Describe the order of the centroids along w1 and how straight it is, both against permuted labels."""
+    """Describe order and straightness of the centroids, against permuted labels."""
     permutations = projection.attrs.get("permutations")
     count = len(group_names(projection))
     if "rank_correlation" not in projection:
@@ -112,7 +115,10 @@ def path_sentence(projection: xr.Dataset, spec: FigureSpec) -> Sentence:
 
 
 def map_sentence(scalar: xr.DataArray, spec: FigureSpec, label: str, null: float | None) -> Sentence:
-    """Describe the largest and the smallest cell of a map; the largest is a selected maximum."""
+    """Describe the largest and the smallest cell of a map.
+
+    The largest is a selected maximum.
+    """
     dims = [str(d) for d in scalar.dims if d not in spec.sliders]
     _, untrained = result_order(scalar)
     names = [values_of(scalar.drop_vars("stage_order", errors="ignore"), d) for d in dims]
@@ -185,7 +191,7 @@ def matrix_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
 
 
 def sweep_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
-    """Describe the first-versus-last pair at the first and the deepest layer, and the mean of all pairs."""
+    """Describe the first-versus-last pair at both end layers, and the mean of all."""
     result, mean = estimate(probes), pair_mean(probes)
     pair = extreme_pair(probes)
     single = mean
@@ -220,7 +226,7 @@ def sweep_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
 
 
 def control_sentence(rows: Mapping[str, xr.Dataset], spec: FigureSpec) -> Sentence:
-    """Describe the accuracy under each control, in the order of the figure, and the remaining effect."""
+    """Describe the accuracy under each control, and the remaining effect."""
     narrowed = common_pairs(rows)
     readers = {label: estimate_reader(pair_mean(data)) for label, data in narrowed.items()}
     pairs = max((values_of(data, "pair") for data in narrowed.values()), key=len)
@@ -243,7 +249,10 @@ def control_sentence(rows: Mapping[str, xr.Dataset], spec: FigureSpec) -> Senten
 
 
 def _control_verdict(rows: Mapping[str, Numbers]) -> str:
-    """Describe the effect that remains under each control, in points above chance; empty if a row is unknown."""
+    """Describe the effect that remains under each control, in points above chance.
+
+    The result is empty if a row is unknown.
+    """
     activations, statistics = rows.get(ACTIVATIONS), rows.get(STATISTICS)
     if activations is None or statistics is None:
         return ""
@@ -273,7 +282,10 @@ def _control_verdict(rows: Mapping[str, Numbers]) -> str:
 
 
 def _remaining_effect(rows: Mapping[str, Numbers], row: str, when: str, reference: str | None, effect: float) -> str:
-    """Describe the points above chance under one control, compared with a random sample of the same size if any."""
+    """Describe the points above chance under one control.
+
+    A random sample of the same size is the comparison, if there is one.
+    """
     numbers = rows.get(row)
     if numbers is None or not np.isfinite(numbers["value"]):
         return ""
@@ -325,7 +337,7 @@ def statistics_sentence(quantiles: xr.Dataset, spec: FigureSpec) -> Sentence:
 
 
 def cosine_sentence(cosines: xr.DataArray, spec: FigureSpec) -> Sentence:
-    """Describe the mean cosine of directions that share no group, compared with unrelated directions."""
+    """Describe the mean cosine of directions that share no group."""
     over = next(str(d) for d in cosines.dims if str(d).endswith("_other")).removesuffix("_other")
     labels = [str(v) for v in values_of(cosines, over)]
     shares_group = np.zeros((len(labels), len(labels)), dtype=bool)
@@ -334,8 +346,9 @@ def cosine_sentence(cosines: xr.DataArray, spec: FigureSpec) -> Sentence:
         shares_group = np.array([[bool(set(a) & set(b)) for b in ends] for a in ends])
     read = lookup(cosines, (over, f"{over}_other"))
     upper = np.triu(np.ones_like(shares_group), 1).astype(bool)
-    use = upper & ~shares_group if (upper & ~shares_group).any() else upper
-    kind = f"{over}s that share no group" if shares_group.any() else f"different {over}s"
+    disjoint = upper & ~shares_group
+    use = disjoint if disjoint.any() else upper
+    kind = f"{over}s that share no group" if shares_group.any() and disjoint.any() else f"different {over}s"
 
     spread = cosines.attrs.get("random_sd")
     null = "Unrelated directions have a mean of 0"
@@ -358,7 +371,7 @@ def cosine_sentence(cosines: xr.DataArray, spec: FigureSpec) -> Sentence:
 
 
 def direction_drift_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
-    """Describe the cosine between the first-versus-last direction of earlier stages and that of the last stage."""
+    """Describe the cosine of earlier first-versus-last directions with the last one."""
     stages = [plain_text(s) for s in values_of(probes, "stage")]
     cosine = drift(in_training_order(probes), "stage", "last")["cosine"]
     pair = extreme_pair(probes)
@@ -385,7 +398,7 @@ def direction_drift_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
 
 
 def generalisation_sentence(scores: xr.DataArray, spec: FigureSpec) -> Sentence:
-    """Describe whether the scores along one pair's probe order the groups as training did."""
+    """Describe whether scores along one probe order the groups as training did."""
     groups, read = group_names(scores), lookup(rank_with_order(scores))
 
     def sentence(slider_values: SliderValues) -> str:
@@ -404,7 +417,10 @@ def generalisation_sentence(scores: xr.DataArray, spec: FigureSpec) -> Sentence:
 
 
 def rank_with_order(scores: xr.DataArray) -> xr.DataArray:
-    """Return the Spearman correlation of scores with the group order; NaN below three groups or without spread."""
+    """Return the Spearman correlation of scores with the group order.
+
+    Values are NaN below three groups or without spread.
+    """
     ranks = scores.copy(data=rankdata(scores.values, axis=scores.get_axis_num("group"), nan_policy="propagate"))
     order = xr.DataArray(np.arange(scores.sizes["group"], dtype=float), dims="group", coords={"group": scores["group"]})
     usable = (ranks.std("group") > 0) & (scores.sizes["group"] >= 3)
@@ -412,7 +428,7 @@ def rank_with_order(scores: xr.DataArray) -> xr.DataArray:
 
 
 def centroid_drift_sentence(centroids: xr.Dataset, spec: FigureSpec) -> Sentence:
-    """Describe how far centroids move at the stage that trained them and at the other stages."""
+    """Describe how far centroids move at their own stage and at the others."""
     groups, stages = group_names(centroids), [str(s) for s in values_of(centroids, "stage")]
     if len(stages) < 2 or "stage" not in centroids["centroid"].dims:
         return lambda slider_values: "Drift needs at least two recorded stages."
@@ -434,7 +450,7 @@ def centroid_drift_sentence(centroids: xr.Dataset, spec: FigureSpec) -> Sentence
 
 
 def forgetting_sentence(table: xr.Dataset) -> Sentence:
-    """Describe a statistic of groups before their training, directly after it, and the longest time after it."""
+    """Describe a statistic before, directly after and longest after training."""
     since = table["exposure"].transpose("group", "stage").values
     value = table["value"].transpose("group", "stage").values
     name = plain_text(table.attrs.get("statistic", "the statistic"))

@@ -42,10 +42,10 @@ class StoredArray(dask.array.Array):
         key = index if isinstance(index, tuple) else (index,)
         lists = [item for item in key if not isinstance(item, slice | int | np.integer)]
         if len(lists) > 1 or len(key) > self.ndim or not all(_is_integer_list(item) for item in lists):
-            return super().__getitem__(index)  # type: ignore[no-untyped-call]
+            return super().__getitem__(index)
         selected = self.selected.narrow((*key, *[slice(None)] * (self.ndim - len(key))))
         if selected.nbytes > FEW_BYTES and not selected.in_order:
-            return super().__getitem__(index)  # type: ignore[no-untyped-call]
+            return super().__getitem__(index)
         return dask_array(selected, self.variable)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None, **options: Any) -> Any:
@@ -54,7 +54,7 @@ class StoredArray(dask.array.Array):
         A scheduler takes many times as long as the read.
         """
         if options or copy is False or self.selected.nbytes > FEW_BYTES or _results_are_shared():
-            return super().__array__(dtype=dtype, copy=copy, **options)  # type: ignore[no-untyped-call]
+            return super().__array__(dtype=dtype, copy=copy, **options)
         values = self.selected.select([slice(0, size) for size in self.selected.shape])
         return values if dtype is None else values.astype(dtype, copy=False)
 
@@ -63,7 +63,7 @@ class StoredArray(dask.array.Array):
 
     def __dask_postcompute__(self) -> Any:
         """Return the function that joins the results without copying a single one."""
-        join, arguments = super().__dask_postcompute__()  # type: ignore[no-untyped-call]
+        join, arguments = super().__dask_postcompute__()
         return (join, arguments) if _results_are_shared() else (_join_chunks, (join, arguments))
 
 
@@ -112,9 +112,7 @@ def subclass_works() -> bool:
 
 def _stored_array(array: Any, selected: SelectedArray, variable: str) -> StoredArray:
     """Return a dask array that reads a selection as a `StoredArray`."""
-    stored = StoredArray(  # type: ignore[no-untyped-call]
-        array.dask, array.name, array.chunks, meta=_meta(selected)
-    )
+    stored = StoredArray(array.dask, array.name, array.chunks, meta=_meta(selected))
     stored.selected, stored.variable = selected, variable
     return stored
 

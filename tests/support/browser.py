@@ -1,4 +1,4 @@
-"""Chromium for the tests that look at pages: importing `chromium` gives them the fixture `browser`."""
+"""Chromium for tests of pages; a test file gets the fixture `browser` by importing `chromium`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import pytest
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 NEEDS_CHROMIUM = [
     pytest.mark.browser,

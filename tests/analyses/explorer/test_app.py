@@ -1,4 +1,4 @@
-"""The page without a browser: what its widgets do to the figure and the table."""
+"""The page without a browser: the effect of its widgets on the figure and the table."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stratalens.analyses.explorer.app import HINT, Explorer, page
+from stratalens.analyses.explorer.app import HINT, Explorer, error_message, page
 from stratalens.analyses.explorer.on_demand import IDLE
-from stratalens.analyses.explorer.server import free_port
 from stratalens.store import open_store
-from stratalens.store.errors import InputError
 from support.stores import make_store
 
 
@@ -48,7 +46,7 @@ def test_a_selection_stays_with_its_rows_and_goes_with_another_column(explorer: 
     assert explorer.status.kind == "info"
 
 
-def test_a_failure_is_told_until_something_else_is_asked(explorer: Explorer) -> None:
+def test_a_failure_is_shown_until_the_request_changes(explorer: Explorer) -> None:
     explorer.by.value = "template"  # one group only
     explorer.analyses.scope.value = "here"
     explorer.analyses.compute()
@@ -69,7 +67,7 @@ def test_rings_leave_the_points_to_be_seen(explorer: Explorer) -> None:
     assert (glyph.line_width, glyph.size) < few
 
 
-def test_answers_bring_a_figure_and_a_column_of_scores(explorer: Explorer) -> None:
+def test_results_bring_a_figure_and_a_column_of_scores(explorer: Explorer) -> None:
     explorer.analyses.scope.value = "here"
     explorer.analyses.compute()
     explorer.analyses.task.join(120)
@@ -83,20 +81,24 @@ def test_answers_bring_a_figure_and_a_column_of_scores(explorer: Explorer) -> No
     assert len(explorer.analyses.figures) == 0
 
 
-def test_who_left_is_told_nothing(explorer: Explorer) -> None:
+def test_a_closed_page_does_not_change(explorer: Explorer) -> None:
     explorer.close()
     explorer.sliders["layer"].value = 1
     assert explorer.scatter.plane.view.layer == 2
 
 
-def test_ports() -> None:
-    import socket
+def test_every_error_has_words_for_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "pip install 'stratalens[explore]'" in error_message(ImportError("no", name="datashader"))
+    assert "Permission denied (x.zarr)" in error_message(PermissionError(13, "Permission denied", "x.zarr"))
+    assert "defect of stratalens (KeyError" in error_message(KeyError("a"))
+    assert "KeyError" in capsys.readouterr().err
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(InputError, match=r"is in use by another program\. Pass another with --port"):
-            free_port(taken.getsockname()[1])
-    assert free_port(0) > 0
-    with pytest.raises(InputError, match="port 70000 does not exist"):
-        free_port(70000)
+
+def test_a_second_reader_is_not_shown_that_there_is_no_result(explorer: Explorer) -> None:
+    explorer.analyses.scope.value = "here"
+    explorer.analyses.compute()
+    explorer.analyses.task.join(120)
+    second = Explorer(explorer.data, explorer.analyses.cache)
+    second.refresh()
+    assert len(second.analyses.figures) == 1
+    assert second.analyses.status.text == ""

@@ -1,4 +1,4 @@
-"""Work on demand: in order, with progress, cancelled between two tasks, its failures reported."""
+"""Background work: order, progress, cancellation between two steps, failures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from stratalens.analyses.explorer.app import error_message
 from stratalens.analyses.explorer.background_task import BackgroundTask, Progress
 from stratalens.store.errors import InputError
 
@@ -15,33 +14,33 @@ from stratalens.store.errors import InputError
 def run(keys: list[int], task: Any) -> tuple[dict[int, Any], list[Progress], BackgroundTask]:
     results: dict[int, Any] = {}
     reported: list[Progress] = []
-    job = BackgroundTask(keys, task, results.__setitem__, reported.append).start()
-    job.join(30)
-    return results, reported, job
+    background = BackgroundTask(keys, task, results.__setitem__, reported.append).start()
+    background.join(30)
+    return results, reported, background
 
 
 def test_all_tasks_in_order() -> None:
-    results, reported, job = run([3, 1, 2], lambda k: k * 10)
+    results, reported, background = run([3, 1, 2], lambda k: k * 10)
     assert list(results.items()) == [(3, 30), (1, 10), (2, 20)]
     assert [(p.state, p.done) for p in reported] == [("running", 1), ("running", 2), ("done", 3)]
-    assert not job.running
+    assert not background.running
 
 
 def test_cancelled_between_two_tasks_keeps_what_is_done() -> None:
     results: dict[int, int] = {}
     reported: list[Progress] = []
-    begun, go = threading.Event(), threading.Event()
+    started, proceed = threading.Event(), threading.Event()
 
     def task(key: int) -> int:
-        begun.set()
-        go.wait(30)
+        started.set()
+        proceed.wait(30)
         return key
 
-    job = BackgroundTask([1, 2, 3], task, results.__setitem__, reported.append).start()
-    assert begun.wait(30)
-    job.cancel()
-    go.set()
-    job.join(30)
+    background = BackgroundTask([1, 2, 3], task, results.__setitem__, reported.append).start()
+    assert started.wait(30)
+    background.cancel()
+    proceed.set()
+    background.join(30)
     assert results == {1: 1}
     assert reported[-1] == Progress("cancelled", 1, 3)
 
@@ -55,10 +54,3 @@ def test_what_is_refused_is_the_message_and_a_defect_says_so(capsys: pytest.Capt
     assert reported[-1].state == "failed"
     assert "ZeroDivisionError" in reported[-1].error
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_every_error_has_words_for_the_page(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "pip install 'stratalens[explore]'" in error_message(ImportError("no", name="datashader"))
-    assert "Permission denied (x.zarr)" in error_message(PermissionError(13, "Permission denied", "x.zarr"))
-    assert "defect of stratalens (KeyError" in error_message(KeyError("a"))
-    assert "KeyError" in capsys.readouterr().err

@@ -23,10 +23,10 @@ SOURCE = """(name) => [...Bokeh.documents].flatMap(d => [...d._all_models.values
 
 PALE = """() => [...Bokeh.documents].flatMap(d => [...d._all_models.values()])
     .filter(m => m.selected && m.selected.indices && m.selected.indices.length).length"""
-FONTS = """() => { const found = new Set(); const walk = (root) => { for (const e of root.querySelectorAll("*")) {
+FONTS = """() => { const fonts = new Set(); const walk = (root) => { for (const e of root.querySelectorAll("*")) {
     if (e.shadowRoot) walk(e.shadowRoot);
-    if (e.matches("h1, h2, p, label, select, button, td, li")) found.add(getComputedStyle(e).fontFamily); } };
-  walk(document.body); return [...found]; }"""
+    if (e.matches("h1, h2, p, label, select, button, td, li")) fonts.add(getComputedStyle(e).fontFamily); } };
+  walk(document.body); return [...fonts]; }"""
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -40,9 +40,17 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     folder = tmp_path_factory.mktemp("explore")
     return make_store(
-        folder / "run.zarr", 4, 3, rows, ("first", "last"), 8, planted=2.0, prompts_per_entity=2, labels=labels,
+        folder / "run.zarr",
+        4,
+        3,
+        rows,
+        ("first", "last"),
+        8,
+        planted=2.0,
+        prompts_per_entity=2,
+        labels=labels,
         skip={"s1": range(rows)},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +63,11 @@ def address(path: Path) -> Iterator[str]:
         said = ""
         for line in server.stderr:
             said += line
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            if match := re.search(r"http://127\.0\.0\.1:\d+", line):
                 break
         else:
             raise AssertionError(said)
-        yield found.group()
+        yield match.group()
     finally:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=60)
@@ -67,7 +75,7 @@ def address(path: Path) -> Iterator[str]:
 
 
 class Opened:
-    """The page, what it asked for and what it complained about."""
+    """An open page with its requests and its console messages."""
 
     def __init__(self, browser: Any, address: str, width: int = 1366, scheme: str = "light") -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -81,10 +89,10 @@ class Opened:
         self.says("rows, resid_post at stage s3, layer 2, token last")
 
     def says(self, text: str) -> Any:
-        """Wait until the page says so."""
-        found = self.page.get_by_text(text).first
-        found.wait_for(timeout=60_000)
-        return found
+        """Wait until the page shows a text."""
+        element = self.page.get_by_text(text).first
+        element.wait_for(timeout=60_000)
+        return element
 
     def column(self, renderer: str, column: str) -> list[Any]:
         values: list[Any] = self.page.evaluate(f"([r, c]) => Array.from(({SOURCE})(r)[c])", [renderer, column])
@@ -141,10 +149,10 @@ def test_a_box_selects_rows_and_a_row_points_back(opened: Opened) -> None:
     table.nth(5).wait_for()
     rows = table.count()
     opened.until("rings", "x", f"v.length === {rows}")  # the figure and the table need not change in one message
-    assert opened.page.evaluate(PALE) == 0  # what is not selected keeps its colour, and so do the rings
+    assert opened.page.evaluate(PALE) == 0  # other points and the rings keep their colour
     button = table.nth(1).get_by_role("button")
     button.focus()
-    opened.page.keyboard.press("Enter")  # the keyboard is enough
+    opened.page.keyboard.press("Enter")  # by keyboard alone
     opened.page.locator(".x-rows tr.highlighted").wait_for()
     opened.until("pointed", "text", "v.length === 1")
     assert opened.column("pointed", "text") == [button.inner_text()]
@@ -177,7 +185,7 @@ def test_probes_are_computed_shown_and_kept(opened: Opened, browser: Any, addres
     opened.page.keyboard.press("Enter")
     opened.says("rows selected")
     opened.page.locator(".x-rows thead", has_text="score s1 v s3").wait_for()
-    other = Opened(browser, address)  # another reader finds what this one computed
+    other = Opened(browser, address)  # another reader gets the same results
     other.says("Probe accuracy by layer")
     other.page.get_by_role("button", name="Compute").click()
     other.says("All results are computed already")
@@ -185,16 +193,16 @@ def test_probes_are_computed_shown_and_kept(opened: Opened, browser: Any, addres
 
 
 def test_a_computation_can_be_cancelled(opened: Opened) -> None:
-    opened.page.get_by_label("Question").select_option(label="Are the centroids in order? (projection)")
+    opened.page.get_by_label("Analysis").select_option(label="order (projection)")
     opened.page.get_by_label("Where").select_option(label="all layers and all stages")
     opened.page.get_by_role("button", name="Compute").click()
     opened.page.get_by_role("button", name="Cancel").click()
-    found = opened.says("done; these results are kept")
-    assert re.match(r"Cancelled: \d of 12 done", found.inner_text())
+    status = opened.says("done; these results are kept")
+    assert re.match(r"Cancelled: \d of 12 done", status.inner_text())
     opened.page.get_by_role("button", name="Compute", disabled=False).wait_for()
 
 
-def test_errors_are_said_in_the_page_and_it_goes_on(opened: Opened) -> None:
+def test_errors_are_shown_in_the_page_and_it_continues(opened: Opened) -> None:
     opened.page.get_by_label("Groups (label column)").select_option("lonely")
     alert = opened.page.get_by_role("alert")
     alert.wait_for()

@@ -1,4 +1,4 @@
-"""What the explorer reads: the right numbers, and no more of the store than it shows."""
+"""Data of the explorer: the numbers, and the bytes read for them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 
 from stratalens.analyses.centroids.entities import choose_half
 from stratalens.analyses.explorer.data import ExplorerData, ViewState
-from stratalens.analyses.explorer.result_cache import AnalysisRequest, ResultCache
-from stratalens.analyses.explorer.scatter import Scatter
 from stratalens.store import open_store
 from stratalens.store.errors import InputError, NotRecordedError
 from stratalens.store.storage.local import ReadHandle
@@ -67,13 +65,13 @@ def test_details_are_those_of_the_rows_asked_for(source: ExplorerData) -> None:
 
 
 def test_search_finds_rows_by_any_label(source: ExplorerData) -> None:
-    found = source.search("E00007", 100)  # whatever its case
-    assert set(source.ds.entity_id.values[found]) == {"e00007"}
+    rows = source.search("E00007", 100)  # ignores case
+    assert set(source.ds.entity_id.values[rows]) == {"e00007"}
     assert list(source.search("R000003", 5)) == [3]
     assert not len(source.search("nowhere", 5))
 
 
-def test_what_cannot_be_shown_is_said(source: ExplorerData, tmp_path: Path) -> None:
+def test_errors_name_the_reason(source: ExplorerData, tmp_path: Path) -> None:
     many = ExplorerData(open_store(make_store(tmp_path / "many.zarr", 3, 1, 90, d_model=4)))
     with pytest.raises(InputError, match=r"'entity_id' has 90 groups, at most 60"):
         many.plane(ViewState("resid_post", "entity_id", "s2", 0, "last"))
@@ -84,20 +82,20 @@ def test_what_cannot_be_shown_is_said(source: ExplorerData, tmp_path: Path) -> N
         ExplorerData(open_store(part)).plane(ViewState("resid_post", "trained_stage", "s1", 1, "last"))
 
 
-def test_rows_that_lack_a_position_are_left_out_and_counted(path: Path, tmp_path: Path) -> None:
+def test_rows_without_a_position_are_left_out_and_counted(path: Path, tmp_path: Path) -> None:
     part = make_store(tmp_path / "part.zarr", 3, 2, 60, planted=2.0, skip={"s2": [0, 1, 2, 3]})
     plane = ExplorerData(open_store(part)).plane(ViewState("resid_post", "trained_stage", "s2", 1, "last"))
     assert not {0, 1, 2, 3} & set(plane.rows.rows.tolist())
-    lacking = open_store(path).load()
-    lacking.resid_post.values[-1, -1, :5, -1] = np.nan
-    left = ExplorerData(lacking).plane(HERE)
+    incomplete = open_store(path).load()
+    incomplete.resid_post.values[-1, -1, :5, -1] = np.nan
+    left = ExplorerData(incomplete).plane(HERE)
     assert left.rows.left_out == 5
     assert np.isfinite(left.rows.coordinate).all()
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes that were read from the store's files, one number a read."""
+    """Bytes read from the files of the store, one number a read."""
     counts: list[int] = []
     whole = ReadHandle.read_into
 
@@ -110,7 +108,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_big_store_is_never_read_beyond_what_is_shown(tmp_path: Path, read: list[int]) -> None:
-    """805 MB of activations, of which the page reads one layer of one stage, once."""
+    """The store has 805 MB of activations; the page reads one layer of one stage, once."""
     stages, layers, rows, width = 3, 8, 4096, 2048
     path = sparse_store(tmp_path / "big.zarr", stages, layers, rows, width)
     slab, whole = rows * width * 4, stages * layers * rows * width * 4
@@ -125,71 +123,3 @@ def test_a_big_store_is_never_read_beyond_what_is_shown(tmp_path: Path, read: li
     assert source.plane(plane.view) is plane
     source.row_details(plane.view, range(50))
     assert sum(read) < 1_000_000
-
-
-def test_answers_are_the_verbs_and_are_found_again_beside_the_store(source: ExplorerData, path: Path) -> None:
-    answers = ResultCache(source)
-    question = AnalysisRequest("probes", "resid_post", "trained_stage", "last", pairs="ends")
-    keys = answers.missing_keys(question, HERE, "everything")
-    assert keys[0] == ("s3", 1)
-    assert keys[1] == ("s3", 0)
-    assert len(keys) == 8
-    for key in keys[:2]:
-        answers.add(question, key, answers.compute(question, key))
-    from stratalens.analyses.probes.probe import probe
-
-    whole = probe(source.ds.sel(stage=["s3"], token=["last"]), pairs=[("s1", "s3")], progress=False)
-    here = answers.get(question, "s3", 1)
-    assert here is not None
-    want = whole.accuracy_mean.sel(layer=1)
-    np.testing.assert_array_equal(here.accuracy_mean.values.ravel(), want.values.ravel())
-    along = answers.across_layers(question, "s3")
-    assert along is not None
-    assert along.layer.values.tolist() == [0, 1]
-    assert answers.missing_keys(question, HERE, "layers") == []
-    assert len(answers.missing_keys(question, HERE, "everything")) == 6
-    everything = answers.stage_layer_grid(question, "accuracy_mean")
-    assert everything is not None
-    assert int(everything.notnull().sum()) == 2
-    assert float(everything.sel(stage="s3", layer=1)) == pytest.approx(float(want.mean()))
-    kept = sorted(p.name for p in path.with_name("run.zarr.results").iterdir() if p.name.startswith("probe"))
-    again = ResultCache(ExplorerData(open_store(path)))
-    again.compute(question, keys[0])
-    assert sorted(p.name for p in path.with_name("run.zarr.results").iterdir() if p.name.startswith("probe")) == kept
-
-
-def test_below_the_limit_all_rows_are_drawn_wherever_the_view_is(source: ExplorerData) -> None:
-    scatter = Scatter(
-        lambda rows: None, lambda rows: {"row": source.label_texts("entity", rows), "label": ["" for _ in rows]}
-    )
-    plane = source.plane(HERE)
-    scatter.show(plane, *source.training_order(plane.groups))
-    scatter.figure.x_range.update(start=-1e-3, end=1e-3)
-    scatter.set_theme("dark")  # drawn anew while zoomed in
-    assert len(scatter.points.data["x"]) == len(plane.rows.rows)
-    assert scatter.points.data["row"] == list(source.ds.entity.values[plane.rows.rows])
-
-
-def test_above_the_limit_rows_become_a_picture_and_points_again_when_zoomed_in(
-    source: ExplorerData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("datashader")
-    monkeypatch.setattr("stratalens.analyses.explorer.scatter.MAX_POINTS", 30)
-    chosen: list[np.ndarray] = []
-    scatter = Scatter(chosen.append, lambda rows: {"row": [str(r) for r in rows], "label": ["" for _ in rows]})
-    plane = source.plane(HERE)
-    scatter.show(plane, *source.training_order(plane.groups))
-    assert len(plane.rows.rows) > 30
-    assert len(scatter.points.data["x"]) == 0
-    (image,) = scatter.image.data["image"]
-    assert np.count_nonzero(image) > 0
-    x = np.sort(plane.rows.coordinate[:, 0])
-    scatter.figure.x_range.update(start=float(x[0]) - 1, end=float(x[10]))
-    scatter._fill()
-    assert 10 <= len(scatter.points.data["x"]) <= 12
-    assert scatter.image.data["image"] == []
-    from bokeh.events import SelectionGeometry
-
-    box = {"type": "rect", "x0": float(x[0]) - 1, "x1": float(x[4]), "y0": -1e9, "y1": 1e9}
-    scatter._select_enclosed(SelectionGeometry(scatter.figure, box))
-    np.testing.assert_array_equal(np.sort(plane.rows.coordinate[np.isin(plane.rows.rows, chosen[0]), 0]), x[:5])

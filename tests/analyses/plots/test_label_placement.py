@@ -1,4 +1,4 @@
-"""Names beside crowded points: on no other name and on no point, inside of the frame, the same every time."""
+"""Labels of crowded points overlap nothing, stay inside the frame and are reproducible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def boxes_overlap(a: np.ndarray, b: np.ndarray, half: np.ndarray) -> bool:
     st.lists(st.tuples(st.floats(0.1, 0.9), st.floats(0.15, 0.85)), min_size=1, max_size=6),
     st.floats(0.01, 1.0),
 )
-def test_names_of_up_to_six_points_stand_apart(points: list[tuple[float, float]], crowd: float) -> None:
+def test_labels_of_up_to_six_points_do_not_overlap(points: list[tuple[float, float]], crowd: float) -> None:
     share = 0.5 + (np.array(points) - 0.5) * crowd
     xy = np.array([LIMITS[0], LIMITS[2]]) + share * np.array([3.0, 5.0])
     names = [f"s{i}" for i in range(len(xy))]
@@ -33,7 +33,7 @@ def test_names_of_up_to_six_points_stand_apart(points: list[tuple[float, float]]
     np.testing.assert_array_equal(at, label_positions(xy[:, 0], xy[:, 1], names, LIMITS))
 
 
-def test_a_name_that_stands_away_has_a_line_to_its_point() -> None:
+def test_a_distant_label_has_a_line_to_its_point() -> None:
     x, y = np.array([0.5] * 9 + [1.5]), np.full(10, 2.5)
     at = label_positions(x, y, list("abcdefghij"), LIMITS)
     lines = leader_lines(x, y, at, LIMITS)
@@ -41,7 +41,7 @@ def test_a_name_that_stands_away_has_a_line_to_its_point() -> None:
     assert set(lines["x0"]) == {0.5}
 
 
-def test_what_is_not_there_has_no_name_and_no_line() -> None:
+def test_a_missing_point_has_no_label_and_no_line() -> None:
     x, y = np.array([np.nan, 1.0]), np.array([1.0, 1.0])
     at = label_positions(x, y, ["a", "b"], LIMITS)
     assert np.isnan(at[0]).all()

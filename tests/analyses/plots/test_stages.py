@@ -1,12 +1,17 @@
-"""How directions turn and what is forgotten: the numbers of the figures, against a computation by hand."""
+"""Drift and forgetting: the numbers of the figures, compared with a computation by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import xarray as xr
 
-from stratalens.analyses.plots.stages import direction_drift_spec, forgetting_spec, forgetting_table
+from stratalens.analyses.directions.directions import stage_steps
+from stratalens.analyses.plots.stages import (
+    direction_drift_spec,
+    forgetting_spec,
+    forgetting_table,
+    stage_drift_spec,
+)
 from stratalens.store.errors import InputError
 from support import results as planted
 
@@ -50,14 +55,19 @@ def test_forgetting_is_the_mean_over_entities_with_its_interval() -> None:
     assert float(here["exposure"]) == 1
     spec = forgetting_spec(table)
     drawn = spec.tables({})
-    at = [i for i, (g, s) in enumerate(zip(drawn["means"]["group"], drawn["means"]["at"], strict=True))
-          if (g, s) == ("s1", "s2")]  # fmt: skip
+    at = [
+        i
+        for i, row in enumerate(zip(drawn["means"]["group"], drawn["means"]["at"], strict=True))
+        if row == ("s1", "s2")
+    ]
     assert drawn["means"]["x"][at[0]] == 1
     assert drawn["means"]["y"][at[0]] == pytest.approx(entities.mean())
-    taught = table.sel(stage=[s for s in STAGES if s != "base"])  # the untrained model lacks more than the group
+    taught = table.sel(stage=[s for s in STAGES if s != "base"])  # without the untrained model
     before = taught["value"].values[taught["exposure"].transpose(*taught["value"].dims).values < 0]
     assert drawn["before"]["y0"] == pytest.approx([before.mean()])
-    alone = table.isel(stage=[0, 1], group=[2])  # nothing but the untrained model and one stage before the group's own
+    alone = table.isel(
+        stage=[0, 1], group=[2]
+    )  # only the untrained model and one stage before the training of the group
     assert forgetting_spec(alone).tables({})["before"]["y0"] == pytest.approx([float(alone["value"][0, 1])])
     assert spec.y.label.startswith("mean loss (nats;")
 
@@ -70,38 +80,13 @@ def test_what_forgetting_refuses() -> None:
         forgetting_table(ds.drop_vars("exposure"), by="template")
 
 
-def test_rows_beyond_the_limit_are_shaded_and_keep_title_and_axes(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datashader")
-    import holoviews as hv
-
-    from stratalens.analyses.plots import centroids as scatter
-
-    monkeypatch.setattr(scatter, "MAX_POINTS", 10)
-    shaded = scatter.entity_scatter(planted.recorded_store(STAGES, 1, ("last",)), stage="s3")
-    drawn = hv.render(shaded, backend="bokeh")
-    assert "stage s3" in drawn.title.text
-    assert "w1" in drawn.xaxis[0].axis_label
-    images = [r for r in drawn.renderers if "image" in r.data_source.data]
-    assert np.count_nonzero(images[0].data_source.data["image"][0]) > 0
-
-
-def test_a_plane_needs_entities_on_both_sides() -> None:
-    from stratalens.analyses.plots.centroids import entity_plane
-
-    ds = planted.recorded_store(STAGES, 1, ("last",), per_group=20)
-    same = ds.assign_coords(entity_id=("entity", ds["trained_stage"].values))
-    with pytest.raises(InputError, match="too few entities"):
-        entity_plane(same)
-    flat = ds.assign(resid_post=xr.zeros_like(ds["resid_post"]))
-    with pytest.raises(InputError, match="the same mean"):
-        entity_plane(flat)
-
-
-def test_losses_counted_from_each_stages_start_stand_in_a_row() -> None:
-    from stratalens.analyses.plots.distributions import loss_curves_spec
-
-    losses = planted.losses(STAGES, 5)
-    through = loss_curves_spec(losses).tables({})["steps"]["x"]
-    restarted = losses.assign(step=losses.groupby("stage", sort=False).cumcount() + 1)
-    again = loss_curves_spec(restarted).tables({})["steps"]["x"]
-    np.testing.assert_allclose(np.asarray(again) - 1, through)
+def test_drift_is_the_distance_from_the_stage_before() -> None:
+    centroids = planted.centroids(STAGES, 2)
+    c = centroids["centroid"]
+    moved = np.linalg.norm(c.isel(stage=2).values - c.isel(stage=1).values, axis=-1)
+    size = np.linalg.norm(c.isel(stage=2).values, axis=-1).mean(-1, keepdims=True)
+    np.testing.assert_allclose(stage_steps(centroids).sel(stage="s2").values, moved / size)
+    shuffled = centroids.isel(stage=[2, 0, 3, 1])
+    np.testing.assert_allclose(stage_steps(shuffled).sel(stage="s2").values, moved / size)
+    own = stage_drift_spec(centroids).tables({"layer": 1, "token": "last"})["own"]
+    assert own["at"] == own["group"] == ["s1", "s2", "s3"]

@@ -42,7 +42,7 @@ def hostile_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Opened:
-    """A page that was opened without a network, and what it tried and complained about."""
+    """A page opened without a network, with its requests and its console messages."""
 
     def __init__(self, browser: Any, file: Path, width: int = 1366, scheme: str = "light") -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
@@ -80,7 +80,7 @@ def once(browser: Any, page_file: Path) -> Iterator[Opened]:
 
 @pytest.fixture
 def opened(once: Opened) -> Opened:
-    """The same page for all tests that only use it, its sliders back at their last values."""
+    """The page that all tests share, with its sliders at their last values."""
     once.page.locator("#link-all").check()
     for dim, last in (("stage", 3), ("layer", 2), ("token", 1)):
         once.slide("fig-separable-pair-matrix", dim, last)
@@ -139,10 +139,10 @@ WIDER = """() => [...document.querySelectorAll("main *")].filter(e => !e.closest
 
 
 def wider_than_window(it: Opened) -> list[str]:
-    found: list[str] = it.page.evaluate(WIDER)
+    wider: list[str] = it.page.evaluate(WIDER)
     if it.page.evaluate("document.documentElement.scrollWidth > window.innerWidth"):
-        found.append("the page itself")
-    return found
+        wider.append("the page itself")
+    return wider
 
 
 def test_nothing_is_wider_than_a_laptop_or_a_phone(browser: Any, page_file: Path, opened: Opened) -> None:
@@ -217,7 +217,7 @@ def test_nothing_from_the_data_runs_or_becomes_markup(browser: Any, hostile_file
         plot.scroll_into_view_if_needed()
         box = plot.bounding_box()
         assert box is not None
-        for share in (0.2, 0.35, 0.5, 0.65, 0.8):  # brings up hover boxes on the way
+        for share in (0.2, 0.35, 0.5, 0.65, 0.8):  # shows hover boxes on the way
             it.page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] * share)
     assert it.page.evaluate("window.pwned") is None
     assert it.page.locator("img").count() == 0

@@ -1,0 +1,61 @@
+"""Colours of stages and of text on coloured cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stratalens.analyses.plots.centroids import centroid_path_spec
+from stratalens.analyses.plots.colors import colors_at, ramp, stage_colors, text_color_on
+from stratalens.analyses.plots.probes import layer_sweep_spec
+from stratalens.analyses.plots.stages import stage_drift_spec
+from support import results as planted
+
+STAGES = ("base", "s1", "s2", "s3")
+
+
+@pytest.fixture(scope="module")
+def probes() -> xr.Dataset:
+    return planted.probes(STAGES, 3)
+
+
+@pytest.fixture(scope="module")
+def projection() -> xr.Dataset:
+    return planted.projection(STAGES, 3)
+
+
+def test_a_stage_has_one_colour_in_every_figure(probes: xr.Dataset, projection: xr.Dataset) -> None:
+    path = dict(centroid_path_spec(projection).legend)
+    drift = dict(stage_drift_spec(planted.centroids(STAGES, 2)).legend)
+    some = dict(centroid_path_spec(projection.isel(group=[0, 2])).legend)
+    assert path == drift
+    assert some == {k: path[k] for k in ("s1", "s3")}
+    sweep = layer_sweep_spec(probes).legend
+    assert sweep["s1 v s3"] == path["s3"]
+
+
+def luminance(color: str) -> float:
+    c = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return float(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+
+@given(st.integers(2, 12))
+def test_ramps_get_lighter_and_stand_out_from_their_page(n: int) -> None:
+    light, dark = ramp(n), ramp(n, dark=True)
+    for colors in (light, dark):
+        values = [luminance(c) for c in colors]
+        assert values == sorted(values)
+        assert len(set(colors)) == n
+    assert 1.05 / (max(map(luminance, light)) + 0.05) > 2.5
+    assert (min(map(luminance, dark)) + 0.05) / (luminance("#1a1d23") + 0.05) > 2.0
+    assert stage_colors(["a"], [str(i) for i in range(n)], ["a"]) == {"a": "#6f6f6f"}
+
+
+@given(st.floats(0, 1))
+def test_text_is_readable_on_every_cell(value: float) -> None:
+    (color,) = colors_at(np.array([value]), 0.0, 1.0)
+    a, b = luminance(color), luminance(text_color_on(color))
+    assert (max(a, b) + 0.05) / (min(a, b) + 0.05) >= 4.5
