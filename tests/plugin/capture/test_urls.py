@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from stratalens.plugin.cli.capture_jobs import capture_run
-from stratalens.plugin.cli.run_file import beside, read_beside, read_run_file
+from stratalens.plugin.cli.run_file import read_run_file, read_run_file_of, run_file_of
 from stratalens.plugin.cli.store_jobs import _by, _results, verify_job
 from stratalens.store import open_store
 from stratalens.store.errors import InputError, StoreExistsError
@@ -56,18 +56,18 @@ def test_a_run_file_records_to_a_url(tmp_path: Path, url: str) -> None:
     xr.testing.assert_equal(ds, here)
     assert verify_job(url, repair=False)["ok"]
     # The complete run file is next to the store, and names the column to group by.
-    assert read_beside(url) == run
+    assert read_run_file_of(url) == run
     assert _by(ds, url, None) == "group"
-    assert read_beside(tmp_path / "local.zarr") == local
+    assert read_run_file_of(tmp_path / "local.zarr") == local
     assert not list(tmp_path.glob("s3*"))
     assert not list(tmp_path.glob("memory*"))
 
 
 def test_places() -> None:
-    assert beside("s3://b/run.zarr/") == "s3://b/run.zarr.run.yaml"
+    assert run_file_of("s3://b/run.zarr/") == "s3://b/run.zarr.run.yaml"
     assert _results("s3://b/run.zarr") == Path("run.zarr.results")
     assert _results("runs/run.zarr/") == Path("runs/run.zarr.results")
-    assert read_beside(f"memory://{uuid.uuid4().hex}/run.zarr") is None
+    assert read_run_file_of(f"memory://{uuid.uuid4().hex}/run.zarr") is None
 
 
 @pytest.mark.parametrize("store", ["3", "''", "[a]"])
