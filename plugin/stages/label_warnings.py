@@ -90,8 +90,12 @@ def _continue_series(labels: Iterable[str], stages: Sequence[str]) -> bool:
     """Whether labels and stages together are series such as week1, week2, week3, in equal steps.
 
     Example:
-        >>> _continue_series(["step1000"], ["step500"]), _continue_series(["week22"], ["week1", "week2"])
-        (True, False)
+        >>> _continue_series(["step1000"], ["base", "step500"])
+        True
+        >>> _continue_series(["week22"], ["week1", "week2"])
+        False
+        >>> _continue_series(["never"], ["week1"])
+        False
     """
     for template in {_DIGITS.sub("#", label) for label in labels}:
         names = {name for name in [*labels, *stages] if _DIGITS.sub("#", name) == template}
