@@ -95,7 +95,7 @@ def bokeh_json(spec: FigureSpec, target: str) -> dict[str, Any]:
 def bokeh_figure(spec: FigureSpec) -> Any:
     """Draw a figure at its initial slider values.
 
-    Without a title, because the page shows it as a heading.
+    The figure has no title, because the page shows it as a heading.
     """
     slider_values = spec.default_values()
     x0, x1, y0, y1 = spec.limits(slider_values)

@@ -45,15 +45,11 @@ def value_with_interval(numbers: Numbers) -> str:
 
 
 def p_text(p: float, permutations: int | None = None) -> str:
-    """Return a permutation p as text.
-
-    The smallest p that the permutations allow is a bound.
-    """
+    """Return a permutation p as text; the smallest possible p is a bound."""
     if not np.isfinite(p):
         return ""
-    floor = 1 / (permutations + 1) if permutations else 0.0
-    if permutations and p <= floor * 1.0001:
-        return f", p ≤ {floor:.2g}"
+    if permutations and p <= 1.0001 / (permutations + 1):
+        return f", p ≤ {1 / (permutations + 1):.2g}"
     return f", p = {p:.2g}"
 
 
@@ -115,10 +111,7 @@ def path_sentence(projection: xr.Dataset, spec: FigureSpec) -> Sentence:
 
 
 def map_sentence(scalar: xr.DataArray, spec: FigureSpec, label: str, null: float | None) -> Sentence:
-    """Describe the largest and the smallest cell of a map.
-
-    The largest is a selected maximum.
-    """
+    """Describe the largest (a selected maximum) and the smallest cell of a map."""
     dims = [str(d) for d in scalar.dims if d not in spec.sliders]
     _, untrained = result_order(scalar)
     names = [values_of(scalar.drop_vars("stage_order", errors="ignore"), d) for d in dims]
@@ -249,15 +242,10 @@ def control_sentence(rows: Mapping[str, xr.Dataset], spec: FigureSpec) -> Senten
 
 
 def _control_verdict(rows: Mapping[str, Numbers]) -> str:
-    """Describe the effect that remains under each control, in points above chance.
-
-    The result is empty if a row is unknown.
-    """
-    activations, statistics = rows.get(ACTIVATIONS), rows.get(STATISTICS)
-    if activations is None or statistics is None:
+    """Describe the remaining effect in points above chance; empty if a row is unknown."""
+    if not all(row in rows and np.isfinite(rows[row]["value"]) for row in (ACTIVATIONS, STATISTICS)):
         return ""
-    if not np.isfinite([activations["value"], statistics["value"]]).all():
-        return ""
+    activations, statistics = rows[ACTIVATIONS], rows[STATISTICS]
     if compare_with_chance(activations) == NOT_DISTINGUISHABLE:
         return "There is no effect for the controls to explain."
     effect = activations["value"] - activations["null"]
@@ -269,23 +257,17 @@ def _control_verdict(rows: Mapping[str, Numbers]) -> str:
         start = "Norms, losses and confidence alone separate the groups in part"
     gap = statistics["value"] - statistics["null"]
     text = f"{start}: {gap:z.2f} above chance, compared with {effect:z.2f} for the activations."
-    remaining = [
-        _remaining_effect(
-            rows, "matched on them: matched", "after matching", "matched on them: random subsample", effect
-        ),
-        _remaining_effect(rows, "with them regressed out", "after regressing them out", None, effect),
-    ]
-    known = [words for words in remaining if words]
+    random_rows = "matched on them: random subsample"
+    matched = _remaining_effect(rows, "matched on them: matched", "after matching", random_rows, effect)
+    residual = _remaining_effect(rows, "with them regressed out", "after regressing them out", None, effect)
+    known = [words for words in (matched, residual) if words]
     if known:
         text += f" Of the {effect:z.2f} above chance, " + "; ".join(known) + "."
     return text
 
 
 def _remaining_effect(rows: Mapping[str, Numbers], row: str, when: str, reference: str | None, effect: float) -> str:
-    """Describe the points above chance under one control.
-
-    A random sample of the same size is the comparison, if there is one.
-    """
+    """Describe the points above chance under one control, next to a random sample."""
     numbers = rows.get(row)
     if numbers is None or not np.isfinite(numbers["value"]):
         return ""
@@ -417,10 +399,7 @@ def generalisation_sentence(scores: xr.DataArray, spec: FigureSpec) -> Sentence:
 
 
 def rank_with_order(scores: xr.DataArray) -> xr.DataArray:
-    """Return the Spearman correlation of scores with the group order.
-
-    Values are NaN below three groups or without spread.
-    """
+    """Return Spearman's correlation of scores with the group order; NaN if undefined."""
     ranks = scores.copy(data=rankdata(scores.values, axis=scores.get_axis_num("group"), nan_policy="propagate"))
     order = xr.DataArray(np.arange(scores.sizes["group"], dtype=float), dims="group", coords={"group": scores["group"]})
     usable = (ranks.std("group") > 0) & (scores.sizes["group"] >= 3)
