@@ -154,9 +154,7 @@ def make_random_base(name: str, layers: int | None = None) -> PreTrainedModel:
 
     config = smollm2_config(layers) if name == "smollm2" else _load_config(name, layers)
     with torch.random.fork_rng(devices=[]):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=torch.float32
-        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.train(False)
     return model
 

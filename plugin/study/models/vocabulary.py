@@ -151,7 +151,7 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Pre
     for special in ((description.get("post_processor") or {}).get("special_tokens") or {}).values():
         special["ids"] = [new_of_old[old] for old in special["ids"]]
     specials = {name: getattr(tokenizer, name) for name in _SPECIAL if getattr(tokenizer, name) is not None}
-    small: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    small: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(description)),
         model_max_length=tokenizer.model_max_length,
         padding_side=tokenizer.padding_side,
@@ -186,7 +186,7 @@ def cut_model(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedModel:
 
 def _vocabulary_parameters(model: PreTrainedModel) -> set[str]:
     """Name the parameters of embedding and head, which have one row for every token."""
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
     names = set()
     for owner, module in model.named_modules():
         if any(module is wanted for wanted in modules):
