@@ -33,7 +33,8 @@ from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.models.smollm import load_smollm2
 from stratalens.plugin.study.models.vocabulary import cut_vocabulary
-from stratalens.plugin.study.training.train import load_checkpoint, loss_curves, train_stages
+from stratalens.plugin.study.training.checkpoints import load_checkpoint
+from stratalens.plugin.study.training.train import loss_curves, train_stages
 
 TUNING_SEEDS = (0, 101, 102)
 
