@@ -17,7 +17,7 @@ from stratalens.analyses.controls.controls import (
     residual_probe,
     statistics_probe,
 )
-from stratalens.analyses.controls.residual_probe import Residuals
+from stratalens.analyses.controls.residual_probe import Regression
 from stratalens.analyses.probes.probe import probe
 from stratalens.store.errors import InputError
 from support.planted import planted
@@ -158,16 +158,16 @@ def test_residuals_are_those_of_scikit_learn_on_the_training_rows() -> None:
     values = rng.normal(size=(200, 2))
     X = np.stack([values[:, 0] ** 2, values[:, 1] * 3, rng.normal(size=200)], axis=1) + 4
     train = rng.random(200) < 0.7
-    got = Residuals(X, np.concatenate([values, values[:, :1] * 2, np.ones((200, 1))], axis=1), "linear").without(train)
+    got = Regression(X, np.concatenate([values, values[:, :1] * 2, np.ones((200, 1))], axis=1), "linear").residuals(train)
     expected = X - LinearRegression().fit(values[train], X[train]).predict(values)
     np.testing.assert_allclose(got, expected, atol=1e-8)
     spline = SplineTransformer(n_knots=5, knots="quantile", extrapolation="linear").fit(values[train])
     model = LinearRegression().fit(spline.transform(values[train]), X[train])
-    got = Residuals(X, values, "spline").without(train)
+    got = Regression(X, values, "spline").residuals(train)
     np.testing.assert_allclose(got, X - model.predict(spline.transform(values)), atol=1e-6)
     changed = X.copy()
     changed[~train] += 100
-    np.testing.assert_allclose(Residuals(changed, values, "spline").without(train)[train], got[train], atol=1e-8)
+    np.testing.assert_allclose(Regression(changed, values, "spline").residuals(train)[train], got[train], atol=1e-8)
 
 
 def test_residual_penalties_are_chosen_inside_the_training_rows() -> None:

@@ -8,7 +8,7 @@ from stratalens.analyses.controls.matching import (
     joint_bins,
     match_bins,
     match_nearest,
-    most_separating,
+    find_most_separating,
     standardised_difference,
 )
 
@@ -69,5 +69,5 @@ def test_the_separating_statistic_is_named() -> None:
     positive = np.repeat([False, True], 50)
     values = np.random.default_rng(0).normal(size=(100, 3))
     values[:, 1] = -1.0 * positive
-    assert most_separating(values, positive) == (1, 1.0)
+    assert find_most_separating(values, positive) == (1, 1.0)
     assert standardised_difference(np.ones((4, 1)), np.array([0, 1, 0, 1], bool))[0] == 0
