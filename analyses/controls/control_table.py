@@ -1,4 +1,4 @@
-"""Table of the effect that each control leaves, with paired intervals over entities."""
+"""Table of the effect that each control leaves, with paired intervals."""
 
 from __future__ import annotations
 
@@ -120,7 +120,11 @@ def _entries(results: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 
 
 def find_untrained_stage(groups: Iterable[str], data: xr.Dataset | xr.DataArray) -> int | None:
-    """Find the index of a stage from before any of these groups was trained on; None if there is none."""
+    """Find a stage from before any of these groups was trained on.
+
+    Returns:
+        Index of the stage; None if there is none.
+    """
     if "stage" not in data.dims or "stage_order" not in data.coords:
         return None
     order = dict(zip(map(str, data["stage"].values), data["stage_order"].values.tolist(), strict=True))

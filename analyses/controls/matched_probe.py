@@ -66,7 +66,7 @@ def matched_probe(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
-    """Fit probes on classes that are matched in some statistics, next to probes on all rows.
+    """Fit probes on classes that are matched in some statistics.
 
     In each of `repeats` stratified splits three logistic probes are trained: on all training rows, on a matched
     subset, and on a random subset of the same size and balance, which shows the cost of the smaller sample. All
@@ -220,12 +220,11 @@ class MatchedSlab:
         if self.normalize:
             activations = normalize_rows(activations, slab.where)
         function = replace(self, plan=self.plan.take(slab.rows), held_out=self.held_out[:, slab.rows])
-        labels = slab.array.coords["token"].values if "token" in slab.array.coords else range(activations.shape[1])
-        indices = range(activations.shape[1])
+        n_tokens = activations.shape[1]
+        labels = slab.array.coords["token"].values if "token" in slab.array.coords else range(n_tokens)
+        groups = [list(range(n_tokens))] if self.plan.joint else [[t] for t in range(n_tokens)]
         tokens = []
-        for X, own in zip(
-            self.plan.features(activations), [list(indices)] if self.plan.joint else [[t] for t in indices], strict=True
-        ):
+        for X, own in zip(self.plan.features(activations), groups, strict=True):
             where = f"{slab.where}, token {', '.join(str(labels[t]) for t in own)}"
             tokens.append(function.probe_token(X, values[:, own], where))
         return stack_tokens(tokens, slab, self.plan)

@@ -1,4 +1,4 @@
-"""Choice of rows of two classes that agree in their statistics: joint bins, or nearest neighbours."""
+"""Rows of two classes matched in their statistics, by bins or nearest neighbours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ CALIPER = 0.2  # largest distance of a match, in standard deviations of the log 
 
 
 def joint_bins(values: Doubles, bins: int) -> Codes:
-    """Assign every row to a joint bin: quantile bins of each statistic, shared by both classes, as one code.
+    """Assign every row to a joint bin of all statistics.
+
+    The bins are quantiles of each statistic, shared by both classes.
 
     Args:
         values: array of shape (n, statistic), training rows of both classes.
@@ -63,10 +65,11 @@ def match_bins(values: Doubles, positive: Mask, bins: int, rng: np.random.Genera
 
 
 def match_nearest(values: Doubles, positive: Mask, rng: np.random.Generator, caliper: float = CALIPER) -> Mask:
-    """Match each row of the smaller class with the free row of the other class that is nearest in log odds.
+    """Match rows of the two classes one to one, by nearest log odds.
 
-    The log odds are those of the class given the statistics (a logistic regression on these rows). Matches farther
-    than `caliper` standard deviations are dropped (Rosenbaum and Rubin, 1985; Austin, 2011).
+    Each row of the smaller class, in random order, takes the nearest free row of the other class. The log odds are
+    those of the class given the statistics (a logistic regression on these rows). Matches farther than `caliper`
+    standard deviations are dropped (Rosenbaum and Rubin, 1985; Austin, 2011).
 
     Args:
         values: array of shape (n, statistic), training rows.
@@ -109,7 +112,7 @@ def balance_classes(keep: Mask, positive: Mask, rng: np.random.Generator) -> Mas
 
 
 def standardised_difference(values: Doubles, positive: Mask) -> Doubles:
-    """Compute the absolute standardised mean difference of each statistic between the classes.
+    """Compute the absolute standardised mean difference of each statistic.
 
     |m1 - m0| / sqrt((v1 + v0) / 2); below 0.1 counts as balanced (Austin, 2011). A statistic that is constant in both
     classes gives 0 if the two constants are equal, else infinity.
@@ -132,7 +135,7 @@ def standardised_difference(values: Doubles, positive: Mask) -> Doubles:
 
 
 def find_most_separating(values: Doubles, positive: Mask) -> tuple[int, float]:
-    """Find the statistic that alone separates the classes best: its column and its AUC (0.5 to 1)."""
+    """Find the column that alone separates the classes best, and its AUC (0.5 to 1)."""
     areas = [auc(column, positive) for column in values.T]
     folded = np.maximum(areas, 1 - np.asarray(areas))
     best = int(np.argmax(folded))

@@ -189,7 +189,7 @@ class Regression:
         self.X, self.values, self.kind = X, values, kind
 
     def residuals(self, train: Mask) -> Floats:
-        """Compute the residuals of all rows, of shape (n, d), under the regression fitted on the training rows."""
+        """Compute the residuals (n, d) of all rows, fitted on the training rows."""
         design = regressors(self.values, train, self.kind)
         mean = self.X[train].mean(axis=0, dtype=np.float64)
         # Singular vectors also solve collinear columns, e.g. those of a norm and its square.
@@ -200,7 +200,7 @@ class Regression:
         return np.asarray(self.X - (design @ weights + mean).astype(self.X.dtype), dtype=self.X.dtype)
 
     def explained(self, train: Mask) -> float:
-        """Compute the explained share of the variance over the training rows, over all features together."""
+        """Compute the explained share of the variance over training rows and features."""
         left = float(self.residuals(train)[train].var(axis=0, dtype=np.float64).sum())
         total = float(self.X[train].var(axis=0, dtype=np.float64).sum())
         return 1 - left / total if total > 0 else 0.0

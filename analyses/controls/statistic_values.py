@@ -1,4 +1,4 @@
-"""Statistics of the rows for controls: variables of a Dataset, or computed from the activations."""
+"""Statistics of the rows: variables of a Dataset, or computed from activations."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Statistics:
         self._sources.append(array.expand_dims(missing).transpose(*AXES, *extra))
 
     def require_places(self, source: SiteData) -> None:
-        """Refuse statistics with more stages, layers or tokens than the site, which have no single value there.
+        """Refuse statistics with more stages, layers or tokens than the site.
 
         Raises:
             InputError: names the statistic and the dim.
@@ -110,7 +110,7 @@ class Statistics:
                     )
 
     def identity(self) -> dict[str, list[str]]:
-        """Everything in addition to the activations that the values depend on, for a cache to hash."""
+        """Names and sources of the statistics, for a cache to hash."""
         return {"statistics": self.names, "statistic_parts": [_identify(source) for source in self._sources]}
 
     def values(self, slab: Slab, activations: Floats | None = None) -> Doubles:
@@ -148,7 +148,7 @@ def _identify(source: xr.DataArray | str) -> str:
 
 
 def usable_statistics(values: Doubles, names: Sequence[str], where: str) -> Mask:
-    """Find the statistics that are defined at one token, e.g. not the loss of the first token.
+    """Find the statistics that are defined at one token.
 
     Args:
         values: float64 array of shape (rows, statistic).

@@ -47,9 +47,10 @@ def statistics_probe(
     progress: bool | None = None,
     tokens: str = "each",
 ) -> xr.Dataset:
-    """Fit probes on statistics of the rows instead of activations: the baseline that a probe has to exceed.
+    """Fit probes on statistics of the rows instead of activations.
 
-    The folds are those of `probe` with the same seed. Statistics are standardised on the training rows of each fit.
+    A probe of activations has to exceed this baseline. The folds are those of `probe` with the same seed. Statistics
+    are standardised on the training rows of each fit.
 
     Args:
         ds: Dataset with the statistics, or with activations to compute those of `site` from.

@@ -1,4 +1,4 @@
-"""Scores of groups that a probe was not trained on: does training order hold beyond the pair of the probe?"""
+"""Scores of groups that a probe was not trained on."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def generalise(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> xr.DataArray:
-    """Average the scores of every group along each probe, on entities that the probe never saw.
+    """Average the scores of every group along each probe, on unseen entities.
 
-    If `ds` has the rows of the probes, their out-of-fold scores are used and nothing is read. For other data, the
-    probes that were refitted on all rows are applied to entities whose entity_id they never saw.
+    The means show whether training order holds beyond the pair of the probe. If `ds` has the rows of the probes, their
+    out-of-fold scores are used and nothing is read. For other data, the probes that were refitted on all rows are
+    applied to entities whose entity_id they never saw.
 
     Args:
         probes: result of `probe` with pairs (not "multiclass").

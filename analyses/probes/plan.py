@@ -1,4 +1,4 @@
-"""Plan of one probe call: folds, targets and training and test rows, checked once and shared by all slabs."""
+"""Plan of one probe call: folds, targets, and training and test rows."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Number = TypeVar("Number", bound=np.floating[Any])
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the slabs of one call share; arrays cover all rows of the entity dim.
+    """Folds, targets and options that all slabs of one call share.
 
     Attributes:
         target: label column.
         group_names: names of the groups in their order.
         codes: int64 array of shape (entity,), group of each row; -1 = none.
         units: int64 array of shape (entity,), entity of each row.
-        fold: int64 array of shape (entity,).
+        fold: int64 array of shape (entity,), fold of each row.
         folds: number of folds.
         trainable: bool array of shape (entity,), rows to train on.
         testable: bool array of shape (entity,), rows to test on.
@@ -70,7 +70,7 @@ class Plan:
         )
 
     def check(self, rows: Sequence[Codes], stages: Sequence[Hashable]) -> None:
-        """Refuse stages at which a fit would have no row of a class, or a probe no row to test.
+        """Refuse stages at which a class has no row to train on or to test on.
 
         Raises:
             InputError: names the stage, the class and the fold.
@@ -104,7 +104,7 @@ class Plan:
         }
 
     def bootstrap_weights(self) -> npt.NDArray[np.float32]:
-        """Bootstrap weights of the entities, stratified by group, of shape (resamples, units)."""
+        """Draw weights (resamples, units) of the entities, stratified by group."""
         return bootstrap_weights(splits.entity_strata(self.codes, self.units), self.resamples, self.seed)
 
     def shuffle_labels(self, index: int, units: Codes | None = None) -> Plan:
@@ -128,7 +128,7 @@ class Plan:
         return self.tokens == JOINT
 
     def features(self, values: npt.NDArray[Number]) -> list[npt.NDArray[Number]]:
-        """Split values (n, token, d) into one (n, d) for each token, or reshape them into a single (n, token * d)."""
+        """Split values (n, token, d) by token, or join them as one (n, token * d)."""
         if self.joint:
             return [values.reshape(len(values), -1)]
         return [np.ascontiguousarray(values[:, t]) for t in range(values.shape[1])]
@@ -203,7 +203,10 @@ def make_plan(
 
 
 def select_test_rows(ds: Data, test: Mapping[str, object]) -> Mask:
-    """Select the rows of a test selection {column: value or list of values}, as a bool array of shape (entity,).
+    """Select the rows of {column: value or list of values} to test on.
+
+    Returns:
+        bool array of shape (entity,).
 
     Raises:
         InputError: an unknown column, a value that no row has, or a selection of no or of all rows.

@@ -1,4 +1,4 @@
-"""Linear probes at every stage, layer and token, scored on entities that they never saw."""
+"""Linear probes at every stage, layer and token, scored on unseen entities."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def probe(
     tokens: str = "each",
     plan: Plan | None = None,
 ) -> xr.Dataset:
-    """Fit linear probes at every stage, layer and token, and score them on unseen entities.
+    """Fit linear probes at every stage, layer and token; score unseen entities.
 
     Folds are made over entities, stratified by group, once for the whole call. Stages and layers are therefore
     compared on the same splits. Each probe is fitted once without each fold, which gives `score` and `accuracy`, and

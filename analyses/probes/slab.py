@@ -1,4 +1,4 @@
-"""Probes of one slab: fits, scores on unseen entities, intervals and nulls, as a small Dataset."""
+"""Probes of one slab: fits, scores on unseen entities, intervals and nulls."""
 
 from __future__ import annotations
 
@@ -130,12 +130,12 @@ def probe_token(
 
 
 def is_constant(X: Floats) -> bool:
-    """Whether all rows are equal, e.g. the embedding of a token that all prompts share."""
+    """Whether all rows are equal, as for a token that all prompts share."""
     return bool((X[:1] == X[:2]).all() and (X[:1] == X).all())
 
 
 def blank_values(variables: Variables) -> Variables:
-    """Replace the results of noise by those of constant activations: NaN, and 0 in counts."""
+    """Replace numbers by NaN, and counts by 0, for constant activations."""
     blank: Variables = {}
     for name, (dims, values) in variables.items():
         if name == "constant":
@@ -147,7 +147,7 @@ def blank_values(variables: Variables) -> Variables:
 
 
 def noise_like(X: Floats) -> Floats:
-    """Draw noise of the shape and dtype of X; its results have the variables of any other results."""
+    """Draw noise of the shape and dtype of X, to learn the variables of its results."""
     return np.random.default_rng(0).standard_normal(X.shape).astype(X.dtype)
 
 
