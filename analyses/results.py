@@ -33,11 +33,11 @@ def write_results(results: Mapping[str, xr.Dataset | xr.DataArray], folder: str 
         raise InputError(f"{folder} is a file; name a folder for the results")
     folder.mkdir(parents=True, exist_ok=True)
     for name, result in results.items():
-        target, incomplete = folder / f"{name}.zarr", folder / f"{name}.zarr.part"
-        shutil.rmtree(incomplete, ignore_errors=True)
-        _to_zarr_types(result, name).to_zarr(incomplete, zarr_format=3, consolidated=False)
+        target, temporary = folder / f"{name}.zarr", folder / f"{name}.zarr.part"
+        shutil.rmtree(temporary, ignore_errors=True)
+        _to_zarr_types(result, name).to_zarr(temporary, zarr_format=3, consolidated=False)
         shutil.rmtree(target, ignore_errors=True)
-        incomplete.rename(target)
+        temporary.rename(target)
     return folder
 
 

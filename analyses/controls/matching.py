@@ -25,8 +25,9 @@ def joint_bins(values: Doubles, bins: int) -> Codes:
     Returns:
         int64 array of shape (n,), codes from 0 without gaps.
 
-    >>> joint_bins(np.array([[0.0], [1.0], [2.0], [3.0]]), 2).tolist()
-    [0, 0, 1, 1]
+    Example:
+        >>> joint_bins(np.array([[0.0], [1.0], [2.0], [3.0]]), 2).tolist()
+        [0, 0, 1, 1]
     """
     code = np.zeros(len(values), dtype=np.int64)
     for column in values.T:
@@ -124,8 +125,10 @@ def standardised_difference(values: Doubles, positive: Mask) -> Doubles:
     Returns:
         float64 array of shape (statistic,).
 
-    >>> standardised_difference(np.array([[0.0], [2.0], [1.0], [3.0]]), np.array([False, False, True, True])).tolist()
-    [1.0]
+    Example:
+        >>> positive = np.array([False, False, True, True])
+        >>> standardised_difference(np.array([[0.0], [2.0], [1.0], [3.0]]), positive).tolist()
+        [1.0]
     """
     low, high = values[~positive], values[positive]
     gap = np.abs(high.mean(axis=0) - low.mean(axis=0))
