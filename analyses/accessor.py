@@ -1,8 +1,6 @@
-"""`ds.strata`: the analysis functions as methods of a Dataset or DataArray, and their HTML in a notebook.
+"""`ds.strata`: the analyses as methods of a Dataset or DataArray, and its HTML.
 
-Arguments and results are those of the functions of the same name. The HTML shows what
-a store holds, or what a result was computed from. All of it is escaped, because names
-of stages, sites and labels come from a user's files.
+All text in the HTML is escaped, because names of stages, sites and labels come from user data.
 """
 
 from __future__ import annotations
@@ -21,13 +19,16 @@ __all__ = ["Strata", "open_store"]  # opening a store through here registers the
 
 
 class Strata:
-    """The verbs of stratalens, applied to this object: ``ds.strata.centroids(by="trained_stage")``.
+    """Analyses of this object, e.g. ``ds.strata.centroids(by="trained_stage")``.
 
-    >>> import numpy as np
-    >>> x = xr.DataArray(np.eye(4)[:, None], dims=("entity", "token", "d_model"),
-    ...     coords={"colour": ("entity", np.array(["red", "red", "blue", "blue"], object))})
-    >>> x.strata.centroids(by="colour", progress=False).centroid.values[0].tolist()
-    [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
+    Arguments and results are those of the functions of the same name.
+
+    Example:
+        >>> import numpy as np
+        >>> x = xr.DataArray(np.eye(4)[:, None], dims=("entity", "token", "d_model"),
+        ...     coords={"colour": ("entity", np.array(["red", "red", "blue", "blue"], object))})
+        >>> x.strata.centroids(by="colour", progress=False).centroid.values[0].tolist()
+        [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
     """
 
     def __init__(self, data: xr.Dataset | xr.DataArray) -> None:
@@ -46,7 +47,7 @@ class Strata:
         return centroids(self._data, *args, **kwargs)
 
     def project(self, *args: Any, **kwargs: Any) -> xr.Dataset:
-        """Place the centroids of held-out rows in the plane of training order; see `stratalens.project`."""
+        """Project centroids into the plane of training order; see `stratalens.project`."""
         from stratalens.analyses.centroids.centroids import project
 
         return project(self._data, *args, **kwargs)
@@ -64,13 +65,13 @@ class Strata:
         return probe(self._data, *args, **kwargs)
 
     def generalise(self, *args: Any, **kwargs: Any) -> xr.DataArray:
-        """Score every group along each probe, on entities that no probe saw; see `stratalens.generalise`."""
+        """Score groups along probes of other groups; see `stratalens.generalise`."""
         from stratalens.analyses.probes.generalise import generalise
 
         return generalise(self._data, *args, **kwargs)
 
     def statistics_probe(self, *args: Any, **kwargs: Any) -> xr.Dataset:
-        """Fit probes on norms, losses or confidence alone; see `stratalens.statistics_probe`."""
+        """Fit probes on norms, losses or confidence; see `stratalens.statistics_probe`."""
         from stratalens.analyses.controls.statistics_probe import statistics_probe
 
         return statistics_probe(self._data, *args, **kwargs)
@@ -82,13 +83,13 @@ class Strata:
         return matched_probe(self._data, *args, **kwargs)
 
     def residual_probe(self, *args: Any, **kwargs: Any) -> xr.Dataset:
-        """Fit probes after the statistics are regressed out; see `stratalens.residual_probe`."""
+        """Fit probes with statistics regressed out; see `stratalens.residual_probe`."""
         from stratalens.analyses.controls.residual_probe import residual_probe
 
         return residual_probe(self._data, *args, **kwargs)
 
     def baseline_probe(self, *args: Any, **kwargs: Any) -> xr.Dataset:
-        """Fit a baseline: random directions or shuffled labels; see `stratalens.baseline_probe`."""
+        """Fit a probe that should be at chance; see `stratalens.baseline_probe`."""
         from stratalens.analyses.controls.controls import baseline_probe
 
         return baseline_probe(self._data, *args, **kwargs)
@@ -150,35 +151,27 @@ class Strata:
     def __repr__(self) -> str:
         name = getattr(self._data, "name", None)
         sizes = ", ".join(f"{dim} {size}" for dim, size in self._data.sizes.items())
-        return f"<stratalens verbs on {name or type(self._data).__name__} ({sizes}): {', '.join(dir(self))}>"
+        return f"<stratalens analyses of {name or type(self._data).__name__} ({sizes}): {', '.join(dir(self))}>"
 
     def _repr_html_(self) -> str:
-
         return data_html(self._data)
 
 
-_xarray: Any = xr  # the registers have no types
+xr.register_dataset_accessor("strata")(Strata)
+xr.register_dataarray_accessor("strata")(Strata)
 
 
-_xarray.register_dataset_accessor("strata")(Strata)
-
-
-_xarray.register_dataarray_accessor("strata")(Strata)
-
-
-LARGEST = 4_000_000  # values of a result that are looked through for its range
+MAX_VALUES = 4_000_000  # size of the largest variable whose range is computed
 
 
 def data_html(data: xr.Dataset | xr.DataArray) -> str:
-    """HTML of an open store or of a result."""
+    """Return HTML of an open store or of a result."""
     if isinstance(data, xr.Dataset) and "stratalens_format" in data.attrs:
         return _store(data)
-    return _result(
-        data
-        if isinstance(data, xr.Dataset)
-        else data.to_dataset(name="value" if data.name is None else str(data.name)),
-        data.attrs,
-    )
+    if isinstance(data, xr.DataArray):
+        attrs = data.attrs
+        return _result(data.to_dataset(name="value" if data.name is None else str(data.name)), attrs)
+    return _result(data, data.attrs)
 
 
 def _dims(data: xr.Dataset) -> str:
@@ -190,7 +183,7 @@ def _store(ds: xr.Dataset) -> str:
     path = ds.attrs.get("path", "")
     rows: list[tuple[str, object]] = [
         ("dims", _dims(ds)),
-        ("size", f"{human_bytes(ds.nbytes)} as it is read"),
+        ("size", f"{human_bytes(ds.nbytes)} in memory"),
         *(
             (f"site {n}", f"{ds[n].attrs.get('stored_dtype', ds[n].dtype)}, {ds[n].attrs.get('hook', '')}")
             for n in sites
@@ -199,30 +192,33 @@ def _store(ds: xr.Dataset) -> str:
         ("other variables", ", ".join(str(n) for n in ds.data_vars if n not in sites)),
     ]
     stages = [str(s) for s in np.atleast_1d(ds["stage"].values)] if "stage" in ds.coords else []
-    grid = {stage: [_share(ds, site, i) for site in sites] for i, stage in enumerate(stages)}
-    folded = {"Provenance (must match)": sorted(_mapping(ds, "provenance")), "Recorded with": sorted(
-        _mapping(ds, "recorded_with"))}  # fmt: skip
-    title = f"store {', '.join(map(_from_here, [path] if isinstance(path, str) else path))}"
-    return overview(title, rows, ([f"{site} recorded" for site in sites], grid), folded)
+    grid = {stage: [_recorded_share(ds, site, i) for site in sites] for i, stage in enumerate(stages)}
+    details = {
+        "Provenance (must match)": sorted(_mapping(ds, "provenance")),
+        "Recorded with": sorted(_mapping(ds, "recorded_with")),
+    }
+    paths = [path] if isinstance(path, str) else path
+    title = f"store {', '.join(_relative_path(p) for p in paths)}"
+    return overview(title, rows, ([f"{site} recorded" for site in sites], grid), details)
 
 
-def _from_here(path: str) -> str:
-    """A path in the working folder without it: short, and the same wherever a notebook with its outputs was made."""
+def _relative_path(path: str) -> str:
+    """Shorten a path inside the working folder, so that the outputs of a notebook are the same on every machine."""
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).parent.is_relative_to(here) else path
 
 
-def _share(ds: xr.Dataset, site: str, stage: int) -> str:
+def _recorded_share(ds: xr.Dataset, site: str, stage: int) -> str:
     flag = ds[site].attrs.get("recorded", "recorded")
     if flag not in ds:
-        return "not known"
-    known = ds[flag].isel(stage=stage) if "stage" in ds[flag].dims else ds[flag]
-    return percent(float(np.mean(known.values)))
+        return "unknown"
+    recorded = ds[flag].isel(stage=stage) if "stage" in ds[flag].dims else ds[flag]
+    return percent(float(np.mean(recorded.values)))
 
 
 def _mapping(ds: xr.Dataset, name: str) -> list[tuple[str, Any]]:
-    found = ds.attrs.get(name, {})
-    return [(str(k), v) for k, v in found.items()] if isinstance(found, dict) else [(name, found)]
+    value = ds.attrs.get(name, {})
+    return [(str(k), v) for k, v in value.items()] if isinstance(value, dict) else [(name, value)]
 
 
 def _result(data: xr.Dataset, attrs: dict[Any, Any]) -> str:
@@ -230,17 +226,15 @@ def _result(data: xr.Dataset, attrs: dict[Any, Any]) -> str:
     variables = {
         str(name): [", ".join(map(str, v.dims)) or "one value", *_range(v)] for name, v in data.data_vars.items()
     }
-    made: list[tuple[str, object]] = [(str(k), v) for k, v in {**data.attrs, **attrs}.items() if k != "stratalens_key"]
-    return overview(
-        f"result{site}", [("dims", _dims(data))], (["dims", "smallest", "largest", "not known"], variables),
-        {"Made from": made},
-    )  # fmt: skip
+    origin = [(str(k), v) for k, v in {**data.attrs, **attrs}.items() if k != "stratalens_key"]
+    columns = ["dims", "smallest", "largest", "missing"]
+    return overview(f"result{site}", [("dims", _dims(data))], (columns, variables), {"Computed from": origin})
 
 
 def _range(array: xr.DataArray) -> list[str]:
-    if array.dtype.kind not in "fiub" or array.size > LARGEST or array.chunks is not None:
+    if array.dtype.kind not in "fiub" or array.size > MAX_VALUES or array.chunks is not None:
         return ["", "", ""]
     values = np.asarray(array.values, dtype=float)
-    known = values[np.isfinite(values)]
-    ends = [f"{known.min():.4g}", f"{known.max():.4g}"] if known.size else ["", ""]
-    return [*ends, f"{1 - known.size / values.size:.0%}" if values.size else ""]
+    finite = values[np.isfinite(values)]
+    ends = [f"{finite.min():.4g}", f"{finite.max():.4g}"] if finite.size else ["", ""]
+    return [*ends, f"{1 - finite.size / values.size:.0%}" if values.size else ""]

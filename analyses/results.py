@@ -1,4 +1,4 @@
-"""Results as labelled zarr groups in a folder, one for each: what `stratalens analyze` leaves."""
+"""Results on disk: one labelled zarr group for each, in a folder."""
 
 from __future__ import annotations
 
@@ -14,48 +14,59 @@ from stratalens.store.errors import InputError
 
 
 def write_results(results: Mapping[str, xr.Dataset | xr.DataArray], folder: str | os.PathLike[str]) -> Path:
-    """Write each result to `folder/<name>.zarr`; a group appears only when it is whole.
+    """Write each result to `folder/<name>.zarr`.
+
+    A group appears only when it is complete.
 
     Args:
         results: labelled results by name.
-        folder: made where missing; groups of the same name are replaced.
+        folder: created if missing; groups of the same name are replaced.
+
+    Returns:
+        The folder.
 
     Raises:
         InputError: `folder` is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give a folder for the results")
+        raise InputError(f"{folder} is a file; name a folder for the results")
     folder.mkdir(parents=True, exist_ok=True)
     for name, result in results.items():
-        target, half_made = folder / f"{name}.zarr", folder / f"{name}.zarr.part"
-        shutil.rmtree(half_made, ignore_errors=True)
-        _plain(result, name).to_zarr(half_made, zarr_format=3, consolidated=False)
+        target, temporary = folder / f"{name}.zarr", folder / f"{name}.zarr.part"
+        shutil.rmtree(temporary, ignore_errors=True)
+        _to_zarr_types(result, name).to_zarr(temporary, zarr_format=3, consolidated=False)
         shutil.rmtree(target, ignore_errors=True)
-        half_made.rename(target)
+        temporary.rename(target)
     return folder
 
 
 def read_results(folder: str | os.PathLike[str]) -> dict[str, xr.Dataset]:
-    """Open every result that `write_results` left in a folder, by name.
+    """Open every result that `write_results` wrote to a folder.
+
+    Returns:
+        dict from name to lazy Dataset.
 
     Raises:
         InputError: the folder does not exist.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"results folder {folder} does not exist; make it with: stratalens analyze STORE -o {folder}")
+        raise InputError(
+            f"results folder {folder} does not exist; create it with: stratalens analyze STORE -o {folder}"
+        )
     return {
         path.name.removesuffix(".zarr"): xr.open_zarr(path, consolidated=False)
         for path in sorted(folder.glob("*.zarr"))
     }
 
 
-def _plain(result: xr.Dataset | xr.DataArray, name: str) -> xr.Dataset:
-    """The result as zarr takes it: text as StringDType, attributes as JSON."""
+def _to_zarr_types(result: xr.Dataset | xr.DataArray, name: str) -> xr.Dataset:
+    """Convert a result to the types that zarr takes: text as StringDType, no encodings."""
     if isinstance(result, xr.DataArray):
         result = result.to_dataset(name=name if result.name is None else result.name)
-    texts = {  # "T" too: the labels of a pandas index of text have a missing value, which zarr writes as fixed-width U
+    # "T" is converted too: a pandas index of text has a missing value, which zarr writes as fixed-width U.
+    texts = {
         key: variable.to_base_variable().copy(data=variable.values.astype(object).astype(np.dtypes.StringDType()))
         for key, variable in result.variables.items()
         if variable.dtype.kind in "OUT"

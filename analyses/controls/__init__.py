@@ -1,10 +1,10 @@
 """Probes against norms, losses and confidence.
 
-controls          controls(), control_table() and baseline_probe()
-control_table     paired effects of several results
-statistics_probe  statistics alone
-matched_probe     matched rows
-matching          bins and nearest neighbours
-residual_probe    statistics regressed out
-statistic_values  the values of the statistics
+controls          controls() and baseline_probe()
+control_table     control_table(): the effect that each control leaves
+statistics_probe  statistics_probe(): statistics alone
+matched_probe     matched_probe(): rows that are matched in their statistics
+residual_probe    residual_probe(): statistics regressed out
+matching          joint bins and nearest neighbours
+statistic_values  values of the statistics
 """

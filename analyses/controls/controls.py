@@ -1,8 +1,4 @@
-"""The project's conscience: baselines, all controls in one call, and one table of what is left of the effect.
-
-Each control is a verb of its own (statistics_alone.py, matched.py, residuals.py); here are the
-baselines that need no statistics, and what puts everything side by side.
-"""
+"""Baselines that know nothing, and all controls of a probe in one call."""
 
 from __future__ import annotations
 
@@ -10,20 +6,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
+from stratalens.analyses.controls.control_table import control_table
 from stratalens.analyses.controls.matched_probe import matched_probe
 from stratalens.analyses.controls.residual_probe import residual_probe
 from stratalens.analyses.controls.statistics_probe import statistics_probe
-from stratalens.analyses.data.array_types import Data
+from stratalens.analyses.data.array_types import Data, Floats
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.targets import Pairs
 from stratalens.analyses.probes.plan import Plan, make_plan
 from stratalens.analyses.probes.probe import label_result, probe
-from stratalens.analyses.probes.slab import Variables, constant, no_numbers, quality, stack_tokens, unit_rows
+from stratalens.analyses.probes.slab import (
+    Variables,
+    blank_values,
+    is_constant,
+    noise_like,
+    normalize_rows,
+    score_quality,
+    stack_tokens,
+)
 from stratalens.analyses.stats import scores as scoring
-from stratalens.analyses.sweep.run import run_slabs
+from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError, suggest
 
 __all__ = [
@@ -37,7 +41,7 @@ __all__ = [
     "statistics_probe",
 ]
 
-
+BASELINES = ("random_direction", "shuffled_label", "shuffled_entity")
 CONTROLS = (
     "probe",
     "normalized",
@@ -47,13 +51,8 @@ CONTROLS = (
     "matched_nearest",
     "residual_linear",
     "residual_spline",
-    "random_direction",
-    "shuffled_label",
-    "shuffled_entity",
+    *BASELINES,
 )
-
-
-BASELINES = ("random_direction", "shuffled_label", "shuffled_entity")
 
 
 def baseline_probe(
@@ -76,24 +75,47 @@ def baseline_probe(
     skip_missing: bool = False,
     **options: Any,
 ) -> xr.Dataset:
-    """A probe that should know nothing.
+    """Fit a probe that should be at chance.
 
     Args:
-        ds, target, site, pairs, C, folds, groups, seed, order, test, normalize, tokens, resamples, skip_missing: as in
-            `probe`.
-        baseline: "random_direction": the mean of `directions` random directions, with sign and threshold set on
-            the training rows; "shuffled_label": labels moved between rows; "shuffled_entity": labels moved between
-            whole entities, which keep their rows together. The last two differ where entities have several rows: if
-            only the second is at chance, the probe recognises entities, not their group.
+        ds: Dataset (with `site`) or DataArray with dims among (stage, layer, entity, token, features).
+        target: label column whose groups are classified.
+        baseline: "random_direction": the mean of `directions` random directions, with sign and threshold set on the
+            training rows; "shuffled_label": labels moved between rows; "shuffled_entity": labels moved between whole
+            entities, which keep their rows together. The last two differ if entities have several rows. If only the
+            second is at chance, the probe recognises entities, not their group.
+        site: variable to read.
+        pairs: as in `probe`, without "ordinal" and "multiclass".
+        C: as in `probe`.
+        folds: number of folds.
+        groups: label column of the units that a split never divides.
+        seed: of folds, shuffles, directions and resamples.
         directions: number of random directions.
-        options: of `run_slabs` (cache, scheduler, workers, progress); for shuffled labels also method, standardize and
-            whatever else `probe` takes.
+        order: groups wanted, in order; None = all.
+        test: as in `probe`.
+        normalize: as in `probe`.
+        tokens: as in `probe`.
+        resamples: of the cluster bootstrap.
+        skip_missing: leave unrecorded rows out instead of refusing them.
+        **options: cache, scheduler, workers and progress, see `RunOptions`; for shuffled labels also method,
+            standardize and the other arguments of `probe`.
 
     Returns:
-        As `probe`; for random directions accuracy and its interval alone.
+        Dataset, without the dims among (stage, layer, token) that the data does not have. For shuffled labels, the
+        variables of `probe`. For random directions:
+        accuracy, auc (stage, layer, token, pair, fold): float64, mean over directions.
+        accuracy_mean (stage, layer, token, pair): float64, over all test rows.
+        accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
+        right (stage, layer, token, pair, entity): float32, share of the directions that classify a row correctly.
+        tested (stage, layer, token, pair, entity): int8, 1 = test row of the pair.
+        constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN there.
+        chance (pair): float64, share of the larger class.
+        entity_fold (entity): int64, -1 = in no group.
 
     Raises:
-        InputError: as `probe`; and an unknown baseline.
+        InputError: as `probe`, or an unknown baseline.
+        NotRecordedError: unrecorded rows.
+        NonFiniteError: NaN or infinity among the activations.
     """
     if baseline not in BASELINES:
         raise InputError(f"baseline={baseline!r}: {suggest(str(baseline), BASELINES)}")
@@ -103,38 +125,52 @@ def baseline_probe(
     if plan.contrasts.kind != "binary":
         raise InputError(f"pairs={pairs!r} has no baseline of two classes; use 'all', 'rest' or a list of pairs")
     if baseline != "random_direction":
-        moved = plan.shuffled(0, np.arange(len(plan.units)) if baseline == "shuffled_label" else None)
-        found = probe(
-            ds, target, site, pairs, C=C, folds=folds, groups=groups, seed=seed, order=order, resamples=resamples,
-            test=test, normalize=normalize, skip_missing=skip_missing, plan=moved, **options,
-        )  # fmt: skip
-        return found.assign_attrs(baseline=baseline)
-    strange = set(options) - {"cache", "scheduler", "workers", "progress"}
-    if strange:
-        raise InputError(f"{strange.pop()}= has no meaning for random directions, which are not fitted; leave it out")
+        units = np.arange(len(plan.units)) if baseline == "shuffled_label" else None
+        result = probe(
+            ds,
+            target,
+            site,
+            pairs,
+            C=C,
+            folds=folds,
+            groups=groups,
+            seed=seed,
+            order=order,
+            resamples=resamples,
+            test=test,
+            normalize=normalize,
+            skip_missing=skip_missing,
+            plan=plan.shuffle_labels(0, units),
+            **options,
+        )
+        return result.assign_attrs(baseline=baseline)
+    unknown = set(options) - {"cache", "scheduler", "workers", "progress"}
+    if unknown:
+        raise InputError(f"{unknown.pop()}= has no meaning for random directions, which are not fitted; leave it out")
     source = SiteData(ds, site)
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
-    plan.check(rows, [str(source.label("stage", i)) for i in range(len(rows))])
+    plan.check(rows, source.labels("stage"))
     result = run_slabs(
         source,
         _RandomDirections(plan, directions, normalize),
         rows=rows,
         name=baseline,
         params={"directions": directions, "normalize": normalize} | plan.identity(),
-        **{"cache": None, **options},
+        options=RunOptions(**{"cache": None, **options}),
     )
-    described = {
+    attrs = {
         "target": target,
         "method": "random direction",
         "directions": directions,
         "seed": seed,
         "tokens": tokens,
+        "baseline": baseline,
     }
-    return label_result(result, plan, source).assign_attrs(source.attrs() | described | {"baseline": baseline})
+    return label_result(result, plan, source).assign_attrs(source.attrs() | attrs)
 
 
 class _RandomDirections:
-    """Accuracy along random directions; a class so that a cluster can pickle it."""
+    """Function of a slab: accuracy along random directions; a class, so that a cluster can pickle it."""
 
     def __init__(self, plan: Plan, directions: int, normalize: bool) -> None:
         self.plan, self.directions, self.normalize = plan, directions, normalize
@@ -143,47 +179,47 @@ class _RandomDirections:
         values = slab.values()
         slab.refuse_nonfinite(values)
         if self.normalize:
-            values = unit_rows(values, slab.where)
+            values = normalize_rows(values, slab.where)
         plan = self.plan.take(slab.rows)
         rng = np.random.default_rng([self.plan.seed, 1])
         width = values.shape[2] * (values.shape[1] if plan.joint else 1)
         axes = rng.standard_normal((width, self.directions)).astype(values.dtype)
         return stack_tokens([self._token(X, axes, plan) for X in plan.features(values)], slab, self.plan)
 
-    def _token(self, X: npt.NDArray[np.floating], axes: npt.NDArray[np.floating], plan: Plan) -> Variables:
-        if constant(X):
-            noise = np.random.default_rng(0).standard_normal(X.shape)
-            return no_numbers(self._token(noise, axes, plan))
-        along = X @ axes
-        parts: list[Variables] = []
-        for a in range(self.directions):
-            score = np.empty((plan.contrasts.signs.shape[1], len(along)), dtype=np.float32)
-            for p, sign in enumerate(plan.contrasts.signs.T):
-                for k in range(plan.folds):
-                    train = plan.trainable & (plan.fold != k)
-                    low, high = (float(along[train & (sign == side), a].mean()) for side in (-1, 1))
-                    own = plan.fold == k
-                    score[p, own] = (along[own, a] - (low + high) / 2) * (1 if high >= low else -1)
-            parts.append(quality(score, plan, resample=False))
-        right = np.sum([part["right"][1] for part in parts], axis=0, dtype=np.int64)
-        tested = np.asarray(parts[0]["tested"][1])
-        draws = plan.draws()
-        share = np.asarray(right / self.directions)
-        mean, low_, high_ = scoring.cluster_interval(share, tested, plan.units, draws)
-
-        def average(name: str) -> npt.NDArray[np.float64]:
-            return np.asarray(np.stack([np.asarray(part[name][1], np.float64) for part in parts]).mean(axis=0))
-
+    def _token(self, X: Floats, axes: Floats, plan: Plan) -> Variables:
+        """Score the rows of one token along every direction, and average the quality."""
+        if is_constant(X):
+            return blank_values(self._token(noise_like(X), axes, plan))
+        by_direction = [score_quality(_axis_scores(along, plan), plan, resample=False) for along in (X @ axes).T]
+        stacked = {
+            name: np.stack([np.asarray(variables[name][1], np.float64) for variables in by_direction])
+            for name in ("accuracy", "auc", "right")
+        }
+        right = stacked["right"].mean(axis=0)
+        tested = np.asarray(by_direction[0]["tested"][1])
+        mean, low, high = scoring.cluster_interval(right, tested, plan.units, plan.bootstrap_weights())
         return {
-            "accuracy": (("pair", "fold"), average("accuracy")),
-            "auc": (("pair", "fold"), average("auc")),
+            "accuracy": (("pair", "fold"), stacked["accuracy"].mean(axis=0)),
+            "auc": (("pair", "fold"), stacked["auc"].mean(axis=0)),
             "accuracy_mean": (("pair",), mean),
-            "accuracy_low": (("pair",), low_),
-            "accuracy_high": (("pair",), high_),
-            "right": (("pair", "entity"), share.astype(np.float32)),
+            "accuracy_low": (("pair",), low),
+            "accuracy_high": (("pair",), high),
+            "right": (("pair", "entity"), right.astype(np.float32)),
             "tested": (("pair", "entity"), tested),
             "constant": ((), np.asarray(False)),
         }
+
+
+def _axis_scores(along: Floats, plan: Plan) -> Floats:
+    """Scores (pair, n) of coordinates along one axis; the training rows set the sign and the threshold."""
+    score = np.empty((plan.contrasts.signs.shape[1], len(along)), dtype=np.float32)
+    for p, sign in enumerate(plan.contrasts.signs.T):
+        for k in range(plan.folds):
+            train = plan.trainable & (plan.fold != k)
+            low, high = (float(along[train & (sign == side)].mean()) for side in (-1, 1))
+            own = plan.fold == k
+            score[p, own] = (along[own] - (low + high) / 2) * (1 if high >= low else -1)
+    return score
 
 
 def controls(
@@ -209,70 +245,65 @@ def controls(
     """Run the probe and its controls with the same folds.
 
     Args:
-        ds, target, site, pairs, C, folds, groups, seed, order, test, tokens, resamples: as in `probe`.
-        statistics: for statistics_probe and residual_probe; None = all there are.
+        ds: Dataset with activations and statistics, or a DataArray of activations.
+        target: label column whose groups are classified.
+        statistics: for statistics_probe and residual_probe; None = all available.
+        site: variable to read.
+        pairs: as in `probe`, without "ordinal" and "multiclass".
         which: names among CONTROLS.
-        matched_on: statistics that classes are matched on; None = a few, see `matched_probe`. (All of them at once
-            leave no joint bin with rows of both classes.)
+        matched_on: statistics that classes are matched on; None = a few, see `matched_probe`. All of them at once
+            leave no joint bin with rows of both classes.
+        C: as in `probe`.
         bins: of the matching.
-        options: skip_missing, cache, scheduler, workers, progress.
+        folds: number of folds.
+        groups: label column of the units that a split never divides.
+        seed: of folds, shuffles, directions, matching and resamples.
+        order: groups wanted, in order; None = all.
+        test: as in `probe`.
+        tokens: as in `probe`.
+        resamples: of the cluster bootstrap.
+        **options: skip_missing, and cache, scheduler, workers and progress, see `RunOptions`.
 
     Returns:
-        {name: result of the verb}, as `sl.plots.control_comparison` and `control_table` take it.
+        dict from the names in `which` to Datasets, as `sl.plots.control_comparison` and `control_table` take it:
+        probe, normalized: variables of `probe`.
+        statistics, statistics_boosting: variables of `statistics_probe`.
+        matched, matched_nearest: variables of `matched_probe`.
+        residual_linear, residual_spline: variables of `residual_probe`.
+        random_direction, shuffled_label, shuffled_entity: variables of `baseline_probe`.
 
     Raises:
-        InputError: an unknown control; else as the verbs.
+        InputError: an unknown control, or as the functions that are called.
+        NotRecordedError: unrecorded rows.
+        NonFiniteError: NaN or infinity among the activations.
     """
     unknown = [name for name in which if name not in CONTROLS]
     if unknown:
         raise InputError(f"no control {unknown[0]!r}: {suggest(str(unknown[0]), CONTROLS)}")
     shared: dict[str, Any] = {
-        "site": site, "pairs": pairs, "groups": groups, "seed": seed, "order": order, "test": test, "tokens": tokens,
-        "resamples": resamples, **options,
-    }  # fmt: skip
-    made: dict[str, xr.Dataset] = {}
+        "site": site,
+        "pairs": pairs,
+        "groups": groups,
+        "seed": seed,
+        "order": order,
+        "test": test,
+        "tokens": tokens,
+        "resamples": resamples,
+        **options,
+    }
+    results: dict[str, xr.Dataset] = {}
     for name in which:
         if name in ("probe", "normalized"):
-            made[name] = probe(ds, target, C=C, folds=folds, normalize=name == "normalized", **shared)
+            results[name] = probe(ds, target, C=C, folds=folds, normalize=name == "normalized", **shared)
         elif name.startswith("statistics"):
             model = "boosting" if name.endswith("boosting") else "logistic"
-            made[name] = statistics_probe(ds, target, statistics, model, folds=folds, **shared)
+            results[name] = statistics_probe(ds, target, statistics, model, folds=folds, **shared)
         elif name.startswith("matched"):
             method = "nearest" if name.endswith("nearest") else "bins"
-            made[name] = matched_probe(ds, target, matched_on, method, bins, C=C, small="nan", **shared)
+            results[name] = matched_probe(ds, target, matched_on, method, bins, C=C, small="nan", **shared)
         elif name.startswith("residual"):
             kind = name.removeprefix("residual_")
-            made[name] = residual_probe(ds, target, statistics, kind, C=C, folds=folds, **shared)
+            results[name] = residual_probe(ds, target, statistics, kind, C=C, folds=folds, **shared)
         else:
-            made[name] = baseline_probe(ds, target, name, C=C, folds=folds, **shared)
-    return made
-
-
-def control_table(results: Mapping[str, xr.Dataset], reference: str = "probe", resamples: int = 1000) -> xr.Dataset:
-    """What is left of the effect after each control.
-
-    The effect is accuracy above one half (what a coin gets; where classes are unequal, above the larger class's
-    share). Intervals of the differences come from the same resamples of entities for both sides, so that what the
-    two have in common cancels.
-
-    Args:
-        results: from `controls`, or any mapping of results of probe, statistics_probe, matched_probe, residual_probe
-            and baseline_probe over the same entities and pairs.
-        reference: which of them is the effect.
-        resamples: of the cluster bootstrap.
-
-    Returns:
-        Dataset with dim `control` before the places (stage, layer, token, pair): accuracy, accuracy_low, accuracy_high;
-        effect = accuracy - chance; lost = reference - control with lost_low, lost_high; left = effect / effect of the
-        reference with left_low, left_high, NaN where the reference's own interval reaches chance. A matched probe gives
-        one row for each of its samples. A result whose stages hold an untrained one (stage_order below that of every
-        group) adds the row "untrained_stage": the reference at that stage, repeated over the others.
-
-    Raises:
-        InputError: no such reference, or results of different entities or pairs.
-    """
-    from stratalens.analyses.controls.control_table import tabulate
-
-    if reference not in results:
-        raise InputError(f"reference={reference!r} is not among the results: {suggest(reference, results)}")
-    return tabulate(results, reference, resamples)
+            results[name] = baseline_probe(ds, target, name, C=C, folds=folds, **shared)
+    return results

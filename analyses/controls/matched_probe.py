@@ -1,7 +1,4 @@
-"""The verb `matched_probe`: probes trained on classes that agree in norms, losses or confidence.
-
-How rows are matched is in matching.py; the statistics themselves are in statistic_values.py.
-"""
+"""Probes trained on classes that are matched in norms, losses or confidence."""
 
 from __future__ import annotations
 
@@ -10,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from stratalens.analyses.controls import matching
-from stratalens.analyses.controls.statistic_values import Statistics, usable
-from stratalens.analyses.data.array_types import Data
+from stratalens.analyses.controls.statistic_values import Statistics, usable_statistics
+from stratalens.analyses.data.array_types import Data, Doubles, Floats, Mask, Signs
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.splits import assert_disjoint, entity_halves
 from stratalens.analyses.data.targets import Pairs
@@ -24,15 +20,22 @@ from stratalens.analyses.estimators.logistic import fit_logistic
 from stratalens.analyses.estimators.probes import Settings, choose_penalties
 from stratalens.analyses.probes.plan import Plan, make_plan
 from stratalens.analyses.probes.probe import label_result
-from stratalens.analyses.probes.slab import Variables, constant, no_numbers, stack_tokens, unit_rows
+from stratalens.analyses.probes.slab import (
+    Variables,
+    blank_values,
+    is_constant,
+    noise_like,
+    normalize_rows,
+    stack_tokens,
+)
 from stratalens.analyses.stats import scores as scoring
-from stratalens.analyses.sweep.run import run_slabs
+from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError, suggest
 
 METHODS = ("bins", "nearest")
-
-
-INNER_FOLDS = 5  # that a penalty is chosen by
+SAMPLES = ("all", "matched", "random_subsample")
+INNER_FOLDS = 5  # folds that choose a penalty
+MIN_MATCHED = 20  # least number of matched training rows of a probe
 
 
 def matched_probe(
@@ -63,40 +66,66 @@ def matched_probe(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
-    """Does the probe survive when the classes are made to agree in some statistics?
+    """Fit probes on classes that are matched in some statistics.
 
     In each of `repeats` stratified splits three logistic probes are trained: on all training rows, on a matched
-    part of them, and on a random part of the same size and balance, which shows what the smaller sample costs by
-    itself. All three are scored on the same test rows, which are kept out of the matching and stay unbalanced
+    subset, and on a random subset of the same size and balance, which shows the cost of the smaller sample. All
+    three are scored on the same test rows, which are kept out of the matching and stay unbalanced
     (Krasheninnikov, Turner and Krueger, 2025: 5 stratified 80/20 splits, joint quantile bins).
 
     Args:
         ds: Dataset with activations and statistics, or a DataArray of activations.
-        target, site, pairs ("ordinal" and "multiclass" excepted), C (where there is a choice, inside the
-            training rows of each sample), groups, backend, order, test, normalize, standardize: as in `probe`.
-        tokens: "each", or "joint": one probe of all tokens' features; "bins" then keeps the rows that are kept at every
-            token, "nearest" goes by the log odds given the statistics of all of them; balance is of the worst token.
-        statistics: what is matched, e.g. ("resid_post_l2", "loss"); None = the site's L2 norm, the loss and the
-            entropy, where the data has them.
+        target: label column whose groups are classified.
+        statistics: names of the statistics to match, e.g. ("resid_post_l2", "loss"); None = the L2 norm of the site,
+            and the loss and the entropy if the data has them.
         method: "bins" (joint quantile bins, min(n1, n2) rows of each class in every bin) or "nearest" (one to one by
             the log odds given the statistics, within 0.2 standard deviations).
         bins: bins of each statistic.
         repeats: number of splits.
-        holdout: share of the entities that is tested on.
+        site: variable to read.
+        pairs: as in `probe`, without "ordinal" and "multiclass".
+        C: as in `probe`; a choice is made inside the training rows of each sample.
+        groups: label column of the units that a split never divides.
+        holdout: share of the entities to test on.
+        backend: as in `probe`.
         seed: of splits, matching and resamples.
-        small: what to do where under 20 rows can be matched: "raise", or "nan".
-        resamples, skip_missing, cache, scheduler, workers, progress: as in `probe`.
+        order: groups wanted, in order; None = all.
+        test: as in `probe`.
+        normalize: as in `probe`.
+        standardize: as in `probe`.
+        tokens: "each", or "joint": one probe of the features of all tokens. "bins" then keeps the rows that are kept
+            at every token, "nearest" uses the log odds given the statistics of all tokens, and balance is that of the
+            worst token.
+        small: action where fewer than 20 rows can be matched: "raise", or "nan".
+        resamples: of the cluster bootstrap.
+        skip_missing: leave unrecorded rows out instead of refusing them.
+        cache: see `RunOptions`; None = next to the store where possible.
+        scheduler: see `RunOptions`.
+        workers: see `RunOptions`.
+        progress: see `RunOptions`.
 
     Returns:
-        Dataset: accuracy, auc (..., pair, repeat, sample) with sample = all, matched, random_subsample; accuracy_mean,
-        accuracy_low, accuracy_high (..., pair, sample), 95 % cluster bootstrap over entities; gap, gap_low, gap_high
-        (..., pair): matched minus random subsample, on the same resamples; n_matched (..., pair, repeat) training rows
-        kept; balance (..., pair, statistic, balance_at = before, after): absolute standardised mean difference between
-        the classes' training rows, mean over repeats; right, tested (..., pair, sample, entity) counts; converged.
+        Dataset, without the dims among (stage, layer, token) that the data does not have; sample = all, matched,
+        random_subsample; balance_at = before, after:
+        accuracy, auc (stage, layer, token, pair, repeat, sample): float64, on the test rows of each split.
+        accuracy_mean (stage, layer, token, pair, sample): float64, over all splits.
+        accuracy_low, accuracy_high (stage, layer, token, pair, sample): float64, 95 % cluster bootstrap over entities.
+        gap (stage, layer, token, pair): float64, accuracy of matched minus random_subsample.
+        gap_low, gap_high (stage, layer, token, pair): float64, 95 % interval of the gap, on the same resamples.
+        n_matched (stage, layer, token, pair, repeat): int64, training rows of the matched sample.
+        balance (stage, layer, token, pair, statistic, balance_at): float64, absolute standardised mean difference
+        between the training rows of the classes, mean over the splits.
+        right (stage, layer, token, pair, sample, entity): int16, times that a row is classified correctly.
+        tested (stage, layer, token, pair, sample, entity): int16, times that a row is tested.
+        converged (stage, layer, token, pair): bool, True if all fits converged.
+        constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN or 0 there.
+        chance (pair): float64, share of the larger class.
 
     Raises:
-        InputError: unknown names; more bins than training rows of a class; and where fewer than 20 rows can be
-            matched, which statistic separates the classes at which place.
+        InputError: unknown names; more bins than training rows of a class; fewer than 20 rows that can be matched
+            (the message names the statistic that separates the classes, and the place).
+        NotRecordedError: unrecorded rows.
+        NonFiniteError: NaN or infinity among the activations.
     """
     if method not in METHODS:
         raise InputError(f"method={method!r}: {suggest(str(method), METHODS)}")
@@ -108,32 +137,29 @@ def matched_probe(
     plan = make_plan(ds, target, pairs, inner, groups, test, order, 0, seed, resamples, tokens)
     if plan.contrasts.kind != "binary":
         raise InputError(f"pairs={pairs!r} cannot be matched; use 'all', 'rest' or a list of pairs")
-    held = entity_halves(plan.codes, plan.units, repeats, holdout, seed)
-    for split in held:
+    held_out = entity_halves(plan.codes, plan.units, repeats, holdout, seed)
+    for split in held_out:
         assert_disjoint(plan.units, ~split, split)
     signs = plan.contrasts.signs
-    inside = plan.trainable[None] & ~held
-    least = min(int(((signs == side) & split[:, None]).sum(axis=0).min()) for split in inside for side in (-1, 1))
+    train = plan.trainable & ~held_out
+    least = min(int(((signs == side) & split[:, None]).sum(axis=0).min()) for split in train for side in (-1, 1))
     if method == "bins" and not 1 <= bins <= least:
         raise InputError(
             f"bins={bins}, but the smallest class has {least} training rows; use between 1 and {least} bins (fewer "
             f"is better: each bin must hold rows of both classes)"
         )
     source = SiteData(ds, site)
-    values = Statistics(ds, source.site, _default(ds, source.site) if statistics is None else statistics)
+    values = Statistics(ds, source.site, _default_statistics(ds, source.site) if statistics is None else statistics)
     values.require_places(source)
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
-    options = MatchOptions(method, bins, settings, small, normalize)
+    matching_options: dict[str, Any] = {"method": method, "bins": bins, "small": small, "normalize": normalize}
     result = run_slabs(
         source,
-        MatchedSlab(plan, held, values, options),
+        MatchedSlab(plan, held_out, values, settings, **matching_options),
         rows=rows,
         name="matched_probe",
-        params={"held": held} | options.identity() | plan.identity() | values.identity(),
-        cache=cache,
-        scheduler=scheduler,
-        workers=thread_count(settings.backend, workers),
-        progress=progress,
+        params={"held": held_out} | matching_options | settings.identity() | plan.identity() | values.identity(),
+        options=RunOptions(skip_missing, cache, scheduler, thread_count(settings.backend, workers), progress),
     )
     result = label_result(result, plan, source, folds=False).assign_coords(
         statistic=np.array(values.names, dtype=object),
@@ -141,7 +167,7 @@ def matched_probe(
         balance_at=np.array(["before", "after"], dtype=object),
         repeat=np.arange(repeats),
     )
-    described = {
+    attrs = {
         "target": target,
         "method": method,
         "statistics": list(values.names),
@@ -154,222 +180,213 @@ def matched_probe(
         "standardize": int(standardize),
         "tokens": tokens,
     }
-    return result.assign_attrs(source.attrs() | described)
+    return result.assign_attrs(source.attrs() | attrs)
 
 
-def _default(ds: Data, site: str) -> list[str]:
-    have = ds.data_vars if isinstance(ds, xr.Dataset) else ()
-    return [f"{site}_l2", *(name for name in ("loss", "entropy") if name in have)]
-
-
-SAMPLES = ("all", "matched", "random_subsample")
-
-
-LEAST = 20  # a probe trained on fewer matched rows says nothing
+def _default_statistics(ds: Data, site: str) -> list[str]:
+    available = ds.data_vars if isinstance(ds, xr.Dataset) else ()
+    return [f"{site}_l2", *(name for name in ("loss", "entropy") if name in available)]
 
 
 @dataclass(frozen=True)
-class MatchOptions:
-    """How rows are matched and probes fitted; the fields are arguments of `matched_probe`."""
+class MatchedSlab:
+    """Function of a slab: matched probes of every token; a class, so that a cluster can pickle it.
 
+    Attributes:
+        plan: plan of the call.
+        held_out: bool array of shape (repeat, entity), test rows of each split.
+        statistics: statistics to match.
+        settings: of the fits.
+        method: "bins" or "nearest".
+        bins: bins of each statistic.
+        small: "raise" or "nan".
+        normalize: divide activation vectors by their L2 norm.
+    """
+
+    plan: Plan
+    held_out: Mask
+    statistics: Statistics
+    settings: Settings
     method: str
     bins: int
-    settings: Settings
     small: str
     normalize: bool
 
-    def identity(self) -> dict[str, Any]:
-        """Everything that results depend on, for a cache to know them by."""
-        own = {k: v for k, v in vars(self).items() if k != "settings"}
-        return own | self.settings.identity()
-
-
-class MatchedSlab:
-    """One slab's matched probes; a class so that a cluster can pickle it.
-
-    Args:
-        plan: what all slabs share.
-        held: [array-like, shape: (repeat, entity)] test rows of each split.
-        statistics: what is matched.
-        options: how.
-    """
-
-    def __init__(self, plan: Plan, held: npt.NDArray[np.bool_], statistics: Statistics, options: MatchOptions) -> None:
-        self.plan, self.held, self.statistics, self.options = plan, held, statistics, options
-
     def __call__(self, slab: Slab) -> xr.Dataset:
-        """Dataset with the variables of `matched_probe`."""
+        """Compute the variables of `matched_probe` for one slab."""
         activations = slab.values()
         slab.refuse_nonfinite(activations)
-        plan, held = self.plan.take(slab.rows), self.held[:, slab.rows]
         values = self.statistics.values(slab, activations)
-        if self.options.normalize:
-            activations = unit_rows(activations, slab.where)
-        every = list(range(activations.shape[1]))
+        if self.normalize:
+            activations = normalize_rows(activations, slab.where)
+        function = replace(self, plan=self.plan.take(slab.rows), held_out=self.held_out[:, slab.rows])
+        n_tokens = activations.shape[1]
+        labels = slab.array.coords["token"].values if "token" in slab.array.coords else range(n_tokens)
+        groups = [list(range(n_tokens))] if self.plan.joint else [[t] for t in range(n_tokens)]
         tokens = []
-        for X, own in zip(plan.features(activations), [every] if plan.joint else [[t] for t in every], strict=True):
-            where = f"{slab.where}, token {', '.join(_token(slab, t) for t in own)}"
-            tokens.append(_one_probe(X, values[:, own], self.statistics.names, plan, held, self.options, where))
+        for X, own in zip(self.plan.features(activations), groups, strict=True):
+            where = f"{slab.where}, token {', '.join(str(labels[t]) for t in own)}"
+            tokens.append(function.probe_token(X, values[:, own], where))
         return stack_tokens(tokens, slab, self.plan)
 
+    def probe_token(self, X: Floats, values: Doubles, where: str) -> Variables:
+        """Fit and score the probes of one token, or of all tokens if they are joint.
 
-def _one_probe(
-    X: npt.NDArray[np.floating],
-    values: npt.NDArray[np.float64],
-    names: Sequence[str],
-    plan: Plan,
-    held: npt.NDArray[np.bool_],
-    options: MatchOptions,
-    where: str,
-) -> Variables:
-    """Matched probes of X (n, d), matched on values (n, token, statistic): rows are kept that are at every token."""
-    if constant(X):
-        noise = np.random.default_rng(0).standard_normal(X.shape).astype(X.dtype)
-        other = np.random.default_rng(1).standard_normal(values.shape)
-        return no_numbers(_one_probe(noise, other, names, plan, held, replace(options, small="nan"), where))
-    n_tokens = values.shape[1]
-    used = np.stack([usable(values[:, t], names, where) for t in range(n_tokens)])
-    if not used.any():
-        raise InputError(f"{where}: none of the statistics ({', '.join(names)}) is defined here; narrow the tokens")
-    n_repeats, n_pairs = len(held), plan.contrasts.signs.shape[1]
-    signs = np.zeros((len(X), n_pairs, n_repeats, len(SAMPLES)), dtype=np.int8)
-    balance = np.full((n_pairs, n_repeats, n_tokens, values.shape[2], 2), np.nan)
-    kept = np.zeros((n_pairs, n_repeats), dtype=np.int64)
-    for p in range(n_pairs):
-        for r in range(n_repeats):
+        Args:
+            X: array of shape (n, d), activations of the rows of the plan.
+            values: array of shape (n, token, statistic) of the same rows.
+            where: place, for error messages.
+
+        Raises:
+            InputError: no defined statistic, or too few rows that can be matched.
+        """
+        if is_constant(X):
+            noise = np.random.default_rng(1).standard_normal(values.shape)
+            return blank_values(replace(self, small="nan").probe_token(noise_like(X), noise, where))
+        plan, names = self.plan, self.statistics.names
+        n_tokens = values.shape[1]
+        used = np.stack([usable_statistics(values[:, t], names, where) for t in range(n_tokens)])
+        if not used.any():
+            raise InputError(f"{where}: none of the statistics ({', '.join(names)}) is defined here; narrow the tokens")
+        used_names = [name for mask in used for name, is_used in zip(names, mask, strict=True) if is_used]
+        n_repeats, n_pairs = len(self.held_out), plan.contrasts.signs.shape[1]
+        signs = np.zeros((len(X), n_pairs, n_repeats, len(SAMPLES)), dtype=np.int8)
+        balance = np.full((n_pairs, n_repeats, n_tokens, values.shape[2], 2), np.nan)
+        n_matched = np.zeros((n_pairs, n_repeats), dtype=np.int64)
+        for p, r in np.ndindex(n_pairs, n_repeats):
             rng = np.random.default_rng([plan.seed, p, r])
-            rows = np.flatnonzero((plan.contrasts.signs[:, p] != 0) & ~held[r] & plan.trainable)
+            rows = np.flatnonzero((plan.contrasts.signs[:, p] != 0) & ~self.held_out[r] & plan.trainable)
             sign = plan.contrasts.signs[rows, p]
-            parts = [values[rows, t][:, used[t]] for t in range(n_tokens)]
-            if options.method == "bins":
-                each = [matching.match_bins(part, sign > 0, options.bins, rng) for part in parts]
-                keep = matching.even_out(np.logical_and.reduce(each), sign > 0, rng) if n_tokens > 1 else each[0]
-            else:
-                keep = matching.match_nearest(np.concatenate(parts, axis=1), sign > 0, rng)
-            kept[p, r] = keep.sum()
-            for t, part in enumerate(parts):
-                balance[p, r, t, used[t], 0] = matching.standardised_difference(part, sign > 0)
+            by_token = [values[rows, t][:, used[t]] for t in range(n_tokens)]
+            keep = self._match(by_token, sign > 0, rng)
+            n_matched[p, r] = keep.sum()
             signs[rows, p, r, 0] = sign
-            if kept[p, r] < LEAST:
-                if options.small == "raise":
-                    told = np.tile(np.asarray(names, dtype=object), n_tokens)[used.ravel()]
-                    joined = np.concatenate(parts, axis=1)
-                    raise InputError(_too_small(where, plan, p, kept[p, r], joined, sign, told, options))
+            for t, columns in enumerate(by_token):
+                balance[p, r, t, used[t], 0] = matching.standardised_difference(columns, sign > 0)
+            if n_matched[p, r] < MIN_MATCHED:
+                if self.small == "raise":
+                    place = f"{where}, pair {plan.contrasts.names[p]!r}"
+                    joined = np.concatenate(by_token, axis=1)
+                    raise InputError(self._too_few(place, int(n_matched[p, r]), joined, sign > 0, used_names))
                 continue
-            for t, part in enumerate(parts):
-                balance[p, r, t, used[t], 1] = matching.standardised_difference(part[keep], sign[keep] > 0)
+            for t, columns in enumerate(by_token):
+                balance[p, r, t, used[t], 1] = matching.standardised_difference(columns[keep], sign[keep] > 0)
             signs[rows[keep], p, r, 1] = sign[keep]
             for side in (-1, 1):
-                drawn = rng.choice(rows[sign == side], kept[p, r] // 2, replace=False)
+                drawn = rng.choice(rows[sign == side], n_matched[p, r] // 2, replace=False)
                 signs[drawn, p, r, 2] = side
-    return _scores(X, signs, plan, held, kept, options) | {
-        "constant": ((), np.asarray(False)),
-        "balance": (("pair", "statistic", "balance_at"), _mean_over_repeats(_worst_token(balance))),
-        "n_matched": (("pair", "repeat"), kept),
-    }
+        return self._fit_and_score(X, signs) | {
+            "constant": ((), np.asarray(False)),
+            "balance": (("pair", "statistic", "balance_at"), _mean_over_repeats(_worst_token(balance))),
+            "n_matched": (("pair", "repeat"), n_matched),
+        }
+
+    def _match(self, by_token: list[Doubles], positive: Mask, rng: np.random.Generator) -> Mask:
+        """Choose training rows by the statistics (n, statistic) of each token."""
+        if self.method == "nearest":
+            return matching.match_nearest(np.concatenate(by_token, axis=1), positive, rng)
+        keep = [matching.match_bins(columns, positive, self.bins, rng) for columns in by_token]
+        if len(keep) == 1:
+            return keep[0]
+        return matching.balance_classes(np.logical_and.reduce(keep), positive, rng)
+
+    def _too_few(self, place: str, n_matched: int, values: Doubles, positive: Mask, names: Sequence[str]) -> str:
+        best, area = matching.find_most_separating(values, positive)
+        how = f"{self.bins} bins" if self.method == "bins" else "nearest neighbours"
+        separates = "separates the classes perfectly" if area == 1 else f"separates the classes most (AUC {area:.3f})"
+        return (
+            f"{place}: only {n_matched} of {len(positive)} training rows can be matched on {len(names)} statistics "
+            f"({how}), at least {MIN_MATCHED} are needed; {names[best]!r} {separates}. Match on fewer "
+            f"statistics=(...) or with fewer bins=, or mark such places NaN with small='nan'"
+        )
+
+    def _fit_and_score(self, X: Floats, signs: Signs) -> Variables:
+        """Fit all probes of one token, and score each on the test rows of its own split.
+
+        Args:
+            X: array of shape (n, d).
+            signs: int8 array of shape (n, pair, repeat, sample), targets of each probe; 0 = not trained on.
+        """
+        plan = self.plan
+        _, n_pairs, n_repeats, n_samples = signs.shape
+        coef, intercept, converged = self._fit(X, signs.reshape(len(X), -1))
+        weights = coef.reshape(n_pairs, n_repeats, n_samples, -1)
+        offsets = intercept.reshape(n_pairs, n_repeats, n_samples)
+        truth = plan.contrasts.signs
+        accuracy = np.full((n_pairs, n_repeats, n_samples), np.nan)
+        area = np.full_like(accuracy, np.nan)
+        right = np.zeros((n_pairs, n_samples, len(X)), dtype=np.int16)
+        tested = np.zeros_like(right)
+        for r in range(n_repeats):
+            rows = np.flatnonzero(self.held_out[r] & plan.testable)
+            for p in range(n_pairs):
+                own = rows[truth[rows, p] != 0]
+                score = weights[p, r] @ X[own].T + offsets[p, r, :, None]
+                positive = truth[own, p] > 0
+                fitted = np.isfinite(score).all(axis=1)
+                correct = ((score > 0) == positive)[fitted]
+                accuracy[p, r, fitted] = correct.mean(axis=1)
+                area[p, r, fitted] = [scoring.auc(s, positive) for s in score[fitted]]
+                right[p][np.ix_(fitted, own)] += correct.astype(np.int16)
+                tested[p][np.ix_(fitted, own)] += 1
+        weights_of_units = plan.bootstrap_weights()
+        mean, low, high = (
+            v.reshape(n_pairs, n_samples)
+            for v in scoring.cluster_interval(
+                right.reshape(-1, len(X)), tested.reshape(-1, len(X)), plan.units, weights_of_units
+            )
+        )
+        # A split without a matched sample counts in neither of the two samples that are compared.
+        gap, gap_low, gap_high = scoring.cluster_interval(
+            right[:, 1] - right[:, 2], tested[:, 1], plan.units, weights_of_units
+        )
+        return {
+            "accuracy": (("pair", "repeat", "sample"), accuracy),
+            "auc": (("pair", "repeat", "sample"), area),
+            "accuracy_mean": (("pair", "sample"), mean),
+            "accuracy_low": (("pair", "sample"), low),
+            "accuracy_high": (("pair", "sample"), high),
+            "gap": (("pair",), gap),
+            "gap_low": (("pair",), gap_low),
+            "gap_high": (("pair",), gap_high),
+            "converged": (("pair",), np.asarray(converged.reshape(n_pairs, -1).all(axis=1))),
+            "right": (("pair", "sample", "entity"), right),
+            "tested": (("pair", "sample", "entity"), tested),
+        }
+
+    def _fit(self, X: Floats, signs: Signs) -> tuple[Floats, Doubles, Mask]:
+        """Coefficients, intercepts and convergence of probes with targets (n, probe); NaN without training rows."""
+        plan, settings = self.plan, self.settings
+        fitted = np.flatnonzero((signs != 0).any(axis=0))
+        penalties = choose_penalties(
+            X, signs[:, fitted], plan.codes, plan.fold, plan.folds, plan.trainable, settings, only_refit=True
+        )
+        fit = fit_logistic(
+            X,
+            signs[:, fitted],
+            C=penalties[:, -1],
+            standardize=settings.standardize,
+            blocks=plan.codes,
+            tol=settings.tol,
+            backend=resolve_backend(settings.backend),
+        )
+        coef = np.full((signs.shape[1], X.shape[1]), np.nan, dtype=X.dtype)
+        intercept = np.full(signs.shape[1], np.nan)
+        converged = np.ones(signs.shape[1], dtype=bool)
+        coef[fitted], intercept[fitted], converged[fitted] = fit.coef, fit.intercept, fit.converged
+        return coef, intercept, converged
 
 
-def _scores(
-    X: npt.NDArray[np.floating],
-    signs: npt.NDArray[np.int8],
-    plan: Plan,
-    held: npt.NDArray[np.bool_],
-    kept: npt.NDArray[np.int64],
-    options: MatchOptions,
-) -> Variables:
-    """Fit all probes of one token, score each on the test rows of its own split."""
-    _, n_pairs, n_repeats, n_samples = signs.shape
-    flat = signs.reshape(len(X), -1)
-    fitted = np.flatnonzero((flat != 0).any(axis=0))
-    settings = options.settings
-    C = choose_penalties(
-        X, flat[:, fitted], plan.codes, plan.fold, plan.folds, plan.trainable, settings, only_refit=True
-    )[:, -1]
-    fit = fit_logistic(
-        X, flat[:, fitted], C=C, standardize=settings.standardize, blocks=plan.codes, tol=settings.tol,
-        backend=resolve_backend(settings.backend),
-    )  # fmt: skip
-    coef = np.full((flat.shape[1], X.shape[1]), np.nan, dtype=X.dtype)
-    intercept = np.full(flat.shape[1], np.nan)
-    coef[fitted], intercept[fitted] = fit.coef, fit.intercept
-    weights = coef.reshape(n_pairs, n_repeats, n_samples, -1)
-    offsets = intercept.reshape(n_pairs, n_repeats, n_samples)
-    truth = plan.contrasts.signs
-    accuracy = np.full((n_pairs, n_repeats, n_samples), np.nan)
-    area = np.full_like(accuracy, np.nan)
-    right = np.zeros((n_pairs, n_samples, len(X)), dtype=np.int16)
-    tested = np.zeros_like(right)
-    for r in range(n_repeats):
-        rows = np.flatnonzero(held[r] & plan.testable)
-        for p in range(n_pairs):
-            mine = rows[truth[rows, p] != 0]
-            score = weights[p, r] @ X[mine].T + offsets[p, r, :, None]
-            positive = truth[mine, p] > 0
-            known = np.isfinite(score).all(axis=1)
-            hit = (score > 0) == positive
-            accuracy[p, r, known] = hit[known].mean(axis=1)
-            area[p, r, known] = [scoring.auc(s, positive) for s in score[known]]
-            right[p][np.ix_(known, mine)] += hit[known].astype(np.int16)
-            tested[p][np.ix_(known, mine)] += 1
-    draws = plan.draws()
-    shape = (n_pairs, n_samples)
-    mean, low, high = (
-        v.reshape(shape)
-        for v in scoring.cluster_interval(right.reshape(-1, len(X)), tested.reshape(-1, len(X)), plan.units, draws)
-    )
-    # Where some repeat has no matched set, the two samples are compared on the others.
-    gap, gap_low, gap_high = scoring.cluster_interval(right[:, 1] - right[:, 2], tested[:, 1], plan.units, draws)
-    converged = np.ones(flat.shape[1], dtype=bool)
-    converged[fitted] = fit.converged
-    return {
-        "accuracy": (("pair", "repeat", "sample"), accuracy),
-        "auc": (("pair", "repeat", "sample"), area),
-        "accuracy_mean": (("pair", "sample"), mean),
-        "accuracy_low": (("pair", "sample"), low),
-        "accuracy_high": (("pair", "sample"), high),
-        "gap": (("pair",), gap),
-        "gap_low": (("pair",), gap_low),
-        "gap_high": (("pair",), gap_high),
-        "converged": (("pair",), np.asarray(converged.reshape(n_pairs, -1).all(axis=1))),
-        "right": (("pair", "sample", "entity"), right),
-        "tested": (("pair", "sample", "entity"), tested),
-    }
-
-
-def _too_small(
-    where: str,
-    plan: Plan,
-    pair: int,
-    kept: int,
-    values: npt.NDArray[np.float64],
-    sign: npt.NDArray[np.int8],
-    names: npt.NDArray[np.object_],
-    options: MatchOptions,
-) -> str:
-    best, area = matching.most_separating(values, sign > 0)
-    name = names[best]
-    how = f"{options.bins} bins" if options.method == "bins" else "nearest neighbours"
-    told = "separates the classes perfectly" if area == 1 else f"separates the classes most (AUC {area:.3f})"
-    return (
-        f"{where}, pair {plan.contrasts.names[pair]!r}: only {kept} of {len(sign)} training rows can be matched on "
-        f"{len(names)} statistics ({how}), at least {LEAST} are needed; {name!r} {told}. Match on fewer "
-        f"statistics=(...) or with fewer bins=, or mark such places NaN with small='nan'"
-    )
-
-
-def _worst_token(balance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _worst_token(balance: Doubles) -> Doubles:
     """The largest difference over the tokens (axis 2) that have one."""
-    known = np.isfinite(balance) | np.isinf(balance)
+    known = ~np.isnan(balance)
     return np.where(known.any(axis=2), np.where(known, balance, -np.inf).max(axis=2), np.nan)
 
 
-def _mean_over_repeats(balance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _mean_over_repeats(balance: Doubles) -> Doubles:
+    """Mean over the repeats (axis 1) with a finite difference; NaN if there is none."""
     known = np.isfinite(balance)
     total = np.where(known, balance, 0).sum(axis=1)
     out = np.full(total.shape, np.nan)
     np.divide(total, known.sum(axis=1), out=out, where=known.any(axis=1))
     return out
-
-
-def _token(slab: Slab, index: int) -> str:
-    return str(slab.array.coords["token"].values[index]) if "token" in slab.array.coords else str(index)

@@ -1,8 +1,4 @@
-"""The per-row statistics that controls are made of: found in a Dataset, or computed from the activations.
-
-Which statistics there are, and their values for the rows and tokens of one slab. What is done with them is in
-statistics_alone.py, matching.py and residual.py.
-"""
+"""Statistics of the rows: variables of a Dataset, or computed from activations."""
 
 from __future__ import annotations
 
@@ -10,19 +6,15 @@ from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from stratalens.analyses.data.array_types import Data
+from stratalens.analyses.data.array_types import Data, Doubles, Floats, Mask
 from stratalens.analyses.data.slabs import SiteData, Slab, read_float32
 from stratalens.analyses.sweep.cache import digest
 from stratalens.store.errors import InputError, suggest
 from stratalens.store.format.schema import AXES
 
-Doubles = npt.NDArray[np.float64]
-
-
-# Statistics of the output that are controls by default where the data has them (the paper's loss and confidence).
+# Statistics of the output that are used by default if the data has them (the loss and confidence of the paper).
 OUTPUTS = ("loss", "running_loss", "entropy", "max_logprob", "logsumexp")
 
 
@@ -50,41 +42,43 @@ class Statistics:
     """Statistics of the rows of `ds`, read slab by slab.
 
     Args:
-        ds: Dataset with the statistics as variables, or a bare DataArray of activations.
-        site: the site whose activations are controlled for.
-        wanted: names; None = all of the site's statistics and those of OUTPUTS that the data has. A name
+        ds: Dataset with the statistics as variables, or a DataArray of activations.
+        site: site of the statistics.
+        wanted: names; None = all statistics of the site, and those of OUTPUTS that the data has. A name
             `<site>_<statistic>` that the data does not have is computed from the activations. A variable with
-            dims of its own (percentile, head) gives one statistic for each of their labels, e.g. "z_l2[head=3]".
+            further dims (percentile, head) gives one statistic for each of their labels, e.g. "z_l2[head=3]".
 
     Raises:
-        InputError: an unknown name; or there is none at all.
+        InputError: an unknown name, or no statistic.
     """
 
     def __init__(self, ds: Data, site: str, wanted: Sequence[str] | None = None) -> None:
         if isinstance(wanted, str):
             wanted = [wanted]
+        dataset = ds if isinstance(ds, xr.Dataset) else xr.Dataset()
+        stored = {str(k) for k, v in dataset.data_vars.items() if "entity" in v.dims}
+        has_site = isinstance(ds, xr.DataArray) or site in stored
         own = [f"{site}_{name}" for name in FORMULAS]
-        have = {str(k) for k, v in ds.data_vars.items() if "entity" in v.dims} if isinstance(ds, xr.Dataset) else set()
-        has_site = isinstance(ds, xr.DataArray) or site in have
+        computable = own if has_site else []
         if wanted is None:
-            wanted = [n for n in own if n in have or has_site] + [n for n in OUTPUTS if n in have]
+            wanted = [n for n in own if n in stored or has_site] + [n for n in OUTPUTS if n in stored]
         names = list(dict.fromkeys(wanted))
         if not names:
-            raise InputError(f"there are no statistics of {site!r} here; name some with statistics=(...)")
+            raise InputError(f"the data has no statistics of {site!r}; name some with statistics=(...)")
         self.site = site
         self.names: list[str] = []
         self.layered = False
         self.computed = False
-        self._parts: list[xr.DataArray | str] = []
+        self._sources: list[xr.DataArray | str] = []  # a variable, or the name of a formula
         for name in names:
-            if name in have and name != site and isinstance(ds, xr.Dataset):
-                self._add(name, ds[name])
-            elif name in own and has_site:
-                self._parts.append(name.removeprefix(f"{site}_"))
+            if name in stored and name != site:
+                self._add(name, dataset[name])
+            elif name in computable:
+                self._sources.append(name.removeprefix(f"{site}_"))
                 self.names.append(name)
                 self.layered = self.computed = True
             else:
-                valid = sorted(n for n in have if n != site) + [n for n in own if has_site and n not in have]
+                valid = sorted(stored - {site}) + [n for n in computable if n not in stored]
                 raise InputError(f"no statistic {name!r} in the data: {suggest(str(name), valid)}")
 
     def _add(self, name: str, array: xr.DataArray) -> None:
@@ -92,86 +86,89 @@ class Statistics:
         if array.dtype.kind not in "fiu" or sum(array.sizes[d] for d in extra) > 256:
             raise InputError(f"{name!r} is no statistic: dims {array.dims}, dtype {array.dtype}")
         self.layered = self.layered or "layer" in array.dims
-        labels = product(*(array[d].values.tolist() for d in extra))
-        for label in labels:
-            told = ", ".join(f"{d}={v}" for d, v in zip(extra, label, strict=True))
-            self.names.append(f"{name}[{told}]" if extra else name)
+        for label in product(*(array[d].values.tolist() for d in extra)):
+            selection = ", ".join(f"{d}={v}" for d, v in zip(extra, label, strict=True))
+            self.names.append(f"{name}[{selection}]" if extra else name)
         missing = [d for d in AXES if d not in array.dims and d != "entity"]
-        self._parts.append(array.expand_dims(missing).transpose(*AXES, *extra))
+        self._sources.append(array.expand_dims(missing).transpose(*AXES, *extra))
 
     def require_places(self, source: SiteData) -> None:
-        """Refuse statistics of places that the site does not have, as they have no single value there.
+        """Refuse statistics with more stages, layers or tokens than the site.
 
         Raises:
-            InputError: a statistic has more stages, layers or tokens than the site.
+            InputError: names the statistic and the dim.
         """
-        for part in (part for part in self._parts if not isinstance(part, str)):
+        for array in self._sources:
+            if isinstance(array, str):
+                continue
             for dim in ("stage", "layer", "token"):
-                own, theirs = part.sizes[dim], source.array.sizes[dim]
-                if own not in (1, theirs):
+                size, site_size = array.sizes[dim], source.array.sizes[dim]
+                if size not in (1, site_size):
                     raise InputError(
-                        f"{part.name!r} has {own} {dim}s and {self.site!r} has {theirs}; narrow the statistic to the "
-                        f"one that is meant: ds.assign({part.name}=ds[{str(part.name)!r}].isel({dim}=..., drop=True))"
+                        f"{array.name!r} has {size} {dim}s and {self.site!r} has {site_size}; narrow the statistic to "
+                        f"one of them: ds.assign({array.name}=ds[{str(array.name)!r}].isel({dim}=..., drop=True))"
                     )
 
     def identity(self) -> dict[str, list[str]]:
-        """What the values depend on besides the activations, for a cache to know them by."""
-        parts = [
-            part
-            if isinstance(part, str)
-            else str(part.data.name)  # dask's name: a hash of every operation since opening
-            if part.chunks is not None
-            else digest(part.values)
-            for part in self._parts
-        ]
-        return {"statistics": self.names, "statistic_parts": parts}
+        """Names and sources of the statistics, for a cache to hash."""
+        return {"statistics": self.names, "statistic_parts": [_identify(source) for source in self._sources]}
 
-    def values(self, slab: Slab, activations: npt.NDArray[np.floating] | None = None) -> Doubles:
-        """Of the slab's rows, float64 (rows, token, statistic); NaN where a statistic is not defined.
+    def values(self, slab: Slab, activations: Floats | None = None) -> Doubles:
+        """Compute or read the statistics of the rows of a slab.
 
         Args:
-            slab: whose stage, layer and rows are meant.
-            activations: [array-like, shape: (rows, token, d)] of the slab, where they were read already.
+            slab: stage, layer and rows.
+            activations: float32 array of shape (rows, token, d) of the slab, if they were read already.
+
+        Returns:
+            float64 array of shape (rows, token, statistic), NaN where a statistic is not defined.
         """
-        if self.computed and activations is None:
-            activations = slab.values()
+        if activations is None:
+            activations = slab.values() if self.computed else np.empty(0)
         n, n_tokens = len(slab.rows), slab.shape[1]
         columns = []
-        for part in self._parts:
-            if isinstance(part, str):
-                assert activations is not None
-                with np.errstate(invalid="ignore"):  # of infinities, which `usable` refuses
-                    columns.append(FORMULAS[part](activations.astype(np.float64))[..., None])
+        for source in self._sources:
+            if isinstance(source, str):
+                with np.errstate(invalid="ignore"):  # infinities, which `usable_statistics` refuses
+                    columns.append(FORMULAS[source](activations.astype(np.float64))[..., None])
                 continue
-            i, j = (p if size > 1 else 0 for p, size in zip(slab.position, part.shape[:2], strict=True))
-            found = read_float32(part[i, j])[slab.rows].astype(np.float64)
-            columns.append(np.broadcast_to(found.reshape(*found.shape[:2], -1), (n, n_tokens, _width(part))))
+            i, j = (p if size > 1 else 0 for p, size in zip(slab.position, source.shape[:2], strict=True))
+            stored = read_float32(source[i, j])[slab.rows].astype(np.float64)
+            width = int(np.prod(source.shape[4:], dtype=np.int64))
+            columns.append(np.broadcast_to(stored.reshape(*stored.shape[:2], -1), (n, n_tokens, width)))
         return np.concatenate(columns, axis=-1)
 
 
-def usable(values: Doubles, names: Sequence[str], where: str) -> npt.NDArray[np.bool_]:
-    """Statistics that are defined, for one token: those that are NaN in every row are left out.
+def _identify(source: xr.DataArray | str) -> str:
+    if isinstance(source, str):
+        return source
+    if source.chunks is not None:
+        return str(source.data.name)  # the name in dask hashes every operation since opening
+    return digest(source.values)
 
-    (The loss of the first token has no value, for instance.) Undefined in some rows only is refused.
+
+def usable_statistics(values: Doubles, names: Sequence[str], where: str) -> Mask:
+    """Find the statistics that are defined at one token.
 
     Args:
-        values: [array-like, shape: (rows, statistic)].
+        values: float64 array of shape (rows, statistic).
         names: of the statistics.
-        where: for the message.
+        where: place, for the error message.
+
+    Returns:
+        bool array of shape (statistic,), False for those that are NaN or infinite in every row.
 
     Raises:
         InputError: a statistic is NaN or infinite in some rows and not in others.
     """
     bad = ~np.isfinite(values)
-    some = bad.any(axis=0) & ~bad.all(axis=0)
-    if some.any():
-        told = ", ".join(f"{names[i]} ({int(bad[:, i].sum())} of {len(values)})" for i in np.flatnonzero(some).tolist())
+    partly = bad.any(axis=0) & ~bad.all(axis=0)
+    if partly.any():
+        counts = ", ".join(
+            f"{names[i]} ({int(bad[:, i].sum())} of {len(values)})" for i in np.flatnonzero(partly).tolist()
+        )
         raise InputError(
-            f"{where}: not defined in some rows: {told}. Choose other statistics=(...), narrow the tokens with "
+            f"{where}: not defined in some rows: {counts}. Choose other statistics=(...), narrow the tokens with "
             f".sel(token=...), or leave these rows out of the data"
         )
     return np.asarray(~bad.any(axis=0))
-
-
-def _width(part: xr.DataArray) -> int:
-    return int(np.prod(part.shape[4:], dtype=np.int64))

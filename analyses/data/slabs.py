@@ -204,10 +204,6 @@ class SiteData:
         """(stages, layers)."""
         return self.array.sizes["stage"], self.array.sizes["layer"]
 
-    def label(self, dim: str, index: int) -> Hashable:
-        """Label of one stage or layer."""
-        return self.labels(dim)[index]
-
     def labels(self, dim: str) -> list[Hashable]:
         """Labels of all stages or layers: indices without a coordinate, None where the data has no such dim."""
         size = self.array.sizes[dim]

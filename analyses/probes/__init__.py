@@ -1,7 +1,7 @@
 """Linear probes.
 
 probe       probe()
-plan        folds and targets shared by all slabs
+plan        folds and targets that all slabs share
 slab        probes of one slab
-generalise  generalise(): scores of groups a probe never saw
+generalise  generalise(): scores of groups that a probe was not trained on
 """

@@ -1,24 +1,19 @@
-"""What a probe of one pair says of all the other groups: does training order hold beyond the pair it learned?
-
-Uses scores that `probe` made out of fold, or applies refitted probes to entities
-they never saw. Relations between the directions themselves are in directions.py.
-"""
+"""Scores of groups that a probe was not trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from stratalens.analyses.centroids.projection import spearman
-from stratalens.analyses.data.array_types import Array, Data
+from stratalens.analyses.data.array_types import Array, Data, Mask
 from stratalens.analyses.data.groups import clusters, groups
 from stratalens.analyses.data.results import carried_attrs, vectors
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap
-from stratalens.analyses.sweep.run import run_slabs
+from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError, suggest
 
 
@@ -35,79 +30,84 @@ def generalise(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> xr.DataArray:
-    """Mean score of every group along each probe, on entities the probe never saw: train on one pair, look at all.
+    """Average the scores of every group along each probe, on unseen entities.
 
-    Where `ds` holds the entities of the probes, their out-of-fold scores are used and nothing is read; for other
-    data the probes refitted on everything are applied, to entities whose entity_id they never saw.
+    The means show whether training order holds beyond the pair of the probe. If `ds` has the rows of the probes, their
+    out-of-fold scores are used and nothing is read. For other data, the probes that were refitted on all rows are
+    applied to entities whose entity_id they never saw.
 
     Args:
         probes: result of `probe` with pairs (not "multiclass").
-        ds: the data the probes were made from, or other data with the same site, stages and layers.
-        by: label column to group by; None = the probes' target.
+        ds: data that the probes were fitted on, or other data with the same site, stages and layers.
+        by: label column to group by; None = the target of the probes.
         draws: resamples of entities for the intervals.
         seed: of the resamples.
         skip_missing: leave unrecorded rows of other data out.
-        cache: see `run_slabs`.
-        scheduler: see `run_slabs`.
-        workers: see `run_slabs`.
-        progress: see `run_slabs`.
+        cache: see `RunOptions`; None = next to the store where possible.
+        scheduler: see `RunOptions`.
+        workers: see `RunOptions`.
+        progress: see `RunOptions`.
 
     Returns:
-        DataArray (stage, layer, token, pair, group), score units (positive = the pair's second group), with the
-        coordinates low, high (95 %, cluster bootstrap) of the same dims, and order_kept (stage, layer, token, pair):
-        Spearman's correlation of the means with the order of the groups outside the pair, NaN where under three.
+        DataArray mean_score (stage, layer, token, pair, group): float64, in score units; positive = towards the
+        second group of the pair. Coordinates:
+        low, high (stage, layer, token, pair, group): float64, 95 % cluster bootstrap over entities.
+        order_kept (stage, layer, token, pair): float64, Spearman's correlation of the means with the order of the
+        groups outside the pair; NaN with fewer than three.
+
+    Raises:
+        InputError: no scores of pairs, data without the stages, layers or tokens of the probes, or no unseen entity.
     """
     if "score" not in probes or "pair" not in probes["score"].dims:
         raise InputError("generalise needs the scores of probe(ds, ...) with pairs, not 'multiclass'")
     by = by or str(probes.attrs.get("target", "trained_stage"))
-    found = groups(ds, by)
+    label_groups = groups(ds, by)
+    used = label_groups.codes >= 0
     if _same_rows(probes, ds):
         score = probes["score"]
-        used = np.asarray(found.codes >= 0)
     else:
-        used = _unseen(probes, ds) & (found.codes >= 0)
+        used &= _unseen(probes, ds)
         if not used.any():
-            raise InputError("the probes have seen every entity of this data; give data about other entities")
-        score = _applied(probes, ds, used, skip_missing, {
-            "cache": cache, "scheduler": scheduler, "workers": workers, "progress": progress,
-        })  # fmt: skip
-    names = [d for d in ("stage", "layer", "token", "pair") if d in score.dims]
-    values = score.transpose("entity", *names).values.astype(np.float64)
+            raise InputError("the probes have seen every entity of this data; pass data about other entities")
+        score = _apply(probes, ds, used, RunOptions(skip_missing, cache, scheduler, workers, progress))
+    dims = [d for d in ("stage", "layer", "token", "pair") if d in score.dims]
+    values = score.transpose("entity", *dims).values.astype(np.float64)
     units = clusters(ds)
-    table = []
-    for g in range(len(found)):
-        rows_g = np.flatnonzero(used & (found.codes == g))
-        if len(rows_g) == 0:
-            table.append([np.full(values.shape[1:], np.nan)] * 3)
+    mean, low, high = np.full((3, *values.shape[1:], len(label_groups)), np.nan)
+    for g in range(len(label_groups)):
+        rows = np.flatnonzero(used & (label_groups.codes == g))
+        if len(rows) == 0:
             continue
-        low, high = cluster_bootstrap(values[rows_g], units[rows_g], draws=draws, seed=seed)
+        low[..., g], high[..., g] = cluster_bootstrap(values[rows], units[rows], draws=draws, seed=seed)
         with np.errstate(invalid="ignore"):
-            table.append([_nanmean(values[rows_g]), low, high])
-    mean, low, high = (np.stack([entry[k] for entry in table], axis=-1) for k in range(3))
-    dims = (*names, "group")
+            mean[..., g] = _nanmean(values[rows])
     coords = {k: c for k, c in score.coords.items() if "entity" not in c.dims}
-    out = xr.DataArray(mean, dims=dims, coords=coords, name="mean_score").assign_coords(group=found.names)
-    out = out.assign_coords(low=(dims, low), high=(dims, high))
-    out = out.assign_coords(order_kept=(tuple(names), _order_outside(probes, mean, [str(n) for n in found.names])))
+    out = xr.DataArray(mean, dims=(*dims, "group"), coords=coords, name="mean_score")
+    out = out.assign_coords(
+        group=label_groups.names,
+        low=((*dims, "group"), low),
+        high=((*dims, "group"), high),
+        order_kept=(dims, _order_outside(probes, mean, [str(n) for n in label_groups.names])),
+    )
     return out.assign_attrs({**carried_attrs(probes), "by": by})
 
 
 def _same_rows(probes: xr.Dataset, ds: Data) -> bool:
-    """Whether the rows of `ds` are those that the probes were made from, as far as labels tell."""
+    """Whether the labels of `ds` are those of the rows that the probes were fitted on."""
     if probes.sizes["entity"] != ds.sizes["entity"] or ("entity" in probes.coords) != ("entity" in ds.coords):
         return False
     shared = [str(name) for name, c in probes.coords.items() if c.dims == ("entity",) and name in ds.coords]
-    # Where nothing says which rows they are, what else is said of them does.
+    # Without a name of the rows, all other labels have to agree.
     names = [name for name in ("entity", "entity_id") if name in shared] or shared
     return all(probes[name].values.tolist() == ds[name].values.tolist() for name in names)
 
 
-class _Apply:
-    """Scores of the probes on one slab, (token, pair, entity), NaN for rows that are not used."""
+class _ProbeScores:
+    """Function of a slab: scores (token, pair, entity) of probes, NaN for unused rows; a class, so that it pickles."""
 
     def __init__(self, coef: Array, intercept: Array, entities: int, normalize: bool, joint: bool) -> None:
         self.coef, self.intercept, self.entities, self.normalize = coef, intercept, entities, normalize
-        self.joint = joint  # one score of all tokens together
+        self.joint = joint  # one score for all tokens
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         coef, intercept = self.coef[slab.position], self.intercept[slab.position]  # (T, P, D), (T, P)
@@ -123,42 +123,53 @@ class _Apply:
         return xr.Dataset({"score": (dims[1:], out[0]) if self.joint else (dims, out)})
 
 
-def _applied(probes: xr.Dataset, ds: Data, used: Array, skip_missing: bool, options: Mapping[str, Any]) -> xr.DataArray:
-    for dim in ("stage", "layer", "token"):
-        if dim in probes.coords and dim in ds.coords:
-            wanted, have = (np.atleast_1d(data[dim].values) for data in (probes, ds))
-            lacking = [v for v in wanted.tolist() if v not in have.tolist()]
-            if lacking:
-                told = suggest(str(lacking[0]), map(str, have))
-                raise InputError(f"the data lacks {dim} {lacking[0]!r} of the probes: {told}")
-            if dim in ds.dims:
-                ds = ds.sel({dim: wanted if dim in probes.dims else wanted[0]})
-        mine, theirs = (int(data.sizes.get(dim, 1)) for data in (probes, ds))
-        if mine != theirs and not (dim == "token" and probes.attrs.get("tokens") == "joint"):
-            raise InputError(f"the probes are of {mine} {dim}s, the data has {theirs}; narrow it with .isel({dim}=...)")
-    source = SiteData(ds, str(probes.attrs.get("site", "resid_post")))
+def _apply(probes: xr.Dataset, ds: Data, used: Mask, options: RunOptions) -> xr.DataArray:
+    """Score the used rows of other data by the refitted probes."""
+    source = SiteData(_select_places(probes, ds), str(probes.attrs.get("site", "resid_post")))
     coef, features = vectors(probes)
-    full = {d: 1 for d in ("stage", "layer", "token") if d not in coef.dims}
-    joint, places = "token" in features, ("stage", "layer", "token", "pair")
-    features = [d for d in features if d != "token"]
-    coef = coef.expand_dims(full).transpose(*places, *features)
-    full |= {"token": 1} if joint else {}
-    intercept = probes["intercept"].expand_dims(full).transpose(*places)
-    function = _Apply(
+    joint = "token" in features
+    places = ("stage", "layer", "token", "pair")
+    absent = {d: 1 for d in places[:3] if d not in coef.dims}
+    coef = coef.expand_dims(absent).transpose(*places, *(d for d in features if d != "token"))
+    intercept = probes["intercept"].expand_dims(absent | ({"token": 1} if joint else {})).transpose(*places)
+    function = _ProbeScores(
         coef.values.reshape(*coef.shape[:4], -1).astype(np.float32),
         intercept.values.astype(np.float32),
         source.array.sizes["entity"],
         bool(probes.attrs.get("normalize", False)),
         joint,
     )
-    rows = source.rows(skip_missing, used)
+    rows = source.rows(options.skip_missing, used)
     params = {"coef": function.coef, "intercept": function.intercept, "normalize": function.normalize}
-    result = run_slabs(source, function, rows=rows, name="generalise", params=params, **options)
+    result = run_slabs(source, function, rows=rows, name="generalise", params=params, options=options)
     pairs = {k: c.variable for k, c in probes.coords.items() if c.dims == ("pair",)}
     return result["score"].assign_coords(pairs)
 
 
-def _unseen(probes: xr.Dataset, ds: Data) -> Array:
+def _select_places(probes: xr.Dataset, ds: Data) -> Data:
+    """Select the stages, layers and tokens of the probes from other data.
+
+    Raises:
+        InputError: a place of the probes is missing from the data, or the two differ in the number of places.
+    """
+    for dim in ("stage", "layer", "token"):
+        if dim in probes.coords and dim in ds.coords:
+            wanted, available = (np.atleast_1d(data[dim].values) for data in (probes, ds))
+            missing = [v for v in wanted.tolist() if v not in available.tolist()]
+            if missing:
+                hint = suggest(str(missing[0]), map(str, available))
+                raise InputError(f"{dim} {missing[0]!r} of the probes is missing from the data: {hint}")
+            if dim in ds.dims:
+                ds = ds.sel({dim: wanted if dim in probes.dims else wanted[0]})
+        probed, present = (int(data.sizes.get(dim, 1)) for data in (probes, ds))
+        if probed != present and not (dim == "token" and probes.attrs.get("tokens") == "joint"):
+            raise InputError(
+                f"number of {dim}s: the probes have {probed}, the data has {present}; narrow it with .isel({dim}=...)"
+            )
+    return ds
+
+
+def _unseen(probes: xr.Dataset, ds: Data) -> Mask:
     """Rows of `ds` about entities that no probe was fitted on."""
     if "entity_id" in probes.coords and "entity_id" in ds.coords:
         seen = probes["entity_id"].values
@@ -170,7 +181,7 @@ def _unseen(probes: xr.Dataset, ds: Data) -> Array:
 
 
 def _order_outside(probes: xr.Dataset, mean: Array, names: list[str]) -> Array:
-    """Spearman of the mean scores with group order, over the groups that are not of the pair."""
+    """Spearman's correlation of the mean scores with group order, over the groups outside the pair."""
     out = np.full(mean.shape[:-1], np.nan)
     if "pair_first" not in probes.coords:
         return out
@@ -178,11 +189,11 @@ def _order_outside(probes: xr.Dataset, mean: Array, names: list[str]) -> Array:
     for p, pair in enumerate(ends):
         others = [i for i, name in enumerate(names) if name not in {str(e) for e in pair}]
         if len(others) > 2:
-            part = mean[..., p, :][..., others]
-            out[..., p] = np.where(np.isnan(part).any(axis=-1), np.nan, spearman(part))
+            scores = mean[..., p, :][..., others]
+            out[..., p] = np.where(np.isnan(scores).any(axis=-1), np.nan, spearman(scores))
     return out
 
 
 def _nanmean(values: Array) -> Array:
-    have = ~np.isnan(values)
-    return np.asarray(np.where(have, values, 0).sum(axis=0) / have.sum(axis=0))
+    known = ~np.isnan(values)
+    return np.asarray(np.where(known, values, 0).sum(axis=0) / known.sum(axis=0))

@@ -1,8 +1,4 @@
-"""The verb `probe`: linear probes for every stage, layer and token, scored on entities they never saw.
-
-Checks what was asked for, lays out folds and targets once, and runs one function per slab. The fits are in
-estimators.py, the targets in pairs.py, the splits in folds.py, the scores in scoring.py.
-"""
+"""Linear probes at every stage, layer and token, scored on unseen entities."""
 
 from __future__ import annotations
 
@@ -12,14 +8,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.data.array_types import Data
+from stratalens.analyses.data.array_types import Array, Data
 from stratalens.analyses.data.slabs import SiteData
 from stratalens.analyses.data.targets import MULTICLASS, Pairs
 from stratalens.analyses.estimators.backend import thread_count
 from stratalens.analyses.estimators.probes import Settings, choose_device
 from stratalens.analyses.probes.plan import Plan, make_plan
 from stratalens.analyses.probes.slab import ProbeSlab
-from stratalens.analyses.sweep.run import run_slabs
+from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError
 
 
@@ -52,92 +48,102 @@ def probe(
     tokens: str = "each",
     plan: Plan | None = None,
 ) -> xr.Dataset:
-    """Fit linear probes at every stage, layer and token, and score them on entities they never saw.
+    """Fit linear probes at every stage, layer and token; score unseen entities.
 
-    Folds are made over entities, stratified by group, once for the whole call, so that stages and layers are
-    compared on the same splits. Each probe is fitted without each fold in turn, which gives `score` and
-    `accuracy`, and then on all rows, which gives `coef` (Krasheninnikov, Turner and Krueger, 2025: L2
-    logistic regression, C=0.1, no standardisation, weights from a refit on all data, later stage positive).
+    Folds are made over entities, stratified by group, once for the whole call. Stages and layers are therefore
+    compared on the same splits. Each probe is fitted once without each fold, which gives `score` and `accuracy`, and
+    then on all rows, which gives `coef` (Krasheninnikov, Turner and Krueger, 2025: L2 logistic regression, C=0.1, no
+    standardisation, weights from a refit on all data, later stage positive).
 
     Args:
         ds: Dataset (with `site`) or DataArray with dims among (stage, layer, entity, token, features).
-        target: label column whose groups are told apart.
-        site: variable of `ds` to read.
+        target: label column whose groups are classified.
+        site: variable to read.
         pairs: "all", "rest" (each group against the others), "ordinal" (ridge regression on the position in the
             order), "multiclass" (softmax; logistic only), or a list of (name, name).
         method: "logistic", "ridge" (least squares on -1 / +1), "lda" (Ledoit-Wolf shrinkage, as scikit-learn's
             LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")) or "diffmeans".
-        C: inverse strength of the L2 penalty (ridge: alpha = 1 / C); a list, or "cv" for a default list, picks
-            it for each fold by log loss (ridge: squared error) inside that fold's training rows.
+        C: inverse strength of the L2 penalty (ridge: alpha = 1 / C). A list, or "cv" for a default list, chooses
+            it for each fold by log loss (ridge: squared error) inside the training rows of that fold.
         folds: number of folds.
-        groups: label column of what must never be parted by a split.
-        test: {column: value or list of values}: rows that are only tested on, never trained on (e.g. one prompt
-            template); the other rows are only trained on. Entities are kept apart as always.
-        backend: "auto" (a GPU for logistic probes where CuPy finds one), "cpu", or "gpu" (also ridge and lda; not
+        groups: label column of the units that a split never divides.
+        test: {column: value or list of values}, rows to test on and never train on (e.g. one prompt template).
+            The other rows are only trained on. Folds still separate entities.
+        backend: "auto" (a GPU for logistic probes if CuPy has one), "cpu", or "gpu" (also ridge and lda; not
             diffmeans).
-        permutations: label shuffles over entities for `accuracy_null` and `accuracy_p`; each refits everything.
+        permutations: label shuffles over entities, for `accuracy_null` and `accuracy_p`; each refits everything.
         seed: of folds, shuffles and resamples.
-        order: the groups wanted, in order; others are left out.
+        order: groups wanted, in order; None = all.
         normalize: divide every activation vector by its L2 norm first.
         standardize: scale features to unit variance over the training rows of each fit; `coef` stays in the
             units of the activations.
-        solver: of the logistic regression: "batched" (ours, exact) or "library" (scikit-learn, cuML on a GPU).
-        tol: largest component of the gradient of the mean loss at which a logistic fit counts as converged; it
-            shrinks with a gradient that is below 0.001 from the start, as very small activations give.
-        fold_coefs: also return `fold_coef` and `fold_intercept`, the probes that made `score`.
+        solver: of the logistic regression: "batched" (built in, exact) or "library" (scikit-learn, cuML on a GPU).
+        tol: a logistic fit has converged when no component of the gradient of the mean loss exceeds `tol`. The
+            limit shrinks with a gradient that starts below 0.001, as very small activations give.
+        fold_coefs: also return `fold_coef` and `fold_intercept`, the probes that give `score`.
         resamples: of the cluster bootstrap.
-        skip_missing: leave out rows that were not recorded instead of refusing.
-        cache, scheduler, workers, progress: as in `stratalens.analyses.sweep.run_slabs`; by default finished slabs,
-            shuffled refits included, are kept beside a store that the data was opened from.
-        tokens: "each" (probes of every token by itself) or "joint": one probe of all tokens' features side by side;
-            results then have no dim `token`, except coef (..., pair, token, features), where it is one of the features.
-        plan: folds and targets laid out already, in place of those that the other arguments describe.
+        skip_missing: leave unrecorded rows out instead of refusing them.
+        cache: see `RunOptions`; None = next to the store where possible. Shuffled refits are cached too.
+        scheduler: see `RunOptions`.
+        workers: see `RunOptions`.
+        progress: see `RunOptions`.
+        tokens: "each" (separate probes for every token) or "joint" (one probe of the features of all tokens).
+            Joint results have no dim `token`, except coef (..., pair, token, features).
+        plan: folds and targets to use instead of those that the other arguments describe.
 
     Returns:
-        Dataset with dims stage, layer, token (where the data has them), pair, fold, entity and features:
-        accuracy, auc (..., pair, fold); accuracy_mean, accuracy_low, accuracy_high (..., pair) over all test rows,
-        95 % cluster bootstrap over entities; coef (..., pair, features), intercept, converged (all fits), iterations
-        (most), penalty (C of the refit), constant (...: True where all rows are equal, as with the embedding of a token
-        that all prompts share; all numbers are NaN there), chance (pair: share of the larger class); score (..., pair,
-        entity):
-        out-of-fold score of every entity in any group, also outside the pair, by the probe that never saw its fold;
-        entity_fold (entity; -1 = in no group). With permutations: accuracy_null, accuracy_p. For "ordinal" r2 and
-        rank_correlation take the place of accuracy and auc; for "multiclass" coef, intercept and score have a dim
-        `group` instead of `pair`.
+        Dataset, without the dims among (stage, layer, token) that the data does not have:
+        accuracy, auc (stage, layer, token, pair, fold): float64, on the test rows of each fold.
+        accuracy_mean (stage, layer, token, pair): float64, over all test rows.
+        accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
+        accuracy_null (stage, layer, token, pair): float64, mean over shuffled labels; only with permutations.
+        accuracy_p (stage, layer, token, pair): float64, one-sided permutation p; only with permutations.
+        score (stage, layer, token, pair, entity): float32, out-of-fold score of every entity in any group, also
+        outside the pair, by the probe that never saw its fold.
+        right (stage, layer, token, pair, entity): int8, 1 = test row that is classified correctly.
+        tested (stage, layer, token, pair, entity): int8, 1 = test row of the pair.
+        coef (stage, layer, token, pair, features): float32, from the refit on all rows.
+        intercept (stage, layer, token, pair): float64.
+        converged (stage, layer, token, pair): bool, True if all fits converged.
+        iterations (stage, layer, token, pair): int64, largest number over the fits.
+        penalty (stage, layer, token, pair): float64, C of the refit.
+        fold_coef (stage, layer, token, pair, fold, features): float32; only with fold_coefs.
+        fold_intercept (stage, layer, token, pair, fold): float64; only with fold_coefs.
+        constant (stage, layer, token): bool, True where all rows are equal, e.g. the embedding of a token that all
+        prompts share. All numbers are NaN there.
+        chance (pair): float64, share of the larger class.
+        entity_fold (entity): int64, -1 = in no group.
+
+        For "ordinal", r2 replaces accuracy, and rank_correlation (Spearman) replaces auc; right, tested and chance
+        are left out. For "multiclass", score, coef, intercept, fold_coef and fold_intercept have the dim `group`
+        instead of `pair`.
 
     Raises:
         InputError: unknown names; one class; a group with fewer entities than folds; a continuous or mixed
-            target; a test selection that leaves nothing to train or test on; activations that are the same in all rows
-            at all places; backend="gpu" without a GPU.
-        NotRecordedError: rows of a stage were not recorded.
-        NonFiniteError: NaN or infinity in the activations, naming where.
+            target; a test selection that leaves nothing to train or test on; activations that are the same in all
+            rows everywhere; backend="gpu" without a GPU.
+        NotRecordedError: unrecorded rows.
+        NonFiniteError: NaN or infinity among the activations; the message names the place.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(40, 1, 4)); x[20:] += 2
         >>> da = xr.DataArray(x, dims=("entity", "token", "d_model"),
         ...     coords={"colour": ("entity", np.repeat(["red", "blue"], 20).astype(object))})
-        >>> found = probe(da, "colour", folds=4, progress=False)
-        >>> found.pair.values.tolist(), bool((found.accuracy_mean > 0.9).all())
+        >>> result = probe(da, "colour", folds=4, progress=False)
+        >>> result.pair.values.tolist(), bool((result.accuracy_mean > 0.9).all())
         (['red v blue'], True)
     """
     plan = plan or make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples, tokens)
-    settings = Settings(
-        method,
-        C,
-        standardize,
-        solver,
-        tol,
-        choose_device(backend, method, plan.contrasts.kind, solver),
-        plan.contrasts.kind,
-    )
+    kind = plan.contrasts.kind
+    settings = Settings(method, C, standardize, solver, tol, choose_device(backend, method, kind, solver), kind)
     settings.check(folds)
     source = SiteData(ds, site)
     rows = source.rows(skip_missing, wanted=plan.codes >= 0)
-    plan.check(rows, [str(source.label("stage", i)) for i in range(len(rows))])
-    described = {
+    plan.check(rows, source.labels("stage"))
+    attrs = {
         "target": target,
-        "pairs": plan.contrasts.kind,
+        "pairs": kind,
         "method": method,
         "C": settings.C_attr,
         "folds": folds,
@@ -157,44 +163,47 @@ def probe(
         source,
         ProbeSlab(plan, settings, normalize, fold_coefs),
         rows=rows,
-        cache=cache,
         name="probe",
-        params=described | {"fold_coefs": fold_coefs} | settings.identity() | plan.identity(),
-        scheduler=scheduler,
-        workers=thread_count(settings.backend, workers),
-        progress=progress,
+        params=attrs | {"fold_coefs": fold_coefs} | settings.identity() | plan.identity(),
+        options=RunOptions(skip_missing, cache, scheduler, thread_count(settings.backend, workers), progress),
     )
-    return label_result(result, plan, source).assign_attrs(source.attrs() | described)
+    return label_result(result, plan, source).assign_attrs(source.attrs() | attrs)
 
 
 def label_result(result: xr.Dataset, plan: Plan, source: SiteData, folds: bool = True) -> xr.Dataset:
-    """Coordinates of pair, group, fold and entity; and what belongs to all slabs alike."""
+    """Add coordinates of pairs, groups, folds and entities, and the chance level.
+
+    Raises:
+        InputError: the activations are the same in all rows everywhere.
+    """
     if "constant" in result and bool(result["constant"].all()):
-        raise InputError(f"{source.site!r} is the same in all rows, at all places asked for; there is nothing to probe")
-    found = plan.contrasts
+        raise InputError(
+            f"{source.site!r} is the same in all rows at every stage, layer and token; there is nothing to probe"
+        )
+    targets = plan.contrasts
     for variable in {"coef", "fold_coef"} & set(result.data_vars) if plan.joint else ():
         result[variable].attrs["tokens"] = plan.tokens
     result = result.assign_coords(
-        pair=_text(found.names),
-        pair_first=("pair", _text(found.first)),
-        pair_second=("pair", _text(found.second)),
+        pair=_as_objects(targets.names),
+        pair_first=("pair", _as_objects(targets.first)),
+        pair_second=("pair", _as_objects(targets.second)),
     )
     if folds:
         result = result.assign_coords(fold=np.arange(plan.folds))
         result["entity_fold"] = ("entity", np.where(plan.codes >= 0, plan.fold, -1))
     if "group" in result.dims:
-        result = result.assign_coords(group=_text(plan.group_names))
+        result = result.assign_coords(group=_as_objects(plan.group_names))
     for name, coord in source.array.coords.items():
         if coord.dims == ("entity",) or (len(coord.dims) == 1 and coord.dims[0] in source.feature_dims):
             result = result.assign_coords({name: coord.variable})
-    counts = np.bincount(plan.codes[plan.codes >= 0], minlength=len(plan.group_names))
-    if found.kind == MULTICLASS:
+    if targets.kind == MULTICLASS:
+        counts = np.bincount(plan.codes[plan.codes >= 0], minlength=len(plan.group_names))
         result["chance"] = ("pair", [counts.max() / counts.sum()])
-    elif found.kind == "binary":
-        positive, negative = (found.signs > 0).sum(axis=0), (found.signs < 0).sum(axis=0)
+    elif targets.kind == "binary":
+        positive, negative = (targets.signs > 0).sum(axis=0), (targets.signs < 0).sum(axis=0)
         result["chance"] = ("pair", np.maximum(positive, negative) / (positive + negative))
     return result.load()
 
 
-def _text(names: Sequence[str]) -> Any:
+def _as_objects(names: Sequence[str]) -> Array:
     return np.array(list(names), dtype=object)

@@ -1,7 +1,4 @@
-"""Probes of one slab: fitted, scored on entities they never saw, with intervals and nulls, as a small Dataset.
-
-What all slabs share is in probe_plan.py; the verb in probes.py runs this on every stage and layer.
-"""
+"""Probes of one slab: fits, scores on unseen entities, intervals and nulls."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 from scipy.stats import rankdata
 
+from stratalens.analyses.data.array_types import Doubles, Floats, Mask, Signs
 from stratalens.analyses.data.slabs import Slab
 from stratalens.analyses.data.targets import MULTICLASS, ORDINAL
 from stratalens.analyses.estimators.boosting import BOOSTING, boosted_scores
@@ -22,26 +20,18 @@ from stratalens.analyses.stats import scores as scoring
 from stratalens.analyses.stats.bootstrap import p_value
 from stratalens.store.errors import InputError
 
-Floats = npt.NDArray[np.floating]
-
-
-# What `accuracy` is called for each kind of probe.
-QUALITY = {"binary": "accuracy", MULTICLASS: "accuracy", ORDINAL: "r2"}
-
-
-# Probes of shuffled labels that are fitted together, before folds.
-SHUFFLED_PROBES = 10
-
-
 Variables = dict[str, tuple[tuple[str, ...], npt.NDArray[np.generic]]]
+
+QUALITY = {"binary": "accuracy", MULTICLASS: "accuracy", ORDINAL: "r2"}  # variable that measures each kind of probe
+SHUFFLED_PROBES = 10  # probes of shuffled labels that are fitted together, not counting folds
 
 
 class ProbeSlab:
-    """The function of one slab; a class so that a cluster can pickle it.
+    """Function of a slab: probes of every token; a class, so that a cluster can pickle it.
 
     Args:
-        plan: what all slabs share.
-        settings: how probes are fitted.
+        plan: plan of the call.
+        settings: of the fits.
         normalize: divide activation vectors by their L2 norm.
         fold_coefs: return the probes of every fold.
     """
@@ -50,21 +40,27 @@ class ProbeSlab:
         self.plan, self.settings, self.normalize, self.fold_coefs = plan, settings, normalize, fold_coefs
 
     def __call__(self, slab: Slab) -> xr.Dataset:
-        """Dataset with dims token, pair, fold, entity (all rows of the data; NaN where unused) and features."""
+        """Compute the variables of `probe` for one slab; `entity` has all rows of the data, NaN where unused."""
         values = slab.values()
         slab.refuse_nonfinite(values)
-        plan = self.plan.take(slab.rows)
         if self.normalize:
-            values = unit_rows(values, slab.where)
+            values = normalize_rows(values, slab.where)
+        plan = self.plan.take(slab.rows)
         tokens = [probe_token(X, plan, self.settings, self.fold_coefs) for X in plan.features(values)]
         return stack_tokens(tokens, slab, self.plan)
 
 
 def stack_tokens(tokens: Sequence[Variables], slab: Slab, plan: Plan, features: str | None = None) -> xr.Dataset:
-    """One Dataset from the results of every token; where `plan` (of all rows) joins them, `token` is a feature dim.
+    """Combine the results of all tokens in one Dataset.
 
-    Rows that the slab does not use are NaN (0 in counts) along `entity`; the dim `feature` becomes `features`, or
-    the slab's own feature dims.
+    Rows that the slab does not use are NaN along `entity` (0 in counts). The dim `feature` becomes `features`, or the
+    feature dims of the slab. In a joint plan, `token` is one of the feature dims.
+
+    Args:
+        tokens: results of `probe_token`.
+        slab: slab of the results.
+        plan: plan of all rows of the data.
+        features: name of the features; None = those of the slab.
     """
     out: Variables = {}
     n_entities = len(plan.codes)
@@ -73,14 +69,15 @@ def stack_tokens(tokens: Sequence[Variables], slab: Slab, plan: Plan, features: 
         last = dims[-1] if dims else ""
         if last == "entity" and len(slab.rows) < n_entities:
             missing = np.nan if stacked.dtype.kind == "f" else 0
-            whole = np.full((*stacked.shape[:-1], n_entities), missing, dtype=stacked.dtype)
-            whole[..., slab.rows] = stacked
-            stacked = whole
+            all_rows = np.full((*stacked.shape[:-1], n_entities), missing, dtype=stacked.dtype)
+            all_rows[..., slab.rows] = stacked
+            stacked = all_rows
         if last == "feature":
-            width, own = ((features,), (-1,)) if features is not None else (slab.feature_dims, slab.feature_shape)
-            joined, parts = (("token",), (slab.shape[1],)) if plan.joint else ((), ())
-            dims = (*dims[:-1], *joined, *width)
-            stacked = stacked.reshape(*stacked.shape[:-1], *parts, *own)
+            names, shape = (slab.feature_dims, slab.feature_shape) if features is None else ((features,), (-1,))
+            if plan.joint:
+                names, shape = ("token", *names), (slab.shape[1], *shape)
+            dims = (*dims[:-1], *names)
+            stacked = stacked.reshape(*stacked.shape[:-1], *shape)
         out[name] = (dims, stacked[0]) if plan.joint else (("token", *dims), stacked)
     return xr.Dataset(out)
 
@@ -88,26 +85,30 @@ def stack_tokens(tokens: Sequence[Variables], slab: Slab, plan: Plan, features: 
 def probe_token(
     X: Floats, plan: Plan, settings: Settings, fold_coefs: bool = False, prepare: Prepare | None = None
 ) -> Variables:
-    """Everything about the probes of one token.
+    """Fit and score the probes of one token.
 
     Args:
-        X: [array-like, shape: (n, d)] activations of the plan's rows.
-        plan: of exactly these rows.
-        settings: how.
+        X: array of shape (n, d), activations of the rows of the plan.
+        plan: plan of exactly these rows.
+        settings: of the fits.
         fold_coefs: also return the probes of every fold.
-        prepare: from training rows [shape: (n,) bool] to the activations [shape: (n, d)] that probes of these rows
-            are fitted and scored on, made from these rows alone.
+        prepare: from training rows, bool array of shape (n,), to the activations, array of shape (n, d), that probes
+            of these rows are fitted and scored on; it may look at these rows only.
 
     Returns:
-        {name: (dims, values)} with dims among pair, group, fold, entity, feature.
+        {name: (dims, values)} with dims among pair, group, fold, entity and feature.
     """
-    if constant(X):
-        once = replace(plan, permutations=min(plan.permutations, 1))
-        return no_numbers(probe_token(_noise(X), once, settings, fold_coefs))
+    if is_constant(X):
+        short = replace(plan, permutations=min(plan.permutations, 1))
+        return blank_values(probe_token(noise_like(X), short, settings, fold_coefs))
     fitted, score = _fit_and_score(X, plan, settings, prepare)
     kind = plan.contrasts.kind
     rank = "group" if kind == MULTICLASS else "pair"
-    out: Variables = {"score": ((rank, "entity"), score), **quality(score, plan), "constant": ((), np.asarray(False))}
+    out: Variables = {
+        "score": ((rank, "entity"), score),
+        **score_quality(score, plan),
+        "constant": ((), np.asarray(False)),
+    }
     if fitted is not None:
         coef, intercept = fitted.coef, fitted.intercept
         out |= {
@@ -128,13 +129,13 @@ def probe_token(
     return out
 
 
-def constant(X: Floats) -> bool:
-    """Whether all rows are equal, e.g. the embedding of a token that all prompts share: there is nothing to probe."""
+def is_constant(X: Floats) -> bool:
+    """Whether all rows are equal, as for a token that all prompts share."""
     return bool((X[:1] == X[:2]).all() and (X[:1] == X).all())
 
 
-def no_numbers(variables: Variables) -> Variables:
-    """What stands at a place where there is nothing to probe, from what would stand there for noise."""
+def blank_values(variables: Variables) -> Variables:
+    """Replace numbers by NaN, and counts by 0, for constant activations."""
     blank: Variables = {}
     for name, (dims, values) in variables.items():
         if name == "constant":
@@ -145,15 +146,16 @@ def no_numbers(variables: Variables) -> Variables:
     return blank
 
 
-def _noise(X: Floats) -> Floats:
+def noise_like(X: Floats) -> Floats:
+    """Draw noise of the shape and dtype of X, to learn the variables of its results."""
     return np.random.default_rng(0).standard_normal(X.shape).astype(X.dtype)
 
 
-def unit_rows(X: Floats, where: str = "activations") -> Floats:
-    """Vectors of the last axis divided by their L2 norm.
+def normalize_rows(X: Floats, where: str = "activations") -> Floats:
+    """Divide the vectors of the last axis by their L2 norm.
 
     Raises:
-        InputError: a row of zeros, which has no direction.
+        InputError: vectors of zeros, which have no direction.
     """
     length = np.linalg.norm(X, axis=-1, keepdims=True)
     if not (length > 0).all():
@@ -167,121 +169,126 @@ def unit_rows(X: Floats, where: str = "activations") -> Floats:
 def _fit_and_score(
     X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None, refit: bool = True
 ) -> tuple[Probes | None, npt.NDArray[np.float32]]:
-    """Probes (None where they are no linear functions) and out-of-fold scores, shape (pair or group, n).
+    """Fit probes and score every row by those that never saw its fold.
 
-    Without `refit` the probes of all training rows, which score nothing, are left out.
+    Args:
+        X: array of shape (n, d).
+        plan: plan of these rows.
+        settings: of the fits.
+        prepare: as in `probe_token`.
+        refit: also fit probes on all training rows.
+
+    Returns:
+        probes: None if they are not linear.
+        score: float32 array of shape (pair or group, n).
     """
-    signs = plan.contrasts.signs
+    targets, fold = plan.contrasts, plan.fold
     if settings.method == BOOSTING:
-        return None, boosted_scores(X, signs, plan.fold, plan.folds, plan.trainable, plan.seed)
-    parts = (signs, plan.codes, plan.fold, plan.folds, plan.trainable, settings)
+        return None, boosted_scores(X, targets.signs, fold, plan.folds, plan.trainable, plan.seed)
+    arguments = (targets.signs, plan.codes, fold, plan.folds, plan.trainable, settings)
     if prepare is None:
-        fitted = fit_probes(X, *parts, refit=refit)
+        fitted = fit_probes(X, *arguments, refit=refit)
         coef, intercept = fitted.coef[:, : plan.folds], fitted.intercept[:, : plan.folds]
-        return fitted, scoring.own_fold_scores(X, coef, intercept, plan.fold)
-    score: npt.NDArray[np.float32] | None = None
-    found = []
-    penalty = choose_penalties(X, *parts, prepare=prepare)
+        return fitted, scoring.own_fold_scores(X, coef, intercept, fold)
+    n_scores = len(plan.group_names) if targets.kind == MULTICLASS else targets.signs.shape[1]
+    score = np.empty((n_scores, len(X)), dtype=np.float32)
+    fits = []
+    penalty = choose_penalties(X, *arguments, prepare=prepare)
     for k in range(plan.folds + refit):
-        ready = prepare(plan.trainable & (plan.fold != k))
-        found.append(fit_probes(ready, *parts, only=k, penalty=penalty[:, [k]]))
-        own = plan.fold == k
-        if score is None:
-            score = np.empty((len(found[0].coef), len(X)), dtype=np.float32)
-        score[:, own] = found[k].coef[:, 0] @ ready[own].T + found[k].intercept[:, :1]
-    assert score is not None  # there are at least two folds
-    return Probes.join(found), score
+        prepared = prepare(plan.trainable & (fold != k))
+        fit = fit_probes(prepared, *arguments, only=k, penalty=penalty[:, [k]])
+        own = fold == k
+        score[:, own] = fit.coef[:, 0] @ prepared[own].T + fit.intercept[:, :1]
+        fits.append(fit)
+    return Probes.join(fits), score
 
 
-def _right(score: Floats, plan: Plan, test: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
-    """Test rows that are classified rightly, shape (pair, n)."""
+def _correct_rows(score: Floats, plan: Plan, test: Signs) -> Mask:
+    """Test rows that are classified correctly, of shape (pair, n)."""
     if plan.contrasts.kind == MULTICLASS:
-        right: npt.NDArray[np.bool_] = ((score.argmax(axis=0) == plan.codes) & (test[:, 0] != 0))[None]
-        return right
+        return np.asarray((score.argmax(axis=0) == plan.codes) & (test[:, 0] != 0))[None]
     return scoring.is_right(score, test)
 
 
-def _auc(score: Floats, plan: Plan, test: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
-    """AUC of each fold; for several classes the mean over each class against the rest."""
+def _fold_auc(score: Floats, plan: Plan, test: Signs) -> Doubles:
+    """AUC of each fold; for several classes, the mean over each class against the rest."""
     if plan.contrasts.kind != MULTICLASS:
         return scoring.fold_auc(score, test, plan.fold, plan.folds)
-    own = np.where(plan.codes[:, None] == np.arange(len(score)), 1, -1).astype(np.int8)
-    each = scoring.fold_auc(score, own * test, plan.fold, plan.folds)
-    return np.asarray(each.mean(axis=0, keepdims=True), dtype=np.float64)
+    one_against_rest = np.where(plan.codes[:, None] == np.arange(len(score)), 1, -1).astype(np.int8)
+    by_class = scoring.fold_auc(score, one_against_rest * test, plan.fold, plan.folds)
+    return np.asarray(by_class.mean(axis=0, keepdims=True), dtype=np.float64)
 
 
-def quality(score: Floats, plan: Plan, resample: bool = True) -> Variables:
-    """How right the scores are: in each fold, and over all test rows with an interval (unless resample=False).
+def score_quality(score: Floats, plan: Plan, resample: bool = True) -> Variables:
+    """Measure the quality of scores, in each fold and over all test rows.
 
     Args:
-        score: [array-like, shape: (pair or group, n)] out of fold.
-        plan: of exactly these rows.
-        resample: also give the means and intervals.
+        score: array of shape (pair or group, n), out of fold.
+        plan: plan of exactly these rows.
+        resample: include the means over all test rows and their intervals.
     """
     test = plan.test_signs
     if plan.contrasts.kind == ORDINAL:
-        each, top, bottom = _order_quality(score[0], plan)
-        unexplained, worse, better = scoring.cluster_interval(top, bottom, plan.units, plan.draws())
-        return each | {
+        by_fold, errors, deviations = _ordinal_quality(score[0], plan)
+        unexplained, worse, better = scoring.cluster_interval(errors, deviations, plan.units, plan.bootstrap_weights())
+        return by_fold | {
             "r2_mean": (("pair",), 1 - unexplained),
             "r2_low": (("pair",), 1 - better),
             "r2_high": (("pair",), 1 - worse),
         }
-    right, counted = _right(score, plan, test), (test != 0).T
+    right, tested = _correct_rows(score, plan, test), (test != 0).T
     out: Variables = {
-        "accuracy": (("pair", "fold"), scoring.fold_means(right, counted, plan.fold, plan.folds)),
-        "auc": (("pair", "fold"), _auc(score, plan, test)),
+        "accuracy": (("pair", "fold"), scoring.fold_means(right, tested, plan.fold, plan.folds)),
+        "auc": (("pair", "fold"), _fold_auc(score, plan, test)),
         "right": (("pair", "entity"), right.astype(np.int8)),
-        "tested": (("pair", "entity"), counted.astype(np.int8)),
+        "tested": (("pair", "entity"), tested.astype(np.int8)),
     }
     if resample:
-        mean, low, high = scoring.cluster_interval(right, counted, plan.units, plan.draws())
+        mean, low, high = scoring.cluster_interval(right, tested, plan.units, plan.bootstrap_weights())
         out["accuracy_mean"] = (("pair",), mean)
         out["accuracy_low"] = (("pair",), low)
         out["accuracy_high"] = (("pair",), high)
     return out
 
 
-def _null(X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None) -> npt.NDArray[np.float64]:
-    """Quality of every probe after each shuffle of the labels over entities, shape (permutation, pair)."""
+def _null(X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None) -> Doubles:
+    """Quality of every probe after each shuffle of the labels over entities, of shape (permutation, pair)."""
+    shuffles = range(plan.permutations)
     if plan.contrasts.kind != "binary" or settings.method == BOOSTING:
-        return np.stack([_shuffled_quality(X, plan.shuffled(i), settings, prepare) for i in range(plan.permutations)])
-    # Shuffles keep rows and folds, so those of many shuffles are just more probes over the same rows: solved
-    # together they share every pass over X, its rotation and the preconditioner.
+        return np.stack([_shuffled_quality(X, plan.shuffle_labels(i), settings, prepare) for i in shuffles])
+    # Shuffles keep rows and folds. The probes of several shuffles are therefore solved together: they share every
+    # pass over X, its rotation and the preconditioner.
     pairs = plan.contrasts.signs.shape[1]
     size = max(1, SHUFFLED_PROBES // pairs)
-    found = []
+    null = []
     for start in range(0, plan.permutations, size):
-        several = [plan.shuffled(i).contrasts.signs for i in range(start, min(start + size, plan.permutations))]
-        signs = np.concatenate(several, axis=1)
-        wide = replace(plan, contrasts=replace(plan.contrasts, signs=signs))
-        found.append(_shuffled_quality(X, wide, settings, prepare).reshape(len(several), pairs))
-    return np.concatenate(found)
+        batch = [plan.shuffle_labels(i).contrasts.signs for i in shuffles[start : start + size]]
+        wide = replace(plan, contrasts=replace(plan.contrasts, signs=np.concatenate(batch, axis=1)))
+        null.append(_shuffled_quality(X, wide, settings, prepare).reshape(len(batch), pairs))
+    return np.concatenate(null)
 
 
-def _shuffled_quality(
-    X: Floats, shuffled: Plan, settings: Settings, prepare: Prepare | None
-) -> npt.NDArray[np.float64]:
+def _shuffled_quality(X: Floats, shuffled: Plan, settings: Settings, prepare: Prepare | None) -> Doubles:
     _, score = _fit_and_score(X, shuffled, settings, prepare, refit=False)
     if shuffled.contrasts.kind == ORDINAL:
-        _, top, bottom = _order_quality(score[0], shuffled)
-        return np.asarray(1 - top.sum(axis=1) / bottom.sum(axis=1), dtype=np.float64)
+        _, errors, deviations = _ordinal_quality(score[0], shuffled)
+        return np.asarray(1 - errors.sum(axis=1) / deviations.sum(axis=1), dtype=np.float64)
     test = shuffled.test_signs
-    return np.asarray(_right(score, shuffled, test).sum(axis=1) / (test != 0).sum(axis=0), dtype=np.float64)
+    return np.asarray(_correct_rows(score, shuffled, test).sum(axis=1) / (test != 0).sum(axis=0), dtype=np.float64)
 
 
-def _order_quality(score: Floats, plan: Plan) -> tuple[Variables, Floats, Floats]:
-    """R2 and Spearman's correlation with the order in each fold; squared errors and deviations of every row (1, n)."""
-    counted = plan.test_signs[:, 0] != 0
+def _ordinal_quality(score: Floats, plan: Plan) -> tuple[Variables, Floats, Floats]:
+    """R2 and Spearman's correlation in each fold; squared errors and squared deviations of every row, (1, n)."""
+    tested = plan.test_signs[:, 0] != 0
     r2, rho = np.full(plan.folds, np.nan), np.full(plan.folds, np.nan)
     truth = plan.codes.astype(np.float64)
-    error = np.where(counted, (score - truth) ** 2, 0.0)
-    deviation = np.where(counted, (truth - truth[counted].mean()) ** 2, 0.0)
+    error = np.where(tested, (score - truth) ** 2, 0.0)
+    deviation = np.where(tested, (truth - truth[tested].mean()) ** 2, 0.0)
     for k in range(plan.folds):
-        rows = np.flatnonzero((plan.fold == k) & counted)
+        rows = np.flatnonzero((plan.fold == k) & tested)
         if len(rows) > 1 and np.ptp(truth[rows]) > 0:
             r2[k] = 1 - error[rows].sum() / deviation[rows].sum()
             if np.ptp(score[rows]) > 0:
                 rho[k] = np.corrcoef(rankdata(score[rows]), rankdata(truth[rows]))[0, 1]
-    each: Variables = {"r2": (("pair", "fold"), r2[None]), "rank_correlation": (("pair", "fold"), rho[None])}
-    return each, error[None], deviation[None]
+    by_fold: Variables = {"r2": (("pair", "fold"), r2[None]), "rank_correlation": (("pair", "fold"), rho[None])}
+    return by_fold, error[None], deviation[None]

@@ -1,4 +1,4 @@
-"""ds.strata is the functions and nothing else; public names are lazy."""
+"""ds.strata has the public analyses as methods; public names are lazy."""
 
 from __future__ import annotations
 
@@ -22,21 +22,26 @@ def test_the_accessor_is_the_function() -> None:
         expected = centroids(data, order=["s1", "s2"], progress=False)
         xr.testing.assert_identical(data.strata.centroids(order=["s1", "s2"], progress=False), expected)
     assert ds.strata.project.__doc__ is not None
-    assert repr(ds.strata).startswith("<stratalens verbs on Dataset (stage ")
-    assert repr(ds.resid_post.strata).startswith("<stratalens verbs on resid_post (stage ")
+    assert repr(ds.strata).startswith("<stratalens analyses of Dataset (stage ")
+    assert repr(ds.resid_post.strata).startswith("<stratalens analyses of resid_post (stage ")
     assert " at 0x" not in repr(ds.strata)
     with pytest.raises(AttributeError, match=r"it has .*centroids"):
         ds.strata.nothing  # noqa: B018
 
 
-def test_every_public_verb_is_there() -> None:
+def test_every_public_analysis_is_there() -> None:
     functions = {name: getattr(sl, name) for name in sl.__all__ if inspect.isfunction(getattr(sl, name))}
-    verbs = {name for name, f in functions.items() if f.__module__.startswith("stratalens.analyses")}
-    others = {"control_table", "clear_results", "report", "explore"}  # of several results, of a path, of a page
-    assert verbs - others == set(dir(planted().strata))
+    analyses = {name for name, f in functions.items() if f.__module__.startswith("stratalens.analyses")}
+    others = {
+        "control_table",
+        "clear_results",
+        "report",
+        "explore",
+    }  # they take several results or a path, or open a page
+    assert analyses - others == set(dir(planted().strata))
 
 
-def test_results_have_the_verbs_of_results() -> None:
+def test_results_have_the_analyses_of_results() -> None:
     ds = planted()
     options = {"progress": False, "resamples": 20, "folds": 3}
     probes = ds.strata.probe(pairs=[("s1", "s4"), ("s1", "s3")], **options)
@@ -44,8 +49,8 @@ def test_results_have_the_verbs_of_results() -> None:
     assert probes.strata.generalise(ds).sizes["group"] == 4
     assert set(ds.strata.centroids(progress=False).strata.steps().data_vars) == {"distance", "cosine", "angle", "turn"}
     assert float(ds.resid_post.strata.pca(components=2, progress=False).share.max()) < 1
-    made = ds.strata.controls(which=("probe", "random_direction"), pairs=[("s1", "s4")], **options)
-    assert set(made) == {"probe", "random_direction"}
+    results = ds.strata.controls(which=("probe", "random_direction"), pairs=[("s1", "s4")], **options)
+    assert set(results) == {"probe", "random_direction"}
     assert ds.strata.baseline_probe(baseline="shuffled_entity", **options).attrs["baseline"] == "shuffled_entity"
 
 

@@ -1,4 +1,4 @@
-"""In a real Jupyter kernel: a plot as the last line of a cell is drawn, and progress is not a warning."""
+"""A real Jupyter kernel draws a plot in the last line of a cell, and progress is not a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How stores and results look in a notebook: the facts are there, and nothing from the data is markup."""
+"""HTML of stores and results in a notebook: it has the facts, and text from the data is never markup."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def test_a_path_is_shown_from_the_working_folder(tmp_path: Path, monkeypatch: py
         assert ds.attrs["path"] == str(path)
 
 
-def test_a_writer_shows_what_is_there_so_far(tmp_path: Path) -> None:
+def test_a_writer_shows_the_recorded_rows(tmp_path: Path) -> None:
     with ActivationWriter(store(tmp_path)) as writer:
         page = Tags(writer._repr_html_())
     assert set(page.tags) <= ALLOWED
     assert any(w.endswith("run.zarr: complete") for w in page.words)
-    assert "100%" in page.words  # rows skipped on purpose are committed
+    assert "100%" in page.words  # skipped rows are committed
 
 
-def test_a_result_shows_what_it_was_made_from(tmp_path: Path) -> None:
+def test_a_result_shows_its_origin(tmp_path: Path) -> None:
     ds = open_store(store(tmp_path))
     result = centroids(ds, skip_missing=True, progress=False)
     page = Tags(result.strata._repr_html_())

@@ -1,4 +1,4 @@
-"""Results on disk: text is written as every zarr reader takes it, whatever made it, without a warning."""
+"""Results on disk: text of any origin is written as the strings of zarr, without a warning."""
 
 import numpy as np
 import pandas as pd
@@ -19,20 +19,20 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("made", ["coordinate", "concat", "variable"])
+@pytest.mark.parametrize("origin", ["coordinate", "concat", "variable"])
 @pytest.mark.parametrize("kind", TEXTS)
-def test_text_is_written_as_strings(tmp_path, kind, made):
+def test_text_is_written_as_strings(tmp_path, kind, origin):
     text = TEXTS[kind]
-    if made == "concat":
+    if origin == "concat":
         parts = [xr.Dataset({"x": ("g", [float(i)])}) for i in range(2)]
         result = xr.concat(parts, dim=pd.Index(text, name="statistic"))
-    elif made == "coordinate":
+    elif origin == "coordinate":
         result = xr.Dataset({"x": ("statistic", [0.0, 1.0])}, coords={"statistic": ("statistic", text, {"why": "a"})})
     else:
         result = xr.Dataset({"statistic": ("row", np.asarray(text), {"why": "a"})})
-    write_results({"made": result}, tmp_path)  # a warning would be an error
-    array = zarr.open_group(tmp_path / "made.zarr", mode="r")["statistic"]
+    write_results({"origin": result}, tmp_path)  # a warning would be an error
+    array = zarr.open_group(tmp_path / "origin.zarr", mode="r")["statistic"]
     assert array.metadata.data_type.to_json(zarr_format=3) == "string"
-    back = read_results(tmp_path)["made"].statistic
+    back = read_results(tmp_path)["origin"].statistic
     assert back.values.tolist() == NAMES.tolist()
-    assert made == "concat" or back.attrs == {"why": "a"}
+    assert origin == "concat" or back.attrs == {"why": "a"}

@@ -1,4 +1,4 @@
-"""The usual questions together: what `analyze` and `report` ask, said step by step, and never asked twice."""
+"""The standard analyses: each step is reported, and no slab is computed twice."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from support.stores import make_store
 
 
 @pytest.mark.parametrize(
-    ("verbs", "says"),
+    ("verbs", "message"),
     [
-        (["probe"], "unknown verb 'probe'; did you mean 'probes'. Valid: centroids, probes, controls"),
-        ("centroid", "unknown verb 'centroid'; did you mean 'centroids'"),
-        (["probes", "Controls"], "unknown verb 'Controls'; did you mean 'controls'"),
-        ([], "no verb is given: name one or more of centroids, probes, controls"),
+        (["probe"], "verbs='probe': did you mean 'probes'. Valid: centroids, probes, controls"),
+        ("centroid", "verbs='centroid': did you mean 'centroids'"),
+        (["probes", "Controls"], "verbs='Controls': did you mean 'controls'"),
+        ([], "verbs is empty: name one or more of centroids, probes, controls"),
     ],
 )
-def test_a_verb_is_one_of_those_there_are(verbs: list[str] | str, says: str, tmp_path: Path) -> None:
+def test_unknown_names_and_empty_lists_are_refused(verbs: list[str] | str, message: str, tmp_path: Path) -> None:
     ds = open_store(make_store(tmp_path / "run.zarr", stages=2, layers=1, entities=8))
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         run_suite(ds, verbs=verbs)
 
 
-def test_all_verbs_are_asked_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_analyses_run_once_and_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(tmp_path / "run.zarr", stages=4, layers=2, entities=90)
     ds = open_store(store).isel(stage=[0, 3])
-    said: list[str] = []
-    suite = run_suite(ds, permutations=20, tell=said.append)
-    numbers = [line for line in said if line.startswith("[")]
+    lines: list[str] = []
+    suite = run_suite(ds, permutations=20, tell=lines.append)
+    numbers = [line for line in lines if line.startswith("[")]
     assert len(numbers) == sum(map(len, STEPS.values()))
     assert [line[1] for line in numbers] == [str(i + 1) for i in range(len(numbers))]
     assert "left" not in numbers[0]
@@ -46,10 +46,10 @@ def test_all_verbs_are_asked_once_and_kept(tmp_path: Path, monkeypatch: pytest.M
     assert table.sizes["stage"] == 1
     assert table.sizes["pair"] == 1
 
-    def worked(function: object, slab: Slab) -> None:
-        raise AssertionError(f"{type(function).__name__}: {slab.where} was worked on again")
+    def compute(function: object, slab: Slab) -> None:
+        raise AssertionError(f"{type(function).__name__}: {slab.where} was computed again")
 
-    monkeypatch.setattr(sys.modules["stratalens.analyses.sweep.run"], "run_slab_task", worked)
+    monkeypatch.setattr(sys.modules["stratalens.analyses.sweep.run"], "run_slab_task", compute)
     again = run_suite(open_store(store).isel(stage=[0, 3]), permutations=20, verbs=VERBS)
     for name, result in suite.results.items():
         assert result.identical(again.results[name]), name

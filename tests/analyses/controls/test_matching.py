@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratalens.analyses.controls.matching import (
+    find_most_separating,
     joint_bins,
     match_bins,
     match_nearest,
-    most_separating,
     standardised_difference,
 )
 
@@ -22,9 +22,9 @@ def test_every_joint_bin_is_balanced_and_nothing_more_could_be_kept(seed: int, b
     keep = match_bins(values, positive, bins, rng)
     code = joint_bins(values, bins)
     for c in np.unique(code):
-        here = code == c
-        least = min((here & positive).sum(), (here & ~positive).sum())
-        assert (keep & here & positive).sum() == (keep & here & ~positive).sum() == least
+        in_bin = code == c
+        smaller = min((in_bin & positive).sum(), (in_bin & ~positive).sum())
+        assert (keep & in_bin & positive).sum() == (keep & in_bin & ~positive).sum() == smaller
 
 
 def test_joint_bins_are_shared_quantiles() -> None:
@@ -52,7 +52,7 @@ def test_nearest_neighbours_are_as_near_as_an_exhaustive_greedy_search() -> None
     positive = np.repeat([False, True], [60, 40])
     values = rng.normal(size=(100, 1)) + positive[:, None] * 0.7
     keep = match_nearest(values, positive, np.random.default_rng(5), caliper=0.2)
-    # One statistic: log odds are a line in it, so distances in standard deviations are those of the statistic.
+    # The log odds are linear in one statistic, so both have the same distances in standard deviations.
     reach = 0.2 * values.std()
     free = set(np.flatnonzero(~positive).tolist())
     expected = set()
@@ -65,9 +65,9 @@ def test_nearest_neighbours_are_as_near_as_an_exhaustive_greedy_search() -> None
     assert standardised_difference(values[keep], positive[keep])[0] < 0.1
 
 
-def test_the_separating_statistic_is_named() -> None:
+def test_the_separating_statistic_is_found() -> None:
     positive = np.repeat([False, True], 50)
     values = np.random.default_rng(0).normal(size=(100, 3))
     values[:, 1] = -1.0 * positive
-    assert most_separating(values, positive) == (1, 1.0)
+    assert find_most_separating(values, positive) == (1, 1.0)
     assert standardised_difference(np.ones((4, 1)), np.array([0, 1, 0, 1], bool))[0] == 0

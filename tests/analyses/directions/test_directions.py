@@ -123,7 +123,7 @@ def test_generalise_applies_probes_to_new_entities_only() -> None:
     xr.testing.assert_allclose(mixed, result)
     with pytest.raises(InputError, match="seen every entity"):
         generalise(probes, old.isel(entity=slice(0, 30)))
-    with pytest.raises(InputError, match="lacks layer 1"):
+    with pytest.raises(InputError, match="layer 1 of the probes is missing from the data"):
         generalise(probes, new.isel(layer=[0]))
 
 
@@ -145,7 +145,7 @@ def test_probes_of_one_place_are_applied_at_that_place() -> None:
     whole = generalise(probes, new, draws=20, progress=False).isel(place)
     np.testing.assert_allclose(result, whole, atol=1e-6)
     nameless = probes.isel(place).drop_vars(["stage", "layer"])
-    with pytest.raises(InputError, match="probes are of 1 stages, the data has 2"):
+    with pytest.raises(InputError, match="number of stages: the probes have 1, the data has 2"):
         generalise(nameless, new, draws=20, progress=False)
 
 

@@ -22,25 +22,25 @@ def ds() -> xr.Dataset:
 
 
 @pytest.fixture(scope="module")
-def found(ds: xr.Dataset) -> xr.Dataset:
+def result(ds: xr.Dataset) -> xr.Dataset:
     return probe(ds, permutations=3, fold_coefs=True, **QUIET)
 
 
-def test_shapes_names_and_attributes_are_those_of_the_contract(ds: xr.Dataset, found: xr.Dataset) -> None:
+def test_shapes_names_and_attributes_are_those_of_the_contract(ds: xr.Dataset, result: xr.Dataset) -> None:
     place = ("stage", "layer", "token", "pair")
-    assert found.accuracy.dims == found.auc.dims == (*place, "fold")
-    assert found.coef.dims == (*place, "d_model")
-    assert found.score.dims == (*place, "entity")
-    assert found.intercept.dims == found.converged.dims == found.accuracy_mean.dims == place
-    assert found.pair.values.tolist() == ["s1 v s2", "s1 v s3", "s2 v s3"]
-    assert found.pair_first.values.tolist() == ["s1", "s1", "s2"]
-    assert found.pair_second.values.tolist() == ["s2", "s3", "s3"]
-    assert found.stage.values.tolist() == ds.stage.values.tolist()
-    assert found.attrs["site"] == "resid_post"
-    assert found.attrs["hook"] == "blocks.{layer}.hook_resid_post"
-    assert found.attrs["target"] == "trained_stage"
-    assert found.converged.all()
-    assert all(isinstance(v.data, np.ndarray) for v in found.variables.values())
+    assert result.accuracy.dims == result.auc.dims == (*place, "fold")
+    assert result.coef.dims == (*place, "d_model")
+    assert result.score.dims == (*place, "entity")
+    assert result.intercept.dims == result.converged.dims == result.accuracy_mean.dims == place
+    assert result.pair.values.tolist() == ["s1 v s2", "s1 v s3", "s2 v s3"]
+    assert result.pair_first.values.tolist() == ["s1", "s1", "s2"]
+    assert result.pair_second.values.tolist() == ["s2", "s3", "s3"]
+    assert result.stage.values.tolist() == ds.stage.values.tolist()
+    assert result.attrs["site"] == "resid_post"
+    assert result.attrs["hook"] == "blocks.{layer}.hook_resid_post"
+    assert result.attrs["target"] == "trained_stage"
+    assert result.converged.all()
+    assert all(isinstance(v.data, np.ndarray) for v in result.variables.values())
 
 
 @pytest.mark.parametrize("method", ["logistic", "ridge"])
@@ -55,8 +55,8 @@ def test_shuffles_fitted_together_are_those_fitted_one_by_one(
     np.testing.assert_array_equal(together.accuracy_p, alone.accuracy_p)
 
 
-def test_a_planted_effect_is_found_where_it_was_planted(ds: xr.Dataset, found: xr.Dataset) -> None:
-    last = found.isel(stage=-1, layer=-1)
+def test_a_planted_effect_is_found_where_it_was_planted(ds: xr.Dataset, result: xr.Dataset) -> None:
+    last = result.isel(stage=-1, layer=-1)
     assert (last.accuracy_mean.sel(pair="s1 v s3") > 0.9).all()
     assert (last.auc.sel(pair="s1 v s3").mean("fold") > 0.95).all()
     direction = np.array(ds.resid_post.attrs["direction"])
@@ -67,16 +67,16 @@ def test_a_planted_effect_is_found_where_it_was_planted(ds: xr.Dataset, found: x
     assert (abs(last.accuracy_null - 0.5) < 0.15).all()
 
 
-def test_the_untrained_stage_is_at_chance_within_its_interval(found: xr.Dataset) -> None:
-    first = found.isel(stage=0)
+def test_the_untrained_stage_is_at_chance_within_its_interval(result: xr.Dataset) -> None:
+    first = result.isel(stage=0)
     inside = (first.accuracy_low <= 0.5) & (first.accuracy_high >= 0.5)
     assert inside.mean() >= 0.75
     assert abs(float(first.accuracy_mean.mean()) - 0.5) < 0.06
     assert ((first.accuracy_low <= first.accuracy_mean) & (first.accuracy_mean <= first.accuracy_high)).all()
 
 
-def test_no_entity_is_ever_scored_by_a_probe_that_saw_it(ds: xr.Dataset, found: xr.Dataset) -> None:
-    fold = found.entity_fold.values
+def test_no_entity_is_ever_scored_by_a_probe_that_saw_it(ds: xr.Dataset, result: xr.Dataset) -> None:
+    fold = result.entity_fold.values
     for entity in np.unique(ds.entity_id.values):
         assert len(np.unique(fold[ds.entity_id.values == entity])) == 1
     # The score of every row is that of the probe fitted by scikit-learn without the row's fold.
@@ -86,16 +86,16 @@ def test_no_entity_is_ever_scored_by_a_probe_that_saw_it(ds: xr.Dataset, found: 
         rows = np.isin(label, ["s1", "s3"]) & (fold != k)
         expected = LogisticRegression(C=0.1, tol=1e-10, solver="newton-cholesky").fit(x[rows], label[rows] == "s3")
         own = fold == k
-        got = found.score.isel(stage=1, layer=1, token=0).sel(pair="s1 v s3").values[own]
-        np.testing.assert_allclose(got, expected.decision_function(x[own]), atol=1e-3)
+        actual = result.score.isel(stage=1, layer=1, token=0).sel(pair="s1 v s3").values[own]
+        np.testing.assert_allclose(actual, expected.decision_function(x[own]), atol=1e-3)
         test = own & np.isin(label, ["s1", "s3"])
         accuracy = ((expected.decision_function(x[test]) > 0) == (label[test] == "s3")).mean()
-        got_accuracy = found.accuracy.isel(stage=1, layer=1, token=0, fold=k).sel(pair="s1 v s3")
+        got_accuracy = result.accuracy.isel(stage=1, layer=1, token=0, fold=k).sel(pair="s1 v s3")
         assert abs(float(got_accuracy) - accuracy) < 1e-9
 
 
 def test_entity_offsets_do_not_leak() -> None:
-    """Labels at random, but the rows of an entity are near copies: any leak would score far above chance."""
+    """Labels are random and the rows of an entity are near copies, so that a leak scores far above chance."""
     ds = planted(
         stages=1, layers=1, groups=2, per_group=60, rows_per_entity=4, effect=0, entity_noise=10.0, d=200, tokens=("t",)
     )
@@ -116,7 +116,7 @@ def test_the_interval_counts_entities_not_rows(ds: xr.Dataset) -> None:
 
 
 @pytest.mark.parametrize("method", ["ridge", "lda", "diffmeans"])
-def test_other_methods_find_it_too(ds: xr.Dataset, method: str) -> None:
+def test_other_methods_find_the_effect_too(ds: xr.Dataset, method: str) -> None:
     last = probe(ds.isel(stage=[1], layer=[1]), method=method, pairs=[("s3", "s1")], **QUIET)
     assert last.pair.values.tolist() == ["s1 v s3"]
     assert (last.accuracy_mean > 0.88).all()
@@ -155,14 +155,14 @@ def test_multiclass(ds: xr.Dataset) -> None:
 
 def test_held_out_template(ds: xr.Dataset) -> None:
     small = ds.isel(stage=1, layer=1, token=[0])
-    found = probe(small, test={"template": "what"}, pairs=[("s1", "s3")], **QUIET)
-    tested = found.tested.isel(pair=0).values > 0
+    result = probe(small, test={"template": "what"}, pairs=[("s1", "s3")], **QUIET)
+    tested = result.tested.isel(pair=0).values > 0
     template, label = ds.template.values, ds.trained_stage.values
     assert (tested == ((template == "what") & np.isin(label, ["s1", "s3"]))).all()
     rows = np.isin(label, ["s1", "s3"]) & (template == "who")
     x = small.resid_post.values[:, 0].astype(np.float64)
     expected = LogisticRegression(C=0.1, tol=1e-10, solver="newton-cholesky").fit(x[rows], label[rows] == "s3")
-    np.testing.assert_allclose(found.coef.values.ravel(), expected.coef_[0], atol=1e-4)
+    np.testing.assert_allclose(result.coef.values.ravel(), expected.coef_[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["logistic", "ridge"])
@@ -181,13 +181,13 @@ def test_a_penalty_chosen_inside_the_folds_sees_training_rows_alone(method: str)
     assert (honest.penalty[:, 0] == other.penalty[:, 0]).all()
     np.testing.assert_allclose(honest.coef[:, 0], other.coef[:, 0], atol=1e-5)
     assert not np.allclose(honest.coef[:, 1], other.coef[:, 1], atol=1e-3)
-    assert 1e-5 < honest.penalty[0, -1] < 10, "neither a constant nor an unpenalised probe is best here"
+    assert 1e-5 < honest.penalty[0, -1] < 10, "the best penalty is inside the grid"
 
 
 def test_chosen_penalties_are_returned(ds: xr.Dataset) -> None:
-    found = probe(ds.isel(stage=1, layer=1, token=[0]), C=[1e-6, 0.1], pairs=[("s1", "s3")], folds=3, **QUIET)
-    assert found.penalty.values.ravel().tolist() == [0.1]
-    assert float(found.accuracy_mean.squeeze()) > 0.88
+    result = probe(ds.isel(stage=1, layer=1, token=[0]), C=[1e-6, 0.1], pairs=[("s1", "s3")], folds=3, **QUIET)
+    assert result.penalty.values.ravel().tolist() == [0.1]
+    assert float(result.accuracy_mean.squeeze()) > 0.88
 
 
 def test_normalize_and_standardize(ds: xr.Dataset) -> None:
@@ -211,25 +211,25 @@ def test_a_bare_numpy_array_without_stage_layer_or_ids() -> None:
         dims=("entity", "token", "head", "d_head"),
         coords={"size": ("entity", np.repeat(["small", "large"], 40).astype(object))},
     )
-    found = probe(da, "size", folds=4, **QUIET)
-    assert found.coef.dims == ("token", "pair", "head", "d_head")
-    assert (abs(found.coef).argmax(["head", "d_head"])["head"] == 1).all()
-    assert (found.accuracy_mean > 0.85).all()
+    result = probe(da, "size", folds=4, **QUIET)
+    assert result.coef.dims == ("token", "pair", "head", "d_head")
+    assert (abs(result.coef).argmax(["head", "d_head"])["head"] == 1).all()
+    assert (result.accuracy_mean > 0.85).all()
 
 
-def test_results_do_not_depend_on_the_scheduler(ds: xr.Dataset, found: xr.Dataset) -> None:
+def test_results_do_not_depend_on_the_scheduler(ds: xr.Dataset, result: xr.Dataset) -> None:
     threads = probe(ds, permutations=3, fold_coefs=True, progress=False, resamples=200, workers=2)
-    xr.testing.assert_allclose(threads, found, atol=1e-5)
+    xr.testing.assert_allclose(threads, result, atol=1e-5)
 
 
 def test_nothing_is_read_before_the_arguments_are_checked(ds: xr.Dataset) -> None:
-    def boom(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("activations were computed")
 
     import dask
 
     lazy = ds[["resid_post"]].assign_coords({k: c.compute() for k, c in ds.coords.items()})
-    with dask.config.set(scheduler=boom), pytest.raises(InputError, match="too few entities"):
+    with dask.config.set(scheduler=fail), pytest.raises(InputError, match="too few entities"):
         probe(lazy, "template", folds=500, **QUIET)
 
 
@@ -239,9 +239,9 @@ def test_unrecorded_rows_are_refused_or_skipped(ds: xr.Dataset) -> None:
     holes = ds.assign(recorded=recorded)
     with pytest.raises(NotRecordedError, match="s0"):
         probe(holes, **QUIET)
-    found = probe(holes, skip_missing=True, **QUIET)
-    assert np.isnan(found.score.isel(stage=0, entity=slice(0, 7))).all()
-    assert found.score.isel(stage=1).notnull().all()
+    result = probe(holes, skip_missing=True, **QUIET)
+    assert np.isnan(result.score.isel(stage=0, entity=slice(0, 7))).all()
+    assert result.score.isel(stage=1).notnull().all()
 
 
 def test_nan_activations_are_named(ds: xr.Dataset) -> None:

@@ -109,8 +109,8 @@ def test_store_with_other_prompts(place, invoke):
     [
         (["analyze", "STORE", "--by", "traned_stage"], ["traned_stage", "trained_stage"]),
         (["analyze", "STORE", "--verbs", "probs"], ["probs", "probes"]),
-        (["analyze", "STORE", "--verbs", "probes,centroid"], ["verb 'centroid'", "mean 'centroids'", "Valid: "]),
-        (["analyze", "STORE", "--verbs", " , "], ["no verb is given", "centroids, probes, controls"]),
+        (["analyze", "STORE", "--verbs", "probes,centroid"], ["verbs='centroid'", "mean 'centroids'", "Valid: "]),
+        (["analyze", "STORE", "--verbs", " , "], ["verbs is empty", "centroids, probes, controls"]),
         (["analyze", "STORE", "--site", "z"], ["'z'", "resid_post"]),
         (["analyze", "STORE", "--backend", "gpu", "--verbs", "probes"], ["gpu"]),
         (["analyze", "STORE", "--by", "prompt", "--verbs", "probes"], ["prompt"]),

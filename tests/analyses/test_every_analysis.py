@@ -1,4 +1,4 @@
-"""What holds for every verb: it reads only what it needs, by itself, once asked; and it refuses what makes no sense."""
+"""Rules that hold for every analysis: it reads only the slabs it needs, and it refuses input that makes no sense."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def mean(slab: xr.DataArray) -> xr.DataArray:
     return slab.mean("entity")
 
 
-VERBS: dict[str, Callable[..., Any]] = {
+ANALYSES: dict[str, Callable[..., Any]] = {
     "sweep": lambda ds, **options: sl.sweep(ds, mean, compute=True, **{**QUIET, **options}),
     "centroids": partial(sl.centroids, **QUIET),
     "project": partial(sl.project, permutations=5, bootstrap=5, **QUIET),
@@ -40,8 +40,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "random_direction": partial(sl.baseline_probe, **FEW),
     "shuffled_entity": partial(sl.baseline_probe, baseline="shuffled_entity", **FEW),
 }
-LABELLED = {name: verb for name, verb in VERBS.items() if name not in ("sweep", "pca", "procrustes")}
-PROBES = {name: verb for name, verb in LABELLED.items() if name not in ("centroids", "project")}
+LABELLED = {name: function for name, function in ANALYSES.items() if name not in ("sweep", "pca", "procrustes")}
+PROBES = {name: function for name, function in LABELLED.items() if name not in ("centroids", "project")}
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +50,12 @@ def ds() -> xr.Dataset:
 
 
 def boom(*_: object, **__: object) -> None:
-    raise AssertionError("something was computed that nobody asked for")
+    raise AssertionError("something was computed without a request")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_reads_its_own_slabs_and_nothing_through_a_scheduler(verb: str, ds: xr.Dataset) -> None:
-    """Each worker reads its slab by itself; the scheduler of the session, which would load whole arrays, is not."""
+@pytest.mark.parametrize("name", ANALYSES)
+def test_an_analysis_reads_its_own_slabs_and_nothing_through_a_scheduler(name: str, ds: xr.Dataset) -> None:
+    """Each worker reads its slab itself, without the scheduler of the session, which would load whole arrays."""
     read: list[tuple[int, ...]] = []
 
     def seen(block: np.ndarray, block_info: Any = None) -> np.ndarray:
@@ -67,19 +67,19 @@ def test_a_verb_reads_its_own_slabs_and_nothing_through_a_scheduler(verb: str, d
     lazy = labels.assign(resid_post=(ds.resid_post.dims, ds.resid_post.data.map_blocks(seen, dtype="f4")))
     narrowed = lazy.sel(layer=[1])
     with dask.config.set(scheduler=boom):
-        result = VERBS[verb](narrowed)
+        result = ANALYSES[name](narrowed)
     assert result is not None
-    assert read, "it did read"
-    assert {place[1] for place in read} == {1}, "and not a layer that was not asked for"
+    assert read, "the analysis reads its slabs"
+    assert {place[1] for place in read} == {1}, "only the selected layer is read"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_path_of_a_store_is_refused_with_how_to_open_it(verb: str) -> None:
+@pytest.mark.parametrize("name", ANALYSES)
+def test_the_path_of_a_store_is_refused_with_how_to_open_it(name: str) -> None:
     with pytest.raises(InputError, match=r"got str; open a store with stratalens.open_store\('run.zarr'\)"):
-        VERBS[verb]("run.zarr")
+        ANALYSES[name]("run.zarr")
 
 
-@pytest.mark.parametrize("verb", LABELLED)
+@pytest.mark.parametrize("name", LABELLED)
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -90,74 +90,74 @@ def test_the_path_of_a_store_is_refused_with_how_to_open_it(verb: str) -> None:
     ],
 )
 def test_targets_that_make_no_groups_are_refused_before_anything_is_read(
-    verb: str, labels: Callable[[int], np.ndarray], message: str, ds: xr.Dataset
+    name: str, labels: Callable[[int], np.ndarray], message: str, ds: xr.Dataset
 ) -> None:
-    column = "target" if verb in PROBES else "by"
+    column = "target" if name in PROBES else "by"
     unread = ds.assign(resid_post=(ds.resid_post.dims, ds.resid_post.data.map_blocks(boom, dtype="f4")))
     strange = unread.assign_coords(kind=("entity", labels(ds.sizes["entity"])))
-    if verb == "centroids" and message == "at least":
-        return  # the mean of all rows is a mean
+    if name == "centroids" and message == "at least":
+        return  # one group is enough for a mean
     with pytest.raises(InputError, match=message):
-        LABELLED[verb](strange, **{column: "kind"})
+        LABELLED[name](strange, **{column: "kind"})
 
 
-@pytest.mark.parametrize("verb", [v for v in PROBES if v != "matched_probe"])
-def test_a_class_smaller_than_the_folds_is_refused(verb: str, ds: xr.Dataset) -> None:
+@pytest.mark.parametrize("name", [n for n in PROBES if n != "matched_probe"])
+def test_a_class_smaller_than_the_folds_is_refused(name: str, ds: xr.Dataset) -> None:
     keep = (ds.trained_stage.values != "s2") | (np.cumsum(ds.trained_stage.values == "s2") <= 4)
     with pytest.raises(InputError, match=r"too few entities in 'trained_stage': s2 \(4\).*5 folds"):
-        PROBES[verb](ds.isel(entity=keep))
+        PROBES[name](ds.isel(entity=keep))
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_rows_that_were_not_recorded_are_refused_or_left_out(verb: str, ds: xr.Dataset) -> None:
+@pytest.mark.parametrize("name", ANALYSES)
+def test_rows_that_were_not_recorded_are_refused_or_left_out(name: str, ds: xr.Dataset) -> None:
     recorded = ds.recorded.values.copy()
     recorded[0, :3] = False
     holes = ds.assign(recorded=(ds.recorded.dims, recorded))
     with pytest.raises(NotRecordedError, match=r"missing at stage s0 \(3 of 90\).*skip_missing=True"):
-        VERBS[verb](holes)
-    assert VERBS[verb](holes, skip_missing=True) is not None
+        ANALYSES[name](holes)
+    assert ANALYSES[name](holes, skip_missing=True) is not None
 
 
-@pytest.mark.parametrize("verb", [v for v in VERBS if v != "sweep"])
-def test_nan_among_the_activations_is_named(verb: str, ds: xr.Dataset) -> None:
+@pytest.mark.parametrize("name", [n for n in ANALYSES if n != "sweep"])
+def test_nan_among_the_activations_is_named(name: str, ds: xr.Dataset) -> None:
     values = ds.resid_post.values.copy()
     values[1, 0, 7, 0, 3] = np.nan
     bad = ds.assign(resid_post=(ds.resid_post.dims, values), resid_post_l2=(("stage", "entity"), np.ones((2, 90))))
-    if verb == "statistics_probe":
+    if name == "statistics_probe":
         values = np.ones((2, 90))
         values[1, 7] = np.nan
         with pytest.raises(InputError, match=r"not defined in some rows: resid_post_l2 \(1 of 90\)"):
-            VERBS[verb](bad.assign(resid_post_l2=(("stage", "entity"), values)))
+            ANALYSES[name](bad.assign(resid_post_l2=(("stage", "entity"), values)))
         return
     with pytest.raises(NonFiniteError, match=r"stage s3, layer 0.*r00007"):
-        VERBS[verb](bad)
+        ANALYSES[name](bad)
 
 
-@pytest.mark.parametrize("verb", PROBES)
-def test_constant_activations_are_refused(verb: str, ds: xr.Dataset) -> None:
+@pytest.mark.parametrize("name", PROBES)
+def test_constant_activations_are_refused(name: str, ds: xr.Dataset) -> None:
     with pytest.raises(InputError, match="the same in all rows"):
-        PROBES[verb](ds.assign(resid_post=xr.full_like(ds.resid_post, 2.5)))
+        PROBES[name](ds.assign(resid_post=xr.full_like(ds.resid_post, 2.5)))
 
 
 def test_places_with_constant_activations_are_nan(ds: xr.Dataset) -> None:
     values = ds.resid_post.values.copy()
     values[0, 0] = 1.0
-    found = sl.probe(ds.assign(resid_post=(ds.resid_post.dims, values)), **FEW)
-    assert np.isnan(found.accuracy_mean.isel(stage=0, layer=0)).all()
-    assert np.isnan(found.coef.isel(stage=0, layer=0)).all()
-    assert found.accuracy_mean.isel(stage=1).notnull().all()
+    result = sl.probe(ds.assign(resid_post=(ds.resid_post.dims, values)), **FEW)
+    assert np.isnan(result.accuracy_mean.isel(stage=0, layer=0)).all()
+    assert np.isnan(result.coef.isel(stage=0, layer=0)).all()
+    assert result.accuracy_mean.isel(stage=1).notnull().all()
     other = sl.probe(ds, **FEW)
-    xr.testing.assert_allclose(found.isel(stage=1), other.isel(stage=1))
+    xr.testing.assert_allclose(result.isel(stage=1), other.isel(stage=1))
 
 
 def test_one_constant_feature_changes_nothing(ds: xr.Dataset) -> None:
-    """Massive features of constant value are common in residual streams; they carry nothing and spoil nothing."""
+    """Large features of constant value are common in residual streams; they change no probe."""
     values = np.concatenate([ds.resid_post.values, np.full((*ds.resid_post.shape[:4], 1), 40, "f4")], axis=-1)
     more = ds.drop_vars("resid_post").assign(resid_post=(ds.resid_post.dims, values))
     for method in ("logistic", "ridge", "lda", "diffmeans"):
         for standardize in (False, True):
             a, b = (sl.probe(d, method=method, standardize=standardize, **FEW) for d in (ds, more))
-            if method != "lda":  # whose shrinkage depends on the number of features
+            if method != "lda":  # its shrinkage depends on the number of features
                 np.testing.assert_allclose(a.score, b.score, atol=2e-3)
             assert (abs(b.coef.isel(d_model=-1)) < 1e-6).all()
 
@@ -180,6 +180,6 @@ def test_groups_that_leak_are_refused(ds: xr.Dataset) -> None:
 def test_more_bins_than_data_and_empty_matches_are_refused(ds: xr.Dataset) -> None:
     with pytest.raises(InputError, match="bins=25, but the smallest class has 24 training rows"):
         sl.matched_probe(ds, statistics=OWN, bins=25, **FEW)
-    apart = ds.assign(size=("entity", (ds.trained_stage.values == "s3") * 5.0 + np.arange(90) * 1e-3))
+    separated = ds.assign(size=("entity", (ds.trained_stage.values == "s3") * 5.0 + np.arange(90) * 1e-3))
     with pytest.raises(InputError, match=r"only 16 of 48 .*'size' separates the classes perfectly"):
-        sl.matched_probe(apart, statistics=("size",), pairs=[("s1", "s3")], bins=3, **FEW)
+        sl.matched_probe(separated, statistics=("size",), pairs=[("s1", "s3")], bins=3, **FEW)
