@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.controls.control_table import control_table
 from stratalens.analyses.controls.matched_probe import matched_probe
 from stratalens.analyses.controls.residual_probe import residual_probe
 from stratalens.analyses.controls.statistics_probe import statistics_probe
@@ -29,17 +28,6 @@ from stratalens.analyses.probes.slab import (
 from stratalens.analyses.stats import scores as scoring
 from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError, suggest
-
-__all__ = [
-    "BASELINES",
-    "CONTROLS",
-    "baseline_probe",
-    "control_table",
-    "controls",
-    "matched_probe",
-    "residual_probe",
-    "statistics_probe",
-]
 
 BASELINES = ("random_direction", "shuffled_label", "shuffled_entity")
 CONTROLS = (

@@ -3,8 +3,8 @@ from .analyses.accessor import open_store as open_store
 from .analyses.centroids.centroids import centroids as centroids
 from .analyses.centroids.centroids import project as project
 from .analyses.centroids.pca import pca as pca
+from .analyses.controls.control_table import control_table as control_table
 from .analyses.controls.controls import baseline_probe as baseline_probe
-from .analyses.controls.controls import control_table as control_table
 from .analyses.controls.controls import controls as controls
 from .analyses.controls.matched_probe import matched_probe as matched_probe
 from .analyses.controls.residual_probe import residual_probe as residual_probe

@@ -9,15 +9,11 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import SplineTransformer
 
-from stratalens.analyses.controls.controls import (
-    baseline_probe,
-    control_table,
-    controls,
-    matched_probe,
-    residual_probe,
-    statistics_probe,
-)
-from stratalens.analyses.controls.residual_probe import Regression
+from stratalens.analyses.controls.control_table import control_table
+from stratalens.analyses.controls.controls import baseline_probe, controls
+from stratalens.analyses.controls.matched_probe import matched_probe
+from stratalens.analyses.controls.residual_probe import Regression, residual_probe
+from stratalens.analyses.controls.statistics_probe import statistics_probe
 from stratalens.analyses.probes.probe import probe
 from stratalens.store.errors import InputError
 from support.planted import planted

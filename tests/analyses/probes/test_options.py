@@ -12,13 +12,10 @@ import xarray as xr
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from stratalens.analyses.controls.controls import (
-    BASELINES,
-    baseline_probe,
-    matched_probe,
-    residual_probe,
-    statistics_probe,
-)
+from stratalens.analyses.controls.controls import BASELINES, baseline_probe
+from stratalens.analyses.controls.matched_probe import matched_probe
+from stratalens.analyses.controls.residual_probe import residual_probe
+from stratalens.analyses.controls.statistics_probe import statistics_probe
 from stratalens.analyses.directions.directions import cosines
 from stratalens.analyses.probes.generalise import generalise
 from stratalens.analyses.probes.probe import probe
