@@ -1,5 +1,6 @@
 """The import path is the folder path, and the built distributions contain every module."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -79,6 +80,14 @@ def test_the_import_path_is_the_folder_path() -> None:
     package = resources.files(stratalens)
     missing = [name for name in product_files() if not package.joinpath(*PurePosixPath(name).parts).is_file()]
     assert missing == []
+
+
+def test_every_path_of_the_contributing_guide_exists() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:\w+/)+[\w.-]+\.\w+)`|\]\(([\w/.-]+)\)", guide)
+    names = {quoted or linked for quoted, linked in paths} | {"plugin", "store", "analyses"}
+    assert len(names) > 20
+    assert {name for name in names if not (ROOT / name).exists()} == {"X/y.py"}  # a placeholder
 
 
 def test_the_suite_imports_the_installed_package() -> None:
