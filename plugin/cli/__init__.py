@@ -2,7 +2,7 @@
 
 app           every command and its arguments
 capture_jobs  the work of capture, forecast and study
-store_jobs    the work of info, verify, analyze, report and explore
+store_jobs    the work of verify, analyze, report and explore
 output        tables, JSON and exit codes
 run_file      run files
 """

@@ -57,7 +57,9 @@ def _options(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the store, the report and the summary.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of entities, partition and training order.", min=0)] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="All of it in two minutes; the results mean nothing.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run everything in two minutes; the results are not meaningful.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a real model in six stages, record it, analyse it, write a report."""
@@ -313,10 +315,10 @@ def label(
 
 def main() -> None:
     """Run the `stratalens` command."""
-    # OpenMP threads (torch's matrix products) spin while they wait for each other. When another thread needs the core,
-    # even our own writer, a spinning thread blocks the thread that it waits for: benchmarks/capture/waiting_threads.py
-    # measures the cost. OpenMP reads the variable when torch is loaded; a value that the user set stays.
+    # The OpenMP threads of torch spin while they wait for each other. A spinning thread takes the core from the thread
+    # that it waits for; benchmarks/capture/waiting_threads.py measures the cost. OpenMP reads the variable when torch
+    # is loaded. A value that the user set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if not sys.stderr.isatty():  # transformers draws bars into pipes, too
+    if not sys.stderr.isatty():  # transformers draws bars into pipes too
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     app()

@@ -1,7 +1,6 @@
-"""What the commands do: a run file captured, a store described, verified, analysed, reported, exported.
+"""The work of the commands that start from a run file: capture, forecast and study.
 
-The command line (`stratalens.plugin.cli.app`) reads arguments, this module joins plugin,
-store and analyses; each is imported when its job runs.
+Each library is imported when its command runs.
 """
 
 from __future__ import annotations
@@ -21,14 +20,24 @@ if TYPE_CHECKING:
 
 
 def run_stages(run: RunFile) -> list[Stage]:
-    """Stages of a run file, in training order; without any, the model itself is the stage called "model"."""
+    """Return the stages of a run file in training order.
+
+    A run file without stages has one, called "model": the model itself.
+
+    Raises:
+        InputError: some stages have an `order` and others do not.
+    """
     from stratalens.plugin.stages.stage import Stage
 
     entries = run.stages or (StageEntry(name="model"),)
-    given = [entry.order for entry in entries]
-    if any(order is None for order in given) and any(order is not None for order in given):
-        raise InputError("stages: give every stage an `order`, or none (they are then numbered as listed, from 0)")
-    orders = [i if order is None else order for i, order in enumerate(given)]
+    numbers = [entry.order for entry in entries]
+    if None in numbers and set(numbers) != {None}:
+        unnumbered = next(entry.name for entry in entries if entry.order is None)
+        raise InputError(
+            f"stage {unnumbered!r} has no `order`, but other stages have one. Give every stage an `order`, or give "
+            "none; stages without it are numbered in the listed order, from 0"
+        )
+    orders = [i if number is None else number for i, number in enumerate(numbers)]
     listed = [Stage(entry.name, order, _source(run, entry)) for entry, order in zip(entries, orders, strict=True)]
     return sorted(listed, key=lambda stage: stage.order)
 
@@ -40,22 +49,26 @@ def _source(run: RunFile, entry: StageEntry) -> Source:
         return Checkpoint(entry.path)
     if entry.adapter is not None:
         return LoraAdapter(entry.adapter, base=run.model)
-    assert run.model is not None  # the run file refuses such a stage without it
+    assert run.model is not None  # RunFile refuses a stage without a path if there is no model
     if entry.revision is not None:
         return Revision(run.model, entry.revision)
     return Checkpoint(run.model) if Path(run.model).is_dir() else Revision(run.model, "main")
 
 
 def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> str | Path:
-    """Record every stage of a run file; the complete run file is written beside the store.
+    """Record every stage of a run file, and write the complete run file next to the store.
 
     Args:
-        run: the run.
-        resume: False refuses a store that is there already.
-        force: record even where the disk seems too small for the whole store.
+        run: settings of the run.
+        resume: False refuses a store that exists already.
+        force: record even if the disk seems too small for the whole store.
 
     Returns:
-        The store.
+        Path or URL of the store.
+
+    Raises:
+        InputError: the table, the stages or the settings are wrong.
+        StoreExistsError: the store exists and `resume` is False.
     """
     from stratalens.plugin.capture.run import capture_stages
     from stratalens.plugin.prompts.table import PromptTable
@@ -65,13 +78,13 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     stages = run_stages(run)
     if isinstance(run.store, Path):
         run.store.parent.mkdir(parents=True, exist_ok=True)
-    # Without numbers of their own, stages are placed after the names that the store has, as a mapping's are.
-    numbered = any(entry.order is not None for entry in run.stages)
+    # A mapping has no numbers: the capture then places new stages by name among those of the store.
+    has_numbers = any(entry.order is not None for entry in run.stages)
     before = _state(run.store)
     progress = None if is_interactive() else StageLines([stage.name for stage in stages], print_status)
     with suppress_progress_bars(downloads=False), print_warnings():
         capture_stages(
-            stages if numbered else {stage.name: stage.source for stage in stages},
+            stages if has_numbers else {stage.name: stage.source for stage in stages},
             table,
             run.store,
             replace(run.capture_options(), resume=resume, force=force, progress=progress),
@@ -88,7 +101,7 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
 
 
 def _state(store: str | Path) -> tuple[str, str] | None:
-    """What tells whether anything was recorded; None where there is no store yet."""
+    """Return a value that changes when a row is recorded, or None if there is no store yet."""
     from stratalens.store.format.metadata import ROOT
     from stratalens.store.state.manifest import load
     from stratalens.store.storage.resolve import storage_at
@@ -96,15 +109,20 @@ def _state(store: str | Path) -> tuple[str, str] | None:
     storage = storage_at(store)
     if storage.kind() != "folder" or storage.get(ROOT) is None:
         return None
-    held = load(storage)
-    return held.checksum, held.commits().key
+    state = load(storage)
+    return state.checksum, state.commits().key
 
 
 def study_settings(run_file: Path | None, preset_name: str | None, seed: int | None) -> StudySettings:
-    """Settings of a study from a run file or a preset.
+    """Return the settings of a study from a run file or a preset.
+
+    Args:
+        run_file: YAML file with the settings, or None.
+        preset_name: name of a preset, or None.
+        seed: replaces the seed of the settings, unless it is None.
 
     Raises:
-        InputError: both or neither are given, or the settings are wrong.
+        InputError: both a run file and a preset, or neither; or the settings are wrong.
     """
     from stratalens.plugin.study.config.presets import PRESETS, get_preset
     from stratalens.plugin.study.config.settings import read_settings, validate_settings
@@ -118,7 +136,10 @@ def study_settings(run_file: Path | None, preset_name: str | None, seed: int | N
 
 
 def forecast_run(run: RunFile) -> dict[str, Any]:
-    """What a capture will need: bytes, files, tokens, memory. The model is looked at, nothing is written."""
+    """Forecast the bytes, files, tokens, memory and time of a capture.
+
+    The forecast loads the model and writes nothing.
+    """
     from stratalens.plugin.capture.forecast import forecast_capture
     from stratalens.plugin.prompts.table import PromptTable
 

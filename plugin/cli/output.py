@@ -1,4 +1,4 @@
-"""Output of the command line: results on standard output, everything else on standard error, exit codes."""
+"""Output of the command line: results on standard output, messages on standard error, and exit codes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,6 @@ show_traceback: ContextVar[bool] = ContextVar("show_traceback", default=False)  
 
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="An activation store, e.g. run.zarr")]
-
-
 LabelColumn = Annotated[
     str | None, typer.Option("--by", help="Label column; default: that of the run file, else trained_stage.")
 ]
@@ -38,11 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 
 EXIT_FAILED = 1
-
-
 EXIT_WRONG_INPUT = 2
-
-
 EXIT_INTERRUPTED = 130
 
 
@@ -89,7 +83,7 @@ def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
         for line in [list(columns), *lines]:
             emit_text("\t".join(line))
         return
-    # Text prints markup in the name of a file, stage or entity as it is.
+    # Rich interprets markup in a str. Names of files, stages and entities may contain brackets.
     table = Table(title=Text(title), title_justify="left")
     for column in columns:
         table.add_column(Text(column), overflow="fold")
@@ -116,7 +110,7 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader of a pipe has closed it (`| head`), which is no error.
+            # The reader of the pipe closed it, as `| head` does. This is no error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except StratalensError as error:
@@ -203,7 +197,7 @@ def show_forecast(name: str, forecast: Mapping[str, Any]) -> None:
 
 
 def _one_line(value: Any) -> str:
-    """Nested settings on one line."""
+    """Return nested settings as one line of text."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_one_line(inner)}" for name, inner in value.items())
     if isinstance(value, bool):
@@ -212,7 +206,7 @@ def _one_line(value: Any) -> str:
 
 
 def _dtype(variable: Mapping[str, Any]) -> str:
-    """dtype of a site; for int8 also the relative error of its rows."""
+    """Return the dtype of a site as text, for int8 with the relative error of its rows."""
     if "mean_relative_error" not in variable:
         return str(variable["dtype"])
     mean, largest = variable["mean_relative_error"], variable["max_relative_error"]

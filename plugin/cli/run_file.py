@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class StageEntry(BaseModel):
-    """One checkpoint to record: a folder, a hub revision of the model, or a LoRA adapter for it.
+    """One stage of a run file: a checkpoint folder, a hub revision of the model, or a LoRA adapter.
 
-    Without `path`, `revision` and `adapter` the stage is the model itself.
+    A stage without `path`, `revision` and `adapter` is the model itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,7 +33,7 @@ class StageEntry(BaseModel):
     order: int | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> StageEntry:
+    def _check_source(self) -> StageEntry:
         sources = [key for key in ("path", "revision", "adapter") if getattr(self, key) is not None]
         if len(sources) > 1:
             raise ValueError(f"stage {self.name!r} has {' and '.join(sources)}; keep one of them")
@@ -99,19 +99,19 @@ class RunFile(BaseModel):
         raise ValueError("must be a list such as [{name: base, path: checkpoints/base}], or {base: checkpoints/base}")
 
     @model_validator(mode="after")
-    def _some_model(self) -> RunFile:
+    def _check_model(self) -> RunFile:
         without = [stage.name for stage in self.stages if stage.path is None]
         if self.model is None and (without or not self.stages):
-            who = f"stage {without[0]!r} has no path" if without else "there are no stages with a path"
-            raise ValueError(f"model: missing, and {who}; add a line `model: NAME or FOLDER`")
+            reason = f"stage {without[0]!r} has no path" if without else "there are no stages with a path"
+            raise ValueError(f"model: missing, and {reason}; add a line `model: NAME or FOLDER`")
         return self
 
     @model_validator(mode="after")
-    def _distinct_stages(self) -> RunFile:
+    def _check_stage_names(self) -> RunFile:
         names = [stage.name for stage in self.stages]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"stage names must be unique; repeated: {', '.join(map(repr, twice))}")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"stage names must be unique; repeated: {', '.join(map(repr, repeated))}")
         return self
 
 
@@ -179,7 +179,7 @@ def run_file_of(store: str | Path) -> str | Path:
 
 
 def read_run_file_of(store: str | Path) -> RunFile | None:
-    """Read the run file that a store was recorded with; None if there is none."""
+    """Read the run file next to a store; return None if there is none."""
     path = run_file_of(store)
     if isinstance(path, Path):
         return read_run_file(path) if path.is_file() else None

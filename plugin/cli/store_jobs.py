@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 
 def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
-    """Verify a store with a progress bar; with `repair`, mark damaged shards as missing first."""
+    """Verify a store with a progress bar.
+
+    Args:
+        store: path or URL of the store.
+        repair: mark damaged shards as missing first.
+
+    Returns:
+        The `VerifyReport` as a dict.
+    """
     from stratalens.store.integrity.verify import verify_store
 
     with tqdm(unit="B", unit_scale=True, desc="verify", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
@@ -79,7 +87,7 @@ def note_incomplete(facts: Mapping[str, Any]) -> None:
 
 
 def _results(store: str) -> Path:
-    """Results folder next to a store; for a URL, in the working directory."""
+    """Return the results folder: next to the store, or in the working directory if the store is a URL."""
     name = store.rstrip("/")
     return Path(f"{name.rsplit('/', 1)[1] if is_url(name) else name}.results")
 
@@ -101,9 +109,15 @@ def report_store(store: str, out: Path, *, by: str | None) -> Path:
 def explore_store(
     store: str, *, port: int, show: bool, on_start: Callable[[dict[str, str]], None] | None = None
 ) -> None:
-    """Serve the live page of a store until Ctrl-C; call `on_start` with {store, url} first.
+    """Serve the live page of a store until Ctrl-C.
 
-    The store is only read.
+    The page reads the store and never writes to it.
+
+    Args:
+        store: path or URL of the store.
+        port: port on 127.0.0.1; 0 takes any free one.
+        show: open the page in the system's browser.
+        on_start: called with {store, url} when the page is ready.
     """
     from stratalens.analyses.accessor import open_store
     from stratalens.analyses.explorer import explore
@@ -122,7 +136,7 @@ def explore_store(
 
 
 def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
-    """The label column: the argument, else that of the run file next to the store, else trained_stage."""
+    """Return the label column: the argument, else that of the run file next to the store, else trained_stage."""
     run = None if by else read_run_file_of(store)
     chosen = by or (run.by if run is not None else "trained_stage")
     columns = [str(name) for name, coord in ds.coords.items() if coord.dims == ("entity",) and name != "entity"]

@@ -1,4 +1,4 @@
-"""What an import loads, and that no module or package imports another one that imports it."""
+"""Modules that an import loads, and import cycles between modules and between packages."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def loaded_by(code: str) -> set[str]:
     "module",
     ["stratalens", "stratalens.store", "stratalens.analyses", "stratalens.analyses.suite", "stratalens.plugin.cli.app"],
 )
-def test_import_brings_no_torch(module: str) -> None:
+def test_an_import_loads_no_torch(module: str) -> None:
     assert not TORCH & loaded_by(f"import {module}")
 
 
@@ -60,13 +60,13 @@ def test_every_public_name_resolves() -> None:
 
 @pytest.fixture(scope="module")
 def graph() -> dict[str, set[str]]:
-    """Imports of every module, those inside functions and under TYPE_CHECKING among them."""
+    """Imports of every module, including imports inside functions and under TYPE_CHECKING."""
     built = grimp.build_graph("stratalens", cache_dir=None)
     return {module: built.find_modules_directly_imported_by(module) for module in built.modules}
 
 
-def circle(imports: dict[str, set[str]]) -> list[str]:
-    """The names of one circle, empty where there is none."""
+def find_cycle(imports: dict[str, set[str]]) -> list[str]:
+    """Return the names of one import cycle, or an empty list."""
     try:
         TopologicalSorter(imports).prepare()
     except CycleError as error:
@@ -76,7 +76,7 @@ def circle(imports: dict[str, set[str]]) -> list[str]:
 
 def test_no_two_modules_import_each_other(graph: dict[str, set[str]]) -> None:
     assert len(graph) > 150
-    assert circle(graph) == []
+    assert find_cycle(graph) == []
 
 
 def test_no_two_packages_import_each_other(graph: dict[str, set[str]]) -> None:
@@ -85,17 +85,17 @@ def test_no_two_packages_import_each_other(graph: dict[str, set[str]]) -> None:
         for target in targets:
             one, other = importer.split("."), target.split(".")
             shared = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
-            if shared is not None:  # else one of them is the package of the other
+            if shared is not None:  # otherwise one is the package of the other
                 container = ".".join(one[:shared])
                 between[container][one[shared]].add(other[shared])
-    assert {container: names for container, imports in between.items() if (names := circle(imports))} == {}
+    assert {container: names for container, imports in between.items() if (names := find_cycle(imports))} == {}
 
 
-def test_a_circle_would_be_seen() -> None:
-    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+def test_a_cycle_is_found() -> None:
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
-def test_the_graph_holds_every_module(graph: dict[str, set[str]]) -> None:
+def test_the_graph_contains_every_module(graph: dict[str, set[str]]) -> None:
     modules = {
         ".".join(("stratalens", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
         for folder in ("plugin", "store", "analyses")

@@ -1,5 +1,6 @@
-"""The import path is the folder path, and what is built from the repository holds every module."""
+"""The import path is the folder path, and the built distributions contain every module."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,7 +18,7 @@ FILES = ("*.py", "*.pyi", "py.typed", "assets/*", "templates/*")
 
 
 def product_files() -> set[str]:
-    """Every file of the package, as its place below `stratalens/`."""
+    """Return every file of the package as a path below `stratalens/`."""
     files = {
         str(path.relative_to(ROOT))
         for folder in FOLDERS
@@ -54,20 +55,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_wheel_holds_every_file_of_the_package(built: Path) -> None:
+def test_the_wheel_contains_every_file_of_the_package(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = {PurePosixPath(name) for name in zipfile.ZipFile(wheel).namelist()}
-    held = {str(name.relative_to("stratalens")) for name in names if name.parts[0] == "stratalens"}
-    assert held == product_files()
+    packaged = {str(name.relative_to("stratalens")) for name in names if name.parts[0] == "stratalens"}
+    assert packaged == product_files()
 
 
-def test_the_source_distribution_holds_every_file_of_the_package(built: Path) -> None:
+def test_the_source_distribution_contains_every_file_of_the_package(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         members = [member for member in archive.getmembers() if member.isfile()]
     names = [PurePosixPath(*PurePosixPath(member.name).parts[1:]) for member in members]
-    held = {str(name.relative_to("src/stratalens")) for name in names if name.is_relative_to("src/stratalens")}
-    assert held == product_files()
+    packaged = {str(name.relative_to("src/stratalens")) for name in names if name.is_relative_to("src/stratalens")}
+    assert packaged == product_files()
 
 
 def test_every_folder_of_code_is_a_package() -> None:
@@ -81,7 +82,15 @@ def test_the_import_path_is_the_folder_path() -> None:
     assert missing == []
 
 
-def test_the_suite_sees_the_installed_package() -> None:
-    """Folders of the checkout on the path would hide what is missing from the package."""
+def test_every_path_of_the_contributing_guide_exists() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:\w+/)+[\w.-]+\.\w+)`|\]\(([\w/.-]+)\)", guide)
+    names = {quoted or linked for quoted, linked in paths} | {"plugin", "store", "analyses"}
+    assert len(names) > 20
+    assert {name for name in names if not (ROOT / name).exists()} == {"X/y.py"}  # a placeholder
+
+
+def test_the_suite_imports_the_installed_package() -> None:
+    """Folders of the checkout on the import path would hide files that the package is missing."""
     home = Path(stratalens.__file__).parent
     assert home == ROOT / "src" / "stratalens" or "site-packages" in home.parts

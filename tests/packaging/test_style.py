@@ -1,4 +1,4 @@
-"""Names and docstrings of the product, as far as a syntax tree shows them."""
+"""Style rules for names and docstrings that a syntax tree can check."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 from support.paths import ROOT
 
 # Participles that say where a value came from and not what it is.
-VAGUE = {"found", "held", "given", "made", "told", "kept"}
+VAGUE = {"found", "held", "given", "made", "told", "kept"}  # codespell:ignore told
 MODULES = sorted(path for folder in ("plugin", "store", "analyses", "src") for path in (ROOT / folder).rglob("*.py"))
 MODULES = [path for path in MODULES if not path.is_relative_to(ROOT / "src") or len(path.relative_to(ROOT).parts) == 3]
 
 
-def test_the_product_is_looked_at() -> None:
+def test_the_check_covers_the_product() -> None:
     assert len(MODULES) > 150
 
 
 def names_of(tree: ast.Module) -> dict[str, int]:
-    """Every name that is bound to a value, with a line."""
+    """Return every assigned name and parameter with a line."""
     names = {
         node.id: node.lineno
         for node in ast.walk(tree)
@@ -43,7 +43,7 @@ def test_no_name_is_a_bare_participle(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", ["plugin", "store", "analyses"])
 def test_no_docstring_names_another_file(folder: str) -> None:
-    """The docstring of a package draws the map of its folder; every other mention would be out of date one day."""
+    """Only the docstring of a package lists files; other lists would become outdated."""
     named = {}
     for path in MODULES:
         if path.is_relative_to(ROOT / folder) and path.name != "__init__.py":

@@ -1,7 +1,7 @@
-"""Records a store on a file system that is too small, then on the same file system with enough space.
+"""A recording on a file system that is too small, repeated on the same file system with more space.
 
-`unshare --mount python -m support.full_disk FOLDER KIBIBYTES` mounts a tmpfs of that size on the folder, visible to
-this process only, and prints how often the disk was full.
+`unshare --mount python -m support.full_disk FOLDER KIBIBYTES` mounts a tmpfs of that size on the folder. Only this
+process sees the mount. The program prints how often the disk was full.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ def main(folder: Path, kibibytes: int) -> None:
     stream(folder.parent / "whole.zarr")
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", folder], check=True)
     path = folder / "run.zarr"
-    full = 0
+    failures = 0
     for size in (kibibytes, 2 * kibibytes, 3 * kibibytes, 65536):
         subprocess.run(["mount", "-o", f"remount,size={size}k", folder], check=True)
         try:
             stream(path)
         except NoSpaceError:
-            full += 1
+            failures += 1
             if (path / "zarr.json").exists():
                 never_shows_what_was_not_written(path)
-    assert full, "the disk was never full"
+    assert failures, "the disk was never full"
     assert content(path) == content(folder.parent / "whole.zarr")
-    sys.stdout.write(f"full {full}\n")
+    sys.stdout.write(f"full {failures}\n")
 
 
 if __name__ == "__main__":

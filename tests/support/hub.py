@@ -1,8 +1,7 @@
-"""A hub on this machine: HTTP on 127.0.0.1 with as much of the Hugging Face hub's interface as loading a model needs.
+"""A local HTTP server with the part of the Hugging Face hub's interface that loading a model needs.
 
-It serves folders as revisions: {"owner/model": {"step1000": folder}}; main is the last of them. Answers
-carry the commit and ETag headers that huggingface_hub asks for, so its own
-client, cache and error messages are at work, not stand-ins for them.
+It serves folders as revisions: {"owner/model": {"step1000": folder}}. The last revision is also main. Responses have
+the commit and ETag headers that huggingface_hub expects, so that tests run its real client, cache and error messages.
 """
 
 import hashlib
@@ -19,14 +18,14 @@ Revisions = Mapping[str, Mapping[str, Path]]
 
 
 def commit_of(model: str, revision: str) -> str:
-    """A commit hash, as every revision has one."""
+    """Return a commit hash for a revision."""
     return hashlib.sha1(f"{model}@{revision}".encode()).hexdigest()
 
 
 class _Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     models: ClassVar[Revisions]
-    asked: ClassVar[list[str]]
+    requests: ClassVar[list[str]]
     dead: ClassVar[str | None]
 
     def do_HEAD(self) -> None:
@@ -36,11 +35,11 @@ class _Hub(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing on standard error."""
+        """Print nothing to standard error."""
 
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.asked.append(f"{self.command} {path}")
+        self.requests.append(f"{self.command} {path}")
         if self.dead is not None and self.dead in path:
             self.close_connection = True  # without an answer
             return
@@ -53,11 +52,11 @@ class _Hub(BaseHTTPRequestHandler):
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
 
     def _find(self, model: str, revision: str) -> tuple[str, Path] | None:
-        held = self.models.get(model, {})
-        for name, folder in held.items():
+        revisions = self.models.get(model, {})
+        for name, folder in revisions.items():
             if revision in (name, commit_of(model, name)):
                 return name, folder
-        return list(held.items())[-1] if held and revision == "main" else None
+        return list(revisions.items())[-1] if revisions and revision == "main" else None
 
     def _missing(self, model: str, body: bool) -> None:
         code = "RevisionNotFound" if model in self.models else "RepoNotFound"
@@ -66,38 +65,40 @@ class _Hub(BaseHTTPRequestHandler):
     def _api(self, parts: list[str], body: bool) -> None:
         model, rest = "/".join(parts[:2]), parts[2:]
         revision = rest[1] if len(rest) > 1 and rest[0] in ("revision", "tree") else "main"
-        held = self._find(model, revision)
-        if held is None:
+        match = self._find(model, revision)
+        if match is None:
             self._missing(model, body)
             return
-        files = sorted(p for p in held[1].rglob("*") if p.is_file())
+        name, folder = match
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
         if rest[:1] == ["tree"]:
             under = "/".join(rest[2:])
             entries = [
-                {"type": "file", "path": str(p.relative_to(held[1])), "size": p.stat().st_size, "oid": "0" * 40}
+                {"type": "file", "path": str(p.relative_to(folder)), "size": p.stat().st_size, "oid": "0" * 40}
                 for p in files
-                if str(p.relative_to(held[1])).startswith(under)
+                if str(p.relative_to(folder)).startswith(under)
             ]
             if under and not entries:
                 self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
                 return
             self._send(200, json.dumps(entries).encode(), {}, body)
             return
-        told = {
+        info = {
             "id": model,
-            "sha": commit_of(model, held[0]),
-            "siblings": [{"rfilename": str(p.relative_to(held[1]))} for p in files],
+            "sha": commit_of(model, name),
+            "siblings": [{"rfilename": str(p.relative_to(folder))} for p in files],
             "tags": [],
         }
-        self._send(200, json.dumps(told).encode(), {}, body)
+        self._send(200, json.dumps(info).encode(), {}, body)
 
     def _file(self, model: str, revision: str, name: str, body: bool) -> None:
-        held = self._find(model, revision)
-        if held is None:
+        match = self._find(model, revision)
+        if match is None:
             self._missing(model, body)
             return
-        commit = {"X-Repo-Commit": commit_of(model, held[0])}
-        file = held[1] / name
+        revision_name, folder = match
+        commit = {"X-Repo-Commit": commit_of(model, revision_name)}
+        file = folder / name
         if not file.is_file():
             self._send(404, b"", {"X-Error-Code": "EntryNotFound", **commit}, body)
             return
@@ -118,17 +119,17 @@ class _Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub(models: Revisions, dead: str | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Serve the models; gives the address for HF_ENDPOINT and the list of what was asked so far.
+    """Serve models; yield the address for HF_ENDPOINT and the growing list of requests.
 
-    Requests with `dead` in their path get no answer: the line is cut.
+    The server closes the connection without a response if the path of a request contains `dead`.
     """
-    asked: list[str] = []
-    handler = type("Hub", (_Hub,), {"models": models, "asked": asked, "dead": dead})
+    requests: list[str] = []
+    handler = type("Hub", (_Hub,), {"models": models, "requests": requests, "dead": dead})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
     finally:
         server.shutdown()
         thread.join()

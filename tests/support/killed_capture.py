@@ -1,8 +1,7 @@
-"""A real capture, killed at random changes of the disk and run again until it is whole.
+"""A real capture that is killed at random writes to the disk and repeated until it is complete.
 
-`python -m support.killed_capture FOLDER KILLS` leaves `whole.zarr` (uninterrupted) and `run.zarr`
-(killed that many times) in the folder.
-One process imports torch and forks a child for each run, so that a kill costs a capture and no imports.
+`python -m support.killed_capture FOLDER KILLS` writes `whole.zarr` without interruption and `run.zarr` with that many
+kills. One process imports torch and forks a child for each run, so that no run repeats the imports.
 """
 
 from __future__ import annotations
@@ -31,15 +30,21 @@ CHANGES = ("open", "write", "fsync", "rename", "fsync_folder", "mkdir", "unlink"
 
 
 def record(path: Path) -> None:
-    """Two stages of a tiny model, five blocks each."""
+    """Record two stages of a tiny model with five blocks each."""
     capture(
-        {"a": TwoLayers(0), "b": TwoLayers(1)}, table(20), path, sites=("layers.{layer}.hook_state",),
-        positions=("last", "-2"), tokenizer=tokenizer(), forward=run_two_layers, block_size=4,
-    )  # fmt: skip
+        {"a": TwoLayers(0), "b": TwoLayers(1)},
+        table(20),
+        path,
+        sites=("layers.{layer}.hook_state",),
+        positions=("last", "-2"),
+        tokenizer=tokenizer(),
+        forward=run_two_layers,
+        block_size=4,
+    )
 
 
-def forked(path: Path, moment: int, counted: Path | None = None) -> bool:
-    """Record in a child that kills itself at its `moment`-th change of the disk; whether it did."""
+def run_in_child(path: Path, moment: int, count_file: Path | None = None) -> bool:
+    """Record in a child that kills itself at its `moment`-th change of the disk; return whether it was killed."""
     child = os.fork()
     if child:
         status = os.waitpid(child, 0)[1]
@@ -49,7 +54,7 @@ def forked(path: Path, moment: int, counted: Path | None = None) -> bool:
         ticks = itertools.count(1)
         last = [0]
 
-        def watched(change: Callable[..., Any]) -> Callable[..., Any]:
+        def counted_change(change: Callable[..., Any]) -> Callable[..., Any]:
             def wrapper(*arguments: Any) -> Any:
                 last[0] = next(ticks)
                 if last[0] == moment:
@@ -59,10 +64,10 @@ def forked(path: Path, moment: int, counted: Path | None = None) -> bool:
             return wrapper
 
         for name in CHANGES:
-            setattr(DiskOperations, name, watched(getattr(DiskOperations, name)))
+            setattr(DiskOperations, name, counted_change(getattr(DiskOperations, name)))
         record(path)
-        if counted is not None:
-            counted.write_text(str(last[0]))
+        if count_file is not None:
+            count_file.write_text(str(last[0]))
         os._exit(0)
     except BaseException as error:
         sys.stderr.write(f"{error!r}\n")
@@ -70,31 +75,33 @@ def forked(path: Path, moment: int, counted: Path | None = None) -> bool:
 
 
 def shows_only_what_was_recorded(path: Path, whole: Path) -> None:
-    """Every row that is shown as recorded is that of the uninterrupted store; the others are missing."""
-    current, wanted = open_store(path), open_store(whole)
+    """Check that recorded rows equal those of the complete store and that all others are NaN."""
+    current, expected = open_store(path), open_store(whole)
     for stage in current.stage.values:
         recorded = current.recorded.sel(stage=stage).values
         for name in (n for n, v in current.data_vars.items() if v.attrs.get("kind") == "site"):
-            ours, theirs = (ds[name].sel(stage=stage).transpose("entity", ...).values for ds in (current, wanted))
-            np.testing.assert_array_equal(ours[recorded], theirs[recorded])
-            assert np.isnan(ours[~recorded]).all()
+            values, reference = (
+                ds[name].sel(stage=stage).transpose("entity", ...).values for ds in (current, expected)
+            )
+            np.testing.assert_array_equal(values[recorded], reference[recorded])
+            assert np.isnan(values[~recorded]).all()
 
 
 def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
-    gc.freeze()  # or every child walks through all of torch at its first collection
-    whole, path, counted = folder / "whole.zarr", folder / "run.zarr", folder / "changes"
-    assert not forked(whole, 0, counted)
-    total = int(counted.read_text())
+    gc.freeze()  # otherwise the first collection of every child visits all objects of torch
+    whole, path, count_file = folder / "whole.zarr", folder / "run.zarr", folder / "changes"
+    assert not run_in_child(whole, 0, count_file)
+    total = int(count_file.read_text())
     generator = random.Random(0)
     killed = 0
     committed: dict[str, tuple[int, int]] = {}
     while killed < kills:
-        done = not forked(path, generator.randint(1, total))
-        now = committed_files(path)
-        assert committed.items() <= now.items(), "a block was lost, or recorded twice"
-        committed = now
-        if done:
+        complete = not run_in_child(path, generator.randint(1, total))
+        committed_now = committed_files(path)
+        assert committed.items() <= committed_now.items(), "a block was lost, or recorded twice"
+        committed = committed_now
+        if complete:
             assert content(path) == content(whole)
             shutil.rmtree(path)
             committed = {}
@@ -102,7 +109,7 @@ def main(folder: Path, kills: int) -> None:
         killed += 1
         if (path / "zarr.json").exists():
             shows_only_what_was_recorded(path, whole)
-    assert not forked(path, 0)
+    assert not run_in_child(path, 0)
 
 
 if __name__ == "__main__":

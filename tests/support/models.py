@@ -1,7 +1,6 @@
-"""Tiny random models of several architectures, hooked, built from configs without any download.
+"""Tiny random models of several architectures with hooks, built from configs without any download.
 
-What lives here: Llama-, GPT-2-, GPT-NeoX-, Gemma- and Cohere-shaped Hugging Face
-models, bridges around them, HookedTransformers on the 3.9 line, and a
+There are Hugging Face models, a TransformerBridge around each, a HookedTransformer with TransformerLens 3.9, and a
 HookedRootModule as a user may write one.
 """
 
@@ -44,7 +43,7 @@ ON_39 = HookedTransformer is not None
 
 
 def config(kind: str, **changes: Any) -> Any:
-    """The config of a tiny model."""
+    """Return the config of a tiny model."""
     if kind == "llama":
         return transformers.LlamaConfig(**{**_COMMON, "num_key_value_heads": 2, "tie_word_embeddings": True, **changes})
     if kind == "gpt2":
@@ -54,7 +53,7 @@ def config(kind: str, **changes: Any) -> Any:
         return transformers.GPTNeoXConfig(**{**_COMMON, **changes})
     if kind == "gemma":
         return transformers.GemmaConfig(**{**_GEMMA, "num_key_value_heads": 1, **changes})
-    if kind == "gemma2":  # softcapping so low that it bites
+    if kind == "gemma2":  # the cap is so low that it changes the logits
         special = {"sliding_window": 8, "final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8}
         return transformers.Gemma2Config(**{**_GEMMA, **special, **changes})
     if kind == "cohere":  # logits are scaled
@@ -66,7 +65,7 @@ def config(kind: str, **changes: Any) -> Any:
 
 
 def hf_model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    """A random Hugging Face model in evaluation mode; norms and biases are random too."""
+    """Return a random Hugging Face model in evaluation mode; norms and biases are random too."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config(kind, **changes))
@@ -82,29 +81,29 @@ def hf_model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **cha
 
 @cache
 def tokenizer_folder() -> str:
-    """A byte-level tokenizer on disk; TransformerLens loads tokenizers again by their path."""
+    """Save a byte-level tokenizer; TransformerLens loads tokenizers by their path."""
     folder = tempfile.mkdtemp(prefix="tokenizer-")
     byte_level(VOCABULARY).save_pretrained(folder)
     return folder
 
 
 def tokenizer() -> Any:
-    """The tokenizer of all models here; no BOS."""
+    """Return the tokenizer of all these models; it has no BOS."""
     return transformers.AutoTokenizer.from_pretrained(tokenizer_folder())
 
 
 def bridge(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    """A TransformerBridge around `hf_model`."""
+    """Return a TransformerBridge around `hf_model`."""
     model = hf_model(kind, seed, dtype, **changes)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TransformerLens's own remarks on random models
+        warnings.simplefilter("ignore")  # TransformerLens warns about random models
         return TransformerBridge.boot_transformers(
             f"tiny-{kind}", hf_model=model, tokenizer=tokenizer(), dtype=dtype, device="cpu"
         )
 
 
 def hooked_transformer(seed: int = 0, **changes: Any) -> Any:
-    """A random HookedTransformer with grouped-query attention and softcapped logits; 3.9 line only."""
+    """Return a random HookedTransformer with grouped-query attention and softcapped logits; needs version 3.9."""
     sizes = {"n_layers": LAYERS, "d_model": 32, "n_heads": 4, "d_head": 8, "d_mlp": 48, "n_ctx": 64}
     special = {
         "n_key_value_heads": 2,
@@ -129,7 +128,7 @@ def hooked_transformer(seed: int = 0, **changes: Any) -> Any:
 
 
 class TwoLayers(HookedRootModule):
-    """A causal model of one's own: running means through two residual layers, with hooks."""
+    """A causal model as a user may write one: running means through two residual layers, with hooks."""
 
     def __init__(self, seed: int = 0, width: int = 12) -> None:
         super().__init__()
@@ -144,7 +143,7 @@ class TwoLayers(HookedRootModule):
         self.setup()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits (batch, position, vocab)."""
+        """Return logits of shape (batch, position, vocab)."""
         x = self.hook_embed(self.embed(ids) * mask[..., None])
         self.hook_total(x.sum(1))
         steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)[:, None]
@@ -154,7 +153,7 @@ class TwoLayers(HookedRootModule):
 
 
 def run_two_layers(model: TwoLayers, ids: Tensor, mask: Tensor) -> Tensor:
-    """Its `forward=`."""
+    """Run a `TwoLayers`; the argument `forward=` of a capture."""
     return model(ids, mask)
 
 
@@ -162,7 +161,7 @@ NAMES = ("Ann", "Bob", "the river Donau", "Ann Smith", "São Paulo", "it", "a ve
 
 
 def table(rows: int = 10, seed: int = 0, answers: bool = False) -> PromptTable:
-    """Prompts of several lengths with an entity in each."""
+    """Return prompts of several lengths with an entity in each."""
     rng = np.random.default_rng(seed)
     entities = [f"{NAMES[i % len(NAMES)]} {i}" for i in range(rows)]
     prompts = [f"Q: Who is {e}?" + " The" * int(rng.integers(0, 9)) + "\nA:" for e in entities]
@@ -173,7 +172,7 @@ def table(rows: int = 10, seed: int = 0, answers: bool = False) -> PromptTable:
 
 
 def save_checkpoint(folder: Path, kind: str = "llama", seed: int = 0, **kwargs: Any) -> Path:
-    """A checkpoint folder with config, safetensors and tokenizer."""
+    """Write a checkpoint folder with config, safetensors and tokenizer; return the folder."""
     hf_model(kind, seed, **kwargs).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback (moto), where it is installed, and fsspec set up to reach it."""
+"""A real S3 server on loopback, from moto, and the fsspec settings that reach it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import pytest
 
 @contextmanager
 def served() -> Iterator[dict[str, Any]]:
-    """Settings of fsspec for the server; it has one bucket, `strata`."""
+    """Run a server with one bucket, `strata`; yield the fsspec settings for it.
+
+    The test is skipped if moto or s3fs is not installed.
+    """
     pytest.importorskip("s3fs")
     moto = pytest.importorskip("moto.server")
     serving = pytest.importorskip("werkzeug.serving")
     protocol = serving.WSGIRequestHandler.protocol_version
-    serving.WSGIRequestHandler.protocol_version = "HTTP/1.1"  # connections that stay open
+    serving.WSGIRequestHandler.protocol_version = "HTTP/1.1"  # keeps connections open
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -25,7 +28,7 @@ def served() -> Iterator[dict[str, Any]]:
     before = fsspec.config.conf.get("s3")
     fsspec.config.conf["s3"] = options
     try:
-        fsspec.filesystem("s3").makedirs("strata", exist_ok=True)  # what the server holds outlives it in a process
+        fsspec.filesystem("s3").makedirs("strata", exist_ok=True)  # moto keeps buckets until the process ends
         yield options
     finally:
         fsspec.config.conf.pop("s3")

@@ -1,6 +1,6 @@
-"""Stores that are far larger than their space on disk: pages of zeros become holes of a sparse file.
+"""Stores that are far larger than their space on disk: pages of zeros become holes of sparse files.
 
-Only the last stage and layer contain values: the first feature has the groups in order.
+Only the last stage and layer contain values. Their first feature orders the groups.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ WINDOW = 1 << 20
 
 @contextmanager
 def holes() -> Iterator[None]:
-    """Skip zeros instead of writing them."""
+    """Make the writer skip zeros, which leaves holes in its files."""
 
     def write(self: DiskOperations, descriptor: int, data: memoryview) -> int:
         view = np.frombuffer(data, dtype=np.uint8)
         for start in range(0, len(view), WINDOW):
-            part = view[start : start + WINDOW]
-            if part.any():
-                os.write(descriptor, part.data)
+            window = view[start : start + WINDOW]
+            if window.any():
+                os.write(descriptor, window.data)
             else:
-                os.ftruncate(descriptor, os.lseek(descriptor, len(part), os.SEEK_CUR))
+                os.ftruncate(descriptor, os.lseek(descriptor, len(window), os.SEEK_CUR))
         return len(view)
 
     with mock.patch.object(DiskOperations, "write", write):
@@ -40,7 +40,7 @@ def holes() -> Iterator[None]:
 
 
 def sparse_store(path: Path, stages: int, layers: int, rows: int, d_model: int) -> Path:
-    """Write a store of `stages * layers * rows * d_model * 4` bytes; its groups are the stages after the first."""
+    """Write a store of `stages * layers * rows * d_model * 4` bytes with the stages after the first as groups."""
     names = ["untrained", *(f"s{i}" for i in range(1, stages))]
     groups = np.array(names[1:], dtype=object)[np.arange(rows) % (stages - 1)]
     ids = np.array([f"r{i:06d}" for i in range(rows)], dtype=object)

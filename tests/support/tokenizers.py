@@ -1,9 +1,7 @@
-"""Tiny real fast tokenizers, trained in a second, without any download.
+"""Tiny tokenizers, trained in a second without any download.
 
-What lives here: byte-level BPE without and with a BOS token, a
-SentencePiece-like one (Metaspace), a lowercasing word-piece one with special
-tokens on both sides, and a pure Python one without offsets. What does not:
-models.
+The kinds are byte-level BPE with and without BOS, Metaspace as in SentencePiece, lowercasing WordPiece with special
+tokens on both sides, and a pure Python tokenizer without offsets.
 """
 
 from functools import cache
@@ -36,12 +34,12 @@ def _bpe(size: int) -> Tokenizer:
 
 
 def byte_level(size: int = 400) -> Any:
-    """Byte-level BPE as GPT-2 and SmolLM2 have it: the space belongs to the next word, no BOS."""
+    """Return byte-level BPE as in GPT-2 and SmolLM2: the space belongs to the next word, no BOS."""
     return PreTrainedTokenizerFast(tokenizer_object=_bpe(size), eos_token="<|end|>")
 
 
 def byte_level_with_bos(size: int = 400) -> Any:
-    """The same, with a BOS token in front of every prompt (as Llama 3 and Gemma have)."""
+    """Return byte-level BPE with a BOS token before every prompt, as in Llama 3 and Gemma."""
     backend = _bpe(size)
     backend.post_processor = processors.TemplateProcessing(
         single="<|bos|> $A", special_tokens=[("<|bos|>", backend.token_to_id("<|bos|>"))]
@@ -50,7 +48,7 @@ def byte_level_with_bos(size: int = 400) -> Any:
 
 
 def metaspace(size: int = 200) -> Any:
-    """SentencePiece-like: spaces become ▁, one is put in front of the text, BOS in front of all."""
+    """Return a tokenizer as SentencePiece trains them: spaces become ▁, one more and BOS precede the text."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
     backend.decoder = decoders.Metaspace()
@@ -62,7 +60,7 @@ def metaspace(size: int = 200) -> Any:
 
 
 def wordpiece(size: int = 200, *, special: bool = True) -> Any:
-    """Lowercases, strips accents and drops spaces; special tokens on both sides (as BERT has) unless told."""
+    """Return WordPiece without case, accents and spaces; `special` adds tokens on both sides, as in BERT."""
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -79,7 +77,7 @@ def wordpiece(size: int = 200, *, special: bool = True) -> Any:
 
 @cache
 def all_fast() -> dict[str, Any]:
-    """Every fast tokenizer of this file, by name."""
+    """Return the four fast tokenizers by name."""
     return {
         "byte_level": byte_level(),
         "byte_level_with_bos": byte_level_with_bos(),
@@ -89,7 +87,7 @@ def all_fast() -> dict[str, Any]:
 
 
 def pure_python() -> Any:
-    """A tokenizer of characters written in Python, which knows no offsets."""
+    """Return a character tokenizer in pure Python, which has no offsets."""
     from transformers import PreTrainedTokenizer
 
     class Characters(PreTrainedTokenizer):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Run files whose store is a URL: captured, resumed, read and verified on memory:// and on an S3 server."""
+"""Run files with a URL as store: capture, resume, read and verify on memory:// and on an S3 server."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::Resour
 
 @pytest.fixture(params=["memory", "s3"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    place = f"{request.param}://strata/{uuid.uuid4().hex}/run.zarr"
+    address = f"{request.param}://strata/{uuid.uuid4().hex}/run.zarr"
     if request.param == "memory":
-        yield place
+        yield address
         return
     with s3.served():
-        yield place
+        yield address
 
 
 def write_run(folder: Path, store: str) -> Path:
@@ -47,7 +47,7 @@ def test_a_run_file_records_to_a_url(tmp_path: Path, url: str) -> None:
     run = read_run_file(write_run(tmp_path, url))
     assert run.store == url
     assert capture_run(run) == url
-    assert capture_run(run) == url, "a second time there is nothing left to do"
+    assert capture_run(run) == url, "the second capture has nothing to do"
     with pytest.raises(StoreExistsError):
         capture_run(run, resume=False)
     local = read_run_file(write_run(tmp_path, str(tmp_path / "local.zarr")))
@@ -55,7 +55,7 @@ def test_a_run_file_records_to_a_url(tmp_path: Path, url: str) -> None:
     ds, here = open_store(url), open_store(tmp_path / "local.zarr")
     xr.testing.assert_equal(ds, here)
     assert verify_job(url, repair=False)["ok"]
-    # The complete run file is next to the store, and names the column to group by.
+    # The complete run file next to the store names the column to group by.
     assert read_run_file_of(url) == run
     assert _by(ds, url, None) == "group"
     assert read_run_file_of(tmp_path / "local.zarr") == local
@@ -63,7 +63,7 @@ def test_a_run_file_records_to_a_url(tmp_path: Path, url: str) -> None:
     assert not list(tmp_path.glob("memory*"))
 
 
-def test_places() -> None:
+def test_paths_next_to_a_store() -> None:
     assert run_file_of("s3://b/run.zarr/") == "s3://b/run.zarr.run.yaml"
     assert _results("s3://b/run.zarr") == Path("run.zarr.results")
     assert _results("runs/run.zarr/") == Path("runs/run.zarr.results")
@@ -71,7 +71,7 @@ def test_places() -> None:
 
 
 @pytest.mark.parametrize("store", ["3", "''", "[a]"])
-def test_what_is_no_place_is_refused(tmp_path: Path, store: str) -> None:
+def test_an_invalid_store_is_refused(tmp_path: Path, store: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"model: m\nprompts: p.csv\nstore: {store}\n")
     with pytest.raises(InputError, match=r"store: must be a folder, or a URL such as s3://bucket/run\.zarr"):

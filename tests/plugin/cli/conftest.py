@@ -1,4 +1,4 @@
-"""A checkpointed tiny model, prompts and a recorded store, shared by the command-line tests."""
+"""Checkpoints of tiny models, prompts and a recorded store, shared by the command-line tests."""
 
 import pandas as pd
 import pytest
@@ -18,11 +18,11 @@ def checkpoints(tmp_path_factory):
 
 
 def prompts(entities=36):
-    who = [f"{NAMES[i % len(NAMES)]} {i}" for i in range(entities)]
+    names = [f"{NAMES[i % len(NAMES)]} {i}" for i in range(entities)]
     return pd.DataFrame(
         {
-            "prompt": [f"Q: Who is {name}?\nA:" for name in who],
-            "entity": who,
+            "prompt": [f"Q: Who is {name}?\nA:" for name in names],
+            "entity": names,
             "trained_stage": [("s1", "s2", "s3")[i % 3] for i in range(entities)],
         }
     )
@@ -30,7 +30,7 @@ def prompts(entities=36):
 
 @pytest.fixture
 def workplace(tmp_path, checkpoints):
-    """A folder with a run file that works; returns a function that writes a changed one."""
+    """A function that writes a valid run file with some keys changed, in a folder with prompts."""
     prompts().to_csv(tmp_path / "prompts.csv", index=False)
 
     def run_file(**changes):
@@ -60,7 +60,7 @@ def invoke():
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory, checkpoints, invoke):
-    """A store made by `stratalens capture`."""
+    """A store recorded by `stratalens capture`."""
     folder = tmp_path_factory.mktemp("recorded")
     prompts().to_csv(folder / "prompts.csv", index=False)
     keys = {

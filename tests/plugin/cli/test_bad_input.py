@@ -1,4 +1,4 @@
-"""Bad input on the command line: exit code 2, a message that names what, where and the mend, nothing half-written."""
+"""Bad input on the command line: exit code 2, a message with the place and the remedy, and no partial output."""
 
 import shutil
 
@@ -86,7 +86,7 @@ def test_store_path_that_is_a_file(place, invoke):
     assert (place.folder / "run.zarr").read_text() == "mine"
 
 
-def test_store_path_that_is_somebody_elses_zarr(place, invoke):
+def test_store_path_that_is_a_foreign_zarr_group(place, invoke):
     zarr.open_group(place.folder / "run.zarr", mode="w").create_array("theirs", data=np.arange(3))
     result = invoke("capture", place())
     assert result.exit_code == 2, result.output
@@ -126,8 +126,8 @@ def test_bad_questions(arguments, words, recorded, tmp_path, invoke):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_says_so_and_keeps_what_was_committed(place, invoke, monkeypatch):
-    """The disk has room for nothing: refused before anything is written; --force gets past the forecast."""
+def test_a_disk_that_is_too_small_is_refused(place, invoke, monkeypatch):
+    """The capture refuses a disk that is too small before it writes; --force skips this check."""
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")

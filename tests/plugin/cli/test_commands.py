@@ -1,4 +1,4 @@
-"""The commands on a real store of a tiny model: what they print, what they leave, how they exit."""
+"""The commands on a real store of a tiny model: their output, their files and their exit codes."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from stratalens.store.format.schema import site_variable
 from support.stores import HOOK, make_labels, make_store
 
 
-def test_capture_leaves_a_complete_store_and_the_run_it_made(recorded):
+def test_capture_writes_a_complete_store_and_its_run_file(recorded):
     ds = sl.open_store(recorded)
     assert ds.stage.values.tolist() == ["base", "s1", "s2", "s3"]
     assert bool(ds.recorded.all())
@@ -37,7 +37,7 @@ def test_a_second_capture_changes_no_byte(recorded, invoke):
     assert lines[4:] == [f"{committed} (`stratalens verify` checks the bytes)"]
 
 
-def test_a_stage_with_the_weights_of_another_is_refused_and_no_part_of_the_store(workplace, invoke, checkpoints):
+def test_a_stage_with_the_weights_of_another_is_refused_and_not_added_to_the_store(workplace, invoke, checkpoints):
     stages, store = [{"name": n, "path": str(checkpoints / n)} for n in ("base", "s1")], workplace.folder / "run.zarr"
     assert invoke("capture", workplace(stages=stages)).exit_code == 0
     again = [*stages, {"name": "again", "path": str(checkpoints / "s1")}]
@@ -46,8 +46,8 @@ def test_a_stage_with_the_weights_of_another_is_refused_and_no_part_of_the_store
     assert "error: stages 's1' and 'again' have the same weights (fingerprint " in refused.stderr
     assert "not started" not in invoke("info", store).stdout
     assert json.loads(invoke("info", store, "--json").stdout)["complete"] is True
-    meant = invoke("capture", workplace(stages=again, allow_same_weights=True))
-    assert meant.exit_code == 0, meant.output
+    allowed = invoke("capture", workplace(stages=again, allow_same_weights=True))
+    assert allowed.exit_code == 0, allowed.output
     assert sl.open_store(store).stage.values.tolist() == ["base", "s1", "again"]
 
 
@@ -62,14 +62,16 @@ def test_stages_of_a_run_file_are_placed_by_name_unless_they_have_numbers(workpl
     assert "cannot insert s1 before" in between.stderr
     assert "Record all stages into a new store" in between.stderr
     assert "not started" not in invoke("info", store).stdout
-    assert invoke("capture", workplace(stages=stages("s2", "s3"))).exit_code == 0  # without what is there already
+    assert (
+        invoke("capture", workplace(stages=stages("s2", "s3"))).exit_code == 0
+    )  # without the first stage of the store
     assert sl.open_store(store).stage_order.values.tolist() == [0, 1, 2]
     numbered = invoke("capture", workplace(stages=stages("s1", s1=1)))
     assert numbered.exit_code == 2
     assert 'has "s2: 1", got "s1: 1"' in numbered.stderr
 
 
-def test_no_resume_refuses_a_store_that_is_there(recorded, invoke):
+def test_no_resume_refuses_an_existing_store(recorded, invoke):
     refused = invoke("capture", recorded.parent / "run.yaml", "--no-resume")
     assert refused.exit_code == 2
     assert "run.zarr" in refused.stderr
@@ -81,15 +83,15 @@ def test_info_as_json_is_one_object(recorded, invoke):
     assert facts["completeness"]["s3"]["resid_post"] == 1.0
 
 
-def test_info_for_a_person_names_stages_sites_and_completeness(recorded, invoke):
+def test_info_as_text_names_stages_sites_and_completeness(recorded, invoke):
     text = invoke("info", recorded).stdout
     assert [
         word for word in ("s3", "resid_post", "100%", "blocks.{layer}", "tokenizer_fingerprint") if word not in text
     ] == []
 
 
-def test_a_stage_that_is_only_begun_does_not_count_as_there(invoke, tmp_path):
-    """Text, JSON and HTML say the same of a stage that was added and has no row, and of one that lacks a site."""
+def test_an_incomplete_stage_does_not_count_as_recorded(invoke, tmp_path):
+    """Text, JSON and HTML agree about a stage without rows and about a stage that is missing a site."""
     path = make_store(tmp_path / "run.zarr", ["base", "week1"], 2, 8, statistics=False)
     with ActivationWriter(path) as writer, writer.stage("week2", order=2, fingerprint="sha256:week2"):
         page = writer._repr_html_()
@@ -109,7 +111,7 @@ def test_a_stage_that_is_only_begun_does_not_count_as_there(invoke, tmp_path):
     assert json.loads(invoke("info", path, "--json").stdout)["whole_stages"] == []
 
 
-def test_verify_is_silent_about_a_whole_store_and_names_damage(recorded, invoke, tmp_path):
+def test_verify_accepts_a_complete_store_and_names_damage(recorded, invoke, tmp_path):
     assert json.loads(invoke("verify", recorded, "--json").stdout)["ok"] is True
     import shutil
 
@@ -125,8 +127,8 @@ def test_verify_is_silent_about_a_whole_store_and_names_damage(recorded, invoke,
     assert re.fullmatch(rf"damaged\t{what}\n1 damaged: .*\n", damaged.stdout)
 
 
-def test_verify_says_that_a_change_has_not_finished(recorded, invoke, tmp_path):
-    """A writer was killed just before the root metadata was replaced: no damage, and nothing is left of it."""
+def test_verify_reports_an_unfinished_change(recorded, invoke, tmp_path):
+    """A writer killed just before it replaces the root metadata leaves no damage, and --repair removes its files."""
     import shutil
 
     copy = tmp_path / "copy.zarr"
@@ -135,15 +137,15 @@ def test_verify_says_that_a_change_has_not_finished(recorded, invoke, tmp_path):
     with ActivationWriter(copy) as writer:
         writer.stage("late", order=99, fingerprint="f")
     (copy / "zarr.json").write_bytes(root)
-    told = invoke("verify", copy)
-    assert told.exit_code == 0
-    assert "unfinished\ta change of stages has not finished" in told.stdout
+    verified = invoke("verify", copy)
+    assert verified.exit_code == 0
+    assert "unfinished\ta change of stages has not finished" in verified.stdout
     assert len(json.loads(invoke("verify", copy, "--json").stdout)["unfinished"]) == 1
     assert invoke("verify", copy, "--repair").exit_code == 0
     assert "unfinished" not in invoke("verify", copy).stdout
 
 
-def test_repair_then_capture_records_just_that_again(recorded, invoke, tmp_path):
+def test_repair_then_capture_records_the_damaged_rows_again(recorded, invoke, tmp_path):
     import shutil
 
     for name in ("prompts.csv", "run.yaml"):
@@ -174,13 +176,13 @@ def test_analyze_then_report(recorded, invoke, tmp_path):
     assert "resid_post" in (tmp_path / "report.html").read_text()
 
 
-def test_export_is_the_store(recorded, invoke, tmp_path):
+def test_an_export_equals_the_store(recorded, invoke, tmp_path):
     done = invoke("export", recorded, "--site", "resid_post", "--layer", "1", "--to", tmp_path / "a.npy")
     assert done.exit_code == 0, done.output
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), sl.open_store(recorded).resid_post.sel(layer=1).values)
 
 
-def test_forecast_tells_the_size_before_and_writes_nothing(workplace, invoke):
+def test_forecast_predicts_the_size_and_writes_nothing(workplace, invoke):
     path = workplace()
     before = sorted(p.name for p in workplace.folder.iterdir())
     forecast = json.loads(invoke("forecast", path, "--json").stdout)
@@ -191,7 +193,7 @@ def test_forecast_tells_the_size_before_and_writes_nothing(workplace, invoke):
     assert forecast["files"] == stored["files"]
 
 
-def test_a_capture_says_how_far_it_is_and_info_what_lacks(workplace, invoke, monkeypatch):
+def test_a_capture_prints_progress_and_info_names_missing_stages(workplace, invoke, monkeypatch):
     from stratalens.plugin.capture import run as capturing
 
     path, store = workplace(), workplace.folder / "run.zarr"
@@ -213,9 +215,9 @@ def test_a_capture_says_how_far_it_is_and_info_what_lacks(workplace, invoke, mon
     assert "warning: label column 'trained_stage' names stages in some rows only: 'S1' (1 row; is 's1'" in ended.stderr
     assert "base (1 of 4): 0 of 36 rows\nbase (1 of 4): 36 of 36 rows, done in " in ended.stderr
     assert "Loading" not in ended.stderr
-    told = invoke("info", store)
-    assert "run.zarr: not complete: 1 of 4 stages complete; not started: s1, s2, s3\n" in told.stdout
-    assert "s2\t\tnot started\t0%" in told.stdout
+    description = invoke("info", store).stdout
+    assert "run.zarr: not complete: 1 of 4 stages complete; not started: s1, s2, s3\n" in description
+    assert "s2\t\tnot started\t0%" in description
     page = workplace.folder / "report.html"
     shown = invoke("report", store, "--by", "colour", "-o", page)
     assert shown.exit_code == 0, shown.output
@@ -253,7 +255,7 @@ def test_labels_are_corrected_in_a_store(workplace, invoke):
 
 
 def test_a_forecast_of_a_short_run_is_the_same_number_in_text_and_json(workplace, invoke, monkeypatch):
-    """Time is measured, so two runs differ; it is not rounded to tenths, of which 0.04 s has none and 0.06 s one."""
+    """A fixed clock makes two forecasts equal. A time below 0.05 s is not rounded to tenths of a second."""
     clock = iter([0.0, 1e-3, 0.0, 1e-3])
     monkeypatch.setattr("stratalens.plugin.capture.forecast.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     facts = json.loads(invoke("forecast", workplace(), "--json").stdout)
@@ -261,16 +263,16 @@ def test_a_forecast_of_a_short_run_is_the_same_number_in_text_and_json(workplace
     assert f"without loading models)\t{facts['seconds']}\n" in invoke("forecast", workplace()).stdout
 
 
-def test_a_forecast_says_what_it_leaves_out(workplace, invoke):
-    told = invoke("forecast", workplace()).stdout
-    assert "memory_bytes (the two block buffers, without the model and its forward pass)\t" in told
-    assert "seconds (forward passes, without loading models)\t" in told
+def test_a_forecast_names_its_exclusions(workplace, invoke):
+    forecast = invoke("forecast", workplace()).stdout
+    assert "memory_bytes (the two block buffers, without the model and its forward pass)\t" in forecast
+    assert "seconds (forward passes, without loading models)\t" in forecast
     for command in ("study", "forecast"):
         assert "demo, smoke, cpu or paper" in " ".join(invoke(command, "--help").stdout.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "analyze", "report"])
-def test_a_store_that_is_not_there_is_wrong_input(command, invoke, tmp_path):
+def test_a_missing_store_is_wrong_input(command, invoke, tmp_path):
     result = invoke(command, tmp_path / "nothing.zarr")
     assert result.exit_code == 2
     assert "nothing.zarr" in result.stderr

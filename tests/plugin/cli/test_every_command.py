@@ -1,5 +1,5 @@
-"""Every command on a small store: `--json` is one object and nothing else, a pipe gets plain text, a terminal no colour
-where NO_COLOR asks for none, and help has an example that can be copied from 80 columns.
+"""Every command on a small store: one JSON object with `--json`, plain text in a pipe, no colour with NO_COLOR, and
+help with an example that fits in 80 columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but line feed and 
 COLOUR = re.compile(r"\x1b\[[0-9;]*\b(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?=[;m])[0-9;]*m")
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
-# command -> arguments (STORE, RUN, STUDY and OUT are put in) and keys of its JSON object
+# command -> arguments and keys of its JSON object; `words` replaces STORE, RUN, STUDY, PROMPTS and OUT by paths
 TABLE: dict[str, tuple[list[str], set[str]]] = {
     "study": (["STUDY", "--out", "OUT/study"], {"folder", "store", "report", "summary"}),
     "forecast": (["RUN"], {"bytes", "files", "tokens", "memory_bytes"}),
@@ -42,10 +42,10 @@ TABLE: dict[str, tuple[list[str], set[str]]] = {
     "commit": (["STORE", "OUT/run.icechunk"], {"store", "repository", "committed"}),
 }
 ELSEWHERE = {
-    "demo",  # `study` with a preset; its weights are a hundred megabytes
-    "explore",  # serves until Ctrl-C: below
+    "demo",  # `study` with a preset; its weights have a hundred megabytes
+    "explore",  # serves until Ctrl-C; has its own test below
 }
-# variables by which an environment says how output is drawn
+# environment variables that change how output is drawn
 DRAWING = {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "CI", "GITHUB_ACTIONS", "PY_COLORS", "HF_HUB_DISABLE_PROGRESS_BARS"}
 NEEDS = {"commit": "icechunk"}
 SMALL = {
@@ -60,14 +60,14 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def words(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    """Arguments of a command of the table, with its places put in."""
+    """A function that returns the command line of a command in the table, with paths filled in."""
     out = tmp_path_factory.mktemp("out")
     study = out / "study.yaml"
     study.write_text(yaml.safe_dump({"model": str(save_base(out / "base")), **SMALL}))
     places = {"STORE": recorded, "RUN": recorded.parent / "run.yaml", "STUDY": study, "OUT": out}
     places["PROMPTS"] = recorded.parent / "prompts.csv"
 
-    def put_in(command: str) -> list[str]:
+    def command_line(command: str) -> list[str]:
         if command in NEEDS:
             pytest.importorskip(NEEDS[command])
         return [
@@ -75,7 +75,7 @@ def words(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             *(re.sub("STORE|RUN|STUDY|OUT|PROMPTS", lambda m: str(places[m[0]]), a) for a in TABLE[command][0]),
         ]
 
-    return put_in
+    return command_line
 
 
 def test_the_table_has_every_command() -> None:
@@ -86,27 +86,27 @@ def test_the_table_has_every_command() -> None:
 
 @pytest.mark.parametrize("command", TABLE)
 def test_json_is_one_object(command: str, words: Callable[[str], list[str]], invoke: Callable[..., Any]) -> None:
-    told = invoke(*words(command), "--json")
-    assert told.exit_code == 0, told.output
-    held = json.loads(told.stdout)
-    assert isinstance(held, dict)
-    assert TABLE[command][1] <= set(held)
+    result = invoke(*words(command), "--json")
+    assert result.exit_code == 0, result.output
+    json_object = json.loads(result.stdout)
+    assert isinstance(json_object, dict)
+    assert TABLE[command][1] <= set(json_object)
 
 
-def test_in_a_pipe_all_is_plain(words: Callable[[str], list[str]]) -> None:
-    given = [words(name) for name in TABLE if name not in NEEDS]
-    done = subprocess.run(_together([*given, ["--help"]]), env=_environment({}), capture_output=True, text=True)
+def test_output_in_a_pipe_is_plain_text(words: Callable[[str], list[str]]) -> None:
+    lines = [words(name) for name in TABLE if name not in NEEDS]
+    done = subprocess.run(_in_one_process([*lines, ["--help"]]), env=_environment({}), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert CONTROL.findall(done.stdout + done.stderr) == [], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", TABLE)
-def test_a_failing_command_prints_no_half_object(command: str, tmp_path: Path, invoke: Callable[..., Any]) -> None:
+def test_a_failing_command_prints_no_partial_object(command: str, tmp_path: Path, invoke: Callable[..., Any]) -> None:
     if command in NEEDS:
         pytest.importorskip(NEEDS[command])
-    put_in = {"STORE": tmp_path / "no.zarr", "RUN": tmp_path / "no.yaml", "STUDY": tmp_path / "no.yaml"}
-    put_in["PROMPTS"] = tmp_path / "no.csv"
-    arguments = [str(put_in.get(a, a)).replace("OUT", str(tmp_path)) for a in TABLE[command][0]]
+    paths = {"STORE": tmp_path / "no.zarr", "RUN": tmp_path / "no.yaml", "STUDY": tmp_path / "no.yaml"}
+    paths["PROMPTS"] = tmp_path / "no.csv"
+    arguments = [str(paths.get(a, a)).replace("OUT", str(tmp_path)) for a in TABLE[command][0]]
     failed = invoke(command, *arguments, "--json")
     assert (failed.exit_code, failed.stdout) == (2, "")
     assert failed.stderr.startswith("error: ")
@@ -114,20 +114,22 @@ def test_a_failing_command_prints_no_half_object(command: str, tmp_path: Path, i
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_on_a_terminal_no_colour_where_none_is_wanted(words: Callable[[str], list[str]]) -> None:
-    given = [words(name) for name in TABLE if name not in ("study", *NEEDS)]
+def test_no_color_removes_colour_on_a_terminal(words: Callable[[str], list[str]]) -> None:
+    lines = [words(name) for name in TABLE if name not in ("study", *NEEDS)]
     helps = [*([name, "--help"] for name in COMMANDS), ["--help"]]
-    plain = _on_a_terminal(_together([*given, *helps]), {"NO_COLOR": "1"})
+    plain = _on_a_terminal(_in_one_process([*lines, *helps]), {"NO_COLOR": "1"})
     assert COLOUR.findall(plain) == []
-    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", plain).replace("\r\n", "\n").split("\n")
-    drawn = [line for line in lines if re.search("[│┃╭╰┏└├]", line)]
+    printed = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", plain).replace("\r\n", "\n").split("\n")
+    drawn = [line for line in printed if re.search("[│┃╭╰┏└├]", line)]
     assert drawn
     assert max(map(len, drawn)) <= 80
-    assert COLOUR.findall(_on_a_terminal(_together([["--help"]]), {})), "so that none above is no accident"
+    assert COLOUR.findall(_on_a_terminal(_in_one_process([["--help"]]), {})), (
+        "the pattern finds colours where there are some"
+    )
 
 
-def _together(lines: list[list[str]]) -> list[str]:
-    """A command that runs all of them in one process."""
+def _in_one_process(lines: list[list[str]]) -> list[str]:
+    """Return a command that runs all lines in one process."""
     code = (
         "import sys\n"
         "from stratalens.plugin.cli.app import app\n"
@@ -146,34 +148,34 @@ def _environment(changes: dict[str, str]) -> dict[str, str]:
 
 
 def _on_a_terminal(command: list[str], changes: dict[str, str]) -> str:
-    """All that a command wrote to its terminal of 80 columns; it must succeed."""
+    """Run a command that must succeed and return its output on a terminal of 80 columns."""
     import fcntl
     import pty
     import struct
     import termios
 
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
-    running = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=_environment(changes))
-    os.close(its)
-    said = b""
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
+    running = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=_environment(changes))
+    os.close(terminal)
+    written = b""
     while True:
         try:
-            part = os.read(ours, 65536)
+            chunk = os.read(reader, 65536)
         except OSError:  # the other side is closed
             break
-        if not part:
+        if not chunk:
             break
-        said += part
-    os.close(ours)
-    text = said.decode()
+        written += chunk
+    os.close(reader)
+    text = written.decode()
     assert running.wait() == 0, text
     return text
 
 
-def test_explore_says_where_it_is(recorded: Path) -> None:
+def test_explore_prints_its_address(recorded: Path) -> None:
     command = [sys.executable, "-m", "stratalens", "explore", str(recorded), "--port", "0", "--json"]
-    # A shell without job control starts what runs in the background with Ctrl-C ignored: it has to work there, too.
+    # A shell without job control starts background processes with SIGINT ignored. The command must end there too.
     ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
     with subprocess.Popen(ignoring, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
@@ -187,9 +189,9 @@ def test_explore_says_where_it_is(recorded: Path) -> None:
             rest, errors = running.communicate(timeout=120)
         finally:
             running.kill()
-    held = json.loads(text)
-    assert held["store"] == str(recorded)
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", held["url"])
+    address = json.loads(text)
+    assert address["store"] == str(recorded)
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address["url"])
     assert (running.returncode, rest) == (0, "")
     assert "has ended" in errors
 

@@ -1,4 +1,4 @@
-"""Tables on a terminal and in a pipe, and help that fits in 80 columns with an example for every command."""
+"""Tables on a terminal and in a pipe; help with an example for every command, in 80 columns."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_names_are_text_whatever_they_look_like(
+def test_markup_in_names_is_printed_as_text(
     terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
     console.emit_table("runs/[a][/b].zarr", ["[red]stage"], [["[bold]s1[/bold]"], ["[/]"]])
-    said = capsys.readouterr().out
+    output_text = capsys.readouterr().out
     for name in ("runs/[a][/b].zarr", "[red]stage", "[bold]s1[/bold]", "[/]"):
-        assert name in said
-    assert max(map(len, said.splitlines())) <= 80
-    assert ("│" in said) == terminal
+        assert name in output_text
+    assert max(map(len, output_text.splitlines())) <= 80
+    assert ("│" in output_text) == terminal
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_message_is_broken_between_words_on_a_terminal_alone(
+def test_a_message_is_wrapped_on_a_terminal_only(
     terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
@@ -58,13 +58,13 @@ def test_a_message_is_broken_between_words_on_a_terminal_alone(
 
     with pytest.raises(typer.Exit):
         fail()
-    said = capsys.readouterr().err
-    assert said.split() == ["error:", *message.split()]
-    assert (len(said.splitlines()) > 4) == terminal
-    console.print_status(message.split("\n")[0])  # what it says of its work, too
-    said = capsys.readouterr().err
-    assert said.split() == message.split("\n")[0].split()
-    assert (len(said.splitlines()) > 1) == terminal
+    output_text = capsys.readouterr().err
+    assert output_text.split() == ["error:", *message.split()]
+    assert (len(output_text.splitlines()) > 4) == terminal
+    console.print_status(message.split("\n")[0])
+    output_text = capsys.readouterr().err
+    assert output_text.split() == message.split("\n")[0].split()
+    assert (len(output_text.splitlines()) > 1) == terminal
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -77,8 +77,8 @@ def test_help_has_an_example_and_fits(terminal: bool) -> None:
         f"for name in {COMMANDS!r}:\n"
         "    print('@', name); print(CliRunner().invoke(app, [name, '--help']).output)\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    for part in said.split("@ ")[1:]:
-        name, text = part.split("\n", 1)
+    output_text = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    for section in output_text.split("@ ")[1:]:
+        name, text = section.split("\n", 1)
         assert f"Example: stratalens {name}" in re.sub(r"\s+", " ", text)
         assert max(map(len, text.splitlines())) <= 80

@@ -1,4 +1,4 @@
-"""Run files: what is accepted, what is refused and how, and that a written one replays."""
+"""Run files: accepted keys, messages about wrong ones, and a written run file that reads back equal."""
 
 import pytest
 import yaml
@@ -34,10 +34,10 @@ def written(tmp_path, **keys):
         ({"model": None, "stages": [{"name": "a", "revision": "x"}]}, ["'a' has no path"]),
     ],
 )
-def test_wrong_values_name_key_value_and_mend(tmp_path, keys, words):
-    with pytest.raises(InputError) as caught:
+def test_wrong_values_name_key_value_and_remedy(tmp_path, keys, words):
+    with pytest.raises(InputError) as raised:
         read_run_file(written(tmp_path, **keys))
-    assert [word for word in [*words, "run.yaml"] if word not in str(caught.value)] == []
+    assert [word for word in [*words, "run.yaml"] if word not in str(raised.value)] == []
 
 
 def test_missing_file_lists_the_keys(tmp_path):
@@ -45,7 +45,7 @@ def test_missing_file_lists_the_keys(tmp_path):
         read_run_file(tmp_path / "nowhere.yaml")
 
 
-def test_a_folder_is_no_run_file(tmp_path):
+def test_a_folder_is_not_a_run_file(tmp_path):
     store = tmp_path / "run.zarr"
     (store / ".stratalens").mkdir(parents=True)
     with pytest.raises(InputError, match=r"run\.zarr is a store, not a run file: give the YAML file"):
@@ -58,14 +58,14 @@ def test_a_folder_is_no_run_file(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "", "\x00"])
-def test_garbage_is_refused_with_the_file_named(tmp_path, text):
+def test_malformed_yaml_is_refused_with_the_name_of_the_file(tmp_path, text):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"run\.yaml"):
         read_run_file(path)
 
 
-def test_paths_are_taken_from_the_folder_of_the_file(tmp_path, monkeypatch):
+def test_relative_paths_start_at_the_folder_of_the_file(tmp_path, monkeypatch):
     (tmp_path / "weights").mkdir()
     path = written(tmp_path, model="weights", stages=[{"name": "a", "path": "weights/a"}])
     monkeypatch.chdir("/")
@@ -95,7 +95,7 @@ names = st.text(st.characters(categories=("L", "N", "P", "Z")), min_size=1, max_
     statistics=st.booleans() | st.lists(st.sampled_from(["loss", "entropy"]), min_size=1, unique=True),
     batch=st.just("auto") | st.integers(1, 512),
 )
-def test_what_is_written_replays(tmp_path, stages, layers, positions, statistics, batch):
+def test_a_written_run_file_reads_back_equal(tmp_path, stages, layers, positions, statistics, batch):
     run = RunFile.model_validate(
         {
             **MINIMAL,
