@@ -97,27 +97,30 @@ def measure(report: Report, width: int, options: Any) -> None:
     x = synthetic(1, tokens=1, width=width)
     data, flat = as_data(x), np.ascontiguousarray(x[0, :, 0])
     fold = probe(data, method="diffmeans", progress=False).entity_fold.values
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def ours(name: str, **how: Any) -> None:
-        found[name] = probe(data, progress=False, **how)
+        results[name] = probe(data, progress=False, **how)
 
-    ways: dict[str, Any] = {f"scikit-learn, {CORES} cores": partial(scikit_learn, flat, fold, options.fits)}
+    candidates: dict[str, Any] = {f"scikit-learn, {CORES} cores": partial(scikit_learn, flat, fold, options.fits)}
     for method in ("logistic", "ridge", "lda"):
         for backend in dict.fromkeys(("cpu", options.backend)):
             name = f"stratalens, {method}, {backend}"
-            ways[name] = partial(ours, name, method=method, backend=backend)
+            candidates[name] = partial(ours, name, method=method, backend=backend)
     missing = {}
     if is_installed("cuml") and options.backend == "gpu":
-        ways["cuML"] = partial(ours, "cuML", solver="library", backend="gpu")
+        candidates["cuML"] = partial(ours, "cuML", solver="library", backend="gpu")
     else:
         missing["cuML"] = "cuML is not installed, or there is no GPU"
-    for name, way in ways.items():  # kernels are compiled on first use; at 8192 the host needs no minutes more
+    for (
+        name,
+        candidate,
+    ) in candidates.items():  # kernels are compiled on first use; at 8192 the host needs no minutes more
         if name == "cuML" or name.endswith(options.backend):
-            way()
-    runs = alternate(ways, options.rounds, warmup=0)
-    least = floors(flat, found["stratalens, logistic, cpu"], limits(resolve_backend(options.backend).xp, width))
-    quality = {name: float(result.accuracy_mean.mean()) for name, result in found.items()}
+            candidate()
+    runs = alternate(candidates, options.rounds, warmup=0)
+    least = floors(flat, results["stratalens, logistic, cpu"], limits(resolve_backend(options.backend).xp, width))
+    quality = {name: float(result.accuracy_mean.mean()) for name, result in results.items()}
     share = {
         f"stratalens, {method}, {options.backend}": [
             t.wall / least[method] for t in runs[f"stratalens, {method}, {options.backend}"]
@@ -125,18 +128,18 @@ def measure(report: Report, width: int, options: Any) -> None:
         for method in least
     }
     report.timings(
-        f"probes-{width}", f"{FITS} fits of {2 * PER_GROUP} rows x {width}", runs, next(iter(ways)),
-        ours=[name for name in ways if name.startswith("stratalens")], missing=missing,
+        f"probes-{width}", f"{FITS} fits of {2 * PER_GROUP} rows x {width}", runs, next(iter(candidates)),
+        ours=[name for name in candidates if name.startswith("stratalens")], missing=missing,
         extra={"mean accuracy": quality, "times the device's floor": share},
     )  # fmt: skip
     ours_there = f"stratalens, logistic, {options.backend}"
-    gain = ratios(runs[next(iter(ways))], runs[ours_there])
-    report.aim(f"speed of logistic by that of scikit-learn, {width} wide", gain, at_least=1)
+    gain = ratios(runs[next(iter(candidates))], runs[ours_there])
+    report.target(f"speed of logistic by that of scikit-learn, {width} wide", gain, at_least=1)
     table = Table(f"agreement-{width}", f"Agreement with the CPU, {width} wide", [
         Column("name", ""), Column("gap", "accuracy, largest difference"), Column("angle", "1 - cos, largest"),
     ])  # fmt: skip
     for method in ("logistic", "ridge", "lda"):
-        here, there = found[f"stratalens, {method}, cpu"], found[f"stratalens, {method}, {options.backend}"]
+        here, there = results[f"stratalens, {method}, cpu"], results[f"stratalens, {method}, {options.backend}"]
         a, b = (r.coef.values.reshape(-1, width).astype(np.float64) for r in (here, there))
         cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         gap = float(abs(here.accuracy_mean - there.accuracy_mean).max())

@@ -100,35 +100,37 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
     cells = [np.ascontiguousarray(x[n, rows, t]) for n in range(len(x)) for t in range(x.shape[2])]
     with threadpool_limits(1):
         truths = dict.fromkeys(SAME, exact(cells[0], y, fold[rows]))
-    found: dict[str, Fits] = {}
+    results: dict[str, Fits] = {}
     measured_pairs: dict[str, int] = {}
 
     def others(name: str, fits: Callable[..., Fits], cores: int, threads: int | None) -> None:
         on_cores(cores)
         with threadpool_limits(threads):
-            made = [fits(cell, y, fold[rows]) for cell in cells]
-        found[name], measured_pairs[name] = made[0], len(cells)
+            fitted = [fits(cell, y, fold[rows]) for cell in cells]
+        results[name], measured_pairs[name] = fitted[0], len(cells)
 
     def ours(name: str, method: str, backend: str = "cpu") -> None:
         on_cores(len(CORES))
-        made = probe(data, method=method, workers=len(CORES), backend=backend, progress=False)
-        here = made.isel(layer=0, token=0, pair=ALL_PAIRS.index(PAIR))
-        found[name] = Fits(here.accuracy.values, here.coef.values)
+        probes = probe(data, method=method, workers=len(CORES), backend=backend, progress=False)
+        here = probes.isel(layer=0, token=0, pair=ALL_PAIRS.index(PAIR))
+        results[name] = Fits(here.accuracy.values, here.coef.values)
         measured_pairs[name] = len(x) * x.shape[2] * len(ALL_PAIRS)
 
     loose, tight = LogisticRegression(C=0.1), LogisticRegression(C=0.1, tol=1e-6, max_iter=5000)
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        ways: dict[str, Callable[[], None]] = {
+        candidates: dict[str, Callable[[], None]] = {
             "scikit-learn, defaults": partial(
                 others, "scikit-learn, defaults", partial(sklearn_fits, loose), len(CORES), None
             ),
             "scikit-learn, tuned": partial(others, "scikit-learn, tuned", partial(sklearn_fits, tight), 1, 1),
             "scikit-learn, newton-cholesky": partial(others, "scikit-learn, newton-cholesky", newton_fits, 1, 1),
         }
-        ways |= {name: partial(ours, name, method) for name, method in OURS.items()}
+        candidates |= {name: partial(ours, name, method) for name, method in OURS.items()}
         if has_gpu():
-            ways["stratalens, logistic by cuML"] = partial(ours, "stratalens, logistic by cuML", "logistic", "gpu")
+            candidates["stratalens, logistic by cuML"] = partial(
+                ours, "stratalens, logistic by cuML", "logistic", "gpu"
+            )
         else:
             missing["stratalens, logistic by cuML"] = "no GPU here"
         peers: dict[str, tuple[str, Callable[..., Fits]]] = {
@@ -145,28 +147,28 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
             except (RuntimeError, ValueError, OSError, ImportError, TypeError, AttributeError) as error:
                 missing[name] = f"{type(error).__name__}: {error}"
             else:
-                ways[name] = partial(others, name, fits, len(CORES), 1)
-        runs = alternate(ways, rounds=options.rounds, warmup=0 if options.quick else 1)
+                candidates[name] = partial(others, name, fits, len(CORES), 1)
+        runs = alternate(candidates, rounds=options.rounds, warmup=0 if options.quick else 1)
     on_cores(len(CORES))
     scale = {name: WHOLE / measured_pairs[name] for name in runs}
     dask = dask_ml(cells[0], y, fold[rows], options.limit)
     if isinstance(dask, str):
         missing["dask-ml LogisticRegression"] = dask
     else:  # one fit, once
-        runs["dask-ml LogisticRegression"], found["dask-ml LogisticRegression"] = [dask[0]], dask[1]
+        runs["dask-ml LogisticRegression"], results["dask-ml LogisticRegression"] = [dask[0]], dask[1]
         truths["dask-ml LogisticRegression"] = one_fold(cells[0], y, fold[rows])
         scale["dask-ml LogisticRegression"] = WHOLE * (FOLDS + 1)
     scaled = {n: [Timing(t.wall * scale[n], t.cpu * scale[n]) for t in turns] for n, turns in runs.items()}
-    table(report, kind, x.shape, scaled, found, truths, missing, scale)
+    table(report, kind, x.shape, scaled, results, truths, missing, scale)
 
 
 def table(
-    report: Report, kind: str, shape: tuple[int, ...], runs: dict[str, list[Timing]], found: dict[str, Fits],
+    report: Report, kind: str, shape: tuple[int, ...], runs: dict[str, list[Timing]], results: dict[str, Fits],
     truths: dict[str, Fits], missing: dict[str, str], scale: dict[str, float],
 ) -> None:  # fmt: skip
     """Seconds of the whole workload, and how right the answers are."""
     base = "scikit-learn, tuned"
-    made = Table(f"peers-{kind}", f"Workload P, {WHOLE * (FOLDS + 1):,} fits, on {kind} activations", [
+    peer_table = Table(f"peers-{kind}", f"Workload P, {WHOLE * (FOLDS + 1):,} fits, on {kind} activations", [
         Column("name", ""), Column("wall", "wall", "s"), Column("cpu", "CPU", "s"), Column("ratio", "time, ratio"),
         Column("fits", "fits measured"), Column("accuracy", "accuracy of a pair"),
         Column("gap", "its difference to the exact solution's"), Column("direction", "direction, 1 - cos"),
@@ -174,11 +176,11 @@ def table(
         note=f"{shape[0]} of {LAYERS} layers and {shape[2]} of {TOKENS} tokens measured, scaled to the whole",
     )  # fmt: skip
     alternating = {n: turns for n, turns in runs.items() if len(turns) == len(runs[base]) and "dask" not in n}
-    made.against = {"wall": versus(alternating, ["stratalens, logistic"])}
+    peer_table.against = {"wall": versus(alternating, ["stratalens, logistic"])}
     for name, turns in runs.items():
-        mine = found[name]
+        mine = results[name]
         truth = truths.get(name)
-        made.add(
+        peer_table.add(
             name=name, wall=[t.wall for t in turns], cpu=[t.cpu for t in turns],
             ratio=ratios(turns, runs[base]) if name in alternating else None,
             fits=round(WHOLE * (FOLDS + 1) / scale[name]),
@@ -187,11 +189,11 @@ def table(
             direction=gap(mine.coef.astype(float), truth.coef) if truth else None,
         )  # fmt: skip
     for name, why in missing.items():
-        made.add(name=name, missing=why)
-    report.add(made)
+        peer_table.add(name=name, missing=why)
+    report.add(peer_table)
     for peer in ("scikit-learn, defaults", "lmprobe fit_from_activations", "TransformerLens fit_sparse_probe"):
         if peer in runs:
-            report.aim(
+            report.target(
                 f"speed of our logistic probes by that of {peer}, {kind} activations",
                 ratios(runs[peer], runs["stratalens, logistic"]), at_least=1.0,
             )  # fmt: skip
@@ -202,7 +204,7 @@ def dask_ml(x: np.ndarray, y: np.ndarray, fold: np.ndarray, limit: float) -> str
     if not is_installed("dask_ml"):
         return "not installed: pip install dask-ml"
     context = multiprocessing.get_context("spawn")
-    told = []
+    failures = []
     for solver in ("admm", "lbfgs"):  # its default first
         here, there = context.Pipe(duplex=False)
         process = context.Process(target=dask_fit, args=(there, solver, x, y, fold))
@@ -212,18 +214,18 @@ def dask_ml(x: np.ndarray, y: np.ndarray, fold: np.ndarray, limit: float) -> str
             if here.poll(60):  # imported: from now on it fits
                 here.recv()
                 if here.poll(limit):
-                    found = here.recv()
-                    if not isinstance(found, str):
-                        return Timing(found[0], found[1]), found[2]
-                    told.append(f"{solver}: {found}")
+                    answer = here.recv()
+                    if not isinstance(answer, str):
+                        return Timing(answer[0], answer[1]), answer[2]
+                    failures.append(f"{solver}: {answer}")
                     continue
-            told.append(f"{solver}: not finished after {limit:.0f} s")
+            failures.append(f"{solver}: not finished after {limit:.0f} s")
         except EOFError:
-            told.append(f"{solver}: its process died")
+            failures.append(f"{solver}: its process died")
         finally:
             process.kill()
             process.join()
-    return f"a single fit of {int((fold != fold[0]).sum()):,} rows: " + "; ".join(told)
+    return f"a single fit of {int((fold != fold[0]).sum()):,} rows: " + "; ".join(failures)
 
 
 def main() -> None:

@@ -169,7 +169,7 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
     scale = dict.fromkeys(LOOPS, whole * len(ALL_PAIRS) / len(chosen))
     data = as_data(x)
     fold = probe(data.isel(layer=[0], token=[0]), method="diffmeans", progress=False).entity_fold.values
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "activations.npy"
         np.save(file, x)
@@ -177,15 +177,15 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
         def theirs(name: str) -> None:
             on_cores(options.workers if name == "naive" else 1)
             with threadpool_limits(None if name == "naive" else 1):
-                found[name] = loop(file, fold, chosen, name)
+                results[name] = loop(file, fold, chosen, name)
 
         def ours(method: str) -> None:
             on_cores(options.workers)
-            found[method] = probe(data, method=method, workers=options.workers, progress=False)
+            results[method] = probe(data, method=method, workers=options.workers, progress=False)
 
-        ways: dict[str, Any] = {name: partial(theirs, name) for name in LOOPS}
-        ways |= {method: partial(ours, method) for method in METHODS}
-        measured = alternate(ways, rounds=options.rounds)
+        candidates: dict[str, Any] = {name: partial(theirs, name) for name in LOOPS}
+        candidates |= {method: partial(ours, method) for method in METHODS}
+        measured = alternate(candidates, rounds=options.rounds)
     on_cores(len(CORES))
     runs = {
         name: [Timing(t.wall * scale.get(name, whole), t.cpu * scale.get(name, whole)) for t in turns]
@@ -199,34 +199,34 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
     title = f"Workload P on {kind} activations"
     note = f"{x.shape[0]} of {LAYERS} layers measured, of the loops {len(chosen)} of {len(ALL_PAIRS)} pairs"
     report.timings(f"probes-{kind}", title, runs, "tuned", ours=list(METHODS), note=note, extra=extra)
-    aims = (("naive", "logistic", 10), ("tuned", "logistic", 2.2), ("tuned", "ridge", 15), ("tuned", "lda", 15))
-    for base, method, least in aims:
+    targets = (("naive", "logistic", 10), ("tuned", "logistic", 2.2), ("tuned", "ridge", 15), ("tuned", "lda", 15))
+    for base, method, least in targets:
         speed = ratios(runs[base], runs[method])
-        report.aim(f"speed of {method} by that of the {base} loop, {kind} activations", speed, at_least=least)
+        report.target(f"speed of {method} by that of the {base} loop, {kind} activations", speed, at_least=least)
     for base, method in (("tuned", "logistic"), ("newton", "logistic"), ("ridge loop", "ridge"), ("lda loop", "lda")):
         speed = ratios(runs[base], runs[method], "cpu")
         what = base if base.endswith("loop") else f"{base} loop"
-        report.aim(f"{method} by the {what}, CPU seconds, {kind} activations: times as few", speed, at_least=1)
-    check(report, kind, found, x, chosen)
+        report.target(f"{method} by the {what}, CPU seconds, {kind} activations: times as few", speed, at_least=1)
+    check(report, kind, results, x, chosen)
 
 
-def check(report: Report, kind: str, found: dict[str, Any], x: np.ndarray, chosen: list[tuple[int, int]]) -> None:
+def check(report: Report, kind: str, results: dict[str, Any], x: np.ndarray, chosen: list[tuple[int, int]]) -> None:
     """How much the answers differ, from the loops' and from the exact solution."""
     table = Table(f"agreement-{kind}", f"Agreement on {kind} activations", [
         Column("name", ""), Column("mean", "accuracy, mean difference"), Column("most", "largest"),
         Column("ours", "1 - cos to the exact solution, ours"), Column("loop", "the tuned loop's"),
     ], note="the exact solution is scikit-learn's in float64, for one pair, layer and token")  # fmt: skip
-    ours = found["logistic"]
+    ours = results["logistic"]
     accuracy = ours.accuracy.mean("fold").values
     for name in ("naive", "tuned", "newton"):
-        gaps = [abs(accuracy[place] - value) for place, value in found[name].items()]
+        gaps = [abs(accuracy[place] - value) for place, value in results[name].items()]
         table.add(name=f"logistic, {name} loop", mean=float(np.mean(gaps)), most=float(max(gaps)))
         if name != "naive":
             words = " (the exact solution)" if name == "newton" else ""
             text = f"accuracies of logistic and of the {name} loop{words}, {kind} activations: difference"
-            report.aim(text, [float(g) for g in gaps], at_most=0.002)
+            report.target(text, [float(g) for g in gaps], at_most=0.002)
     share = float(ours.converged.mean())
-    report.aim(f"share of the logistic fits that converged, {kind} activations", share, at_least=1)
+    report.target(f"share of the logistic fits that converged, {kind} activations", share, at_least=1)
     codes = np.repeat(np.arange(GROUPS), PER_GROUP)
     a, b = chosen[0]
     rows = (codes == a) | (codes == b)
@@ -240,7 +240,7 @@ def check(report: Report, kind: str, found: dict[str, Any], x: np.ndarray, chose
         loose = LogisticRegression(C=0.1, tol=1e-6, max_iter=5000).fit(X.astype(np.float32), y).coef_.ravel()
         for name, model in exact.items():
             best = model.fit(X, y).coef_.ravel()
-            mine = found[name].coef.values[0, 0, ALL_PAIRS.index((a, b))].astype(np.float64)
+            mine = results[name].coef.values[0, 0, ALL_PAIRS.index((a, b))].astype(np.float64)
             table.add(name=name, ours=gap(mine, best), loop=gap(loose, best) if name == "logistic" else None)
     report.add(table)
 

@@ -49,18 +49,18 @@ class Slab:
     """Rows of six groups and the targets of all fits."""
 
     def __init__(self, x: np.ndarray, per_group: int) -> None:
-        kept = (np.arange(GROUPS * PER_GROUP) % PER_GROUP) < per_group
-        self.x = np.ascontiguousarray(x[kept])
+        selected = (np.arange(GROUPS * PER_GROUP) % PER_GROUP) < per_group
+        self.x = np.ascontiguousarray(x[selected])
         self.codes = np.repeat(np.arange(GROUPS), per_group)
         fold = entity_folds(self.codes, np.arange(len(self.codes)), FOLDS)
         signs = np.stack([(self.codes == b) * 1 - (self.codes == a) * 1 for a, b in ALL_PAIRS], axis=1)
         self.targets = training_signs(signs.astype(np.int8), fold, FOLDS)  # (n, pair, folds + refit)
         self.flat = self.targets.reshape(len(self.x), -1)
-        self.found: dict[str, tuple[np.ndarray, int]] = {}
+        self.solutions: dict[str, tuple[np.ndarray, int]] = {}
 
     def keep(self, name: str, coef: np.ndarray, iterations: int = 0) -> None:
         """What a way has found, in the order of the fits."""
-        self.found[name] = np.asarray(coef, dtype=np.float64), iterations
+        self.solutions[name] = np.asarray(coef, dtype=np.float64), iterations
 
     def logistic(self, name: str, x: np.ndarray | None = None, blocks: bool = True) -> None:
         """All fits in one call."""
@@ -86,8 +86,8 @@ class Slab:
 
     def unrotated(self, name: str) -> None:
         """Without going to the row space."""
-        found = self.batch(slice(None)).fit(1e-6, 1000)
-        self.keep(name, found.points[:, :-1], int(found.n_iter.max()))
+        solutions = self.batch(slice(None)).fit(1e-6, 1000)
+        self.keep(name, solutions.points[:, :-1], int(solutions.n_iter.max()))
 
     def warm(self, name: str) -> None:
         """First the refits, then the folds from there."""
@@ -122,14 +122,16 @@ def instead(place: Any, name: str, value: Any, work: Callable[[], None]) -> None
         work()
 
 
-def measure(report: Report, title: str, key: str, slab: Slab, ways: dict[str, Callable[[], None]], rounds: int) -> None:
+def measure(
+    report: Report, title: str, key: str, slab: Slab, candidates: dict[str, Callable[[], None]], rounds: int
+) -> None:
     """One table; the first way is the solver as it is."""
     with threadpool_limits(1):
-        runs = alternate(ways, rounds)
-    best, _ = slab.found[AS_IT_IS]
+        runs = alternate(candidates, rounds)
+    best, _ = slab.solutions[AS_IT_IS]
     gaps, steps = {}, {}
-    for name in ways:
-        coef, iterations = slab.found[name]
+    for name in candidates:
+        coef, iterations = slab.solutions[name]
         cosine = (coef * best).sum(axis=1) / np.linalg.norm(coef, axis=1) / np.linalg.norm(best, axis=1)
         gaps[name], steps[name] = float(max(0.0, 1 - cosine.min())), iterations or None
     extra = {"iterations": steps, "1 - cos, largest": gaps}

@@ -103,8 +103,10 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
         # Where pyarrow is installed pandas imports it, and its own allocator reserves a GiB that nobody touches.
         environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True, timeout=3600)
-        found = json.loads(done.stdout.splitlines()[-1])
-        table.add(name=job, times=found["decoded"] / found["peak"], **{k: found[k] for k in found if k != "decoded"})
+        results = json.loads(done.stdout.splitlines()[-1])
+        table.add(
+            name=job, times=results["decoded"] / results["peak"], **{k: results[k] for k in results if k != "decoded"}
+        )
     report.add(table)
 
 

@@ -38,21 +38,21 @@ def main() -> None:
         model: Any = None
         over = {}
         for count in options.prompts:
-            work = Workload(count, options.batch, model)
-            model = work.model
-            ways = {BASE: work.forward, OURS: lambda folder, work=work: work.capture(folder, False)}
-            runs: dict[str, list[Timing]] = {name: [] for name in ways}
+            workload = Workload(count, options.batch, model)
+            model = workload.model
+            methods = {BASE: workload.forward, OURS: lambda folder, workload=workload: workload.capture(folder, False)}
+            runs: dict[str, list[Timing]] = {name: [] for name in methods}
             for turn in range(-1, options.rounds):
-                for name, way in list(ways.items())[:: 1 if turn % 2 else -1]:
-                    taken = measured(way)
+                for name, method in list(methods.items())[:: 1 if turn % 2 else -1]:
+                    taken = measured(method)
                     runs[name] += [taken] if turn >= 0 else []
                 print(f"  {count} prompts, round {turn + 1} of {options.rounds}", file=sys.stderr)
-            title = f"{count} prompts, {work.tokens} tokens"
-            report.timings(f"alone-{count}", title, runs, BASE, ours=[OURS], amount=work.tokens, unit="tokens")
+            title = f"{count} prompts, {workload.tokens} tokens"
+            report.timings(f"alone-{count}", title, runs, BASE, ours=[OURS], amount=workload.tokens, unit="tokens")
             for unit in ("wall", "cpu"):
                 text = f"recording {count} prompts by their forward pass, {unit} seconds"
-                report.aim(text, ratios(runs[OURS], runs[BASE], unit), at_most=1.05)
-            over[work.tokens] = statistics.median(
+                report.target(text, ratios(runs[OURS], runs[BASE], unit), at_most=1.05)
+            over[workload.tokens] = statistics.median(
                 a.wall - b.wall for a, b in zip(*reversed(runs.values()), strict=True)
             )
         (few, at_few), (many, at_many) = sorted(over.items())

@@ -43,7 +43,7 @@ SHAPES = {
     "llama-1b": (2048, 16, 32, 8, 8192, 128256),
     "tiny": (64, 2, 4, 2, 128, 1000),
 }
-WAYS: dict[str, Any] = {"last token": ("last",), "every token": "all"}
+POSITIONS: dict[str, Any] = {"last token": ("last",), "every token": "all"}
 
 
 def model(shape: str, device: str) -> Any:
@@ -58,14 +58,14 @@ def model(shape: str, device: str) -> Any:
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):
-        made = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        llama = LlamaForCausalLM(config).to(torch.bfloat16).eval()
     folder = tempfile.mkdtemp(prefix="tokenizer-")  # TransformerLens reads it again
     tokenizer().save_pretrained(folder)
     words_of = AutoTokenizer.from_pretrained(folder)
-    return TransformerBridge.boot_transformers(shape, hf_model=made, tokenizer=words_of, dtype=torch.bfloat16)
+    return TransformerBridge.boot_transformers(shape, hf_model=llama, tokenizer=words_of, dtype=torch.bfloat16)
 
 
-class Work:
+class Workload:
     """The same batches for every way."""
 
     def __init__(self, hooked: Any, count: int, batch: int) -> None:
@@ -94,7 +94,7 @@ class Work:
         row = config.num_hidden_layers * config.hidden_size * 2 * (LENGTH if positions == "all" else 1)
         seen: list[int] = []
         entry = self.hooked.original_model.get_input_embeddings()
-        handle = entry.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        handle = entry.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
         try:
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 return time_once(lambda: capture(
@@ -114,21 +114,21 @@ def settle(device: torch.device) -> None:
 
 def sizes(report: Report, shape: str, hooked: Any, most: int) -> list[int]:
     """Batch sizes, doubled until the card is full."""
-    found = []
+    batch_sizes = []
     batch = 32
     while batch <= most:
         try:
-            Work(hooked, batch, batch).forward()
+            Workload(hooked, batch, batch).forward()
         except RuntimeError as error:  # out of memory, or more rows than a kernel takes
             report.note(f"{shape}: batches of {batch} do not run, {type(error).__name__}")
             break
-        found.append(batch)
+        batch_sizes.append(batch)
         batch *= 2
     else:
-        report.note(f"{shape}: batches of more than {found[-1]} were not tried")
+        report.note(f"{shape}: batches of more than {batch_sizes[-1]} were not tried")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return found[-3:]
+    return batch_sizes[-3:]
 
 
 def bounds(device: torch.device, folder: Path) -> dict[str, float]:
@@ -139,8 +139,8 @@ def bounds(device: torch.device, folder: Path) -> dict[str, float]:
     side = 8192 if device.type == "cuda" else 512
     a = torch.randn(side, side, dtype=torch.bfloat16, device=device)
 
-    def rate(amount: float, work: Callable[[], object]) -> float:
-        return amount / rates.best_of(lambda: (work(), settle(device)))
+    def rate(amount: float, function: Callable[[], object]) -> float:
+        return amount / rates.best_of(lambda: (function(), settle(device)))
 
     return {
         "device to pageable memory [GB/s]": rate(there.numel() / 1e9, lambda: pageable.copy_(there)),
@@ -161,29 +161,29 @@ def measure(report: Report, shape: str, options: argparse.Namespace, folder: Pat
     ])  # fmt: skip
     shares: dict[str, list[float]] = {}
     for batch in sizes(report, shape, hooked, options.most):
-        few = Work(hooked, batch, batch)
+        few = Workload(hooked, batch, batch)
         few.forward()
         count = batch * max(2, round(options.seconds / max(1e-4, rates.best_of(few.forward, 3))))
-        work = Work(hooked, min(count, options.prompts), batch)
-        for way, positions in WAYS.items():
+        workload = Workload(hooked, min(count, options.prompts), batch)
+        for label, positions in POSITIONS.items():
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-            work.record(folder, positions)
+            workload.record(folder, positions)
             memory = used()
             bare, ours = [], []
             for _ in range(options.rounds):
-                bare.append(time_once(work.forward))
-                ours.append(work.record(folder, positions))
-            kept = len(work.table) * (LENGTH if positions == "all" else 1) * layers * width * 2
-            shares[way] = ratios(ours, bare)
+                bare.append(time_once(workload.forward))
+                ours.append(workload.record(folder, positions))
+            recorded_bytes = len(workload.table) * (LENGTH if positions == "all" else 1) * layers * width * 2
+            shares[label] = ratios(ours, bare)
             table.add(
-                name=f"{way}, batches of {batch}", forward=[work.tokens / t.wall for t in bare],
-                recorded=[work.tokens / t.wall for t in ours], ratio=shares[way],
-                bytes=[kept / t.wall / 1e9 for t in ours], rows=work.most, memory=memory,
+                name=f"{label}, batches of {batch}", forward=[workload.tokens / t.wall for t in bare],
+                recorded=[workload.tokens / t.wall for t in ours], ratio=shares[label],
+                bytes=[recorded_bytes / t.wall / 1e9 for t in ours], rows=workload.most, memory=memory,
             )  # fmt: skip
     report.add(table)
-    for way, found in shares.items():
-        report.aim(f"{shape}, {way}, largest batches: time by that of the forward pass", found, at_most=1.1)
+    for label, times in shares.items():
+        report.target(f"{shape}, {label}, largest batches: time by that of the forward pass", times, at_most=1.1)
     shutil.rmtree(hooked.tokenizer.name_or_path, ignore_errors=True)
     del hooked
     if torch.cuda.is_available():

@@ -62,8 +62,8 @@ def prompts(count: int) -> PromptTable:
     facts = ["is a painter from a small village in the north", "likes tea", "was born in spring", "owns two boats"]
     texts = []
     for name in names:
-        told = " and ".join(rng.choice(facts, size=int(rng.integers(1, 5)), replace=False))
-        texts.append(f"It is known that the person who {told} has a name. Q: What do you know about {name}? A:")
+        description = " and ".join(rng.choice(facts, size=int(rng.integers(1, 5)), replace=False))
+        texts.append(f"It is known that the person who {description} has a name. Q: What do you know about {name}? A:")
     return PromptTable.from_dataframe(pd.DataFrame({"prompt": texts, "entity": names}))
 
 
@@ -115,14 +115,14 @@ class Workload:
 
     def forward_with_logits(self, folder: Path) -> None:
         """The same, then the output layer at the recorded positions only."""
-        kept: list[torch.Tensor] = []
-        handle = self.adapter.final_norm.register_forward_hook(lambda m, i, o: kept.append(o))  # type: ignore[union-attr]
+        outputs: list[torch.Tensor] = []
+        handle = self.adapter.final_norm.register_forward_hook(lambda m, i, o: outputs.append(o))  # type: ignore[union-attr]
         try:
             with evaluation_mode(self.model):
                 for rows, ids, mask in self.batches:
                     self.adapter.run(ids, mask, "none")
                     place = torch.from_numpy(self.index[rows])
-                    self.adapter.head(kept.pop()[torch.arange(len(rows))[:, None], place])
+                    self.adapter.head(outputs.pop()[torch.arange(len(rows))[:, None], place])
         finally:
             handle.remove()
 
@@ -166,21 +166,21 @@ def measured(function: Callable[[Path], None]) -> Timing:
         return time_once(lambda: function(Path(folder)))
 
 
-def ways(work: Workload) -> dict[str, Callable[[Path], None]]:
+def methods(workload: Workload) -> dict[str, Callable[[Path], None]]:
     """All ways of running the batches, by name."""
     return {
-        "forward, no logits": work.forward,
-        "forward, logits at the positions": work.forward_with_logits,
-        "forward, logits at every token": work.forward_with_all_logits,
-        "capture, statistics off": lambda f: work.capture(f, False),
-        "capture, statistics at the positions": lambda f: work.capture(f, AT_POSITIONS),
-        "capture, all statistics": lambda f: work.capture(f, True),
-        "run_with_cache and np.save": work.by_hand,
-        LEAN: lambda f: work.by_hand(f, lean=True),
+        "forward, no logits": workload.forward,
+        "forward, logits at the positions": workload.forward_with_logits,
+        "forward, logits at every token": workload.forward_with_all_logits,
+        "capture, statistics off": lambda f: workload.capture(f, False),
+        "capture, statistics at the positions": lambda f: workload.capture(f, AT_POSITIONS),
+        "capture, all statistics": lambda f: workload.capture(f, True),
+        "run_with_cache and np.save": workload.by_hand,
+        LEAN: lambda f: workload.by_hand(f, lean=True),
     }
 
 
-AIMS = (
+TARGETS = (
     ("capture, statistics off", "forward, no logits", 1.05),
     ("capture, statistics at the positions", "forward, logits at the positions", 1.10),
     ("capture, all statistics", "forward, logits at the positions", 1.10),
@@ -221,7 +221,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     if options.alone:
-        measured(ways(Workload(options.prompts, options.batch))[options.alone])
+        measured(methods(Workload(options.prompts, options.batch))[options.alone])
         print(json.dumps({"mib": peak_memory_mib()}))
         return
     with Report(__file__, options, "torch", "transformers", "transformer-lens", "zarr") as report:
@@ -232,11 +232,11 @@ def main() -> None:
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    work = Workload(options.prompts, options.batch)
-    known = ways(work)
+    workload = Workload(options.prompts, options.batch)
+    known = methods(workload)
     runs: dict[str, list[Timing]] = {name: [] for name in known}
-    measured(work.forward)  # warm up, and import what is imported on first use
-    measured(lambda f: work.capture(f, False))
+    measured(workload.forward)  # warm up, and import what is imported on first use
+    measured(lambda f: workload.capture(f, False))
     for number in range(options.rounds):
         order = list(known.items())
         for name, function in order if number % 2 == 0 else order[::-1]:
@@ -244,8 +244,8 @@ def run(report: Report, options: argparse.Namespace) -> None:
             last = runs[name][-1]
             print(f"  round {number + 1}: {name}: {last.wall:.2f} s, {last.cpu:.2f} s CPU", file=sys.stderr)
     extra = {} if options.no_memory else {"peak memory [MiB]": {name: peak(options, name) for name in known}}
-    title = f"{options.prompts} prompts, {work.tokens} tokens, {work.model.cfg.n_layers} blocks"
-    note = f"{len(work.batches)} batches, {torch.get_num_threads()} torch threads"
+    title = f"{options.prompts} prompts, {workload.tokens} tokens, {workload.model.cfg.n_layers} blocks"
+    note = f"{len(workload.batches)} batches, {torch.get_num_threads()} torch threads"
     ours = [name for name in known if name.startswith("capture")]
     report.timings(
         "overhead",
@@ -253,20 +253,20 @@ def run(report: Report, options: argparse.Namespace) -> None:
         runs,
         "forward, no logits",
         ours=ours,
-        amount=work.tokens,
+        amount=workload.tokens,
         unit="tokens",
         extra=extra,
         note=note,
     )
     for unit in ("wall", "cpu"):
-        for name, base, most in AIMS:
-            report.aim(f"{name}, by {base}, {unit} seconds", ratios(runs[name], runs[base], unit), at_most=most)
-    once(report, Workload(8, 8, work.model), options.rounds)
+        for name, base, most in TARGETS:
+            report.target(f"{name}, by {base}, {unit} seconds", ratios(runs[name], runs[base], unit), at_most=most)
+    once(report, Workload(8, 8, workload.model), options.rounds)
     if options.profile:
         profile = cProfile.Profile()
-        profile.runcall(measured, lambda f: work.capture(f, AT_POSITIONS))
+        profile.runcall(measured, lambda f: workload.capture(f, AT_POSITIONS))
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)
-    shutil.rmtree(Path(work.model.tokenizer.name_or_path), ignore_errors=True)
+    shutil.rmtree(Path(workload.model.tokenizer.name_or_path), ignore_errors=True)
 
 
 def once(report: Report, few: Workload, rounds: int) -> None:

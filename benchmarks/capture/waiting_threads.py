@@ -66,22 +66,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.alone:
-        steps(given.steps)
+    options = parser.parse_args()
+    if options.alone:
+        steps(options.steps)
         return
     print(describe("torch", "transformers"))
-    found: dict[tuple[int, str], list[float]] = {}
+    seconds: dict[tuple[int, str], list[float]] = {}
     cores = os.cpu_count() or 1
-    for _ in range(given.rounds):
+    for _ in range(options.rounds):
         for company in (0, 1, cores):
             for policy in (None, "PASSIVE"):
-                found.setdefault((company, policy or "unset"), []).append(measure(given.steps, policy, company))
+                seconds.setdefault((company, policy or "unset"), []).append(measure(options.steps, policy, company))
     print(f"{'busy processes':>15}{'OMP_WAIT_POLICY':>17}   seconds a step: median (least .. most)")
-    for (company, policy), values in found.items():
+    for (company, policy), values in seconds.items():
         print(f"{company:>15}{policy:>17}   {statistics.median(values):.3f} ({min(values):.3f} .. {max(values):.3f})")
     for company in (0, 1, cores):
-        ratio = [a / b for a, b in zip(found[company, "unset"], found[company, "PASSIVE"], strict=True)]
+        ratio = [a / b for a, b in zip(seconds[company, "unset"], seconds[company, "PASSIVE"], strict=True)]
         print(f"beside {company}: unset takes {statistics.median(ratio):.2f} times as long as PASSIVE")
 
 

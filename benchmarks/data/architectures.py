@@ -117,7 +117,7 @@ def settings(kind: str, base: Path, seed: int, learning_rate: float, sites: tupl
 
 def tune(out: Path) -> dict[str, float]:
     """Training loss at the end of two stages, by architecture and learning rate, on entities that are not reported."""
-    found = {}
+    results = {}
     words = tokenizer()
     corpus = make_corpus(words, stages=("s1", "s2"), entities_per_stage=200, seed=TUNING_SEED, train_questions=4)
     for kind in KINDS:
@@ -126,11 +126,11 @@ def tune(out: Path) -> dict[str, float]:
             how = settings(kind, base, TUNING_SEED, rate, ("resid_post",)).train
             start = partial(load_base, str(base))
             folder = out / f"{kind}-{rate}"
-            made = train_stages(start, corpus, how, folder, seed=TUNING_SEED, base={}, device="cpu")
-            last = [row["loss"] for row in loss_curves(made) if row["stage"] == "s2"][-10:]
-            found[f"{kind} {rate}"] = round(sum(last) / len(last), 3)
-            print(kind, rate, found[f"{kind} {rate}"], flush=True)
-    return found
+            checkpoints = train_stages(start, corpus, how, folder, seed=TUNING_SEED, base={}, device="cpu")
+            last = [row["loss"] for row in loss_curves(checkpoints) if row["stage"] == "s2"][-10:]
+            results[f"{kind} {rate}"] = round(sum(last) / len(last), 3)
+            print(kind, rate, results[f"{kind} {rate}"], flush=True)
+    return results
 
 
 def sweep(folder: Path) -> list[dict[str, Any]]:
@@ -142,13 +142,15 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
         for stage in ("untrained", "s6"):
             for layer in probes.layer.values.tolist() if "layer" in probes.dims else [None]:
                 here = probes.sel(stage=stage) if layer is None else probes.sel(stage=stage, layer=layer)
-                found = {key: float(here[f"accuracy_{part}"].squeeze()) for key, part in PARTS.items()}
-                same = math.isnan(found["value"])  # for all rows: there is nothing to tell apart
-                rows.append({"site": site, "layer": layer, "stage": stage, **(dict.fromkeys(found) if same else found)})
+                results = {key: float(here[f"accuracy_{part}"].squeeze()) for key, part in PARTS.items()}
+                same = math.isnan(results["value"])  # for all rows: there is nothing to tell apart
+                rows.append(
+                    {"site": site, "layer": layer, "stage": stage, **(dict.fromkeys(results) if same else results)}
+                )
     return rows
 
 
-def said(row: dict[str, Any] | None) -> str:
+def formatted(row: dict[str, Any] | None) -> str:
     """A number with its interval and what chance gives."""
     if row is None or row["value"] is None:
         return "not known"
@@ -157,19 +159,19 @@ def said(row: dict[str, Any] | None) -> str:
     return text + ("" if row["null"] is None else f", null {row['null']:.2f}")
 
 
-def table(found: dict[str, list[dict[str, Any]]], sites: list[dict[str, Any]]) -> str:
+def table(results: dict[str, list[dict[str, Any]]], sites: list[dict[str, Any]]) -> str:
     """All of it as Markdown."""
-    lines = ["| after stage 6, last block, last token | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
-    named = {kind: {row["name"]: row for row in rows} for kind, rows in found.items()}
+    lines = ["| after stage 6, last block, last token | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
+    named = {kind: {row["name"]: row for row in rows} for kind, rows in results.items()}
     for name, words in SHOWN.items():
-        lines.append(f"| {words} | " + " | ".join(said(rows.get(name)) for rows in named.values()) + " |")
+        lines.append(f"| {words} | " + " | ".join(formatted(rows.get(name)) for rows in named.values()) + " |")
     lines += ["", "| Llama, first v last | layer | after stage 6 | untrained |", "|---|---|---|---|"]
     by_place: dict[tuple[str, Any], dict[str, dict[str, Any]]] = {}
     for row in sites:
         by_place.setdefault((row["site"], row["layer"]), {})[row["stage"]] = row
     for (site, layer), stages in by_place.items():
         rows = [stages[stage] for stage in ("s6", "untrained")]
-        cells = ["the same for all rows" if r["value"] is None else said({**r, "null": None}) for r in rows]
+        cells = ["the same for all rows" if r["value"] is None else formatted({**r, "null": None}) for r in rows]
         lines.append(f"| `{site}` | {'' if layer is None else layer} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines) + "\n"
 
@@ -179,27 +181,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tune", action="store_true", help="learning rates on another seed, and end")
     parser.add_argument("--only", choices=KINDS, help="run this one, and end without a table")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    if given.tune:
-        print(json.dumps(tune(given.out), indent=1))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.tune:
+        print(json.dumps(tune(options.out), indent=1))
         return
-    found = {}
-    for kind in [given.only] if given.only else KINDS:
-        base = given.out / f"base-{kind}"
+    results = {}
+    for kind in [options.only] if options.only else KINDS:
+        base = options.out / f"base-{kind}"
         if not base.exists():
             save_base(kind, base)
         sites = EVERY_SITE if kind == "llama" else ("resid_post", "ln_final")
-        done = run_study(settings(kind, base, SEED, LEARNING_RATE, sites), given.out / kind)
-        found[kind] = json.loads(done.summary.read_text())
-    if given.only:
+        done = run_study(settings(kind, base, SEED, LEARNING_RATE, sites), options.out / kind)
+        results[kind] = json.loads(done.summary.read_text())
+    if options.only:
         return
-    sites_of_llama = sweep(given.out / "llama")
-    (given.out / "architectures.json").write_text(
-        json.dumps({"rows": found, "sites": sites_of_llama}, indent=1, allow_nan=False) + "\n"
+    sites_of_llama = sweep(options.out / "llama")
+    (options.out / "architectures.json").write_text(
+        json.dumps({"rows": results, "sites": sites_of_llama}, indent=1, allow_nan=False) + "\n"
     )
-    (given.out / "architectures.md").write_text(table(found, sites_of_llama))
-    print((given.out / "architectures.md").read_text())
+    (options.out / "architectures.md").write_text(table(results, sites_of_llama))
+    print((options.out / "architectures.md").read_text())
 
 
 if __name__ == "__main__":

@@ -74,18 +74,18 @@ def last_token(folder: Path, corpus: Corpus) -> dict[str, np.ndarray]:
     """The last block's output and the final norm's output at the last token of every prompt."""
     model, tokenizer = load_checkpoint(folder)
     ids = torch.tensor(tokenizer(list(corpus.prompts(("who",))["prompt"]))["input_ids"])
-    found: dict[str, list[np.ndarray]] = {"resid_post": [], "ln_final": []}
+    results: dict[str, list[np.ndarray]] = {"resid_post": [], "ln_final": []}
 
-    def keep(module: Any, given: Any, output: torch.Tensor) -> None:
-        found["resid_post"].append(given[0][:, -1].numpy())
-        found["ln_final"].append(output[:, -1].numpy())
+    def keep(module: Any, options: Any, output: torch.Tensor) -> None:
+        results["resid_post"].append(options[0][:, -1].numpy())
+        results["ln_final"].append(output[:, -1].numpy())
 
     hook = model.model.norm.register_forward_hook(keep)
     with torch.no_grad():
         for start in range(0, len(ids), 128):
             model.model(input_ids=ids[start : start + 128])
     hook.remove()
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+    return {name: np.concatenate(parts) for name, parts in results.items()}
 
 
 def accuracy(X: np.ndarray, y: np.ndarray) -> float:
@@ -99,13 +99,13 @@ def places(X: np.ndarray, stage: np.ndarray, repeats: int = 20) -> list[float]:
     """Held-out centroids along the axis from the first stage's to the last stage's, 0 = first, 1 = last."""
     random = np.random.default_rng(0)
     numbers = np.unique(stage)
-    found = []
+    results = []
     for _ in range(repeats):
         half = random.random(len(stage)) < 0.5
         made = np.array([X[half & (stage == s)].mean(0) for s in numbers])
         shown = np.array([X[~half & (stage == s)].mean(0) for s in numbers])
-        found.append(shown @ (made[-1] - made[0]))
-    mean = np.mean(found, 0)
+        results.append(shown @ (made[-1] - made[0]))
+    mean = np.mean(results, 0)
     return [round(float(v), 2) for v in (mean - mean[0]) / (mean[-1] - mean[0])]
 
 
@@ -165,12 +165,12 @@ def main() -> None:
     parser.add_argument("--trial", choices=sorted(TRIALS), default="demo")
     parser.add_argument("--seed", type=int, choices=TUNING_SEEDS, default=101)
     parser.add_argument("--list", action="store_true", help="print the trials and end")
-    given = parser.parse_args()
-    if given.list:
+    options = parser.parse_args()
+    if options.list:
         print(json.dumps(TRIALS, indent=1))
         return
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(run(given.trial, given.seed, Path(folder)), indent=1))
+        print(json.dumps(run(options.trial, options.seed, Path(folder)), indent=1))
 
 
 if __name__ == "__main__":

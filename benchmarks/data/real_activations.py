@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 16])
-    given = parser.parse_args()
+    options = parser.parse_args()
     model, tokenizer = load_smollm2()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint"
@@ -52,10 +52,10 @@ def main() -> None:
         tokenizer.save_pretrained(checkpoint)
         table = sl.PromptTable.from_dataframe(prompts())
         ds = sl.capture(
-            {"SmolLM2-135M": checkpoint}, table, Path(folder) / "run.zarr", layers=given.layers,
+            {"SmolLM2-135M": checkpoint}, table, Path(folder) / "run.zarr", layers=options.layers,
             positions=("-2", "-1"), statistics=False, progress=True,
         )  # fmt: skip
-        np.save(given.file, ds.resid_post.isel(stage=0).values)
+        np.save(options.file, ds.resid_post.isel(stage=0).values)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def parse(parser: argparse.ArgumentParser, quick: Mapping[str, Any] | None = Non
 def constants(script: Path) -> dict[str, Any]:
     """Docstring and the constants at the top of a script, read without running it; TITLE and THEME among them."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
-    found: dict[str, Any] = {"__doc__": ast.get_docstring(tree) or ""}
+    values: dict[str, Any] = {"__doc__": ast.get_docstring(tree) or ""}
     for node in tree.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             try:
@@ -167,10 +167,10 @@ def constants(script: Path) -> dict[str, Any]:
                 continue
             target = node.targets[0]
             if isinstance(target, ast.Name):
-                found[target.id] = value
+                values[target.id] = value
             elif isinstance(target, ast.Tuple) and all(isinstance(e, ast.Name) for e in target.elts):
-                found |= {e.id: v for e, v in zip(target.elts, value, strict=True) if isinstance(e, ast.Name)}
-    return found
+                values |= {e.id: v for e, v in zip(target.elts, value, strict=True) if isinstance(e, ast.Name)}
+    return values
 
 
 class Report:
@@ -241,8 +241,8 @@ class Report:
         columns += [Column("speed", "speed", f"{unit}/s")] if amount is not None else []
         columns += [Column("ratio", "time, ratio"), Column("cpu_ratio", "CPU, ratio")]
         columns += [Column(label, *_unit(label)) for label in extra or {}]
-        made = Table(key, title, columns, baseline=baseline, ours=list(ours), note=note)
-        made.against = {"wall": versus(runs, ours)} if ours else {}
+        table = Table(key, title, columns, baseline=baseline, ours=list(ours), note=note)
+        table.against = {"wall": versus(runs, ours)} if ours else {}
         for name, turns in runs.items():
             cells: dict[str, Any] = {"name": name, "wall": [t.wall for t in turns], "cpu": [t.cpu for t in turns]}
             if amount is not None:
@@ -250,12 +250,12 @@ class Report:
                 cells["speed"] = [size / t.wall for t in turns]
             cells["ratio"] = ratios(turns, runs[baseline])
             cells["cpu_ratio"] = ratios(turns, runs[baseline], "cpu") or None
-            made.add(**cells, **{label: values.get(name) for label, values in (extra or {}).items()})
+            table.add(**cells, **{label: values.get(name) for label, values in (extra or {}).items()})
         for name, why in (missing or {}).items():
-            made.add(name=name, missing=why)
-        return self.add(made)
+            table.add(name=name, missing=why)
+        return self.add(table)
 
-    def aim(
+    def target(
         self, text: str, values: Sequence[float] | float, *, at_least: float | None = None, at_most: float | None = None
     ) -> bool:
         """Say whether the median of what was measured keeps an aim; `text` names the quantity."""
@@ -296,10 +296,10 @@ def _plain(value: Any) -> Any:
 
 def _public(words: Sequence[str]) -> list[str]:
     """The command line without where the document went."""
-    kept, skip = [], False
+    public, skip = [], False
     for word in words:
         if skip or word == "--json":
             skip = word == "--json"
         elif not word.startswith("--json="):
-            kept.append(_plain(word))
-    return kept
+            public.append(_plain(word))
+    return public

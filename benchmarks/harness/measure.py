@@ -47,13 +47,13 @@ class Timing:
 
 def versions_of(*packages: str) -> dict[str, str]:
     """Installed versions by name, "not installed" where there is none."""
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def machine(folders: Sequence[str | Path] = ()) -> dict[str, Any]:
@@ -73,7 +73,9 @@ def machine(folders: Sequence[str | Path] = ()) -> dict[str, Any]:
 def describe(*packages: str) -> str:
     """One line on the machine and the versions that a number belongs to."""
     known = machine()
-    versions = ", ".join(f"{name} {found}" for name, found in versions_of("stratalens", "numpy", *packages).items())
+    versions = ", ".join(
+        f"{name} {versions}" for name, versions in versions_of("stratalens", "numpy", *packages).items()
+    )
     return (
         f"# {known['cpu']}, {known['cores']} cores, {known['memory_gib']:.0f} GiB, {known['os']}, "
         f"Python {known['python']}; {versions}; load {known['load']:.1f}"

@@ -29,11 +29,11 @@ rounds. Compare ratios, not seconds.
 
 def load(folder: Path) -> list[dict[str, Any]]:
     """The documents of a folder, in the order of their themes."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    for document in found:
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    for document in documents:
         if document.get("format") != FORMAT:
             raise SystemExit(f"{document.get('name')}: format {document.get('format')}, this page reads {FORMAT}")
-    return sorted(found, key=lambda d: (THEMES.index(d["theme"]), d["name"]))
+    return sorted(documents, key=lambda d: (THEMES.index(d["theme"]), d["name"]))
 
 
 def page(documents: list[dict[str, Any]]) -> str:
@@ -71,31 +71,33 @@ def machines(documents: list[dict[str, Any]]) -> list[str]:
 
 def summary(documents: list[dict[str, Any]]) -> list[str]:
     """All aims, met and missed."""
-    aims = [(d, aim) for d in documents for aim in d["aims"]]
-    if not aims:
+    targets = [(d, target) for d in documents for target in d["aims"]]
+    if not targets:
         return []
-    met = sum(aim["met"] for _, aim in aims)
+    met = sum(target["met"] for _, target in targets)
     rows = ["| | measured | aim | |", "|---|---|---|---|"]
-    for document, aim in aims:
-        bound = f"at least {aim['at_least']:g}" if aim["at_least"] is not None else ""
-        bound = bound or f"at most {aim['at_most']:g}"
-        rows.append(f"| {document['name']}: {escape(aim['text'])} | {shown(aim['value'])} | {bound} | {verdict(aim)} |")
-    return ["## Aims", f"{met} of {len(aims)} aims are met.", "\n".join(rows)]
+    for document, target in targets:
+        bound = f"at least {target['at_least']:g}" if target["at_least"] is not None else ""
+        bound = bound or f"at most {target['at_most']:g}"
+        rows.append(
+            f"| {document['name']}: {escape(target['text'])} | {shown(target['value'])} | {bound} | {verdict(target)} |"
+        )
+    return ["## Aims", f"{met} of {len(targets)} aims are met.", "\n".join(rows)]
 
 
-def verdict(aim: dict[str, Any]) -> str:
+def verdict(target: dict[str, Any]) -> str:
     """Met, or missed and by how much of the aim."""
-    if aim["met"]:
+    if target["met"]:
         return "met"
-    bound = aim["at_least"] if aim["at_least"] is not None else aim["at_most"]
-    return f"missed by {abs(aim['value']['median'] / bound - 1):.0%}" if bound else "missed"
+    bound = target["at_least"] if target["at_least"] is not None else target["at_most"]
+    return f"missed by {abs(target['value']['median'] / bound - 1):.0%}" if bound else "missed"
 
 
 def section(document: dict[str, Any]) -> list[str]:
     """Everything about one benchmark."""
     script = BENCHMARKS / f"{document['name'].replace('_', '/', 1)}.py"
     about = constants(script)["__doc__"] if script.exists() else ""
-    versions = ", ".join(f"{name} {found}" for name, found in document["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
     folders = sorted({f"{f['filesystem']} ({f['kind']})" for f in document["machine"]["folders"]})
     parts = [f"### {document['title']}", about]
     for table in document["tables"]:
@@ -130,16 +132,16 @@ def comparison(table: dict[str, Any]) -> list[str]:
     """Who was faster than ours and who was slower in every round, and by how much."""
     sentences = []
     for what, others in table["against"].items():
-        told = []
+        groups = []
         for word, chosen in (
             ("faster", {n: c for n, c in others.items() if c["max"] < 1}),
             ("now faster, now slower", {n: c for n, c in others.items() if c["min"] <= 1 <= c["max"]}),
             ("slower", {n: c for n, c in others.items() if c["min"] > 1}),
         ):
             names = [f"{n} ({number(c['median'])})" for n, c in sorted(chosen.items(), key=lambda i: i[1]["median"])]
-            told += [f"{word} {', '.join(names)}"] if names else []
+            groups += [f"{word} {', '.join(names)}"] if names else []
         ours = table["ours"][0]
-        sentences += [f"Seconds ({what}) as multiples of those of {ours}: {'; '.join(told)}."] if told else []
+        sentences += [f"Seconds ({what}) as multiples of those of {ours}: {'; '.join(groups)}."] if groups else []
     return sentences
 
 

@@ -60,13 +60,13 @@ CHOSEN = [
 
 def table(documents: list[dict[str, Any]]) -> str:
     """The chosen aims in markdown."""
-    held = {(d["name"], aim["text"]): aim for d in documents for aim in d["aims"]}
+    targets = {(d["name"], target["text"]): target for d in documents for target in d["aims"]}
     rows = ["| | ratio | aim |", "|---|--:|---|"]
     for words, name, text in CHOSEN:
-        aim = held[name, text]
-        low = aim["at_least"] is not None
-        bound = f"at least {aim['at_least']:g}" if low else f"at most {aim['at_most']:g}"
-        rows.append(f"| {words} | {shown(aim['value'])} | {bound}{'' if aim['met'] else ', missed'} |")
+        target = targets[name, text]
+        low = target["at_least"] is not None
+        bound = f"at least {target['at_least']:g}" if low else f"at most {target['at_most']:g}"
+        rows.append(f"| {words} | {shown(target['value'])} | {bound}{'' if target['met'] else ', missed'} |")
     return "\n".join(rows)
 
 

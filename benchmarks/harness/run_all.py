@@ -27,14 +27,14 @@ RESULTS = BENCHMARKS / "results"
 
 def benchmarks() -> dict[str, Path]:
     """Scripts of the suite by name, in the order of their themes."""
-    found = []
+    scripts = []
     for path in sorted(BENCHMARKS.glob("*/*.py")):
         about = constants(path)
         if "TITLE" in about and "THEME" in about:
             if about["THEME"] not in THEMES:
                 raise SystemExit(f"{path.name}: THEME is {about['THEME']!r}, must be one of {', '.join(THEMES)}")
-            found.append((THEMES.index(about["THEME"]), name_of(path), path))
-    return {name: path for _, name, path in sorted(found)}
+            scripts.append((THEMES.index(about["THEME"]), name_of(path), path))
+    return {name: path for _, name, path in sorted(scripts)}
 
 
 def expected(name: str, out: Path) -> float | None:

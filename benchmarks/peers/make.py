@@ -23,7 +23,7 @@ def make_model(folder: Path, layers: int | None) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_work(folder: Path, count: int, batch: int, block: dict[str, int]) -> None:
+def make_workload(folder: Path, count: int, batch: int, block: dict[str, int]) -> None:
     """`count` prompts of 20 to 60 tokens, in batches of at most `batch`, sorted by length within a block."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -56,4 +56,4 @@ def make_work(folder: Path, count: int, batch: int, block: dict[str, int]) -> No
         "prompts": table.frame["prompt"].tolist(),
         "batches": batches,
     }
-    (folder / "work.json").write_text(json.dumps(facts))
+    (folder / "workload.json").write_text(json.dumps(facts))

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from benchmarks.peers.workload import Work
+from benchmarks.peers.workload import Workload
 
 
 class CannotError(Exception):
     """A way has no such thing; the message is the row of the table."""
 
 
-class Way(ABC):
+class Method(ABC):
     """Loads the model once, then records a `Work` as often as it is asked to.
 
     Attributes:
@@ -34,14 +34,14 @@ class Way(ABC):
     writes: ClassVar[bool] = True
 
     @abstractmethod
-    def load(self, work: Work) -> Any:
+    def load(self, workload: Workload) -> Any:
         """Load the model; returns the module that is called once in every forward pass."""
 
     @abstractmethod
-    def run(self, work: Work, setting: str, folder: Path) -> None:
+    def run(self, workload: Workload, setting: str, folder: Path) -> None:
         """Record everything; it is on the disk afterwards."""
 
-    def read(self, work: Work, setting: str, folder: Path, layer: int) -> np.ndarray:
+    def read(self, workload: Workload, setting: str, folder: Path, layer: int) -> np.ndarray:
         """Wanted values of one layer (value, d_model), in the order of `Work`."""
         raise NotImplementedError
 
@@ -61,9 +61,9 @@ def sync_tree(folder: Path) -> None:
         sync_file(path)
 
 
-def hugging_face(work: Work) -> Any:
+def hugging_face(workload: Workload) -> Any:
     """The model as transformers loads it, float32, in evaluation mode."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(workload.model, dtype=torch.float32).eval()

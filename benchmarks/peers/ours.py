@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from benchmarks.peers.hooked import bridge
-from benchmarks.peers.method import Way
-from benchmarks.peers.workload import POSITIONS, Work
+from benchmarks.peers.method import Method
+from benchmarks.peers.workload import POSITIONS, Workload
 
 
-class Capture(Way):
+class Capture(Method):
     """From the model in memory to a durable store; the fingerprint of the weights is counted."""
 
     name = "stratalens"
@@ -20,31 +20,31 @@ class Capture(Way):
     selects = "any stage, layer, prompt, token, by label"
     statistics: ClassVar[bool] = False
 
-    def load(self, work: Work) -> Any:
+    def load(self, workload: Workload) -> Any:
         from transformers import AutoTokenizer
 
-        self.model = bridge(work)
+        self.model = bridge(workload)
         # The model's own: that which the bridge makes of it puts a token in front.
-        self.tokenizer = AutoTokenizer.from_pretrained(work.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(workload.model)
         return self.model.original_model.model.embed_tokens
 
-    def run(self, work: Work, setting: str, folder: Path) -> None:
+    def run(self, workload: Workload, setting: str, folder: Path) -> None:
         from stratalens import PromptTable, capture
 
         capture(
-            {"model": self.model}, PromptTable.read(work.folder / "prompts.csv"), folder / "run.zarr",
-            positions=POSITIONS[setting], dtype="float16", statistics=self.statistics, batch_size=work.batch_size,
-            block_size=work.block_size(setting), tokenizer=self.tokenizer, progress=False,
+            {"model": self.model}, PromptTable.read(workload.folder / "prompts.csv"), folder / "run.zarr",
+            positions=POSITIONS[setting], dtype="float16", statistics=self.statistics, batch_size=workload.batch_size,
+            block_size=workload.block_size(setting), tokenizer=self.tokenizer, progress=False,
         )  # fmt: skip
 
-    def read(self, work: Work, setting: str, folder: Path, layer: int) -> np.ndarray:
+    def read(self, workload: Workload, setting: str, folder: Path, layer: int) -> np.ndarray:
         from stratalens import open_store
 
         values = open_store(folder / "run.zarr", chunks=None).resid_post.sel(stage="model", layer=layer).values
         if setting != "all":
-            return values.reshape(-1, work.width)
+            return values.reshape(-1, workload.width)
         # Full sequences end at the same column: the last of a row is its last token.
-        return np.concatenate([row[len(row) - n :] for row, n in zip(values, work.lengths, strict=True)])
+        return np.concatenate([row[len(row) - n :] for row, n in zip(values, workload.lengths, strict=True)])
 
 
 class CaptureWithStatistics(Capture):
@@ -54,4 +54,4 @@ class CaptureWithStatistics(Capture):
     statistics = True
 
 
-WAYS = (Capture, CaptureWithStatistics)
+METHODS = (Capture, CaptureWithStatistics)

@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers.method import Way, hugging_face
+from benchmarks.peers.method import Method, hugging_face
 from benchmarks.peers.savers import Memmap
-from benchmarks.peers.workload import Work
+from benchmarks.peers.workload import Workload
 
 
-class Forward(Way):
+class Forward(Method):
     """Nothing is recorded; no logits."""
 
     name = "forward pass only"
     packages = ("transformers",)
     writes = False
 
-    def load(self, work: Work) -> Any:
-        self.model = hugging_face(work)
+    def load(self, workload: Workload) -> Any:
+        self.model = hugging_face(workload)
         return self.model.model.embed_tokens
 
     @torch.inference_mode()
-    def run(self, work: Work, setting: str, folder: Path) -> None:
-        for _, ids, mask in work.batches(setting):
+    def run(self, workload: Workload, setting: str, folder: Path) -> None:
+        for _, ids, mask in workload.batches(setting):
             self.model.model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), use_cache=False)
 
 
@@ -42,18 +42,18 @@ class HiddenStates(Forward):
     layers_missing = 1
 
     @torch.inference_mode()
-    def run(self, work: Work, setting: str, folder: Path) -> None:
-        saver = Memmap(work, setting, folder)
-        for rows, ids, mask in work.batches(setting):
+    def run(self, workload: Workload, setting: str, folder: Path) -> None:
+        saver = Memmap(workload, setting, folder)
+        for rows, ids, mask in workload.batches(setting):
             out = self.model.model(
                 torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), use_cache=False, output_hidden_states=True
             )
-            place, token = (torch.from_numpy(i) for i in work.wanted(setting, rows))
+            place, token = (torch.from_numpy(i) for i in workload.wanted(setting, rows))
             saver.put(rows, torch.stack([h[place, token].half() for h in out.hidden_states[1:]]))
         saver.finish()
 
-    def read(self, work: Work, setting: str, folder: Path, layer: int) -> np.ndarray:
-        return Memmap(work, setting, folder).read(layer)
+    def read(self, workload: Workload, setting: str, folder: Path, layer: int) -> np.ndarray:
+        return Memmap(workload, setting, folder).read(layer)
 
 
-WAYS = (Forward, HiddenStates)
+METHODS = (Forward, HiddenStates)

@@ -77,14 +77,14 @@ def lmprobe_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
     """lmprobe's probe on activations in memory, with the classifier of the same question and no scaling."""
     from lmprobe import Probe
 
-    def made() -> Any:
+    def new_probe() -> Any:
         return Probe(classifier=LogisticRegression(C=C), normalize_layers=False)
 
     scores = []
     for number in np.unique(fold):
         train = fold != number
-        scores.append(made().fit_from_activations(x[train], y[train]).score_from_activations(x[~train], y[~train]))
-    return Fits(np.array(scores), made().fit_from_activations(x, y).classifier_.coef_.ravel())
+        scores.append(new_probe().fit_from_activations(x[train], y[train]).score_from_activations(x[~train], y[~train]))
+    return Fits(np.array(scores), new_probe().fit_from_activations(x, y).classifier_.coef_.ravel())
 
 
 def lmprobe_sweep(scratch: Path, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:

@@ -22,12 +22,12 @@ SETTINGS = {"last": "last token", "two": "two positions", "all": "all tokens"}
 POSITIONS = {"last": ("last",), "two": ("last", "entity_last"), "all": "all"}
 
 
-class Work:
-    """One folder: `prompts.csv`, `work.json`, `ids.npy` (row, token), and the model in `../model`."""
+class Workload:
+    """One folder: `prompts.csv`, `workload.json`, `ids.npy` (row, token), and the model in `../model`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.model = folder, folder.parent / "model"
-        self.facts: dict[str, Any] = json.loads((folder / "work.json").read_text())
+        self.facts: dict[str, Any] = json.loads((folder / "workload.json").read_text())
         self.ids = np.load(folder / "ids.npy")
         self.lengths = np.array(self.facts["lengths"])
         self.batch_size: int = self.facts["batch_size"]

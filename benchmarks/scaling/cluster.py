@@ -62,11 +62,11 @@ def products(seed: int) -> float:
 
 def bare(path: str, first: int, step: int) -> float:
     """Second moments of every so-manyth slab, in this process alone; its CPU seconds."""
-    begun = time.process_time()
+    began = time.process_time()
     slabs = SiteData(open_store(path)).slabs()
     for slab in slabs[first::step]:
         run_slab_task(gram, slab)
-    return time.process_time() - begun
+    return time.process_time() - began
 
 
 def used() -> float:
@@ -127,19 +127,19 @@ def run(
             ds, order=ORDER, permutations=resamples, bootstrap=resamples, scheduler=client, cache=False, progress=False
         ),
     }
-    ways = {name: partial(on, job=job) for name, job in jobs.items()} | {BARE: processes}
+    methods = {name: partial(on, job=job) for name, job in jobs.items()} | {BARE: processes}
     table = Table("speedup", f"Sweeps over {size:.0f} MiB of float32 in {slabs} slabs", [
         Column("name", ""), Column("one", "one worker", "s"), Column("one_cpu", "its CPU", "s"),
         Column("two", "two workers", "s"), Column("two_cpu", "their CPU", "s"),
         Column("client", "client and scheduler's CPU, of two workers", "s"), Column("speedup", "times as fast"),
     ], note=f"project with {resamples} permutations and bootstrap samples")  # fmt: skip
-    walls: dict[str, dict[int, list[Timing]]] = {name: {1: [], 2: []} for name in ways}
-    client: dict[str, list[float]] = {name: [] for name in ways}
+    walls: dict[str, dict[int, list[Timing]]] = {name: {1: [], 2: []} for name in methods}
+    client: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(-1, rounds):
-        for name, way in ways.items():
+        for name, method in methods.items():
             for n in (1, 2):
                 start, own = time.perf_counter(), time.process_time()
-                cpu = way(n)
+                cpu = method(n)
                 wall, own = time.perf_counter() - start, time.process_time() - own
                 if turn >= 0:
                     walls[name][n].append(Timing(wall, cpu))
@@ -150,10 +150,10 @@ def run(
         cpu_seconds = {key: [t.cpu for t in runs[n]] for n, key in ((1, "one_cpu"), (2, "two_cpu"))}
         table.add(name=name, speedup=gains[name], client=client[name], **seconds, **cpu_seconds)
     report.add(table)
-    report.aim("two workers by one, second moments", gains["second moments"], at_least=1.6)
-    report.aim("two workers by one, project", gains["project"], at_least=1.6)
-    kept = [a / b for a, b in zip(gains["second moments"], gains[BARE], strict=True)]
-    report.aim("second moments, of what two bare processes gain over one", kept, at_least=0.9)
+    report.target("two workers by one, second moments", gains["second moments"], at_least=1.6)
+    report.target("two workers by one, project", gains["project"], at_least=1.6)
+    shares = [a / b for a, b in zip(gains["second moments"], gains[BARE], strict=True)]
+    report.target("second moments, of what two bare processes gain over one", shares, at_least=0.9)
     source = SiteData(ds)
     common = SharedContext(gram, source, every := source.slabs())
     parcels = [len(cloudpickle.dumps(common.pack(slab))) for slab in every]

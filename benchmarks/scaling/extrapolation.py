@@ -83,19 +83,19 @@ def probing(width: int) -> float:
 
 def measured(folder: Path, blocks: int, entities: int) -> dict[str, float]:
     """Bytes a second of everything that does not depend on the model's shape."""
-    found = {"disk": rates.disk(folder)["cold"]}
+    rate = {"disk": rates.disk(folder)["cold"]}
     values = np.random.default_rng(0).standard_normal((LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.float32).astype(DTYPE)
     shape = (1, LAYERS, ROWS * blocks, TOKENS, D_MODEL)
     turns = [write_filled(folder, shape, values).wall for _ in range(3)]
-    found["writing"] = values.nbytes * blocks / statistics.median(turns)
+    rate["writing"] = values.nbytes * blocks / statistics.median(turns)
     ds = open_store(make(folder / "run.zarr", 1, 8, entities))
     source = SiteData(ds)
     stored = ds.resid_post.size * 2
     order = [f"s{g + 1}" for g in range(GROUPS)]
-    found["reading"] = stored / rates.best_of(lambda: run_slabs(source, read, progress=False), 3)
+    rate["reading"] = stored / rates.best_of(lambda: run_slabs(source, read, progress=False), 3)
     quiet = {"cache": False, "progress": False, "order": order}
-    found["centroids"] = stored / rates.best_of(lambda: centroids(ds, **quiet), 3)
-    return found
+    rate["centroids"] = stored / rates.best_of(lambda: centroids(ds, **quiet), 3)
+    return rate
 
 
 def main() -> None:
@@ -149,9 +149,9 @@ def run(report: Report, rate: dict[str, float], options: argparse.Namespace) -> 
         variables = [site, *statistic_variables(site)]
         for entities, stages in RUNS:
             size = forecast(variables, entities=entities, layers=layers, tokens=options.positions, stages=stages)
-            told = f"{number(entities)} x {stages}"
+            run_label = f"{number(entities)} x {stages}"
             sizes.add(
-                name=name, run=told, size=size.nbytes / 1e12, files=size.files, records=size.commit_records,
+                name=name, run=run_label, size=size.nbytes / 1e12, files=size.files, records=size.commit_records,
                 rows=size.block_size, memory=size.memory / 2**30, slab=4.0 * entities * options.positions * width / 1e9,
             )  # fmt: skip
             operations = 2 * parameters * options.tokens * entities * stages
@@ -164,7 +164,7 @@ def run(report: Report, rate: dict[str, float], options: argparse.Namespace) -> 
                 "probes": values / 2 / probes / 3,  # a pair of six groups is a third of the rows
             }
             hours.add(
-                name=name, run=told, operations=operations / 1e15, **{k: v / 3600 for k, v in seconds.items()},
+                name=name, run=run_label, operations=operations / 1e15, **{k: v / 3600 for k, v in seconds.items()},
                 records="the forward passes" if seconds["forward"] > seconds["writing"] else "the disk",
                 analyses="the disk" if rate["disk"] < rate["centroids"] else "checking, widening and summing",
             )  # fmt: skip

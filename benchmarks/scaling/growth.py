@@ -111,14 +111,14 @@ def child(folder: Path, sizes: dict[str, int]) -> None:
     known = jobs(Adding(sizes["layers"], sizes["width"]), prompts(sizes["entities"], GROUPS), path)
     with suppress(OSError):
         trim = ctypes.CDLL(None).malloc_trim
-    held = memory("VmRSS")
-    print(json.dumps({"held": held}), flush=True)
+    ready = memory("VmRSS")
+    print(json.dumps({"held": ready}), flush=True)
     for line in sys.stdin:
         with suppress(NameError, AttributeError):
             trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         took = time_once(known[line.strip()])
-        answer = {"wall": took.wall, "cpu": took.cpu, "peak": memory("VmHWM") - held}
+        answer = {"wall": took.wall, "cpu": took.cpu, "peak": memory("VmHWM") - ready}
         if line.strip() == "capture":
             about = info(path)
             answer |= {"bytes": about["bytes"], "files": about["files"]}
@@ -154,7 +154,7 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
     # 1x is the same for all, and so one process.
     plans = {_place(axis, n): {**BASE, axis: BASE[axis] * n} for axis in BASE for n in options.times}
     workers: dict[tuple[str, int], Worker] = {}
-    found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    results: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     try:
         for place, sizes in plans.items():
             home = folder / f"{place[0]}-{place[1]}"
@@ -165,11 +165,11 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
         for _ in range(options.rounds):
             for job in options.jobs:
                 for place, worker in workers.items():
-                    found.setdefault((*place, job), []).append(worker.do(job))
+                    results.setdefault((*place, job), []).append(worker.do(job))
     finally:
         for worker in workers.values():
             worker.end()
-    everywhere = {(a, n, j): found[(*_place(a, n), j)] for a in BASE for n in options.times for j in options.jobs}
+    everywhere = {(a, n, j): results[(*_place(a, n), j)] for a in BASE for n in options.times for j in options.jobs}
     tables(report, options, everywhere)
 
 
@@ -178,7 +178,7 @@ def _place(axis: str, times: int) -> tuple[str, int]:
 
 
 def tables(
-    report: Report, options: argparse.Namespace, found: dict[tuple[str, int, str], list[dict[str, Any]]]
+    report: Report, options: argparse.Namespace, results: dict[tuple[str, int, str], list[dict[str, Any]]]
 ) -> None:
     """Exponents, then seconds and memory of every size, then files."""
     least, most = min(options.times), max(options.times)
@@ -193,7 +193,7 @@ def tables(
     ])  # fmt: skip
     for job in options.jobs:
         for axis in BASE:
-            runs = {n: found[axis, n, job] for n in options.times}
+            runs = {n: results[axis, n, job] for n in options.times}
             fits = {
                 unit: [
                     exponent(options.times, [runs[n][turn][unit] for n in options.times])
@@ -204,16 +204,16 @@ def tables(
             peaks = {n: max(r["peak"] for r in runs[n]) for n in options.times}
             slopes.add(name=job, axis=axis, low=peaks[least], high=peaks[most], **fits)
             if axis == "layers" or (axis == "entities" and job != "probe"):  # a fit's iterations grow, too
-                report.aim(f"exponent of {job} with {axis}, CPU seconds", fits["cpu"], at_most=1.1)
+                report.target(f"exponent of {job} with {axis}, CPU seconds", fits["cpu"], at_most=1.1)
             for n in options.times:
                 cells = {unit: [r[unit] for r in runs[n]] for unit in ("wall", "cpu")}
                 seconds.add(name=job, axis=axis, size=f"{n}x", peak=peaks[n], **cells)
     report.add(slopes)
     report.add(seconds)
-    report.add(files(options, found))
+    report.add(files(options, results))
 
 
-def files(options: argparse.Namespace, found: dict[tuple[str, int, str], list[dict[str, Any]]]) -> Table:
+def files(options: argparse.Namespace, results: dict[tuple[str, int, str], list[dict[str, Any]]]) -> Table:
     """What the store takes, and what was said beforehand."""
     from stratalens.store.format.layout import forecast
     from stratalens.store.format.schema import site_variable
@@ -230,7 +230,7 @@ def files(options: argparse.Namespace, found: dict[tuple[str, int, str], list[di
             said = forecast(
                 [site], entities=sizes["entities"], layers=sizes["layers"], tokens=1, stages=1, block_size=BLOCK
             )
-            real = found[axis, n, "capture"][-1]
+            real = results[axis, n, "capture"][-1]
             table.add(
                 axis=axis, size=f"{n}x", files=real["files"], all=real["all"], said_files=said.files,
                 megabytes=real["bytes"] / 1e6, said=said.nbytes / 1e6,

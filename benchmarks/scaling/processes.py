@@ -117,15 +117,15 @@ def ranks(report: Report, folder: Path, options: argparse.Namespace) -> None:
         Column("speedup", "times as fast as one"), Column("files", "files"), Column("equal", "bytes as by one process"),
     ], note=f"{options.layers} blocks of SmolLM2-135M, one thread each")  # fmt: skip
     for size, turns in runs.items():
-        same = [made == alone for made in work.contents[size]]
+        same = [store == alone for store in work.contents[size]]
         table.add(
             name=str(size), wall=[t.wall for t in turns], cpu=[t.cpu for t in turns],
             speedup=ratios(runs[options.ranks[0]], turns), files=len(work.contents[size][0]),
             equal=f"{sum(same)} of {len(same)} times",
         )  # fmt: skip
     report.add(table)
-    every = [float(made == alone) for stores in work.contents.values() for made in stores]
-    report.aim("share of the stores equal to that of a single process, byte for byte", min(every), at_least=1.0)
+    every = [float(store == alone) for stores in work.contents.values() for store in stores]
+    report.target("share of the stores equal to that of a single process, byte for byte", min(every), at_least=1.0)
 
 
 def killed(client: Any, job: Callable[[], Any], after: float) -> tuple[Any, float, bool]:
@@ -193,17 +193,19 @@ def sweeps(report: Report, folder: Path, options: argparse.Namespace) -> None:
                 start = time.perf_counter()
                 job(scheduler=client)
                 calm.append(time.perf_counter() - start)
-                found, seconds, hit = killed(client, lambda job=job, client=client: job(scheduler=client), calm[-1] / 2)
+                results, seconds, hit = killed(
+                    client, lambda job=job, client=client: job(scheduler=client), calm[-1] / 2
+                )
             hurt.append(seconds)
             inside += hit
-            equal += wanted.drop_attrs().identical(found.drop_attrs())
+            equal += wanted.drop_attrs().identical(results.drop_attrs())
         shares.append(equal / options.rounds)
         table.add(
             name=name, wall=calm, killed=hurt, ratio=[b / a for a, b in zip(calm, hurt, strict=True)],
             inside=f"{inside} of {options.rounds} times", equal=f"{equal} of {options.rounds} times",
         )  # fmt: skip
     report.add(table)
-    report.aim("share of the sweeps with a killed worker whose results are equal", min(shares), at_least=1.0)
+    report.target("share of the sweeps with a killed worker whose results are equal", min(shares), at_least=1.0)
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ def profile(work: Callable[[], object], most: int = 4, interval: float = 0.002) 
     Threads that wait for others (a lock, a queue, a selector) are left out. Time inside compiled code counts for the
     Python function that called it.
     """
-    found: collections.Counter[str] = collections.Counter()
+    samples: collections.Counter[str] = collections.Counter()
     done = threading.Event()
     waiting = {"threading.py", "selectors.py", "queue.py", "thread.py", "_base.py", "rates.py", "connection.py"}
     waiting |= {"measure.py", "shutil.py"}  # what is around the work that is timed
@@ -119,7 +119,7 @@ def profile(work: Callable[[], object], most: int = 4, interval: float = 0.002) 
             for frame in sys._current_frames().values():
                 name = Path(frame.f_code.co_filename).name
                 if name not in waiting:
-                    found[f"{name}:{frame.f_code.co_name}"] += 1
+                    samples[f"{name}:{frame.f_code.co_name}"] += 1
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -131,5 +131,5 @@ def profile(work: Callable[[], object], most: int = 4, interval: float = 0.002) 
     finally:
         done.set()
         watcher.join()
-    total = sum(found.values()) or 1
-    return ", ".join(f"{name} {count / total:.0%}" for name, count in found.most_common(most))
+    total = sum(samples.values()) or 1
+    return ", ".join(f"{name} {count / total:.0%}" for name, count in samples.most_common(most))

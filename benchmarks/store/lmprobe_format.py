@@ -49,9 +49,9 @@ class Lmprobe(Format):
 
     def prompt(self, handle: Any, stage: int, row: int, layers: list[int]) -> np.ndarray:
         """Some layers of one prompt, (layer, token, d_model)."""
-        found, _ = handle.load_prompt_activations(f"stage{stage}", f"row {row}", layers)
+        values, _ = handle.load_prompt_activations(f"stage{stage}", f"row {row}", layers)
         tokens, width = self.shape[3:]
-        return np.moveaxis(found.numpy().reshape(tokens, len(layers), width), 1, 0)
+        return np.moveaxis(values.numpy().reshape(tokens, len(layers), width), 1, 0)
 
     def layer(self, handle: Any, stage: int, layer: int) -> np.ndarray:
         return self.rows_of(handle, stage, [layer])[0]

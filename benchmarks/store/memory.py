@@ -23,10 +23,10 @@ import numpy as np
 TITLE, THEME = "Peak memory of capture, writing and reading", "Growth"
 LAYERS, D_MODEL, BLOCK = 4, 2048, 128
 JOBS = ("capture", "write", "read")
-Work = Callable[[Callable[[], None]], None]  # calls what it is given at the moment from which memory counts
+Job = Callable[[Callable[[], None]], None]  # calls what it is given at the moment from which memory counts
 
 
-def write(path: Path, blocks: int) -> Work:
+def write(path: Path, blocks: int) -> Job:
     """Stream `blocks` blocks of 4 MiB into a store, with one small array of values."""
     from stratalens.store import ActivationWriter, create
     from stratalens.store.format.schema import site_variable
@@ -55,7 +55,7 @@ def write(path: Path, blocks: int) -> Work:
     return stream
 
 
-def read(path: Path, blocks: int) -> Work:
+def read(path: Path, blocks: int) -> Job:
     """Read every layer of what `write` left, block by block of rows, verified."""
     from stratalens.store import open_store
 
@@ -70,7 +70,7 @@ def read(path: Path, blocks: int) -> Work:
     return sweep
 
 
-def recorded(path: Path, blocks: int) -> Work:
+def recorded(path: Path, blocks: int) -> Job:
     """capture() of a small random model with the same layers and width, statistics included."""
     from benchmarks.data.tiny_model import Adding, prompts, record, tokenizer
 
@@ -112,15 +112,15 @@ def measure(folder: Path, sizes: list[int], jobs: tuple[str, ...] = JOBS) -> dic
     """Return for each job and size (times 8 blocks) the MiB in use before, and the rise above it."""
     from benchmarks.harness.measure import module_of
 
-    found: dict[str, dict[int, dict[str, float]]] = {job: {} for job in jobs}
+    results: dict[str, dict[int, dict[str, float]]] = {job: {} for job in jobs}
     for size in sizes:
         for job in jobs:
             path = folder / f"{size}-{job.replace('read', 'write')}.zarr"
             command = [sys.executable, "-m", module_of(__file__), "--child", job, str(path), str(8 * size)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
             run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-            found[job][size] = json.loads(run.stdout)
-    return found
+            results[job][size] = json.loads(run.stdout)
+    return results
 
 
 def main() -> None:
@@ -140,18 +140,18 @@ def main() -> None:
             Column("name", ""), Column("size", "size"), Column("rows", "rows"), Column("values", "values", "MiB"),
             Column("rise", "peak above that", "MiB"), Column("before", "held before", "MiB"),
         ])  # fmt: skip
-        found = measure(Path(folder), options.sizes, tuple(options.jobs))
-        for job, runs in found.items():
+        results = measure(Path(folder), options.sizes, tuple(options.jobs))
+        for job, runs in results.items():
             for size, run in runs.items():
-                held = {"rise": run["rise"], "before": run["before"]}
+                rise_and_before = {"rise": run["rise"], "before": run["before"]}
                 rows = 8 * size * BLOCK
-                table.add(name=job, size=f"{size}x", rows=rows, values=8 * size * block, **held)
+                table.add(name=job, size=f"{size}x", rows=rows, values=8 * size * block, **rise_and_before)
         report.add(table)
-        for job, runs in found.items():
+        for job, runs in results.items():
             least, most = min(options.sizes), max(options.sizes)
             more = runs[most]["rise"] - runs[least]["rise"]
-            told = f"{job}: MiB of memory that {8 * (most - least) * block:.0f} MiB more of values take"
-            report.aim(told, more, at_most=12)
+            text = f"{job}: MiB of memory that {8 * (most - least) * block:.0f} MiB more of values take"
+            report.target(text, more, at_most=12)
 
 
 if __name__ == "__main__":

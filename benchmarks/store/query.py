@@ -52,50 +52,50 @@ def values_of(shape: Shape, stage: int) -> np.ndarray:
 
 def fill(kind: type[Format], folder: Path, shape: Shape, rows: int) -> Format:
     """Write all stages; those that keep a file for each put get a whole stage at once, which is best for them."""
-    made = kind(folder, shape, rows)
-    made.begin()
+    files = kind(folder, shape, rows)
+    files.begin()
     step = rows if issubclass(kind, Ours) else shape[2]
     for stage in range(shape[0]):
         values = values_of(shape, stage)
         for start in range(0, shape[2], step):
-            made.put(stage, start, values[:, start : start + step])
-    made.finish(sync=True)
-    return made
+            files.put(stage, start, values[:, start : start + step])
+    files.finish(sync=True)
+    return files
 
 
 def make_all(folder: Path, shape: Shape, rows: int) -> tuple[list[Format], dict[str, str]]:
     """All ways filled, and the names of those that are not installed."""
     raw = fill(Raw, folder / "raw", shape, shape[2])
     ours = fill(Ours, folder / "ours", shape, rows)
-    made: list[Format] = [raw, ours, *(kind(ours.folder, shape, rows) for kind in OURS[1:])]
+    formats: list[Format] = [raw, ours, *(kind(ours.folder, shape, rows) for kind in OURS[1:])]
     missing = {}
     for kind in (*READERS_OF_OURS, *PEERS, Lmprobe):
         if kind.module and not is_installed(kind.module):
             missing[kind.name] = f"not installed: pip install {kind.module}"
         elif kind in READERS_OF_OURS:
-            made.append(kind(ours.folder, shape, rows))
+            formats.append(kind(ours.folder, shape, rows))
         else:
-            made.append(fill(kind, folder / kind.__name__, shape, rows))
-    return made, missing
+            formats.append(fill(kind, folder / kind.__name__, shape, rows))
+    return formats, missing
 
 
-def ask(way: Format, question: str, shape: Shape, cold: bool, turn: list[int]) -> Timing:
+def ask(method: Format, question: str, shape: Shape, cold: bool, turn: list[int]) -> Timing:
     """Open, answer (timed), close; another layer, entity, token or stage each time."""
     turn[0] += 1
     stage = turn[0] % shape[0]
     which = {"layer": turn[0] % shape[1], "entity": (turn[0] * 37) % shape[2], "token": turn[0] % shape[3]}
     if cold:
-        drop_cache(way.folder)
-    handle = way.open()
+        drop_cache(method.folder)
+    handle = method.open()
     work: Callable[[], Any] = partial(
-        getattr(way, question), handle, stage, *[which[q] for q in which if q == question]
+        getattr(method, question), handle, stage, *[which[q] for q in which if q == question]
     )
     timing = time_once(work)
-    way.close(handle)
+    method.close(handle)
     return timing
 
 
-def check(ways: list[Format], shape: Shape) -> None:
+def check(methods: list[Format], shape: Shape) -> None:
     """All answer alike."""
     asked = {"layer": (1, shape[1] // 2), "entity": (0, shape[2] - 3), "token": (1, shape[3] - 1), "stage": (0,)}
     for question, place in asked.items():
@@ -107,12 +107,12 @@ def check(ways: list[Format], shape: Shape) -> None:
             "token": lambda v, p: v[:, :, p[1]],
             "stage": lambda v, p: v,
         }[question](whole, place)
-        for way in ways[1:]:
-            handle = way.open()
-            answer = getattr(way, question)(handle, stage, *place[1:])
+        for method in methods[1:]:
+            handle = method.open()
+            answer = getattr(method, question)(handle, stage, *place[1:])
             if not np.array_equal(answer, right):
-                raise SystemExit(f"{way.name} answers {question} with other values")
-            way.close(handle)
+                raise SystemExit(f"{method.name} answers {question} with other values")
+            method.close(handle)
 
 
 def main() -> None:
@@ -137,21 +137,21 @@ def main() -> None:
 
 def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
     shape = (options.stages, options.layers, options.entities, options.tokens, options.width)
-    ways, missing = make_all(folder, shape, options.rows)
-    check(ways, shape)
+    methods, missing = make_all(folder, shape, options.rows)
+    check(methods, shape)
     files = Table("files", "The files", [
         Column("name", ""), Column("size", "size", "MB"), Column("files", "files"), Column("opening", "opening", "s"),
         Column("checked", "reading checks what it reads"),
     ], ours=[kind.name for kind in OURS])  # fmt: skip
-    for way in ways[1:]:
-        times = [time_once(lambda way=way: way.close(way.open())) for _ in range(3)]
-        size = way.numbers()
+    for method in methods[1:]:
+        times = [time_once(lambda method=method: method.close(method.open())) for _ in range(3)]
+        size = method.numbers()
         files.add(
-            name=way.name,
+            name=method.name,
             size=size["bytes"] / 1e6,
             files=size["files"],
             opening=[t.wall for t in times],
-            checked=way.checksums,
+            checked=method.checksums,
         )
     report.add(files)
     counts = {
@@ -166,21 +166,21 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
             Column("name", ""), Column("cold", "cold", "ms"), Column("cold_ratio", "cold, ratio"),
             Column("warm", "warm", "ms"), Column("warm_ratio", "warm, ratio"), Column("cpu", "warm, CPU", "ms"),
         ], baseline="raw file", ours=[kind.name for kind in OURS])  # fmt: skip
-        found = {}
+        results = {}
         for kind in ("cold", "warm"):
             if kind == "warm":
-                fill_cache(way.folder for way in ways)
-            asked = {way.name: partial(ask, way, question, shape, kind == "cold", [0]) for way in ways}
-            found[kind] = alternate(asked, options.rounds * (4 if question == "entity" else 1), shuffle=True)
-            table.against[kind] = versus(found[kind], table.ours)
-        for way in ways:
-            cold, warm = found["cold"][way.name], found["warm"][way.name]
+                fill_cache(method.folder for method in methods)
+            asked = {method.name: partial(ask, method, question, shape, kind == "cold", [0]) for method in methods}
+            results[kind] = alternate(asked, options.rounds * (4 if question == "entity" else 1), shuffle=True)
+            table.against[kind] = versus(results[kind], table.ours)
+        for method in methods:
+            cold, warm = results["cold"][method.name], results["warm"][method.name]
             table.add(
-                name=way.name,
+                name=method.name,
                 cold=[t.wall * 1e3 for t in cold],
-                cold_ratio=ratios(cold, found["cold"]["raw file"]),
+                cold_ratio=ratios(cold, results["cold"]["raw file"]),
                 warm=[t.wall * 1e3 for t in warm],
-                warm_ratio=ratios(warm, found["warm"]["raw file"]),
+                warm_ratio=ratios(warm, results["warm"]["raw file"]),
                 cpu=[t.cpu * 1e3 for t in warm],
             )
         for name, why in missing.items():

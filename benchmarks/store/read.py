@@ -147,7 +147,7 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     runs = alternate(bits, rounds, shuffle=True)
     title = f"One layer over all entities, bits, ours not verified: {total:.0f} MB"
     report.timings("bits", title, runs, "readinto", ours=[ours, "stratalens"], amount=total)
-    report.aim(
+    report.target(
         "speed of unverified reading of a layer by that of readinto",
         ratios(runs["readinto"], runs[ours]),
         at_least=0.85,
@@ -163,10 +163,10 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     title = f"One layer over all entities, verified and widened to float32: {total:.0f} MB"
     report.timings("checked", title, runs, "single pass", ours=[ours, "stratalens"], amount=total)
     for name in (ours, "stratalens"):
-        told = f"speed of verified reading of a layer by that of a single pass, {name}"
-        report.aim(told, ratios(runs["single pass"], runs[name]), at_least=0.85)
+        text = f"speed of verified reading of a layer by that of a single pass, {name}"
+        report.target(text, ratios(runs["single pass"], runs[name]), at_least=0.85)
     for peer in ("TensorStore", "zarr-python"):
-        report.aim(
+        report.target(
             f"speed of verified reading of a layer by that of {peer}", ratios(runs[peer], runs[ours]), at_least=1
         )
     plain = xr.open_zarr(path).resid_post
@@ -180,8 +180,8 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     title = f"The same through dask (its threads, the chunks that each gives it): {total:.0f} MB"
     report.timings("dask", title, runs, "stratalens", ours=["stratalens"], amount=total)
     for peer in list(through_dask)[1:]:
-        told = f"speed of verified reading of a layer through dask by that of {peer}"
-        report.aim(told, ratios(runs[peer], runs["stratalens"]), at_least=1)
+        text = f"speed of verified reading of a layer through dask by that of {peer}"
+        report.target(text, ratios(runs[peer], runs["stratalens"]), at_least=1)
     verified(report, path, files, pool, rounds)
     pool.shutdown()
     entities(report, path, "", rounds)
@@ -208,12 +208,12 @@ def verified(report: Report, path: Path, files: list[Path], pool: ThreadPoolExec
                 crc = extend(crc, memory[:got])
 
     megabytes = sum(file.stat().st_size for file in files) / 1e6
-    ways = {"reading and crc32c": lambda: list(pool.map(summed, files)), "stratalens": lambda: verify_store(path)}
-    runs = alternate(ways, rounds, shuffle=True)
+    methods = {"reading and crc32c": lambda: list(pool.map(summed, files)), "stratalens": lambda: verify_store(path)}
+    runs = alternate(methods, rounds, shuffle=True)
     title = f"Verifying a whole store: {megabytes:.0f} MB"
     report.timings("verify", title, runs, "reading and crc32c", ours=["stratalens"], amount=megabytes)
-    told = "speed of verify_store by that of reading and crc32c"
-    report.aim(told, ratios(runs["reading and crc32c"], runs["stratalens"]), at_least=0.85)
+    text = "speed of verify_store by that of reading and crc32c"
+    report.target(text, ratios(runs["reading and crc32c"], runs["stratalens"]), at_least=0.85)
 
 
 def entities(report: Report, path: Path, which: str, rounds: int) -> None:
@@ -257,10 +257,10 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
     note = f"{floor} has the same labels: what xarray's own work takes, without files, checks and widening to float32"
     report.timings(f"entity{which}", title, runs, base, ours=list(one)[1:5], amount=small / 1e6, note=note)
     for name in list(one)[1:4]:
-        told = f"time of one entity over all layers ({shape}) by that of as many bytes: {name}"
-        report.aim(told, ratios(runs[name], runs[base]), at_most=3)
-    told = f"time of one entity over all layers ({shape}) by that of {floor}"
-    report.aim(told, ratios(runs[list(one)[3]], runs[floor]), at_most=3)
+        text = f"time of one entity over all layers ({shape}) by that of as many bytes: {name}"
+        report.target(text, ratios(runs[name], runs[base]), at_most=3)
+    text = f"time of one entity over all layers ({shape}) by that of {floor}"
+    report.target(text, ratios(runs[list(one)[3]], runs[floor]), at_most=3)
     many = {
         base: lambda: sequential(64 * small),
         "stratalens, chunks=None, verify=False": lambda: unchecked.isel(stage=0, entity=rows).values,
@@ -278,17 +278,17 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
     runs = alternate(first, rounds, shuffle=True)
     title = f"One entity for the first time, {shape}: its chunks, {layout.file_nbytes / 1e6:.0f} MB"
     report.timings(f"first{which}", title, runs, next(iter(first)), ours=["stratalens, chunks=None"])
-    told = f"time of one entity for the first time ({shape}) by that of reading and summing its chunks"
-    report.aim(told, ratios(runs["stratalens, chunks=None"], runs[next(iter(first))]), at_most=3)
+    text = f"time of one entity for the first time ({shape}) by that of reading and summing its chunks"
+    report.target(text, ratios(runs["stratalens, chunks=None"], runs[next(iter(first))]), at_most=3)
     pool.shutdown()
 
 
 def memory_map(path: Path, shape: tuple[int, ...], rows: int) -> np.memmap:
     """A map of a file of bits, the first `rows` entities as the store has them; the rest of it is a hole."""
     bits = np.memmap(path.with_suffix(".bits"), dtype=np.uint16, mode="w+", shape=shape)
-    held = open_store(path, chunks=None, dtype="bits").resid_post
+    stored = open_store(path, chunks=None, dtype="bits").resid_post
     for layer in range(shape[1]):
-        bits[0, layer, :rows] = held.isel(stage=0, layer=layer, entity=slice(rows)).values
+        bits[0, layer, :rows] = stored.isel(stage=0, layer=layer, entity=slice(rows)).values
     return bits
 
 

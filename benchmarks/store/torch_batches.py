@@ -110,23 +110,23 @@ def measure(
         batches = data.batches(BATCH)
         return DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
 
-    ways: dict[str, Callable[[], object]] = {"values": lambda: site.values, "readinto": readinto}
+    methods: dict[str, Callable[[], object]] = {"values": lambda: site.values, "readinto": readinto}
     ours = [f"batches, {workers} workers" for workers in (0, 1, 2)]
-    ways |= {name: epoch(loader(workers)) for workers, name in enumerate(ours)}
+    methods |= {name: epoch(loader(workers)) for workers, name in enumerate(ours)}
     if before is None:  # a page that is mapped stays in memory, so never from disk
         bits = folder / "bits"
         site_bits = sl.open_store(path, chunks=None, dtype="bits").resid_post
         site_bits.isel(stage=0).sel(layer=LAYER).values.tofile(bits)
         scattered = DataLoader(Scattered(bits), BATCH, shuffle=True, collate_fn=as_it_is)
-        ways["scattered rows of a memory map"] = epoch(scattered)
+        methods["scattered rows of a memory map"] = epoch(scattered)
     megabytes = samples * D_MODEL * 4 / 1e6
-    runs = alternate(ways, rounds, before=before, shuffle=True)
+    runs = alternate(methods, rounds, before=before, shuffle=True)
     title = f"An epoch from {where}: {samples} samples of {D_MODEL}, {megabytes:.0f} MB as float32"
     base = "values" if before is None else "readinto"
     report.timings(where, title, runs, base, ours=ours, amount=megabytes)
     for name in ours:
-        told = f"speed of shuffled {name}, from {where} by that of {base}"
-        report.aim(told, ratios(runs[base], runs[name]), at_least=0.85)
+        text = f"speed of shuffled {name}, from {where} by that of {base}"
+        report.target(text, ratios(runs[base], runs[name]), at_least=0.85)
     pool.shutdown()
 
 

@@ -37,12 +37,12 @@ FILLED = "stratalens, buffers filled before"
 def write(kind: type[Format], base: Path, shape: Shape, values: np.ndarray, sync: bool) -> Timing:
     """All blocks through one format; seconds of the writing alone."""
     folder = Path(tempfile.mkdtemp(dir=base))
-    made = kind(folder / "files", shape, ROWS)
-    made.begin()
+    files = kind(folder / "files", shape, ROWS)
+    files.begin()
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, shape[2], ROWS):
-        made.put(0, start, values)
-    made.finish(sync)
+        files.put(0, start, values)
+    files.finish(sync)
     timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
     shutil.rmtree(folder)
     return timing
@@ -51,9 +51,9 @@ def write(kind: type[Format], base: Path, shape: Shape, values: np.ndarray, sync
 def write_filled(base: Path, shape: Shape, values: np.ndarray) -> Timing:
     """Ours with the values in its buffers already, as capture leaves them there while the model computes."""
     folder = Path(tempfile.mkdtemp(dir=base))
-    made = Ours(folder / "files", shape, ROWS)
-    made.begin()
-    stage = made.writer.stage("s", order=0, fingerprint="f")
+    files = Ours(folder / "files", shape, ROWS)
+    files.begin()
+    stage = files.writer.stage("s", order=0, fingerprint="f")
     blocks = list(stage.pending())
     buffers = []
     for block in blocks[:2]:
@@ -71,7 +71,7 @@ def write_filled(base: Path, shape: Shape, values: np.ndarray) -> Timing:
         stage.submit(buffer)
     stage.close()
     timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
-    made.writer.close()
+    files.writer.close()
     shutil.rmtree(folder)
     return timing
 
@@ -100,13 +100,13 @@ def measure(report: Report, base: Path, blocks: int, rounds: int) -> None:
     kind = filesystem(base)["kind"]
     sync = kind == "disk"
     missing = {k.name: f"not installed: pip install {k.module}" for k in PEERS if not is_installed(k.module or "numpy")}
-    ways: dict[str, Callable[[], Timing]] = {
+    methods: dict[str, Callable[[], Timing]] = {
         k.name: partial(write, k, base, shape, values, sync)
         for k in (RawChecked, Raw, Ours, *PEERS)
         if k.name not in missing
     }
-    ways[FILLED] = partial(write_filled, base, shape, values)
-    runs = alternate(ways, rounds, shuffle=True)
+    methods[FILLED] = partial(write_filled, base, shape, values)
+    runs = alternate(methods, rounds, shuffle=True)
     report.timings(
         f"write-{kind}",
         f"{megabytes:.0f} MB in blocks of {values.nbytes / 1e6:.0f} MB, {'with fsync' if sync else 'into memory'}",
@@ -116,16 +116,18 @@ def measure(report: Report, base: Path, blocks: int, rounds: int) -> None:
         amount=megabytes,
         missing=missing,
     )
-    aim = 0.85 if sync else 0.9
-    report.aim(f"writing speed by that of {BASE}, {kind}", ratios(runs[BASE], runs[FILLED]), at_least=aim)
+    target = 0.85 if sync else 0.9
+    report.target(f"writing speed by that of {BASE}, {kind}", ratios(runs[BASE], runs[FILLED]), at_least=target)
     for peer in ("TensorStore", "zarr-python, sharded, crc32c"):
         if peer in runs:
             gain = ratios(runs[peer], runs["stratalens"])
-            report.aim(f"writing speed from an array by that of {peer}, {kind}", gain, at_least=1)
+            report.target(f"writing speed from an array by that of {peer}, {kind}", gain, at_least=1)
     if not sync:
         for peer, least in (("TensorStore", 1.5), ("zarr-python, sharded, crc32c", 1.5)):
             if peer in runs:
-                report.aim(f"writing speed by that of {peer}, {kind}", ratios(runs[peer], runs[FILLED]), at_least=least)
+                report.target(
+                    f"writing speed by that of {peer}, {kind}", ratios(runs[peer], runs[FILLED]), at_least=least
+                )
 
 
 if __name__ == "__main__":
