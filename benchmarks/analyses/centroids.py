@@ -1,7 +1,7 @@
-"""Centroids of a whole store against merely reading the same slabs, and what the held-out projection costs.
+"""Measure centroids of a full store relative to reading the same slabs, and the cost of the held-out projection.
 
-Reading means: verified, decoded to float32, block by block, with the same workers; nothing that looks at every value
-can be faster. Alternating runs; ratios are taken within each round.
+The baseline verifies the slabs and decodes them to float32, block by block, with the same workers. No analysis that
+uses every value can be faster. Runs alternate; ratios are taken within each round.
 
     python -m benchmarks.analyses.centroids [FOLDER] [--entities 1800] [--layers 12] [--stages 3] [--rounds 7]
 """
@@ -106,7 +106,7 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
     )
     for unit in ("wall", "cpu"):  # CPU seconds are the fairer measure where others use the machine too
         speed = ratios(runs["read only"], runs["centroids"], unit)
-        report.target(f"speed of centroids by that of reading, {unit} seconds", speed, at_least=0.7)
+        report.target(f"speed of centroids relative to reading, {unit} seconds", speed, at_least=0.7)
 
     def projected() -> None:
         project(ds, order=order, cache=False, progress=False)

@@ -1,17 +1,17 @@
-"""Linear probes on a GPU: all pairs and folds of one layer against this machine's CPU cores, and the card's limits.
+"""Measure linear probes on a GPU: all pairs and folds of one layer, relative to the CPU cores and the card's limits.
 
 Six groups of 1000 entities, all 15 pairs x 5 folds and a refit, at the width of SmolLM2 (576) and at 8192, on
-activations with the spectrum of a residual stream (see probes_speed). *scikit-learn* is LogisticRegression in float32
-at tol=1e-6, the fits shared out over all cores by joblib, one BLAS thread each; some of them are measured and scaled to
-the whole, as if no core ever waited. *cuML* is its own logistic regression, one fit after the other. Ours includes
-scores, AUCs and intervals, and what travels to the card. The floors: the products that the logistic fits' iterations
-need, at the rate of the card's own product of float32 matrices, or their activations read once for each product at the
-card's bandwidth, whichever takes longer; for ridge one product X'X of all rows and a Cholesky factor for each fit, in
-float64.
+activations with the spectrum of a residual stream (see analyses_probes). *scikit-learn* is LogisticRegression in
+float32 at tol=1e-6. joblib distributes the fits over all cores with one BLAS thread each. The script measures some of
+the fits and scales them to all, as if no core ever waited. *cuML* is its own logistic regression, one fit after
+another. Our time includes scores, AUCs, intervals and the transfer to the card. The floor of the logistic fits is the
+larger of two times: their iterations' products at the card's rate of float32 matrix products, and reading the
+activations once for each product at the card's bandwidth. The floor of ridge is one product X'X of all rows and a
+Cholesky factor for each fit, in float64.
 
     python -m benchmarks.analyses.gpu_probes [--widths 576 8192] [--rounds 3] [--fits 16]
 
-`--backend cpu --widths 96` tries the script where there is no GPU.
+`--backend cpu --widths 96` tests the script on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def measure(report: Report, width: int, options: Any) -> None:
     )  # fmt: skip
     ours_there = f"stratalens, logistic, {options.backend}"
     gain = ratios(runs[next(iter(candidates))], runs[ours_there])
-    report.target(f"speed of logistic by that of scikit-learn, {width} wide", gain, at_least=1)
+    report.target(f"speed of logistic relative to scikit-learn, {width} wide", gain, at_least=1)
     table = Table(f"agreement-{width}", f"Agreement with the CPU, {width} wide", [
         Column("name", ""), Column("gap", "accuracy, largest difference"), Column("angle", "1 - cos, largest"),
     ])  # fmt: skip

@@ -1,19 +1,21 @@
-"""Linear probes of all pairs, folds, layers and tokens: stratalens beside other ways of fitting them.
+"""Compare stratalens with other libraries for linear probes of all pairs, folds, layers and tokens.
 
-Workload P of probes_speed.py: 30 layers x 6 groups x 1000 entities x 2 tokens x 576, all 15 pairs, 5 folds and a fit to
-all rows, C = 0.1. A part of it is measured (stated for each row as its fits) and scaled to the whole. The others:
+Workload P is that of analyses_probes: 30 layers x 6 groups x 1000 entities x 2 tokens x 576, all 15 pairs, 5 folds and
+a fit to all rows, C = 0.1. The script measures a subset (each row states its number of fits) and scales it to the full
+workload. The others:
 
-- *scikit-learn*: the loop of today with its defaults; the same tuned (float32, tol=1e-6, one BLAS thread, one core);
-  and its `newton-cholesky` in float64, one core, the best of its solvers for few features that depend on one another.
+- *scikit-learn*: the usual loop with its defaults; the same loop tuned (float32, tol=1e-6, one BLAS thread, one core);
+  and its `newton-cholesky` in float64 on one core, the best of its solvers for few, correlated features.
 - *TransformerLens sparse probing*: `fit_sparse_probe` with k = all features and the penalty that equals C, which makes
-  it the same question; float64, its own stratified splits, so its folds are others.
-- *lmprobe*: `Probe.fit_from_activations` for every fold, and `Probe.sweep_layers` as it comes, from its cache of one
-  file for each prompt; the sweep standardises features and has no folds: as many fits are timed and none is scored.
+  it the same problem; float64, with its own stratified splits, so its folds differ.
+- *lmprobe*: `Probe.fit_from_activations` for every fold, and `Probe.sweep_layers` with its defaults, from its cache of
+  one file for each prompt. The sweep standardises features and has no folds: it is timed with as many fits and without
+  scores.
 - *dask-ml*: `LogisticRegression` on dask arrays, one fit to the rows of four folds, within a time limit.
-- *cuML*: `backend="gpu"`, where there is a GPU.
+- *cuML*: `backend="gpu"`, if there is a GPU.
 
-Agreement, where the question is the same: accuracies against the exact solution (float64, Newton) on the same folds,
-and 1 - cosine of the direction to that of the exact solution for the same rows.
+Agreement, for methods that solve the same problem: accuracies compared with the exact solution (float64, Newton) on the
+same folds, and 1 - cosine between the direction and that of the exact solution for the same rows.
 
     python -m benchmarks.analyses.peers [--data real gaussian] [--rounds 3] [--limit 60]
 """
@@ -194,7 +196,7 @@ def table(
     for peer in ("scikit-learn, defaults", "lmprobe fit_from_activations", "TransformerLens fit_sparse_probe"):
         if peer in runs:
             report.target(
-                f"speed of our logistic probes by that of {peer}, {kind} activations",
+                f"speed of our logistic probes relative to {peer}, {kind} activations",
                 ratios(runs[peer], runs["stratalens, logistic"]), at_least=1.0,
             )  # fmt: skip
 

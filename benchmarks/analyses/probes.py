@@ -1,25 +1,27 @@
-"""How long all pairs and folds of linear probes take, against the loop a researcher writes today.
+"""Measure all pairs and folds of linear probes relative to the usual loop over scikit-learn.
 
 Workload P has the shape of SmolLM2: 30 layers x 6 groups x 1000 entities x 2 tokens x 576, all 15 pairs x 5 folds and a
-refit at every layer and token, 5400 fits. Some of its layers are measured, and of the slow loops some of the pairs;
-both are scaled to the whole.
+refit at every layer and token, 5400 fits. The script measures some of its layers, and of the slow loops some of the
+pairs. It scales both to the full workload.
 
-- *naive*: np.load, LogisticRegression with its defaults (C as ours), cross_val_score, both cores, BLAS as it comes.
-- *tuned*: the same loop in float32 at tol=1e-6, one BLAS thread, pinned to one core (its solver is lbfgs); *newton*:
-  the same in float64 with `newton-cholesky`, the best of its solvers where rows are many more than features.
+- *naive*: np.load, LogisticRegression with its defaults (C as ours), cross_val_score, both cores, default BLAS threads.
+- *tuned*: the same loop in float32 at tol=1e-6, one BLAS thread, pinned to one core (its solver is lbfgs).
+- *newton*: the same in float64 with `newton-cholesky`, the best of its solvers for many more rows than features.
 - *ridge loop* and *lda loop*: the same with RidgeClassifier and LinearDiscriminantAnalysis (lsqr, Ledoit and Wolf's
-  shrinkage), which ask what our ridge and lda ask. CPU seconds compare one core with one core, wall one with two.
-- ours: sl.probe for logistic, ridge, lda and diffmeans with two workers on two cores: fits, refits, scores, AUCs and
-  bootstrap intervals of every accuracy included.
+  shrinkage), which solve the same problems as our ridge and lda. CPU seconds compare one core with one core, wall
+  seconds compare one core with two.
+- ours: sl.probe for logistic, ridge, lda and diffmeans with two workers on two cores, including fits, refits, scores,
+  AUCs and bootstrap intervals of every accuracy.
 
-Residual streams have a few massive features, with which scikit-learn's solver takes many iterations. So the data are
-stated: real activations of SmolLM2-135M (recorded first; only where its weights are installed), synthetic ones with a
-decaying spectrum, a large mean and two massive features, and independent Gaussian features, the easiest case for
-scikit-learn's solver and so the smallest ratio to be had.
+Residual streams have a few massive features, for which scikit-learn's solver needs many iterations. The tables
+therefore name their data: real activations of SmolLM2-135M (recorded first, if its weights are installed), synthetic
+activations with a decaying spectrum, a large mean and two massive features, and independent Gaussian features. The last
+are the easiest case for scikit-learn's solver and therefore give the smallest ratio.
 
     python -m benchmarks.analyses.probes [--data real gaussian] [--layers 2] [--pairs 1] [--rounds 3] [--workers 2]
 
---activations takes a float array (layer, 6000, token, d) as real_activations.py writes it, groups in blocks of 1000.
+--activations takes a float array of shape (layers, 6000, tokens, d) from `python -m benchmarks.data.real_activations`,
+with the groups in blocks of 1000.
 """
 
 from __future__ import annotations
@@ -202,11 +204,11 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
     targets = (("naive", "logistic", 10), ("tuned", "logistic", 2.2), ("tuned", "ridge", 15), ("tuned", "lda", 15))
     for base, method, least in targets:
         speed = ratios(runs[base], runs[method])
-        report.target(f"speed of {method} by that of the {base} loop, {kind} activations", speed, at_least=least)
+        report.target(f"speed of {method} relative to the {base} loop, {kind} activations", speed, at_least=least)
     for base, method in (("tuned", "logistic"), ("newton", "logistic"), ("ridge loop", "ridge"), ("lda loop", "lda")):
         speed = ratios(runs[base], runs[method], "cpu")
         what = base if base.endswith("loop") else f"{base} loop"
-        report.target(f"{method} by the {what}, CPU seconds, {kind} activations: times as few", speed, at_least=1)
+        report.target(f"CPU seconds of the {what} relative to {method}, {kind} activations", speed, at_least=1)
     check(report, kind, results, x, chosen)
 
 
@@ -223,7 +225,7 @@ def check(report: Report, kind: str, results: dict[str, Any], x: np.ndarray, cho
         table.add(name=f"logistic, {name} loop", mean=float(np.mean(gaps)), most=float(max(gaps)))
         if name != "naive":
             words = " (the exact solution)" if name == "newton" else ""
-            text = f"accuracies of logistic and of the {name} loop{words}, {kind} activations: difference"
+            text = f"difference between the accuracies of logistic and of the {name} loop{words}, {kind} activations"
             report.target(text, [float(g) for g in gaps], at_most=0.002)
     share = float(ours.converged.mean())
     report.target(f"share of the logistic fits that converged, {kind} activations", share, at_least=1)

@@ -1,18 +1,18 @@
-"""What makes the probes fast, and what does not: each choice of the solvers undone, the answer being the same.
+"""Measure which choices make the probe solvers fast: undo one choice at a time and compare time and solution.
 
-All 15 pairs x 5 folds and a refit of one slab. *Wide* has six groups of 1000 rows of 576 features, independent Gaussian
-ones or with the spectrum of a residual stream; *narrow* has 50 rows of each group, fewer than features in all. One BLAS
-thread. Iterations are those of the slowest fit. How much the directions differ from those of the solver as it is stands
-beside every row: undoing a choice may change the time, not the answer.
+Each run fits all 15 pairs x 5 folds and a refit of one slab. *Wide* has six groups of 1000 rows of 576 features, either
+independent Gaussian features or the spectrum of a residual stream. *Narrow* has 50 rows of each group, in total fewer
+than features. One BLAS thread. Iterations are those of the slowest fit. Every row also shows how much the directions
+differ from those of the unchanged solver. Undoing a choice may change the time but not the solution.
 
 - *without the shared curvature*: the preconditioner is the diagonal of the Gram matrix alone.
 - *each pair*, *each fit by itself*: no batch, the same solver.
 - *every row in every product*: pairs do not say which blocks of rows they use.
 - *in float64* throughout.
-- *folds from the refit's solution*: the fits without a fold begin where the fit of all rows has ended.
-- *without the rotation* (narrow): all features, not the row space.
-- Ridge and LDA, *a factor for each fit*: no factor that pairs and folds share; *products with the rows*: no Gram
-  matrices by subtraction.
+- *folds from the refit's solution*: the fits of the folds start from the solution for all rows.
+- *without the rotation* (narrow): all features instead of the row space.
+- Ridge and LDA, *a factor for each fit*: pairs and folds share no factor; *products with the rows*: no Gram matrices by
+  subtraction.
 
     python -m benchmarks.analyses.solver_ablation [--rounds 3]
 """

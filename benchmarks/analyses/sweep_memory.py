@@ -1,13 +1,14 @@
-"""A store larger than the memory that may be used, swept within a limit that the kernel enforces.
+"""Sweep a store that is larger than the available memory, under a limit that the kernel enforces.
 
-Makes a store of so many GiB on disk (bfloat16; twice that once decoded), then sweeps it in a second process for each
-job, with its data segment limited, imports included (RLIMIT_DATA: an allocation beyond it raises MemoryError). Shown
-are seconds, the peak of resident memory, and how many times that peak the sweep decoded. As a check of the limit
-itself, each process ends by asking for more than is left, which must fail.
+The script writes a store of the given size on disk (bfloat16; twice that size once decoded). It then sweeps the store
+in a separate process for each job and limits the data segment of that process, imports included (RLIMIT_DATA: an
+allocation beyond it raises MemoryError). The table shows seconds, the peak of resident memory, and the decoded size
+relative to that peak. To check the limit itself, each process finally requests more memory than is left, which must
+fail.
 
     python -m benchmarks.analyses.sweep_memory [FOLDER] [--gib 6] [--limit-mib 2048] [--workers 2] [--jobs ridge]
 
-The run that the aim speaks of, 30 GB within 2 GB, takes about eleven minutes of CPU, most of it for the probes:
+The run of the target, 30 GB within 2 GB, takes about eleven minutes of CPU, most of it for the probes:
 
     python -m benchmarks.analyses.sweep_memory /path/with/40/GB --gib 30 --jobs centroids ridge logistic
 """

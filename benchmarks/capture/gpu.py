@@ -1,17 +1,17 @@
-"""What recording costs on a GPU: tokens a second with all layers recorded against none, in bfloat16.
+"""Measure the cost of recording on a GPU: tokens a second with and without recording all layers, in bfloat16.
 
-Random models of the shapes of SmolLM2-135M and of Llama 3.2 1B, prompts of 64 tokens, all blocks recorded: at the last
-token, and at every token. Batches double until the card is full, or --most; the largest three are measured, each with
-as many prompts as the forward pass alone needs some seconds for. *Forward* is the leanest pass there is: no hooks, no
-logits. capture() runs from its start until everything is on the disk, the fingerprint of the weights included. It never
-runs more rows at once than a block of the store has, so that blocks are as long as a batch here, or as two buffers of
-4 GiB allow; *rows of a pass* are those that it did run. Device memory is that of recording, at its peak. What bounds it
-is measured beside it: copies from the device into pageable and into pinned memory, the disk, and products of matrices
-on the device.
+Random models have the shapes of SmolLM2-135M and of Llama 3.2 1B, with prompts of 64 tokens. All blocks are recorded,
+at the last token and at every token. Batches double until the card is full, or --most is reached. The script measures
+the largest three, each with enough prompts for some seconds of the forward pass alone. *Forward* is the cheapest pass:
+no hooks, no logits. capture() runs from its start until everything is on the disk, including the fingerprint of the
+weights. It never runs more rows at once than a block of the store has. A block here is as long as a batch, or as two
+buffers of 4 GiB allow; *rows of a pass* are the rows that capture() ran. Device memory is the peak during recording.
+The script also measures the limits: copies from the device into pageable and into pinned memory, the disk, and matrix
+products on the device.
 
     python -m benchmarks.capture.gpu [FOLDER] [--shapes smollm2 llama-1b] [--rounds 3] [--seconds 4]
 
-`--device cpu --shapes tiny` tries the script where there is no GPU.
+`--device cpu --shapes tiny` tests the script on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def measure(report: Report, shape: str, options: argparse.Namespace, folder: Pat
             )  # fmt: skip
     report.add(table)
     for label, times in shares.items():
-        report.target(f"{shape}, {label}, largest batches: time by that of the forward pass", times, at_most=1.1)
+        report.target(f"{shape}, {label}, largest batches: time relative to the forward pass", times, at_most=1.1)
     shutil.rmtree(hooked.tokenizer.name_or_path, ignore_errors=True)
     del hooked
     if torch.cuda.is_available():

@@ -1,13 +1,12 @@
-"""What recording costs: capture() over the forward pass alone, and against what a user would write today.
+"""Measure the cost of capture() relative to the forward pass alone, and to a loop that a user would write.
 
-SmolLM2-135M, all blocks, two positions, the same batches for everybody, in alternating runs (one round forwards, the
-next backwards). *Forward, no logits* is the leanest pass there is; with logits at the recorded positions is what the
-statistics of the output cannot do without; all statistics have `running_loss` among them, which needs the head at every
-token, so that they also stand beside the forward pass with all of its logits. *run_with_cache and np.save* is the loop
-of the tutorials: logits at every token, float32, no fsync; *lean* is the same loop with logits of one token, float16
-and fsync. capture() runs from its start until
-everything is on the disk, the fingerprint of the weights included; what of it is paid once, however many prompts there
-are, is seen with eight of them. Peak memory is that of a process which does one of them.
+SmolLM2-135M, all blocks, two positions. All methods run the same batches in alternating runs, one round forwards and
+the next backwards. *Forward, no logits* is the cheapest pass. The statistics of the output need at least logits at the
+recorded positions. All statistics include `running_loss`, which needs the head at every token, so the table also
+compares them with the forward pass with all of its logits. *run_with_cache and np.save* is the loop of the tutorials:
+logits at every token, float32, no fsync. *Lean* is the same loop with logits of one token, float16 and fsync. capture()
+runs from its start until everything is on the disk, including the fingerprint of the weights. A run with eight prompts
+shows the constant cost of a job. Peak memory is that of a process that runs one method.
 
     python -m benchmarks.capture.overhead [--prompts 1024] [--rounds 3] [--profile]
 """
@@ -260,7 +259,9 @@ def run(report: Report, options: argparse.Namespace) -> None:
     )
     for unit in ("wall", "cpu"):
         for name, base, most in TARGETS:
-            report.target(f"{name}, by {base}, {unit} seconds", ratios(runs[name], runs[base], unit), at_most=most)
+            report.target(
+                f"{name}, relative to {base}, {unit} seconds", ratios(runs[name], runs[base], unit), at_most=most
+            )
     once(report, Workload(8, 8, workload.model), options.rounds)
     if options.profile:
         profile = cProfile.Profile()

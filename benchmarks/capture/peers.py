@@ -1,19 +1,19 @@
-"""Recording the residual stream of all blocks: stratalens beside what a researcher would use instead.
+"""Compare stratalens with other tools for recording the residual stream of all blocks.
 
-SmolLM2-135M, the same weights (a folder of float32 safetensors), token ids, batches and padding for everybody, float32
-compute, float16 on the disk, fsync counted. Recorded are the last token, two named positions, or all tokens of each
-prompt. Every way runs in processes of its own: one for each round, which loads the model, warms up, and then does each
-setting once; the ways alternate, in another order in every round. Peak memory is that of the run, from the loaded
-model on, *added* is what the run put on top of it; maps of files count while they are dirty. What a way has written is
-read back and compared with ours, value by value. Then each way is killed before its last batches and started again on
-the same files: it is resumable where the second start needs fewer forward passes.
+SmolLM2-135M with the same weights (a folder of float32 safetensors), token ids, batches and padding for all methods,
+float32 compute, float16 on the disk, fsync included. The settings record the last token, two named positions, or all
+tokens of each prompt. Each method runs in one process for each round. The process loads the model, warms up, and then
+runs each setting once. The order of the methods is different in every round. Peak memory is that of the run, from the
+loaded model on; *added* is its rise during the run. Memory maps of files count while they are dirty. The script reads
+the files of each method back and compares their values with ours. It then kills each method before its last batches
+and starts it again on the same files. A method is resumable if the second start needs fewer forward passes.
 
-Baseline is the forward pass alone: transformers, no logits, nothing kept, and no hooks. *Hooked forward pass only* is
-the same of TransformerLens's bridge, which ours and every run_with_cache pay for and which neither transformers nor
-nnsight has. Logits are asked for at one token where a way can be told so (lmprobe cannot). `capture_overhead` compares
-at more prompts, where what a job costs once (the fingerprint of the weights, a first pass over a few tokens) weighs
-less. Of all tokens, ours, lmprobe and SAELens keep every row as long as the longest, the others keep no padding.
-SAELens needs TransformerLens below 4 and so an environment of its own (`make .venv-saelens/.peers`); nnsight and
+The baseline is the forward pass alone: transformers, no logits, no files and no hooks. *Hooked forward pass only* is
+the same pass through TransformerLens's bridge. stratalens and every run_with_cache include its cost; transformers and
+nnsight do not. A method requests logits at one token where it can (lmprobe cannot). `capture_overhead` compares at more
+prompts, where the constant cost of a job (the fingerprint of the weights, a first pass over a few tokens) matters less.
+For all tokens, stratalens, lmprobe and SAELens store every row as long as the longest; the others store no padding.
+SAELens needs TransformerLens below 4 and therefore its own environment (`make .venv-saelens/.peers`). nnsight and
 lmprobe come from constraints/bench.txt.
 
     python -m benchmarks.capture.peers [FOLDER] [--prompts 64] [--rounds 3] [--saelens PYTHON]
@@ -185,7 +185,7 @@ def tables(report: Report, runs: Runs, results: dict[str, dict[str, list[dict[st
             if peer in timings and OURS[0] in timings:
                 pairs = zip(timings[OURS[0]], timings[peer], strict=True)
                 report.target(
-                    f"{SETTINGS[setting]}: seconds of stratalens (no statistics) by those of {peer}",
+                    f"{SETTINGS[setting]}: seconds of stratalens (no statistics) relative to {peer}",
                     [a.wall / b.wall for a, b in pairs], at_most=1.0,
                 )  # fmt: skip
 

@@ -1,11 +1,11 @@
-"""Training steps with OpenMP's threads spinning (its default) and sleeping while they wait, alone and in company.
+"""Measure training steps while waiting OpenMP threads spin (the default) or sleep, with and without other processes.
 
-A tiny Llama-shaped model takes gradient steps in a process of its own, once by itself and once beside processes
-that keep every core busy, with OMP_WAIT_POLICY unset and PASSIVE in turn. The command line sets PASSIVE.
+A tiny Llama-shaped model takes gradient steps in its own process, once alone and once together with processes that keep
+every core busy. OMP_WAIT_POLICY is unset and PASSIVE in turn. The command line sets PASSIVE.
 
     python -m benchmarks.capture.waiting_threads [--steps 5] [--rounds 3]
 
-Not part of the suite: it keeps every core busy on purpose, and its answer is one line of the command line.
+Not part of the suite: it keeps every core busy on purpose, and its result is one line of the command line.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""The study on three architectures, each trained from scratch: Llama (RMSNorm), GPT-2 (LayerNorm), GPT-NeoX (parallel).
+"""Run the study on three architectures trained from scratch: Llama (RMSNorm), GPT-2 (LayerNorm), GPT-NeoX (parallel).
 
-No pretrained weights of the other two are in a package index, so all three start from random weights and the same
-tokenizer; the first stage then teaches the language of questions and answers as well. Writes a run folder for each and
-`architectures.json` and `architectures.md` (every number with its interval, null and untrained control; how much of
-what was taught is known at the end; for Llama every site at every layer). About 45 minutes of one core;
-`--only KIND` does one of them, so that they can run side by side, and the last call makes the table.
+No package index has pretrained weights of the other two. All three therefore start from random weights and the same
+tokenizer, and the first stage also teaches the language of questions and answers. The script writes a run folder for
+each architecture, and `architectures.json` and `architectures.md` with every number, its interval, null and untrained
+control, the share of taught answers that the model knows at the end, and for Llama every site at every layer. It takes
+about 45 minutes of one core. `--only KIND` runs one architecture, so that several can run in parallel; the last call
+writes the table.
 
     python -m benchmarks.data.architectures --out /tmp/architectures
     python -m benchmarks.data.architectures --tune --out /tmp/tuning   # learning rates, on a seed that is not reported
 
-Not part of the suite: it shows what a study finds, compares no times, and trains for most of an hour.
+Not part of the suite: it shows the results of a study, compares no times, and trains for most of an hour.
 """
 
 from __future__ import annotations

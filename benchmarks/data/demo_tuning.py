@@ -1,15 +1,14 @@
-"""What was tried before the demo's settings were fixed, and how to try it again.
+"""Repeat the trials from which the demo's settings were chosen.
 
-Trains each trial on a tuning seed (never the demo's own seed 1) and measures,
-with plain transformers and scikit-learn, what the demo will show: five-fold
-accuracy of early against late and first against last entities at the last
-token, and the places of held-out centroids along the axis from first to last;
-each beside shuffled labels and the untrained model.
+Each trial trains on a tuning seed, never on the demo's own seed 1. It measures the demo's quantities with plain
+transformers and scikit-learn: five-fold accuracy of early against late and of first against last entities at the last
+token, and the positions of held-out centroids along the axis from first to last. Shuffled labels and the untrained
+model are the controls.
 
     python -m benchmarks.data.demo_tuning --seed 101 --trial demo
     python -m benchmarks.data.demo_tuning --list
 
-Not part of the suite: it chooses settings, compares nobody, and a trial takes minutes to hours.
+Not part of the suite: it chooses settings, compares no tools, and a trial takes minutes to hours.
 """
 
 from __future__ import annotations
@@ -33,7 +32,8 @@ from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.models.smollm import load_smollm2
 from stratalens.plugin.study.models.vocabulary import cut_vocabulary
-from stratalens.plugin.study.training.train import load_checkpoint, loss_curves, train_stages
+from stratalens.plugin.study.training.checkpoints import load_checkpoint
+from stratalens.plugin.study.training.train import loss_curves, train_stages
 
 TUNING_SEEDS = (0, 101, 102)
 

@@ -1,11 +1,12 @@
-"""Real activations for probes_speed.py: SmolLM2-135M on 6000 short prompts in six groups, two tokens, some layers.
+"""Record real activations for the probe benchmarks: SmolLM2-135M, 6000 short prompts in six groups, two tokens.
 
-The prompts ask for invented names; a group's names prefer some letters, so that groups can be told apart, but not
-wholly. Recorded with stratalens itself and written as one array (layer, 6000, token, 576), groups in blocks of 1000.
+The prompts ask about invented names. The names of each group prefer some letters, so that a probe can distinguish the
+groups, but not perfectly. stratalens records the activations and writes one array of shape (layers, 6000, tokens, 576),
+with the groups in blocks of 1000.
 
     python -m benchmarks.data.real_activations activations.npy [--layers 12 16]
 
-Not part of the suite: it measures nothing, it makes the data that probes_speed.py measures on.
+Not part of the suite: it measures nothing and only prepares data for the probe benchmarks.
 """
 
 from __future__ import annotations

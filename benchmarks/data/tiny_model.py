@@ -1,7 +1,7 @@
-"""A random model that only adds up vectors, with its tokenizer and prompts: what capture costs beside any computing.
+"""A random model that only adds vectors, with its tokenizer and prompts, to measure capture without computation.
 
-It has as many layers and as wide activations as are asked for, a hook behind each layer and nothing between them, so
-that what is measured on it is capture itself, and the prompts, the buffers and the files.
+The model has any number of layers of any width, a hook after each layer and no other computation. A measurement on it
+therefore covers capture itself, the prompts, the buffers and the files.
 """
 
 from __future__ import annotations

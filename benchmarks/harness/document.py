@@ -1,4 +1,4 @@
-"""The JSON document of a benchmark: tables, whose cells have a median and a spread, and targets.
+"""Write the JSON document of a benchmark: tables with medians and spreads, and targets.
 
 A script that defines TITLE and THEME at its top is a benchmark of the suite. It looks like this:
 
@@ -6,16 +6,16 @@ A script that defines TITLE and THEME at its top is a benchmark of the suite. It
 
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    options = parse(parser, quick={"rounds": 2})            # what --quick takes, unless it is given
+    options = parse(parser, quick={"rounds": 2})            # defaults of --quick
     with Report(__file__, options, "zarr", "h5py", folders=[options.folder]) as report:
         runs = alternate({"raw": raw, "ours": ours}, options.rounds)
         report.timings("layer", "One layer", runs, "raw", ours=["ours"], amount=25.2, missing={"h5py": "not installed"})
-        report.aim("speed of ours by that of raw", [a.wall / b.wall for a, b in zip(...)], at_least=0.85)
+        report.target("speed of ours relative to raw", [a.wall / b.wall for a, b in zip(...)], at_least=0.85)
 
-The document: format, name, title, theme, date, seconds, quick, command, settings, machine, versions, tables, aims,
-skipped, notes. A table: key, title, columns (key, label, unit), rows, baseline, ours,
-note, against. A cell: text, a number,
-None, or {"median", "min", "max", "n"}. A row with "missing" says why a peer could not be measured.
+The document has the keys format, name, title, theme, date, seconds, quick, command, settings, machine, versions,
+tables, aims (the targets), skipped and notes. A table has the keys key, title, columns (key, label, unit), rows,
+baseline, ours, note and against. A cell is a text, a number, None, or {"median", "min", "max", "n"}. A row with the
+key "missing" says why a peer could not be measured.
 """
 
 from __future__ import annotations

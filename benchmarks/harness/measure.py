@@ -1,8 +1,4 @@
-"""What every benchmark prints and how it measures: the machine, the versions, alternating runs, medians and spread.
-
-Import it from a script in this folder: `from common import alternate, Timing`. The
-tables and the document that the suite wants are in `report`.
-"""
+"""Describe the machine and the versions, time functions in alternating runs, and measure memory."""
 
 from __future__ import annotations
 

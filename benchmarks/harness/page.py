@@ -1,9 +1,9 @@
-"""Make the documentation's page of benchmarks, and the README's table, from the documents that the suite wrote.
+"""Write the documentation's page of benchmarks and the README's table from the documents of the suite.
 
     python -m benchmarks.harness.page [--results benchmarks/results] [--to docs/benchmarks.md] [--readme README.md]
 
-The only text written by hand is the docstring of each script. Every number, and every sentence with a number, is
-computed from the documents.
+Only the docstrings of the scripts are written by hand. Every number, and every sentence with a number, is computed
+from the documents.
 """
 
 from __future__ import annotations

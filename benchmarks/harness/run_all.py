@@ -3,9 +3,9 @@
     python -m benchmarks.harness.run_all [NAME ...] [--quick] [--out FOLDER] [--list]
 
 A benchmark is a script in `benchmarks/*/` that defines TITLE and THEME. Without names all of them run, in the order of
-their themes. A failing one is reported and does not stop the others; the exit status is then 1. The time left is
-estimated from the documents of earlier runs. The documents go to benchmarks/results/NAME.json (with --quick to
-benchmarks/results/quick/), from which `python -m benchmarks.harness.page` makes the page of the documentation.
+their themes. If one fails, the suite reports it, runs the others, and exits with status 1. The documents of earlier
+runs give an estimate of the remaining time. The documents go to benchmarks/results/NAME.json, or with --quick to
+benchmarks/results/quick/. `python -m benchmarks.harness.page` writes the page of the documentation from them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""TransformerLens 4: `run_with_cache` of the bridge, its residual streams cast and put into files.
+"""TransformerLens 4: `run_with_cache` of the bridge, with the residual streams cast and saved to files.
 
-`return_type=None` alone does not keep the bridge from running the output layer at every token; `logits_to_keep=1`,
-which it hands on to transformers, leaves one token of it.
+With `return_type=None` alone the bridge still runs the output layer at every token. It passes `logits_to_keep=1` on to
+transformers, which restricts the output layer to one token.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Making the folders that `workload` reads: weights as safetensors, prompts, token ids, batches as planned by us."""
+"""Write the folders of a workload: weights as safetensors, prompts, token ids and planned batches."""
 
 from __future__ import annotations
 

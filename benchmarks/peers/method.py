@@ -1,4 +1,4 @@
-"""What every way of recording has in common, and how it is told that one cannot do something."""
+"""Base class of the methods of recording, and the error of a method that does not support a setting."""
 
 from __future__ import annotations
 

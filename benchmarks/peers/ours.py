@@ -1,4 +1,4 @@
-"""stratalens: `capture()`, without statistics and with all of them, read back through `open_store`."""
+"""stratalens: `capture()` without statistics and with all of them, read back through `open_store`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forward pass alone, and Hugging Face's own `output_hidden_states` into a memory map."""
+"""The forward pass alone, and Hugging Face's `output_hidden_states` written to a memory map."""
 
 from __future__ import annotations
 

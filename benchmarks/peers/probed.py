@@ -1,8 +1,8 @@
-"""lmprobe: `UnifiedCache.warmup`, which fills its cache of one safetensors file for every prompt.
+"""lmprobe: `UnifiedCache.warmup`, which fills its cache with one safetensors file for each prompt.
 
-It takes texts, not token ids, and pads a batch as it comes: the prompts are handed over in the order of our batches,
-so that its batches are ours. It keeps the last token or all tokens of a prompt, nothing between. Its backend always
-runs the output layer.
+It takes texts instead of token ids and pads each batch as it arrives. It therefore receives the prompts in the order of
+our batches, so that its batches equal ours. It stores the last token or all tokens of a prompt, but no other positions.
+Its backend always runs the output layer.
 """
 
 from __future__ import annotations

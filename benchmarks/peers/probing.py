@@ -1,6 +1,7 @@
-"""Other ways of fitting a linear probe in five folds and once more to all rows: scikit-learn and what builds on it.
+"""Other methods of fitting a linear probe in five folds and once to all rows.
 
-Each takes X (row, feature) float32, y (row,) 0 or 1 and the fold of every row, and gives `Fits`.
+Each function takes `x` (float32 array of shape (rows, features)), `y` (0 or 1 for each row) and the fold of each row,
+and returns `Fits`.
 """
 
 from __future__ import annotations

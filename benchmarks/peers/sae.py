@@ -1,10 +1,11 @@
-"""SAELens: CacheActivationsRunner, one hook and one pass over the data for each layer, as Arrow files.
+"""SAELens: CacheActivationsRunner, with one hook and one pass over the data for each layer, as Arrow files.
 
-It takes token ids of one common length and no attention mask, so every prompt is padded on the right to the longest
-one; positions of prompts of unequal length cannot be chosen, and all tokens are kept. Its HookedTransformer refuses
-SmolLM2 by name. It is therefore compared twice: with a HookedTransformer made from a config that holds the same
-weights, which stops behind the wanted layer, and with its own wrapper of transformers' model (HookedProxyLM), loaded
-from a folder. A pass is made for a few layers, spread evenly, and all times are scaled up to all of them.
+The runner takes token ids of one common length and no attention mask. Every prompt is therefore padded on the right to
+the longest one. The runner cannot select positions of prompts of unequal length, so it stores all tokens. Its
+HookedTransformer refuses SmolLM2 by name, so the benchmark compares it twice: with a HookedTransformer built from a
+config with the same weights, which stops after the requested layer, and with SAELens's own wrapper of the transformers
+model (HookedProxyLM), loaded from a folder. The benchmark runs passes for a few evenly spread layers and scales all
+times up to all layers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What a researcher would write behind a forward pass: five ways of putting gathered values into files.
+"""Five ways to save gathered values to files after a forward pass, as a researcher would write them.
 
-A saver gets `put(rows, values)` for every batch, values (layer, value, d_model) float16, and `finish()`.
+A saver gets `put(rows, values)` for each batch, with values as a float16 tensor of shape (layers, values, d_model), and
+then `finish()`.
 """
 
 from __future__ import annotations

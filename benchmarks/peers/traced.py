@@ -1,4 +1,4 @@
-"""nnsight: a trace with `tracer.cache` on the decoder layers, gathered into a memory map."""
+"""nnsight: a trace with `tracer.cache` on the decoder layers, written to a memory map."""
 
 from __future__ import annotations
 

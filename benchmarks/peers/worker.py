@@ -1,12 +1,12 @@
-"""One way of recording in a process of its own: load, warm up, then every setting once, measured.
+"""Run one method of recording in its own process: load, warm up, then measure each setting once.
 
     python -m benchmarks.peers.worker MODULE CLASS FOLDER RESULT [--settings last,two,all] [--reference FOLDER]
-        [--kill N]
+        [--keep] [--kill N]
 
-Writes JSON to RESULT: by setting either {wall, cpu, peak, loaded, bytes, files, forwards, difference, compared} or
-{missing}. Peak memory counts from the loaded model on: the kernel's high-water mark is set back before each run. With
---keep the first values are written to the folder of the reference; with --kill N the process kills itself before the
-N-th forward pass.
+The worker writes JSON to RESULT. For each setting it holds {wall, cpu, peak, loaded, bytes, files, forwards,
+difference, compared}, or {missing}. Peak memory counts from the loaded model on: the worker resets the kernel's
+high-water mark before each run. With --keep it writes the first values to the folder of the reference. With --kill N
+the process kills itself before the N-th forward pass.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""The same prompts, token ids, batches, padding and weights for every way of recording, kept in a folder.
+"""Read the workload of every method of recording: the same prompts, token ids, batches, padding and weights.
 
-What lives here: reading the folder (NumPy and the standard library only, so that every environment can) and what is
-asked of a batch. What does not: making it, see `peers.make`.
-
-Wanted values are always in one order, whatever a way keeps on the disk: table row by table row, and within a row
-position by position. The three settings are the last token, two named positions (the last token and the last token of
-the person's name), and all tokens.
+This module needs only NumPy and the standard library, so that every environment can import it. Requested values always
+have the same order, whatever a method stores on the disk: row by row of the table, and within a row position by
+position. The three settings are the last token, two named positions (the last token and the last token of the person's
+name), and all tokens.
 """
 
 from __future__ import annotations

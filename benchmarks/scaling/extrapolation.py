@@ -1,19 +1,19 @@
-"""What runs would take that are larger than this machine: bytes and files as the store forecasts them, hours at rates.
+"""Extrapolate to runs that are larger than this machine: bytes and files from the store's forecast, hours from rates.
 
-Bytes, files and memory come from `stratalens.store.format.layout.forecast`, which growth.py compares with real stores.
-Hours
-are amounts divided by rates that were measured here, on this machine, moments before:
+Bytes, files and memory come from `stratalens.store.format.layout.forecast`, which scaling_growth compares with real
+stores. Hours are amounts divided by rates that the script measures on this machine:
 
-- *forward*: 2 operations for each parameter and token (the output layer is among them: statistics need it), at the
-  rate of transformers' forward pass of 32 prompts through random blocks of the model's own shape, float32, all cores; a
-  GPU or bfloat16 does it faster, and the operations are shown so that they can be divided by another rate;
-- *writing* through our writer onto this disk; *reading* back at the slower of the disk and of checking and widening;
-- *probes*: logistic ones of one pair with five folds at every layer, position and stage, from the time for 2000 rows as
-  wide as the model (time grows faster than the width), taken to grow with the rows and to be shared by the cores.
+- *forward*: 2 operations for each parameter and token, including the output layer, which statistics need. The rate is
+  that of transformers' forward pass of 32 prompts through random blocks of the model's own shape, float32, all cores. A
+  GPU or bfloat16 is faster; the table shows the operations, so that you can divide them by another rate.
+- *writing* through our writer to this disk; *reading* at the slower rate of the disk and of verifying and widening.
+- *probes*: logistic probes of one pair with five folds at every layer, position and stage. The time is that of 2000
+  rows as wide as the model (time grows faster than the width). The script assumes that it grows with the rows and that
+  the cores share it.
 
-What limits is what takes longest: of recording, where writing goes on beside the forward pass, and of reading it all
-back once for centroids. *A slab* is one layer of one stage with all of its positions as float32: centroids go through
-it block by block, probes need it whole, once for each worker, and where memory is smaller they cannot run.
+The limit is the slowest component: of recording, where writing runs in parallel with the forward pass, and of reading
+everything once for centroids. *A slab* is one layer of one stage with all of its positions as float32. Centroids
+process it block by block. Probes need it in full, once for each worker, and cannot run in less memory.
 
     python -m benchmarks.scaling.extrapolation [FOLDER] [--tokens 20] [--positions 2] [--models SmolLM2-135M]
 """

@@ -1,13 +1,13 @@
-"""How time, memory and files grow with entities, layers and width: 1, 2, 4 and 8 times as many of one of them.
+"""Measure how time, memory and files grow with entities, layers and width: 1, 2, 4 and 8 times as many of one of them.
 
-Four jobs: recording a random model that only adds up vectors (so that this is what recording costs beside any
-computing), reading every slab, centroids, and logistic probes of one pair. Each size is a process of its own, which
-all wait while one works, so that rounds alternate over the sizes. The exponent is the slope of a straight line through
-log(seconds) over log(size), by least squares, in each round: 1 is proportional, less than 1 means that what does not
-grow still weighs. Peak memory is what the process rose by, above what it held when it was ready: of a recording
-prompts, tokens and labels are part of it, up to 2 kB a prompt, and of everything two buffers or slabs, which are as
-wide as the model and at most as long as a block or a few. The number of files and bytes is compared with what
-`stratalens.store.format.layout.forecast` says beforehand.
+There are four jobs: recording a random model that only adds vectors (the cost of recording without computation),
+reading every slab, centroids, and logistic probes of one pair. Each size has its own process. All processes wait while
+one works, so that rounds alternate over the sizes. The exponent is the slope of a least-squares line through
+log(seconds) over log(size), in each round. An exponent of 1 is proportional; less than 1 means that a constant cost
+still matters. Peak memory is the rise above the memory of the process when it was ready. For a recording it includes
+prompts, tokens and labels, up to 2 kB a prompt. For all jobs it includes two buffers or slabs, which are as wide as the
+model and at most as long as a block or a few. The table of files compares the number of files and bytes with the
+forecast of `stratalens.store.format.layout.forecast`.
 
     python -m benchmarks.scaling.growth [FOLDER] [--times 1 2 4 8] [--rounds 3]
 """

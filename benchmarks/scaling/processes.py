@@ -1,12 +1,12 @@
-"""Several processes: a worker killed in the middle of a sweep, and ranks that record into one store.
+"""Test several processes: kill a worker in the middle of a sweep, and record into one store from several ranks.
 
-*Sweeps* run on a dask cluster of worker processes on loopback, undisturbed and with one worker killed (SIGKILL, from
-outside) after half of the time that the round before took. Results must equal those of this process alone, value by
-value. Time lost is that of starting a worker again and of its slabs.
+*Sweeps* run on a dask cluster of worker processes on loopback, once undisturbed and once with a killed worker (SIGKILL,
+from outside, after half of the time of the round before). Results must equal those of this process alone, value by
+value. The lost time is that of a new worker's start and of the killed worker's slabs.
 
-*Recording* is `capture(..., rank=(number, size))` in 1, 2 and 4 processes that begin at the same moment, SmolLM2-135M
+*Recording* is `capture(..., rank=(number, size))` in 1, 2 and 4 processes that start at the same moment: SmolLM2-135M
 with a few of its blocks, one thread each, forked from a process that has loaded the model. The stores must be equal
-byte for byte, but for the history, which holds times. Processes share cores, so that more of them than cores are no
+byte for byte, except for the history, which contains times. Processes share cores, so more processes than cores are no
 faster.
 
     python -m benchmarks.scaling.processes [FOLDER] [--workers 3] [--prompts 256] [--ranks 1 2 4] [--rounds 3]

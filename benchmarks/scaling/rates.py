@@ -1,7 +1,7 @@
-"""What the machine itself gives: products of matrices, copies in memory, checksums, the disk; and where time goes.
+"""Rates of the machine itself: matrix products, copies in memory, checksums and the disk; and a sampling profiler.
 
-Plain measurements of NumPy and of the operating system, with nothing of ours in them; the floors of limits.py and the
-hours of extrapolation.py are made of them.
+These functions measure NumPy and the operating system without our code. Other benchmarks compute floors and hours from
+them.
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
-"""How close each hot path is to what this machine can do at all.
+"""Compare each hot path with the lower bound of this machine.
 
-Floors are measured, in turn with the path itself: as many bytes through the disk or through memory with nothing else
-done to them, as many floating point operations as the result needs at the rate of NumPy's product of matrices, or the
-forward pass alone. 1 is the floor. Where the rest goes is sampled: the functions that the threads were found in.
+The script measures each floor in turn with the path itself: transferring as many bytes through the disk or through
+memory without other work, as many floating point operations as the result needs at the rate of NumPy's matrix product,
+or the forward pass alone. 1 is the floor. A sampling profiler shows the functions in which the threads spend their
+time.
 
-- *write*: blocks of float16 values from buffers that hold them, with checksums and commit records, onto the disk; floor
-  as many bytes into raw files, one for each block, with fsync, by a thread for each core.
-- *read, cold* and *read, warm*: one layer of all entities, bfloat16, checked and widened to float32; floor as many
+- *write*: blocks of float16 values from filled buffers, with checksums and commit records, to the disk; floor: as many
+  bytes into raw files, one for each block, with fsync, by a thread for each core.
+- *read, cold* and *read, warm*: one layer of all entities, bfloat16, verified and widened to float32; floor: as many
   bytes into new memory, from the disk and from the page cache, by a thread for each core.
-- *centroids*: all slabs of a store; floor reading them, checked and widened, with the same workers.
-- *lda* and *logistic*: all pairs of six groups, five folds and a refit, scores, AUCs and intervals too; floor, with all
-  cores: for lda one product X'X of all rows and a Cholesky factor for each fit, as a direct solution needs them; for
-  logistic two products with the rows of the pair for every iteration of every fit.
-- *capture*: a random model of the shape of SmolLM2's first blocks, one position, statistics off; floor its forward pass
-  over the same batches.
+- *centroids*: all slabs of a store; floor: reading, verifying and widening them with the same workers.
+- *lda* and *logistic*: all pairs of six groups, five folds and a refit, including scores, AUCs and intervals; floor,
+  with all cores: for lda one product X'X of all rows and a Cholesky factor for each fit, as a direct solution needs
+  them; for logistic two products with the rows of the pair for every iteration of every fit.
+- *capture*: a random model of the shape of SmolLM2's first blocks, one position, statistics off; floor: its forward
+  pass over the same batches.
 
     python -m benchmarks.scaling.roofline [FOLDER] [--rounds 5]
 """
@@ -225,7 +226,7 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
         )
     report.add(table)
     for name, times in multiples.items():
-        report.target(f"{name}: times its floor", times, at_most=1.3)
+        report.target(f"{name}: seconds relative to its floor", times, at_most=1.3)
     far = [f"{n} ({statistics.median(t):.1f})" for n, t in multiples.items() if statistics.median(t) > 1.3]
     report.note(f"Above 1.3 times the floor: {', '.join(far) or 'none'}.")
 

@@ -1,17 +1,14 @@
-"""The same activations in the files of every way of keeping them: ours, and what a researcher would use instead.
+"""The interface of the compared file formats, and raw files and our store as implementations.
 
-What lives here: writing (block by block, as a forward pass hands them out) and the four questions that are asked of the
-files later. What does not: measuring, see store_write.py and query.py.
+A format is created with its folder, the shape (stages, layers, entities, tokens, d_model) and the rows of a block:
 
-A format is made with the folder it owns, the shape (stage, layer, entity, token, d_model) and the rows of a block:
-
-    put(stage, start, values)    values (layer, rows, token, d_model) of the rows from `start` on
-    finish(sync)                 everything is in files; with `sync` also on the disk
-    open()                       a handle, after finish; then
+    put(stage, start, values)    values of shape (layers, rows, tokens, d_model), for the rows from `start` on
+    finish(sync)                 all values are in files; with `sync` they are also on the disk
+    open()                       returns a handle, after finish; then
     layer(handle, stage, layer), entity(handle, stage, row), token(handle, stage, token), stage(handle, stage)
 
-which answer with NumPy arrays of the same values in memory, dims in the order of the shape. Values are float16, which
-every one of them can hold.
+The last four return NumPy arrays in memory with the dims in the order of the shape. Values are float16, which every
+format supports.
 """
 
 from __future__ import annotations

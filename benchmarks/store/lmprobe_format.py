@@ -1,7 +1,7 @@
-"""The files of lmprobe's cache: one safetensors file for every prompt, a tensor a layer, by its own functions.
+"""The files of lmprobe's cache: one safetensors file for each prompt, one tensor for each layer.
 
-For the questions of query.py alone: it is filled prompt by prompt, with a manifest beside, and made for asking again
-what was asked before, not for writing much at once.
+Only the query benchmark uses this format. lmprobe fills the cache prompt by prompt with a manifest next to it. It is
+made to reuse earlier activations, not to write many at once.
 """
 
 from __future__ import annotations

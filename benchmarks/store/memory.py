@@ -1,9 +1,10 @@
-"""Peak memory of a capture, of a streamed write and of a full read sweep, at growing numbers of entities.
+"""Measure the peak memory of a capture, a streamed write and a full read sweep as the number of entities grows.
 
-Each size runs in a process of its own. What is shown is how far the peak of resident memory rises while values stream,
-above what the process held when its labels, prompts and tokens were there (those grow with the rows, up to 2 kB each,
-and are shown beside it). It should stay the same however many entities there are: two block buffers on writing, one
-slab's block of rows on reading. The capture is of a random model that only adds up vectors, as wide as a real one.
+Each size runs in its own process. The table shows how far the peak of resident memory rises while values stream, above
+the memory that the process used once its labels, prompts and tokens were loaded. Those grow with the rows, up to 2 kB
+each, and have their own column. The rise should stay the same for any number of entities: two block buffers when
+writing, one slab's block of rows when reading. The capture runs a random model that only adds vectors, as wide as a
+real one.
 
     python -m benchmarks.store.memory [FOLDER] [--sizes 1 4 16] [--jobs capture write read]
 """
@@ -150,7 +151,7 @@ def main() -> None:
         for job, runs in results.items():
             least, most = min(options.sizes), max(options.sizes)
             more = runs[most]["rise"] - runs[least]["rise"]
-            text = f"{job}: MiB of memory that {8 * (most - least) * block:.0f} MiB more of values take"
+            text = f"{job}: additional memory for {8 * (most - least) * block:.0f} MiB more of values, MiB"
             report.target(text, more, at_most=12)
 
 

@@ -1,7 +1,7 @@
-"""The files that others would keep activations in: NumPy, safetensors, torch.save, HDF5, Arrow; and a list of all.
+"""Other formats for activations: NumPy, safetensors, torch.save, HDF5 and Arrow; and the list of all formats.
 
-Each as its documentation has it, laid out as well as one would who thinks about it a little; see formats.py for what a
-format has to answer. Optional packages are imported when a format is made.
+Each format follows the documentation of its library, with a layout that suits the four queries. Optional packages are
+imported when a format is created.
 """
 
 from __future__ import annotations

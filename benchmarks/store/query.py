@@ -1,16 +1,16 @@
-"""What can be asked of recorded activations, and how long each way of keeping them takes to answer.
+"""Measure how long each file format takes to read a layer, an entity, a token position or a stage.
 
-Every way holds the same float16 values: stages x layers x entities x tokens x d_model. Asked are one layer of all
-entities (what a probe reads), one entity in all layers, one token position in all layers, and one stage whole. *Warm*
-means in the page cache, *cold* that the files were taken out of it before each turn (the host of a virtual machine may
-hold them still). Each turn opens the files anew and the question alone is timed; opening has a table of its own. All
-answer with NumPy arrays in memory, compared with one another before anything is timed; np.memmap, safetensors and torch
-are made to copy, since a map that nobody has touched is no answer. The baseline reads as many bytes from the beginning
-of flat files, sequentially, on one thread. SAELens keeps Arrow datasets, of one layer each; nnsight and run_with_cache
-keep what the user saves.
+Every format stores the same float16 values: stages x layers x entities x tokens x d_model. The queries are one layer of
+all entities (as a probe reads it), one entity in all layers, one token position in all layers, and one full stage.
+*Warm* means that the files are in the page cache. *Cold* means that the script drops them from it before each turn; the
+host of a virtual machine may still cache them. Each turn opens the files again, and only the query is timed; opening
+has its own table. All formats return NumPy arrays in memory, and the script compares these arrays before it times
+anything. np.memmap, safetensors and torch must copy, because an untouched memory map contains no values yet. The
+baseline reads as many bytes from the beginning of flat files, sequentially, on one thread. SAELens stores Arrow
+datasets of one layer each; with nnsight and run_with_cache the user chooses the format.
 
-Ours checks every byte against its checksum in all rows but the one with `verify=False`; in the table of the files it is
-said who else does.
+stratalens verifies every byte against its checksum in all rows except the one with `verify=False`. The table of files
+shows which other formats do so.
 
     python -m benchmarks.store.query [FOLDER] [--stages 2] [--layers 30] [--entities 3072] [--rounds 4]
 """

@@ -1,18 +1,19 @@
-"""How fast our own files are read: one layer over all entities, one entity over all layers, from the page cache.
+"""Measure the speed of reading our own files from the page cache: one layer of all entities, one entity in all layers.
 
-Values are bfloat16, so that reading is checking and widening to float32 in one go. *Single pass* is what nothing that
-checks and widens can be faster than: one thread a core, each piece read, added to its crc32c and widened while it is in
-the cache of the core. *readinto* is what nothing that reads into new memory can be faster than. zarr-python and
-TensorStore read the same files of ours, and their bits are widened as ours are.
+Values are bfloat16, so reading verifies them and widens them to float32 in one pass. *Single pass* is the bound for any
+reader that verifies and widens: one thread for each core reads a chunk, adds it to its crc32c and widens it while it is
+in the cache of the core. *readinto* is the bound for any reader into new memory. zarr-python and TensorStore read the
+same files, and the script widens their bits as ours.
 
-Of one entity, its own bytes are what is compared where chunks were verified before (or are not verified): *sequential
-read* reads as many from the beginning of a file. The first time, every chunk that holds a part of it has to be read and
-summed whole, and those bytes are what is compared. Where so few bytes are asked for that xarray's own work (making the
-selection, its labels) takes longer than reading, the row *reader* shows what is read without it.
+For one entity the comparison depends on whether its chunks were verified before. If they were, or if verification is
+off, *sequential read* reads as many bytes as the entity has from the beginning of a file. The first time, the store has
+to read and verify every chunk with values of the entity in full, so the comparison is with those bytes. For very small
+reads xarray's own work (the selection and its labels) takes longer than reading. The row *reader* shows the time
+without it.
 
     python -m benchmarks.store.read [FOLDER] [--blocks 12] [--rounds 15]
 
-Contestants run in a fresh order in each round, ratios are taken within one.
+Each round has a new random order, and ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     title = f"One layer over all entities, bits, ours not verified: {total:.0f} MB"
     report.timings("bits", title, runs, "readinto", ours=[ours, "stratalens"], amount=total)
     report.target(
-        "speed of unverified reading of a layer by that of readinto",
+        "speed of unverified reading of a layer relative to readinto",
         ratios(runs["readinto"], runs[ours]),
         at_least=0.85,
     )
@@ -163,11 +164,11 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     title = f"One layer over all entities, verified and widened to float32: {total:.0f} MB"
     report.timings("checked", title, runs, "single pass", ours=[ours, "stratalens"], amount=total)
     for name in (ours, "stratalens"):
-        text = f"speed of verified reading of a layer by that of a single pass, {name}"
+        text = f"speed of verified reading of a layer relative to a single pass, {name}"
         report.target(text, ratios(runs["single pass"], runs[name]), at_least=0.85)
     for peer in ("TensorStore", "zarr-python"):
         report.target(
-            f"speed of verified reading of a layer by that of {peer}", ratios(runs[peer], runs[ours]), at_least=1
+            f"speed of verified reading of a layer relative to {peer}", ratios(runs[peer], runs[ours]), at_least=1
         )
     plain = xr.open_zarr(path).resid_post
     lazy_tensorstore = da.from_array(Readable(by_tensorstore), chunks=layout.inner_shape)
@@ -180,7 +181,7 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     title = f"The same through dask (its threads, the chunks that each gives it): {total:.0f} MB"
     report.timings("dask", title, runs, "stratalens", ours=["stratalens"], amount=total)
     for peer in list(through_dask)[1:]:
-        text = f"speed of verified reading of a layer through dask by that of {peer}"
+        text = f"speed of verified reading of a layer through dask relative to {peer}"
         report.target(text, ratios(runs[peer], runs["stratalens"]), at_least=1)
     verified(report, path, files, pool, rounds)
     pool.shutdown()
@@ -212,7 +213,7 @@ def verified(report: Report, path: Path, files: list[Path], pool: ThreadPoolExec
     runs = alternate(methods, rounds, shuffle=True)
     title = f"Verifying a whole store: {megabytes:.0f} MB"
     report.timings("verify", title, runs, "reading and crc32c", ours=["stratalens"], amount=megabytes)
-    text = "speed of verify_store by that of reading and crc32c"
+    text = "speed of verify_store relative to reading and crc32c"
     report.target(text, ratios(runs["reading and crc32c"], runs["stratalens"]), at_least=0.85)
 
 
@@ -257,9 +258,9 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
     note = f"{floor} has the same labels: what xarray's own work takes, without files, checks and widening to float32"
     report.timings(f"entity{which}", title, runs, base, ours=list(one)[1:5], amount=small / 1e6, note=note)
     for name in list(one)[1:4]:
-        text = f"time of one entity over all layers ({shape}) by that of as many bytes: {name}"
+        text = f"time of one entity over all layers ({shape}) relative to reading as many bytes: {name}"
         report.target(text, ratios(runs[name], runs[base]), at_most=3)
-    text = f"time of one entity over all layers ({shape}) by that of {floor}"
+    text = f"time of one entity over all layers ({shape}) relative to {floor}"
     report.target(text, ratios(runs[list(one)[3]], runs[floor]), at_most=3)
     many = {
         base: lambda: sequential(64 * small),
@@ -278,7 +279,7 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
     runs = alternate(first, rounds, shuffle=True)
     title = f"One entity for the first time, {shape}: its chunks, {layout.file_nbytes / 1e6:.0f} MB"
     report.timings(f"first{which}", title, runs, next(iter(first)), ours=["stratalens, chunks=None"])
-    text = f"time of one entity for the first time ({shape}) by that of reading and summing its chunks"
+    text = f"time of one entity for the first time ({shape}) relative to reading and summing its chunks"
     report.target(text, ratios(runs["stratalens, chunks=None"], runs[next(iter(first))]), at_most=3)
     pool.shutdown()
 

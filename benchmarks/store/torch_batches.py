@@ -1,14 +1,15 @@
-"""Shuffled batches for training, `sl.torch_dataset(...).batches`: how fast by what reading the same layer takes.
+"""Measure the speed of shuffled training batches from `sl.torch_dataset(...).batches` relative to reading the layer.
 
-An epoch gives every activation of one layer once, in random order, as float32 batches of 4096; they are stored as
-bfloat16 and checked against their crc32c on the way. *values* is the same layer in one array, read, checked and widened
-by all cores; *readinto* is its bytes alone, unchecked, into new memory, one thread a core. Workers are those of torch's
-DataLoader; they run already when an epoch begins, as in every epoch of a training run but the first. *Scattered rows*
-is what one would write by hand: a memory map of the same bits in one file, a DataLoader that shuffles row numbers, and
-the rows of each batch gathered from the map.
+An epoch returns every activation of one layer once, in random order, as float32 batches of 4096. The store has them as
+bfloat16 and verifies their crc32c. *values* reads, verifies and widens the same layer into one array on all cores.
+*readinto* reads only its bytes, unverified, into new memory, with one thread for each core. Workers are those of
+torch's DataLoader. They already run when an epoch starts, as in every epoch of a training run except the first.
+*Scattered rows* is the usual manual solution: a memory map of the same bits in one file, a DataLoader that shuffles row
+numbers, and the rows of each batch gathered from the map.
 
-*From memory* the files are in the page cache. *From disk* they are taken out of it before every epoch (the host of a
-virtual machine may hold them still). CPU seconds are those of the process that trains, without its workers.
+*From memory* means that the files are in the page cache. *From disk* means that the script drops them from it before
+every epoch; the host of a virtual machine may still cache them. CPU seconds are those of the training process, without
+its workers.
 
     python -m benchmarks.store.torch_batches [FOLDER] [--disk FOLDER] [--blocks 128] [--rounds 7]
 """
@@ -125,7 +126,7 @@ def measure(
     base = "values" if before is None else "readinto"
     report.timings(where, title, runs, base, ours=ours, amount=megabytes)
     for name in ours:
-        text = f"speed of shuffled {name}, from {where} by that of {base}"
+        text = f"speed of shuffled {name}, from {where} relative to {base}"
         report.target(text, ratios(runs[base], runs[name]), at_least=0.85)
     pool.shutdown()
 

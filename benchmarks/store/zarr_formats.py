@@ -1,4 +1,4 @@
-"""zarr-python, zarrs and TensorStore with files of their own, and reading ours; see formats.py for what they answer."""
+"""zarr-python, zarrs and TensorStore, with their own files and as readers of ours."""
 
 from __future__ import annotations
 
