@@ -40,7 +40,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 def fit(x: np.ndarray, pair: tuple[int, int], fold: np.ndarray, left_out: int) -> Timing:
-    """One of scikit-learn's fits, in whichever process it runs."""
+    """Time one fit of scikit-learn."""
     codes = np.repeat(np.arange(GROUPS), PER_GROUP)
     rows = ((codes == pair[0]) | (codes == pair[1])) & (fold != left_out)
     model = LogisticRegression(C=0.1, tol=1e-6, max_iter=5000)
@@ -49,8 +49,8 @@ def fit(x: np.ndarray, pair: tuple[int, int], fold: np.ndarray, left_out: int) -
 
 
 def scikit_learn(x: np.ndarray, fold: np.ndarray, fits: int) -> Timing:
-    """Some of the fits on all cores, scaled to all of them."""
-    every = [(pair, out) for pair in ALL_PAIRS for out in range(FOLDS + 1)]  # the last leaves out nothing
+    """Time some of the fits on all cores and scale to all fits."""
+    every = [(pair, out) for pair in ALL_PAIRS for out in range(FOLDS + 1)]  # the last one leaves out no rows
     chosen = [every[i] for i in np.linspace(0, len(every) - 1, min(fits, len(every))).round().astype(int)]
     jobs = [joblib.delayed(fit)(x, pair, fold, out) for pair, out in chosen]
     took = joblib.Parallel(n_jobs=CORES)(jobs)
@@ -59,7 +59,7 @@ def scikit_learn(x: np.ndarray, fold: np.ndarray, fits: int) -> Timing:
 
 
 def limits(xp: Any, width: int) -> dict[str, float]:
-    """Of the device: float32 products, float64 products and Cholesky factors (operations a second), bytes a second."""
+    """Measure the device: float32 and float64 products, Cholesky factors (operations a second), bytes a second."""
 
     def wait() -> None:
         if xp is not np:
@@ -82,7 +82,7 @@ def limits(xp: Any, width: int) -> dict[str, float]:
 
 
 def floors(x: np.ndarray, logistic: xr.Dataset, card: dict[str, float]) -> dict[str, float]:
-    """Seconds that the device needs at least."""
+    """Return the lower bounds of the device's seconds."""
     n, d = x.shape
     pair = 2 * PER_GROUP
     iterations = float(logistic.iterations.mean()) * FITS
@@ -93,7 +93,7 @@ def floors(x: np.ndarray, logistic: xr.Dataset, card: dict[str, float]) -> dict[
 
 
 def measure(report: Report, width: int, options: Any) -> None:
-    """One width."""
+    """Measure one width."""
     x = synthetic(1, tokens=1, width=width)
     data, flat = as_data(x), np.ascontiguousarray(x[0, :, 0])
     fold = probe(data, method="diffmeans", progress=False).entity_fold.values
@@ -115,7 +115,7 @@ def measure(report: Report, width: int, options: Any) -> None:
     for (
         name,
         candidate,
-    ) in candidates.items():  # kernels are compiled on first use; at 8192 the host needs no minutes more
+    ) in candidates.items():  # compile kernels before the timing; at 8192 a warm-up of the host would take minutes
         if name == "cuML" or name.endswith(options.backend):
             candidate()
     runs = alternate(candidates, options.rounds, warmup=0)
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--widths", nargs="+", type=int, default=[576, 8192])
     parser.add_argument("--backend", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--fits", type=int, default=16, help="of scikit-learn's that are measured")
+    parser.add_argument("--fits", type=int, default=16, help="number of scikit-learn's fits to measure")
     options = parse(parser, quick={"widths": [576], "rounds": 1, "fits": 2 * CORES})
     with Report(__file__, options, "scikit-learn", "cupy-cuda12x", "cupy-cuda13x", "cuml-cu12", "cuml-cu13") as report:
         problem = gpu_problem() if options.backend == "gpu" else None
@@ -165,7 +165,7 @@ def main() -> None:
         for width in options.widths:
             try:
                 measure(report, width, options)
-            except MemoryError as error:  # CuPy's own is one: what was measured before is kept
+            except MemoryError as error:  # CuPy's error is a subclass; earlier measurements stay
                 report.skip(f"probes of {width} features: {error}")
 
 

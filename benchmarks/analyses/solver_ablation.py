@@ -40,7 +40,7 @@ from stratalens.analyses.estimators.closed_form import fit_closed_form
 from stratalens.analyses.estimators.lbfgs import minimise
 from stratalens.analyses.estimators.logistic import ProblemBatch, fit_logistic
 
-TITLE, THEME = "What makes the probes fast", "Analyses"
+TITLE, THEME = "Ablation of the probe solvers", "Analyses"
 C = 0.1
 AS_IT_IS = "as it is"
 
@@ -59,16 +59,16 @@ class Slab:
         self.solutions: dict[str, tuple[np.ndarray, int]] = {}
 
     def keep(self, name: str, coef: np.ndarray, iterations: int = 0) -> None:
-        """What a way has found, in the order of the fits."""
+        """Store the solution of a candidate, in the order of the fits."""
         self.solutions[name] = np.asarray(coef, dtype=np.float64), iterations
 
     def logistic(self, name: str, x: np.ndarray | None = None, blocks: bool = True) -> None:
-        """All fits in one call."""
+        """Run all fits in one call."""
         fit = fit_logistic(self.x if x is None else x, self.flat, C=C, blocks=self.codes if blocks else None)
         self.keep(name, fit.coef, int(fit.n_iter.max()))
 
     def in_parts(self, name: str, parts: list[slice]) -> None:
-        """Some fits at a time, on the rows that they use."""
+        """Run groups of fits, each on the rows that it uses."""
         coefs, most = [], 0
         for part in parts:
             signs = self.flat[:, part]
@@ -79,18 +79,18 @@ class Slab:
         self.keep(name, np.concatenate(coefs), most)
 
     def batch(self, columns: slice | np.ndarray) -> Any:
-        """The solver's own batch of some fits, all features."""
+        """Return the solver's batch of some fits, with all features."""
         signs = self.flat[:, columns]
         centred = self.x - self.x.mean(axis=0)
         return ProblemBatch.of(resolve_backend("cpu"), centred, signs, np.full(signs.shape[1], C), self.codes)
 
     def unrotated(self, name: str) -> None:
-        """Without going to the row space."""
+        """Fit without the rotation to the row space."""
         solutions = self.batch(slice(None)).fit(1e-6, 1000)
         self.keep(name, solutions.points[:, :-1], int(solutions.n_iter.max()))
 
     def warm(self, name: str) -> None:
-        """First the refits, then the folds from there."""
+        """Fit the refits first, then start the folds from their solutions."""
         which = np.arange(self.flat.shape[1]).reshape(len(ALL_PAIRS), FOLDS + 1)
         refits, folds = which[:, -1], which[:, :-1].ravel()
         first = self.batch(refits).fit(1e-6, 1000)
@@ -107,17 +107,17 @@ class Slab:
         self.keep(name, coef, int(max(first.n_iter.max(), rest.n_iter.max())))
 
     def closed(self, name: str, method: str) -> None:
-        """Ridge or LDA."""
+        """Fit ridge or LDA."""
         self.keep(name, fit_closed_form(self.x, self.targets, self.codes, method, alpha=1 / C).coef)
 
 
 def diagonal_alone(xp: Any, X: np.ndarray, penalty: np.ndarray) -> np.ndarray:
-    """A preconditioner that knows how large each feature is, and not how they go together."""
+    """Return a preconditioner with the scale of each feature but no correlations."""
     return np.diag(1 / np.sqrt(0.2 * (X * X).mean(axis=0, dtype=np.float64) + penalty))
 
 
 def instead(place: Any, name: str, value: Any, work: Callable[[], None]) -> None:
-    """Run with one choice of the solver replaced."""
+    """Run `work` with one choice of the solver replaced."""
     with mock.patch.object(place, name, value):
         work()
 
@@ -125,7 +125,7 @@ def instead(place: Any, name: str, value: Any, work: Callable[[], None]) -> None
 def measure(
     report: Report, title: str, key: str, slab: Slab, candidates: dict[str, Callable[[], None]], rounds: int
 ) -> None:
-    """One table; the first way is the solver as it is."""
+    """Add one table; the first candidate is the unchanged solver."""
     with threadpool_limits(1):
         runs = alternate(candidates, rounds)
     best, _ = slab.solutions[AS_IT_IS]

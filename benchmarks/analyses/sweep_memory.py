@@ -39,7 +39,7 @@ JOBS = ("centroids", "ridge", "lda", "diffmeans", "logistic")
 
 
 def child(path: str, limit_mib: int, workers: int, job: str) -> None:
-    """Sweep under the limit; one JSON object on standard output."""
+    """Sweep under the limit; print one JSON object."""
     limit = limit_mib * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     ds = open_store(path)
@@ -101,7 +101,7 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
     for job in options.jobs:
         command = [sys.executable, "-m", module_of(__file__), "--child", str(folder / "run.zarr"), "--jobs", job]
         command += ["--limit-mib", str(options.limit_mib), "--workers", str(options.workers)]
-        # Where pyarrow is installed pandas imports it, and its own allocator reserves a GiB that nobody touches.
+        # pandas imports pyarrow if it is installed, and pyarrow's allocator reserves an unused GiB.
         environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True, timeout=3600)
         results = json.loads(done.stdout.splitlines()[-1])

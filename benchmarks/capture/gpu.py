@@ -47,7 +47,7 @@ POSITIONS: dict[str, Any] = {"last token": ("last",), "every token": "all"}
 
 
 def model(shape: str, device: str) -> Any:
-    """A hooked random model in bfloat16."""
+    """Return a hooked random model in bfloat16."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -59,14 +59,14 @@ def model(shape: str, device: str) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         llama = LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    folder = tempfile.mkdtemp(prefix="tokenizer-")  # TransformerLens reads it again
+    folder = tempfile.mkdtemp(prefix="tokenizer-")  # TransformerLens loads it again
     tokenizer().save_pretrained(folder)
     words_of = AutoTokenizer.from_pretrained(folder)
     return TransformerBridge.boot_transformers(shape, hf_model=llama, tokenizer=words_of, dtype=torch.bfloat16)
 
 
 class Workload:
-    """The same batches for every way."""
+    """The same batches for every method."""
 
     def __init__(self, hooked: Any, count: int, batch: int) -> None:
         self.hooked, self.adapter, self.batch = hooked, adapt(hooked), batch
@@ -82,14 +82,14 @@ class Workload:
             self.batches.append((torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)))
 
     def forward(self) -> None:
-        """No hooks, no logits; until the device is done."""
+        """Run without hooks and logits, until the device has finished."""
         with evaluation_mode(self.hooked):
             for ids, mask in self.batches:
                 self.adapter.run(ids, mask, "none")
         settle(self.adapter.device)
 
     def record(self, folder: Path, positions: Any) -> Timing:
-        """capture() into a fresh folder, without what it takes to delete it."""
+        """Time capture() into a fresh folder, without its deletion."""
         config = self.hooked.original_model.config
         row = config.num_hidden_layers * config.hidden_size * 2 * (LENGTH if positions == "all" else 1)
         seen: list[int] = []
@@ -107,19 +107,19 @@ class Workload:
 
 
 def settle(device: torch.device) -> None:
-    """Wait for the device."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def sizes(report: Report, shape: str, hooked: Any, most: int) -> list[int]:
-    """Batch sizes, doubled until the card is full."""
+    """Return the largest three batch sizes, doubling until the card is full."""
     batch_sizes = []
     batch = 32
     while batch <= most:
         try:
             Workload(hooked, batch, batch).forward()
-        except RuntimeError as error:  # out of memory, or more rows than a kernel takes
+        except RuntimeError as error:  # out of memory, or more rows than a kernel supports
             report.note(f"{shape}: batches of {batch} do not run, {type(error).__name__}")
             break
         batch_sizes.append(batch)
@@ -132,7 +132,7 @@ def sizes(report: Report, shape: str, hooked: Any, most: int) -> list[int]:
 
 
 def bounds(device: torch.device, folder: Path) -> dict[str, float]:
-    """Bytes a second to the host and to the disk, operations a second of products in bfloat16."""
+    """Measure bytes a second to the host and to the disk, and bfloat16 operations a second."""
     there = torch.ones(256 << 20, dtype=torch.uint8, device=device)
     pageable = torch.empty(there.shape, dtype=torch.uint8)
     pinned = torch.empty(there.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -146,12 +146,12 @@ def bounds(device: torch.device, folder: Path) -> dict[str, float]:
         "device to pageable memory [GB/s]": rate(there.numel() / 1e9, lambda: pageable.copy_(there)),
         "device to pinned memory [GB/s]": rate(there.numel() / 1e9, lambda: pinned.copy_(there)),
         "onto the disk, with fsync [GB/s]": rates.disk(folder)["write"] / 1e9,
-        "products of matrices [TFLOP/s]": rate(2 * side**3 / 1e12, lambda: a @ a),
+        "matrix products [TFLOP/s]": rate(2 * side**3 / 1e12, lambda: a @ a),
     }
 
 
 def measure(report: Report, shape: str, options: argparse.Namespace, folder: Path) -> None:
-    """One model at several batch sizes."""
+    """Measure one model at several batch sizes."""
     hooked = model(shape, options.device)
     width, layers = SHAPES[shape][:2]
     table = Table(f"capture-{shape}", f"{shape}: {layers} blocks of {width}, prompts of {LENGTH} tokens", [
@@ -191,7 +191,7 @@ def measure(report: Report, shape: str, options: argparse.Namespace, folder: Pat
 
 
 def used() -> float | None:
-    """Most memory of the device since the peak was set back, GiB."""
+    """Return the peak memory of the device since its reset, GiB."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
 
 
@@ -201,21 +201,21 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2", "llama-1b"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of the forward pass alone, about")
+    parser.add_argument("--seconds", type=float, default=4.0, help="approximate time of the forward pass alone")
     parser.add_argument("--most", type=int, default=4096, help="largest batch to try")
-    parser.add_argument("--prompts", type=int, default=65536, help="most prompts of one run")
+    parser.add_argument("--prompts", type=int, default=65536, help="largest number of prompts of one run")
     options = parse(parser, quick={"rounds": 1, "seconds": 0.5, "most": 64, "prompts": 256})
     warnings.simplefilter("ignore")
     with Report(__file__, options, "torch", "transformers", "transformer-lens", folders=[options.folder]) as report:
         if options.device == "cuda" and not torch.cuda.is_available():
-            report.skip("recording on a GPU: PyTorch sees none here")
+            report.skip("recording on a GPU: PyTorch finds no GPU on this machine")
             return
         device = torch.device(options.device)
         if device.type == "cuda":
             report.note(f"Measured on one {torch.cuda.get_device_name(device)}")
         folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
         try:
-            table = Table("bounds", "What the machine can do", [Column("name", ""), Column("rate", "rate")])
+            table = Table("bounds", "Rates of the machine", [Column("name", ""), Column("rate", "rate")])
             for name, rate in bounds(device, folder).items():
                 table.add(name=name, rate=rate)
             report.add(table)

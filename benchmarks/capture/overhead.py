@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Read when torch is loaded: a thread that spins while it waits would count as work, and hold up the others.
+# torch reads it on import. A thread that spins while it waits would count as CPU time and slow the others down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -48,12 +48,12 @@ TITLE, THEME = "What recording costs", "Capture"
 POSITIONS = ("last", "entity_last")
 HOOK = "blocks.{}.hook_resid_post"
 LEAN = "run_with_cache and np.save, lean"
-# Everything that needs logits at the recorded positions only; `loss` and `running_loss` look at other positions too.
+# Statistics that need logits at the recorded positions only; `loss` and `running_loss` use other positions too.
 AT_POSITIONS = (*SITE_STATISTICS, *(n for n in OUTPUT_STATISTICS if n not in ("loss", "running_loss", "answer_loss")))
 
 
 def prompts(count: int) -> PromptTable:
-    """Questions of 20 to 60 tokens about random names."""
+    """Return questions of 20 to 60 tokens about random names."""
     rng = np.random.default_rng(0)
     names = [
         "".join(rng.choice(list("bdfgklmnprstv")) + rng.choice(list("aeiou")) for _ in range(4)) for _ in range(count)
@@ -67,7 +67,7 @@ def prompts(count: int) -> PromptTable:
 
 
 def smollm2() -> Any:
-    """The hooked model, its tokenizer read back from a folder as a user's would be."""
+    """Load the hooked model, with its tokenizer from a folder, as users load it."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
@@ -82,7 +82,7 @@ def smollm2() -> Any:
 
 
 class Workload:
-    """The same batches for every way of running them."""
+    """The same batches for every method."""
 
     def __init__(self, count: int, batch: int, model: Any = None) -> None:
         self.model: Any = smollm2() if model is None else model
@@ -103,17 +103,17 @@ class Workload:
 
     @property
     def block_size(self) -> int:
-        """Rows of a block, as the store would choose for 576 floats at two positions."""
+        """Rows of a block, as the store chooses for 576 floats at two positions."""
         return 512
 
     def forward(self, folder: Path) -> None:
-        """The leanest forward pass: no hooks, no logits."""
+        """Run the cheapest forward pass: no hooks, no logits."""
         with evaluation_mode(self.model):
             for _, ids, mask in self.batches:
                 self.adapter.run(ids, mask, "none")
 
     def forward_with_logits(self, folder: Path) -> None:
-        """The same, then the output layer at the recorded positions only."""
+        """Run the same, then the output layer at the recorded positions only."""
         outputs: list[torch.Tensor] = []
         handle = self.adapter.final_norm.register_forward_hook(lambda m, i, o: outputs.append(o))  # type: ignore[union-attr]
         try:
@@ -126,25 +126,25 @@ class Workload:
             handle.remove()
 
     def forward_with_all_logits(self, folder: Path) -> None:
-        """The model's own logits at every token, each batch's thrown away."""
+        """Compute the model's logits at every token and discard them."""
         with evaluation_mode(self.model):
             for _, ids, mask in self.batches:
                 self.adapter.run(ids, mask, "logits")
 
     def capture(self, folder: Path, wanted: Any) -> None:
-        """stratalens, start to durable end; the fingerprint of the weights included."""
+        """Capture with stratalens until everything is durable, including the fingerprint of the weights."""
         capture(
             {"model": self.model}, self.table, folder / "run.zarr", positions=POSITIONS, statistics=wanted,
             batch_size=self.batch, block_size=self.block_size, progress=False,
         )  # fmt: skip
 
     def by_hand(self, folder: Path, lean: bool = False) -> None:
-        """What a user would write today; `lean` with all that it can be spared, and on the disk as ours is."""
+        """Record with a user's loop; `lean` is optimized and durable on the disk."""
         names = [HOOK.format(n) for n in range(self.model.cfg.n_layers)]
         kind = torch.float16 if lean else torch.float32
         shape = (len(names), len(self.table), len(POSITIONS), self.model.cfg.d_model)
         out = np.zeros(shape, dtype=np.float16 if lean else np.float32)
-        # return_type=None alone leaves the output layer where it is: the bridge runs it at every token.
+        # With return_type=None alone the bridge still runs the output layer at every token.
         spared: dict[str, Any] = {"return_type": None, "logits_to_keep": 1, "use_cache": False} if lean else {}
         with torch.inference_mode() if lean else torch.no_grad():
             for rows, ids, mask in self.batches:
@@ -160,13 +160,13 @@ class Workload:
 
 
 def measured(function: Callable[[Path], None]) -> Timing:
-    """Seconds of one run in a fresh folder."""
+    """Time one run in a fresh folder."""
     with tempfile.TemporaryDirectory() as folder:
         return time_once(lambda: function(Path(folder)))
 
 
 def methods(workload: Workload) -> dict[str, Callable[[Path], None]]:
-    """All ways of running the batches, by name."""
+    """Return all methods of running the batches, by name."""
     return {
         "forward, no logits": workload.forward,
         "forward, logits at the positions": workload.forward_with_logits,
@@ -190,7 +190,7 @@ TARGETS = (
 
 
 def peak(options: argparse.Namespace, name: str) -> float:
-    """MiB of resident memory at most, in a process of its own that does one thing."""
+    """Return the peak of resident memory in MiB of a separate process that runs one method."""
     command = [
         sys.executable,
         "-m",
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="torch threads, 0 leaves torch's default")
-    parser.add_argument("--profile", action="store_true", help="print where the time of capture() goes")
+    parser.add_argument("--profile", action="store_true", help="print a profile of capture()")
     parser.add_argument("--no-memory", action="store_true", help="skip the peak memory runs")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parse(parser, quick={"prompts": 32, "rounds": 1, "no_memory": True})
@@ -234,7 +234,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
     workload = Workload(options.prompts, options.batch)
     known = methods(workload)
     runs: dict[str, list[Timing]] = {name: [] for name in known}
-    measured(workload.forward)  # warm up, and import what is imported on first use
+    measured(workload.forward)  # warm up, with the imports of the first use
     measured(lambda f: workload.capture(f, False))
     for number in range(options.rounds):
         order = list(known.items())
@@ -271,7 +271,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
 
 
 def once(report: Report, few: Workload, rounds: int) -> None:
-    """Eight prompts, so that little is left but what a job pays once."""
+    """Measure eight prompts, so that the constant cost of a job dominates."""
     known: dict[str, Callable[[Path], None]] = {
         "forward, no logits": few.forward,
         "capture, statistics off": lambda f: few.capture(f, False),
@@ -282,7 +282,7 @@ def once(report: Report, few: Workload, rounds: int) -> None:
         for name, function in order if number % 2 == 0 else order[::-1]:
             runs[name].append(measured(function))
     warm = {name: turns[1:] for name, turns in runs.items()}
-    title = f"Eight prompts, {few.tokens} tokens: what a job pays once"
+    title = f"Eight prompts, {few.tokens} tokens: the constant cost of a job"
     report.timings("once", title, warm, "forward, no logits", ours=["capture, statistics off"])
 
 

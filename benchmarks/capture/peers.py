@@ -38,7 +38,7 @@ from benchmarks.harness.measure import ROOT, Timing, versions_of
 from benchmarks.peers.method import Method
 from benchmarks.peers.workload import SETTINGS, Workload
 
-TITLE, THEME = "Recording activations, against other ways", "Capture"
+TITLE, THEME = "Recording activations, compared with other methods", "Capture"
 MODULES = ("plain", "ours", "hooked", "traced", "probed", "sae")
 OURS = ("stratalens", "stratalens, all statistics")
 BASELINE = "forward pass only"
@@ -49,7 +49,7 @@ QUICK = [
 
 
 class Runs:
-    """Workers of all ways, and what they said."""
+    """Worker processes of all methods and their results."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder, self.options = folder, options
@@ -65,19 +65,19 @@ class Runs:
                 del self.methods[name]
 
     def python(self, module: str) -> str:
-        """The interpreter of a way's environment."""
+        """Return the interpreter of a method's environment."""
         return str(self.options.saelens) if module == "sae" else sys.executable
 
     def missing_requirement(self, module: str, kind: type[Method]) -> str | None:
-        """Why a way cannot run here."""
+        """Return the reason why a method cannot run on this machine, or None."""
         if module == "sae":
             there = self.options.saelens.exists()
-            return None if there else "its environment is not there: make .venv-saelens/.peers"
+            return None if there else "its environment is missing: make .venv-saelens/.peers"
         absent = [n for n, v in versions_of(*kind.packages).items() if v == "not installed" and n != "stratalens"]
         return f"not installed: {', '.join(absent)}" if absent else None
 
     def run_worker(self, name: str, *rest: str) -> tuple[dict[str, Any] | None, str]:
-        """One worker: what it measured or None, and the last line of its errors."""
+        """Run one worker; return its measurements or None, and the last line of its errors."""
         module, kind = self.methods[name]
         result = self.folder / "result.json"
         result.unlink(missing_ok=True)
@@ -99,7 +99,7 @@ class Runs:
         return results, last.replace(str(self.folder), "").strip()
 
     def version(self, name: str) -> str:
-        """Version of the compared library in its own environment."""
+        """Return the version of the compared library in its own environment."""
         module, kind = self.methods[name]
         code = f"from importlib.metadata import version; print(version({kind.packages[0]!r}))"
         done = subprocess.run([self.python(module), "-c", code], capture_output=True, text=True, check=False)
@@ -107,7 +107,7 @@ class Runs:
 
 
 def measure(runs: Runs) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """By setting and way, what every round gave; ways that fail go to `runs.missing` with their error."""
+    """Return the results by setting, method and round; failed methods go to `runs.missing` with their error."""
     results: dict[str, dict[str, list[dict[str, Any]]]] = {
         s: {n: [] for n in runs.methods} for s in runs.options.settings
     }
@@ -117,7 +117,7 @@ def measure(runs: Runs) -> dict[str, dict[str, list[dict[str, Any]]]]:
     for turn in range(runs.options.rounds):
         order = list(runs.methods)
         dice.shuffle(order)
-        if turn == 0:  # ours first, since the others are compared with it
+        if turn == 0:  # ours runs first, because the others are compared with it
             order.sort(key=lambda name: name != OURS[0])
         for name in order:
             keep = ["--keep"] if turn == 0 and name == OURS[0] else []
@@ -135,7 +135,7 @@ def measure(runs: Runs) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 def resumes(runs: Runs, name: str) -> str:
-    """Kill a way before its last two forward passes, start it again, and count what it does the second time."""
+    """Kill a method before its last two forward passes, start it again, and count the passes of the second start."""
     reference = runs.folder / "reference-resume"
     reference.mkdir(exist_ok=True)
     options = ["--workload", "resume", "--settings", "all", "--reference", str(reference), "--into"]
@@ -146,14 +146,14 @@ def resumes(runs: Runs, name: str) -> str:
         if whole is None or "forwards" not in whole["all"]:
             return f"not tested: {error}"
         count = whole["all"]["forwards"]
-        killed, _ = runs.run_worker(name, *options, str(folders[1]), "--kill", str(count - 1))  # they count from 1
+        killed, _ = runs.run_worker(name, *options, str(folders[1]), "--kill", str(count - 1))  # passes count from 1
         assert killed is None, f"{name} was not killed"
         again, error = runs.run_worker(name, *options, str(folders[1]))
         if again is None:
             return f"no: {error}"
         second, gap = again["all"]["forwards"], again["all"].get("difference", 0.0)
         if gap > 1:
-            return f"no: the second start leaves values that are wrong by {gap:.3g}"
+            return f"no: the second start leaves wrong values, with differences up to {gap:.3g}"
         return f"{'yes' if second < count else 'no'}: {second} of {count} forward passes run again"
     finally:
         for folder in folders:
@@ -161,7 +161,7 @@ def resumes(runs: Runs, name: str) -> str:
 
 
 def tables(report: Report, runs: Runs, results: dict[str, dict[str, list[dict[str, Any]]]], workload: Workload) -> None:
-    """One table for each setting."""
+    """Add one table for each setting."""
     for setting, by_way in results.items():
         measured = {n: f for n, f in by_way.items() if n in runs.methods and f and "wall" in f[0]}
         cannot = {n: f[0]["missing"] for n, f in by_way.items() if n in runs.methods and f and "missing" in f[0]}
@@ -191,7 +191,7 @@ def tables(report: Report, runs: Runs, results: dict[str, dict[str, list[dict[st
 
 
 def gap(facts: dict[str, Any]) -> str:
-    """The largest difference as a cell."""
+    """Return the largest difference as a cell."""
     if "difference" not in facts:
         return ""
     return f"{facts['difference']:.3g} ({facts['compared']} layers)"
@@ -204,9 +204,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--methods", nargs="+", metavar="CLASS", help="only these (names of classes in peers/)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="CLASS", help="run only these methods (names of classes in benchmarks/peers)"
+    )
     parser.add_argument("--saelens", type=Path, default=ROOT / ".venv-saelens" / "bin" / "python")
-    parser.add_argument("--no-resume", action="store_true", help="do not kill anything")
+    parser.add_argument("--no-resume", action="store_true", help="skip the test that kills and restarts methods")
     options = parse(
         parser,
         quick={"prompts": 8, "batch": 4, "rounds": 1, "settings": ["two", "all"], "methods": QUICK, "no_resume": True},
@@ -235,12 +237,12 @@ def main() -> None:
             report.note(f"{whole} prompts, {tokens} tokens, batches of {options.batch}, {sizes}")
             results = measure(runs)
             tables(report, runs, results, workload)
-            files = Table("files", "What the files are good for", [
+            files = Table("files", "Resuming and selecting", [
                 Column("name", ""), Column("version", "version"), Column("resumable", "killed and started again"),
-                Column("selects", "what can be selected without reading more"),
+                Column("selects", "selections without reading more"),
             ], ours=list(OURS))  # fmt: skip
             writing = sorted((n for n in runs.methods if runs.methods[n][1].writes), key=lambda name: name != OURS[0])
-            for name in writing:  # ours first: the others' second start is compared with its values
+            for name in writing:  # ours runs first: the others' second start is compared with its values
                 again = "not tested" if options.no_resume else resumes(runs, name)
                 files.add(name=name, version=runs.version(name), resumable=again, selects=runs.methods[name][1].selects)
             report.add(files)

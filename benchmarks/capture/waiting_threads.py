@@ -23,7 +23,7 @@ BUSY = "while True: pass"
 
 
 def steps(count: int) -> None:
-    """Seconds of the median step, on standard output."""
+    """Print the median seconds of a step."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,7 +46,7 @@ def steps(count: int) -> None:
 
 
 def measure(count: int, policy: str | None, company: int) -> float:
-    """Seconds of a step in a fresh process, with so many busy processes beside it."""
+    """Return the seconds of a step in a fresh process next to `company` busy processes."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     if policy:
         environment["OMP_WAIT_POLICY"] = policy
@@ -77,12 +77,12 @@ def main() -> None:
         for company in (0, 1, cores):
             for policy in (None, "PASSIVE"):
                 seconds.setdefault((company, policy or "unset"), []).append(measure(options.steps, policy, company))
-    print(f"{'busy processes':>15}{'OMP_WAIT_POLICY':>17}   seconds a step: median (least .. most)")
+    print(f"{'busy processes':>15}{'OMP_WAIT_POLICY':>17}   seconds a step: median (min .. max)")
     for (company, policy), values in seconds.items():
         print(f"{company:>15}{policy:>17}   {statistics.median(values):.3f} ({min(values):.3f} .. {max(values):.3f})")
     for company in (0, 1, cores):
         ratio = [a / b for a, b in zip(seconds[company, "unset"], seconds[company, "PASSIVE"], strict=True)]
-        print(f"beside {company}: unset takes {statistics.median(ratio):.2f} times as long as PASSIVE")
+        print(f"{company} busy processes: unset takes {statistics.median(ratio):.2f} times as long as PASSIVE")
 
 
 if __name__ == "__main__":

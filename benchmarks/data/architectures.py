@@ -38,10 +38,10 @@ SEED, TUNING_SEED = 0, 100
 KINDS = ("llama", "gpt2", "gpt_neox")
 BLOCKS, WIDTH, HEADS = 4, 128, 4
 LEARNING_RATES = (1e-3, 3e-3)
-# On the tuning seed 10 epochs teach the names and the form of the answers, not the answers: the loss of Llama stays at
-# .43 until about epoch 25 and ends at .28 after 60.
+# On the tuning seed 10 epochs teach the names and the form of the answers, but not the answers. The loss of Llama stays
+# at .43 until about epoch 25 and ends at .28 after 60.
 EPOCHS = 60
-LEARNING_RATE = 1e-3  # of `--tune`: the lowest training loss at the end of the last stage, for all three
+LEARNING_RATE = 1e-3  # from `--tune`: the lowest training loss at the end of the last stage, for all three
 EVERY_SITE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "ln_final")
 PARTS = {"value": "mean", "low": "low", "high": "high"}
 SHOWN = {
@@ -60,7 +60,7 @@ SHOWN = {
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Byte-level BPE over the study's own words, letters of aliases in pairs."""
+    """Train a byte-level BPE tokenizer on the words of the study."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -78,7 +78,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def save_base(kind: str, folder: Path) -> Path:
-    """A model with random weights of the given architecture, and the tokenizer."""
+    """Save a model with random weights of one architecture, and the tokenizer."""
     words = tokenizer()
     ends = {"eos_token_id": words.eos_token_id, "bos_token_id": words.eos_token_id}
     size = len(words) + 8
@@ -99,7 +99,7 @@ def save_base(kind: str, folder: Path) -> Path:
 
 
 def settings(kind: str, base: Path, seed: int, learning_rate: float, sites: tuple[str, ...]) -> StudySettings:
-    """The same study for each of them."""
+    """Return the settings of the study, the same for each architecture."""
     return StudySettings(
         preset=f"architectures-{kind}",
         model=str(base),
@@ -117,7 +117,7 @@ def settings(kind: str, base: Path, seed: int, learning_rate: float, sites: tupl
 
 
 def tune(out: Path) -> dict[str, float]:
-    """Training loss at the end of two stages, by architecture and learning rate, on entities that are not reported."""
+    """Return the last training loss of two stages by architecture and rate, on entities that are not reported."""
     results = {}
     words = tokenizer()
     corpus = make_corpus(words, stages=("s1", "s2"), entities_per_stage=200, seed=TUNING_SEED, train_questions=4)
@@ -135,7 +135,7 @@ def tune(out: Path) -> dict[str, float]:
 
 
 def sweep(folder: Path) -> list[dict[str, Any]]:
-    """First against last at every site and layer that was recorded, of the last stage and of the untrained one."""
+    """Probe first against last at every recorded site and layer, in the last stage and the untrained one."""
     ds = sl.open_store(folder / "run.zarr").sel(stage=["untrained", "s6"])
     rows = []
     for site in EVERY_SITE:
@@ -144,7 +144,7 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
             for layer in probes.layer.values.tolist() if "layer" in probes.dims else [None]:
                 here = probes.sel(stage=stage) if layer is None else probes.sel(stage=stage, layer=layer)
                 results = {key: float(here[f"accuracy_{part}"].squeeze()) for key, part in PARTS.items()}
-                same = math.isnan(results["value"])  # for all rows: there is nothing to tell apart
+                same = math.isnan(results["value"])  # all rows are equal, so no probe can distinguish them
                 rows.append(
                     {"site": site, "layer": layer, "stage": stage, **(dict.fromkeys(results) if same else results)}
                 )
@@ -152,7 +152,7 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
 
 
 def formatted(row: dict[str, Any] | None) -> str:
-    """A number with its interval and what chance gives."""
+    """Format a number with its interval and its null."""
     if row is None or row["value"] is None:
         return "not known"
     text = f"{row['value']:.2f}"
@@ -161,7 +161,7 @@ def formatted(row: dict[str, Any] | None) -> str:
 
 
 def table(results: dict[str, list[dict[str, Any]]], sites: list[dict[str, Any]]) -> str:
-    """All of it as Markdown."""
+    """Return all results as Markdown."""
     lines = ["| after stage 6, last block, last token | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
     named = {kind: {row["name"]: row for row in rows} for kind, rows in results.items()}
     for name, words in SHOWN.items():
@@ -180,8 +180,8 @@ def table(results: dict[str, list[dict[str, Any]]], sites: list[dict[str, Any]])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tune", action="store_true", help="learning rates on another seed, and end")
-    parser.add_argument("--only", choices=KINDS, help="run this one, and end without a table")
+    parser.add_argument("--tune", action="store_true", help="try learning rates on another seed, then exit")
+    parser.add_argument("--only", choices=KINDS, help="run only this architecture and write no table")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.tune:

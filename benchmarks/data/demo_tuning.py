@@ -37,7 +37,7 @@ from stratalens.plugin.study.training.train import loss_curves, train_stages
 
 TUNING_SEEDS = (0, 101, 102)
 
-# Where the trials started: 8 blocks, 4 epochs at 5e-4, all else as in the preset "demo".
+# Start of the trials: 8 blocks, 4 epochs at 5e-4, otherwise the preset "demo".
 START: dict[str, Any] = {"layers": 8, "train": {"epochs": 4, "learning_rate": 5e-4}}
 
 # Changes to START; "demo" is the preset itself.
@@ -49,7 +49,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "warm-up": {"train": {"warmup_steps": 8}},
     "gentler": {"train": {"learning_rate": 3e-4}},
     "natural-aliases": {"aliases": "natural"},
-    # as many updates from half of the work: batches half as large, half as many epochs
+    # as many updates with half of the computation: half the batch size, half as many epochs
     "small-batches": {"train": {"batch_size": 16, "epochs": 2}},
     "small-batches-fewer-layers": {"layers": 6, "train": {"batch_size": 16, "epochs": 2}},
     "three-fast-epochs": {"train": {"epochs": 3, "learning_rate": 7e-4}},
@@ -71,7 +71,7 @@ def cpu_seconds() -> float:
 
 
 def last_token(folder: Path, corpus: Corpus) -> dict[str, np.ndarray]:
-    """The last block's output and the final norm's output at the last token of every prompt."""
+    """Return the output of the last block and of the final norm at the last token of every prompt."""
     model, tokenizer = load_checkpoint(folder)
     ids = torch.tensor(tokenizer(list(corpus.prompts(("who",))["prompt"]))["input_ids"])
     results: dict[str, list[np.ndarray]] = {"resid_post": [], "ln_final": []}
@@ -96,7 +96,7 @@ def accuracy(X: np.ndarray, y: np.ndarray) -> float:
 
 
 def places(X: np.ndarray, stage: np.ndarray, repeats: int = 20) -> list[float]:
-    """Held-out centroids along the axis from the first stage's to the last stage's, 0 = first, 1 = last."""
+    """Return the positions of held-out centroids on the axis from the first (0) to the last stage (1)."""
     random = np.random.default_rng(0)
     numbers = np.unique(stage)
     results = []
@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trial", choices=sorted(TRIALS), default="demo")
     parser.add_argument("--seed", type=int, choices=TUNING_SEEDS, default=101)
-    parser.add_argument("--list", action="store_true", help="print the trials and end")
+    parser.add_argument("--list", action="store_true", help="print the trials and exit")
     options = parser.parse_args()
     if options.list:
         print(json.dumps(TRIALS, indent=1))

@@ -26,7 +26,7 @@ GROUPS, EACH = 6, 1000
 
 
 def prompts(seed: int = 0) -> pd.DataFrame:
-    """6000 prompts, group by group; group g draws four letters of the alphabet half again as often as the others."""
+    """Return 6000 prompts by group; group g draws four letters of the alphabet 1.5 times as often as the others."""
     rng = np.random.default_rng(seed)
     letters = list(string.ascii_lowercase)
     rows = []

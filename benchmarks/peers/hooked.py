@@ -16,12 +16,12 @@ from benchmarks.peers.method import Method, hugging_face
 from benchmarks.peers.savers import SAVERS, Saver
 from benchmarks.peers.workload import Workload
 
-#: What transformers need not do for anybody who records.
+#: Work that transformers can skip for every method of recording.
 LEAN_OPTIONS: dict[str, Any] = {"logits_to_keep": 1, "use_cache": False}
 
 
 def bridge(workload: Workload) -> Any:
-    """The model in TransformerLens, without compatibility mode: nothing folded, nothing centred."""
+    """Load the model in TransformerLens without compatibility mode: nothing folded, nothing centred."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
@@ -34,7 +34,7 @@ def bridge(workload: Workload) -> Any:
 
 
 class HookedForward(Method):
-    """The bridge's own forward pass: its hook points are there and nothing listens; logits of one token."""
+    """The bridge's forward pass with its hook points, no hooks, and logits of one token."""
 
     name = "hooked forward pass only"
     packages = ("transformer-lens",)
@@ -51,7 +51,7 @@ class HookedForward(Method):
 
 
 class RunWithCache(Method):
-    """The loop of the tutorials with what it can be spared: only the wanted hooks are cached, logits of one token."""
+    """The loop of the tutorials, optimized: it caches only the requested hooks and computes logits of one token."""
 
     saver: type[Saver]
 
@@ -77,7 +77,7 @@ class RunWithCache(Method):
 
 
 def method_for(saver: type[Saver]) -> type[RunWithCache]:
-    """`run_with_cache` with one way of saving."""
+    """Return the `run_with_cache` method with one saver."""
     about = {
         "saver": saver,
         "name": f"run_with_cache, {saver.name}",

@@ -14,7 +14,7 @@ from stratalens.plugin.prompts.positions import resolve
 
 
 def make_model(folder: Path, layers: int | None) -> None:
-    """SmolLM2-135M in float32, and its tokenizer, as anybody can load them."""
+    """Save SmolLM2-135M in float32 and its tokenizer in a folder that transformers can load."""
     from stratalens.plugin.study.models.smollm import load_smollm2
 
     model, tokenizer = load_smollm2(layers)
@@ -24,7 +24,7 @@ def make_model(folder: Path, layers: int | None) -> None:
 
 
 def make_workload(folder: Path, count: int, batch: int, block: dict[str, int]) -> None:
-    """`count` prompts of 20 to 60 tokens, in batches of at most `batch`, sorted by length within a block."""
+    """Write `count` prompts of 20 to 60 tokens, in batches of at most `batch`, sorted by length within a block."""
     from transformers import AutoConfig, AutoTokenizer
 
     folder.mkdir(parents=True)

@@ -13,18 +13,18 @@ from benchmarks.peers.workload import Workload
 
 
 class CannotError(Exception):
-    """A way has no such thing; the message is the row of the table."""
+    """Error of a method that does not support a setting; the message becomes its row of the table."""
 
 
 class Method(ABC):
-    """Loads the model once, then records a `Work` as often as it is asked to.
+    """A method of recording: loads the model once, then records a workload any number of times.
 
     Attributes:
-        name: row of the table.
-        packages: what has to be installed; the first one is the library that is compared.
-        selects: what can be read from the files without reading more than that.
-        layers_missing: layers at the end that it gives in another form, and that are not compared.
-        writes: whether it leaves files at all.
+        name: Row of the table.
+        packages: Packages that have to be installed; the first one is the compared library.
+        selects: Selections that can be read from the files without reading more.
+        layers_missing: Number of last layers that it returns in another form; they are not compared.
+        writes: Whether it writes files.
     """
 
     name: ClassVar[str]
@@ -35,14 +35,14 @@ class Method(ABC):
 
     @abstractmethod
     def load(self, workload: Workload) -> Any:
-        """Load the model; returns the module that is called once in every forward pass."""
+        """Load the model; return the module that is called once in every forward pass."""
 
     @abstractmethod
     def run(self, workload: Workload, setting: str, folder: Path) -> None:
-        """Record everything; it is on the disk afterwards."""
+        """Record everything to the disk."""
 
     def read(self, workload: Workload, setting: str, folder: Path, layer: int) -> np.ndarray:
-        """Wanted values of one layer (value, d_model), in the order of `Work`."""
+        """Return the requested values of one layer, of shape (values, d_model), in the order of the workload."""
         raise NotImplementedError
 
 
@@ -56,13 +56,13 @@ def sync_file(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync_file` for everything in a folder, and for the folders."""
+    """Call `sync_file` for all files and folders in a folder."""
     for path in [*folder.rglob("*"), folder]:
         sync_file(path)
 
 
 def hugging_face(workload: Workload) -> Any:
-    """The model as transformers loads it, float32, in evaluation mode."""
+    """Load the model with transformers, in float32 and evaluation mode."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -13,7 +13,7 @@ from benchmarks.peers.workload import POSITIONS, Workload
 
 
 class Capture(Method):
-    """From the model in memory to a durable store; the fingerprint of the weights is counted."""
+    """From the model in memory to a durable store, including the fingerprint of the weights."""
 
     name = "stratalens"
     packages = ("stratalens", "transformer-lens")
@@ -24,7 +24,7 @@ class Capture(Method):
         from transformers import AutoTokenizer
 
         self.model = bridge(workload)
-        # The model's own: that which the bridge makes of it puts a token in front.
+        # The model's own tokenizer: the bridge's copy prepends a token.
         self.tokenizer = AutoTokenizer.from_pretrained(workload.model)
         return self.model.original_model.model.embed_tokens
 
@@ -43,12 +43,12 @@ class Capture(Method):
         values = open_store(folder / "run.zarr", chunks=None).resid_post.sel(stage="model", layer=layer).values
         if setting != "all":
             return values.reshape(-1, workload.width)
-        # Full sequences end at the same column: the last of a row is its last token.
+        # Full sequences are aligned at the end: the last column of a row is its last token.
         return np.concatenate([row[len(row) - n :] for row, n in zip(values, workload.lengths, strict=True)])
 
 
 class CaptureWithStatistics(Capture):
-    """With the 8 statistics of every activation and all of the output, which needs the output layer at every token."""
+    """The same with all statistics: 8 of every activation, and those of the output, which need logits at every token."""
 
     name = "stratalens, all statistics"
     statistics = True

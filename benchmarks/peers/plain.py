@@ -14,7 +14,7 @@ from benchmarks.peers.workload import Workload
 
 
 class Forward(Method):
-    """Nothing is recorded; no logits."""
+    """The forward pass without recording and without logits."""
 
     name = "forward pass only"
     packages = ("transformers",)
@@ -31,9 +31,9 @@ class Forward(Method):
 
 
 class HiddenStates(Forward):
-    """`output_hidden_states=True` without the output layer, which is as lean as it gets; then a memory map.
+    """`output_hidden_states=True` without the output layer, the cheapest form; saved to a memory map.
 
-    The last of the hidden states is that after the final norm, which is another thing than the last residual stream.
+    The last hidden state is the output of the final norm, which differs from the last residual stream.
     """
 
     name = "output_hidden_states, np.memmap"

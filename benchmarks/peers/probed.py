@@ -17,7 +17,7 @@ from benchmarks.peers.workload import Workload
 
 
 class Warmup(Method):
-    """Its local backend (transformers), values kept as float16."""
+    """Its local backend (transformers), values stored as float16."""
 
     name = "lmprobe UnifiedCache"
     packages = ("lmprobe",)
@@ -27,7 +27,7 @@ class Warmup(Method):
         import torch
         from lmprobe.backends import _get_local_model
 
-        # What its local backend asks for, and keeps for every later run.
+        # Its local backend loads the model with this call and caches it for later runs.
         model, tokenizer = _get_local_model(str(workload.model), "cpu", torch.float32)
         tokenizer.padding_side = "right"
         return model.model.embed_tokens
@@ -36,7 +36,7 @@ class Warmup(Method):
         from lmprobe import UnifiedCache, set_cache_backend, set_cache_dtype
 
         if setting == "two":
-            raise CannotError("keeps one token of a prompt (last, first or a mean) or all of them, no named positions")
+            raise CannotError("stores one token of a prompt (last, first or a mean) or all of them, no named positions")
         set_cache_backend(str(folder))
         set_cache_dtype("float16")
         cache = UnifiedCache(

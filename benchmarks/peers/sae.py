@@ -19,13 +19,13 @@ import numpy as np
 from benchmarks.peers.method import CannotError, Method, hugging_face, sync_tree
 from benchmarks.peers.workload import Workload
 
-#: Of 30: early and late ones alike, since a pass stops behind its layer.
+#: Of 30; early and late ones, because a pass stops after its layer.
 LAYERS = (4, 14, 24)
-ALL_TOKENS_ONLY = "keeps the same positions of every prompt (seqpos_slice), which have their last tokens elsewhere"
+ALL_TOKENS_ONLY = "stores the same positions of every prompt (seqpos_slice), but the last tokens differ in position"
 
 
 def hooked_transformer(workload: Workload) -> Any:
-    """A HookedTransformer with the weights of the folder, nothing folded or centred."""
+    """Return a HookedTransformer with the weights of the folder, nothing folded or centred."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 
@@ -47,7 +47,7 @@ def hooked_transformer(workload: Workload) -> Any:
 
 
 class Runner(Method):
-    """One pass for each of the layers in `layers`."""
+    """The runner with one pass for each layer in `layers`."""
 
     packages = ("sae-lens", "transformer-lens", "datasets")
     selects = "a prompt of one layer"
@@ -56,7 +56,7 @@ class Runner(Method):
     scaled: ClassVar[bool] = True
 
     def build_model(self, workload: Workload) -> Any:
-        """The model that the runner is given."""
+        """Return the model for the runner."""
         raise NotImplementedError
 
     def load(self, workload: Workload) -> Any:
@@ -66,7 +66,7 @@ class Runner(Method):
         logging.getLogger("sae_lens").setLevel(logging.ERROR)
         disable_progress_bars()
         self.model = self.build_model(workload)
-        # The runner loads a model by name, and this one has none that it knows.
+        # The runner loads a model by name and does not know the name of this one.
         cache_activations_runner.load_model = lambda **_: self.model
         self.factor = self.copies = workload.layers / len(self.layers) if self.scaled else 1.0
         return self.model.embed if hasattr(self.model, "embed") else self.model.model.model.embed_tokens
@@ -112,7 +112,7 @@ class HookedRunner(Runner):
 
 
 class HookedOneLayer(HookedRunner):
-    """The same, one layer in the middle and nothing else."""
+    """The same for one layer in the middle."""
 
     name = "SAELens, HookedTransformer, one layer"
     layers = (14,)

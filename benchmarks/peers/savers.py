@@ -19,7 +19,7 @@ from benchmarks.peers.workload import Workload
 
 
 class Saver(ABC):
-    """`put` batch by batch, then `finish`."""
+    """A saver: call `put` for each batch, then `finish`."""
 
     name: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
@@ -32,18 +32,18 @@ class Saver(ABC):
 
     @abstractmethod
     def put(self, rows: np.ndarray, values: torch.Tensor) -> None:
-        """The values of one batch."""
+        """Save the values of one batch."""
 
     def finish(self) -> None:
-        """Everything is on the disk."""
+        """Wait until all values are on the disk."""
         sync_tree(self.folder)
 
     @abstractmethod
     def read(self, layer: int) -> np.ndarray:
-        """Values of one layer, in the order of `Work`."""
+        """Return the values of one layer, in the order of the workload."""
 
     def sorted(self, parts: list[np.ndarray]) -> np.ndarray:
-        """Batches put into the order of `Work`."""
+        """Return the batches in the order of the workload."""
         out = np.empty(self.shape[1:], np.float16)
         for (rows, _, _), part in zip(self.workload.batches(self.setting), parts, strict=True):
             out[self.workload.places(self.setting, rows)] = part
@@ -90,7 +90,7 @@ class Safetensors(Saver):
 
 
 class NumpySave(Saver):
-    """Everything kept in memory, one file at the end."""
+    """All values in memory, one file at the end."""
 
     name = "np.save"
     selects = "anything, by number (mmap_mode)"
@@ -111,7 +111,7 @@ class NumpySave(Saver):
 
 
 class Memmap(Saver):
-    """One file of the final size, mapped."""
+    """One memory-mapped file of the final size."""
 
     name = "np.memmap"
     selects = "anything, by number"

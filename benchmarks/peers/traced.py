@@ -14,7 +14,7 @@ from benchmarks.peers.workload import Workload
 
 
 class Trace(Method):
-    """nnsight has no files of its own; it runs the whole model, of the output layer one token."""
+    """nnsight has no file format; it runs the full model, with the output layer at one token."""
 
     name = "nnsight tracer.cache, np.memmap"
     packages = ("nnsight",)

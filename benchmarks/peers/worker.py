@@ -33,7 +33,7 @@ from benchmarks.peers.workload import Workload
 
 
 def resident() -> float:
-    """MiB of this process in memory now."""
+    """Return the resident memory of this process in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 2**10
@@ -41,14 +41,14 @@ def resident() -> float:
 
 
 def reset_peak() -> None:
-    """Let the high-water mark begin anew (Linux; elsewhere it is that of the whole process)."""
+    """Reset the high-water mark of memory (Linux; other systems only report that of the full process)."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
 
 
 def compared(method: Method, workload: Workload, setting: str, folder: Path, reference: Path) -> tuple[float, int]:
-    """(largest absolute difference to the reference, layers compared); both float16."""
+    """Return the largest absolute difference to the reference and the number of compared layers; both float16."""
     worst, count = 0.0, workload.layers - method.layers_missing
     for layer in range(count):
         wanted = np.load(reference / f"{setting}.npy", mmap_mode="r")[layer]
@@ -58,13 +58,13 @@ def compared(method: Method, workload: Workload, setting: str, folder: Path, ref
             count -= 1
             continue
         if values.shape != wanted.shape:
-            raise ValueError(f"{method.name} gives values of shape {values.shape}, not {wanted.shape}")
+            raise ValueError(f"{method.name} returned values of shape {values.shape}; expected {wanted.shape}")
         worst = max(worst, float(np.abs(values.astype(np.float32) - wanted.astype(np.float32)).max()))
     return worst, count
 
 
 def measure(method: Method, workload: Workload, setting: str, folder: Path, forwards: Any) -> dict[str, Any]:
-    """One run from the model in memory to the disk."""
+    """Measure one run from the model in memory to the disk."""
     os.sync()
     reset_peak()
     loaded, before = resident(), next(forwards)
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path)
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--kill", type=int)
-    parser.add_argument("--into", type=Path, help="keep the files here")
+    parser.add_argument("--into", type=Path, help="write the files to this folder and leave them there")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     module = importlib.import_module(f"benchmarks.peers.{options.module}")
@@ -115,7 +115,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     try:
         if options.kill is None and options.into is None:
-            for setting in options.settings.split(","):  # whatever is imported and made on first use
+            for setting in options.settings.split(","):  # imports and caches of the first use
                 (scratch / f"warm-{setting}").mkdir()
                 try:
                     method.run(Workload(options.folder / "warm"), setting, scratch / f"warm-{setting}")

@@ -35,7 +35,7 @@ class Workload:
 
     @cached_property
     def index(self) -> dict[str, list[np.ndarray]]:
-        """Wanted token indices of every row, by setting."""
+        """Requested token indices of every row, by setting."""
         two = np.array(self.facts["two"])
         return {
             "last": list((self.lengths - 1)[:, None]),
@@ -44,34 +44,34 @@ class Workload:
         }
 
     def block_size(self, setting: str) -> int:
-        """Rows that the store commits together, which decide what is sorted by length and padded together."""
+        """Return the rows of a block, which the store commits together and which are sorted by length and padded together."""
         return int(self.facts["block_size"][setting])
 
     def batches(self, setting: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(rows, ids, mask) of every forward pass; ids and mask (row, token) int64, padded on the right."""
+        """Yield (rows, ids, mask) of every forward pass; ids and mask are int64 (rows, tokens), padded on the right."""
         for rows, pad_to in self.facts["batches"][setting]:
             rows = np.array(rows)
             mask = (np.arange(pad_to) < self.lengths[rows][:, None]).astype(np.int64)
             yield rows, np.ascontiguousarray(self.ids[rows, :pad_to]), mask
 
     def order(self, setting: str) -> list[int]:
-        """Rows in the order of the batches."""
+        """Return the rows in the order of the batches."""
         return [int(row) for rows, _ in self.facts["batches"][setting] for row in rows]
 
     def wanted(self, setting: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(place in the batch, token) of every wanted value of a batch."""
+        """Return the row in the batch and the token of every requested value of a batch."""
         index = [self.index[setting][r] for r in rows]
         return np.repeat(np.arange(len(rows)), [len(i) for i in index]), np.concatenate(index)
 
     def starts(self, setting: str) -> np.ndarray:
-        """Where the values of every row begin among all wanted values; one more at the end."""
+        """Return the start of every row among all requested values, and the total at the end."""
         return np.concatenate([[0], np.cumsum([len(i) for i in self.index[setting]])])
 
     def places(self, setting: str, rows: np.ndarray) -> np.ndarray:
-        """Where the wanted values of a batch go among all of them."""
+        """Return the indices of a batch's values among all requested values."""
         starts = self.starts(setting)
         return np.concatenate([np.arange(starts[r], starts[r + 1]) for r in rows])
 
     def total(self, setting: str) -> int:
-        """Wanted values (vectors of one layer) in all."""
+        """Return the number of requested values (vectors of one layer)."""
         return int(self.starts(setting)[-1])

@@ -45,7 +45,7 @@ ORDER = [f"s{g + 1}" for g in range(GROUPS)]
 
 
 def gram(slab: Slab) -> xr.Dataset:
-    """Second moments: compute-bound, as ridge and LDA are."""
+    """Compute second moments; compute-bound, as ridge and LDA are."""
     total = 0.0
     for _, values in slab.blocks():
         flat = values.reshape(-1, values.shape[-1])
@@ -54,14 +54,14 @@ def gram(slab: Slab) -> xr.Dataset:
 
 
 def products(seed: int) -> float:
-    """Pure NumPy on arrays in memory, for comparison."""
+    """Compute matrix products in memory with NumPy, for comparison."""
     with threadpool_limits(1):
         x = np.random.default_rng(seed).standard_normal((3000, 576), dtype=np.float32)
         return sum(float((x.T @ x).trace()) for _ in range(6))
 
 
 def bare(path: str, first: int, step: int) -> float:
-    """Second moments of every so-manyth slab, in this process alone; its CPU seconds."""
+    """Compute second moments of every `step`-th slab in this process; return its CPU seconds."""
     began = time.process_time()
     slabs = SiteData(open_store(path)).slabs()
     for slab in slabs[first::step]:
@@ -70,7 +70,7 @@ def bare(path: str, first: int, step: int) -> float:
 
 
 def used() -> float:
-    """CPU seconds of this worker so far."""
+    """Return the CPU seconds of this worker so far."""
     return time.process_time()
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--resamples", type=int, default=30, help="permutations of project, and bootstrap samples")
     options = parse(parser, quick={"entities": 600, "layers": 3, "stages": 2, "rounds": 2, "resamples": 20})
-    logging.getLogger("distributed").setLevel(logging.WARNING)  # closing a cluster is no news
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # hide messages about closing clusters
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
     clusters: dict[int, Any] = {}
     pools: dict[int, ProcessPoolExecutor] = {}
@@ -112,7 +112,7 @@ def run(
     slabs = ds.resid_post.sizes["stage"] * ds.resid_post.sizes["layer"]
 
     def on(n: int, job: Any) -> float:
-        """Run on a cluster of n workers; their CPU seconds."""
+        """Run a job on a cluster of n workers; return their CPU seconds."""
         before = sum(clusters[n].run(used).values())
         job(clusters[n])
         return float(sum(clusters[n].run(used).values()) - before)

@@ -45,8 +45,8 @@ from stratalens.store.format.layout import forecast
 from stratalens.store.format.schema import site_variable, statistic_variables
 from stratalens.store.threads import cores
 
-TITLE, THEME = "What larger runs would take", "Growth"
-# layers, width, parameters; heads, key and value heads, hidden width, blocks that are run for the rate
+TITLE, THEME = "Extrapolation to larger runs", "Growth"
+# layers, width, parameters; heads, key and value heads, hidden width, blocks to run for the rate
 MODELS = {
     "SmolLM2-135M": (30, 576, 134.5e6, (9, 3, 1536, 12)),
     "Llama-3-8B": (32, 4096, 8.03e9, (32, 8, 14336, 1)),
@@ -57,7 +57,7 @@ PAIR = 2000
 
 
 def forward(width: int, shape: tuple[int, int, int, int], tokens: int) -> float:
-    """Operations a second of a forward pass of 32 prompts through random blocks."""
+    """Measure operations a second of a forward pass of 32 prompts through random blocks."""
     heads, groups, hidden, blocks = shape
     config = LlamaConfig(
         vocab_size=1000, hidden_size=width, intermediate_size=hidden, num_hidden_layers=blocks,
@@ -71,7 +71,7 @@ def forward(width: int, shape: tuple[int, int, int, int], tokens: int) -> float:
 
 
 def probing(width: int) -> float:
-    """Rows x features a second of logistic probes of one pair, one core, times the cores."""
+    """Measure rows x features a second of logistic probes of one pair on one core, times the cores."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, PAIR, 1, width), dtype=np.float32)
     x[:, PAIR // 2 :] += rng.standard_normal(width, dtype=np.float32) * np.float32(2 / np.sqrt(width))
@@ -82,7 +82,7 @@ def probing(width: int) -> float:
 
 
 def measured(folder: Path, blocks: int, entities: int) -> dict[str, float]:
-    """Bytes a second of everything that does not depend on the model's shape."""
+    """Measure the bytes a second that do not depend on the model's shape."""
     rate = {"disk": rates.disk(folder)["cold"]}
     values = np.random.default_rng(0).standard_normal((LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.float32).astype(DTYPE)
     shape = (1, LAYERS, ROWS * blocks, TOKENS, D_MODEL)
@@ -101,10 +101,10 @@ def measured(folder: Path, blocks: int, entities: int) -> dict[str, float]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("folder", nargs="?", default=tempfile.gettempdir(), help="on a disk")
-    parser.add_argument("--tokens", type=int, default=20, help="of a prompt")
-    parser.add_argument("--positions", type=int, default=2, help="that are recorded")
-    parser.add_argument("--blocks", type=int, default=4, help="of 67 MB that are written for the rate")
-    parser.add_argument("--entities", type=int, default=7200, help="that are read for the rate")
+    parser.add_argument("--tokens", type=int, default=20, help="tokens of a prompt")
+    parser.add_argument("--positions", type=int, default=2, help="recorded positions")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks of 67 MB to write for the rate")
+    parser.add_argument("--entities", type=int, default=7200, help="entities to read for the rate")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parse(parser, quick={"blocks": 2, "entities": 1800, "models": ["SmolLM2-135M"]})
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
@@ -116,14 +116,14 @@ def main() -> None:
 
 
 def run(report: Report, rate: dict[str, float], options: argparse.Namespace) -> None:
-    known = Table("rates", "Rates that were measured", [Column("name", ""), Column("rate", "rate"), Column("unit", "")])
+    known = Table("rates", "Measured rates", [Column("name", ""), Column("rate", "rate"), Column("unit", "")])
     by_model = {n: (forward(w, shape, options.tokens), probing(w)) for n, (_, w, _, shape) in MODELS.items()
                 if n in options.models}  # fmt: skip
     for name, value, unit in (
         *((f"forward pass, float32, blocks of {n}", a / 1e9, "GFLOP/s") for n, (a, _) in by_model.items()),
-        ("our writer, onto the disk", rate["writing"] / 1e6, "MB/s"),
+        ("our writer, to the disk", rate["writing"] / 1e6, "MB/s"),
         ("a raw file from the disk", rate["disk"] / 1e6, "MB/s"),
-        ("checking and widening from the page cache", rate["reading"] / 1e6, "MB/s of the file"),
+        ("verifying and widening from the page cache", rate["reading"] / 1e6, "MB/s of the file"),
         ("centroids from the page cache", rate["centroids"] / 1e6, "MB/s of the file"),
         *(
             (f"logistic probes of a pair, five folds, {MODELS[n][1]} wide", b / 1e6, "million rows x features/s")
@@ -166,7 +166,7 @@ def run(report: Report, rate: dict[str, float], options: argparse.Namespace) -> 
             hours.add(
                 name=name, run=run_label, operations=operations / 1e15, **{k: v / 3600 for k, v in seconds.items()},
                 records="the forward passes" if seconds["forward"] > seconds["writing"] else "the disk",
-                analyses="the disk" if rate["disk"] < rate["centroids"] else "checking, widening and summing",
+                analyses="the disk" if rate["disk"] < rate["centroids"] else "verifying, widening and summing",
             )  # fmt: skip
     report.add(sizes)
     report.add(hours)

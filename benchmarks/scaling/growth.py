@@ -39,7 +39,7 @@ JOBS = ("capture", "read", "centroids", "probe")
 
 
 class Worker:
-    """A process that holds one size and does jobs when it is told to."""
+    """A process with the data of one size that runs jobs on request."""
 
     def __init__(self, folder: Path, sizes: dict[str, int]) -> None:
         command = [sys.executable, "-m", module_of(__file__), str(folder), "--child", json.dumps(sizes)]
@@ -49,34 +49,34 @@ class Worker:
         )
 
     def answer(self) -> dict[str, Any]:
-        """The next line, as JSON."""
+        """Return the next line of the process as JSON."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit("a process that measured a size ended early")
+            raise SystemExit("a worker process ended early")
         return json.loads(line)
 
     def do(self, job: str) -> dict[str, Any]:
-        """Wall and CPU seconds and MiB of one job."""
+        """Run one job; return its wall and CPU seconds and MiB."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{job}\n")
         self.process.stdin.flush()
         return self.answer()
 
     def end(self) -> None:
-        """Let it go."""
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
 
 def memory(key: str) -> float:
-    """MiB of resident memory now ("VmRSS") or at its highest ("VmHWM")."""
+    """Return the current ("VmRSS") or the highest ("VmHWM") resident memory in MiB."""
     return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) / 1024
 
 
 def child(folder: Path, sizes: dict[str, int]) -> None:
-    """Answer on standard output what is asked on standard input."""
+    """Run the jobs named on standard input; print the results to standard output."""
     from benchmarks.analyses.centroids import read
     from benchmarks.data.tiny_model import Adding, prompts, record, tokenizer
     from stratalens.analyses.centroids.centroids import centroids
@@ -88,7 +88,7 @@ def child(folder: Path, sizes: dict[str, int]) -> None:
     quiet = {"cache": False, "progress": False, "workers": 1, "order": order}
 
     def jobs(model: Any, table: Any, path: Path) -> dict[str, Callable[[], object]]:
-        """The four jobs on one store, the first of which makes it."""
+        """Return the four jobs on one store; the first one writes it."""
 
         def recorded() -> None:
             shutil.rmtree(path, ignore_errors=True)
@@ -106,7 +106,7 @@ def child(folder: Path, sizes: dict[str, int]) -> None:
 
     words = tokenizer()
     for work in jobs(Adding(2, 16), prompts(60, GROUPS), folder / "first.zarr").values():
-        work()  # imports what is imported on first use
+        work()  # imports of the first use
     path = folder / "run.zarr"
     known = jobs(Adding(sizes["layers"], sizes["width"]), prompts(sizes["entities"], GROUPS), path)
     with suppress(OSError):
@@ -127,7 +127,7 @@ def child(folder: Path, sizes: dict[str, int]) -> None:
 
 
 def exponent(sizes: list[int], seconds: list[float]) -> float:
-    """Slope of log(seconds) over log(size) by least squares."""
+    """Return the least-squares slope of log(seconds) over log(size)."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
-    # 1x is the same for all, and so one process.
+    # 1x is the same for all axes and needs one process.
     plans = {_place(axis, n): {**BASE, axis: BASE[axis] * n} for axis in BASE for n in options.times}
     workers: dict[tuple[str, int], Worker] = {}
     results: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
@@ -161,7 +161,7 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
             home.mkdir()
             workers[place] = Worker(home, sizes)
         for worker in workers.values():
-            worker.answer()  # it is ready
+            worker.answer()  # the worker is ready
         for _ in range(options.rounds):
             for job in options.jobs:
                 for place, worker in workers.items():
@@ -180,7 +180,7 @@ def _place(axis: str, times: int) -> tuple[str, int]:
 def tables(
     report: Report, options: argparse.Namespace, results: dict[tuple[str, int, str], list[dict[str, Any]]]
 ) -> None:
-    """Exponents, then seconds and memory of every size, then files."""
+    """Add the tables of exponents, of seconds and memory, and of files."""
     least, most = min(options.times), max(options.times)
     slopes = Table("exponents", "Exponents", [
         Column("name", ""), Column("axis", "with"), Column("wall", "exponent of wall seconds"),
@@ -203,7 +203,7 @@ def tables(
             }
             peaks = {n: max(r["peak"] for r in runs[n]) for n in options.times}
             slopes.add(name=job, axis=axis, low=peaks[least], high=peaks[most], **fits)
-            if axis == "layers" or (axis == "entities" and job != "probe"):  # a fit's iterations grow, too
+            if axis == "layers" or (axis == "entities" and job != "probe"):  # the iterations of a fit grow too
                 report.target(f"exponent of {job} with {axis}, CPU seconds", fits["cpu"], at_most=1.1)
             for n in options.times:
                 cells = {unit: [r[unit] for r in runs[n]] for unit in ("wall", "cpu")}
@@ -214,11 +214,11 @@ def tables(
 
 
 def files(options: argparse.Namespace, results: dict[tuple[str, int, str], list[dict[str, Any]]]) -> Table:
-    """What the store takes, and what was said beforehand."""
+    """Return the table of files and bytes of the store and of the forecast."""
     from stratalens.store.format.layout import forecast
     from stratalens.store.format.schema import site_variable
 
-    table = Table("files", "Files and bytes, and what the forecast said", [
+    table = Table("files", "Files and bytes, compared with the forecast", [
         Column("axis", ""), Column("size", "size"), Column("files", "data files"), Column("said_files", "forecast"),
         Column("all", "files with metadata and labels"), Column("megabytes", "size", "MB"),
         Column("said", "forecast", "MB"),

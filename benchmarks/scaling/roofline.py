@@ -47,14 +47,14 @@ from stratalens.analyses.sweep.run import run_slabs
 from stratalens.store import open_store
 from stratalens.store.threads import cores
 
-TITLE, THEME = "How close to what the machine can do", "Limits"
+TITLE, THEME = "Hot paths compared with the limits of the machine", "Limits"
 ORDER = [f"s{g + 1}" for g in range(GROUPS)]
-POOL = ThreadPoolExecutor(cores())  # of the floors
+POOL = ThreadPoolExecutor(cores())  # for the floors
 Path_ = tuple[str, Callable[[], Any], Callable[[], Any], str]
 
 
 def writing(folder: Path, blocks: int) -> Path_:
-    """Our blocks onto the disk against raw files."""
+    """Compare writing our blocks to the disk with raw files."""
     values = np.random.default_rng(0).standard_normal((LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.float32).astype(DTYPE)
     shape = (1, LAYERS, ROWS * blocks, TOKENS, D_MODEL)
 
@@ -69,7 +69,7 @@ def writing(folder: Path, blocks: int) -> Path_:
 
 
 def reading(folder: Path, store: Path, cold: bool) -> Path_:
-    """One layer against as many bytes."""
+    """Compare reading one layer with reading as many bytes."""
     site = open_store(store, chunks=None).resid_post
     count = site.isel(stage=0, layer=0).size * 2
     raw = folder / "bytes"
@@ -80,7 +80,7 @@ def reading(folder: Path, store: Path, cold: bool) -> Path_:
         turn[0] += 1
         if cold:
             drop_cache(store)
-        fresh = open_store(store, chunks=None).resid_post  # which has not checked anything yet
+        fresh = open_store(store, chunks=None).resid_post  # a new handle has no verified chunks yet
         return time_once(lambda: fresh.isel(stage=0, layer=turn[0] % site.sizes["layer"]).values)
 
     def floor() -> Timing:
@@ -92,7 +92,7 @@ def reading(folder: Path, store: Path, cold: bool) -> Path_:
 
 
 def summing(store: Path) -> Path_:
-    """Centroids against reading."""
+    """Compare centroids with reading."""
     ds = open_store(store)
     source = SiteData(ds)
     return (
@@ -104,7 +104,7 @@ def summing(store: Path) -> Path_:
 
 
 def fitting(method: str, rate: float, every: int) -> Path_:
-    """Probes of one layer against the products they cannot do without, at the rate of all cores."""
+    """Compare probes of one layer with their necessary products at the rate of all cores."""
     data = as_data(gaussian(1)).isel(token=[0], entity=slice(None, None, every))
     work = partial(probe, data, method=method, workers=cores(), progress=False)
     rows, width = data.sizes["entity"], data.sizes["d_model"]
@@ -119,7 +119,7 @@ def fitting(method: str, rate: float, every: int) -> Path_:
 
 
 def recording(folder: Path, layers: int, rows: int) -> Path_:
-    """capture() against the forward pass of the same batches."""
+    """Compare capture() with the forward pass of the same batches."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -163,13 +163,13 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("folder", nargs="?", default=tempfile.gettempdir(), help="on a disk")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--blocks", type=int, default=4, help="of 67 MB that are written")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks of 67 MB to write")
     parser.add_argument(
-        "--layers", type=int, default=12, help="of the store that is read, and of the model that is recorded"
+        "--layers", type=int, default=12, help="layers of the store to read, and of the model to record"
     )
     parser.add_argument("--entities", type=int, default=7200)
-    parser.add_argument("--rows", type=int, default=192, help="prompts that are recorded")
-    parser.add_argument("--every", type=int, default=1, help="of the 6000 rows that probes are fitted to")
+    parser.add_argument("--rows", type=int, default=192, help="prompts to record")
+    parser.add_argument("--every", type=int, default=1, help="fit probes to every n-th of the 6000 rows")
     quick = {"rounds": 2, "blocks": 1, "layers": 4, "entities": 1800, "rows": 64, "every": 6}
     options = parse(parser, quick=quick)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
@@ -183,11 +183,9 @@ def main() -> None:
 def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
     known = rates.disk(folder)
     rate = {n: rates.gemm(n) for n in (1, cores())}
-    machine = Table(
-        "machine", "What the machine gives", [Column("name", ""), Column("rate", "rate"), Column("unit", "")]
-    )
+    machine = Table("machine", "Rates of the machine", [Column("name", ""), Column("rate", "rate"), Column("unit", "")])
     for name, value, unit in (
-        ("product of float32 matrices, one thread", rate[1] / 1e9, "GFLOP/s"),
+        ("matrix product in float32, one thread", rate[1] / 1e9, "GFLOP/s"),
         (f"the same, {cores()} threads", rate[cores()] / 1e9, "GFLOP/s"),
         ("copying in memory, one thread", rates.copying() / 1e6, "MB/s"),
         ("crc32c, one thread", rates.checksumming() / 1e6, "MB/s"),

@@ -24,11 +24,11 @@ import numpy as np
 TITLE, THEME = "Peak memory of capture, writing and reading", "Growth"
 LAYERS, D_MODEL, BLOCK = 4, 2048, 128
 JOBS = ("capture", "write", "read")
-Job = Callable[[Callable[[], None]], None]  # calls what it is given at the moment from which memory counts
+Job = Callable[[Callable[[], None]], None]  # calls its argument when the measurement of memory starts
 
 
 def write(path: Path, blocks: int) -> Job:
-    """Stream `blocks` blocks of 4 MiB into a store, with one small array of values."""
+    """Return a job that streams `blocks` blocks of 4 MiB into a store from one small array."""
     from stratalens.store import ActivationWriter, create
     from stratalens.store.format.schema import site_variable
 
@@ -57,7 +57,7 @@ def write(path: Path, blocks: int) -> Job:
 
 
 def read(path: Path, blocks: int) -> Job:
-    """Read every layer of what `write` left, block by block of rows, verified."""
+    """Return a job that reads every layer of the store of `write`, verified, by blocks of rows."""
     from stratalens.store import open_store
 
     site = open_store(path, chunks=None).resid_post
@@ -72,31 +72,31 @@ def read(path: Path, blocks: int) -> Job:
 
 
 def recorded(path: Path, blocks: int) -> Job:
-    """capture() of a small random model with the same layers and width, statistics included."""
+    """Return a job that captures a small random model of the same layers and width, with statistics."""
     from benchmarks.data.tiny_model import Adding, prompts, record, tokenizer
 
     table, words = prompts(blocks * BLOCK), tokenizer()
 
     def run(target: Path, width: int, start: Callable[[], None]) -> None:
         def progress(stage: str, done: int, total: int) -> None:
-            if done == 0:  # before the first batch: prompts, labels and tokens are there
+            if done == 0:  # before the first batch, prompts, labels and tokens are in memory
                 start()
 
         record(Adding(LAYERS, width), table, target, words, block_size=BLOCK, batch_size=32, progress=progress)
 
-    # The same prompts through a narrow model: what torch sets up at first is held from here on.
+    # The same prompts through a narrow model, so that the memory of torch's first use is not measured.
     run(path.with_name(f"{path.name}.narrow"), 16, lambda: None)
     return lambda start: run(path, D_MODEL, start)
 
 
 def memory(key: str) -> float:
-    """MiB of resident memory now ("VmRSS") or at its highest ("VmHWM")."""
+    """Return the current ("VmRSS") or the highest ("VmHWM") resident memory in MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{key}:")[1].split()[0]) / 1024
 
 
 def child(job: str, path: Path, blocks: int) -> None:
-    """Run one job; prints what it held before its values streamed, and how far it rose above that."""
+    """Run one job; print its memory before its values stream, and the rise above that."""
     work = {"capture": recorded, "write": write, "read": read}[job](path, blocks)
     before = 0.0
 
@@ -139,7 +139,7 @@ def main() -> None:
     ):
         table = Table("peaks", "Peak of resident memory while values stream", [
             Column("name", ""), Column("size", "size"), Column("rows", "rows"), Column("values", "values", "MiB"),
-            Column("rise", "peak above that", "MiB"), Column("before", "held before", "MiB"),
+            Column("rise", "peak above that", "MiB"), Column("before", "in use before", "MiB"),
         ])  # fmt: skip
         results = measure(Path(folder), options.sizes, tuple(options.jobs))
         for job, runs in results.items():

@@ -45,13 +45,13 @@ OURS = (Ours, OursPlain, OursUnchecked)
 
 @lru_cache(maxsize=2)
 def values_of(shape: Shape, stage: int) -> np.ndarray:
-    """Normal noise of one stage (layer, entity, token, d_model)."""
+    """Return normal noise of one stage, of shape (layers, entities, tokens, d_model)."""
     rng = np.random.default_rng(stage)
     return np.stack([rng.standard_normal(shape[2:], dtype=np.float32).astype(DTYPE) for _ in range(shape[1])])
 
 
 def fill(kind: type[Format], folder: Path, shape: Shape, rows: int) -> Format:
-    """Write all stages; those that keep a file for each put get a whole stage at once, which is best for them."""
+    """Write all stages; a format with one file for each put gets a full stage at once, its best case."""
     files = kind(folder, shape, rows)
     files.begin()
     step = rows if issubclass(kind, Ours) else shape[2]
@@ -64,7 +64,7 @@ def fill(kind: type[Format], folder: Path, shape: Shape, rows: int) -> Format:
 
 
 def make_all(folder: Path, shape: Shape, rows: int) -> tuple[list[Format], dict[str, str]]:
-    """All ways filled, and the names of those that are not installed."""
+    """Return all filled formats, and the reason for each missing one."""
     raw = fill(Raw, folder / "raw", shape, shape[2])
     ours = fill(Ours, folder / "ours", shape, rows)
     formats: list[Format] = [raw, ours, *(kind(ours.folder, shape, rows) for kind in OURS[1:])]
@@ -80,7 +80,7 @@ def make_all(folder: Path, shape: Shape, rows: int) -> tuple[list[Format], dict[
 
 
 def ask(method: Format, question: str, shape: Shape, cold: bool, turn: list[int]) -> Timing:
-    """Open, answer (timed), close; another layer, entity, token or stage each time."""
+    """Open, read (timed) and close; each turn reads another layer, entity, token or stage."""
     turn[0] += 1
     stage = turn[0] % shape[0]
     which = {"layer": turn[0] % shape[1], "entity": (turn[0] * 37) % shape[2], "token": turn[0] % shape[3]}
@@ -96,7 +96,7 @@ def ask(method: Format, question: str, shape: Shape, cold: bool, turn: list[int]
 
 
 def check(methods: list[Format], shape: Shape) -> None:
-    """All answer alike."""
+    """Check that all formats return the same values."""
     asked = {"layer": (1, shape[1] // 2), "entity": (0, shape[2] - 3), "token": (1, shape[3] - 1), "stage": (0,)}
     for question, place in asked.items():
         stage = place[0] % shape[0]
@@ -111,7 +111,7 @@ def check(methods: list[Format], shape: Shape) -> None:
             handle = method.open()
             answer = getattr(method, question)(handle, stage, *place[1:])
             if not np.array_equal(answer, right):
-                raise SystemExit(f"{method.name} answers {question} with other values")
+                raise SystemExit(f"{method.name} returns other values for the query {question}")
             method.close(handle)
 
 

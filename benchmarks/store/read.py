@@ -42,11 +42,11 @@ from stratalens.store.threads import cores
 
 TITLE, THEME = "Reading our own files", "Store"
 LAYERS, D_MODEL, TOKENS, ROWS = 16, 2048, 1, 1024
-LARGE = (80, 8192, 64)  # layers, d_model and rows in a block: a model of 70 billion parameters
+LARGE = (80, 8192, 64)  # layers, d_model and rows of a block, for a model of 70 billion parameters
 
 
 def make(folder: Path, blocks: int, layers: int = LAYERS, d_model: int = D_MODEL, size: int = ROWS) -> Path:
-    """A bfloat16 store with blocks of `size` rows of random bits (64 MiB, inner chunks of 4 MiB)."""
+    """Write a bfloat16 store with blocks of `size` rows of random bits (64 MiB, inner chunks of 4 MiB)."""
     names = np.array([f"r{i}" for i in range(size * blocks)], dtype=object)
     values = np.random.default_rng(0).integers(0, 2**16, (layers, size, TOKENS, d_model), dtype=np.uint16)
     store = create(
@@ -99,16 +99,16 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
         with files[one].open("rb", buffering=0) as file:
             file.seek(offset)
             for start in range(0, size, READ_BYTES):
-                piece = memory[: min(READ_BYTES, size - start)]
-                file.readinto(piece.data)
-                crc = extend(crc, piece)
-                bfloat16_to_float32(piece.view(np.uint16), decoded[one, start // 2 : (start + len(piece)) // 2])
+                chunk = memory[: min(READ_BYTES, size - start)]
+                file.readinto(chunk.data)
+                crc = extend(crc, chunk)
+                bfloat16_to_float32(chunk.view(np.uint16), decoded[one, start // 2 : (start + len(chunk)) // 2])
             assert file.read(4) == crc.to_bytes(4, "little")
 
     pool = ThreadPoolExecutor(cores())
 
     def fresh(function: Callable[[int], None]) -> Callable[[], None]:
-        """On one thread for each core, into new memory, as every reader that returns an array does."""
+        """Run on one thread for each core, into new memory, as every reader that returns an array does."""
 
         def work() -> None:
             nonlocal raw_bits, decoded
@@ -190,7 +190,7 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
 
 
 class Readable:
-    """A TensorStore as dask wants an array to be."""
+    """A TensorStore with the array interface that dask needs."""
 
     def __init__(self, source: tensorstore.TensorStore) -> None:
         self.source, self.shape, self.ndim, self.dtype = source, source.shape, source.ndim, np.dtype(np.uint16)
@@ -200,7 +200,7 @@ class Readable:
 
 
 def verified(report: Report, path: Path, files: list[Path], pool: ThreadPoolExecutor, rounds: int) -> None:
-    """verify_store against reading and summing the same files, on one thread for each core."""
+    """Compare verify_store with reading and checksumming the same files on one thread for each core."""
 
     def summed(file: Path) -> None:
         memory, crc = np.empty(READ_BYTES, dtype=np.uint8), 0
@@ -218,7 +218,7 @@ def verified(report: Report, path: Path, files: list[Path], pool: ThreadPoolExec
 
 
 def entities(report: Report, path: Path, which: str, rounds: int) -> None:
-    """One entity, and 64 of them, over all layers."""
+    """Measure reading one entity and 64 entities over all layers."""
     layout = load(storage_at(path)).layouts["resid_post"]
     layers, size = layout.layers, layout.block_size
     small = layers * layout.row_nbytes
@@ -234,7 +234,7 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
             opened.readinto(np.empty(nbytes, dtype=np.uint8).data)
 
     def whole(part: int) -> None:
-        """One of two parts of the chunks that hold the entity: all bytes of the file, read and summed."""
+        """Read and checksum one half of the file, which contains all chunks of the entity."""
         step = -(-layout.file_nbytes // (2 * READ_BYTES)) * READ_BYTES
         memory, crc = np.empty(READ_BYTES, dtype=np.uint8), 0
         with file.open("rb", buffering=0) as opened:
@@ -255,7 +255,7 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
     }
     runs = alternate(one, rounds * 5, shuffle=True)
     title = f"One entity over all layers, {shape}: {small / 1e3:.0f} kB"
-    note = f"{floor} has the same labels: what xarray's own work takes, without files, checks and widening to float32"
+    note = f"{floor} has the same labels and shows the time of xarray's own work, without files, checks and widening to float32"
     report.timings(f"entity{which}", title, runs, base, ours=list(one)[1:5], amount=small / 1e6, note=note)
     for name in list(one)[1:4]:
         text = f"time of one entity over all layers ({shape}) relative to reading as many bytes: {name}"
@@ -285,7 +285,7 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
 
 
 def memory_map(path: Path, shape: tuple[int, ...], rows: int) -> np.memmap:
-    """A map of a file of bits, the first `rows` entities as the store has them; the rest of it is a hole."""
+    """Write and map a file of bits with the store's first `rows` entities; the rest is a hole."""
     bits = np.memmap(path.with_suffix(".bits"), dtype=np.uint16, mode="w+", shape=shape)
     stored = open_store(path, chunks=None, dtype="bits").resid_post
     for layer in range(shape[1]):
@@ -294,7 +294,7 @@ def memory_map(path: Path, shape: tuple[int, ...], rows: int) -> np.memmap:
 
 
 def fresh_rows(path: Path) -> None:
-    """One entity, from a store that is opened for it."""
+    """Open the store and read one entity."""
     open_store(path, chunks=None).resid_post.isel(stage=0, entity=5).load()
 
 

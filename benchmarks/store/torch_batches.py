@@ -114,7 +114,7 @@ def measure(
     methods: dict[str, Callable[[], object]] = {"values": lambda: site.values, "readinto": readinto}
     ours = [f"batches, {workers} workers" for workers in (0, 1, 2)]
     methods |= {name: epoch(loader(workers)) for workers, name in enumerate(ours)}
-    if before is None:  # a page that is mapped stays in memory, so never from disk
+    if before is None:  # mapped pages stay in memory, so this row exists only for memory
         bits = folder / "bits"
         site_bits = sl.open_store(path, chunks=None, dtype="bits").resid_post
         site_bits.isel(stage=0).sel(layer=LAYER).values.tofile(bits)

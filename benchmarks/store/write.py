@@ -36,7 +36,7 @@ FILLED = "stratalens, buffers filled before"
 
 
 def write(kind: type[Format], base: Path, shape: Shape, values: np.ndarray, sync: bool) -> Timing:
-    """All blocks through one format; seconds of the writing alone."""
+    """Write all blocks in one format and return the time of the writing alone."""
     folder = Path(tempfile.mkdtemp(dir=base))
     files = kind(folder / "files", shape, ROWS)
     files.begin()
@@ -50,7 +50,7 @@ def write(kind: type[Format], base: Path, shape: Shape, values: np.ndarray, sync
 
 
 def write_filled(base: Path, shape: Shape, values: np.ndarray) -> Timing:
-    """Ours with the values in its buffers already, as capture leaves them there while the model computes."""
+    """Write our store from buffers that capture would fill while the model computes."""
     folder = Path(tempfile.mkdtemp(dir=base))
     files = Ours(folder / "files", shape, ROWS)
     files.begin()
@@ -67,7 +67,9 @@ def write_filled(base: Path, shape: Shape, values: np.ndarray) -> Timing:
     for block in blocks[2:]:
         buffer = stage.buffer(block)
         buffer.skip([])
-        for written in buffer._written.values():  # its memory is that of a block before, which holds the values
+        for (
+            written
+        ) in buffer._written.values():  # the buffer reuses the memory of an earlier block with the same values
             written[...] = True
         stage.submit(buffer)
     stage.close()
@@ -94,7 +96,7 @@ def main() -> None:
 
 
 def measure(report: Report, base: Path, blocks: int, rounds: int) -> None:
-    """One table for a folder."""
+    """Add one table for a folder."""
     shape = (1, LAYERS, ROWS * blocks, TOKENS, D_MODEL)
     values = np.random.default_rng(0).standard_normal((LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.float32).astype(DTYPE)
     megabytes = values.nbytes * blocks / 1e6
