@@ -59,8 +59,8 @@ def main() -> None:
         (few, at_few), (many, at_many) = sorted(over.items())
         each = (at_many - at_few) / (many - few)
         report.note(
-            f"Recording adds {1e6 * each:.0f} microseconds for each token and {at_few - each * few:.2f} seconds for the "
-            "job (the line through both sizes)"
+            f"Recording adds {1e6 * each:.0f} microseconds for each token and {at_few - each * few:.2f} seconds for "
+            "the job (the line through both sizes)"
         )
         shutil.rmtree(model.tokenizer.name_or_path, ignore_errors=True)
 

@@ -48,7 +48,7 @@ class Capture(Method):
 
 
 class CaptureWithStatistics(Capture):
-    """The same with all statistics: 8 of every activation, and those of the output, which need logits at every token."""
+    """The same with 8 statistics of every activation and all of the output, which need logits at every token."""
 
     name = "stratalens, all statistics"
     statistics = True

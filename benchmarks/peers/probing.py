@@ -70,7 +70,7 @@ def sparse_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
         )
         for seed in range(folds + 1)
     ]  # fmt: skip
-    # Its loss is a mean, so the penalty of C is 1 / (C n). It never fits all rows, so there is no direction to compare.
+    # Its loss is a mean, so the penalty of C is 1 / (C n). It never fits all rows, so no direction is comparable.
     return Fits(np.array([r.metrics.accuracy for r in results[:folds]]), None)
 
 

@@ -44,7 +44,7 @@ class Workload:
         }
 
     def block_size(self, setting: str) -> int:
-        """Return the rows of a block, which the store commits together and which are sorted by length and padded together."""
+        """Return the rows of a block, which are committed, sorted by length and padded together."""
         return int(self.facts["block_size"][setting])
 
     def batches(self, setting: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -255,7 +255,7 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
     }
     runs = alternate(one, rounds * 5, shuffle=True)
     title = f"One entity over all layers, {shape}: {small / 1e3:.0f} kB"
-    note = f"{floor} has the same labels and shows the time of xarray's own work, without files, checks and widening to float32"
+    note = f"{floor} has the same labels: the time of xarray's own work, without files, checks and widening to float32"
     report.timings(f"entity{which}", title, runs, base, ours=list(one)[1:5], amount=small / 1e6, note=note)
     for name in list(one)[1:4]:
         text = f"time of one entity over all layers ({shape}) relative to reading as many bytes: {name}"
