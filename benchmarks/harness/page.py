@@ -139,9 +139,9 @@ def comparison(table: dict[str, Any]) -> list[str]:
             ("slower", {n: c for n, c in others.items() if c["min"] > 1}),
         ):
             names = [f"{n} ({number(c['median'])})" for n, c in sorted(chosen.items(), key=lambda i: i[1]["median"])]
-            groups += [f"{word} {', '.join(names)}"] if names else []
+            groups += [f"{word}: {', '.join(names)}"] if names else []
         ours = table["ours"][0]
-        sentences += [f"Seconds ({what}) relative to {ours}: {'; '.join(groups)}."] if groups else []
+        sentences += [f"Seconds ({what}) relative to *{ours}*; {'; '.join(groups)}."] if groups else []
     return sentences
 
 

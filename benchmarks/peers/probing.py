@@ -91,8 +91,8 @@ def lmprobe_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
 def lmprobe_sweep(scratch: Path, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
     """Run `Probe.sweep_layers` with its defaults, from activations in its cache, so that no model runs.
 
-    The cache is filled once, outside the timing. The sweep has no folds. It therefore sweeps one layer for each fold and
-    one more, all with the same values, which gives as many fits as the others have. It scores no held-out rows.
+    The cache is filled once, outside the timing. The sweep has no folds. It therefore sweeps one layer for each fold
+    and one more, all with the same values, which gives as many fits as the others have. It scores no held-out rows.
     """
     from lmprobe import Probe, set_cache_backend
     from lmprobe.cache import save_prompt_activations
