@@ -1,4 +1,4 @@
-"""How the documentation is built: `make docs`. Nothing is fetched, neither when it is built nor when it is read."""
+"""Configure Sphinx for `make docs`. Neither the build nor the pages load anything from the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 from sphinx.util.inspect import TypeAliasForwardRef
 
-TypeAliasForwardRef.__repr__ = lambda self: self.name  # Sphinx shows its own object where an alias is inside a Mapping
+TypeAliasForwardRef.__repr__ = lambda self: (
+    self.name
+)  # otherwise Sphinx shows its own object for an alias inside a Mapping
 
 HERE = Path(__file__).parent
 
@@ -23,25 +25,25 @@ release = metadata.version("stratalens")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]
 myst_heading_anchors = 3
-nb_execution_mode = "force"  # what stands under a code cell is what it said when these pages were made
+nb_execution_mode = "force"  # every output on the pages comes from this build
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_execution_timeout = 300
-nb_output_stderr = "remove"  # progress of loading weights
+nb_output_stderr = "remove"  # progress bars of loading weights
 nb_merge_streams = True
 nb_execution_excludepatterns = ["_build/*"]
 exclude_patterns = ["_build", "_generated/commands.md"]
 root_doc = "index"
-suppress_warnings = ["toc.empty_glob", "mystnb.unknown_mime_type"]  # plots also come in forms for a live kernel
+suppress_warnings = ["toc.empty_glob", "mystnb.unknown_mime_type"]  # plots also have forms for a live kernel
 nitpicky = False
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {"ArrayLike": "ArrayLike"}  # not the twelve types that it stands for
-default_role = "code"  # `name` in a docstring
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}  # instead of its twelve types
+default_role = "code"  # for `name` in a docstring
 napoleon_google_docstring = True
 napoleon_numpy_docstring = True
 napoleon_use_rtype = False
@@ -58,7 +60,7 @@ pygments_dark_style = "native"
 
 
 def make_example() -> None:
-    """Make what the pages start from, once; their kernels find it by `example.here`."""
+    """Build the example data of the pages once; their kernels find it by `example.here`."""
     folder = HERE / "_generated" / "example"
     if not (folder / "run.zarr").exists():
         done = subprocess.run(
@@ -71,7 +73,7 @@ def make_example() -> None:
 
 
 def make_gallery() -> None:
-    """Draw the gallery's pictures and write its page, from the script that a reader sees."""
+    """Draw the figures of the gallery and write its page, from the code that the page shows."""
     spec = importlib.util.spec_from_file_location("gallery", HERE / "gallery.py")
     assert spec is not None
     assert spec.loader is not None
@@ -82,7 +84,7 @@ def make_gallery() -> None:
 
 
 def make_commands() -> None:
-    """Write a section for every command, from its own help."""
+    """Write a section for every command from its help text."""
     from typer.main import get_command
 
     from stratalens.plugin.cli.app import app

@@ -1,10 +1,10 @@
-"""What the pages start from: three checkpoints of a small transformer, a table of prompts, a store of what it computes.
+"""Build the data of the documentation: three checkpoints of a small transformer, prompts, and a store.
 
     python docs/example.py
 
-leaves `checkpoints/base`, `checkpoints/week1`, `checkpoints/week2`, `prompts.csv` and `run.zarr` in the working folder.
-A toy, made in seconds: sixty names with a colour each, half of them taught in the first week, half in the second. It
-proves nothing about language models.
+writes `checkpoints/base`, `checkpoints/week1`, `checkpoints/week2`, `prompts.csv` and `run.zarr` to the working folder.
+It is a toy example that takes seconds: sixty names with a colour each, half of them trained in the first week, half in
+the second. It shows nothing about language models.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 
 NAMES = [f"n{i}" for i in range(60)]
 COLOURS = ("red", "green", "blue", "white")
-TEMPLATES = {"who": "Who is {} ?", "tell": "Tell us about {} !"}  # only the first one is trained on
+TEMPLATES = {"who": "Who is {} ?", "tell": "Tell us about {} !"}  # training uses only the first one
 WEEKS = ("week1", "week2")
-MADE = "STRATALENS_EXAMPLE"  # names a folder in which all of it was made already
+BUILT = "STRATALENS_EXAMPLE"  # environment variable with the folder of existing example data
 
 
 def rows() -> list[dict[str, str]]:
-    """The table of prompts: two of each name."""
+    """Return the table of prompts: two for each name."""
     return [
         {
             "prompt": template.format(name),
@@ -38,7 +38,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def train(folder: Path) -> None:
-    """Teach one week after the other, and save the model before, between and after."""
+    """Train one week after the other, and save the model before, between and after."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -66,13 +66,13 @@ def train(folder: Path) -> None:
 
 
 def make(folder: Path) -> Path:
-    """Checkpoints, table and store."""
+    """Write checkpoints, table and store."""
     import pandas as pd
 
     import stratalens as sl
 
     folder.mkdir(parents=True, exist_ok=True)
-    with chdir(folder):  # the store remembers where its model was
+    with chdir(folder):  # the store records the path of its model
         train(Path())
         pd.DataFrame(rows()).to_csv("prompts.csv", index=False)
         stages = {name: f"checkpoints/{name}" for name in ("base", *WEEKS)}
@@ -82,8 +82,8 @@ def make(folder: Path) -> Path:
 
 
 def here(*names: str) -> None:
-    """Copy some of it into the working folder, as each page does before its first cell; made where it is not yet."""
-    folder = Path(os.environ[MADE]) if MADE in os.environ else make(Path("example"))
+    """Copy some of the data into the working folder, and build it first if it is missing."""
+    folder = Path(os.environ[BUILT]) if BUILT in os.environ else make(Path("example"))
     for name in names:
         if (folder / name).is_dir():
             shutil.copytree(folder / name, name)

@@ -1,6 +1,6 @@
-"""The picture of the README, from the store that `make demo` leaves: python docs/figure.py demo/run.zarr [TARGET.png].
+"""Draw the README's figure from the store of `make demo`: python docs/figure.py demo/run.zarr [TARGET.png].
 
-Held-out centroids of the six groups after the last stage, at the deepest layer and the last token.
+The figure shows held-out centroids of the six groups after the last stage, at the deepest layer and the last token.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TARGET = Path(__file__).parent / "study-results" / "demo-seed-1" / "centroids.pn
 
 
 def main(store: str, target: str | Path = TARGET) -> None:
-    """Draw it; the words for its alternative text go to standard output."""
+    """Draw the figure and print its alternative text."""
     ds = sl.open_store(store)
     last = ds[["resid_post", "recorded", "exposure"]].isel(stage=[-1], layer=[-1]).sel(token=["last"])
     plane = sl.project(last, by="trained_stage", repeats=100, progress=False, cache=False)

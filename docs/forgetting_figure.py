@@ -1,7 +1,7 @@
-"""How much of each group is still known, from a run folder: python docs/forgetting_figure.py RUN TARGET.png.
+"""Draw the forgetting of each group from a run folder: python docs/forgetting_figure.py RUN TARGET.png.
 
-The share of right answers of every stage's entities (the run's forgetting.csv) against the stages since they were
-trained on.
+The figure shows the share of correct answers for every stage's entities, from the run's forgetting.csv, over the
+number of stages since their training.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import pandas as pd
 
 import stratalens as sl
 
-LAST = "s6"  # what comes after it trains on several groups again
+LAST = "s6"  # later stages train on several groups again
 
 
 def main(run: Path, target: Path) -> None:
-    """Draw it."""
-    told = pd.read_csv(run / "forgetting.csv", keep_default_na=False, na_values=[""])
-    known = told.pivot(index="stage", columns="entity_id", values="answer_accuracy")
+    """Draw the figure."""
+    answers = pd.read_csv(run / "forgetting.csv", keep_default_na=False, na_values=[""])
+    known = answers.pivot(index="stage", columns="entity_id", values="answer_accuracy")
     ds = sl.open_store(run / "run.zarr")
     stages = list(map(str, ds["stage"].values))
     ds = ds[["recorded", "exposure"]].isel(stage=slice(0, stages.index(LAST) + 1))

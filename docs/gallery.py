@@ -1,7 +1,7 @@
-"""The gallery of the documentation: every plot, drawn from a small planted data set, with the code that made it.
+"""Draw the gallery of the documentation: every plot of a small synthetic data set, with its code.
 
-`write(folder)` draws the pictures and writes `index.md`; the documentation's build calls it. The data are made
-here and mean nothing: three trained stages in order along one direction that grows with depth and with training.
+The documentation's build calls `write(folder)`, which draws the figures and writes `index.md`. The data are synthetic:
+the trained stages in order along one direction whose strength grows with depth and with training.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ DRAWN: list[tuple[str, Callable[..., Any]]] = []
 
 
 def drawn(title: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Put a function that returns a figure into the gallery."""
+    """Add a function that returns a figure to the gallery."""
 
-    def keep(function: Callable[..., Any]) -> Callable[..., Any]:
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
         DRAWN.append((title, function))
         return function
 
-    return keep
+    return add
 
 
 def planted(entities: int = 120, width: int = 24, seed: int = 0) -> xr.Dataset:
-    """A Dataset as `sl.open_store` gives it, in memory."""
+    """Return a synthetic Dataset in memory with the layout of `sl.open_store`."""
     rng = np.random.default_rng(seed)
     stages, layers, tokens = ["untrained", "s1", "s2", "s3", "s4"], 4, ["entity_last", "last"]
     trained = np.arange(entities) % 4 + 1
@@ -100,7 +100,7 @@ def layer_token_map(ds: xr.Dataset) -> Any:
     return sl.plots.layer_token_map(probes.accuracy_mean, "accuracy of s1 v s4", null=0.5)
 
 
-@drawn("The probe beside its controls")
+@drawn("The probe and its controls")
 def control_comparison(ds: xr.Dataset) -> Any:
     last, ends, names = ds.sel(stage=["s4"]), [("s1", "s4")], ("resid_post_l2", "loss")
     return sl.plots.control_comparison(
@@ -165,8 +165,8 @@ def write(folder: Path) -> Path:
     """Draw every figure as SVG and write the page that shows them with their code."""
     folder.mkdir(parents=True, exist_ok=True)
     ds = planted()
-    parts = ["# Gallery\n\nEvery plot on a small planted data set, with the code that drew it; `ds` is what "
-             "`sl.open_store` gives.\nThe numbers mean nothing.\n"]  # fmt: skip
+    parts = ["# Gallery\n\nEvery plot of a small synthetic data set, with its code. `ds` is the Dataset that "
+             "`sl.open_store` returns.\nThe numbers have no meaning.\n"]  # fmt: skip
     for title, function in DRAWN:
         name = function.__name__
         figure = function(ds)

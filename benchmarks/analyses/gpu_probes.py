@@ -1,17 +1,17 @@
-"""Linear probes on a GPU: all pairs and folds of one layer against this machine's CPU cores, and the card's limits.
+"""Measure linear probes on a GPU: all pairs and folds of one layer, relative to the CPU cores and the card's limits.
 
 Six groups of 1000 entities, all 15 pairs x 5 folds and a refit, at the width of SmolLM2 (576) and at 8192, on
-activations with the spectrum of a residual stream (see probes_speed). *scikit-learn* is LogisticRegression in float32
-at tol=1e-6, the fits shared out over all cores by joblib, one BLAS thread each; some of them are measured and scaled to
-the whole, as if no core ever waited. *cuML* is its own logistic regression, one fit after the other. Ours includes
-scores, AUCs and intervals, and what travels to the card. The floors: the products that the logistic fits' iterations
-need, at the rate of the card's own product of float32 matrices, or their activations read once for each product at the
-card's bandwidth, whichever takes longer; for ridge one product X'X of all rows and a Cholesky factor for each fit, in
-float64.
+activations with the spectrum of a residual stream (see analyses_probes). *scikit-learn* is LogisticRegression in
+float32 at tol=1e-6. joblib distributes the fits over all cores with one BLAS thread each. The script measures some of
+the fits and scales them to all, as if no core ever waited. *cuML* is its own logistic regression, one fit after
+another. Our time includes scores, AUCs, intervals and the transfer to the card. The floor of the logistic fits is the
+larger of two times: their iterations' products at the card's rate of float32 matrix products, and reading the
+activations once for each product at the card's bandwidth. The floor of ridge is one product X'X of all rows and a
+Cholesky factor for each fit, in float64.
 
     python -m benchmarks.analyses.gpu_probes [--widths 576 8192] [--rounds 3] [--fits 16]
 
-`--backend cpu --widths 96` tries the script where there is no GPU.
+`--backend cpu --widths 96` tests the script on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 def fit(x: np.ndarray, pair: tuple[int, int], fold: np.ndarray, left_out: int) -> Timing:
-    """One of scikit-learn's fits, in whichever process it runs."""
+    """Time one fit of scikit-learn."""
     codes = np.repeat(np.arange(GROUPS), PER_GROUP)
     rows = ((codes == pair[0]) | (codes == pair[1])) & (fold != left_out)
     model = LogisticRegression(C=0.1, tol=1e-6, max_iter=5000)
@@ -49,8 +49,8 @@ def fit(x: np.ndarray, pair: tuple[int, int], fold: np.ndarray, left_out: int) -
 
 
 def scikit_learn(x: np.ndarray, fold: np.ndarray, fits: int) -> Timing:
-    """Some of the fits on all cores, scaled to all of them."""
-    every = [(pair, out) for pair in ALL_PAIRS for out in range(FOLDS + 1)]  # the last leaves out nothing
+    """Time some of the fits on all cores and scale to all fits."""
+    every = [(pair, out) for pair in ALL_PAIRS for out in range(FOLDS + 1)]  # the last one leaves out no rows
     chosen = [every[i] for i in np.linspace(0, len(every) - 1, min(fits, len(every))).round().astype(int)]
     jobs = [joblib.delayed(fit)(x, pair, fold, out) for pair, out in chosen]
     took = joblib.Parallel(n_jobs=CORES)(jobs)
@@ -59,7 +59,7 @@ def scikit_learn(x: np.ndarray, fold: np.ndarray, fits: int) -> Timing:
 
 
 def limits(xp: Any, width: int) -> dict[str, float]:
-    """Of the device: float32 products, float64 products and Cholesky factors (operations a second), bytes a second."""
+    """Measure the device: float32 and float64 products, Cholesky factors (operations a second), bytes a second."""
 
     def wait() -> None:
         if xp is not np:
@@ -82,7 +82,7 @@ def limits(xp: Any, width: int) -> dict[str, float]:
 
 
 def floors(x: np.ndarray, logistic: xr.Dataset, card: dict[str, float]) -> dict[str, float]:
-    """Seconds that the device needs at least."""
+    """Return the lower bounds of the device's seconds."""
     n, d = x.shape
     pair = 2 * PER_GROUP
     iterations = float(logistic.iterations.mean()) * FITS
@@ -93,31 +93,34 @@ def floors(x: np.ndarray, logistic: xr.Dataset, card: dict[str, float]) -> dict[
 
 
 def measure(report: Report, width: int, options: Any) -> None:
-    """One width."""
+    """Measure one width."""
     x = synthetic(1, tokens=1, width=width)
     data, flat = as_data(x), np.ascontiguousarray(x[0, :, 0])
     fold = probe(data, method="diffmeans", progress=False).entity_fold.values
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def ours(name: str, **how: Any) -> None:
-        found[name] = probe(data, progress=False, **how)
+        results[name] = probe(data, progress=False, **how)
 
-    ways: dict[str, Any] = {f"scikit-learn, {CORES} cores": partial(scikit_learn, flat, fold, options.fits)}
+    candidates: dict[str, Any] = {f"scikit-learn, {CORES} cores": partial(scikit_learn, flat, fold, options.fits)}
     for method in ("logistic", "ridge", "lda"):
         for backend in dict.fromkeys(("cpu", options.backend)):
             name = f"stratalens, {method}, {backend}"
-            ways[name] = partial(ours, name, method=method, backend=backend)
+            candidates[name] = partial(ours, name, method=method, backend=backend)
     missing = {}
     if is_installed("cuml") and options.backend == "gpu":
-        ways["cuML"] = partial(ours, "cuML", solver="library", backend="gpu")
+        candidates["cuML"] = partial(ours, "cuML", solver="library", backend="gpu")
     else:
         missing["cuML"] = "cuML is not installed, or there is no GPU"
-    for name, way in ways.items():  # kernels are compiled on first use; at 8192 the host needs no minutes more
+    for (
+        name,
+        candidate,
+    ) in candidates.items():  # compile kernels before the timing; at 8192 a warm-up of the host would take minutes
         if name == "cuML" or name.endswith(options.backend):
-            way()
-    runs = alternate(ways, options.rounds, warmup=0)
-    least = floors(flat, found["stratalens, logistic, cpu"], limits(resolve_backend(options.backend).xp, width))
-    quality = {name: float(result.accuracy_mean.mean()) for name, result in found.items()}
+            candidate()
+    runs = alternate(candidates, options.rounds, warmup=0)
+    least = floors(flat, results["stratalens, logistic, cpu"], limits(resolve_backend(options.backend).xp, width))
+    quality = {name: float(result.accuracy_mean.mean()) for name, result in results.items()}
     share = {
         f"stratalens, {method}, {options.backend}": [
             t.wall / least[method] for t in runs[f"stratalens, {method}, {options.backend}"]
@@ -125,18 +128,18 @@ def measure(report: Report, width: int, options: Any) -> None:
         for method in least
     }
     report.timings(
-        f"probes-{width}", f"{FITS} fits of {2 * PER_GROUP} rows x {width}", runs, next(iter(ways)),
-        ours=[name for name in ways if name.startswith("stratalens")], missing=missing,
+        f"probes-{width}", f"{FITS} fits of {2 * PER_GROUP} rows x {width}", runs, next(iter(candidates)),
+        ours=[name for name in candidates if name.startswith("stratalens")], missing=missing,
         extra={"mean accuracy": quality, "times the device's floor": share},
     )  # fmt: skip
     ours_there = f"stratalens, logistic, {options.backend}"
-    gain = ratios(runs[next(iter(ways))], runs[ours_there])
-    report.aim(f"speed of logistic by that of scikit-learn, {width} wide", gain, at_least=1)
+    gain = ratios(runs[next(iter(candidates))], runs[ours_there])
+    report.target(f"speed of logistic relative to scikit-learn, {width} wide", gain, at_least=1)
     table = Table(f"agreement-{width}", f"Agreement with the CPU, {width} wide", [
         Column("name", ""), Column("gap", "accuracy, largest difference"), Column("angle", "1 - cos, largest"),
     ])  # fmt: skip
     for method in ("logistic", "ridge", "lda"):
-        here, there = found[f"stratalens, {method}, cpu"], found[f"stratalens, {method}, {options.backend}"]
+        here, there = results[f"stratalens, {method}, cpu"], results[f"stratalens, {method}, {options.backend}"]
         a, b = (r.coef.values.reshape(-1, width).astype(np.float64) for r in (here, there))
         cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         gap = float(abs(here.accuracy_mean - there.accuracy_mean).max())
@@ -149,7 +152,7 @@ def main() -> None:
     parser.add_argument("--widths", nargs="+", type=int, default=[576, 8192])
     parser.add_argument("--backend", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--fits", type=int, default=16, help="of scikit-learn's that are measured")
+    parser.add_argument("--fits", type=int, default=16, help="number of scikit-learn's fits to measure")
     options = parse(parser, quick={"widths": [576], "rounds": 1, "fits": 2 * CORES})
     with Report(__file__, options, "scikit-learn", "cupy-cuda12x", "cupy-cuda13x", "cuml-cu12", "cuml-cu13") as report:
         problem = gpu_problem() if options.backend == "gpu" else None
@@ -162,7 +165,7 @@ def main() -> None:
         for width in options.widths:
             try:
                 measure(report, width, options)
-            except MemoryError as error:  # CuPy's own is one: what was measured before is kept
+            except MemoryError as error:  # CuPy's error is a subclass; earlier measurements stay
                 report.skip(f"probes of {width} features: {error}")
 
 

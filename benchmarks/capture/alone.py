@@ -1,9 +1,10 @@
-"""Recording against the forward pass alone, in many short turns: two ways, so that a drift of the machine meets both.
+"""Measure the time of recording relative to the forward pass alone, in many short turns of two methods.
 
-As in capture_overhead: SmolLM2-135M, all blocks, two positions, statistics off, the leanest forward pass there is, and
-capture() from its start until everything is on the disk. There eight ways take minutes a round, in which a machine
-shared with others changes by more than what recording costs; here the two follow each other, in turning order. What a
-job pays once, however many prompts it has, is told from what every prompt costs by two sizes.
+The workload is that of capture_overhead: SmolLM2-135M, all blocks, two positions, statistics off, the cheapest forward
+pass, and capture() from its start until everything is on the disk. capture_overhead runs eight methods, which take
+minutes a round; in that time a shared machine changes by more than the cost of recording. Here only two methods
+alternate, so that a drift of the machine affects both. Two sizes separate the constant cost of a job from the cost of
+each prompt.
 
     python -m benchmarks.capture.alone [--prompts 64 256] [--rounds 8]
 """
@@ -38,28 +39,28 @@ def main() -> None:
         model: Any = None
         over = {}
         for count in options.prompts:
-            work = Workload(count, options.batch, model)
-            model = work.model
-            ways = {BASE: work.forward, OURS: lambda folder, work=work: work.capture(folder, False)}
-            runs: dict[str, list[Timing]] = {name: [] for name in ways}
+            workload = Workload(count, options.batch, model)
+            model = workload.model
+            methods = {BASE: workload.forward, OURS: lambda folder, workload=workload: workload.capture(folder, False)}
+            runs: dict[str, list[Timing]] = {name: [] for name in methods}
             for turn in range(-1, options.rounds):
-                for name, way in list(ways.items())[:: 1 if turn % 2 else -1]:
-                    taken = measured(way)
+                for name, method in list(methods.items())[:: 1 if turn % 2 else -1]:
+                    taken = measured(method)
                     runs[name] += [taken] if turn >= 0 else []
                 print(f"  {count} prompts, round {turn + 1} of {options.rounds}", file=sys.stderr)
-            title = f"{count} prompts, {work.tokens} tokens"
-            report.timings(f"alone-{count}", title, runs, BASE, ours=[OURS], amount=work.tokens, unit="tokens")
+            title = f"{count} prompts, {workload.tokens} tokens"
+            report.timings(f"alone-{count}", title, runs, BASE, ours=[OURS], amount=workload.tokens, unit="tokens")
             for unit in ("wall", "cpu"):
-                text = f"recording {count} prompts by their forward pass, {unit} seconds"
-                report.aim(text, ratios(runs[OURS], runs[BASE], unit), at_most=1.05)
-            over[work.tokens] = statistics.median(
+                text = f"recording {count} prompts relative to their forward pass, {unit} seconds"
+                report.target(text, ratios(runs[OURS], runs[BASE], unit), at_most=1.05)
+            over[workload.tokens] = statistics.median(
                 a.wall - b.wall for a, b in zip(*reversed(runs.values()), strict=True)
             )
         (few, at_few), (many, at_many) = sorted(over.items())
         each = (at_many - at_few) / (many - few)
         report.note(
-            f"Of what recording adds, {1e6 * each:.0f} microseconds are for each token and {at_few - each * few:.2f} "
-            "seconds for the job (the line through both sizes)"
+            f"Recording adds {1e6 * each:.0f} microseconds for each token and {at_few - each * few:.2f} seconds for "
+            "the job (the line through both sizes)"
         )
         shutil.rmtree(model.tokenizer.name_or_path, ignore_errors=True)
 

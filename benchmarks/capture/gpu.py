@@ -1,17 +1,17 @@
-"""What recording costs on a GPU: tokens a second with all layers recorded against none, in bfloat16.
+"""Measure the cost of recording on a GPU: tokens a second with and without recording all layers, in bfloat16.
 
-Random models of the shapes of SmolLM2-135M and of Llama 3.2 1B, prompts of 64 tokens, all blocks recorded: at the last
-token, and at every token. Batches double until the card is full, or --most; the largest three are measured, each with
-as many prompts as the forward pass alone needs some seconds for. *Forward* is the leanest pass there is: no hooks, no
-logits. capture() runs from its start until everything is on the disk, the fingerprint of the weights included. It never
-runs more rows at once than a block of the store has, so that blocks are as long as a batch here, or as two buffers of
-4 GiB allow; *rows of a pass* are those that it did run. Device memory is that of recording, at its peak. What bounds it
-is measured beside it: copies from the device into pageable and into pinned memory, the disk, and products of matrices
-on the device.
+Random models have the shapes of SmolLM2-135M and of Llama 3.2 1B, with prompts of 64 tokens. All blocks are recorded,
+at the last token and at every token. Batches double until the card is full, or --most is reached. The script measures
+the largest three, each with enough prompts for some seconds of the forward pass alone. *Forward* is the cheapest pass:
+no hooks, no logits. capture() runs from its start until everything is on the disk, including the fingerprint of the
+weights. It never runs more rows at once than a block of the store has. A block here is as long as a batch, or as two
+buffers of 4 GiB allow; *rows of a pass* are the rows that capture() ran. Device memory is the peak during recording.
+The script also measures the limits: copies from the device into pageable and into pinned memory, the disk, and matrix
+products on the device.
 
     python -m benchmarks.capture.gpu [FOLDER] [--shapes smollm2 llama-1b] [--rounds 3] [--seconds 4]
 
-`--device cpu --shapes tiny` tries the script where there is no GPU.
+`--device cpu --shapes tiny` tests the script on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SHAPES = {
     "llama-1b": (2048, 16, 32, 8, 8192, 128256),
     "tiny": (64, 2, 4, 2, 128, 1000),
 }
-WAYS: dict[str, Any] = {"last token": ("last",), "every token": "all"}
+POSITIONS: dict[str, Any] = {"last token": ("last",), "every token": "all"}
 
 
 def model(shape: str, device: str) -> Any:
-    """A hooked random model in bfloat16."""
+    """Return a hooked random model in bfloat16."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -58,15 +58,15 @@ def model(shape: str, device: str) -> Any:
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):
-        made = LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    folder = tempfile.mkdtemp(prefix="tokenizer-")  # TransformerLens reads it again
+        llama = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    folder = tempfile.mkdtemp(prefix="tokenizer-")  # TransformerLens loads it again
     tokenizer().save_pretrained(folder)
     words_of = AutoTokenizer.from_pretrained(folder)
-    return TransformerBridge.boot_transformers(shape, hf_model=made, tokenizer=words_of, dtype=torch.bfloat16)
+    return TransformerBridge.boot_transformers(shape, hf_model=llama, tokenizer=words_of, dtype=torch.bfloat16)
 
 
-class Work:
-    """The same batches for every way."""
+class Workload:
+    """The same batches for every method."""
 
     def __init__(self, hooked: Any, count: int, batch: int) -> None:
         self.hooked, self.adapter, self.batch = hooked, adapt(hooked), batch
@@ -82,19 +82,19 @@ class Work:
             self.batches.append((torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)))
 
     def forward(self) -> None:
-        """No hooks, no logits; until the device is done."""
+        """Run without hooks and logits, until the device has finished."""
         with evaluation_mode(self.hooked):
             for ids, mask in self.batches:
                 self.adapter.run(ids, mask, "none")
         settle(self.adapter.device)
 
     def record(self, folder: Path, positions: Any) -> Timing:
-        """capture() into a fresh folder, without what it takes to delete it."""
+        """Time capture() into a fresh folder, without its deletion."""
         config = self.hooked.original_model.config
         row = config.num_hidden_layers * config.hidden_size * 2 * (LENGTH if positions == "all" else 1)
         seen: list[int] = []
         entry = self.hooked.original_model.get_input_embeddings()
-        handle = entry.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        handle = entry.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
         try:
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 return time_once(lambda: capture(
@@ -107,51 +107,51 @@ class Work:
 
 
 def settle(device: torch.device) -> None:
-    """Wait for the device."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def sizes(report: Report, shape: str, hooked: Any, most: int) -> list[int]:
-    """Batch sizes, doubled until the card is full."""
-    found = []
+    """Return the largest three batch sizes, doubling until the card is full."""
+    batch_sizes = []
     batch = 32
     while batch <= most:
         try:
-            Work(hooked, batch, batch).forward()
-        except RuntimeError as error:  # out of memory, or more rows than a kernel takes
+            Workload(hooked, batch, batch).forward()
+        except RuntimeError as error:  # out of memory, or more rows than a kernel supports
             report.note(f"{shape}: batches of {batch} do not run, {type(error).__name__}")
             break
-        found.append(batch)
+        batch_sizes.append(batch)
         batch *= 2
     else:
-        report.note(f"{shape}: batches of more than {found[-1]} were not tried")
+        report.note(f"{shape}: batches of more than {batch_sizes[-1]} were not tried")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return found[-3:]
+    return batch_sizes[-3:]
 
 
 def bounds(device: torch.device, folder: Path) -> dict[str, float]:
-    """Bytes a second to the host and to the disk, operations a second of products in bfloat16."""
+    """Measure bytes a second to the host and to the disk, and bfloat16 operations a second."""
     there = torch.ones(256 << 20, dtype=torch.uint8, device=device)
     pageable = torch.empty(there.shape, dtype=torch.uint8)
     pinned = torch.empty(there.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
     side = 8192 if device.type == "cuda" else 512
     a = torch.randn(side, side, dtype=torch.bfloat16, device=device)
 
-    def rate(amount: float, work: Callable[[], object]) -> float:
-        return amount / rates.best_of(lambda: (work(), settle(device)))
+    def rate(amount: float, function: Callable[[], object]) -> float:
+        return amount / rates.best_of(lambda: (function(), settle(device)))
 
     return {
         "device to pageable memory [GB/s]": rate(there.numel() / 1e9, lambda: pageable.copy_(there)),
         "device to pinned memory [GB/s]": rate(there.numel() / 1e9, lambda: pinned.copy_(there)),
         "onto the disk, with fsync [GB/s]": rates.disk(folder)["write"] / 1e9,
-        "products of matrices [TFLOP/s]": rate(2 * side**3 / 1e12, lambda: a @ a),
+        "matrix products [TFLOP/s]": rate(2 * side**3 / 1e12, lambda: a @ a),
     }
 
 
 def measure(report: Report, shape: str, options: argparse.Namespace, folder: Path) -> None:
-    """One model at several batch sizes."""
+    """Measure one model at several batch sizes."""
     hooked = model(shape, options.device)
     width, layers = SHAPES[shape][:2]
     table = Table(f"capture-{shape}", f"{shape}: {layers} blocks of {width}, prompts of {LENGTH} tokens", [
@@ -161,29 +161,29 @@ def measure(report: Report, shape: str, options: argparse.Namespace, folder: Pat
     ])  # fmt: skip
     shares: dict[str, list[float]] = {}
     for batch in sizes(report, shape, hooked, options.most):
-        few = Work(hooked, batch, batch)
+        few = Workload(hooked, batch, batch)
         few.forward()
         count = batch * max(2, round(options.seconds / max(1e-4, rates.best_of(few.forward, 3))))
-        work = Work(hooked, min(count, options.prompts), batch)
-        for way, positions in WAYS.items():
+        workload = Workload(hooked, min(count, options.prompts), batch)
+        for label, positions in POSITIONS.items():
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-            work.record(folder, positions)
+            workload.record(folder, positions)
             memory = used()
             bare, ours = [], []
             for _ in range(options.rounds):
-                bare.append(time_once(work.forward))
-                ours.append(work.record(folder, positions))
-            kept = len(work.table) * (LENGTH if positions == "all" else 1) * layers * width * 2
-            shares[way] = ratios(ours, bare)
+                bare.append(time_once(workload.forward))
+                ours.append(workload.record(folder, positions))
+            recorded_bytes = len(workload.table) * (LENGTH if positions == "all" else 1) * layers * width * 2
+            shares[label] = ratios(ours, bare)
             table.add(
-                name=f"{way}, batches of {batch}", forward=[work.tokens / t.wall for t in bare],
-                recorded=[work.tokens / t.wall for t in ours], ratio=shares[way],
-                bytes=[kept / t.wall / 1e9 for t in ours], rows=work.most, memory=memory,
+                name=f"{label}, batches of {batch}", forward=[workload.tokens / t.wall for t in bare],
+                recorded=[workload.tokens / t.wall for t in ours], ratio=shares[label],
+                bytes=[recorded_bytes / t.wall / 1e9 for t in ours], rows=workload.most, memory=memory,
             )  # fmt: skip
     report.add(table)
-    for way, found in shares.items():
-        report.aim(f"{shape}, {way}, largest batches: time by that of the forward pass", found, at_most=1.1)
+    for label, times in shares.items():
+        report.target(f"{shape}, {label}, largest batches: time relative to the forward pass", times, at_most=1.1)
     shutil.rmtree(hooked.tokenizer.name_or_path, ignore_errors=True)
     del hooked
     if torch.cuda.is_available():
@@ -191,7 +191,7 @@ def measure(report: Report, shape: str, options: argparse.Namespace, folder: Pat
 
 
 def used() -> float | None:
-    """Most memory of the device since the peak was set back, GiB."""
+    """Return the peak memory of the device since its reset, GiB."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
 
 
@@ -201,21 +201,21 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2", "llama-1b"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of the forward pass alone, about")
+    parser.add_argument("--seconds", type=float, default=4.0, help="approximate time of the forward pass alone")
     parser.add_argument("--most", type=int, default=4096, help="largest batch to try")
-    parser.add_argument("--prompts", type=int, default=65536, help="most prompts of one run")
+    parser.add_argument("--prompts", type=int, default=65536, help="largest number of prompts of one run")
     options = parse(parser, quick={"rounds": 1, "seconds": 0.5, "most": 64, "prompts": 256})
     warnings.simplefilter("ignore")
     with Report(__file__, options, "torch", "transformers", "transformer-lens", folders=[options.folder]) as report:
         if options.device == "cuda" and not torch.cuda.is_available():
-            report.skip("recording on a GPU: PyTorch sees none here")
+            report.skip("recording on a GPU: PyTorch finds no GPU on this machine")
             return
         device = torch.device(options.device)
         if device.type == "cuda":
             report.note(f"Measured on one {torch.cuda.get_device_name(device)}")
         folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
         try:
-            table = Table("bounds", "What the machine can do", [Column("name", ""), Column("rate", "rate")])
+            table = Table("bounds", "Rates of the machine", [Column("name", ""), Column("rate", "rate")])
             for name, rate in bounds(device, folder).items():
                 table.add(name=name, rate=rate)
             report.add(table)

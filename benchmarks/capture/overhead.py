@@ -1,13 +1,12 @@
-"""What recording costs: capture() over the forward pass alone, and against what a user would write today.
+"""Measure the cost of capture() relative to the forward pass alone, and to a loop that a user would write.
 
-SmolLM2-135M, all blocks, two positions, the same batches for everybody, in alternating runs (one round forwards, the
-next backwards). *Forward, no logits* is the leanest pass there is; with logits at the recorded positions is what the
-statistics of the output cannot do without; all statistics have `running_loss` among them, which needs the head at every
-token, so that they also stand beside the forward pass with all of its logits. *run_with_cache and np.save* is the loop
-of the tutorials: logits at every token, float32, no fsync; *lean* is the same loop with logits of one token, float16
-and fsync. capture() runs from its start until
-everything is on the disk, the fingerprint of the weights included; what of it is paid once, however many prompts there
-are, is seen with eight of them. Peak memory is that of a process which does one of them.
+SmolLM2-135M, all blocks, two positions. All methods run the same batches in alternating runs, one round forwards and
+the next backwards. *Forward, no logits* is the cheapest pass. The statistics of the output need at least logits at the
+recorded positions. All statistics include `running_loss`, which needs the head at every token, so the table also
+compares them with the forward pass with all of its logits. *run_with_cache and np.save* is the loop of the tutorials:
+logits at every token, float32, no fsync. *Lean* is the same loop with logits of one token, float16 and fsync. capture()
+runs from its start until everything is on the disk, including the fingerprint of the weights. A run with eight prompts
+shows the constant cost of a job. Peak memory is that of a process that runs one method.
 
     python -m benchmarks.capture.overhead [--prompts 1024] [--rounds 3] [--profile]
 """
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Read when torch is loaded: a thread that spins while it waits would count as work, and hold up the others.
+# torch reads it on import. A thread that spins while it waits would count as CPU time and slow the others down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -49,12 +48,12 @@ TITLE, THEME = "What recording costs", "Capture"
 POSITIONS = ("last", "entity_last")
 HOOK = "blocks.{}.hook_resid_post"
 LEAN = "run_with_cache and np.save, lean"
-# Everything that needs logits at the recorded positions only; `loss` and `running_loss` look at other positions too.
+# Statistics that need logits at the recorded positions only; `loss` and `running_loss` use other positions too.
 AT_POSITIONS = (*SITE_STATISTICS, *(n for n in OUTPUT_STATISTICS if n not in ("loss", "running_loss", "answer_loss")))
 
 
 def prompts(count: int) -> PromptTable:
-    """Questions of 20 to 60 tokens about random names."""
+    """Return questions of 20 to 60 tokens about random names."""
     rng = np.random.default_rng(0)
     names = [
         "".join(rng.choice(list("bdfgklmnprstv")) + rng.choice(list("aeiou")) for _ in range(4)) for _ in range(count)
@@ -62,13 +61,13 @@ def prompts(count: int) -> PromptTable:
     facts = ["is a painter from a small village in the north", "likes tea", "was born in spring", "owns two boats"]
     texts = []
     for name in names:
-        told = " and ".join(rng.choice(facts, size=int(rng.integers(1, 5)), replace=False))
-        texts.append(f"It is known that the person who {told} has a name. Q: What do you know about {name}? A:")
+        description = " and ".join(rng.choice(facts, size=int(rng.integers(1, 5)), replace=False))
+        texts.append(f"It is known that the person who {description} has a name. Q: What do you know about {name}? A:")
     return PromptTable.from_dataframe(pd.DataFrame({"prompt": texts, "entity": names}))
 
 
 def smollm2() -> Any:
-    """The hooked model, its tokenizer read back from a folder as a user's would be."""
+    """Load the hooked model, with its tokenizer from a folder, as users load it."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
@@ -83,7 +82,7 @@ def smollm2() -> Any:
 
 
 class Workload:
-    """The same batches for every way of running them."""
+    """The same batches for every method."""
 
     def __init__(self, count: int, batch: int, model: Any = None) -> None:
         self.model: Any = smollm2() if model is None else model
@@ -104,48 +103,48 @@ class Workload:
 
     @property
     def block_size(self) -> int:
-        """Rows of a block, as the store would choose for 576 floats at two positions."""
+        """Rows of a block, as the store chooses for 576 floats at two positions."""
         return 512
 
     def forward(self, folder: Path) -> None:
-        """The leanest forward pass: no hooks, no logits."""
+        """Run the cheapest forward pass: no hooks, no logits."""
         with evaluation_mode(self.model):
             for _, ids, mask in self.batches:
                 self.adapter.run(ids, mask, "none")
 
     def forward_with_logits(self, folder: Path) -> None:
-        """The same, then the output layer at the recorded positions only."""
-        kept: list[torch.Tensor] = []
-        handle = self.adapter.final_norm.register_forward_hook(lambda m, i, o: kept.append(o))  # type: ignore[union-attr]
+        """Run the same, then the output layer at the recorded positions only."""
+        outputs: list[torch.Tensor] = []
+        handle = self.adapter.final_norm.register_forward_hook(lambda m, i, o: outputs.append(o))  # type: ignore[union-attr]
         try:
             with evaluation_mode(self.model):
                 for rows, ids, mask in self.batches:
                     self.adapter.run(ids, mask, "none")
                     place = torch.from_numpy(self.index[rows])
-                    self.adapter.head(kept.pop()[torch.arange(len(rows))[:, None], place])
+                    self.adapter.head(outputs.pop()[torch.arange(len(rows))[:, None], place])
         finally:
             handle.remove()
 
     def forward_with_all_logits(self, folder: Path) -> None:
-        """The model's own logits at every token, each batch's thrown away."""
+        """Compute the model's logits at every token and discard them."""
         with evaluation_mode(self.model):
             for _, ids, mask in self.batches:
                 self.adapter.run(ids, mask, "logits")
 
     def capture(self, folder: Path, wanted: Any) -> None:
-        """stratalens, start to durable end; the fingerprint of the weights included."""
+        """Capture with stratalens until everything is durable, including the fingerprint of the weights."""
         capture(
             {"model": self.model}, self.table, folder / "run.zarr", positions=POSITIONS, statistics=wanted,
             batch_size=self.batch, block_size=self.block_size, progress=False,
         )  # fmt: skip
 
     def by_hand(self, folder: Path, lean: bool = False) -> None:
-        """What a user would write today; `lean` with all that it can be spared, and on the disk as ours is."""
+        """Record with a user's loop; `lean` is optimized and durable on the disk."""
         names = [HOOK.format(n) for n in range(self.model.cfg.n_layers)]
         kind = torch.float16 if lean else torch.float32
         shape = (len(names), len(self.table), len(POSITIONS), self.model.cfg.d_model)
         out = np.zeros(shape, dtype=np.float16 if lean else np.float32)
-        # return_type=None alone leaves the output layer where it is: the bridge runs it at every token.
+        # With return_type=None alone the bridge still runs the output layer at every token.
         spared: dict[str, Any] = {"return_type": None, "logits_to_keep": 1, "use_cache": False} if lean else {}
         with torch.inference_mode() if lean else torch.no_grad():
             for rows, ids, mask in self.batches:
@@ -161,26 +160,26 @@ class Workload:
 
 
 def measured(function: Callable[[Path], None]) -> Timing:
-    """Seconds of one run in a fresh folder."""
+    """Time one run in a fresh folder."""
     with tempfile.TemporaryDirectory() as folder:
         return time_once(lambda: function(Path(folder)))
 
 
-def ways(work: Workload) -> dict[str, Callable[[Path], None]]:
-    """All ways of running the batches, by name."""
+def methods(workload: Workload) -> dict[str, Callable[[Path], None]]:
+    """Return all methods of running the batches, by name."""
     return {
-        "forward, no logits": work.forward,
-        "forward, logits at the positions": work.forward_with_logits,
-        "forward, logits at every token": work.forward_with_all_logits,
-        "capture, statistics off": lambda f: work.capture(f, False),
-        "capture, statistics at the positions": lambda f: work.capture(f, AT_POSITIONS),
-        "capture, all statistics": lambda f: work.capture(f, True),
-        "run_with_cache and np.save": work.by_hand,
-        LEAN: lambda f: work.by_hand(f, lean=True),
+        "forward, no logits": workload.forward,
+        "forward, logits at the positions": workload.forward_with_logits,
+        "forward, logits at every token": workload.forward_with_all_logits,
+        "capture, statistics off": lambda f: workload.capture(f, False),
+        "capture, statistics at the positions": lambda f: workload.capture(f, AT_POSITIONS),
+        "capture, all statistics": lambda f: workload.capture(f, True),
+        "run_with_cache and np.save": workload.by_hand,
+        LEAN: lambda f: workload.by_hand(f, lean=True),
     }
 
 
-AIMS = (
+TARGETS = (
     ("capture, statistics off", "forward, no logits", 1.05),
     ("capture, statistics at the positions", "forward, logits at the positions", 1.10),
     ("capture, all statistics", "forward, logits at the positions", 1.10),
@@ -191,7 +190,7 @@ AIMS = (
 
 
 def peak(options: argparse.Namespace, name: str) -> float:
-    """MiB of resident memory at most, in a process of its own that does one thing."""
+    """Return the peak of resident memory in MiB of a separate process that runs one method."""
     command = [
         sys.executable,
         "-m",
@@ -213,7 +212,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="torch threads, 0 leaves torch's default")
-    parser.add_argument("--profile", action="store_true", help="print where the time of capture() goes")
+    parser.add_argument("--profile", action="store_true", help="print a profile of capture()")
     parser.add_argument("--no-memory", action="store_true", help="skip the peak memory runs")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parse(parser, quick={"prompts": 32, "rounds": 1, "no_memory": True})
@@ -221,7 +220,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     if options.alone:
-        measured(ways(Workload(options.prompts, options.batch))[options.alone])
+        measured(methods(Workload(options.prompts, options.batch))[options.alone])
         print(json.dumps({"mib": peak_memory_mib()}))
         return
     with Report(__file__, options, "torch", "transformers", "transformer-lens", "zarr") as report:
@@ -232,11 +231,11 @@ def main() -> None:
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    work = Workload(options.prompts, options.batch)
-    known = ways(work)
+    workload = Workload(options.prompts, options.batch)
+    known = methods(workload)
     runs: dict[str, list[Timing]] = {name: [] for name in known}
-    measured(work.forward)  # warm up, and import what is imported on first use
-    measured(lambda f: work.capture(f, False))
+    measured(workload.forward)  # warm up, with the imports of the first use
+    measured(lambda f: workload.capture(f, False))
     for number in range(options.rounds):
         order = list(known.items())
         for name, function in order if number % 2 == 0 else order[::-1]:
@@ -244,8 +243,8 @@ def run(report: Report, options: argparse.Namespace) -> None:
             last = runs[name][-1]
             print(f"  round {number + 1}: {name}: {last.wall:.2f} s, {last.cpu:.2f} s CPU", file=sys.stderr)
     extra = {} if options.no_memory else {"peak memory [MiB]": {name: peak(options, name) for name in known}}
-    title = f"{options.prompts} prompts, {work.tokens} tokens, {work.model.cfg.n_layers} blocks"
-    note = f"{len(work.batches)} batches, {torch.get_num_threads()} torch threads"
+    title = f"{options.prompts} prompts, {workload.tokens} tokens, {workload.model.cfg.n_layers} blocks"
+    note = f"{len(workload.batches)} batches, {torch.get_num_threads()} torch threads"
     ours = [name for name in known if name.startswith("capture")]
     report.timings(
         "overhead",
@@ -253,24 +252,26 @@ def run(report: Report, options: argparse.Namespace) -> None:
         runs,
         "forward, no logits",
         ours=ours,
-        amount=work.tokens,
+        amount=workload.tokens,
         unit="tokens",
         extra=extra,
         note=note,
     )
     for unit in ("wall", "cpu"):
-        for name, base, most in AIMS:
-            report.aim(f"{name}, by {base}, {unit} seconds", ratios(runs[name], runs[base], unit), at_most=most)
-    once(report, Workload(8, 8, work.model), options.rounds)
+        for name, base, most in TARGETS:
+            report.target(
+                f"{name}, relative to {base}, {unit} seconds", ratios(runs[name], runs[base], unit), at_most=most
+            )
+    once(report, Workload(8, 8, workload.model), options.rounds)
     if options.profile:
         profile = cProfile.Profile()
-        profile.runcall(measured, lambda f: work.capture(f, AT_POSITIONS))
+        profile.runcall(measured, lambda f: workload.capture(f, AT_POSITIONS))
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)
-    shutil.rmtree(Path(work.model.tokenizer.name_or_path), ignore_errors=True)
+    shutil.rmtree(Path(workload.model.tokenizer.name_or_path), ignore_errors=True)
 
 
 def once(report: Report, few: Workload, rounds: int) -> None:
-    """Eight prompts, so that little is left but what a job pays once."""
+    """Measure eight prompts, so that the constant cost of a job dominates."""
     known: dict[str, Callable[[Path], None]] = {
         "forward, no logits": few.forward,
         "capture, statistics off": lambda f: few.capture(f, False),
@@ -281,7 +282,7 @@ def once(report: Report, few: Workload, rounds: int) -> None:
         for name, function in order if number % 2 == 0 else order[::-1]:
             runs[name].append(measured(function))
     warm = {name: turns[1:] for name, turns in runs.items()}
-    title = f"Eight prompts, {few.tokens} tokens: what a job pays once"
+    title = f"Eight prompts, {few.tokens} tokens: the constant cost of a job"
     report.timings("once", title, warm, "forward, no logits", ours=["capture, statistics off"])
 
 

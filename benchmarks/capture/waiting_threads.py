@@ -1,11 +1,11 @@
-"""Training steps with OpenMP's threads spinning (its default) and sleeping while they wait, alone and in company.
+"""Measure training steps while waiting OpenMP threads spin (the default) or sleep, with and without other processes.
 
-A tiny Llama-shaped model takes gradient steps in a process of its own, once by itself and once beside processes
-that keep every core busy, with OMP_WAIT_POLICY unset and PASSIVE in turn. The command line sets PASSIVE.
+A tiny Llama-shaped model takes gradient steps in its own process, once alone and once together with processes that keep
+every core busy. OMP_WAIT_POLICY is unset and PASSIVE in turn. The command line sets PASSIVE.
 
     python -m benchmarks.capture.waiting_threads [--steps 5] [--rounds 3]
 
-Not part of the suite: it keeps every core busy on purpose, and its answer is one line of the command line.
+Not part of the suite: it keeps every core busy on purpose, and its result is one line of the command line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BUSY = "while True: pass"
 
 
 def steps(count: int) -> None:
-    """Seconds of the median step, on standard output."""
+    """Print the median seconds of a step."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,7 +46,7 @@ def steps(count: int) -> None:
 
 
 def measure(count: int, policy: str | None, company: int) -> float:
-    """Seconds of a step in a fresh process, with so many busy processes beside it."""
+    """Return the seconds of a step in a fresh process next to `company` busy processes."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     if policy:
         environment["OMP_WAIT_POLICY"] = policy
@@ -66,23 +66,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.alone:
-        steps(given.steps)
+    options = parser.parse_args()
+    if options.alone:
+        steps(options.steps)
         return
     print(describe("torch", "transformers"))
-    found: dict[tuple[int, str], list[float]] = {}
+    seconds: dict[tuple[int, str], list[float]] = {}
     cores = os.cpu_count() or 1
-    for _ in range(given.rounds):
+    for _ in range(options.rounds):
         for company in (0, 1, cores):
             for policy in (None, "PASSIVE"):
-                found.setdefault((company, policy or "unset"), []).append(measure(given.steps, policy, company))
-    print(f"{'busy processes':>15}{'OMP_WAIT_POLICY':>17}   seconds a step: median (least .. most)")
-    for (company, policy), values in found.items():
+                seconds.setdefault((company, policy or "unset"), []).append(measure(options.steps, policy, company))
+    print(f"{'busy processes':>15}{'OMP_WAIT_POLICY':>17}   seconds a step: median (min .. max)")
+    for (company, policy), values in seconds.items():
         print(f"{company:>15}{policy:>17}   {statistics.median(values):.3f} ({min(values):.3f} .. {max(values):.3f})")
     for company in (0, 1, cores):
-        ratio = [a / b for a, b in zip(found[company, "unset"], found[company, "PASSIVE"], strict=True)]
-        print(f"beside {company}: unset takes {statistics.median(ratio):.2f} times as long as PASSIVE")
+        ratio = [a / b for a, b in zip(seconds[company, "unset"], seconds[company, "PASSIVE"], strict=True)]
+        print(f"{company} busy processes: unset takes {statistics.median(ratio):.2f} times as long as PASSIVE")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""The study on three architectures, each trained from scratch: Llama (RMSNorm), GPT-2 (LayerNorm), GPT-NeoX (parallel).
+"""Run the study on three architectures trained from scratch: Llama (RMSNorm), GPT-2 (LayerNorm), GPT-NeoX (parallel).
 
-No pretrained weights of the other two are in a package index, so all three start from random weights and the same
-tokenizer; the first stage then teaches the language of questions and answers as well. Writes a run folder for each and
-`architectures.json` and `architectures.md` (every number with its interval, null and untrained control; how much of
-what was taught is known at the end; for Llama every site at every layer). About 45 minutes of one core;
-`--only KIND` does one of them, so that they can run side by side, and the last call makes the table.
+No package index has pretrained weights of the other two. All three therefore start from random weights and the same
+tokenizer, and the first stage also teaches the language of questions and answers. The script writes a run folder for
+each architecture, and `architectures.json` and `architectures.md` with every number, its interval, null and untrained
+control, the share of taught answers that the model knows at the end, and for Llama every site at every layer. It takes
+about 45 minutes of one core. `--only KIND` runs one architecture, so that several can run in parallel; the last call
+writes the table.
 
     python -m benchmarks.data.architectures --out /tmp/architectures
     python -m benchmarks.data.architectures --tune --out /tmp/tuning   # learning rates, on a seed that is not reported
 
-Not part of the suite: it shows what a study finds, compares no times, and trains for most of an hour.
+Not part of the suite: it shows the results of a study, compares no times, and trains for most of an hour.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ SEED, TUNING_SEED = 0, 100
 KINDS = ("llama", "gpt2", "gpt_neox")
 BLOCKS, WIDTH, HEADS = 4, 128, 4
 LEARNING_RATES = (1e-3, 3e-3)
-# On the tuning seed 10 epochs teach the names and the form of the answers, not the answers: the loss of Llama stays at
-# .43 until about epoch 25 and ends at .28 after 60.
+# On the tuning seed 10 epochs teach the names and the form of the answers, but not the answers. The loss of Llama stays
+# at .43 until about epoch 25 and ends at .28 after 60.
 EPOCHS = 60
-LEARNING_RATE = 1e-3  # of `--tune`: the lowest training loss at the end of the last stage, for all three
+LEARNING_RATE = 1e-3  # from `--tune`: the lowest training loss at the end of the last stage, for all three
 EVERY_SITE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "ln_final")
 PARTS = {"value": "mean", "low": "low", "high": "high"}
 SHOWN = {
@@ -59,7 +60,7 @@ SHOWN = {
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Byte-level BPE over the study's own words, letters of aliases in pairs."""
+    """Train a byte-level BPE tokenizer on the words of the study."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -77,7 +78,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def save_base(kind: str, folder: Path) -> Path:
-    """A model with random weights of the given architecture, and the tokenizer."""
+    """Save a model with random weights of one architecture, and the tokenizer."""
     words = tokenizer()
     ends = {"eos_token_id": words.eos_token_id, "bos_token_id": words.eos_token_id}
     size = len(words) + 8
@@ -98,7 +99,7 @@ def save_base(kind: str, folder: Path) -> Path:
 
 
 def settings(kind: str, base: Path, seed: int, learning_rate: float, sites: tuple[str, ...]) -> StudySettings:
-    """The same study for each of them."""
+    """Return the settings of the study, the same for each architecture."""
     return StudySettings(
         preset=f"architectures-{kind}",
         model=str(base),
@@ -116,8 +117,8 @@ def settings(kind: str, base: Path, seed: int, learning_rate: float, sites: tupl
 
 
 def tune(out: Path) -> dict[str, float]:
-    """Training loss at the end of two stages, by architecture and learning rate, on entities that are not reported."""
-    found = {}
+    """Return the last training loss of two stages by architecture and rate, on entities that are not reported."""
+    results = {}
     words = tokenizer()
     corpus = make_corpus(words, stages=("s1", "s2"), entities_per_stage=200, seed=TUNING_SEED, train_questions=4)
     for kind in KINDS:
@@ -126,15 +127,15 @@ def tune(out: Path) -> dict[str, float]:
             how = settings(kind, base, TUNING_SEED, rate, ("resid_post",)).train
             start = partial(load_base, str(base))
             folder = out / f"{kind}-{rate}"
-            made = train_stages(start, corpus, how, folder, seed=TUNING_SEED, base={}, device="cpu")
-            last = [row["loss"] for row in loss_curves(made) if row["stage"] == "s2"][-10:]
-            found[f"{kind} {rate}"] = round(sum(last) / len(last), 3)
-            print(kind, rate, found[f"{kind} {rate}"], flush=True)
-    return found
+            checkpoints = train_stages(start, corpus, how, folder, seed=TUNING_SEED, base={}, device="cpu")
+            last = [row["loss"] for row in loss_curves(checkpoints) if row["stage"] == "s2"][-10:]
+            results[f"{kind} {rate}"] = round(sum(last) / len(last), 3)
+            print(kind, rate, results[f"{kind} {rate}"], flush=True)
+    return results
 
 
 def sweep(folder: Path) -> list[dict[str, Any]]:
-    """First against last at every site and layer that was recorded, of the last stage and of the untrained one."""
+    """Probe first against last at every recorded site and layer, in the last stage and the untrained one."""
     ds = sl.open_store(folder / "run.zarr").sel(stage=["untrained", "s6"])
     rows = []
     for site in EVERY_SITE:
@@ -142,14 +143,16 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
         for stage in ("untrained", "s6"):
             for layer in probes.layer.values.tolist() if "layer" in probes.dims else [None]:
                 here = probes.sel(stage=stage) if layer is None else probes.sel(stage=stage, layer=layer)
-                found = {key: float(here[f"accuracy_{part}"].squeeze()) for key, part in PARTS.items()}
-                same = math.isnan(found["value"])  # for all rows: there is nothing to tell apart
-                rows.append({"site": site, "layer": layer, "stage": stage, **(dict.fromkeys(found) if same else found)})
+                results = {key: float(here[f"accuracy_{part}"].squeeze()) for key, part in PARTS.items()}
+                same = math.isnan(results["value"])  # all rows are equal, so no probe can distinguish them
+                rows.append(
+                    {"site": site, "layer": layer, "stage": stage, **(dict.fromkeys(results) if same else results)}
+                )
     return rows
 
 
-def said(row: dict[str, Any] | None) -> str:
-    """A number with its interval and what chance gives."""
+def formatted(row: dict[str, Any] | None) -> str:
+    """Format a number with its interval and its null."""
     if row is None or row["value"] is None:
         return "not known"
     text = f"{row['value']:.2f}"
@@ -157,19 +160,19 @@ def said(row: dict[str, Any] | None) -> str:
     return text + ("" if row["null"] is None else f", null {row['null']:.2f}")
 
 
-def table(found: dict[str, list[dict[str, Any]]], sites: list[dict[str, Any]]) -> str:
-    """All of it as Markdown."""
-    lines = ["| after stage 6, last block, last token | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
-    named = {kind: {row["name"]: row for row in rows} for kind, rows in found.items()}
+def table(results: dict[str, list[dict[str, Any]]], sites: list[dict[str, Any]]) -> str:
+    """Return all results as Markdown."""
+    lines = ["| after stage 6, last block, last token | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
+    named = {kind: {row["name"]: row for row in rows} for kind, rows in results.items()}
     for name, words in SHOWN.items():
-        lines.append(f"| {words} | " + " | ".join(said(rows.get(name)) for rows in named.values()) + " |")
+        lines.append(f"| {words} | " + " | ".join(formatted(rows.get(name)) for rows in named.values()) + " |")
     lines += ["", "| Llama, first v last | layer | after stage 6 | untrained |", "|---|---|---|---|"]
     by_place: dict[tuple[str, Any], dict[str, dict[str, Any]]] = {}
     for row in sites:
         by_place.setdefault((row["site"], row["layer"]), {})[row["stage"]] = row
     for (site, layer), stages in by_place.items():
         rows = [stages[stage] for stage in ("s6", "untrained")]
-        cells = ["the same for all rows" if r["value"] is None else said({**r, "null": None}) for r in rows]
+        cells = ["the same for all rows" if r["value"] is None else formatted({**r, "null": None}) for r in rows]
         lines.append(f"| `{site}` | {'' if layer is None else layer} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines) + "\n"
 
@@ -177,29 +180,29 @@ def table(found: dict[str, list[dict[str, Any]]], sites: list[dict[str, Any]]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tune", action="store_true", help="learning rates on another seed, and end")
-    parser.add_argument("--only", choices=KINDS, help="run this one, and end without a table")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    if given.tune:
-        print(json.dumps(tune(given.out), indent=1))
+    parser.add_argument("--tune", action="store_true", help="try learning rates on another seed, then exit")
+    parser.add_argument("--only", choices=KINDS, help="run only this architecture and write no table")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.tune:
+        print(json.dumps(tune(options.out), indent=1))
         return
-    found = {}
-    for kind in [given.only] if given.only else KINDS:
-        base = given.out / f"base-{kind}"
+    results = {}
+    for kind in [options.only] if options.only else KINDS:
+        base = options.out / f"base-{kind}"
         if not base.exists():
             save_base(kind, base)
         sites = EVERY_SITE if kind == "llama" else ("resid_post", "ln_final")
-        done = run_study(settings(kind, base, SEED, LEARNING_RATE, sites), given.out / kind)
-        found[kind] = json.loads(done.summary.read_text())
-    if given.only:
+        done = run_study(settings(kind, base, SEED, LEARNING_RATE, sites), options.out / kind)
+        results[kind] = json.loads(done.summary.read_text())
+    if options.only:
         return
-    sites_of_llama = sweep(given.out / "llama")
-    (given.out / "architectures.json").write_text(
-        json.dumps({"rows": found, "sites": sites_of_llama}, indent=1, allow_nan=False) + "\n"
+    sites_of_llama = sweep(options.out / "llama")
+    (options.out / "architectures.json").write_text(
+        json.dumps({"rows": results, "sites": sites_of_llama}, indent=1, allow_nan=False) + "\n"
     )
-    (given.out / "architectures.md").write_text(table(found, sites_of_llama))
-    print((given.out / "architectures.md").read_text())
+    (options.out / "architectures.md").write_text(table(results, sites_of_llama))
+    print((options.out / "architectures.md").read_text())
 
 
 if __name__ == "__main__":

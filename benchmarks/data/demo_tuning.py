@@ -1,15 +1,14 @@
-"""What was tried before the demo's settings were fixed, and how to try it again.
+"""Repeat the trials from which the demo's settings were chosen.
 
-Trains each trial on a tuning seed (never the demo's own seed 1) and measures,
-with plain transformers and scikit-learn, what the demo will show: five-fold
-accuracy of early against late and first against last entities at the last
-token, and the places of held-out centroids along the axis from first to last;
-each beside shuffled labels and the untrained model.
+Each trial trains on a tuning seed, never on the demo's own seed 1. It measures the demo's quantities with plain
+transformers and scikit-learn: five-fold accuracy of early against late and of first against last entities at the last
+token, and the positions of held-out centroids along the axis from first to last. Shuffled labels and the untrained
+model are the controls.
 
     python -m benchmarks.data.demo_tuning --seed 101 --trial demo
     python -m benchmarks.data.demo_tuning --list
 
-Not part of the suite: it chooses settings, compares nobody, and a trial takes minutes to hours.
+Not part of the suite: it chooses settings, compares no tools, and a trial takes minutes to hours.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from stratalens.plugin.study.training.train import loss_curves, train_stages
 
 TUNING_SEEDS = (0, 101, 102)
 
-# Where the trials started: 8 blocks, 4 epochs at 5e-4, all else as in the preset "demo".
+# Start of the trials: 8 blocks, 4 epochs at 5e-4, otherwise the preset "demo".
 START: dict[str, Any] = {"layers": 8, "train": {"epochs": 4, "learning_rate": 5e-4}}
 
 # Changes to START; "demo" is the preset itself.
@@ -50,7 +49,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "warm-up": {"train": {"warmup_steps": 8}},
     "gentler": {"train": {"learning_rate": 3e-4}},
     "natural-aliases": {"aliases": "natural"},
-    # as many updates from half of the work: batches half as large, half as many epochs
+    # as many updates with half of the computation: half the batch size, half as many epochs
     "small-batches": {"train": {"batch_size": 16, "epochs": 2}},
     "small-batches-fewer-layers": {"layers": 6, "train": {"batch_size": 16, "epochs": 2}},
     "three-fast-epochs": {"train": {"epochs": 3, "learning_rate": 7e-4}},
@@ -72,21 +71,21 @@ def cpu_seconds() -> float:
 
 
 def last_token(folder: Path, corpus: Corpus) -> dict[str, np.ndarray]:
-    """The last block's output and the final norm's output at the last token of every prompt."""
+    """Return the output of the last block and of the final norm at the last token of every prompt."""
     model, tokenizer = load_checkpoint(folder)
     ids = torch.tensor(tokenizer(list(corpus.prompts(("who",))["prompt"]))["input_ids"])
-    found: dict[str, list[np.ndarray]] = {"resid_post": [], "ln_final": []}
+    results: dict[str, list[np.ndarray]] = {"resid_post": [], "ln_final": []}
 
-    def keep(module: Any, given: Any, output: torch.Tensor) -> None:
-        found["resid_post"].append(given[0][:, -1].numpy())
-        found["ln_final"].append(output[:, -1].numpy())
+    def keep(module: Any, options: Any, output: torch.Tensor) -> None:
+        results["resid_post"].append(options[0][:, -1].numpy())
+        results["ln_final"].append(output[:, -1].numpy())
 
     hook = model.model.norm.register_forward_hook(keep)
     with torch.no_grad():
         for start in range(0, len(ids), 128):
             model.model(input_ids=ids[start : start + 128])
     hook.remove()
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+    return {name: np.concatenate(parts) for name, parts in results.items()}
 
 
 def accuracy(X: np.ndarray, y: np.ndarray) -> float:
@@ -97,16 +96,16 @@ def accuracy(X: np.ndarray, y: np.ndarray) -> float:
 
 
 def places(X: np.ndarray, stage: np.ndarray, repeats: int = 20) -> list[float]:
-    """Held-out centroids along the axis from the first stage's to the last stage's, 0 = first, 1 = last."""
+    """Return the positions of held-out centroids on the axis from the first (0) to the last stage (1)."""
     random = np.random.default_rng(0)
     numbers = np.unique(stage)
-    found = []
+    results = []
     for _ in range(repeats):
         half = random.random(len(stage)) < 0.5
         made = np.array([X[half & (stage == s)].mean(0) for s in numbers])
         shown = np.array([X[~half & (stage == s)].mean(0) for s in numbers])
-        found.append(shown @ (made[-1] - made[0]))
-    mean = np.mean(found, 0)
+        results.append(shown @ (made[-1] - made[0]))
+    mean = np.mean(results, 0)
     return [round(float(v), 2) for v in (mean - mean[0]) / (mean[-1] - mean[0])]
 
 
@@ -165,13 +164,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trial", choices=sorted(TRIALS), default="demo")
     parser.add_argument("--seed", type=int, choices=TUNING_SEEDS, default=101)
-    parser.add_argument("--list", action="store_true", help="print the trials and end")
-    given = parser.parse_args()
-    if given.list:
+    parser.add_argument("--list", action="store_true", help="print the trials and exit")
+    options = parser.parse_args()
+    if options.list:
         print(json.dumps(TRIALS, indent=1))
         return
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(run(given.trial, given.seed, Path(folder)), indent=1))
+        print(json.dumps(run(options.trial, options.seed, Path(folder)), indent=1))
 
 
 if __name__ == "__main__":

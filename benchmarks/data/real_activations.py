@@ -1,11 +1,12 @@
-"""Real activations for probes_speed.py: SmolLM2-135M on 6000 short prompts in six groups, two tokens, some layers.
+"""Record real activations for the probe benchmarks: SmolLM2-135M, 6000 short prompts in six groups, two tokens.
 
-The prompts ask for invented names; a group's names prefer some letters, so that groups can be told apart, but not
-wholly. Recorded with stratalens itself and written as one array (layer, 6000, token, 576), groups in blocks of 1000.
+The prompts ask about invented names. The names of each group prefer some letters, so that a probe can distinguish the
+groups, but not perfectly. stratalens records the activations and writes one array of shape (layers, 6000, tokens, 576),
+with the groups in blocks of 1000.
 
     python -m benchmarks.data.real_activations activations.npy [--layers 12 16]
 
-Not part of the suite: it measures nothing, it makes the data that probes_speed.py measures on.
+Not part of the suite: it measures nothing and only prepares data for the probe benchmarks.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ GROUPS, EACH = 6, 1000
 
 
 def prompts(seed: int = 0) -> pd.DataFrame:
-    """6000 prompts, group by group; group g draws four letters of the alphabet half again as often as the others."""
+    """Return 6000 prompts by group; group g draws four letters of the alphabet 1.5 times as often as the others."""
     rng = np.random.default_rng(seed)
     letters = list(string.ascii_lowercase)
     rows = []
@@ -44,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 16])
-    given = parser.parse_args()
+    options = parser.parse_args()
     model, tokenizer = load_smollm2()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint"
@@ -52,10 +53,10 @@ def main() -> None:
         tokenizer.save_pretrained(checkpoint)
         table = sl.PromptTable.from_dataframe(prompts())
         ds = sl.capture(
-            {"SmolLM2-135M": checkpoint}, table, Path(folder) / "run.zarr", layers=given.layers,
+            {"SmolLM2-135M": checkpoint}, table, Path(folder) / "run.zarr", layers=options.layers,
             positions=("-2", "-1"), statistics=False, progress=True,
         )  # fmt: skip
-        np.save(given.file, ds.resid_post.isel(stage=0).values)
+        np.save(options.file, ds.resid_post.isel(stage=0).values)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A random model that only adds up vectors, with its tokenizer and prompts: what capture costs beside any computing.
+"""A random model that only adds vectors, with its tokenizer and prompts, to measure capture without computation.
 
-It has as many layers and as wide activations as are asked for, a hook behind each layer and nothing between them, so
-that what is measured on it is capture itself, and the prompts, the buffers and the files.
+The model has any number of layers of any width, a hook after each layer and no other computation. A measurement on it
+therefore covers capture itself, the prompts, the buffers and the files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SITE = "layers.{layer}.hook_state"
 
 
 class Adding(HookedRootModule):  # type: ignore[misc]
-    """Embeddings through so many additions, a hook behind each."""
+    """Embeddings followed by `layers` additions, with a hook after each."""
 
     def __init__(self, layers: int, width: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Adding(HookedRootModule):  # type: ignore[misc]
         self.setup()
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Embeddings plus all that was added."""
+        """Return the embeddings plus all added vectors."""
         x = self.embed(ids)
         for step, layer in zip(self.steps, self.layers, strict=True):
             x = layer["hook_state"](x + step)
@@ -43,14 +43,14 @@ class Adding(HookedRootModule):  # type: ignore[misc]
 
 
 def tokenizer() -> Any:
-    """One token a word."""
+    """Return a tokenizer with one token for each word."""
     words = Tokenizer(models.WordLevel({"[UNK]": 0, **{f"w{i}": i for i in range(1, WORDS)}}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]")
 
 
 def prompts(rows: int, groups: int = 0, words: int = 4) -> PromptTable:
-    """So many random words each; with `groups`, a label trained_stage that cycles over them."""
+    """Return prompts of random words; with `groups`, a label trained_stage that cycles over the groups."""
     draws = np.random.default_rng(0).integers(1, WORDS, (rows, words))
     frame = pd.DataFrame({"prompt": [" ".join(f"w{i}" for i in row) for row in draws]})
     if groups:
@@ -59,12 +59,12 @@ def prompts(rows: int, groups: int = 0, words: int = 4) -> PromptTable:
 
 
 def silent(model: Adding, ids: torch.Tensor, mask: torch.Tensor) -> None:
-    """A pass without logits."""
+    """Run a forward pass without logits."""
     model(ids, mask)
 
 
 def record(model: Adding, table: PromptTable, path: Path, words: Any, **options: Any) -> Any:
-    """capture() of the last token at every layer."""
+    """Capture the last token at every layer."""
     return capture(
         model,
         table,

@@ -1,4 +1,4 @@
-"""The JSON document of a benchmark: tables, whose cells have a median and a spread, and targets.
+"""Write the JSON document of a benchmark: tables with medians and spreads, and targets.
 
 A script that defines TITLE and THEME at its top is a benchmark of the suite. It looks like this:
 
@@ -6,16 +6,16 @@ A script that defines TITLE and THEME at its top is a benchmark of the suite. It
 
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    options = parse(parser, quick={"rounds": 2})            # what --quick takes, unless it is given
+    options = parse(parser, quick={"rounds": 2})            # defaults of --quick
     with Report(__file__, options, "zarr", "h5py", folders=[options.folder]) as report:
         runs = alternate({"raw": raw, "ours": ours}, options.rounds)
         report.timings("layer", "One layer", runs, "raw", ours=["ours"], amount=25.2, missing={"h5py": "not installed"})
-        report.aim("speed of ours by that of raw", [a.wall / b.wall for a, b in zip(...)], at_least=0.85)
+        report.target("speed of ours relative to raw", [a.wall / b.wall for a, b in zip(...)], at_least=0.85)
 
-The document: format, name, title, theme, date, seconds, quick, command, settings, machine, versions, tables, aims,
-skipped, notes. A table: key, title, columns (key, label, unit), rows, baseline, ours,
-note, against. A cell: text, a number,
-None, or {"median", "min", "max", "n"}. A row with "missing" says why a peer could not be measured.
+The document has the keys format, name, title, theme, date, seconds, quick, command, settings, machine, versions,
+tables, aims (the targets), skipped and notes. A table has the keys key, title, columns (key, label, unit), rows,
+baseline, ours, note and against. A cell is a text, a number, None, or {"median", "min", "max", "n"}. A row with the
+key "missing" says why a peer could not be measured.
 """
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ def name_of(script: Path) -> str:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The cell of repeated measurements: median, min, max, n."""
+    """Return the cell of repeated measurements: median, min, max, n."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
 
 
 def ratios(runs: Sequence[Timing], base: Sequence[Timing], unit: str = "wall") -> list[float]:
-    """Seconds of `runs` by those of `base`, round by round; of "wall" or "cpu"."""
+    """Return seconds of `runs` relative to `base`, round by round; `unit` is "wall" or "cpu"."""
     pairs = zip(runs, base, strict=True)
     return [getattr(a, unit) / getattr(b, unit) for a, b in pairs if getattr(b, unit) > 0]
 
 
 def versus(runs: Mapping[str, Sequence[Timing]], ours: Sequence[str]) -> dict[str, dict[str, float]]:
-    """How many times as long as the first of ours each of the others took, round by round."""
+    """Return the times of all others relative to the first of ours, round by round."""
     return {name: spread(ratios(turns, runs[ours[0]])) for name, turns in runs.items() if ours and name not in ours}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: key in the rows, heading, unit ("" for none)."""
+    """A column: key in the rows, heading, unit ("" for no unit)."""
 
     key: str
     label: str
@@ -78,8 +78,10 @@ class Column:
 class Table:
     """Rows of cells under columns.
 
-    `ours` are the names (cells of the first column) of our rows, `baseline` is that which ratios were taken to, and
-    `against` holds, for each thing measured, how many times as long as our first row every other took (see `versus`).
+    Attributes:
+        ours: Names (cells of the first column) of our rows.
+        baseline: Name of the row that is the denominator of the ratios.
+        against: For each quantity, the times of all other rows relative to our first row (see `versus`).
     """
 
     key: str
@@ -92,11 +94,11 @@ class Table:
     against: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def add(self, **cells: Cell | Sequence[float]) -> None:
-        """One row; a list of numbers becomes their median and spread."""
+        """Add a row; a list of numbers becomes its median and spread."""
         self.rows.append({k: spread(v) if isinstance(v, (list, tuple)) else v for k, v in cells.items()})
 
     def text(self) -> str:
-        """As it is printed on a terminal."""
+        """Return the table as text for a terminal."""
         heads = [f"{c.label} [{c.unit}]" if c.unit else c.label for c in self.columns]
         lines = [heads]
         for row in self.rows:
@@ -114,7 +116,7 @@ class Table:
 
 
 def shown(cell: Cell) -> str:
-    """A cell as text: three significant digits, median (min to max) where it was measured repeatedly."""
+    """Return a cell as text: three significant digits, and median (min to max) of repeated measurements."""
     if cell is None:
         return ""
     if isinstance(cell, bool):
@@ -127,7 +129,7 @@ def shown(cell: Cell) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, whole numbers from 100 on, thousands parted.
+    """Format with three significant digits, as whole numbers from 100 on, with thousands separators.
 
     >>> [number(v) for v in (0, 0.012345, 1.5, 12.3456, 1234.5, 7, 2e9)]
     ['0', '0.0123', '1.50', '12.3', '1,234', '7', '2,000,000,000']
@@ -141,24 +143,26 @@ def number(value: float) -> str:
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with the two options that every benchmark has; `doc` is the script's docstring."""
+    """Return a parser with the two options of every benchmark; `doc` is the script's docstring."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer: seconds instead of minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the document here")
+    parser.add_argument(
+        "--quick", action="store_true", help="run smaller workloads and fewer rounds, in seconds instead of minutes"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the document to this file")
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, quick: Mapping[str, Any] | None = None) -> argparse.Namespace:
-    """Options of the command line; with --quick, those in `quick` are the defaults."""
+    """Parse the command line; with --quick, `quick` replaces the defaults."""
     if "--quick" in sys.argv[1:]:
         parser.set_defaults(**(quick or {}))
     return parser.parse_args()
 
 
 def constants(script: Path) -> dict[str, Any]:
-    """Docstring and the constants at the top of a script, read without running it; TITLE and THEME among them."""
+    """Read the docstring and the top-level constants of a script, such as TITLE and THEME, without running it."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
-    found: dict[str, Any] = {"__doc__": ast.get_docstring(tree) or ""}
+    values: dict[str, Any] = {"__doc__": ast.get_docstring(tree) or ""}
     for node in tree.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             try:
@@ -167,14 +171,14 @@ def constants(script: Path) -> dict[str, Any]:
                 continue
             target = node.targets[0]
             if isinstance(target, ast.Name):
-                found[target.id] = value
+                values[target.id] = value
             elif isinstance(target, ast.Tuple) and all(isinstance(e, ast.Name) for e in target.elts):
-                found |= {e.id: v for e, v in zip(target.elts, value, strict=True) if isinstance(e, ast.Name)}
-    return found
+                values |= {e.id: v for e, v in zip(target.elts, value, strict=True) if isinstance(e, ast.Name)}
+    return values
 
 
 class Report:
-    """The document of one run: prints each table when it is there, writes the JSON at the end if all went well."""
+    """The document of one run; prints tables as they are added and writes the JSON after a successful run."""
 
     def __init__(
         self, script: str, options: argparse.Namespace, *packages: str, folders: Sequence[str | Path] = ()
@@ -222,7 +226,7 @@ class Report:
             self.path.write_text(text + "\n", encoding="utf-8")
 
     def add(self, table: Table) -> Table:
-        """Print a table whose rows are there, and keep it."""
+        """Print a complete table and add it to the document."""
         self.tables.append(table)
         print(table.text(), flush=True)
         return table
@@ -232,17 +236,26 @@ class Report:
         ours: Sequence[str] = (), amount: float | Mapping[str, float] | None = None, unit: str = "MB", note: str = "",
         extra: Mapping[str, Mapping[str, Any]] | None = None, missing: Mapping[str, str] | None = None,
     ) -> Table:  # fmt: skip
-        """A table of `alternate`'s timings, with ratios to `baseline` taken round by round.
+        """Add a table of timings from `alternate`, with ratios to `baseline` taken round by round.
 
-        `amount` of `unit` (one for all, or by name) gives a column of speed; `extra` holds further columns as
-        {label: {name: cell}}; `missing` holds {name: why it could not be measured}.
+        Args:
+            key: Key of the table in the document.
+            title: Title of the table.
+            runs: Timings by name.
+            baseline: Name in `runs` that is the denominator of the ratios.
+            ours: Names of our rows.
+            amount: Amount of `unit`, one for all or by name; adds a column of speed.
+            unit: Unit of `amount`.
+            note: Sentence below the table.
+            extra: Further columns as {label: {name: cell}}.
+            missing: Reason why a peer could not be measured, by name.
         """
         columns = [Column("name", ""), Column("wall", "wall", "s"), Column("cpu", "CPU", "s")]
         columns += [Column("speed", "speed", f"{unit}/s")] if amount is not None else []
         columns += [Column("ratio", "time, ratio"), Column("cpu_ratio", "CPU, ratio")]
         columns += [Column(label, *_unit(label)) for label in extra or {}]
-        made = Table(key, title, columns, baseline=baseline, ours=list(ours), note=note)
-        made.against = {"wall": versus(runs, ours)} if ours else {}
+        table = Table(key, title, columns, baseline=baseline, ours=list(ours), note=note)
+        table.against = {"wall": versus(runs, ours)} if ours else {}
         for name, turns in runs.items():
             cells: dict[str, Any] = {"name": name, "wall": [t.wall for t in turns], "cpu": [t.cpu for t in turns]}
             if amount is not None:
@@ -250,43 +263,43 @@ class Report:
                 cells["speed"] = [size / t.wall for t in turns]
             cells["ratio"] = ratios(turns, runs[baseline])
             cells["cpu_ratio"] = ratios(turns, runs[baseline], "cpu") or None
-            made.add(**cells, **{label: values.get(name) for label, values in (extra or {}).items()})
+            table.add(**cells, **{label: values.get(name) for label, values in (extra or {}).items()})
         for name, why in (missing or {}).items():
-            made.add(name=name, missing=why)
-        return self.add(made)
+            table.add(name=name, missing=why)
+        return self.add(table)
 
-    def aim(
+    def target(
         self, text: str, values: Sequence[float] | float, *, at_least: float | None = None, at_most: float | None = None
     ) -> bool:
-        """Say whether the median of what was measured keeps an aim; `text` names the quantity."""
+        """Record whether the median of `values` meets a target; `text` names the quantity."""
         cell = spread(values if isinstance(values, Sequence) else [values])
         met = (at_least is None or cell["median"] >= at_least) and (at_most is None or cell["median"] <= at_most)
         self.document["aims"].append(
             {"text": text, "value": cell, "at_least": at_least, "at_most": at_most, "met": met}
         )
         bound = f"at least {at_least}" if at_least is not None else f"at most {at_most}"
-        print(f"{text}: {shown(cell)}; aim {bound}: {'met' if met else 'missed'}", flush=True)
+        print(f"{text}: {shown(cell)}; target {bound}: {'met' if met else 'missed'}", flush=True)
         return met
 
     def skip(self, why: str) -> None:
-        """Say what was not measured and why (no GPU, weights not installed)."""
+        """Record a benchmark that was not measured, and the reason (no GPU, weights not installed)."""
         self.document["skipped"].append(why)
         print(f"skipped: {why}", flush=True)
 
     def note(self, text: str) -> None:
-        """A sentence made from what was measured."""
+        """Add a sentence computed from the measurements."""
         self.document["notes"].append(text)
         print(text, flush=True)
 
 
 def _unit(label: str) -> tuple[str, str]:
-    """Heading and unit of a label like "peak [MiB]"."""
+    """Split a label like "peak [MiB]" into heading and unit."""
     head, _, unit = label.partition(" [")
     return head, unit.rstrip("]")
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON can hold it; paths only by their name, which means nothing on another machine."""
+    """Convert a value for JSON; reduce a path to its name, because folders differ between machines."""
     if isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute()):
         return Path(value).name
     if isinstance(value, (list, tuple)):
@@ -295,11 +308,11 @@ def _plain(value: Any) -> Any:
 
 
 def _public(words: Sequence[str]) -> list[str]:
-    """The command line without where the document went."""
-    kept, skip = [], False
+    """Return the command line without the --json option."""
+    public, skip = [], False
     for word in words:
         if skip or word == "--json":
             skip = word == "--json"
         elif not word.startswith("--json="):
-            kept.append(_plain(word))
-    return kept
+            public.append(_plain(word))
+    return public

@@ -1,8 +1,4 @@
-"""What every benchmark prints and how it measures: the machine, the versions, alternating runs, medians and spread.
-
-Import it from a script in this folder: `from common import alternate, Timing`. The
-tables and the document that the suite wants are in `report`.
-"""
+"""Describe the machine and the versions, time functions in alternating runs, and measure memory."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import os
 import platform
 import random
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -46,18 +41,18 @@ class Timing:
 
 
 def versions_of(*packages: str) -> dict[str, str]:
-    """Installed versions by name, "not installed" where there is none."""
-    found = {}
+    """Return the installed version of each package, or "not installed"."""
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def machine(folders: Sequence[str | Path] = ()) -> dict[str, Any]:
-    """What a number belongs to: processor, cores, memory, system, Python, load, and what the folders lie on."""
+    """Describe the machine: processor, cores, memory, system, Python, load and file systems of the folders."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _processor(),
@@ -71,9 +66,11 @@ def machine(folders: Sequence[str | Path] = ()) -> dict[str, Any]:
 
 
 def describe(*packages: str) -> str:
-    """One line on the machine and the versions that a number belongs to."""
+    """Return one line with the machine and the versions."""
     known = machine()
-    versions = ", ".join(f"{name} {found}" for name, found in versions_of("stratalens", "numpy", *packages).items())
+    versions = ", ".join(
+        f"{name} {versions}" for name, versions in versions_of("stratalens", "numpy", *packages).items()
+    )
     return (
         f"# {known['cpu']}, {known['cores']} cores, {known['memory_gib']:.0f} GiB, {known['os']}, "
         f"Python {known['python']}; {versions}; load {known['load']:.1f}"
@@ -81,7 +78,7 @@ def describe(*packages: str) -> str:
 
 
 def filesystem(folder: str | Path) -> dict[str, str]:
-    """Type of a folder's file system ("tmpfs", "ext4") and its kind: memory or disk."""
+    """Return the type of a folder's file system ("tmpfs", "ext4") and its kind: memory or disk."""
     best, kind = "", "unknown"
     mounts = Path("/proc/mounts")
     if mounts.exists():
@@ -94,20 +91,20 @@ def filesystem(folder: str | Path) -> dict[str, str]:
 
 
 def scratch() -> str:
-    """Folder in memory where there is one (Linux), else the system's own for temporary files."""
+    """Return a folder in memory (Linux), or else the system's folder for temporary files."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
 
 
 def is_installed(module: str) -> bool:
-    """Whether a peer can be imported, without importing it."""
+    """Return whether a peer can be imported, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
 def drop_cache(folder: str | Path) -> None:
-    """Write back everything in a folder (or one file) and take it out of the page cache (Linux).
+    """Flush a folder or a file and drop it from the page cache (Linux).
 
-    Pages that some process holds mapped stay, so drop no file while a memmap of it is open. A virtual machine's host
-    may hold the file still: "cold" means that this system has to ask its disk.
+    Mapped pages stay in memory, so drop no file while a memmap of it is open. A virtual machine's host may still cache
+    the file: "cold" means that this system has to read from its disk.
     """
     top = Path(folder)
     for path in [top] if top.is_file() else top.rglob("*"):
@@ -121,7 +118,7 @@ def drop_cache(folder: str | Path) -> None:
 
 
 def fill_cache(folders: Iterable[str | Path]) -> None:
-    """Read every file in the folders once, so that it is in the page cache."""
+    """Read every file in the folders once, to fill the page cache."""
     for path in {path for folder in folders for path in Path(folder).rglob("*") if path.is_file()}:
         with path.open("rb", buffering=0) as file:
             while file.read(8 << 20):
@@ -129,7 +126,7 @@ def fill_cache(folders: Iterable[str | Path]) -> None:
 
 
 def time_once(function: Callable[[], object]) -> Timing:
-    """Run once; wall and CPU seconds. A function that returns a Timing has measured its own part."""
+    """Run once and return wall and CPU seconds; a Timing that the function returns takes precedence."""
     cpu, wall = time.process_time(), time.perf_counter()
     result = function()
     timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
@@ -143,10 +140,15 @@ def alternate(
     before: Callable[[], object] | None = None,
     shuffle: bool = False,
 ) -> dict[str, list[Timing]]:
-    """Run the functions in turn, A B C A B C ..., so that a drift of the machine meets all of them alike.
+    """Run the functions in turn, A B C A B C ..., so that a drift of the machine affects all equally.
 
-    `before` runs before every timed call, untimed (to drop a file, say). With `shuffle`, each round has an order of
-    its own (the same ones in every run), so that nobody always follows the same other.
+    Args:
+        functions: Functions by name.
+        rounds: Number of timed rounds.
+        warmup: Number of rounds before them that are not timed.
+        before: Function that runs before every timed call, untimed, for example to drop a file.
+        shuffle: Use a different order in each round (the same orders in every run), so that no function always
+            follows the same other one.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in functions}
     dice = random.Random(0)
@@ -165,28 +167,10 @@ def alternate(
     return timings
 
 
-def table(timings: Mapping[str, Sequence[Timing]], baseline: str, extra: Mapping[str, str] | None = None) -> str:
-    """Median (min .. max) seconds of each, and the median of its ratios to `baseline`, taken round by round."""
-    lines = [f"{'':32s} {'wall s (min .. max)':>28s} {'cpu s':>9s} {'wall ratio (min .. max)':>28s} {'cpu ratio':>10s}"]
-    for name, runs in timings.items():
-        wall = [run.wall for run in runs]
-        pairs = list(zip(runs, timings[baseline], strict=True))
-        ratio = [run.wall / base.wall for run, base in pairs]
-        cpu_ratio = [run.cpu / base.cpu for run, base in pairs if base.cpu > 0]
-        lines.append(
-            f"{name:32s} {statistics.median(wall):10.3f} ({min(wall):.3f} .. {max(wall):.3f})".ljust(62)
-            + f"{statistics.median(run.cpu for run in runs):9.3f}"
-            + f"{statistics.median(ratio):12.3f} ({min(ratio):.3f} .. {max(ratio):.3f})".rjust(29)
-            + (f"{statistics.median(cpu_ratio):11.3f}" if cpu_ratio else f"{'':>11s}")
-            + (f"   {extra[name]}" if extra and name in extra else "")
-        )
-    return "\n".join(lines)
-
-
 def peak_memory_mib() -> float:
-    """Largest resident set of this process so far, MiB."""
+    """Return the largest resident set of this process so far, MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss of a child process starts with what its parent had
+    if status.exists():  # ru_maxrss of a child process starts at the value of its parent
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10

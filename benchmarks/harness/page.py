@@ -1,9 +1,9 @@
-"""Make the documentation's page of benchmarks, and the README's table, from the documents that the suite wrote.
+"""Write the documentation's page of benchmarks and the README's table from the documents of the suite.
 
     python -m benchmarks.harness.page [--results benchmarks/results] [--to docs/benchmarks.md] [--readme README.md]
 
-The only text written by hand is the docstring of each script. Every number, and every sentence with a number, is
-computed from the documents.
+Only the docstrings of the scripts are written by hand. Every number, and every sentence with a number, is computed
+from the documents.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ BENCHMARKS = ROOT / "benchmarks"
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 HEAD = """# Benchmarks
 
-`make bench` measures and writes documents, and `benchmarks/harness/page.py` makes this page. Competing methods run
-in turn within one run, ratios are taken round by round, and each median has the smallest and the largest of its
-rounds. Compare ratios, not seconds.
+`make bench` runs the benchmarks and writes documents, from which `benchmarks/harness/page.py` writes this page.
+Competing methods alternate within one run, and ratios are taken round by round. Each median is followed by the smallest
+and the largest value of its rounds. Compare ratios, not seconds.
 """
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The documents of a folder, in the order of their themes."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    for document in found:
+    """Load the documents of a folder, in the order of their themes."""
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    for document in documents:
         if document.get("format") != FORMAT:
             raise SystemExit(f"{document.get('name')}: format {document.get('format')}, this page reads {FORMAT}")
-    return sorted(found, key=lambda d: (THEMES.index(d["theme"]), d["name"]))
+    return sorted(documents, key=lambda d: (THEMES.index(d["theme"]), d["name"]))
 
 
 def page(documents: list[dict[str, Any]]) -> str:
-    """The whole page as markdown."""
+    """Return the page as Markdown."""
     parts = [HEAD, *machines(documents), *summary(documents)]
     for theme in THEMES:
         members = [d for d in documents if d["theme"] == theme]
@@ -46,13 +46,13 @@ def page(documents: list[dict[str, Any]]) -> str:
 
 
 def setting(document: dict[str, Any]) -> str:
-    """Machine as one sentence."""
+    """Describe the machine in one phrase."""
     m = document["machine"]
     return f"{m['cpu']}, {m['cores']} cores, {number(m['memory_gib'])} GiB, {m['os']}, Python {m['python']}"
 
 
 def machines(documents: list[dict[str, Any]]) -> list[str]:
-    """Where and when it was measured; one line where that was the same machine for all."""
+    """Return one line for each machine: its documents, dates and load."""
     lines = []
     for where in sorted({setting(d) for d in documents if d["tables"]}):
         members = [d for d in documents if setting(d) == where and d["tables"]]
@@ -65,37 +65,39 @@ def machines(documents: list[dict[str, Any]]) -> list[str]:
         )
     if any(d["quick"] for d in documents):
         names = ", ".join(d["name"] for d in documents if d["quick"])
-        lines.append(f"**Measured with `--quick`, smaller and with fewer rounds than meant: {names}.**")
+        lines.append(f"**Measured with `--quick`, with smaller workloads and fewer rounds than intended: {names}.**")
     return lines
 
 
 def summary(documents: list[dict[str, Any]]) -> list[str]:
-    """All aims, met and missed."""
-    aims = [(d, aim) for d in documents for aim in d["aims"]]
-    if not aims:
+    """Return the table of all targets, met and missed."""
+    targets = [(d, target) for d in documents for target in d["aims"]]
+    if not targets:
         return []
-    met = sum(aim["met"] for _, aim in aims)
-    rows = ["| | measured | aim | |", "|---|---|---|---|"]
-    for document, aim in aims:
-        bound = f"at least {aim['at_least']:g}" if aim["at_least"] is not None else ""
-        bound = bound or f"at most {aim['at_most']:g}"
-        rows.append(f"| {document['name']}: {escape(aim['text'])} | {shown(aim['value'])} | {bound} | {verdict(aim)} |")
-    return ["## Aims", f"{met} of {len(aims)} aims are met.", "\n".join(rows)]
+    met = sum(target["met"] for _, target in targets)
+    rows = ["| | measured | target | |", "|---|---|---|---|"]
+    for document, target in targets:
+        bound = f"at least {target['at_least']:g}" if target["at_least"] is not None else ""
+        bound = bound or f"at most {target['at_most']:g}"
+        rows.append(
+            f"| {document['name']}: {escape(target['text'])} | {shown(target['value'])} | {bound} | {verdict(target)} |"
+        )
+    return ["## Targets", f"{met} of {len(targets)} targets are met.", "\n".join(rows)]
 
 
-def verdict(aim: dict[str, Any]) -> str:
-    """Met, or missed and by how much of the aim."""
-    if aim["met"]:
+def verdict(target: dict[str, Any]) -> str:
+    """Return "met", or "missed" with the distance in percent of the target."""
+    if target["met"]:
         return "met"
-    bound = aim["at_least"] if aim["at_least"] is not None else aim["at_most"]
-    return f"missed by {abs(aim['value']['median'] / bound - 1):.0%}" if bound else "missed"
+    bound = target["at_least"] if target["at_least"] is not None else target["at_most"]
+    return f"missed by {abs(target['value']['median'] / bound - 1):.0%}" if bound else "missed"
 
 
 def section(document: dict[str, Any]) -> list[str]:
-    """Everything about one benchmark."""
+    """Return the section of one benchmark."""
     script = BENCHMARKS / f"{document['name'].replace('_', '/', 1)}.py"
     about = constants(script)["__doc__"] if script.exists() else ""
-    versions = ", ".join(f"{name} {found}" for name, found in document["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
     folders = sorted({f"{f['filesystem']} ({f['kind']})" for f in document["machine"]["folders"]})
     parts = [f"### {document['title']}", about]
     for table in document["tables"]:
@@ -109,7 +111,7 @@ def section(document: dict[str, Any]) -> list[str]:
 
 
 def grid(table: dict[str, Any]) -> str:
-    """A table in markdown; a peer that could not be measured has its reason in the second column."""
+    """Return a table as Markdown, with the reason in the second column for a peer that is missing."""
     columns = table["columns"]
     head = [f"{c['label']} [{c['unit']}]" if c["unit"] else c["label"] for c in columns]
     numeric = [
@@ -127,29 +129,29 @@ def grid(table: dict[str, Any]) -> str:
 
 
 def comparison(table: dict[str, Any]) -> list[str]:
-    """Who was faster than ours and who was slower in every round, and by how much."""
+    """List the methods that were faster or slower than ours in every round, with the ratio."""
     sentences = []
     for what, others in table["against"].items():
-        told = []
+        groups = []
         for word, chosen in (
             ("faster", {n: c for n, c in others.items() if c["max"] < 1}),
-            ("now faster, now slower", {n: c for n, c in others.items() if c["min"] <= 1 <= c["max"]}),
+            ("sometimes faster, sometimes slower", {n: c for n, c in others.items() if c["min"] <= 1 <= c["max"]}),
             ("slower", {n: c for n, c in others.items() if c["min"] > 1}),
         ):
             names = [f"{n} ({number(c['median'])})" for n, c in sorted(chosen.items(), key=lambda i: i[1]["median"])]
-            told += [f"{word} {', '.join(names)}"] if names else []
+            groups += [f"{word}: {', '.join(names)}"] if names else []
         ours = table["ours"][0]
-        sentences += [f"Seconds ({what}) as multiples of those of {ours}: {'; '.join(told)}."] if told else []
+        sentences += [f"Seconds ({what}) relative to *{ours}*; {'; '.join(groups)}."] if groups else []
     return sentences
 
 
 def sentence(text: str) -> str:
-    """With a full stop."""
+    """Add a full stop if the text has none."""
     return text if text.endswith((".", ":")) else f"{text}."
 
 
 def escape(text: str) -> str:
-    """A bar would end the cell."""
+    """Escape bars, which would end the cell, and replace line breaks."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -157,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=BENCHMARKS / "results")
     parser.add_argument("--to", type=Path, default=PAGE)
-    parser.add_argument("--readme", type=Path, help="default: that of the project, where --to is its page")
+    parser.add_argument("--readme", type=Path, help="default: the README of the project if --to is its page")
     options = parser.parse_args()
     documents = load(options.results)
     if not documents:

@@ -1,4 +1,4 @@
-"""The README's table of speeds: a few of the aims, met and missed, in words for those who know no benchmark."""
+"""Write the README's table of speeds: a selection of the targets, met and missed, in plain words."""
 
 from __future__ import annotations
 
@@ -8,73 +8,134 @@ from benchmarks.harness.document import shown
 
 BEGIN, END = "<!-- speed: made by benchmarks/harness/page.py -->", "<!-- /speed -->"
 
-# (words, benchmark, aim); "speed" is how many times as fast, "time" how many times as long.
+# (words, benchmark, text of the target). The first quantity named is the numerator of the ratio.
 CHOSEN = [
-    ("logistic probes, 30 layers x 2 tokens x 15 pairs x 6 fits, real activations: speed on two cores, against "
-     "scikit-learn's lbfgs in float32 on one", "analyses_probes",
-     "speed of logistic by that of the tuned loop, real activations"),
-    ("the same on Gaussian features", "analyses_probes",
-     "speed of logistic by that of the tuned loop, gaussian activations"),
-    ("logistic probes on real activations, CPU seconds, against scikit-learn's Newton solver in float64: times as few",
-     "analyses_probes", "logistic by the newton loop, CPU seconds, real activations: times as few"),
-    ("ridge probes, CPU seconds, against RidgeClassifier in a loop: times as few", "analyses_probes",
-     "ridge by the ridge loop, CPU seconds, real activations: times as few"),
-    ("recording SmolLM2's 30 layers at two positions of 256 prompts with every statistic (the default), which needs "
-     "logits at every token: time, against a forward pass with these logits", "capture_overhead",
-     "capture, all statistics, by forward, logits at every token, wall seconds"),
-    ("256 prompts without statistics: time, against the forward pass without logits", "capture_alone",
-     "recording 256 prompts by their forward pass, wall seconds"),
-    ("64 prompts without statistics, a short job: time, against the same", "capture_alone",
-     "recording 64 prompts by their forward pass, wall seconds"),
-    ("256 prompts without statistics: time, against `run_with_cache` as in the tutorials (logits at every token) and "
-     "`np.save`", "capture_overhead",
-     "capture, statistics off, by run_with_cache and np.save, wall seconds"),
-    ("256 prompts without statistics: time, against `run_with_cache` with one token's logits, float16 and fsync",
-     "capture_overhead", "capture, statistics off, by run_with_cache and np.save, lean, wall seconds"),
-    ("64 prompts without statistics: time, against the same into `np.memmap`", "capture_peers",
-     "two positions: seconds of stratalens (no statistics) by those of run_with_cache, np.memmap"),
-    ("64 prompts without statistics: time, against transformers' hidden states without any hooks", "capture_peers",
-     "two positions: seconds of stratalens (no statistics) by those of output_hidden_states, np.memmap"),
-    ("writing values that are in our buffers already: speed, against TensorStore from an array", "store_write",
-     "writing speed by that of TensorStore, memory"),
-    ("writing from an array: speed, against TensorStore", "store_write",
-     "writing speed from an array by that of TensorStore, memory"),
-    ("reading a layer without dask, every byte checked: speed, against a single pass over the same bytes with crc32c",
-     "store_read",
-     "speed of verified reading of a layer by that of a single pass, stratalens, chunks=None"),
-    ("the same through dask, as `open_store` gives it", "store_read",
-     "speed of verified reading of a layer by that of a single pass, stratalens"),
-    ("reading a layer without dask: speed, against TensorStore", "store_read",
-     "speed of verified reading of a layer by that of TensorStore"),
-    ("one entity over 16 layers, its chunks checked before: time, against as many bytes in sequence (the store is made "
-     "for layers)", "store_read",
-     "time of one entity over all layers (16 layers x 2048) by that of as many bytes: stratalens, chunks=None, "
-     "verified before"),
-    ("shuffled batches for SAE training: speed, against `.values` from memory", "store_torch_batches",
-     "speed of shuffled batches, 0 workers, from memory by that of values"),
-    ("the same from disk: speed, against reading the bare bytes", "store_torch_batches",
-     "speed of shuffled batches, 0 workers, from disk by that of readinto"),
-    ("a sweep by two dask workers: speed, against one", "scaling_cluster", "two workers by one, second moments"),
-]  # fmt: skip
+    (
+        "logistic probes, 30 layers x 2 tokens x 15 pairs x 6 fits, real activations, two cores: speed relative to "
+        "scikit-learn's lbfgs in float32 on one core",
+        "analyses_probes",
+        "speed of logistic relative to the tuned loop, real activations",
+    ),
+    (
+        "the same on Gaussian features: speed relative to scikit-learn",
+        "analyses_probes",
+        "speed of logistic relative to the tuned loop, gaussian activations",
+    ),
+    (
+        "logistic probes on real activations: CPU time of scikit-learn's Newton solver in float64 relative to ours",
+        "analyses_probes",
+        "CPU seconds of the newton loop relative to logistic, real activations",
+    ),
+    (
+        "ridge probes: CPU time of RidgeClassifier in a loop relative to ours",
+        "analyses_probes",
+        "CPU seconds of the ridge loop relative to ridge, real activations",
+    ),
+    (
+        "recording SmolLM2's 30 layers at two positions of 256 prompts with every statistic (the default): time "
+        "relative to a forward pass with logits at every token, which these statistics need",
+        "capture_overhead",
+        "capture, all statistics, relative to forward, logits at every token, wall seconds",
+    ),
+    (
+        "256 prompts without statistics: time relative to the forward pass without logits",
+        "capture_alone",
+        "recording 256 prompts relative to their forward pass, wall seconds",
+    ),
+    (
+        "64 prompts without statistics, a short job: time relative to the forward pass without logits",
+        "capture_alone",
+        "recording 64 prompts relative to their forward pass, wall seconds",
+    ),
+    (
+        "256 prompts without statistics: time relative to `run_with_cache` as in the tutorials (logits at every token) "
+        "and `np.save`",
+        "capture_overhead",
+        "capture, statistics off, relative to run_with_cache and np.save, wall seconds",
+    ),
+    (
+        "256 prompts without statistics: time relative to `run_with_cache` with one token's logits, float16 and fsync",
+        "capture_overhead",
+        "capture, statistics off, relative to run_with_cache and np.save, lean, wall seconds",
+    ),
+    (
+        "64 prompts without statistics: time relative to the same `run_with_cache` into `np.memmap`",
+        "capture_peers",
+        "two positions: seconds of stratalens (no statistics) relative to run_with_cache, np.memmap",
+    ),
+    (
+        "64 prompts without statistics: time relative to transformers' hidden states without any hooks",
+        "capture_peers",
+        "two positions: seconds of stratalens (no statistics) relative to output_hidden_states, np.memmap",
+    ),
+    (
+        "writing values that are already in our buffers: speed relative to TensorStore from an array",
+        "store_write",
+        "writing speed relative to TensorStore, memory",
+    ),
+    (
+        "writing from an array: speed relative to TensorStore",
+        "store_write",
+        "writing speed from an array relative to TensorStore, memory",
+    ),
+    (
+        "reading a layer without dask, every byte verified: speed relative to a single pass over the same bytes with "
+        "crc32c",
+        "store_read",
+        "speed of verified reading of a layer relative to a single pass, stratalens, chunks=None",
+    ),
+    (
+        "the same through dask, the default of `open_store`: speed relative to the single pass",
+        "store_read",
+        "speed of verified reading of a layer relative to a single pass, stratalens",
+    ),
+    (
+        "reading a layer without dask: speed relative to TensorStore",
+        "store_read",
+        "speed of verified reading of a layer relative to TensorStore",
+    ),
+    (
+        "one entity over 16 layers, its chunks verified before: time relative to reading as many bytes in sequence "
+        "(the store is optimized for reading layers)",
+        "store_read",
+        "time of one entity over all layers (16 layers x 2048) relative to reading as many bytes: stratalens, "
+        "chunks=None, verified before",
+    ),
+    (
+        "shuffled batches for SAE training, from memory: speed relative to `.values`",
+        "store_torch_batches",
+        "speed of shuffled batches, 0 workers, from memory relative to values",
+    ),
+    (
+        "shuffled batches from disk: speed relative to reading the bytes alone",
+        "store_torch_batches",
+        "speed of shuffled batches, 0 workers, from disk relative to readinto",
+    ),
+    (
+        "a sweep by two dask workers: speed relative to one worker",
+        "scaling_cluster",
+        "speed of two workers relative to one, second moments",
+    ),
+]
 
 
 def table(documents: list[dict[str, Any]]) -> str:
-    """The chosen aims in markdown."""
-    held = {(d["name"], aim["text"]): aim for d in documents for aim in d["aims"]}
-    rows = ["| | ratio | aim |", "|---|--:|---|"]
+    """Return the chosen targets as a Markdown table."""
+    targets = {(d["name"], target["text"]): target for d in documents for target in d["aims"]}
+    rows = ["| | ratio | target |", "|---|--:|---|"]
     for words, name, text in CHOSEN:
-        aim = held[name, text]
-        low = aim["at_least"] is not None
-        bound = f"at least {aim['at_least']:g}" if low else f"at most {aim['at_most']:g}"
-        rows.append(f"| {words} | {shown(aim['value'])} | {bound}{'' if aim['met'] else ', missed'} |")
+        target = targets[name, text]
+        low = target["at_least"] is not None
+        bound = f"at least {target['at_least']:g}" if low else f"at most {target['at_most']:g}"
+        rows.append(f"| {words} | {shown(target['value'])} | {bound}{'' if target['met'] else ', missed'} |")
     return "\n".join(rows)
 
 
 def put(text: str, documents: list[dict[str, Any]]) -> str:
-    """The README with the table between its two marks.
+    """Return the README with the table between its two marks.
 
     Raises:
-        SystemExit: a mark is not there, or not one pair of them.
+        SystemExit: The README does not have exactly one pair of marks.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise SystemExit(f"the README needs one pair of {BEGIN} and {END}")

@@ -3,9 +3,9 @@
     python -m benchmarks.harness.run_all [NAME ...] [--quick] [--out FOLDER] [--list]
 
 A benchmark is a script in `benchmarks/*/` that defines TITLE and THEME. Without names all of them run, in the order of
-their themes. A failing one is reported and does not stop the others; the exit status is then 1. The time left is
-estimated from the documents of earlier runs. The documents go to benchmarks/results/NAME.json (with --quick to
-benchmarks/results/quick/), from which `python -m benchmarks.harness.page` makes the page of the documentation.
+their themes. If one fails, the suite reports it, runs the others, and exits with status 1. The documents of earlier
+runs give an estimate of the remaining time. The documents go to benchmarks/results/NAME.json, or with --quick to
+benchmarks/results/quick/. `python -m benchmarks.harness.page` writes the page of the documentation from them.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ RESULTS = BENCHMARKS / "results"
 
 
 def benchmarks() -> dict[str, Path]:
-    """Scripts of the suite by name, in the order of their themes."""
-    found = []
+    """Return the scripts of the suite by name, in the order of their themes."""
+    scripts = []
     for path in sorted(BENCHMARKS.glob("*/*.py")):
         about = constants(path)
         if "TITLE" in about and "THEME" in about:
             if about["THEME"] not in THEMES:
                 raise SystemExit(f"{path.name}: THEME is {about['THEME']!r}, must be one of {', '.join(THEMES)}")
-            found.append((THEMES.index(about["THEME"]), name_of(path), path))
-    return {name: path for _, name, path in sorted(found)}
+            scripts.append((THEMES.index(about["THEME"]), name_of(path), path))
+    return {name: path for _, name, path in sorted(scripts)}
 
 
 def expected(name: str, out: Path) -> float | None:
-    """Seconds that an earlier run took."""
+    """Return the seconds of an earlier run, or None."""
     try:
         return float(json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["seconds"])
     except (OSError, ValueError, KeyError):
@@ -46,18 +46,18 @@ def expected(name: str, out: Path) -> float | None:
 
 
 def left(names: list[str], out: Path) -> str:
-    """Time left for these, as far as it is known."""
+    """Estimate the remaining time of these benchmarks."""
     known = [expected(name, out) for name in names]
     seconds = sum(s for s in known if s is not None)
     unknown = sum(s is None for s in known)
-    more = f" and {unknown} never run before" if unknown else ""
+    more = f" and {unknown} without an earlier run" if unknown else ""
     return f"about {seconds / 60:.1f} minutes{more}"
 
 
 def run(name: str, script: Path, out: Path, quick: bool) -> str | None:
-    """Run one benchmark; None, or what went wrong."""
+    """Run one benchmark; return None or the problem."""
     target = out / f"{name}.json"
-    part = target.with_suffix(".part")  # an earlier document stays until there is a new one
+    part = target.with_suffix(".part")  # the earlier document stays until the new one is complete
     command = [sys.executable, "-m", module_of(script), "--json", str(part), *(["--quick"] if quick else [])]
     environment = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     try:
@@ -75,9 +75,11 @@ def run(name: str, script: Path, out: Path, quick: bool) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer: the whole suite within ten minutes")
-    parser.add_argument("--out", type=Path, help="folder of the documents")
-    parser.add_argument("--list", action="store_true", help="say which benchmarks there are, and run none")
+    parser.add_argument(
+        "--quick", action="store_true", help="run smaller workloads and fewer rounds: the full suite within ten minutes"
+    )
+    parser.add_argument("--out", type=Path, help="write the documents to this folder")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks and run none")
     options = parser.parse_args()
     known = benchmarks()
     if options.list:
@@ -86,7 +88,7 @@ def main() -> None:
             print(f"{name:24} {about['THEME']:10} {about['TITLE']}")
         return
     if unknown := [name for name in options.names if name not in known]:
-        raise SystemExit(f"no benchmark {', '.join(unknown)}: there are {', '.join(known)}")
+        raise SystemExit(f"unknown benchmark: {', '.join(unknown)}. Available: {', '.join(known)}")
     names = [name for name in known if name in options.names or not options.names]
     out = options.out or (RESULTS / "quick" if options.quick else RESULTS)
     out.mkdir(parents=True, exist_ok=True)

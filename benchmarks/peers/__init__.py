@@ -1,5 +1,5 @@
-"""One module for each way of recording activations that are compared, ours among them.
+"""Methods of recording activations that the benchmarks compare, one module for each library.
 
-Each has a class for every way (see `method.Way`). They run in a process of their own (`worker`), some in an
-environment of their own, and so import nothing from one another but `work` and `way`.
+Each module lists its classes in METHODS. The methods run in their own processes, some of them in their own
+environments, so they import only the base class and the workload from this package.
 """

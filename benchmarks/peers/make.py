@@ -1,4 +1,4 @@
-"""Making the folders that `workload` reads: weights as safetensors, prompts, token ids, batches as planned by us."""
+"""Write the folders of a workload: weights as safetensors, prompts, token ids and planned batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stratalens.plugin.prompts.positions import resolve
 
 
 def make_model(folder: Path, layers: int | None) -> None:
-    """SmolLM2-135M in float32, and its tokenizer, as anybody can load them."""
+    """Save SmolLM2-135M in float32 and its tokenizer in a folder that transformers can load."""
     from stratalens.plugin.study.models.smollm import load_smollm2
 
     model, tokenizer = load_smollm2(layers)
@@ -23,8 +23,8 @@ def make_model(folder: Path, layers: int | None) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_work(folder: Path, count: int, batch: int, block: dict[str, int]) -> None:
-    """`count` prompts of 20 to 60 tokens, in batches of at most `batch`, sorted by length within a block."""
+def make_workload(folder: Path, count: int, batch: int, block: dict[str, int]) -> None:
+    """Write `count` prompts of 20 to 60 tokens, in batches of at most `batch`, sorted by length within a block."""
     from transformers import AutoConfig, AutoTokenizer
 
     folder.mkdir(parents=True)
@@ -56,4 +56,4 @@ def make_work(folder: Path, count: int, batch: int, block: dict[str, int]) -> No
         "prompts": table.frame["prompt"].tolist(),
         "batches": batches,
     }
-    (folder / "work.json").write_text(json.dumps(facts))
+    (folder / "workload.json").write_text(json.dumps(facts))

@@ -1,4 +1,4 @@
-"""What every way of recording has in common, and how it is told that one cannot do something."""
+"""Base class of the methods of recording, and the error of a method that does not support a setting."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from benchmarks.peers.workload import Work
+from benchmarks.peers.workload import Workload
 
 
 class CannotError(Exception):
-    """A way has no such thing; the message is the row of the table."""
+    """Error of a method that does not support a setting; the message becomes its row of the table."""
 
 
-class Way(ABC):
-    """Loads the model once, then records a `Work` as often as it is asked to.
+class Method(ABC):
+    """A method of recording: loads the model once, then records a workload any number of times.
 
     Attributes:
-        name: row of the table.
-        packages: what has to be installed; the first one is the library that is compared.
-        selects: what can be read from the files without reading more than that.
-        layers_missing: layers at the end that it gives in another form, and that are not compared.
-        writes: whether it leaves files at all.
+        name: Row of the table.
+        packages: Packages that have to be installed; the first one is the compared library.
+        selects: Selections that can be read from the files without reading more.
+        layers_missing: Number of last layers that it returns in another form; they are not compared.
+        writes: Whether it writes files.
     """
 
     name: ClassVar[str]
@@ -34,15 +34,15 @@ class Way(ABC):
     writes: ClassVar[bool] = True
 
     @abstractmethod
-    def load(self, work: Work) -> Any:
-        """Load the model; returns the module that is called once in every forward pass."""
+    def load(self, workload: Workload) -> Any:
+        """Load the model; return the module that is called once in every forward pass."""
 
     @abstractmethod
-    def run(self, work: Work, setting: str, folder: Path) -> None:
-        """Record everything; it is on the disk afterwards."""
+    def run(self, workload: Workload, setting: str, folder: Path) -> None:
+        """Record everything to the disk."""
 
-    def read(self, work: Work, setting: str, folder: Path, layer: int) -> np.ndarray:
-        """Wanted values of one layer (value, d_model), in the order of `Work`."""
+    def read(self, workload: Workload, setting: str, folder: Path, layer: int) -> np.ndarray:
+        """Return the requested values of one layer, of shape (values, d_model), in the order of the workload."""
         raise NotImplementedError
 
 
@@ -56,14 +56,14 @@ def sync_file(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync_file` for everything in a folder, and for the folders."""
+    """Call `sync_file` for all files and folders in a folder."""
     for path in [*folder.rglob("*"), folder]:
         sync_file(path)
 
 
-def hugging_face(work: Work) -> Any:
-    """The model as transformers loads it, float32, in evaluation mode."""
+def hugging_face(workload: Workload) -> Any:
+    """Load the model with transformers, in float32 and evaluation mode."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(workload.model, dtype=torch.float32).eval()

@@ -1,4 +1,4 @@
-"""The forward pass alone, and Hugging Face's own `output_hidden_states` into a memory map."""
+"""The forward pass alone, and Hugging Face's `output_hidden_states` written to a memory map."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers.method import Way, hugging_face
+from benchmarks.peers.method import Method, hugging_face
 from benchmarks.peers.savers import Memmap
-from benchmarks.peers.workload import Work
+from benchmarks.peers.workload import Workload
 
 
-class Forward(Way):
-    """Nothing is recorded; no logits."""
+class Forward(Method):
+    """The forward pass without recording and without logits."""
 
     name = "forward pass only"
     packages = ("transformers",)
     writes = False
 
-    def load(self, work: Work) -> Any:
-        self.model = hugging_face(work)
+    def load(self, workload: Workload) -> Any:
+        self.model = hugging_face(workload)
         return self.model.model.embed_tokens
 
     @torch.inference_mode()
-    def run(self, work: Work, setting: str, folder: Path) -> None:
-        for _, ids, mask in work.batches(setting):
+    def run(self, workload: Workload, setting: str, folder: Path) -> None:
+        for _, ids, mask in workload.batches(setting):
             self.model.model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), use_cache=False)
 
 
 class HiddenStates(Forward):
-    """`output_hidden_states=True` without the output layer, which is as lean as it gets; then a memory map.
+    """`output_hidden_states=True` without the output layer, the cheapest form; saved to a memory map.
 
-    The last of the hidden states is that after the final norm, which is another thing than the last residual stream.
+    The last hidden state is the output of the final norm, which differs from the last residual stream.
     """
 
     name = "output_hidden_states, np.memmap"
@@ -42,18 +42,18 @@ class HiddenStates(Forward):
     layers_missing = 1
 
     @torch.inference_mode()
-    def run(self, work: Work, setting: str, folder: Path) -> None:
-        saver = Memmap(work, setting, folder)
-        for rows, ids, mask in work.batches(setting):
+    def run(self, workload: Workload, setting: str, folder: Path) -> None:
+        saver = Memmap(workload, setting, folder)
+        for rows, ids, mask in workload.batches(setting):
             out = self.model.model(
                 torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), use_cache=False, output_hidden_states=True
             )
-            place, token = (torch.from_numpy(i) for i in work.wanted(setting, rows))
+            place, token = (torch.from_numpy(i) for i in workload.wanted(setting, rows))
             saver.put(rows, torch.stack([h[place, token].half() for h in out.hidden_states[1:]]))
         saver.finish()
 
-    def read(self, work: Work, setting: str, folder: Path, layer: int) -> np.ndarray:
-        return Memmap(work, setting, folder).read(layer)
+    def read(self, workload: Workload, setting: str, folder: Path, layer: int) -> np.ndarray:
+        return Memmap(workload, setting, folder).read(layer)
 
 
-WAYS = (Forward, HiddenStates)
+METHODS = (Forward, HiddenStates)

@@ -1,6 +1,7 @@
-"""Other ways of fitting a linear probe in five folds and once more to all rows: scikit-learn and what builds on it.
+"""Other methods of fitting a linear probe in five folds and once to all rows.
 
-Each takes X (row, feature) float32, y (row,) 0 or 1 and the fold of every row, and gives `Fits`.
+Each function takes `x` (float32 array of shape (rows, features)), `y` (0 or 1 for each row) and the fold of each row,
+and returns `Fits`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ C = 0.1
 
 @dataclass(frozen=True)
 class Fits:
-    """Accuracy of every fold, and the direction fitted to all rows (None where it is not comparable)."""
+    """Accuracy of every fold, and the direction fitted to all rows (None if it is not comparable)."""
 
     accuracy: np.ndarray
     coef: np.ndarray | None
 
 
 def sklearn_fits(model: Any, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
-    """A loop over folds, and a refit."""
+    """Fit in a loop over folds, then refit to all rows."""
     scores = []
     for number in np.unique(fold):
         train = fold != number
@@ -35,19 +36,19 @@ def sklearn_fits(model: Any, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> 
 
 
 def newton_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
-    """scikit-learn's Newton in float64 (in float32 it finds a residual stream's Hessian singular, and takes lbfgs)."""
+    """Fit scikit-learn's Newton solver in float64; in float32 a residual stream's Hessian is singular for it."""
     newton = LogisticRegression(C=C, tol=1e-6, max_iter=5000, solver="newton-cholesky")
     return sklearn_fits(newton, x.astype(np.float64), y, fold)
 
 
 def exact(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
-    """Newton's method in float64 to the end."""
+    """Fit Newton's method in float64 to a tolerance of 1e-10: the exact solution."""
     newton = LogisticRegression(C=C, tol=1e-10, max_iter=1000, solver="newton-cholesky")
     return sklearn_fits(newton, x.astype(np.float64), y, fold)
 
 
 def one_fold(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
-    """The same for the fold of the first row alone, as `dask_fit` has it."""
+    """Fit the exact solution for the fold of the first row only, as `dask_fit` does."""
     test = fold == fold[0]
     newton = LogisticRegression(C=C, tol=1e-10, max_iter=1000, solver="newton-cholesky")
     newton.fit(x[~test].astype(np.float64), y[~test])
@@ -55,7 +56,7 @@ def one_fold(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
 
 
 def sparse_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
-    """TransformerLens's k-sparse probe with k = all; five of its own splits, then a sixth fit, for its direction."""
+    """Fit TransformerLens's k-sparse probe with k = all, on five of its own splits and once more."""
     import torch
     from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
@@ -69,29 +70,29 @@ def sparse_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
         )
         for seed in range(folds + 1)
     ]  # fmt: skip
-    # Its loss is a mean, so that the penalty of C is 1 / (C n). It never fits all rows: no direction to compare.
+    # Its loss is a mean, so the penalty of C is 1 / (C n). It never fits all rows, so no direction is comparable.
     return Fits(np.array([r.metrics.accuracy for r in results[:folds]]), None)
 
 
 def lmprobe_fits(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
-    """lmprobe's probe on activations in memory, with the classifier of the same question and no scaling."""
+    """Fit lmprobe's probe on activations in memory, with the same classifier and no scaling."""
     from lmprobe import Probe
 
-    def made() -> Any:
+    def new_probe() -> Any:
         return Probe(classifier=LogisticRegression(C=C), normalize_layers=False)
 
     scores = []
     for number in np.unique(fold):
         train = fold != number
-        scores.append(made().fit_from_activations(x[train], y[train]).score_from_activations(x[~train], y[~train]))
-    return Fits(np.array(scores), made().fit_from_activations(x, y).classifier_.coef_.ravel())
+        scores.append(new_probe().fit_from_activations(x[train], y[train]).score_from_activations(x[~train], y[~train]))
+    return Fits(np.array(scores), new_probe().fit_from_activations(x, y).classifier_.coef_.ravel())
 
 
 def lmprobe_sweep(scratch: Path, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fits:
-    """`Probe.sweep_layers` as it comes; activations wait in its cache, so that no model runs.
+    """Run `Probe.sweep_layers` with its defaults, from activations in its cache, so that no model runs.
 
-    Filling the cache is no part of it and done once. It has no folds: as many layers are swept as there are folds, and
-    one more, all with the same values, which makes as many fits as the others do. Nothing is scored on rows left out.
+    The cache is filled once, outside the timing. The sweep has no folds. It therefore sweeps one layer for each fold
+    and one more, all with the same values, which gives as many fits as the others have. It scores no held-out rows.
     """
     from lmprobe import Probe, set_cache_backend
     from lmprobe.cache import save_prompt_activations
@@ -114,7 +115,7 @@ def lmprobe_sweep(scratch: Path, x: np.ndarray, y: np.ndarray, fold: np.ndarray)
 
 
 def dask_fit(answer: Any, solver: str, x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> None:
-    """One fold of dask-ml; sends "ready", then (wall, CPU, `Fits` of that fold) or the error as text."""
+    """Fit one fold with dask-ml; send "ready", then (wall, CPU, `Fits` of that fold) or the error as text."""
     import dask.array as da
     from dask_ml.linear_model import LogisticRegression as DaskLogistic
 
@@ -125,7 +126,7 @@ def dask_fit(answer: Any, solver: str, x: np.ndarray, y: np.ndarray, fold: np.nd
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         model = DaskLogistic(C=C, solver=solver).fit(rows, labels)
-    except Exception as error:  # whatever it is, it is the answer
+    except Exception as error:  # any error is the result
         answer.send(f"{type(error).__name__}: {error}")
         return
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -1,6 +1,7 @@
-"""What a researcher would write behind a forward pass: five ways of putting gathered values into files.
+"""Five ways to save gathered values to files after a forward pass, as a researcher would write them.
 
-A saver gets `put(rows, values)` for every batch, values (layer, value, d_model) float16, and `finish()`.
+A saver gets `put(rows, values)` for each batch, with values as a float16 tensor of shape (layers, values, d_model), and
+then `finish()`.
 """
 
 from __future__ import annotations
@@ -14,38 +15,38 @@ import numpy as np
 import torch
 
 from benchmarks.peers.method import sync_file, sync_tree
-from benchmarks.peers.workload import Work
+from benchmarks.peers.workload import Workload
 
 
 class Saver(ABC):
-    """`put` batch by batch, then `finish`."""
+    """A saver: call `put` for each batch, then `finish`."""
 
     name: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
     selects: ClassVar[str]
 
-    def __init__(self, work: Work, setting: str, folder: Path) -> None:
-        self.work, self.setting, self.folder = work, setting, folder
-        self.shape = (work.layers, work.total(setting), work.width)
+    def __init__(self, workload: Workload, setting: str, folder: Path) -> None:
+        self.workload, self.setting, self.folder = workload, setting, folder
+        self.shape = (workload.layers, workload.total(setting), workload.width)
         self.count = 0
 
     @abstractmethod
     def put(self, rows: np.ndarray, values: torch.Tensor) -> None:
-        """The values of one batch."""
+        """Save the values of one batch."""
 
     def finish(self) -> None:
-        """Everything is on the disk."""
+        """Wait until all values are on the disk."""
         sync_tree(self.folder)
 
     @abstractmethod
     def read(self, layer: int) -> np.ndarray:
-        """Values of one layer, in the order of `Work`."""
+        """Return the values of one layer, in the order of the workload."""
 
     def sorted(self, parts: list[np.ndarray]) -> np.ndarray:
-        """Batches put into the order of `Work`."""
+        """Return the batches in the order of the workload."""
         out = np.empty(self.shape[1:], np.float16)
-        for (rows, _, _), part in zip(self.work.batches(self.setting), parts, strict=True):
-            out[self.work.places(self.setting, rows)] = part
+        for (rows, _, _), part in zip(self.workload.batches(self.setting), parts, strict=True):
+            out[self.workload.places(self.setting, rows)] = part
         return out
 
 
@@ -89,7 +90,7 @@ class Safetensors(Saver):
 
 
 class NumpySave(Saver):
-    """Everything kept in memory, one file at the end."""
+    """All values in memory, one file at the end."""
 
     name = "np.save"
     selects = "anything, by number (mmap_mode)"
@@ -99,7 +100,7 @@ class NumpySave(Saver):
         return np.zeros(self.shape, np.float16)
 
     def put(self, rows: np.ndarray, values: torch.Tensor) -> None:
-        self.out[:, self.work.places(self.setting, rows)] = values.numpy()
+        self.out[:, self.workload.places(self.setting, rows)] = values.numpy()
 
     def finish(self) -> None:
         np.save(self.folder / "values.npy", self.out)
@@ -110,7 +111,7 @@ class NumpySave(Saver):
 
 
 class Memmap(Saver):
-    """One file of the final size, mapped."""
+    """One memory-mapped file of the final size."""
 
     name = "np.memmap"
     selects = "anything, by number"
@@ -120,7 +121,7 @@ class Memmap(Saver):
         return np.memmap(self.folder / "values.bin", np.float16, "w+", shape=self.shape)
 
     def put(self, rows: np.ndarray, values: torch.Tensor) -> None:
-        self.out[:, self.work.places(self.setting, rows)] = values.numpy()
+        self.out[:, self.workload.places(self.setting, rows)] = values.numpy()
 
     def finish(self) -> None:
         self.out.flush()
@@ -141,9 +142,9 @@ class Arrow(Saver):
     def put(self, rows: np.ndarray, values: torch.Tensor) -> None:
         from datasets import Array2D, Dataset, Features, Value
 
-        counts = [len(self.work.index[self.setting][r]) for r in rows]
+        counts = [len(self.workload.index[self.setting][r]) for r in rows]
         first = None if len(set(counts)) > 1 or self.setting == "all" else counts[0]
-        columns = {f"layer.{n}": Array2D((first, self.work.width), "float16") for n in range(self.work.layers)}
+        columns = {f"layer.{n}": Array2D((first, self.workload.width), "float16") for n in range(self.workload.layers)}
         ends = np.cumsum(counts)[:-1]
         table = {f"layer.{n}": np.split(v, ends) for n, v in enumerate(values.numpy())}
         shard = Dataset.from_dict({"row": rows, **table}, features=Features({"row": Value("int64"), **columns}))

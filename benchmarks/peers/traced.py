@@ -1,4 +1,4 @@
-"""nnsight: a trace with `tracer.cache` on the decoder layers, gathered into a memory map."""
+"""nnsight: a trace with `tracer.cache` on the decoder layers, written to a memory map."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers.method import Way, hugging_face
+from benchmarks.peers.method import Method, hugging_face
 from benchmarks.peers.savers import Memmap
-from benchmarks.peers.workload import Work
+from benchmarks.peers.workload import Workload
 
 
-class Trace(Way):
-    """nnsight has no files of its own; it runs the whole model, of the output layer one token."""
+class Trace(Method):
+    """nnsight has no file format; it runs the full model, with the output layer at one token."""
 
     name = "nnsight tracer.cache, np.memmap"
     packages = ("nnsight",)
     selects = Memmap.selects
 
-    def load(self, work: Work) -> Any:
+    def load(self, workload: Workload) -> Any:
         from nnsight import LanguageModel
         from transformers import AutoTokenizer
 
-        model = hugging_face(work)
-        self.model = LanguageModel(model, tokenizer=AutoTokenizer.from_pretrained(work.model))
+        model = hugging_face(workload)
+        self.model = LanguageModel(model, tokenizer=AutoTokenizer.from_pretrained(workload.model))
         return model.model.embed_tokens
 
     @torch.inference_mode()
-    def run(self, work: Work, setting: str, folder: Path) -> None:
-        saver = Memmap(work, setting, folder)
-        layers = [self.model.model.layers[n] for n in range(work.layers)]
-        for rows, ids, mask in work.batches(setting):
-            given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            with self.model.trace(given, logits_to_keep=1, use_cache=False) as tracer:
+    def run(self, workload: Workload, setting: str, folder: Path) -> None:
+        saver = Memmap(workload, setting, folder)
+        layers = [self.model.model.layers[n] for n in range(workload.layers)]
+        for rows, ids, mask in workload.batches(setting):
+            inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+            with self.model.trace(inputs, logits_to_keep=1, use_cache=False) as tracer:
                 cache = tracer.cache(modules=layers).save()
-            place, token = (torch.from_numpy(i) for i in work.wanted(setting, rows))
+            place, token = (torch.from_numpy(i) for i in workload.wanted(setting, rows))
             outputs = [cache[layer.path].output for layer in layers]
-            found = [o[0] if isinstance(o, tuple) else o for o in outputs]
-            saver.put(rows, torch.stack([f[place, token].half() for f in found]))
+            hidden = [o[0] if isinstance(o, tuple) else o for o in outputs]
+            saver.put(rows, torch.stack([f[place, token].half() for f in hidden]))
         saver.finish()
 
-    def read(self, work: Work, setting: str, folder: Path, layer: int) -> np.ndarray:
-        return Memmap(work, setting, folder).read(layer)
+    def read(self, workload: Workload, setting: str, folder: Path, layer: int) -> np.ndarray:
+        return Memmap(workload, setting, folder).read(layer)
 
 
-WAYS = (Trace,)
+METHODS = (Trace,)

@@ -1,13 +1,13 @@
-"""Two distributed workers against one: the same sweeps over a store, on clusters of one and of two processes.
+"""Compare two distributed workers with one: the same sweeps over a store, on clusters of one and of two processes.
 
 Each worker is a process with one thread and one BLAS thread, and reads its own slabs. Runs alternate between the two
-clusters, whose workers are started and have imported everything before. What the machine itself can give is measured
-beside it: the same clusters at products of matrices in memory, which read and send nothing (two hyperthreads of one
-core are no two cores), and the very same slabs in one and in two bare processes without dask, each with a list of its
-own: nothing that shares out the work can be faster than that. An aim of 1.6 is for two real cores. The store is one of
-a gigabyte: what it costs to begin, some hundredths of a second, decides in sweeps that are over in less than half a
-second (try --stages 4 --layers 6). CPU seconds are those which the workers themselves used, and those of this process,
-where the client and the scheduler run and which has no core of its own beside two busy workers.
+clusters, whose workers have started and imported everything before. Two controls measure the machine itself. The first
+runs matrix products in memory on the same clusters, without reading or sending data (two hyperthreads of one core are
+not two cores). The second runs the same slabs in one and in two bare processes without dask, each with its own list; no
+scheduler can be faster. The target of 1.6 assumes two real cores. The store has one gigabyte: the startup cost of some
+hundredths of a second dominates sweeps of less than half a second (try --stages 4 --layers 6). CPU seconds are those of
+the workers and, in a separate column, those of this process. It runs the client and the scheduler and has no core for
+itself while two workers are busy.
 
     python -m benchmarks.scaling.cluster [FOLDER] [--entities 1800] [--layers 12] [--stages 12] [--rounds 5]
 """
@@ -45,7 +45,7 @@ ORDER = [f"s{g + 1}" for g in range(GROUPS)]
 
 
 def gram(slab: Slab) -> xr.Dataset:
-    """Second moments: compute-bound, as ridge and LDA are."""
+    """Compute second moments; compute-bound, as ridge and LDA are."""
     total = 0.0
     for _, values in slab.blocks():
         flat = values.reshape(-1, values.shape[-1])
@@ -54,23 +54,23 @@ def gram(slab: Slab) -> xr.Dataset:
 
 
 def products(seed: int) -> float:
-    """Pure NumPy on arrays in memory, for comparison."""
+    """Compute matrix products in memory with NumPy, for comparison."""
     with threadpool_limits(1):
         x = np.random.default_rng(seed).standard_normal((3000, 576), dtype=np.float32)
         return sum(float((x.T @ x).trace()) for _ in range(6))
 
 
 def bare(path: str, first: int, step: int) -> float:
-    """Second moments of every so-manyth slab, in this process alone; its CPU seconds."""
-    begun = time.process_time()
+    """Compute second moments of every `step`-th slab in this process; return its CPU seconds."""
+    began = time.process_time()
     slabs = SiteData(open_store(path)).slabs()
     for slab in slabs[first::step]:
         run_slab_task(gram, slab)
-    return time.process_time() - begun
+    return time.process_time() - began
 
 
 def used() -> float:
-    """CPU seconds of this worker so far."""
+    """Return the CPU seconds of this worker so far."""
     return time.process_time()
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--resamples", type=int, default=30, help="permutations of project, and bootstrap samples")
     options = parse(parser, quick={"entities": 600, "layers": 3, "stages": 2, "rounds": 2, "resamples": 20})
-    logging.getLogger("distributed").setLevel(logging.WARNING)  # closing a cluster is no news
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # hide messages about closing clusters
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
     clusters: dict[int, Any] = {}
     pools: dict[int, ProcessPoolExecutor] = {}
@@ -112,7 +112,7 @@ def run(
     slabs = ds.resid_post.sizes["stage"] * ds.resid_post.sizes["layer"]
 
     def on(n: int, job: Any) -> float:
-        """Run on a cluster of n workers; their CPU seconds."""
+        """Run a job on a cluster of n workers; return their CPU seconds."""
         before = sum(clusters[n].run(used).values())
         job(clusters[n])
         return float(sum(clusters[n].run(used).values()) - before)
@@ -127,19 +127,19 @@ def run(
             ds, order=ORDER, permutations=resamples, bootstrap=resamples, scheduler=client, cache=False, progress=False
         ),
     }
-    ways = {name: partial(on, job=job) for name, job in jobs.items()} | {BARE: processes}
+    methods = {name: partial(on, job=job) for name, job in jobs.items()} | {BARE: processes}
     table = Table("speedup", f"Sweeps over {size:.0f} MiB of float32 in {slabs} slabs", [
         Column("name", ""), Column("one", "one worker", "s"), Column("one_cpu", "its CPU", "s"),
         Column("two", "two workers", "s"), Column("two_cpu", "their CPU", "s"),
         Column("client", "client and scheduler's CPU, of two workers", "s"), Column("speedup", "times as fast"),
     ], note=f"project with {resamples} permutations and bootstrap samples")  # fmt: skip
-    walls: dict[str, dict[int, list[Timing]]] = {name: {1: [], 2: []} for name in ways}
-    client: dict[str, list[float]] = {name: [] for name in ways}
+    walls: dict[str, dict[int, list[Timing]]] = {name: {1: [], 2: []} for name in methods}
+    client: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(-1, rounds):
-        for name, way in ways.items():
+        for name, method in methods.items():
             for n in (1, 2):
                 start, own = time.perf_counter(), time.process_time()
-                cpu = way(n)
+                cpu = method(n)
                 wall, own = time.perf_counter() - start, time.process_time() - own
                 if turn >= 0:
                     walls[name][n].append(Timing(wall, cpu))
@@ -150,10 +150,10 @@ def run(
         cpu_seconds = {key: [t.cpu for t in runs[n]] for n, key in ((1, "one_cpu"), (2, "two_cpu"))}
         table.add(name=name, speedup=gains[name], client=client[name], **seconds, **cpu_seconds)
     report.add(table)
-    report.aim("two workers by one, second moments", gains["second moments"], at_least=1.6)
-    report.aim("two workers by one, project", gains["project"], at_least=1.6)
-    kept = [a / b for a, b in zip(gains["second moments"], gains[BARE], strict=True)]
-    report.aim("second moments, of what two bare processes gain over one", kept, at_least=0.9)
+    report.target("speed of two workers relative to one, second moments", gains["second moments"], at_least=1.6)
+    report.target("speed of two workers relative to one, project", gains["project"], at_least=1.6)
+    shares = [a / b for a, b in zip(gains["second moments"], gains[BARE], strict=True)]
+    report.target("speedup of second moments relative to that of two bare processes", shares, at_least=0.9)
     source = SiteData(ds)
     common = SharedContext(gram, source, every := source.slabs())
     parcels = [len(cloudpickle.dumps(common.pack(slab))) for slab in every]

@@ -1,19 +1,19 @@
-"""What runs would take that are larger than this machine: bytes and files as the store forecasts them, hours at rates.
+"""Extrapolate to runs that are larger than this machine: bytes and files from the store's forecast, hours from rates.
 
-Bytes, files and memory come from `stratalens.store.format.layout.forecast`, which growth.py compares with real stores.
-Hours
-are amounts divided by rates that were measured here, on this machine, moments before:
+Bytes, files and memory come from `stratalens.store.format.layout.forecast`, which scaling_growth compares with real
+stores. Hours are amounts divided by rates that the script measures on this machine:
 
-- *forward*: 2 operations for each parameter and token (the output layer is among them: statistics need it), at the
-  rate of transformers' forward pass of 32 prompts through random blocks of the model's own shape, float32, all cores; a
-  GPU or bfloat16 does it faster, and the operations are shown so that they can be divided by another rate;
-- *writing* through our writer onto this disk; *reading* back at the slower of the disk and of checking and widening;
-- *probes*: logistic ones of one pair with five folds at every layer, position and stage, from the time for 2000 rows as
-  wide as the model (time grows faster than the width), taken to grow with the rows and to be shared by the cores.
+- *forward*: 2 operations for each parameter and token, including the output layer, which statistics need. The rate is
+  that of transformers' forward pass of 32 prompts through random blocks of the model's own shape, float32, all cores. A
+  GPU or bfloat16 is faster; the table shows the operations, so that you can divide them by another rate.
+- *writing* through our writer to this disk; *reading* at the slower rate of the disk and of verifying and widening.
+- *probes*: logistic probes of one pair with five folds at every layer, position and stage. The time is that of 2000
+  rows as wide as the model (time grows faster than the width). The script assumes that it grows with the rows and that
+  the cores share it.
 
-What limits is what takes longest: of recording, where writing goes on beside the forward pass, and of reading it all
-back once for centroids. *A slab* is one layer of one stage with all of its positions as float32: centroids go through
-it block by block, probes need it whole, once for each worker, and where memory is smaller they cannot run.
+The limit is the slowest component: of recording, where writing runs in parallel with the forward pass, and of reading
+everything once for centroids. *A slab* is one layer of one stage with all of its positions as float32. Centroids
+process it block by block. Probes need it in full, once for each worker, and cannot run in less memory.
 
     python -m benchmarks.scaling.extrapolation [FOLDER] [--tokens 20] [--positions 2] [--models SmolLM2-135M]
 """
@@ -45,8 +45,8 @@ from stratalens.store.format.layout import forecast
 from stratalens.store.format.schema import site_variable, statistic_variables
 from stratalens.store.threads import cores
 
-TITLE, THEME = "What larger runs would take", "Growth"
-# layers, width, parameters; heads, key and value heads, hidden width, blocks that are run for the rate
+TITLE, THEME = "Extrapolation to larger runs", "Growth"
+# layers, width, parameters; heads, key and value heads, hidden width, blocks to run for the rate
 MODELS = {
     "SmolLM2-135M": (30, 576, 134.5e6, (9, 3, 1536, 12)),
     "Llama-3-8B": (32, 4096, 8.03e9, (32, 8, 14336, 1)),
@@ -57,7 +57,7 @@ PAIR = 2000
 
 
 def forward(width: int, shape: tuple[int, int, int, int], tokens: int) -> float:
-    """Operations a second of a forward pass of 32 prompts through random blocks."""
+    """Measure operations a second of a forward pass of 32 prompts through random blocks."""
     heads, groups, hidden, blocks = shape
     config = LlamaConfig(
         vocab_size=1000, hidden_size=width, intermediate_size=hidden, num_hidden_layers=blocks,
@@ -71,7 +71,7 @@ def forward(width: int, shape: tuple[int, int, int, int], tokens: int) -> float:
 
 
 def probing(width: int) -> float:
-    """Rows x features a second of logistic probes of one pair, one core, times the cores."""
+    """Measure rows x features a second of logistic probes of one pair on one core, times the cores."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, PAIR, 1, width), dtype=np.float32)
     x[:, PAIR // 2 :] += rng.standard_normal(width, dtype=np.float32) * np.float32(2 / np.sqrt(width))
@@ -82,29 +82,29 @@ def probing(width: int) -> float:
 
 
 def measured(folder: Path, blocks: int, entities: int) -> dict[str, float]:
-    """Bytes a second of everything that does not depend on the model's shape."""
-    found = {"disk": rates.disk(folder)["cold"]}
+    """Measure the bytes a second that do not depend on the model's shape."""
+    rate = {"disk": rates.disk(folder)["cold"]}
     values = np.random.default_rng(0).standard_normal((LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.float32).astype(DTYPE)
     shape = (1, LAYERS, ROWS * blocks, TOKENS, D_MODEL)
     turns = [write_filled(folder, shape, values).wall for _ in range(3)]
-    found["writing"] = values.nbytes * blocks / statistics.median(turns)
+    rate["writing"] = values.nbytes * blocks / statistics.median(turns)
     ds = open_store(make(folder / "run.zarr", 1, 8, entities))
     source = SiteData(ds)
     stored = ds.resid_post.size * 2
     order = [f"s{g + 1}" for g in range(GROUPS)]
-    found["reading"] = stored / rates.best_of(lambda: run_slabs(source, read, progress=False), 3)
+    rate["reading"] = stored / rates.best_of(lambda: run_slabs(source, read, progress=False), 3)
     quiet = {"cache": False, "progress": False, "order": order}
-    found["centroids"] = stored / rates.best_of(lambda: centroids(ds, **quiet), 3)
-    return found
+    rate["centroids"] = stored / rates.best_of(lambda: centroids(ds, **quiet), 3)
+    return rate
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("folder", nargs="?", default=tempfile.gettempdir(), help="on a disk")
-    parser.add_argument("--tokens", type=int, default=20, help="of a prompt")
-    parser.add_argument("--positions", type=int, default=2, help="that are recorded")
-    parser.add_argument("--blocks", type=int, default=4, help="of 67 MB that are written for the rate")
-    parser.add_argument("--entities", type=int, default=7200, help="that are read for the rate")
+    parser.add_argument("--tokens", type=int, default=20, help="tokens of a prompt")
+    parser.add_argument("--positions", type=int, default=2, help="recorded positions")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks of 67 MB to write for the rate")
+    parser.add_argument("--entities", type=int, default=7200, help="entities to read for the rate")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parse(parser, quick={"blocks": 2, "entities": 1800, "models": ["SmolLM2-135M"]})
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
@@ -116,14 +116,14 @@ def main() -> None:
 
 
 def run(report: Report, rate: dict[str, float], options: argparse.Namespace) -> None:
-    known = Table("rates", "Rates that were measured", [Column("name", ""), Column("rate", "rate"), Column("unit", "")])
+    known = Table("rates", "Measured rates", [Column("name", ""), Column("rate", "rate"), Column("unit", "")])
     by_model = {n: (forward(w, shape, options.tokens), probing(w)) for n, (_, w, _, shape) in MODELS.items()
                 if n in options.models}  # fmt: skip
     for name, value, unit in (
         *((f"forward pass, float32, blocks of {n}", a / 1e9, "GFLOP/s") for n, (a, _) in by_model.items()),
-        ("our writer, onto the disk", rate["writing"] / 1e6, "MB/s"),
+        ("our writer, to the disk", rate["writing"] / 1e6, "MB/s"),
         ("a raw file from the disk", rate["disk"] / 1e6, "MB/s"),
-        ("checking and widening from the page cache", rate["reading"] / 1e6, "MB/s of the file"),
+        ("verifying and widening from the page cache", rate["reading"] / 1e6, "MB/s of the file"),
         ("centroids from the page cache", rate["centroids"] / 1e6, "MB/s of the file"),
         *(
             (f"logistic probes of a pair, five folds, {MODELS[n][1]} wide", b / 1e6, "million rows x features/s")
@@ -149,9 +149,9 @@ def run(report: Report, rate: dict[str, float], options: argparse.Namespace) -> 
         variables = [site, *statistic_variables(site)]
         for entities, stages in RUNS:
             size = forecast(variables, entities=entities, layers=layers, tokens=options.positions, stages=stages)
-            told = f"{number(entities)} x {stages}"
+            run_label = f"{number(entities)} x {stages}"
             sizes.add(
-                name=name, run=told, size=size.nbytes / 1e12, files=size.files, records=size.commit_records,
+                name=name, run=run_label, size=size.nbytes / 1e12, files=size.files, records=size.commit_records,
                 rows=size.block_size, memory=size.memory / 2**30, slab=4.0 * entities * options.positions * width / 1e9,
             )  # fmt: skip
             operations = 2 * parameters * options.tokens * entities * stages
@@ -164,9 +164,9 @@ def run(report: Report, rate: dict[str, float], options: argparse.Namespace) -> 
                 "probes": values / 2 / probes / 3,  # a pair of six groups is a third of the rows
             }
             hours.add(
-                name=name, run=told, operations=operations / 1e15, **{k: v / 3600 for k, v in seconds.items()},
+                name=name, run=run_label, operations=operations / 1e15, **{k: v / 3600 for k, v in seconds.items()},
                 records="the forward passes" if seconds["forward"] > seconds["writing"] else "the disk",
-                analyses="the disk" if rate["disk"] < rate["centroids"] else "checking, widening and summing",
+                analyses="the disk" if rate["disk"] < rate["centroids"] else "verifying, widening and summing",
             )  # fmt: skip
     report.add(sizes)
     report.add(hours)

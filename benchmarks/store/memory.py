@@ -1,9 +1,10 @@
-"""Peak memory of a capture, of a streamed write and of a full read sweep, at growing numbers of entities.
+"""Measure the peak memory of a capture, a streamed write and a full read sweep as the number of entities grows.
 
-Each size runs in a process of its own. What is shown is how far the peak of resident memory rises while values stream,
-above what the process held when its labels, prompts and tokens were there (those grow with the rows, up to 2 kB each,
-and are shown beside it). It should stay the same however many entities there are: two block buffers on writing, one
-slab's block of rows on reading. The capture is of a random model that only adds up vectors, as wide as a real one.
+Each size runs in its own process. The table shows how far the peak of resident memory rises while values stream, above
+the memory that the process used once its labels, prompts and tokens were loaded. Those grow with the rows, up to 2 kB
+each, and have their own column. The rise should stay the same for any number of entities: two block buffers when
+writing, one slab's block of rows when reading. The capture runs a random model that only adds vectors, as wide as a
+real one.
 
     python -m benchmarks.store.memory [FOLDER] [--sizes 1 4 16] [--jobs capture write read]
 """
@@ -23,11 +24,11 @@ import numpy as np
 TITLE, THEME = "Peak memory of capture, writing and reading", "Growth"
 LAYERS, D_MODEL, BLOCK = 4, 2048, 128
 JOBS = ("capture", "write", "read")
-Work = Callable[[Callable[[], None]], None]  # calls what it is given at the moment from which memory counts
+Job = Callable[[Callable[[], None]], None]  # calls its argument when the measurement of memory starts
 
 
-def write(path: Path, blocks: int) -> Work:
-    """Stream `blocks` blocks of 4 MiB into a store, with one small array of values."""
+def write(path: Path, blocks: int) -> Job:
+    """Return a job that streams `blocks` blocks of 4 MiB into a store from one small array."""
     from stratalens.store import ActivationWriter, create
     from stratalens.store.format.schema import site_variable
 
@@ -55,8 +56,8 @@ def write(path: Path, blocks: int) -> Work:
     return stream
 
 
-def read(path: Path, blocks: int) -> Work:
-    """Read every layer of what `write` left, block by block of rows, verified."""
+def read(path: Path, blocks: int) -> Job:
+    """Return a job that reads every layer of the store of `write`, verified, by blocks of rows."""
     from stratalens.store import open_store
 
     site = open_store(path, chunks=None).resid_post
@@ -70,32 +71,32 @@ def read(path: Path, blocks: int) -> Work:
     return sweep
 
 
-def recorded(path: Path, blocks: int) -> Work:
-    """capture() of a small random model with the same layers and width, statistics included."""
+def recorded(path: Path, blocks: int) -> Job:
+    """Return a job that captures a small random model of the same layers and width, with statistics."""
     from benchmarks.data.tiny_model import Adding, prompts, record, tokenizer
 
     table, words = prompts(blocks * BLOCK), tokenizer()
 
     def run(target: Path, width: int, start: Callable[[], None]) -> None:
         def progress(stage: str, done: int, total: int) -> None:
-            if done == 0:  # before the first batch: prompts, labels and tokens are there
+            if done == 0:  # before the first batch, prompts, labels and tokens are in memory
                 start()
 
         record(Adding(LAYERS, width), table, target, words, block_size=BLOCK, batch_size=32, progress=progress)
 
-    # The same prompts through a narrow model: what torch sets up at first is held from here on.
+    # The same prompts through a narrow model, so that the memory of torch's first use is not measured.
     run(path.with_name(f"{path.name}.narrow"), 16, lambda: None)
     return lambda start: run(path, D_MODEL, start)
 
 
 def memory(key: str) -> float:
-    """MiB of resident memory now ("VmRSS") or at its highest ("VmHWM")."""
+    """Return the current ("VmRSS") or the highest ("VmHWM") resident memory in MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{key}:")[1].split()[0]) / 1024
 
 
 def child(job: str, path: Path, blocks: int) -> None:
-    """Run one job; prints what it held before its values streamed, and how far it rose above that."""
+    """Run one job; print its memory before its values stream, and the rise above that."""
     work = {"capture": recorded, "write": write, "read": read}[job](path, blocks)
     before = 0.0
 
@@ -112,15 +113,15 @@ def measure(folder: Path, sizes: list[int], jobs: tuple[str, ...] = JOBS) -> dic
     """Return for each job and size (times 8 blocks) the MiB in use before, and the rise above it."""
     from benchmarks.harness.measure import module_of
 
-    found: dict[str, dict[int, dict[str, float]]] = {job: {} for job in jobs}
+    results: dict[str, dict[int, dict[str, float]]] = {job: {} for job in jobs}
     for size in sizes:
         for job in jobs:
             path = folder / f"{size}-{job.replace('read', 'write')}.zarr"
             command = [sys.executable, "-m", module_of(__file__), "--child", job, str(path), str(8 * size)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
             run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-            found[job][size] = json.loads(run.stdout)
-    return found
+            results[job][size] = json.loads(run.stdout)
+    return results
 
 
 def main() -> None:
@@ -138,20 +139,20 @@ def main() -> None:
     ):
         table = Table("peaks", "Peak of resident memory while values stream", [
             Column("name", ""), Column("size", "size"), Column("rows", "rows"), Column("values", "values", "MiB"),
-            Column("rise", "peak above that", "MiB"), Column("before", "held before", "MiB"),
+            Column("rise", "peak above that", "MiB"), Column("before", "in use before", "MiB"),
         ])  # fmt: skip
-        found = measure(Path(folder), options.sizes, tuple(options.jobs))
-        for job, runs in found.items():
+        results = measure(Path(folder), options.sizes, tuple(options.jobs))
+        for job, runs in results.items():
             for size, run in runs.items():
-                held = {"rise": run["rise"], "before": run["before"]}
+                rise_and_before = {"rise": run["rise"], "before": run["before"]}
                 rows = 8 * size * BLOCK
-                table.add(name=job, size=f"{size}x", rows=rows, values=8 * size * block, **held)
+                table.add(name=job, size=f"{size}x", rows=rows, values=8 * size * block, **rise_and_before)
         report.add(table)
-        for job, runs in found.items():
+        for job, runs in results.items():
             least, most = min(options.sizes), max(options.sizes)
             more = runs[most]["rise"] - runs[least]["rise"]
-            told = f"{job}: MiB of memory that {8 * (most - least) * block:.0f} MiB more of values take"
-            report.aim(told, more, at_most=12)
+            text = f"{job}: additional memory for {8 * (most - least) * block:.0f} MiB more of values, MiB"
+            report.target(text, more, at_most=12)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The files that others would keep activations in: NumPy, safetensors, torch.save, HDF5, Arrow; and a list of all.
+"""Other formats for activations: NumPy, safetensors, torch.save, HDF5 and Arrow; and the list of all formats.
 
-Each as its documentation has it, laid out as well as one would who thinks about it a little; see formats.py for what a
-format has to answer. Optional packages are imported when a format is made.
+Each format follows the documentation of its library, with a layout that suits the four queries. Optional packages are
+imported when a format is created.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.store.zarr_formats import OursByTensorStore, OursByZarr, TensorS
 
 
 class Memmap(Format):
-    """One .npy a stage, (layer, entity, token, d_model), through np.memmap."""
+    """One .npy file for each stage, (layers, entities, tokens, d_model), through np.memmap."""
 
     name = "np.memmap"
 
@@ -54,7 +54,7 @@ class Memmap(Format):
 
 
 class Safetensors(Format):
-    """One file a put, a tensor a layer."""
+    """One file for each put, one tensor for each layer."""
 
     name, module = "safetensors", "safetensors"
 
@@ -86,13 +86,13 @@ class Safetensors(Format):
 
 
 class TorchSave(Format):
-    """One torch.save a put, a dict of a tensor a layer; read with mmap=True and weights_only=True."""
+    """One torch.save for each put, a dict of one tensor for each layer; read with mmap=True and weights_only=True."""
 
     name, module = "torch.save", "torch"
 
     def put(self, stage: int, start: int, values: np.ndarray) -> None:
         torch = import_module("torch")
-        # A view would take the storage of the whole block along with every layer.
+        # A view would save the storage of the full block with every layer.
         layers = {n: torch.from_numpy(layer).clone() for n, layer in enumerate(values)}
         torch.save(layers, self.folder / f"{stage}.{start:09d}.pt")
 
@@ -118,7 +118,7 @@ class TorchSave(Format):
 
 
 class Hdf5(Format):
-    """One contiguous dataset a stage."""
+    """One contiguous dataset for each stage."""
 
     name, module = "HDF5", "h5py"
 
@@ -167,7 +167,7 @@ class Hdf5Chunked(Hdf5):
 
 
 class Arrow(Format):
-    """Hugging Face datasets' files: an Arrow stream, a row an entity, a column of fixed-size lists a layer."""
+    """Files of Hugging Face datasets: an Arrow stream with one row an entity and one column of lists a layer."""
 
     name, module = "Arrow (datasets)", "datasets"
 

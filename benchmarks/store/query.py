@@ -1,16 +1,16 @@
-"""What can be asked of recorded activations, and how long each way of keeping them takes to answer.
+"""Measure how long each file format takes to read a layer, an entity, a token position or a stage.
 
-Every way holds the same float16 values: stages x layers x entities x tokens x d_model. Asked are one layer of all
-entities (what a probe reads), one entity in all layers, one token position in all layers, and one stage whole. *Warm*
-means in the page cache, *cold* that the files were taken out of it before each turn (the host of a virtual machine may
-hold them still). Each turn opens the files anew and the question alone is timed; opening has a table of its own. All
-answer with NumPy arrays in memory, compared with one another before anything is timed; np.memmap, safetensors and torch
-are made to copy, since a map that nobody has touched is no answer. The baseline reads as many bytes from the beginning
-of flat files, sequentially, on one thread. SAELens keeps Arrow datasets, of one layer each; nnsight and run_with_cache
-keep what the user saves.
+Every format stores the same float16 values: stages x layers x entities x tokens x d_model. The queries are one layer of
+all entities (as a probe reads it), one entity in all layers, one token position in all layers, and one full stage.
+*Warm* means that the files are in the page cache. *Cold* means that the script drops them from it before each turn; the
+host of a virtual machine may still cache them. Each turn opens the files again, and only the query is timed; opening
+has its own table. All formats return NumPy arrays in memory, and the script compares these arrays before it times
+anything. np.memmap, safetensors and torch must copy, because an untouched memory map contains no values yet. The
+baseline reads as many bytes from the beginning of flat files, sequentially, on one thread. SAELens stores Arrow
+datasets of one layer each; with nnsight and run_with_cache the user chooses the format.
 
-Ours checks every byte against its checksum in all rows but the one with `verify=False`; in the table of the files it is
-said who else does.
+stratalens verifies every byte against its checksum in all rows except the one with `verify=False`. The table of files
+shows which other formats do so.
 
     python -m benchmarks.store.query [FOLDER] [--stages 2] [--layers 30] [--entities 3072] [--rounds 4]
 """
@@ -45,58 +45,58 @@ OURS = (Ours, OursPlain, OursUnchecked)
 
 @lru_cache(maxsize=2)
 def values_of(shape: Shape, stage: int) -> np.ndarray:
-    """Normal noise of one stage (layer, entity, token, d_model)."""
+    """Return normal noise of one stage, of shape (layers, entities, tokens, d_model)."""
     rng = np.random.default_rng(stage)
     return np.stack([rng.standard_normal(shape[2:], dtype=np.float32).astype(DTYPE) for _ in range(shape[1])])
 
 
 def fill(kind: type[Format], folder: Path, shape: Shape, rows: int) -> Format:
-    """Write all stages; those that keep a file for each put get a whole stage at once, which is best for them."""
-    made = kind(folder, shape, rows)
-    made.begin()
+    """Write all stages; a format with one file for each put gets a full stage at once, its best case."""
+    files = kind(folder, shape, rows)
+    files.begin()
     step = rows if issubclass(kind, Ours) else shape[2]
     for stage in range(shape[0]):
         values = values_of(shape, stage)
         for start in range(0, shape[2], step):
-            made.put(stage, start, values[:, start : start + step])
-    made.finish(sync=True)
-    return made
+            files.put(stage, start, values[:, start : start + step])
+    files.finish(sync=True)
+    return files
 
 
 def make_all(folder: Path, shape: Shape, rows: int) -> tuple[list[Format], dict[str, str]]:
-    """All ways filled, and the names of those that are not installed."""
+    """Return all filled formats, and the reason for each missing one."""
     raw = fill(Raw, folder / "raw", shape, shape[2])
     ours = fill(Ours, folder / "ours", shape, rows)
-    made: list[Format] = [raw, ours, *(kind(ours.folder, shape, rows) for kind in OURS[1:])]
+    formats: list[Format] = [raw, ours, *(kind(ours.folder, shape, rows) for kind in OURS[1:])]
     missing = {}
     for kind in (*READERS_OF_OURS, *PEERS, Lmprobe):
         if kind.module and not is_installed(kind.module):
             missing[kind.name] = f"not installed: pip install {kind.module}"
         elif kind in READERS_OF_OURS:
-            made.append(kind(ours.folder, shape, rows))
+            formats.append(kind(ours.folder, shape, rows))
         else:
-            made.append(fill(kind, folder / kind.__name__, shape, rows))
-    return made, missing
+            formats.append(fill(kind, folder / kind.__name__, shape, rows))
+    return formats, missing
 
 
-def ask(way: Format, question: str, shape: Shape, cold: bool, turn: list[int]) -> Timing:
-    """Open, answer (timed), close; another layer, entity, token or stage each time."""
+def ask(method: Format, question: str, shape: Shape, cold: bool, turn: list[int]) -> Timing:
+    """Open, read (timed) and close; each turn reads another layer, entity, token or stage."""
     turn[0] += 1
     stage = turn[0] % shape[0]
     which = {"layer": turn[0] % shape[1], "entity": (turn[0] * 37) % shape[2], "token": turn[0] % shape[3]}
     if cold:
-        drop_cache(way.folder)
-    handle = way.open()
+        drop_cache(method.folder)
+    handle = method.open()
     work: Callable[[], Any] = partial(
-        getattr(way, question), handle, stage, *[which[q] for q in which if q == question]
+        getattr(method, question), handle, stage, *[which[q] for q in which if q == question]
     )
     timing = time_once(work)
-    way.close(handle)
+    method.close(handle)
     return timing
 
 
-def check(ways: list[Format], shape: Shape) -> None:
-    """All answer alike."""
+def check(methods: list[Format], shape: Shape) -> None:
+    """Check that all formats return the same values."""
     asked = {"layer": (1, shape[1] // 2), "entity": (0, shape[2] - 3), "token": (1, shape[3] - 1), "stage": (0,)}
     for question, place in asked.items():
         stage = place[0] % shape[0]
@@ -107,12 +107,12 @@ def check(ways: list[Format], shape: Shape) -> None:
             "token": lambda v, p: v[:, :, p[1]],
             "stage": lambda v, p: v,
         }[question](whole, place)
-        for way in ways[1:]:
-            handle = way.open()
-            answer = getattr(way, question)(handle, stage, *place[1:])
+        for method in methods[1:]:
+            handle = method.open()
+            answer = getattr(method, question)(handle, stage, *place[1:])
             if not np.array_equal(answer, right):
-                raise SystemExit(f"{way.name} answers {question} with other values")
-            way.close(handle)
+                raise SystemExit(f"{method.name} returns other values for the query {question}")
+            method.close(handle)
 
 
 def main() -> None:
@@ -137,21 +137,21 @@ def main() -> None:
 
 def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
     shape = (options.stages, options.layers, options.entities, options.tokens, options.width)
-    ways, missing = make_all(folder, shape, options.rows)
-    check(ways, shape)
+    methods, missing = make_all(folder, shape, options.rows)
+    check(methods, shape)
     files = Table("files", "The files", [
         Column("name", ""), Column("size", "size", "MB"), Column("files", "files"), Column("opening", "opening", "s"),
         Column("checked", "reading checks what it reads"),
     ], ours=[kind.name for kind in OURS])  # fmt: skip
-    for way in ways[1:]:
-        times = [time_once(lambda way=way: way.close(way.open())) for _ in range(3)]
-        size = way.numbers()
+    for method in methods[1:]:
+        times = [time_once(lambda method=method: method.close(method.open())) for _ in range(3)]
+        size = method.numbers()
         files.add(
-            name=way.name,
+            name=method.name,
             size=size["bytes"] / 1e6,
             files=size["files"],
             opening=[t.wall for t in times],
-            checked=way.checksums,
+            checked=method.checksums,
         )
     report.add(files)
     counts = {
@@ -166,21 +166,21 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
             Column("name", ""), Column("cold", "cold", "ms"), Column("cold_ratio", "cold, ratio"),
             Column("warm", "warm", "ms"), Column("warm_ratio", "warm, ratio"), Column("cpu", "warm, CPU", "ms"),
         ], baseline="raw file", ours=[kind.name for kind in OURS])  # fmt: skip
-        found = {}
+        results = {}
         for kind in ("cold", "warm"):
             if kind == "warm":
-                fill_cache(way.folder for way in ways)
-            asked = {way.name: partial(ask, way, question, shape, kind == "cold", [0]) for way in ways}
-            found[kind] = alternate(asked, options.rounds * (4 if question == "entity" else 1), shuffle=True)
-            table.against[kind] = versus(found[kind], table.ours)
-        for way in ways:
-            cold, warm = found["cold"][way.name], found["warm"][way.name]
+                fill_cache(method.folder for method in methods)
+            asked = {method.name: partial(ask, method, question, shape, kind == "cold", [0]) for method in methods}
+            results[kind] = alternate(asked, options.rounds * (4 if question == "entity" else 1), shuffle=True)
+            table.against[kind] = versus(results[kind], table.ours)
+        for method in methods:
+            cold, warm = results["cold"][method.name], results["warm"][method.name]
             table.add(
-                name=way.name,
+                name=method.name,
                 cold=[t.wall * 1e3 for t in cold],
-                cold_ratio=ratios(cold, found["cold"]["raw file"]),
+                cold_ratio=ratios(cold, results["cold"]["raw file"]),
                 warm=[t.wall * 1e3 for t in warm],
-                warm_ratio=ratios(warm, found["warm"]["raw file"]),
+                warm_ratio=ratios(warm, results["warm"]["raw file"]),
                 cpu=[t.cpu * 1e3 for t in warm],
             )
         for name, why in missing.items():

@@ -1,18 +1,19 @@
-"""How fast our own files are read: one layer over all entities, one entity over all layers, from the page cache.
+"""Measure the speed of reading our own files from the page cache: one layer of all entities, one entity in all layers.
 
-Values are bfloat16, so that reading is checking and widening to float32 in one go. *Single pass* is what nothing that
-checks and widens can be faster than: one thread a core, each piece read, added to its crc32c and widened while it is in
-the cache of the core. *readinto* is what nothing that reads into new memory can be faster than. zarr-python and
-TensorStore read the same files of ours, and their bits are widened as ours are.
+Values are bfloat16, so reading verifies them and widens them to float32 in one pass. *Single pass* is the bound for any
+reader that verifies and widens: one thread for each core reads a chunk, adds it to its crc32c and widens it while it is
+in the cache of the core. *readinto* is the bound for any reader into new memory. zarr-python and TensorStore read the
+same files, and the script widens their bits as ours.
 
-Of one entity, its own bytes are what is compared where chunks were verified before (or are not verified): *sequential
-read* reads as many from the beginning of a file. The first time, every chunk that holds a part of it has to be read and
-summed whole, and those bytes are what is compared. Where so few bytes are asked for that xarray's own work (making the
-selection, its labels) takes longer than reading, the row *reader* shows what is read without it.
+For one entity the comparison depends on whether its chunks were verified before. If they were, or if verification is
+off, *sequential read* reads as many bytes as the entity has from the beginning of a file. The first time, the store has
+to read and verify every chunk with values of the entity in full, so the comparison is with those bytes. For very small
+reads xarray's own work (the selection and its labels) takes longer than reading. The row *reader* shows the time
+without it.
 
     python -m benchmarks.store.read [FOLDER] [--blocks 12] [--rounds 15]
 
-Contestants run in a fresh order in each round, ratios are taken within one.
+Each round has a new random order, and ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from stratalens.store.threads import cores
 
 TITLE, THEME = "Reading our own files", "Store"
 LAYERS, D_MODEL, TOKENS, ROWS = 16, 2048, 1, 1024
-LARGE = (80, 8192, 64)  # layers, d_model and rows in a block: a model of 70 billion parameters
+LARGE = (80, 8192, 64)  # layers, d_model and rows of a block, for a model of 70 billion parameters
 
 
 def make(folder: Path, blocks: int, layers: int = LAYERS, d_model: int = D_MODEL, size: int = ROWS) -> Path:
-    """A bfloat16 store with blocks of `size` rows of random bits (64 MiB, inner chunks of 4 MiB)."""
+    """Write a bfloat16 store with blocks of `size` rows of random bits (64 MiB, inner chunks of 4 MiB)."""
     names = np.array([f"r{i}" for i in range(size * blocks)], dtype=object)
     values = np.random.default_rng(0).integers(0, 2**16, (layers, size, TOKENS, d_model), dtype=np.uint16)
     store = create(
@@ -98,16 +99,16 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
         with files[one].open("rb", buffering=0) as file:
             file.seek(offset)
             for start in range(0, size, READ_BYTES):
-                piece = memory[: min(READ_BYTES, size - start)]
-                file.readinto(piece.data)
-                crc = extend(crc, piece)
-                bfloat16_to_float32(piece.view(np.uint16), decoded[one, start // 2 : (start + len(piece)) // 2])
+                chunk = memory[: min(READ_BYTES, size - start)]
+                file.readinto(chunk.data)
+                crc = extend(crc, chunk)
+                bfloat16_to_float32(chunk.view(np.uint16), decoded[one, start // 2 : (start + len(chunk)) // 2])
             assert file.read(4) == crc.to_bytes(4, "little")
 
     pool = ThreadPoolExecutor(cores())
 
     def fresh(function: Callable[[int], None]) -> Callable[[], None]:
-        """On one thread for each core, into new memory, as every reader that returns an array does."""
+        """Run on one thread for each core, into new memory, as every reader that returns an array does."""
 
         def work() -> None:
             nonlocal raw_bits, decoded
@@ -147,8 +148,8 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     runs = alternate(bits, rounds, shuffle=True)
     title = f"One layer over all entities, bits, ours not verified: {total:.0f} MB"
     report.timings("bits", title, runs, "readinto", ours=[ours, "stratalens"], amount=total)
-    report.aim(
-        "speed of unverified reading of a layer by that of readinto",
+    report.target(
+        "speed of unverified reading of a layer relative to readinto",
         ratios(runs["readinto"], runs[ours]),
         at_least=0.85,
     )
@@ -163,11 +164,11 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     title = f"One layer over all entities, verified and widened to float32: {total:.0f} MB"
     report.timings("checked", title, runs, "single pass", ours=[ours, "stratalens"], amount=total)
     for name in (ours, "stratalens"):
-        told = f"speed of verified reading of a layer by that of a single pass, {name}"
-        report.aim(told, ratios(runs["single pass"], runs[name]), at_least=0.85)
+        text = f"speed of verified reading of a layer relative to a single pass, {name}"
+        report.target(text, ratios(runs["single pass"], runs[name]), at_least=0.85)
     for peer in ("TensorStore", "zarr-python"):
-        report.aim(
-            f"speed of verified reading of a layer by that of {peer}", ratios(runs[peer], runs[ours]), at_least=1
+        report.target(
+            f"speed of verified reading of a layer relative to {peer}", ratios(runs[peer], runs[ours]), at_least=1
         )
     plain = xr.open_zarr(path).resid_post
     lazy_tensorstore = da.from_array(Readable(by_tensorstore), chunks=layout.inner_shape)
@@ -180,8 +181,8 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
     title = f"The same through dask (its threads, the chunks that each gives it): {total:.0f} MB"
     report.timings("dask", title, runs, "stratalens", ours=["stratalens"], amount=total)
     for peer in list(through_dask)[1:]:
-        told = f"speed of verified reading of a layer through dask by that of {peer}"
-        report.aim(told, ratios(runs[peer], runs["stratalens"]), at_least=1)
+        text = f"speed of verified reading of a layer through dask relative to {peer}"
+        report.target(text, ratios(runs[peer], runs["stratalens"]), at_least=1)
     verified(report, path, files, pool, rounds)
     pool.shutdown()
     entities(report, path, "", rounds)
@@ -189,7 +190,7 @@ def run(report: Report, folder: Path, blocks: int, rounds: int) -> None:
 
 
 class Readable:
-    """A TensorStore as dask wants an array to be."""
+    """A TensorStore with the array interface that dask needs."""
 
     def __init__(self, source: tensorstore.TensorStore) -> None:
         self.source, self.shape, self.ndim, self.dtype = source, source.shape, source.ndim, np.dtype(np.uint16)
@@ -199,7 +200,7 @@ class Readable:
 
 
 def verified(report: Report, path: Path, files: list[Path], pool: ThreadPoolExecutor, rounds: int) -> None:
-    """verify_store against reading and summing the same files, on one thread for each core."""
+    """Compare verify_store with reading and checksumming the same files on one thread for each core."""
 
     def summed(file: Path) -> None:
         memory, crc = np.empty(READ_BYTES, dtype=np.uint8), 0
@@ -208,16 +209,16 @@ def verified(report: Report, path: Path, files: list[Path], pool: ThreadPoolExec
                 crc = extend(crc, memory[:got])
 
     megabytes = sum(file.stat().st_size for file in files) / 1e6
-    ways = {"reading and crc32c": lambda: list(pool.map(summed, files)), "stratalens": lambda: verify_store(path)}
-    runs = alternate(ways, rounds, shuffle=True)
+    methods = {"reading and crc32c": lambda: list(pool.map(summed, files)), "stratalens": lambda: verify_store(path)}
+    runs = alternate(methods, rounds, shuffle=True)
     title = f"Verifying a whole store: {megabytes:.0f} MB"
     report.timings("verify", title, runs, "reading and crc32c", ours=["stratalens"], amount=megabytes)
-    told = "speed of verify_store by that of reading and crc32c"
-    report.aim(told, ratios(runs["reading and crc32c"], runs["stratalens"]), at_least=0.85)
+    text = "speed of verify_store relative to reading and crc32c"
+    report.target(text, ratios(runs["reading and crc32c"], runs["stratalens"]), at_least=0.85)
 
 
 def entities(report: Report, path: Path, which: str, rounds: int) -> None:
-    """One entity, and 64 of them, over all layers."""
+    """Measure reading one entity and 64 entities over all layers."""
     layout = load(storage_at(path)).layouts["resid_post"]
     layers, size = layout.layers, layout.block_size
     small = layers * layout.row_nbytes
@@ -233,7 +234,7 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
             opened.readinto(np.empty(nbytes, dtype=np.uint8).data)
 
     def whole(part: int) -> None:
-        """One of two parts of the chunks that hold the entity: all bytes of the file, read and summed."""
+        """Read and checksum one half of the file, which contains all chunks of the entity."""
         step = -(-layout.file_nbytes // (2 * READ_BYTES)) * READ_BYTES
         memory, crc = np.empty(READ_BYTES, dtype=np.uint8), 0
         with file.open("rb", buffering=0) as opened:
@@ -254,13 +255,13 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
     }
     runs = alternate(one, rounds * 5, shuffle=True)
     title = f"One entity over all layers, {shape}: {small / 1e3:.0f} kB"
-    note = f"{floor} has the same labels: what xarray's own work takes, without files, checks and widening to float32"
+    note = f"{floor} has the same labels: the time of xarray's own work, without files, checks and widening to float32"
     report.timings(f"entity{which}", title, runs, base, ours=list(one)[1:5], amount=small / 1e6, note=note)
     for name in list(one)[1:4]:
-        told = f"time of one entity over all layers ({shape}) by that of as many bytes: {name}"
-        report.aim(told, ratios(runs[name], runs[base]), at_most=3)
-    told = f"time of one entity over all layers ({shape}) by that of {floor}"
-    report.aim(told, ratios(runs[list(one)[3]], runs[floor]), at_most=3)
+        text = f"time of one entity over all layers ({shape}) relative to reading as many bytes: {name}"
+        report.target(text, ratios(runs[name], runs[base]), at_most=3)
+    text = f"time of one entity over all layers ({shape}) relative to {floor}"
+    report.target(text, ratios(runs[list(one)[3]], runs[floor]), at_most=3)
     many = {
         base: lambda: sequential(64 * small),
         "stratalens, chunks=None, verify=False": lambda: unchecked.isel(stage=0, entity=rows).values,
@@ -278,22 +279,22 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
     runs = alternate(first, rounds, shuffle=True)
     title = f"One entity for the first time, {shape}: its chunks, {layout.file_nbytes / 1e6:.0f} MB"
     report.timings(f"first{which}", title, runs, next(iter(first)), ours=["stratalens, chunks=None"])
-    told = f"time of one entity for the first time ({shape}) by that of reading and summing its chunks"
-    report.aim(told, ratios(runs["stratalens, chunks=None"], runs[next(iter(first))]), at_most=3)
+    text = f"time of one entity for the first time ({shape}) relative to reading and summing its chunks"
+    report.target(text, ratios(runs["stratalens, chunks=None"], runs[next(iter(first))]), at_most=3)
     pool.shutdown()
 
 
 def memory_map(path: Path, shape: tuple[int, ...], rows: int) -> np.memmap:
-    """A map of a file of bits, the first `rows` entities as the store has them; the rest of it is a hole."""
+    """Write and map a file of bits with the store's first `rows` entities; the rest is a hole."""
     bits = np.memmap(path.with_suffix(".bits"), dtype=np.uint16, mode="w+", shape=shape)
-    held = open_store(path, chunks=None, dtype="bits").resid_post
+    stored = open_store(path, chunks=None, dtype="bits").resid_post
     for layer in range(shape[1]):
-        bits[0, layer, :rows] = held.isel(stage=0, layer=layer, entity=slice(rows)).values
+        bits[0, layer, :rows] = stored.isel(stage=0, layer=layer, entity=slice(rows)).values
     return bits
 
 
 def fresh_rows(path: Path) -> None:
-    """One entity, from a store that is opened for it."""
+    """Open the store and read one entity."""
     open_store(path, chunks=None).resid_post.isel(stage=0, entity=5).load()
 
 

@@ -1,14 +1,15 @@
-"""Shuffled batches for training, `sl.torch_dataset(...).batches`: how fast by what reading the same layer takes.
+"""Measure the speed of shuffled training batches from `sl.torch_dataset(...).batches` relative to reading the layer.
 
-An epoch gives every activation of one layer once, in random order, as float32 batches of 4096; they are stored as
-bfloat16 and checked against their crc32c on the way. *values* is the same layer in one array, read, checked and widened
-by all cores; *readinto* is its bytes alone, unchecked, into new memory, one thread a core. Workers are those of torch's
-DataLoader; they run already when an epoch begins, as in every epoch of a training run but the first. *Scattered rows*
-is what one would write by hand: a memory map of the same bits in one file, a DataLoader that shuffles row numbers, and
-the rows of each batch gathered from the map.
+An epoch returns every activation of one layer once, in random order, as float32 batches of 4096. The store has them as
+bfloat16 and verifies their crc32c. *values* reads, verifies and widens the same layer into one array on all cores.
+*readinto* reads only its bytes, unverified, into new memory, with one thread for each core. Workers are those of
+torch's DataLoader. They already run when an epoch starts, as in every epoch of a training run except the first.
+*Scattered rows* is the usual manual solution: a memory map of the same bits in one file, a DataLoader that shuffles row
+numbers, and the rows of each batch gathered from the map.
 
-*From memory* the files are in the page cache. *From disk* they are taken out of it before every epoch (the host of a
-virtual machine may hold them still). CPU seconds are those of the process that trains, without its workers.
+*From memory* means that the files are in the page cache. *From disk* means that the script drops them from it before
+every epoch; the host of a virtual machine may still cache them. CPU seconds are those of the training process, without
+its workers.
 
     python -m benchmarks.store.torch_batches [FOLDER] [--disk FOLDER] [--blocks 128] [--rounds 7]
 """
@@ -110,23 +111,23 @@ def measure(
         batches = data.batches(BATCH)
         return DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
 
-    ways: dict[str, Callable[[], object]] = {"values": lambda: site.values, "readinto": readinto}
+    methods: dict[str, Callable[[], object]] = {"values": lambda: site.values, "readinto": readinto}
     ours = [f"batches, {workers} workers" for workers in (0, 1, 2)]
-    ways |= {name: epoch(loader(workers)) for workers, name in enumerate(ours)}
-    if before is None:  # a page that is mapped stays in memory, so never from disk
+    methods |= {name: epoch(loader(workers)) for workers, name in enumerate(ours)}
+    if before is None:  # mapped pages stay in memory, so this row exists only for memory
         bits = folder / "bits"
         site_bits = sl.open_store(path, chunks=None, dtype="bits").resid_post
         site_bits.isel(stage=0).sel(layer=LAYER).values.tofile(bits)
         scattered = DataLoader(Scattered(bits), BATCH, shuffle=True, collate_fn=as_it_is)
-        ways["scattered rows of a memory map"] = epoch(scattered)
+        methods["scattered rows of a memory map"] = epoch(scattered)
     megabytes = samples * D_MODEL * 4 / 1e6
-    runs = alternate(ways, rounds, before=before, shuffle=True)
+    runs = alternate(methods, rounds, before=before, shuffle=True)
     title = f"An epoch from {where}: {samples} samples of {D_MODEL}, {megabytes:.0f} MB as float32"
     base = "values" if before is None else "readinto"
     report.timings(where, title, runs, base, ours=ours, amount=megabytes)
     for name in ours:
-        told = f"speed of shuffled {name}, from {where} by that of {base}"
-        report.aim(told, ratios(runs[base], runs[name]), at_least=0.85)
+        text = f"speed of shuffled {name}, from {where} relative to {base}"
+        report.target(text, ratios(runs[base], runs[name]), at_least=0.85)
     pool.shutdown()
 
 

@@ -1,15 +1,16 @@
-"""How fast values that are in memory get into files, with nothing else going on.
+"""Measure how fast each file format writes values that are in memory, without any other work.
 
-Blocks of values (layer, rows, token, d_model) in float16 arrive one after the other, as a forward pass hands them out,
-and each way of keeping them writes them in its own files; making the empty files beforehand is not counted, everything
-from the first block until the last byte is in its file is. On a disk, every way also waits until its bytes are there
-(fsync; ours does so for every block before it counts as recorded, the others once at the end). The baseline is what
-any way with checksums has to do: a raw file of the same bytes and the crc32c of each layer. *Buffers filled before*
-leaves out copying the values into our buffers, which capture does while the model computes; no peer is spared that.
+Blocks of float16 values of shape (layers, rows, tokens, d_model) arrive one after another, as from a forward pass, and
+each format writes them to its own files. The timing excludes the creation of the empty files. It covers everything from
+the first block until the last byte is in its file. On a disk every format also waits until its bytes are there (fsync).
+stratalens does so for every block before it counts as recorded, the others once at the end. The baseline is the minimum
+for any format with checksums: a raw file of the same bytes and the crc32c of each layer. *Buffers filled before* leaves
+out the copy of the values into our buffers, which capture makes while the model computes. For all peers the timing
+includes this copy.
 
     python -m benchmarks.store.write [FOLDER ...] [--blocks 4] [--rounds 5]
 
-Give a folder in memory and one on a disk. Contestants run in a fresh order in each round, ratios are taken within one.
+Pass a folder in memory and one on a disk. Each round has a new random order, and ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -35,25 +36,25 @@ FILLED = "stratalens, buffers filled before"
 
 
 def write(kind: type[Format], base: Path, shape: Shape, values: np.ndarray, sync: bool) -> Timing:
-    """All blocks through one format; seconds of the writing alone."""
+    """Write all blocks in one format and return the time of the writing alone."""
     folder = Path(tempfile.mkdtemp(dir=base))
-    made = kind(folder / "files", shape, ROWS)
-    made.begin()
+    files = kind(folder / "files", shape, ROWS)
+    files.begin()
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, shape[2], ROWS):
-        made.put(0, start, values)
-    made.finish(sync)
+        files.put(0, start, values)
+    files.finish(sync)
     timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
     shutil.rmtree(folder)
     return timing
 
 
 def write_filled(base: Path, shape: Shape, values: np.ndarray) -> Timing:
-    """Ours with the values in its buffers already, as capture leaves them there while the model computes."""
+    """Write our store from buffers that capture would fill while the model computes."""
     folder = Path(tempfile.mkdtemp(dir=base))
-    made = Ours(folder / "files", shape, ROWS)
-    made.begin()
-    stage = made.writer.stage("s", order=0, fingerprint="f")
+    files = Ours(folder / "files", shape, ROWS)
+    files.begin()
+    stage = files.writer.stage("s", order=0, fingerprint="f")
     blocks = list(stage.pending())
     buffers = []
     for block in blocks[:2]:
@@ -66,12 +67,14 @@ def write_filled(base: Path, shape: Shape, values: np.ndarray) -> Timing:
     for block in blocks[2:]:
         buffer = stage.buffer(block)
         buffer.skip([])
-        for given in buffer._given.values():  # its memory is that of a block before, which holds the values
-            given[...] = True
+        for (
+            written
+        ) in buffer._written.values():  # the buffer reuses the memory of an earlier block with the same values
+            written[...] = True
         stage.submit(buffer)
     stage.close()
     timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
-    made.writer.close()
+    files.writer.close()
     shutil.rmtree(folder)
     return timing
 
@@ -93,20 +96,20 @@ def main() -> None:
 
 
 def measure(report: Report, base: Path, blocks: int, rounds: int) -> None:
-    """One table for a folder."""
+    """Add one table for a folder."""
     shape = (1, LAYERS, ROWS * blocks, TOKENS, D_MODEL)
     values = np.random.default_rng(0).standard_normal((LAYERS, ROWS, TOKENS, D_MODEL), dtype=np.float32).astype(DTYPE)
     megabytes = values.nbytes * blocks / 1e6
     kind = filesystem(base)["kind"]
     sync = kind == "disk"
     missing = {k.name: f"not installed: pip install {k.module}" for k in PEERS if not is_installed(k.module or "numpy")}
-    ways: dict[str, Callable[[], Timing]] = {
+    methods: dict[str, Callable[[], Timing]] = {
         k.name: partial(write, k, base, shape, values, sync)
         for k in (RawChecked, Raw, Ours, *PEERS)
         if k.name not in missing
     }
-    ways[FILLED] = partial(write_filled, base, shape, values)
-    runs = alternate(ways, rounds, shuffle=True)
+    methods[FILLED] = partial(write_filled, base, shape, values)
+    runs = alternate(methods, rounds, shuffle=True)
     report.timings(
         f"write-{kind}",
         f"{megabytes:.0f} MB in blocks of {values.nbytes / 1e6:.0f} MB, {'with fsync' if sync else 'into memory'}",
@@ -116,16 +119,18 @@ def measure(report: Report, base: Path, blocks: int, rounds: int) -> None:
         amount=megabytes,
         missing=missing,
     )
-    aim = 0.85 if sync else 0.9
-    report.aim(f"writing speed by that of {BASE}, {kind}", ratios(runs[BASE], runs[FILLED]), at_least=aim)
+    target = 0.85 if sync else 0.9
+    report.target(f"writing speed relative to {BASE}, {kind}", ratios(runs[BASE], runs[FILLED]), at_least=target)
     for peer in ("TensorStore", "zarr-python, sharded, crc32c"):
         if peer in runs:
             gain = ratios(runs[peer], runs["stratalens"])
-            report.aim(f"writing speed from an array by that of {peer}, {kind}", gain, at_least=1)
+            report.target(f"writing speed from an array relative to {peer}, {kind}", gain, at_least=1)
     if not sync:
         for peer, least in (("TensorStore", 1.5), ("zarr-python, sharded, crc32c", 1.5)):
             if peer in runs:
-                report.aim(f"writing speed by that of {peer}, {kind}", ratios(runs[peer], runs[FILLED]), at_least=least)
+                report.target(
+                    f"writing speed relative to {peer}, {kind}", ratios(runs[peer], runs[FILLED]), at_least=least
+                )
 
 
 if __name__ == "__main__":

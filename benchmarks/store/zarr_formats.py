@@ -1,4 +1,4 @@
-"""zarr-python, zarrs and TensorStore with files of their own, and reading ours; see formats.py for what they answer."""
+"""zarr-python, zarrs and TensorStore, with their own files and as readers of ours."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Zarrs(ZarrSharded):
 
 
 class TensorStore(Format):
-    """TensorStore with our geometry and codecs; up to two blocks are under way, as in ours, and nothing is copied."""
+    """TensorStore with our geometry and codecs; up to two pending blocks, as in ours, and no copies."""
 
     name, module, checksums = "TensorStore", "tensorstore", True
 
@@ -135,7 +135,7 @@ class TensorStore(Format):
 
 
 class OursByTensorStore(TensorStore):
-    """Our store, read by TensorStore (written by ours: the folder is that of `Ours`)."""
+    """Our store, read by TensorStore; the folder is that of `Ours`."""
 
     name = "stratalens's files by TensorStore"
 

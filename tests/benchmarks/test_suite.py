@@ -1,4 +1,4 @@
-"""The benchmarks run, their documents are whole, and the page is made of them. No times are asserted."""
+"""The benchmarks run, write complete documents, and the page shows them. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALLEST = {
     "store_memory": ["--sizes", "1", "--jobs", "write"],
     "store_query": ["--layers", "2", "--entities", "64", "--rows", "32", "--rounds", "1"],
 }
-# What is for a GPU, tried without one.
+# Benchmarks for a GPU that these tests run on the CPU.
 ON_THE_HOST = {
     "capture_gpu": ["--device", "cpu", "--shapes", "tiny", "--most", "32", "--seconds", "0.1"],
     "analyses_gpu_probes": ["--backend", "cpu", "--widths", "80", "--fits", "2"],
@@ -54,7 +54,7 @@ def cells(document: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_a_benchmark_writes_a_whole_document(documents: Path, name: str) -> None:
+def test_a_benchmark_writes_a_complete_document(documents: Path, name: str) -> None:
     document = json.loads((documents / f"{name}.json").read_text())
     assert document["name"] == name
     assert document["quick"]
@@ -72,11 +72,11 @@ def test_a_benchmark_writes_a_whole_document(documents: Path, name: str) -> None
     measured = [cell for cell in cells(document) if isinstance(cell, dict)]
     assert measured or any(isinstance(cell, float) for cell in cells(document))
     assert all(cell["min"] <= cell["median"] <= cell["max"] and cell["n"] >= 1 for cell in measured)
-    assert str(Path.home()) not in json.dumps(document), "a place on this machine in the document"
+    assert str(Path.home()) not in json.dumps(document), "a path of this machine in the document"
 
 
 @pytest.mark.parametrize("name", ON_THE_HOST)
-def test_what_is_for_a_gpu_is_ready_for_one(name: str, tmp_path: Path) -> None:
+def test_gpu_benchmarks_also_run_on_the_cpu(name: str, tmp_path: Path) -> None:
     done = run(module_of(name), "--quick", *ON_THE_HOST[name], "--json", str(tmp_path / "document.json"))
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "document.json").read_text())
@@ -85,8 +85,10 @@ def test_what_is_for_a_gpu_is_ready_for_one(name: str, tmp_path: Path) -> None:
     assert document["aims"]
 
 
-def test_a_peer_that_is_not_installed_has_a_row_that_says_so(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every format of the list is in the table, measured or missing."""
+def test_a_peer_that_is_not_installed_has_a_row_with_the_reason(
+    documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table has a row for every format, measured or missing."""
     document = json.loads((documents / "store_query.json").read_text())
     monkeypatch.syspath_prepend(str(ROOT))
     peers = importlib.import_module("benchmarks.store.peer_formats").PEERS
@@ -95,7 +97,7 @@ def test_a_peer_that_is_not_installed_has_a_row_that_says_so(documents: Path, mo
     assert all("pip install" in row["missing"] for row in rows.values() if "missing" in row)
 
 
-def test_the_page_holds_every_table_and_every_aim(documents: Path, tmp_path: Path) -> None:
+def test_the_page_shows_every_table_and_every_target(documents: Path, tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     done = run("harness.page", "--results", str(documents), "--to", str(page))
     assert done.returncode == 0, done.stderr
@@ -105,12 +107,12 @@ def test_the_page_holds_every_table_and_every_aim(documents: Path, tmp_path: Pat
         document = json.loads(path.read_text())
         for table in document["tables"]:
             assert f"#### {table['title']}" in text
-        for aim in document["aims"]:
-            assert aim["text"] in text
+        for target in document["aims"]:
+            assert target["text"] in text
 
 
-def test_the_page_that_is_in_the_documentation_is_that_of_the_documents(tmp_path: Path) -> None:
-    """Nobody has typed anything into it or into the README's table, and no document is newer than they are."""
+def test_the_page_in_the_documentation_matches_the_documents(tmp_path: Path) -> None:
+    """The page and the README's table contain no manual edits, and no document is newer than they are."""
     page, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
     written = (ROOT / "README.md").read_text()
     readme.write_text(re.sub(r"(benchmarks/harness/page.py -->\n).*?(<!-- /speed)", r"\1\2", written, flags=re.DOTALL))
@@ -120,8 +122,8 @@ def test_the_page_that_is_in_the_documentation_is_that_of_the_documents(tmp_path
     assert readme.read_text() == written
 
 
-def test_the_suite_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
-    """Writing into a folder that does not exist fails in one benchmark; the suite ends with 1 and names it."""
+def test_the_suite_continues_after_a_failure_and_reports_it(tmp_path: Path) -> None:
+    """One benchmark exits with status 3; the suite exits with status 1 and names it."""
     listed = run("harness.run_all", "--list")
     assert set(SMALLEST) <= {line.split()[0] for line in listed.stdout.splitlines()}
     assert run("harness.run_all", "no_such_benchmark").returncode == 1
@@ -145,7 +147,7 @@ def test_the_suite_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
     assert sorted(p.name for p in (broken / "results").iterdir()) == ["store_good.json"]
 
 
-def test_every_script_is_in_the_suite_or_says_why_not() -> None:
+def test_every_script_is_in_the_suite_or_states_the_reason() -> None:
     listed = {line.split()[0] for line in run("harness.run_all", "--list").stdout.splitlines()}
     outside = {
         path
