@@ -172,7 +172,7 @@ def shows_old_values(ds: xr.Dataset, old: Path, name: str) -> None:
 def same_column(values: np.ndarray, wanted: dict[str, Any], what: str) -> None:
     """A label column is as `expected.json` has it."""
     if wanted["dtype"] == "text":
-        assert values.dtype.kind in "OT", what
+        assert values.dtype.kind in ("O", "T"), what
         assert values.tolist() == wanted["values"], what
     else:
         numbers = [np.nan if value is None else value for value in wanted["values"]]
