@@ -7,6 +7,6 @@ interop   a store as a torch dataset or an ActivationCache
 models    hooks, sites and weights of a TransformerLens model
 prompts   prompt tables, token ids and named positions
 stages    training stages and where their models come from
-terminal  progress and messages on standard error
+progress  progress bars and messages on standard error
 compat    private interfaces of PyTorch, Transformers and TransformerLens
 """

@@ -26,11 +26,11 @@ from stratalens.plugin.capture.store import RecordingStore, open_for_recording
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.weights import weights_fingerprint
+from stratalens.plugin.progress import Progress, ProgressFunction
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.checkpoints import Checkpoint, check_checkpoint
 from stratalens.plugin.stages.label_warnings import warn_about_label_typos
 from stratalens.plugin.stages.stage import Stage, loaded_model, parse_stages, resolve_stage_order
-from stratalens.plugin.terminal import Progress, ProgressFunction
 from stratalens.store.errors import InputError, MismatchError, NoSpaceError
 from stratalens.store.format.layout import MEMORY_LIMIT
 from stratalens.store.state.capture_plan import clear_if_complete, plan_stages, restore_plan

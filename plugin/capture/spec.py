@@ -15,11 +15,11 @@ from torch import Tensor
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import Site, SiteSelection
+from stratalens.plugin.progress import ProgressFunction
 from stratalens.plugin.prompts.positions import ResolvedPositions
 from stratalens.plugin.prompts.positions import resolve as resolve_positions
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts
-from stratalens.plugin.terminal import ProgressFunction
 from stratalens.store.errors import InputError, MismatchError, suggest
 from stratalens.store.format import schema
 from stratalens.store.format.layout import MEMORY_LIMIT

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.cli.output import print_status, print_warnings
 from stratalens.plugin.cli.run_file import RunFile, StageEntry, run_file_of, write_run_file
-from stratalens.plugin.terminal import suppress_progress_bars
+from stratalens.plugin.progress import suppress_progress_bars
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
         StoreExistsError: the store exists and `resume` is False.
     """
     from stratalens.plugin.capture.run import capture_stages
+    from stratalens.plugin.progress import StageLines, is_interactive
     from stratalens.plugin.prompts.table import PromptTable
-    from stratalens.plugin.terminal import StageLines, is_interactive
 
     table = PromptTable.read(run.prompts)
     stages = run_stages(run)

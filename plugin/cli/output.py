@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stratalens.plugin.terminal import wrap_message
+from stratalens.plugin.progress import wrap_message
 from stratalens.store.display import human_bytes
 from stratalens.store.errors import InputError, LabelWarning, StratalensError
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratalens.plugin.progress import PhaseProgress, format_duration
 from stratalens.plugin.study.config.presets import DEMO_REASONS, get_preset
 from stratalens.plugin.study.config.settings import StudySettings, read_settings, write_settings
 from stratalens.plugin.study.corpus.balance import describe_largest_differences
@@ -32,7 +33,6 @@ from stratalens.plugin.study.training.checkpoints import remove_unneeded_weights
 from stratalens.plugin.study.training.self_report import run_self_report
 from stratalens.plugin.study.training.train import loss_curves, train_stages
 from stratalens.plugin.study.training.trainer import Step
-from stratalens.plugin.terminal import PhaseProgress, format_duration
 from stratalens.store.errors import InputError
 from stratalens.store.files import write_text_atomic
 

@@ -14,9 +14,9 @@ import numpy as np
 
 import stratalens as sl
 from stratalens.analyses.controls.controls import BASELINES
+from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.headline import Row
-from stratalens.plugin.terminal import PhaseProgress
 
 if TYPE_CHECKING:
     import xarray as xr

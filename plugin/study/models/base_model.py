@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratalens.plugin.progress import suppress_progress_bars
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.corpus.conflicts import ContradictedEntity, add_contradictions, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
@@ -15,7 +16,6 @@ from stratalens.plugin.study.corpus.questions import candidate_answers, self_rep
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.models.smollm import load_smollm2, load_smollm2_tokenizer, smollm2_config
 from stratalens.plugin.study.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary
-from stratalens.plugin.terminal import suppress_progress_bars
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:

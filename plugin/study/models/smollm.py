@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stratalens.plugin.terminal import suppress_progress_bars
+from stratalens.plugin.progress import suppress_progress_bars
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.corpus.questions import (
@@ -27,7 +28,6 @@ from stratalens.plugin.study.corpus.questions import (
 )
 from stratalens.plugin.study.training.checkpoints import RECORD, load_checkpoint, require_weights
 from stratalens.plugin.study.training.trainer import common_prefix_length
-from stratalens.plugin.terminal import PhaseProgress
 from stratalens.store.errors import InputError
 from stratalens.store.files import write_text_atomic
 

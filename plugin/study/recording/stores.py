@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import stratalens as sl
+from stratalens.plugin.progress import PhaseProgress, suppress_progress_bars
 from stratalens.plugin.stages.stage import Stage
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.corpus.conflicts import ContradictedEntity, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import has_weights, require_weights
-from stratalens.plugin.terminal import PhaseProgress, suppress_progress_bars
 from stratalens.store.errors import LabelWarning
 
 if TYPE_CHECKING:

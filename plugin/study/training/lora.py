@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stratalens.plugin.progress import suppress_progress_bars
 from stratalens.plugin.study.config.settings import UNTRAINED, LoraSettings
-from stratalens.plugin.terminal import suppress_progress_bars
 from stratalens.store.errors import InputError, suggest
 
 if TYPE_CHECKING:

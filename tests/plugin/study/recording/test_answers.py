@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
+from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.config.settings import RecordSettings, StudySettings, TrainSettings
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.recording.answers import answer_log_probabilities, ask_checkpoints
 from stratalens.plugin.study.training.checkpoints import remove_weights
 from stratalens.plugin.study.training.train import train_stages
-from stratalens.plugin.terminal import PhaseProgress
 from stratalens.store.errors import InputError
 from support.tiny_study import study_model, study_tokenizer
 

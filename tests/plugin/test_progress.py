@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging
 
-from stratalens.plugin import terminal as module
+from stratalens.plugin import progress as module
 from stratalens.plugin.cli import output as console
-from stratalens.plugin.terminal import PhaseProgress, suppress_progress_bars
+from stratalens.plugin.progress import PhaseProgress, suppress_progress_bars
 
 LINE = "      balance between stages, largest difference of shares: 0.16 (occupation = politician)"
 
