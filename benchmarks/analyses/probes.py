@@ -207,8 +207,8 @@ def measure(report: Report, kind: str, x: np.ndarray, options: argparse.Namespac
         report.target(f"speed of {method} relative to the {base} loop, {kind} activations", speed, at_least=least)
     for base, method in (("tuned", "logistic"), ("newton", "logistic"), ("ridge loop", "ridge"), ("lda loop", "lda")):
         speed = ratios(runs[base], runs[method], "cpu")
-        what = base if base.endswith("loop") else f"{base} loop"
-        report.target(f"CPU seconds of the {what} relative to {method}, {kind} activations", speed, at_least=1)
+        loop_name = base if base.endswith("loop") else f"{base} loop"
+        report.target(f"CPU seconds of the {loop_name} relative to {method}, {kind} activations", speed, at_least=1)
     check(report, kind, results, x, chosen)
 
 

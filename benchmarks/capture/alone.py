@@ -21,7 +21,7 @@ from benchmarks.capture.overhead import Workload, measured
 from benchmarks.harness.document import Report, arguments, parse, ratios
 from benchmarks.harness.measure import Timing, is_installed
 
-TITLE, THEME = "Recording against the forward pass alone", "Capture"
+TITLE, THEME = "Recording compared with the forward pass alone", "Capture"
 BASE, OURS = "forward, no logits", "capture, statistics off"
 
 

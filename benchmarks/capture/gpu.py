@@ -34,7 +34,7 @@ from stratalens import capture
 from stratalens.plugin.models.adapters import adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 
-TITLE, THEME = "What recording costs on a GPU", "GPU"
+TITLE, THEME = "Cost of recording on a GPU", "GPU"
 LENGTH = 64
 BUFFER = 4 << 30
 # width, layers, heads, key and value heads, hidden width, vocabulary

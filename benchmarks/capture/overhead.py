@@ -44,7 +44,7 @@ from stratalens.plugin.capture.spec import OUTPUT_STATISTICS, SITE_STATISTICS
 from stratalens.plugin.models.adapters import adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 
-TITLE, THEME = "What recording costs", "Capture"
+TITLE, THEME = "Cost of recording", "Capture"
 POSITIONS = ("last", "entity_last")
 HOOK = "blocks.{}.hook_resid_post"
 LEAN = "run_with_cache and np.save, lean"

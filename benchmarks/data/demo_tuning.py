@@ -102,9 +102,9 @@ def places(X: np.ndarray, stage: np.ndarray, repeats: int = 20) -> list[float]:
     results = []
     for _ in range(repeats):
         half = random.random(len(stage)) < 0.5
-        made = np.array([X[half & (stage == s)].mean(0) for s in numbers])
+        axis_centroids = np.array([X[half & (stage == s)].mean(0) for s in numbers])
         shown = np.array([X[~half & (stage == s)].mean(0) for s in numbers])
-        results.append(shown @ (made[-1] - made[0]))
+        results.append(shown @ (axis_centroids[-1] - axis_centroids[0]))
     mean = np.mean(results, 0)
     return [round(float(v), 2) for v in (mean - mean[0]) / (mean[-1] - mean[0])]
 

@@ -131,7 +131,7 @@ def grid(table: dict[str, Any]) -> str:
 def comparison(table: dict[str, Any]) -> list[str]:
     """List the methods that were faster or slower than ours in every round, with the ratio."""
     sentences = []
-    for what, others in table["against"].items():
+    for quantity, others in table["against"].items():
         groups = []
         for word, chosen in (
             ("faster", {n: c for n, c in others.items() if c["max"] < 1}),
@@ -141,7 +141,7 @@ def comparison(table: dict[str, Any]) -> list[str]:
             names = [f"{n} ({number(c['median'])})" for n, c in sorted(chosen.items(), key=lambda i: i[1]["median"])]
             groups += [f"{word}: {', '.join(names)}"] if names else []
         ours = table["ours"][0]
-        sentences += [f"Seconds ({what}) relative to *{ours}*; {'; '.join(groups)}."] if groups else []
+        sentences += [f"Seconds ({quantity}) relative to *{ours}*; {'; '.join(groups)}."] if groups else []
     return sentences
 
 

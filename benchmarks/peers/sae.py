@@ -83,7 +83,7 @@ class Runner(Method):
             data = Dataset.from_dict({"input_ids": ids.tolist()})
             batch = next(b for b in range(workload.batch_size, 0, -1) if count % b == 0)
             config = CacheActivationsRunnerConfig(
-                dataset_path="given", model_name="given", model_batch_size=batch, hook_name=self.hook.format(layer),
+                dataset_path="none", model_name="none", model_batch_size=batch, hook_name=self.hook.format(layer),
                 d_in=workload.width, training_tokens=count * length, context_size=length, dtype="float16", device="cpu",
                 new_cached_activations_path=str(folder / str(layer)), shuffle=False, prepend_bos=False,
                 streaming=False, buffer_size_gb=batch * length * workload.width * 2 / 1e9 * 1.0001,

@@ -112,7 +112,7 @@ def child(folder: Path, sizes: dict[str, int]) -> None:
     with suppress(OSError):
         trim = ctypes.CDLL(None).malloc_trim
     ready = memory("VmRSS")
-    print(json.dumps({"held": ready}), flush=True)
+    print(json.dumps({"ready": ready}), flush=True)
     for line in sys.stdin:
         with suppress(NameError, AttributeError):
             trim(0)

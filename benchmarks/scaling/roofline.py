@@ -207,7 +207,7 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
     ]
     table = Table("floors", "Hot paths and their floors", [
         Column("name", ""), Column("amount", "amount"), Column("wall", "wall", "s"), Column("floor", "floor", "s"),
-        Column("times", "times the floor"), Column("profile", "where the time goes"),
+        Column("times", "times the floor"), Column("profile", "profile"),
     ])  # fmt: skip
     multiples = {}
     for begin in paths:

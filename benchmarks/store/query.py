@@ -33,12 +33,12 @@ from benchmarks.store.formats import DTYPE, Format, Ours, OursPlain, OursUncheck
 from benchmarks.store.lmprobe_format import Lmprobe
 from benchmarks.store.peer_formats import PEERS, READERS_OF_OURS
 
-TITLE, THEME = "Asking for one layer, entity, token or stage", "Store"
+TITLE, THEME = "Reading one layer, entity, token or stage", "Store"
 QUESTIONS = {
     "layer": "one layer, all entities",
     "entity": "one entity, all layers",
     "token": "one token position, all layers and entities",
-    "stage": "one stage whole",
+    "stage": "one full stage",
 }
 OURS = (Ours, OursPlain, OursUnchecked)
 
@@ -141,7 +141,7 @@ def run(report: Report, folder: Path, options: argparse.Namespace) -> None:
     check(methods, shape)
     files = Table("files", "The files", [
         Column("name", ""), Column("size", "size", "MB"), Column("files", "files"), Column("opening", "opening", "s"),
-        Column("checked", "reading checks what it reads"),
+        Column("checked", "verified on reading"),
     ], ours=[kind.name for kind in OURS])  # fmt: skip
     for method in methods[1:]:
         times = [time_once(lambda method=method: method.close(method.open())) for _ in range(3)]

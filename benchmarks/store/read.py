@@ -211,7 +211,7 @@ def verified(report: Report, path: Path, files: list[Path], pool: ThreadPoolExec
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     methods = {"reading and crc32c": lambda: list(pool.map(summed, files)), "stratalens": lambda: verify_store(path)}
     runs = alternate(methods, rounds, shuffle=True)
-    title = f"Verifying a whole store: {megabytes:.0f} MB"
+    title = f"Verifying a full store: {megabytes:.0f} MB"
     report.timings("verify", title, runs, "reading and crc32c", ours=["stratalens"], amount=megabytes)
     text = "speed of verify_store relative to reading and crc32c"
     report.target(text, ratios(runs["reading and crc32c"], runs["stratalens"]), at_least=0.85)
@@ -233,7 +233,7 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
         with file.open("rb", buffering=0) as opened:
             opened.readinto(np.empty(nbytes, dtype=np.uint8).data)
 
-    def whole(part: int) -> None:
+    def checksum_half(part: int) -> None:
         """Read and checksum one half of the file, which contains all chunks of the entity."""
         step = -(-layout.file_nbytes // (2 * READ_BYTES)) * READ_BYTES
         memory, crc = np.empty(READ_BYTES, dtype=np.uint8), 0
@@ -273,7 +273,7 @@ def entities(report: Report, path: Path, which: str, rounds: int) -> None:
     report.timings(f"entities{which}", title, runs, base, ours=list(many)[1:3], amount=64 * small / 1e6)
     pool = ThreadPoolExecutor(2)
     first = {
-        "the same chunks read and summed": lambda: list(pool.map(whole, (0, 1))),
+        "the same chunks read and summed": lambda: list(pool.map(checksum_half, (0, 1))),
         "stratalens, chunks=None": lambda: fresh_rows(path),
     }
     runs = alternate(first, rounds, shuffle=True)

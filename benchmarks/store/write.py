@@ -29,7 +29,7 @@ from benchmarks.harness.measure import Timing, alternate, filesystem, is_install
 from benchmarks.store.formats import DTYPE, Format, Ours, Raw, RawChecked, Shape
 from benchmarks.store.peer_formats import PEERS
 
-TITLE, THEME = "Writing alone", "Store"
+TITLE, THEME = "Writing values from memory", "Store"
 LAYERS, D_MODEL, TOKENS, ROWS = 16, 2048, 1, 1024
 BASE = "raw file with crc32c"
 FILLED = "stratalens, buffers filled before"
