@@ -251,7 +251,7 @@ def test_labels_are_corrected_in_a_store(workplace, invoke):
     assert "nothing to do" in invoke("label", store, prompts).stderr
     dropped = invoke("label", store, workplace.folder / "prompts.csv", "--drop", "colour")
     assert dropped.exit_code == 2
-    assert "is given and to be dropped" in dropped.stderr
+    assert "column 'colour' is in the table and in drop: remove it from one of them" in dropped.stderr
 
 
 def test_a_forecast_of_a_short_run_is_the_same_number_in_text_and_json(workplace, invoke, monkeypatch):
