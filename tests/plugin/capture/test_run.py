@@ -225,7 +225,7 @@ def test_other_weights_are_reported_where_the_store_records_more_than_the_captur
     path, more = tmp_path / "run.zarr", ("layers.{layer}.hook_state", "hook_embed")
     record(path, {"a": TwoLayers(0)})
     record(path, {"a": TwoLayers(0)}, sites=more)
-    with pytest.raises(MismatchError, match=r"sites differ: .* records embed, not") as caught:
+    with pytest.raises(MismatchError, match=r"sites differ: .* also records embed\. To fix it") as caught:
         record(path, {"a": TwoLayers(1)})
     (note,) = caught.value.__notes__
     assert note.startswith("In addition, weights_fingerprint differs for stage 'a': ")
