@@ -49,10 +49,10 @@ def centroids(
 
     Returns:
         Dataset:
-        centroid (stage, layer, token, group, features): float32, mean activation.
-        count (stage, group): int64, rows.
-        exposure (stage, group): float64, stages since the group was trained on; negative = not trained yet. Missing
-        where unknown.
+        - centroid (stage, layer, token, group, features): float32, mean activation.
+        - count (stage, group): int64, rows.
+        - exposure (stage, group): float64, stages since the group was trained on; negative = not trained yet. Missing
+          where unknown.
 
     Raises:
         NotRecordedError: unrecorded rows.
@@ -122,22 +122,23 @@ def project(
 
     Returns:
         Dataset, NaN where all activations are equal (e.g. the embedding of a token that all prompts share):
-        coordinate (stage, layer, token, group, component): float64, held-out centroids along component = w1, w2,
-        centred on their mean.
-        r2 (stage, layer, token): float64, 1 - (squared distances of the held-out centroids from their best line in
-        full width) / (total squared deviation).
-        rank_correlation (stage, layer, token): float64, Spearman's correlation of the coordinate along w1 with the
-        order of the groups.
-        kendall (stage, layer, token): float64, Kendall's correlation of the same.
-        inner_rank_correlation (stage, layer, token): float64, Spearman's correlation over the groups that do not
-        define the axis. The ends are in order as soon as the first and the last group differ.
-        exact_order (stage, layer, token): float64, share of splits in exact order.
-        <name>_low, <name>_high: float64, 95 % interval of each variable above, with the same dims.
-        <name>_p (stage, layer, token): float64, one-sided permutation p of each variable but coordinate.
-        <name>_null (stage, layer, token): float64, mean under permuted labels; even noise has a large r2.
-        count (stage, group): int64, rows.
-        entities (stage, group): int64.
-        exposure (stage, group): float64, as in `centroids`. Missing where unknown.
+
+        - coordinate (stage, layer, token, group, component): float64, held-out centroids along component = w1, w2,
+          centred on their mean.
+        - r2 (stage, layer, token): float64, 1 - (squared distances of the held-out centroids from their best line in
+          full width) / (total squared deviation).
+        - rank_correlation (stage, layer, token): float64, Spearman's correlation of the coordinate along w1 with the
+          order of the groups.
+        - kendall (stage, layer, token): float64, Kendall's correlation of the same.
+        - inner_rank_correlation (stage, layer, token): float64, Spearman's correlation over the groups that do not
+          define the axis. The ends are in order as soon as the first and the last group differ.
+        - exact_order (stage, layer, token): float64, share of splits in exact order.
+          <name>_low, <name>_high: float64, 95 % interval of each variable above, with the same dims.
+        - <name>_p (stage, layer, token): float64, one-sided permutation p of each variable but coordinate.
+        - <name>_null (stage, layer, token): float64, mean under permuted labels; even noise has a large r2.
+        - count (stage, group): int64, rows.
+        - entities (stage, group): int64.
+        - exposure (stage, group): float64, as in `centroids`. Missing where unknown.
 
     Raises:
         InputError: fewer than three groups, a group of too few entities (four, with halves), entities in

@@ -51,13 +51,14 @@ def pca(
 
     Returns:
         Dataset, as from scikit-learn's PCA, whose variances are over n - 1; NaN where all rows are equal:
-        vector (stage, layer, token, component, features): float32 unit vectors, largest variance first, the entry of
-        largest size positive.
-        variance (stage, layer, token, component): float64, over n.
-        share (stage, layer, token, component): float64, share of total_variance.
-        total_variance (stage, layer, token): float64.
-        participation (stage, layer, token): float64, (sum of all variances)**2 / sum of their squares, the number of
-        dimensions in use.
+
+        - vector (stage, layer, token, component, features): float32 unit vectors, largest variance first, the entry of
+          largest size positive.
+        - variance (stage, layer, token, component): float64, over n.
+        - share (stage, layer, token, component): float64, share of total_variance.
+        - total_variance (stage, layer, token): float64.
+        - participation (stage, layer, token): float64, (sum of all variances)**2 / sum of their squares, the number of
+          dimensions in use.
 
     Raises:
         InputError: more components than features, or fewer rows than two.

@@ -32,14 +32,15 @@ def control_table(results: Mapping[str, xr.Dataset], reference: str = "probe", r
     Returns:
         Dataset with one entry of `control` for each result, without the dims among (stage, layer, token) that the
         results do not have:
-        accuracy (control, stage, layer, token, pair): float64.
-        accuracy_low, accuracy_high (control, stage, layer, token, pair): float64, 95 % interval.
-        effect (control, stage, layer, token, pair): float64, accuracy - chance.
-        lost (control, stage, layer, token, pair): float64, accuracy of the reference - accuracy.
-        lost_low, lost_high (control, stage, layer, token, pair): float64, 95 % interval.
-        left (control, stage, layer, token, pair): float64, effect / effect of the reference. NaN where the interval of
-        the reference reaches chance.
-        left_low, left_high (control, stage, layer, token, pair): float64, 95 % interval.
+
+        - accuracy (control, stage, layer, token, pair): float64.
+        - accuracy_low, accuracy_high (control, stage, layer, token, pair): float64, 95 % interval.
+        - effect (control, stage, layer, token, pair): float64, accuracy - chance.
+        - lost (control, stage, layer, token, pair): float64, accuracy of the reference - accuracy.
+        - lost_low, lost_high (control, stage, layer, token, pair): float64, 95 % interval.
+        - left (control, stage, layer, token, pair): float64, effect / effect of the reference. NaN where the
+          interval of the reference reaches chance.
+        - left_low, left_high (control, stage, layer, token, pair): float64, 95 % interval.
 
         A matched probe has one entry for each of its samples. If the first result has an untrained stage (stage_order
         below that of every group), the entry "untrained_stage" repeats that stage over the others.

@@ -91,14 +91,15 @@ def baseline_probe(
     Returns:
         Dataset, without the dims among (stage, layer, token) that the data does not have. For shuffled labels, the
         variables of `probe`. For random directions:
-        accuracy, auc (stage, layer, token, pair, fold): float64, mean over directions.
-        accuracy_mean (stage, layer, token, pair): float64, over all test rows.
-        accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
-        right (stage, layer, token, pair, entity): float32, share of the directions that classify a row correctly.
-        tested (stage, layer, token, pair, entity): int8, 1 = test row of the pair.
-        constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN there.
-        chance (pair): float64, share of the larger class.
-        entity_fold (entity): int64, -1 = in no group.
+
+        - accuracy, auc (stage, layer, token, pair, fold): float64, mean over directions.
+        - accuracy_mean (stage, layer, token, pair): float64, over all test rows.
+        - accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
+        - right (stage, layer, token, pair, entity): float32, share of the directions that classify a row correctly.
+        - tested (stage, layer, token, pair, entity): int8, 1 = test row of the pair.
+        - constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN there.
+        - chance (pair): float64, share of the larger class.
+        - entity_fold (entity): int64, -1 = in no group.
 
     Raises:
         InputError: as `probe`, or an unknown baseline.

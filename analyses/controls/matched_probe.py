@@ -107,19 +107,21 @@ def matched_probe(
     Returns:
         Dataset, without the dims among (stage, layer, token) that the data does not have; sample = all, matched,
         random_subsample; balance_at = before, after:
-        accuracy, auc (stage, layer, token, pair, repeat, sample): float64, on the test rows of each split.
-        accuracy_mean (stage, layer, token, pair, sample): float64, over all splits.
-        accuracy_low, accuracy_high (stage, layer, token, pair, sample): float64, 95 % cluster bootstrap over entities.
-        gap (stage, layer, token, pair): float64, accuracy of matched minus random_subsample.
-        gap_low, gap_high (stage, layer, token, pair): float64, 95 % interval of the gap, on the same resamples.
-        n_matched (stage, layer, token, pair, repeat): int64, training rows of the matched sample.
-        balance (stage, layer, token, pair, statistic, balance_at): float64, absolute standardised mean difference
-        between the training rows of the classes, mean over the splits.
-        right (stage, layer, token, pair, sample, entity): int16, times that a row is classified correctly.
-        tested (stage, layer, token, pair, sample, entity): int16, times that a row is tested.
-        converged (stage, layer, token, pair): bool, True if all fits converged.
-        constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN or 0 there.
-        chance (pair): float64, share of the larger class.
+
+        - accuracy, auc (stage, layer, token, pair, repeat, sample): float64, on the test rows of each split.
+        - accuracy_mean (stage, layer, token, pair, sample): float64, over all splits.
+        - accuracy_low, accuracy_high (stage, layer, token, pair, sample): float64, 95 % cluster bootstrap over
+          entities.
+        - gap (stage, layer, token, pair): float64, accuracy of matched minus random_subsample.
+        - gap_low, gap_high (stage, layer, token, pair): float64, 95 % interval of the gap, on the same resamples.
+        - n_matched (stage, layer, token, pair, repeat): int64, training rows of the matched sample.
+        - balance (stage, layer, token, pair, statistic, balance_at): float64, absolute standardised mean difference
+          between the training rows of the classes, mean over the splits.
+        - right (stage, layer, token, pair, sample, entity): int16, times that a row is classified correctly.
+        - tested (stage, layer, token, pair, sample, entity): int16, times that a row is tested.
+        - converged (stage, layer, token, pair): bool, True if all fits converged.
+        - constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN or 0 there.
+        - chance (pair): float64, share of the larger class.
 
     Raises:
         InputError: unknown names; more bins than training rows of a class; fewer than 20 rows that can be matched

@@ -91,24 +91,25 @@ def residual_probe(
 
     Returns:
         Dataset, without the dims among (stage, layer, token) that the data does not have:
-        explained (stage, layer, token): float64, share of the variance of the activations over the training rows that
-        the statistics explain.
-        accuracy, auc (stage, layer, token, pair, fold): float64, on the test rows of each fold.
-        accuracy_mean (stage, layer, token, pair): float64, over all test rows.
-        accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
-        accuracy_null (stage, layer, token, pair): float64, mean over shuffled labels; only with permutations.
-        accuracy_p (stage, layer, token, pair): float64, one-sided permutation p; only with permutations.
-        score (stage, layer, token, pair, entity): float32, out-of-fold score of every entity in any group.
-        right (stage, layer, token, pair, entity): int8, 1 = test row that is classified correctly.
-        tested (stage, layer, token, pair, entity): int8, 1 = test row of the pair.
-        coef (stage, layer, token, pair, features): float32, from the refit on all rows.
-        intercept (stage, layer, token, pair): float64.
-        converged (stage, layer, token, pair): bool, True if all fits converged.
-        iterations (stage, layer, token, pair): int64, largest number over the fits.
-        penalty (stage, layer, token, pair): float64, C of the refit.
-        constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN there.
-        chance (pair): float64, share of the larger class.
-        entity_fold (entity): int64, -1 = in no group.
+
+        - explained (stage, layer, token): float64, share of the variance of the activations over the training rows that
+          the statistics explain.
+        - accuracy, auc (stage, layer, token, pair, fold): float64, on the test rows of each fold.
+        - accuracy_mean (stage, layer, token, pair): float64, over all test rows.
+        - accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
+        - accuracy_null (stage, layer, token, pair): float64, mean over shuffled labels; only with permutations.
+        - accuracy_p (stage, layer, token, pair): float64, one-sided permutation p; only with permutations.
+        - score (stage, layer, token, pair, entity): float32, out-of-fold score of every entity in any group.
+        - right (stage, layer, token, pair, entity): int8, 1 = test row that is classified correctly.
+        - tested (stage, layer, token, pair, entity): int8, 1 = test row of the pair.
+        - coef (stage, layer, token, pair, features): float32, from the refit on all rows.
+        - intercept (stage, layer, token, pair): float64.
+        - converged (stage, layer, token, pair): bool, True if all fits converged.
+        - iterations (stage, layer, token, pair): int64, largest number over the fits.
+        - penalty (stage, layer, token, pair): float64, C of the refit.
+        - constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN there.
+        - chance (pair): float64, share of the larger class.
+        - entity_fold (entity): int64, -1 = in no group.
 
         "ordinal" and "multiclass" change variables and dims as in `probe`.
 

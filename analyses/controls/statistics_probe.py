@@ -78,24 +78,25 @@ def statistics_probe(
     Returns:
         Dataset, without the dims among (stage, layer, token) that the data does not have, and without the dim `layer`
         if no statistic depends on the layer:
-        used (stage, layer, token, statistic): bool, False where a statistic is NaN in every row (e.g. the loss of the
-        first token) and was left out. Where none is left, accuracies are NaN.
-        accuracy, auc (stage, layer, token, pair, fold): float64, on the test rows of each fold.
-        accuracy_mean (stage, layer, token, pair): float64, over all test rows.
-        accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
-        accuracy_null (stage, layer, token, pair): float64, mean over shuffled labels; only with permutations.
-        accuracy_p (stage, layer, token, pair): float64, one-sided permutation p; only with permutations.
-        score (stage, layer, token, pair, entity): float32, out-of-fold score of every entity in any group.
-        right (stage, layer, token, pair, entity): int8, 1 = test row that is classified correctly.
-        tested (stage, layer, token, pair, entity): int8, 1 = test row of the pair.
-        coef (stage, layer, token, pair, statistic): float64, from the refit on all rows.
-        intercept (stage, layer, token, pair): float64.
-        converged (stage, layer, token, pair): bool, True if all fits converged.
-        iterations (stage, layer, token, pair): int64, largest number over the fits.
-        penalty (stage, layer, token, pair): float64, C of the refit.
-        constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN there.
-        chance (pair): float64, share of the larger class.
-        entity_fold (entity): int64, -1 = in no group.
+
+        - used (stage, layer, token, statistic): bool, False where a statistic is NaN in every row (e.g. the loss of the
+          first token) and was left out. Where none is left, accuracies are NaN.
+        - accuracy, auc (stage, layer, token, pair, fold): float64, on the test rows of each fold.
+        - accuracy_mean (stage, layer, token, pair): float64, over all test rows.
+        - accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
+        - accuracy_null (stage, layer, token, pair): float64, mean over shuffled labels; only with permutations.
+        - accuracy_p (stage, layer, token, pair): float64, one-sided permutation p; only with permutations.
+        - score (stage, layer, token, pair, entity): float32, out-of-fold score of every entity in any group.
+        - right (stage, layer, token, pair, entity): int8, 1 = test row that is classified correctly.
+        - tested (stage, layer, token, pair, entity): int8, 1 = test row of the pair.
+        - coef (stage, layer, token, pair, statistic): float64, from the refit on all rows.
+        - intercept (stage, layer, token, pair): float64.
+        - converged (stage, layer, token, pair): bool, True if all fits converged.
+        - iterations (stage, layer, token, pair): int64, largest number over the fits.
+        - penalty (stage, layer, token, pair): float64, C of the refit.
+        - constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN there.
+        - chance (pair): float64, share of the larger class.
+        - entity_fold (entity): int64, -1 = in no group.
 
         Boosting has no coef, intercept, converged, iterations and penalty. "ordinal" and "multiclass" change variables
         and dims as in `probe`.

@@ -31,7 +31,9 @@ def principal_angles(first: Data, second: Data, span: str = "pair") -> xr.DataAr
 
     Returns:
         DataArray:
-        principal_angle (..., angle): float64, radians from 0 to pi/2, smallest first; NaN where a vector is not finite.
+
+        - principal_angle (..., angle): float64, radians from 0 to pi/2, smallest first; NaN where a vector is not
+          finite.
 
     Raises:
         InputError: no such dim, or more vectors than features.
@@ -101,11 +103,11 @@ def procrustes(
 
     Returns:
         Dataset:
-        explained (stage, layer, token): float64, R2 of the reference by the activations as they are.
-        explained_aligned (stage, layer, token): float64, R2 by the rotated activations; each half is centred on its
-        own mean, and the scale does not change.
-        rotation (stage, layer, token): float64, root mean square angle of the rotation in the data's row space, in
-        radians (0: no rotation).
+        - explained (stage, layer, token): float64, R2 of the reference by the activations as they are.
+        - explained_aligned (stage, layer, token): float64, R2 by the rotated activations; each half is centred on its
+          own mean, and the scale does not change.
+        - rotation (stage, layer, token): float64, root mean square angle of the rotation in the data's row space, in
+          - radians (0: no rotation).
 
     Raises:
         InputError: fewer than two stages, an unknown reference, or fewer than four entities.

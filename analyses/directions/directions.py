@@ -26,7 +26,8 @@ def cosines(probes: Data, over: str = "pair") -> xr.DataArray:
     Returns:
         DataArray; its attribute `random_sd` is the standard deviation of the cosine of two random directions,
         1 / sqrt(features):
-        cosine (..., over, over_other): float64, from -1 to 1; NaN for a direction of length zero.
+
+        - cosine (..., over, over_other): float64, from -1 to 1; NaN for a direction of length zero.
 
     Raises:
         InputError: no such dim, or vectors without features.
@@ -59,7 +60,8 @@ def agreement(first: Data, second: Data) -> xr.DataArray:
 
     Returns:
         DataArray over the dims of both, without the features:
-        cosine (...): float64, from -1 to 1; NaN for a direction of length zero.
+
+        - cosine (...): float64, from -1 to 1; NaN for a direction of length zero.
 
     Raises:
         InputError: the labels of the two differ.
@@ -89,9 +91,10 @@ def drift(directions: Data, dim: str = "stage", reference: Literal["first", "las
 
     Returns:
         Dataset over all dims but the features:
-        cosine (...): float64, with the reference.
-        distance (...): from the reference, in the dtype of the vectors.
-        length (...): of the vector itself, in the dtype of the vectors.
+
+        - cosine (...): float64, with the reference.
+          distance (...): from the reference, in the dtype of the vectors.
+          length (...): of the vector itself, in the dtype of the vectors.
 
     Raises:
         InputError: fewer than two entries along `dim`, or an unknown reference.
@@ -131,10 +134,11 @@ def steps(centroids: Data, over: str = "group") -> xr.Dataset:
     Returns:
         Dataset over all dims but the features; each entry describes the step that ends at its label:
         distance (...): from the previous centroid, in the dtype of the vectors; NaN at the first.
-        cosine (...): float64, between the two, seen from the origin; NaN at the first.
-        angle (...): float64, the same in radians; NaN at the first.
-        turn (...): float64, radians between the step that ends here and the step that starts here, 0 on a straight
-        line; NaN at the first and the last.
+
+        - cosine (...): float64, between the two, seen from the origin; NaN at the first.
+        - angle (...): float64, the same in radians; NaN at the first.
+        - turn (...): float64, radians between the step that ends here and the step that starts here, 0 on a straight
+          line; NaN at the first and the last.
 
     Raises:
         InputError: fewer than two entries along `over`.
@@ -170,7 +174,8 @@ def stage_steps(centroids: xr.Dataset) -> xr.DataArray:
 
     Returns:
         DataArray for all stages but the first, in training order:
-        moved (stage, ..., group): float64, without unit.
+
+        - moved (stage, ..., group): float64, without unit.
 
     Raises:
         InputError: no variable `centroid`.

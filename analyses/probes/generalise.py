@@ -49,11 +49,12 @@ def generalise(
         progress: see `RunOptions`.
 
     Returns:
-        DataArray mean_score (stage, layer, token, pair, group): float64, in score units; positive = towards the
-        second group of the pair. Coordinates:
-        low, high (stage, layer, token, pair, group): float64, 95 % cluster bootstrap over entities.
-        order_kept (stage, layer, token, pair): float64, Spearman's correlation of the means with the order of the
-        groups outside the pair; NaN with fewer than three.
+        DataArray mean_score (stage, layer, token, pair, group): float64, in score units; positive = towards the second
+        group of the pair. Its coordinates are:
+
+        - low, high (stage, layer, token, pair, group): float64, 95 % cluster bootstrap over entities.
+        - order_kept (stage, layer, token, pair): float64, Spearman's correlation of the means with the order of the
+          groups outside the pair; NaN with fewer than three.
 
     Raises:
         InputError: no scores of pairs, data without the stages, layers or tokens of the probes, or no unseen entity.

@@ -28,10 +28,11 @@ def estimate(data: xr.Dataset, name: str = "accuracy", chance: float | None = No
 
     Returns:
         Dataset, NaN where a value is unknown:
-        value (...): float64, mean over folds and repeats.
-        low, high (...): float64, 95 % interval; the attribute `interval` describes it.
-        null (...): float64, value expected without any signal.
-        p (...): float64.
+
+        - value (...): float64, mean over folds and repeats.
+        - low, high (...): float64, 95 % interval; the attribute `interval` describes it.
+        - null (...): float64, value expected without any signal.
+        - p (...): float64.
     """
     array = data[name]
     replicate = [d for d in REPLICATES if d in array.dims]

@@ -29,9 +29,10 @@ def statistic_quantiles(
 
     Returns:
         Dataset; statistics without a layer are the same at every layer:
-        quantile (statistic, stage, layer, token, group, q): float64, in standard deviations over all rows at that
-        place, from their mean.
-        spread (statistic, stage, layer, token): float64, largest difference between two groups' medians.
+
+        - quantile (statistic, stage, layer, token, group, q): float64, in standard deviations over all rows at that
+          place, from their mean.
+        - spread (statistic, stage, layer, token): float64, largest difference between two groups' medians.
 
     Raises:
         InputError: an unknown statistic, or a store without statistics.

@@ -23,18 +23,19 @@ SPECIAL = ("prompt", "prompt_id", "entity", "entity_id", "answer")
 class PromptTable:
     """Prompts to record, one per row, with labels; valid and immutable.
 
-    Columns:
-        prompt: text that the model reads. Required.
-        prompt_id: unique name of the row. Default: r000000, r000001, ...
-        entity: text that occurs in the prompt, for the positions entity_first and
-            entity_last. Rows without an entity ('' or missing) need an `entity_id`.
-        entity_id: group of the row. Default: the row's entity. Without either
-            column every prompt counts as a separate entity.
-        answer: text that the model reads after the prompt, for `answer_loss`.
-        <name>_start, <name>_end: characters [start, end) of the prompt, for the
-            positions <name>_first and <name>_last. Both are missing in rows
-            without such a span.
-        any other: a label, which keeps its dtype.
+    The columns are:
+
+    - prompt: text that the model reads. Required.
+    - prompt_id: unique name of the row. Default: r000000, r000001, ...
+    - entity: text that occurs in the prompt, for the positions entity_first and
+      entity_last. Rows without an entity ('' or missing) need an `entity_id`.
+    - entity_id: group of the row. Default: the row's entity. Without either
+      column every prompt counts as a separate entity.
+    - answer: text that the model reads after the prompt, for `answer_loss`.
+    - `<name>_start`, `<name>_end`: characters [start, end) of the prompt, for the
+      positions `<name>_first` and `<name>_last`. Both are missing in rows
+      without such a span.
+    - any other: a label, which keeps its dtype.
 
     If an entity occurs several times in its prompt, the span is its last occurrence
     as a whole word, because the model has read most about it there. Without one, it

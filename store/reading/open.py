@@ -73,11 +73,11 @@ def open_store(
             Sites scaled to int8 are float32 too; with "bits" they are int8, to be multiplied by `<site>_scale`.
 
     Returns:
-        Dataset with stages in the order of `stage_order`, every label column as a coordinate, and the variables
+        Dataset with stages in the order of `stage_order`, every label column as a coordinate, and these variables:
 
-            sites and statistics (stage, layer, entity, token, *features), each with a subset of these dims
-            recorded (stage, entity): bool, whether all variables of the row were recorded
-            exposure (stage, entity): float32, if there is a label column `trained_stage`
+        - sites and statistics (stage, layer, entity, token, features): each has some of these dims.
+        - recorded (stage, entity): bool, whether all variables of the row were recorded.
+        - exposure (stage, entity): float32, if there is a label column `trained_stage`.
 
     Raises:
         InputError: there is no store at `path`, or a newer stratalens wrote it.
