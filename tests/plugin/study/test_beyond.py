@@ -104,8 +104,8 @@ def test_the_report_and_the_summary_cover_all_results(done):
         "Forgetting:",
         "Balance of attributes",
         "Contradictions:",
-        "At which token of the prompt?",
-        "What is forgotten?",
+        "Tokens of the prompt</h2>",
+        "Forgetting</h2>",
     ):
         assert words in page, words
     assert {row["stage"] for row in rows if row["name"] == "early v late accuracy"} == {"s3"}
