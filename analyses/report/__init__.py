@@ -1,8 +1,10 @@
 """A standalone HTML report.
 
-report     report()
-sections   figures and tables, question by question
-sentences  one computed statement a figure
-header     model, stages, versions, machine
-caveats    limitations that follow from the numbers; the control by time
+report             report()
+sections           figures and tables, question by question
+sentences          one computed statement a figure
+control_sentences  the statements about controls
+phrases            a place, a value with its interval, the size of an effect
+header             model, stages, versions, machine
+caveats            limitations that follow from the numbers; the control by time
 """

@@ -22,7 +22,7 @@ from stratalens.analyses.plots.stages import (
     probe_generalisation_spec,
     stage_drift_spec,
 )
-from stratalens.analyses.report import sentences
+from stratalens.analyses.report import control_sentences, sentences
 from stratalens.analyses.report.caveats import CONTROL_LABELS, caveats, time_control_sentence
 from stratalens.analyses.stats.estimates import estimate, extreme_pair, pair_mean
 
@@ -201,7 +201,7 @@ def controls_section(results: Results) -> Section:
         spec = control_comparison_spec(chosen)
         section.add(
             spec,
-            sentences.control_sentence(comparison_rows(chosen), spec),
+            control_sentences.control_sentence(comparison_rows(chosen), spec),
             "If norms, losses or confidence explained the whole effect, matching or regressing them out would reduce "
             "the accuracy to the dashed line. The random subsample shows the cost of the smaller matched sample.",
         )
@@ -216,7 +216,7 @@ def controls_section(results: Results) -> Section:
     if quantiles is not None:
         spec = statistic_distributions_spec(quantiles)
         reading = "Dot: median. Thick bar: quartiles. Thin bar: 5 to 95 % of rows."
-        section.add(spec, sentences.statistics_sentence(quantiles, spec), reading)
+        section.add(spec, control_sentences.statistics_sentence(quantiles, spec), reading)
     return section
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -11,70 +9,20 @@ from scipy.stats import rankdata
 
 from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.directions.directions import drift, stage_steps
-from stratalens.analyses.plots.probes import common_pairs
-from stratalens.analyses.plots.spec import SLIDER_DIMS, FigureSpec, SliderValues, lookup, plain_text, values_of
+from stratalens.analyses.plots.spec import FigureSpec, SliderValues, lookup, plain_text, values_of
 from stratalens.analyses.plots.stages import before_training_mask, in_training_order, random_cosine_band
-from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate, extreme_pair, pair_mean
-
-Sentence = Callable[[SliderValues], str]
-Numbers = Mapping[str, float]  # value, low, high, null and p of one estimate
-
-ACTIVATIONS, STATISTICS = "activations", "norms, losses, confidence alone"
-NOT_DISTINGUISHABLE = "not distinguishable from chance"
-
-
-def location(spec: FigureSpec, slider_values: SliderValues) -> str:
-    """Return stage, layer and token as text: "stage s6, layer 12, token last"."""
-    values = {**spec.fixed, **slider_values}
-    words = [f"{dim} {plain_text(values[dim])}" for dim in SLIDER_DIMS if dim in values]
-    return ", ".join(words) or "the only recorded position"
-
-
-def estimate_reader(result: xr.Dataset) -> Callable[[SliderValues], dict[str, float]]:
-    """Return a function that reads value, low, high, null and p by slider values."""
-    read = {k: lookup(result[k]) for k in PARTS}
-    return lambda slider_values: {k: float(read[k](slider_values)) for k in PARTS}
-
-
-def value_with_interval(numbers: Numbers) -> str:
-    """Return a value with its interval: "0.83 (95 % 0.78 to 0.88)"."""
-    text = f"{numbers['value']:z.2f}"
-    if np.isfinite(numbers["low"]) and np.isfinite(numbers["high"]):
-        text += f" (95 % {numbers['low']:z.2f} to {numbers['high']:z.2f})"
-    return text
-
-
-def p_text(p: float, permutations: int | None = None) -> str:
-    """Return a permutation p as text; the smallest possible p is a bound."""
-    if not np.isfinite(p):
-        return ""
-    if permutations and p <= 1.0001 / (permutations + 1):
-        return f", p ≤ {1 / (permutations + 1):.2g}"
-    return f", p = {p:.2g}"
-
-
-def compare_with_chance(numbers: Numbers) -> str:
-    """Describe the size of an accuracy relative to its null.
-
-    >>> base = {"low": 0.8, "high": 0.9, "null": 0.5, "p": float("nan")}
-    >>> compare_with_chance(base | {"value": 0.85}), compare_with_chance(base | {"value": 0.55, "low": 0.45})
-    ('far above chance', 'not distinguishable from chance')
-    """
-    if not np.isfinite(numbers["value"]):
-        return "not known"
-    if not _differs(numbers):
-        return NOT_DISTINGUISHABLE
-    gap = numbers["value"] - numbers["null"]
-    if gap < 0:
-        return "below chance"
-    for least, words in ((0.25, "far above chance"), (0.1, "clearly above chance"), (0.05, "slightly above chance")):
-        if gap >= least:
-            return words
-    return "above chance by very little"
-
-
-def _differs(numbers: Numbers) -> bool:
-    return differs_from_null(*(numbers[k] for k in PARTS))
+from stratalens.analyses.report.phrases import (
+    NOT_DISTINGUISHABLE,
+    Numbers,
+    Sentence,
+    compare_with_chance,
+    estimate_reader,
+    is_different,
+    location,
+    p_text,
+    value_with_interval,
+)
+from stratalens.analyses.stats.estimates import PARTS, estimate, extreme_pair, pair_mean
 
 
 def path_sentence(projection: xr.Dataset, spec: FigureSpec) -> Sentence:
@@ -87,7 +35,7 @@ def path_sentence(projection: xr.Dataset, spec: FigureSpec) -> Sentence:
     read_line = estimate_reader(estimate(projection, "r2", 0.0)) if "r2" in projection else None
 
     def order_words(rank: Numbers) -> str:
-        if not _differs(rank) or rank["value"] <= 0:
+        if not is_different(rank) or rank["value"] <= 0:
             return "do not show training order"
         return "weakly follow training order" if rank["value"] < 0.6 else "follow training order"
 
@@ -104,7 +52,7 @@ def path_sentence(projection: xr.Dataset, spec: FigureSpec) -> Sentence:
                 f" A straight line explains {value_with_interval(line)} of their variance, with permuted labels "
                 f"{line['null']:z.2f}{p_text(line['p'], permutations)}"
             )
-            text += "." if _differs(line) else f"; the straightness is {NOT_DISTINGUISHABLE}."
+            text += "." if is_different(line) else f"; the straightness is {NOT_DISTINGUISHABLE}."
         return text
 
     return sentence
@@ -168,7 +116,7 @@ def matrix_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
                 f"At {here}, {pairs[0]}: accuracy {value_with_interval(only)}, {compare_with_chance(only)} "
                 f"({only['null']:z.2f})."
             )
-        differs = np.array([_differs(numbers) for numbers in by_pair])
+        differs = np.array([is_different(numbers) for numbers in by_pair])
         above = differs & (value > null)
         below = int((differs & ~above).sum())
         best, worst = int(np.nanargmax(value)), int(np.nanargmin(value))
@@ -218,75 +166,6 @@ def sweep_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
     return sentence
 
 
-def control_sentence(rows: Mapping[str, xr.Dataset], spec: FigureSpec) -> Sentence:
-    """Describe the accuracy under each control, and the remaining effect."""
-    narrowed = common_pairs(rows)
-    readers = {label: estimate_reader(pair_mean(data)) for label, data in narrowed.items()}
-    pairs = max((values_of(data, "pair") for data in narrowed.values()), key=len)
-    measure = f"accuracy of {plain_text(pairs[0])}" if len(pairs) == 1 else f"mean accuracy over {len(pairs)} pairs"
-
-    def sentence(slider_values: SliderValues) -> str:
-        by_row = {label: read({**spec.fixed, **slider_values}) for label, read in readers.items()}
-        verdict = _control_verdict(by_row)
-        words = []
-        for label, numbers in by_row.items():
-            known = bool(np.isfinite(numbers["value"]))
-            if verdict and label not in (ACTIVATIONS, STATISTICS) and known:
-                continue  # the verdict states the remaining effect
-            value = f" {value_with_interval(numbers)}, {compare_with_chance(numbers)}" if known else ": too few rows"
-            words.append(f"{plain_text(label)}{value}")
-        text = f"At {location(spec, slider_values)}, {measure}: " + "; ".join(words) + "."
-        return f"{text} {verdict}" if verdict else text
-
-    return sentence
-
-
-def _control_verdict(rows: Mapping[str, Numbers]) -> str:
-    """Describe the remaining effect in points above chance; empty if a row is unknown."""
-    if not all(row in rows and np.isfinite(rows[row]["value"]) for row in (ACTIVATIONS, STATISTICS)):
-        return ""
-    activations, statistics = rows[ACTIVATIONS], rows[STATISTICS]
-    if compare_with_chance(activations) == NOT_DISTINGUISHABLE:
-        return "There is no effect for the controls to explain."
-    effect = activations["value"] - activations["null"]
-    if compare_with_chance(statistics) == NOT_DISTINGUISHABLE:
-        start = "Norms, losses and confidence alone do not separate the groups"
-    elif statistics["value"] >= activations["value"]:
-        start = "Norms, losses and confidence alone separate the groups at least as well as the activations"
-    else:
-        start = "Norms, losses and confidence alone separate the groups in part"
-    gap = statistics["value"] - statistics["null"]
-    text = f"{start}: {gap:z.2f} above chance, compared with {effect:z.2f} for the activations."
-    random_rows = "matched on them: random subsample"
-    matched = _remaining_effect(rows, "matched on them: matched", "after matching", random_rows, effect)
-    residual = _remaining_effect(rows, "with them regressed out", "after regressing them out", None, effect)
-    known = [words for words in (matched, residual) if words]
-    if known:
-        text += f" Of the {effect:z.2f} above chance, " + "; ".join(known) + "."
-    return text
-
-
-def _remaining_effect(rows: Mapping[str, Numbers], row: str, when: str, reference: str | None, effect: float) -> str:
-    """Describe the points above chance under one control, next to a random sample."""
-    numbers = rows.get(row)
-    if numbers is None or not np.isfinite(numbers["value"]):
-        return ""
-    null = numbers["null"]
-    remaining = numbers["value"] - null
-    text = f"{remaining:z.2f}"
-    if np.isfinite(numbers["low"]) and np.isfinite(numbers["high"]):
-        text += f" (95 % {numbers['low'] - null:z.2f} to {numbers['high'] - null:z.2f})"
-    text += f" remains {when}"
-    sample = rows.get(reference) if reference else None
-    if sample is not None and np.isfinite(sample["value"]):
-        text += f", compared with {sample['value'] - sample['null']:z.2f} in a random subsample of the same size"
-    elif effect > 0:
-        text += f", {100 * max(remaining, 0) / effect:z.0f} % of it"
-    if compare_with_chance(numbers) == NOT_DISTINGUISHABLE:
-        text += f", which is {NOT_DISTINGUISHABLE}"
-    return text
-
-
 def loss_sentence(losses: pd.DataFrame) -> Sentence:
     """Describe the decrease of the training loss within a stage."""
     by_stage = losses.groupby("stage", sort=False)["loss"]
@@ -297,25 +176,6 @@ def loss_sentence(losses: pd.DataFrame) -> Sentence:
         f"The last stage ends at {last.iloc[-1]:z.2f}."
     )
     return lambda slider_values: text
-
-
-def statistics_sentence(quantiles: xr.Dataset, spec: FigureSpec) -> Sentence:
-    """Describe the statistic that differs most between groups."""
-    names = [plain_text(n) for n in values_of(quantiles, "statistic")]
-    read = lookup(quantiles["spread"], ("statistic",))
-
-    def sentence(slider_values: SliderValues) -> str:
-        spread = read(slider_values)
-        if not np.isfinite(spread).any():
-            return f"At {location(spec, slider_values)}, no statistic is known."
-        most = int(np.nanargmax(spread))
-        size = "small" if spread[most] < 0.2 else "moderate" if spread[most] < 0.8 else "large"
-        return (
-            f"At {location(spec, slider_values)}, {names[most]} differs most between groups. The group medians span "
-            f"{spread[most]:z.2f} standard deviations of single rows, a {size} difference; this is not a test."
-        )
-
-    return sentence
 
 
 def cosine_sentence(cosines: xr.DataArray, spec: FigureSpec) -> Sentence:

@@ -93,7 +93,7 @@ def _row(value, half=0.03, null=0.5):
     ],
 )
 def test_the_verdict_on_the_controls_says_what_is_left_with_numbers(own, alone, matched, regressed, words):
-    from stratalens.analyses.report.sentences import _control_verdict
+    from stratalens.analyses.report.control_sentences import _control_verdict
 
     rows = {
         "activations": _row(own),
