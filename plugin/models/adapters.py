@@ -195,8 +195,13 @@ class BridgeAdapter(Adapter):
         self.n_layers = len(blocks) if blocks is not None else None
         self.can_stop = forward is None and blocks is not None
         self.final_norm = _final_norm(model)
+        self.text_config: Any = self.hf.config.get_text_config() if hasattr(self.hf, "config") else None
         self._accepts = set(inspect.signature(self.hf.forward).parameters)
-        self._text_config = self.hf.config.get_text_config() if hasattr(self.hf, "config") else None
+
+    @property
+    def takes_cache(self) -> bool:
+        """Whether the Hugging Face model has an argument `use_cache`."""
+        return "use_cache" in self._accepts
 
     @property
     def weights_module(self) -> nn.Module:
@@ -207,7 +212,7 @@ class BridgeAdapter(Adapter):
     @property
     def max_length(self) -> int | None:
         """The config's max_position_embeddings."""
-        limit = getattr(self._text_config, "max_position_embeddings", None)
+        limit = getattr(self.text_config, "max_position_embeddings", None)
         return int(limit) if isinstance(limit, int) and limit > 0 else super().max_length
 
     @cached_property
@@ -233,7 +238,7 @@ class BridgeAdapter(Adapter):
         kwargs: dict[str, Any] = {}
         if stop_at_layer is not None:
             kwargs["stop_at_layer"] = stop_at_layer
-        if "use_cache" in self._accepts:
+        if self.takes_cache:
             kwargs["use_cache"] = False
         if output == "none" and "logits_to_keep" in self._accepts:
             # An empty index: no position reaches the head. The number 0 would mean all positions.
@@ -246,11 +251,11 @@ class BridgeAdapter(Adapter):
         if not isinstance(unembed, nn.Module) or self.final_norm is None:
             return None
         logits: Tensor = unembed(hidden)
-        if isinstance(scale := getattr(self._text_config, "logit_scale", None), int | float):  # Cohere
+        if isinstance(scale := getattr(self.text_config, "logit_scale", None), int | float):  # Cohere
             logits = logits * scale
-        if isinstance(scaling := getattr(self._text_config, "logits_scaling", None), int | float):  # Granite
+        if isinstance(scaling := getattr(self.text_config, "logits_scaling", None), int | float):  # Granite
             logits = logits / scaling
-        cap = getattr(self._text_config, "final_logit_softcapping", None)  # Gemma 2 and 3
+        cap = getattr(self.text_config, "final_logit_softcapping", None)  # Gemma 2 and 3
         return cap * torch.tanh(logits / cap) if cap else logits
 
 

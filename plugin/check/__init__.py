@@ -1,0 +1,10 @@
+"""Checks that hooks give what the model computes.
+
+check            check(): passes over a small sample, and the table of findings
+report           CheckReport, verdicts and tolerances
+sample           the rows of the sample, alone and padded
+traces           values of hooks and modules in one forward pass
+invariance       padding, batch size, repetition, key-value cache, attention mask
+residual_stream  the sums that connect the sites of a block, and the logits
+hf_modules       plain PyTorch hooks on the underlying Hugging Face model
+"""

@@ -1,0 +1,168 @@
+"""check(): whether hooks give what the model computes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from stratalens.plugin.check.hf_modules import HFModules, find_modules
+from stratalens.plugin.check.invariance import check_invariance, run_model
+from stratalens.plugin.check.modules import check_modules
+from stratalens.plugin.check.report import CheckReport, Finding
+from stratalens.plugin.check.residual_stream import check_logits, check_residual_stream, last_residual
+from stratalens.plugin.check.sample import TEXTS, Sample, choose_sample, random_rows
+from stratalens.plugin.check.traces import Trace, trace
+from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
+from stratalens.plugin.models.hooks import evaluation_mode
+from stratalens.plugin.models.sites import hook_of
+from stratalens.plugin.prompts.table import PromptTable
+from stratalens.store.errors import InputError
+
+#: Sites that are checked, where the model has them.
+SITES = (
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "mlp_pre",
+    "mlp_post",
+    "q",
+    "k",
+    "v",
+    "z",
+    "embed",
+    "pos_embed",
+    "ln_final",
+)
+VERSIONS = ("torch", "transformers", "transformer-lens", "stratalens")
+
+
+def check(
+    model: Any,
+    table: PromptTable | None = None,
+    *,
+    tokenizer: Any = None,
+    forward: ForwardFunction | None = None,
+    sites: Sequence[str] = (),
+) -> CheckReport:
+    """Check that the hooks of a model give what the model computes.
+
+    At most four short sequences (64 tokens in all) run through the model several times. The checks are:
+
+    - residual sum: resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post, or the form of the
+      architecture (parallel blocks, norms behind the sum, scaled residuals).
+    - next block: resid_pre of a block is resid_post of the block before.
+    - logits: the last residual stream gives the logits through the final norm and the head.
+    - Hugging Face module: every site equals the input or output of the module that transformers names, read by a
+      plain PyTorch hook (TransformerBridge only).
+    - padded = unpadded, batch = single, twice = once, cache on = off (key-value cache), mask respected (tokens on the
+      padding change nothing), left padding (the same on the left).
+
+    Args:
+        model: TransformerBridge, HookedTransformer or HookedRootModule.
+        table: prompts to sample; None uses four English sentences, or random token ids without a tokenizer.
+        tokenizer: None takes the model's.
+        forward: your own forward function, as in `capture`.
+        sites: further sites to check, full TransformerLens names.
+
+    Returns:
+        CheckReport: `ok` is False if any value is different. A difference up to 1e-4 of the largest value (float32;
+        2e-2 for float16, 8e-2 for bfloat16) counts as rounding.
+
+    Raises:
+        InputError: the model has no TransformerLens hooks.
+
+    Example:
+        >>> import torch
+        >>> from transformer_lens.hook_points import HookPoint
+        >>> from transformer_lens.HookedRootModule import HookedRootModule
+        >>> class Tiny(HookedRootModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.embed, self.hook_embed = torch.nn.Embedding(9, 8), HookPoint()
+        ...         self.setup()
+        ...
+        ...     def forward(self, tokens):
+        ...         return self.hook_embed(self.embed(tokens))
+        >>> check(Tiny()).ok
+        True
+    """
+    start = time.perf_counter()
+    adapter = adapt(model, forward)
+    sample = _sample(adapter, table, tokenizer)
+    findings = tuple(run_checks(adapter, sample, sites))
+    return CheckReport(
+        findings=findings,
+        model=adapter.name,
+        versions={name: version(name) for name in VERSIONS},
+        rows=len(sample.rows),
+        tokens=sample.tokens,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = ()) -> Iterator[Finding]:
+    """Run all checks of a model on a sample."""
+    hooks = hooks_to_check(adapter, sites)
+    if not hooks:
+        raise InputError(f"this {adapter.kind} has none of the sites {', '.join(SITES)}; pass sites= with full names.")
+    modules = find_modules(adapter) if isinstance(adapter, BridgeAdapter) else HFModules()
+    with evaluation_mode(adapter.model):
+
+        def alone(row: int, hf_modules: HFModules) -> Trace:
+            return trace(
+                adapter, sample.alone(row), hooks.values(), run=partial(run_model, adapter), modules=hf_modules.modules
+            )
+
+        longest, shortest_row = alone(0, modules), len(sample.rows) - 1
+        singles = {0: longest, shortest_row: alone(shortest_row, HFModules())}
+        yield from check_residual_stream(adapter, longest, hooks)
+        yield from check_logits(adapter, longest, last_residual(longest, hooks, adapter.n_layers))
+        if isinstance(adapter, BridgeAdapter):
+            yield from check_modules(adapter, longest, hooks, modules)
+        yield from check_invariance(adapter, sample, hooks, singles)
+
+
+def hooks_to_check(adapter: Adapter, sites: Sequence[str] = ()) -> dict[tuple[str, int | None], str]:
+    """Return the hooks of the sites that this model has: (site, layer) -> TransformerLens name."""
+    hooks: dict[tuple[str, int | None], str] = {}
+    for site in SITES:
+        template = hook_of(adapter, site)
+        if template is None:
+            continue
+        for layer in range(adapter.n_layers or 0) if "{layer}" in template else (None,):
+            hook = template if layer is None else template.replace("{layer}", str(layer))
+            if hook in adapter.points:
+                hooks[site, layer] = hook
+    known = set(hooks.values())
+    for hook in sites:
+        if hook in adapter.points and hook not in known:
+            hooks[hook, None] = hook
+    if type(adapter) is Adapter:  # a model of the user's: all of its hook points
+        known = set(hooks.values())
+        hooks |= {(hook, None): hook for hook in adapter.points if hook not in known}
+    return hooks
+
+
+def _sample(adapter: Adapter, table: PromptTable | None, tokenizer: Any) -> Sample:
+    vocabulary = adapter.size("d_vocab") or _embedding_rows(adapter) or 4
+    tokenizer = tokenizer if tokenizer is not None else adapter.tokenizer
+    if table is not None:
+        rows = list(table.tokenize(tokenizer, max_length=adapter.max_length).ids[:4])
+    elif tokenizer is not None:
+        rows = [np.asarray(tokenizer(text).input_ids, dtype=np.int64) for text in TEXTS]
+    else:
+        rows = random_rows(vocabulary)
+    return choose_sample(rows, vocabulary, adapter.max_length)
+
+
+def _embedding_rows(adapter: Adapter) -> int | None:
+    sizes = [m.num_embeddings for m in adapter.model.modules() if isinstance(m, nn.Embedding)]
+    return max(sizes, default=None)

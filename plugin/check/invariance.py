@@ -1,0 +1,125 @@
+"""Comparisons of passes that must give the same values: padding, batch size, repetition, cache, mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stratalens.plugin.check.report import Finding, compare
+from stratalens.plugin.check.sample import Batch, Sample
+from stratalens.plugin.check.traces import Trace, trace
+from stratalens.plugin.models.adapters import Adapter, BridgeAdapter
+
+#: (site, layer) -> hook
+Hooks = Mapping[tuple[str, int | None], str]
+
+LEFT_NOTE = "tokens on the padding change the values where padding is on the left; pad on the right"
+STATE_NOTE = "a model without attention carries a state through the padding; pad on the right"
+
+
+def check_invariance(adapter: Adapter, sample: Sample, hooks: Hooks, singles: Mapping[int, Trace]) -> Iterator[Finding]:
+    """Compare passes over the same tokens.
+
+    Args:
+        adapter: the model.
+        sample: the rows.
+        hooks: the sites to compare.
+        singles: row of the sample -> its pass alone, without padding.
+
+    Yields:
+        Findings of the checks "padded = unpadded", "batch = single", "twice = once", "cache on = off",
+        "mask respected" and "left padding".
+    """
+    run = partial(run_model, adapter)
+    padded = sample.padded()
+    recorded = trace(adapter, padded, hooks.values(), run=run)
+    dtype = adapter.dtype
+    for (site, layer), hook in hooks.items():
+        for row, single in singles.items():
+            if hook in recorded.values and hook in single.values:
+                one = Batch(padded.ids[[row]], padded.mask[[row]])
+                value = _row(recorded.values[hook], row, len(padded.ids))
+                yield compare("padded = unpadded", site, layer, one.select(value), single.values[hook][0], dtype)
+    stacked = trace(adapter, sample.stacked(), hooks.values(), run=run)
+    yield from _compare_all(
+        "batch = single", hooks, dtype, {h: v[:1] for h, v in stacked.values.items()}, singles[0].values
+    )
+    del stacked
+    again = trace(adapter, padded, hooks.values(), run=run)
+    yield from _compare_all("twice = once", hooks, dtype, again.values, recorded.values)
+    refilled = sample.padded(fill=1)
+    other = trace(adapter, refilled, hooks.values(), run=run)
+    yield from _compare_tokens("mask respected", hooks, dtype, (refilled, other), (padded, recorded))
+    if isinstance(adapter, BridgeAdapter) and adapter.forward is None and adapter.takes_cache:
+        cached = trace(adapter, padded, hooks.values(), run=partial(_run_with_cache, adapter))
+        yield from _compare_tokens("cache on = off", hooks, dtype, (padded, cached), (padded, recorded))
+    else:
+        yield Finding("cache on = off", "", None, "not checkable", note="this model takes no use_cache")
+    yield from _check_left_padding(adapter, sample, hooks)
+
+
+def _check_left_padding(adapter: Adapter, sample: Sample, hooks: Hooks) -> Iterator[Finding]:
+    """Compare two fillings of padding on the left; positions are the same in both, so only the mask matters."""
+    run = partial(run_model, adapter)
+    batches = [sample.padded("left", fill) for fill in (0, 1)]
+    first, second = (trace(adapter, batch, hooks.values(), run=run) for batch in batches)
+    findings = list(
+        _compare_tokens("left padding", hooks, adapter.dtype, (batches[1], second), (batches[0], first), LEFT_NOTE)
+    )
+    if not _every_block_attends(adapter) and any(finding.verdict == "different" for finding in findings):
+        yield Finding("left padding", "", None, "not checkable", note=STATE_NOTE)
+    else:
+        yield from findings
+
+
+def _every_block_attends(adapter: Adapter) -> bool:
+    """Return whether every block has an attention pattern or an attention output of its own."""
+    attending = ("attn.hook_pattern", "attn.hook_attn_scores", "attn.hook_z", "attn.hook_q")
+    layers = range(adapter.n_layers or 0)
+    return bool(layers) and all(any(f"blocks.{n}.{name}" in adapter.points for name in attending) for n in layers)
+
+
+def run_model(adapter: Adapter, ids: Tensor, mask: Tensor) -> Any:
+    """Run one pass with logits, as a recording with output statistics does."""
+    return adapter.run(ids, mask, "logits")
+
+
+def _run_with_cache(adapter: BridgeAdapter, ids: Tensor, mask: Tensor) -> Any:
+    return adapter.model(ids, attention_mask=mask, use_cache=True)
+
+
+def _row(value: Tensor, row: int, rows: int) -> Tensor:
+    return value if value.shape[0] == 1 and rows > 1 else value[row : row + 1]
+
+
+def _compare_all(
+    check: str, hooks: Hooks, dtype: torch.dtype, values: Mapping[str, Tensor], references: Mapping[str, Tensor]
+) -> Iterator[Finding]:
+    for (site, layer), hook in hooks.items():
+        if hook in values and hook in references:
+            yield compare(check, site, layer, values[hook], references[hook], dtype)
+
+
+def _compare_tokens(
+    check: str,
+    hooks: Hooks,
+    dtype: torch.dtype,
+    values: tuple[Batch, Trace],
+    references: tuple[Batch, Trace],
+    note: str = "",
+) -> Iterator[Finding]:
+    """Compare two passes at the tokens, without the padding."""
+    for (site, layer), hook in hooks.items():
+        if hook in values[1].values and hook in references[1].values:
+            value = values[0].select(values[1].values[hook])
+            reference = references[0].select(references[1].values[hook])
+            finding = compare(check, site, layer, value, reference, dtype)
+            yield (
+                finding
+                if finding.verdict != "different"
+                else compare(check, site, layer, value, reference, dtype, note)
+            )

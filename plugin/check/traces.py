@@ -1,0 +1,91 @@
+"""Values of hook points and of plain modules in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from stratalens.plugin.check.sample import Batch
+from stratalens.plugin.models.adapters import Adapter
+from stratalens.plugin.models.hooks import attach, detach
+
+Side = Literal["input", "output"]
+
+
+@dataclass
+class Trace:
+    """One forward pass.
+
+    Attributes:
+        values: hook -> its value, tensor of shape (batch, position, ...). A hook that did not fire, or whose value has no
+            position axis, is absent.
+        modules: (name of a module, "input" or "output") -> tensor.
+        logits: tensor of shape (batch, position, vocab), or None.
+    """
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    modules: dict[tuple[str, Side], Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+
+
+def trace(
+    adapter: Adapter,
+    batch: Batch,
+    hooks: Iterable[str],
+    *,
+    run: Callable[[Tensor, Tensor], Any],
+    modules: Mapping[str, nn.Module] | None = None,
+) -> Trace:
+    """Run one forward pass and copy the values of hooks and modules.
+
+    Values are copied when the hook fires, as a recording does, because later code may change a tensor in place.
+
+    Args:
+        adapter: the model.
+        batch: the sequences.
+        hooks: TransformerLens names.
+        run: the pass, (ids, mask) -> output, with tensors on the model's device.
+        modules: name -> module whose input and output are copied by plain PyTorch hooks.
+    """
+    result = Trace()
+
+    def keep(name: str) -> Callable[[Any], None]:
+        def copy(value: Any) -> None:
+            aligned = isinstance(value, Tensor) and value.ndim >= 3 and value.shape[1] == batch.ids.shape[1]
+            if aligned and value.is_floating_point() and value.shape[0] in (1, len(batch.ids)):
+                result.values[name] = value.detach().clone()
+
+        return copy
+
+    def watch(name: str) -> Callable[..., None]:
+        def copy(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            for side, value in (("input", _first_tensor(args, kwargs)), ("output", _first_tensor((output,), {}))):
+                if value is not None:
+                    result.modules[name, side] = value.detach().clone()  # type: ignore[index]
+
+        return copy
+
+    with ExitStack() as stack:
+        for hook in hooks:
+            handle = attach(adapter.points[hook], keep(hook))
+            stack.callback(detach, adapter.points[hook], handle)
+        for name, module in (modules or {}).items():
+            stack.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
+        output = run(batch.ids.to(adapter.device), batch.mask.to(adapter.device))
+    if isinstance(output, Tensor) and output.ndim == 3 and output.is_floating_point():
+        result.logits = output.detach()
+    return result
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the first floating-point tensor among arguments or in an output, which is the hidden state."""
+    for value in (*args, *(kwargs[name] for name in ("hidden_states", "input", "x") if name in kwargs)):
+        if isinstance(value, tuple | list):
+            value = value[0] if value else None
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    return None
