@@ -21,8 +21,8 @@ class Trace:
     """One forward pass.
 
     Attributes:
-        values: hook -> its value, tensor of shape (batch, position, ...). A hook that did not fire, or whose value has no
-            position axis, is absent.
+        values: hook -> its value, tensor of shape (batch, position, ...). Hooks that do not fire or
+            have no position axis are absent.
         modules: (name of a module, "input" or "output") -> tensor.
         logits: tensor of shape (batch, position, vocab), or None.
     """
