@@ -88,6 +88,13 @@ class LabelWarning(UserWarning):
     """
 
 
+class CheckWarning(UserWarning):
+    """A site that is recorded although it differs from what the model computes.
+
+    `stratalens.check(model)` shows the difference. Choose another site, or another way to load the model.
+    """
+
+
 def suggest(name: str, valid: Iterable[str], limit: int = 8) -> str:
     """Name the valid values that are closest to `name`, as part of a message.
 

@@ -5,6 +5,7 @@ recorder      Recorder: hooks inside a `with`, for your own loop
 callback      RecordingCallback for transformers.Trainer
 store         create_store() and relabel(); the open store of a capture
 session       HookedModel: one model with its hooks; writes a batch into a block
+checks     the check before a recording
 spec          CaptureOptions and CaptureSpec: sites, positions, dtypes, statistics, provenance
 site_hooks    SiteHooks: gathers activations at the recorded positions
 output_hooks  OutputHooks: losses and statistics of the next-token distribution

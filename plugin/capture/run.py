@@ -57,6 +57,7 @@ def capture(
     device: str | torch.device | None = None,
     missing: Literal["raise", "nan"] = "raise",
     nonfinite: Literal["raise", "keep"] = "raise",
+    check: Literal["raise", "warn", False] = "raise",
     forward: ForwardFunction | None = None,
     progress: bool | ProgressFunction | None = None,
     allow_same_weights: bool = False,
@@ -90,6 +91,8 @@ def capture(
         device: None runs models where they are, and checkpoints on a GPU where there is one.
         missing: "raise" or "nan" for positions that a prompt does not have.
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.
+        check: compare the sites with what the first model computes, on a few tokens (`stratalens.check`), and "raise"
+            or "warn" where they differ; False leaves the comparison out.
         forward: `(model, ids, mask) -> logits or anything` for your own HookedRootModule.
         progress: True, False, a function, or None for a bar on a terminal or in a notebook. The function is called as
             `(stage, rows done, rows in all)` before the first batch and after every batch.
@@ -120,6 +123,7 @@ def capture(
         tokenizer=tokenizer,
         missing=missing,
         nonfinite=nonfinite,
+        check=check,
         forward=forward,
         compression=compression,
         block_size=block_size,

@@ -54,6 +54,7 @@ class CaptureOptions:
         allow_same_weights: accept two stages with the same weights.
         resume: False refuses an existing store.
         force: record even where the disk seems too small.
+        check: "raise" or "warn" where the sites differ from what the model computes, False to leave the check out.
         progress: True, False, a function, or None for a bar where someone watches.
         rank: (rank, number of processes) of this process.
     """
@@ -75,6 +76,7 @@ class CaptureOptions:
     allow_same_weights: bool = False
     resume: bool = True
     force: bool = False
+    check: str | bool = "raise"
     progress: bool | ProgressFunction | None = None
     rank: tuple[int, int] = (0, 1)
 

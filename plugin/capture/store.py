@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stratalens.plugin.capture.checks import check_before_recording
 from stratalens.plugin.capture.session import HookedModel
 from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions, sample_ids
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
@@ -92,6 +93,7 @@ def create_store(
     tokenizer: Any = None,
     missing: Literal["raise", "nan"] = "raise",
     nonfinite: Literal["raise", "keep"] = "raise",
+    check: Literal["raise", "warn", False] = "raise",
     forward: ForwardFunction | None = None,
     memory_limit: int = MEMORY_LIMIT,
     block_size: int | None = None,
@@ -115,6 +117,8 @@ def create_store(
         tokenizer: None takes the model's.
         missing: "raise" or "nan" for positions that a prompt does not have.
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.
+        check: compare the sites with what the model computes, on a few tokens (`stratalens.check`), and "raise" or
+            "warn" where they differ; False leaves the comparison out.
         forward: `(model, ids, mask) -> logits or anything` for your own HookedRootModule.
         memory_limit: bytes that the two block buffers may take together.
         block_size: rows that are committed together, a power of two; None chooses.
@@ -139,6 +143,7 @@ def create_store(
         tokenizer=tokenizer,
         missing=missing,
         nonfinite=nonfinite,
+        check=check,
         forward=forward,
         compression=compression,
         block_size=block_size,
@@ -162,6 +167,7 @@ def open_for_recording(
     spec = CaptureSpec.from_model(table, adapter, options)
     if not options.force:
         check_room(path, spec, stages)
+    verdict = check_before_recording(adapter, spec, storage_at(path))
     store = create(
         path,
         entities=table.labels(),
@@ -172,7 +178,7 @@ def open_for_recording(
         memory_limit=options.memory_limit,
         block_size=options.block_size,
         exist_ok=options.resume,
-        recorded_with={"model": adapter.name},
+        recorded_with={"model": adapter.name} | ({"check": verdict} if verdict is not None else {}),
         compression=options.compression,
     )
     warn_about_missing_entities(table)

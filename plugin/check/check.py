@@ -22,7 +22,6 @@ from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFun
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.sites import hook_of
 from stratalens.plugin.prompts.table import PromptTable
-from stratalens.store.errors import InputError
 
 #: Sites that are checked, where the model has them.
 SITES = (
@@ -108,26 +107,32 @@ def check(
     )
 
 
-def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = ()) -> Iterator[Finding]:
-    """Run all checks of a model on a sample."""
+def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, only: bool = False) -> Iterator[Finding]:
+    """Run all checks of a model on a sample.
+
+    Args:
+        adapter: the model.
+        sample: rows to run.
+        sites: further sites to check, full TransformerLens names.
+        only: report on `sites` alone; the other sites still serve the sums that `sites` are parts of.
+    """
     hooks = hooks_to_check(adapter, sites)
-    if not hooks:
-        raise InputError(f"this {adapter.kind} has none of the sites {', '.join(SITES)}; pass sites= with full names.")
+    wanted = {place: hook for place, hook in hooks.items() if not only or hook in set(sites)}
     modules = find_modules(adapter) if isinstance(adapter, BridgeAdapter) else HFModules()
     with evaluation_mode(adapter.model):
 
         def alone(row: int, hf_modules: HFModules) -> Trace:
-            return trace(
-                adapter, sample.alone(row), hooks.values(), run=partial(run_model, adapter), modules=hf_modules.modules
-            )
+            run = partial(run_model, adapter)
+            return trace(adapter, sample.alone(row), hooks.values(), run=run, modules=hf_modules.modules)
 
         longest, shortest_row = alone(0, modules), len(sample.rows) - 1
         singles = {0: longest, shortest_row: alone(shortest_row, HFModules())}
-        yield from check_residual_stream(adapter, longest, hooks)
-        yield from check_logits(adapter, longest, last_residual(longest, hooks, adapter.n_layers))
+        by_site = [*check_residual_stream(adapter, longest, hooks)]
         if isinstance(adapter, BridgeAdapter):
-            yield from check_modules(adapter, longest, hooks, modules)
-        yield from check_invariance(adapter, sample, hooks, singles)
+            by_site += check_modules(adapter, longest, hooks, modules)
+        yield from (finding for finding in by_site if not only or (finding.site, finding.layer) in wanted)
+        yield from check_logits(adapter, longest, last_residual(longest, hooks, adapter.n_layers))
+        yield from check_invariance(adapter, sample, wanted, singles)
 
 
 def hooks_to_check(adapter: Adapter, sites: Sequence[str] = ()) -> dict[tuple[str, int | None], str]:
@@ -141,13 +146,10 @@ def hooks_to_check(adapter: Adapter, sites: Sequence[str] = ()) -> dict[tuple[st
             hook = template if layer is None else template.replace("{layer}", str(layer))
             if hook in adapter.points:
                 hooks[site, layer] = hook
-    known = set(hooks.values())
-    for hook in sites:
-        if hook in adapter.points and hook not in known:
-            hooks[hook, None] = hook
     if type(adapter) is Adapter:  # a model of the user's: all of its hook points
-        known = set(hooks.values())
-        hooks |= {(hook, None): hook for hook in adapter.points if hook not in known}
+        sites = [*sites, *adapter.points]
+    known = set(hooks.values())
+    hooks |= {(hook, None): hook for hook in sites if hook in adapter.points and hook not in known}
     return hooks
 
 

@@ -147,6 +147,28 @@ def capture(
         emit_json({"store": store, "stages": stages, **{key: facts[key] for key in ("complete", "bytes", "files")}})
 
 
+@app.command(epilog="Example: stratalens check EleutherAI/pythia-70m")
+@handle_errors
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, or name on the Hugging Face Hub.")],
+    prompts: Annotated[Path | None, typer.Option(help="Prompt table to sample; none takes four sentences.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device of the model, e.g. cuda:1.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that the hooks of a model give what the model computes; exit 1 if a value differs."""
+    from stratalens.plugin.cli.capture_jobs import check_model
+
+    report = check_model(model, prompts, device)
+    if as_json:
+        emit_text(report.to_json())
+    else:
+        emit_text(str(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: stratalens info run.zarr --json")
 @handle_errors
 def info(store: StorePath, as_json: AsJson = False) -> None:

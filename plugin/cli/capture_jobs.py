@@ -15,6 +15,7 @@ from stratalens.plugin.progress import suppress_progress_bars
 from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
+    from stratalens.plugin.check.report import CheckReport
     from stratalens.plugin.stages.stage import Source, Stage
     from stratalens.plugin.study.config.settings import StudySettings
 
@@ -98,6 +99,25 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     else:
         print_status(f"recorded {run.store}")
     return run.store
+
+
+def check_model(model: str, prompts: Path | None, device: str | None) -> CheckReport:
+    """Load a model and check its hooks.
+
+    Args:
+        model: checkpoint folder, or name on the Hugging Face Hub.
+        prompts: file of a prompt table, or None.
+        device: device of the model, or None.
+    """
+    from stratalens.plugin.check.check import check
+    from stratalens.plugin.prompts.table import PromptTable
+    from stratalens.plugin.stages.checkpoints import Checkpoint, Revision
+    from stratalens.plugin.stages.stage import Stage, loaded_model
+
+    table = PromptTable.read(prompts) if prompts is not None else None
+    source = Checkpoint(Path(model)) if Path(model).is_dir() else Revision(model, "main")
+    with suppress_progress_bars(downloads=False), loaded_model(Stage("model", 0, source), None, device) as loaded:
+        return check(loaded, table)
 
 
 def _state(store: str | Path) -> tuple[str, str] | None:

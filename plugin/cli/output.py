@@ -21,7 +21,7 @@ from rich.text import Text
 
 from stratalens.plugin.progress import wrap_message
 from stratalens.store.display import human_bytes
-from stratalens.store.errors import InputError, LabelWarning, StratalensError
+from stratalens.store.errors import CheckWarning, InputError, LabelWarning, StratalensError
 
 P = ParamSpec("P")
 
@@ -47,7 +47,7 @@ def print_status(message: str) -> None:
 
 @contextmanager
 def print_warnings() -> Iterator[None]:
-    """Print warnings about labels as one line each, without their place in the code.
+    """Print warnings about labels and sites as one line each, without their place in the code.
 
     `catch_warnings` restores `warnings.showwarning` at the end.
     """
@@ -55,13 +55,14 @@ def print_warnings() -> Iterator[None]:
         show = warnings.showwarning
 
         def print_one(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-            if issubclass(category, LabelWarning):
+            if issubclass(category, LabelWarning | CheckWarning):
                 print_status(f"warning: {message}")
             else:
                 show(message, category, *rest)
 
         warnings.showwarning = print_one  # type: ignore[assignment]
         warnings.simplefilter("always", LabelWarning)
+        warnings.simplefilter("always", CheckWarning)
         yield
 
 

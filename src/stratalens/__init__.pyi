@@ -27,6 +27,7 @@ from .plugin.capture.recorder import Recorder as Recorder
 from .plugin.capture.run import capture as capture
 from .plugin.capture.store import create_store as create_store
 from .plugin.capture.store import relabel as relabel
+from .plugin.check.check import check as check
 from .plugin.interop.convert import to_activation_cache as to_activation_cache
 from .plugin.interop.convert import torch_dataset as torch_dataset
 from .plugin.prompts.table import PromptTable as PromptTable
