@@ -63,6 +63,16 @@ def unwrapped_name(name: str) -> str:
     return name.replace(f".{_WRAPPED}", "")
 
 
+def mark_headless(hf_model: Any) -> None:
+    """Note on a Hugging Face model that its output layer was not in the checkpoint and is random."""
+    hf_model._stratalens_headless = True
+
+
+def is_headless(hf_model: Any) -> bool:
+    """Return whether `mark_headless` was called for a model."""
+    return bool(getattr(hf_model, "_stratalens_headless", False))
+
+
 def remove_forward_wrapper(model: nn.Module) -> None:
     """Give a model the forward method of its class again, after Accelerate has wrapped it.
 

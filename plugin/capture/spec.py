@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction
+from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import Site, SiteSelection
 from stratalens.plugin.progress import ProgressFunction
@@ -136,9 +137,11 @@ class CaptureSpec:
         tokenized = table.tokenize(tokenizer, max_length=adapter.max_length)
         positions = resolve_positions(options.positions, table, tokenized, options.missing)
         selection = resolve_sites(adapter, options.sites, options.layers, sample_ids(tokenized.ids))
+        with evaluation_mode(adapter.model):
+            adapter.confirm_logits()
         has_logits = adapter.dry_run_result is not None
         site_statistics, outputs = choose_statistics(
-            options.statistics, tokenized.answer_ids is not None, has_logits, adapter.kind
+            options.statistics, tokenized.answer_ids is not None, has_logits, adapter.no_logits
         )
         return cls(
             selection=selection,
@@ -247,7 +250,7 @@ def describe_model(adapter: Adapter) -> dict[str, Any]:
 
 
 def choose_statistics(
-    statistics: bool | str | Sequence[str], answers: bool, has_logits: bool, kind: str
+    statistics: bool | str | Sequence[str], answers: bool, has_logits: bool, no_logits: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Check the statistics that the caller asks for.
 
@@ -255,7 +258,7 @@ def choose_statistics(
         statistics: True = all, False = none, or names.
         answers: whether the prompts have answers.
         has_logits: whether the model's forward pass ends in logits.
-        kind: kind of model, for messages.
+        no_logits: why the model has no logits, for messages.
 
     Returns:
         Names of the statistics of every site, and names of the output statistics.
@@ -275,8 +278,8 @@ def choose_statistics(
             raise InputError(f"unknown statistic {name!r}: {suggest(str(name), valid, limit=40)}, True or False.")
         if name in OUTPUT_STATISTICS and not has_logits:
             raise InputError(
-                f"statistic {name!r} needs logits (batch, position, vocab), which the forward pass of this {kind} "
-                "does not return. Pass forward=, a function that returns them, or leave the statistic out."
+                f"statistic {name!r} needs logits of the next token, but {no_logits}. "
+                "Pass forward=, a function that returns them, or leave the statistic out."
             )
         if name == "answer_loss" and not answers:
             raise InputError("statistic 'answer_loss' needs a column 'answer' in the prompt table.")

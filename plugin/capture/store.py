@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from stratalens.plugin.capture.checks import check_before_recording
 from stratalens.plugin.capture.session import HookedModel
 from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions, sample_ids
-from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
+from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import SHORT_NAMES
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level, warn_about_label_typos
-from stratalens.store.errors import InputError, LabelWarning
+from stratalens.store.errors import CheckWarning, InputError, LabelWarning
 from stratalens.store.format.layout import MEMORY_LIMIT, Forecast
 from stratalens.store.format.layout import forecast as store_forecast
 from stratalens.store.state.info import info
@@ -182,6 +182,7 @@ def open_for_recording(
         compression=options.compression,
     )
     warn_about_missing_entities(table)
+    warn_about_missing_logits(adapter, options)
     allocate = pinned if adapter.device.type == "cuda" else None
     return RecordingStore(spec, ActivationWriter(store, allocate=allocate, shared=shared), table, adapter)
 
@@ -198,6 +199,17 @@ def warn_about_missing_entities(table: PromptTable) -> None:
         LabelWarning,
         stacklevel=caller_level(),
     )
+
+
+def warn_about_missing_logits(adapter: Adapter, options: CaptureOptions) -> None:
+    """Warn that a Hugging Face model gives no output statistics although all statistics were asked for."""
+    if options.statistics is True and adapter.no_logits and isinstance(adapter, BridgeAdapter):
+        warnings.warn(
+            f"no output statistics (loss, entropy, ...) are recorded: {adapter.no_logits}. Pass statistics=False or "
+            "names such as ('l2',) to record without this warning.",
+            CheckWarning,
+            stacklevel=caller_level(),
+        )
 
 
 def pinned(size: int) -> NDArray[np.uint8]:

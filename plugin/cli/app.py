@@ -152,9 +152,7 @@ def capture(
 def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, or name on the Hugging Face Hub.")],
     prompts: Annotated[Path | None, typer.Option(help="Prompt table to sample; none takes four sentences.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Device of the model, e.g. cuda:1.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="Device of the model, e.g. cuda:1.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that the hooks of a model give what the model computes; exit 1 if a value differs."""

@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.model_bridge import TransformerBridge
 
-from stratalens.plugin.compat import has_processed_weights
+from stratalens.plugin.compat import has_processed_weights, is_headless
 from stratalens.store.errors import InputError
 
 #: Requested output of a forward pass: nothing, or logits at every position.
@@ -64,14 +64,17 @@ class Adapter:
         n_layers: number of blocks, None if the hook names have no block index.
         final_norm: module whose output is the hidden state that the head reads, or None.
         can_stop: whether a forward pass may skip the last blocks.
-        dry_run_result: (logits, final hidden state or None) of the last dry run that computed
-            logits, else None.
+        dry_run_result: (logits, final hidden state or None) of the last dry run, if its output
+            is logits of the next token, else None.
+        no_logits: why the output of the last dry run is not logits of the next token, or "".
     """
 
     kind = "HookedRootModule"
     final_norm: nn.Module | None = None
     can_stop = False
     dry_run_result: tuple[Tensor, Tensor | None] | None = None
+    no_logits = ""
+    _dry_run_ids: Tensor
 
     def __init__(self, model: nn.Module, forward: ForwardFunction | None = None) -> None:
         self.model = model
@@ -151,7 +154,7 @@ class Adapter:
         return self.model(ids)
 
     def dry_run(self, ids: Tensor, output: Output) -> None:
-        """Run one short forward pass without padding; if it computes logits, set `dry_run_result`."""
+        """Run a short forward pass without padding; with logits, set `dry_run_result` and `no_logits`."""
         norm_outputs: list[Any] = []
         handle = None
         if self.final_norm is not None:
@@ -167,8 +170,44 @@ class Adapter:
                 hidden = hidden[0]
             if not isinstance(hidden, Tensor) or hidden.ndim != 3:
                 hidden = None
-            are_logits = isinstance(logits, Tensor) and logits.ndim == 3 and logits.is_floating_point()
-            self.dry_run_result = (logits, hidden) if are_logits and logits.shape[:2] == ids.shape else None
+            self.no_logits = self._refuse_logits(logits, ids)
+            self.dry_run_result = None if self.no_logits else (logits, hidden)
+            self._dry_run_ids = ids
+
+    def _refuse_logits(self, output: Any, ids: Tensor) -> str:
+        """Return why an output is not logits of the next token; empty if it is."""
+        if not isinstance(output, Tensor) or output.ndim != 3 or not output.is_floating_point():
+            return f"the forward pass of this {self.kind} returns no tensor of shape (batch, position, vocab)"
+        if output.shape[:2] != ids.shape:
+            return f"the forward pass of this {self.kind} returns {list(output.shape)} for {list(ids.shape)} tokens"
+        if output.shape[-1] not in self.vocabulary_sizes:
+            sizes = " or ".join(map(str, sorted(self.vocabulary_sizes)))
+            return f"the forward pass returns {output.shape[-1]} numbers a token, but the vocabulary has {sizes} tokens"
+        return ""
+
+    def confirm_logits(self) -> None:
+        """Set `no_logits` if the output of the last dry run depends on later tokens; runs one short pass.
+
+        Logits of the next token do not. Encoders, which fill masked tokens, look in both directions.
+        """
+        if self.dry_run_result is None or self._dry_run_ids.shape[1] < 2:
+            return
+        logits, ids = self.dry_run_result[0], self._dry_run_ids
+        changed = ids.clone()
+        changed[:, -1] = ids[:, 0]
+        other = self.run(changed, torch.ones_like(ids), "logits")
+        gap = (other[:, :-1].float() - logits[:, :-1].float()).abs().max()
+        if gap > 1e-3 * logits.float().abs().max().clamp_min(1e-6):
+            self.no_logits = "this model looks at later tokens, so its output does not predict the next token"
+            self.dry_run_result = None
+
+    @property
+    def vocabulary_sizes(self) -> set[int]:
+        """Sizes that the last axis of logits may have: that of the config, or the rows of the token embedding."""
+        size = self.size("d_vocab")
+        if size is not None:
+            return {size}
+        return {module.num_embeddings for module in self.model.modules() if isinstance(module, nn.Embedding)}
 
     def head(self, hidden: Tensor) -> Tensor | None:
         """Compute logits from rows of the final hidden state.
@@ -197,6 +236,18 @@ class BridgeAdapter(Adapter):
         self.final_norm = _final_norm(model)
         self.text_config: Any = self.hf.config.get_text_config() if hasattr(self.hf, "config") else None
         self._accepts = set(inspect.signature(self.hf.forward).parameters)
+
+    @property
+    def vocabulary_sizes(self) -> set[int]:
+        """Size of the vocabulary in the config of the Hugging Face model, and the rows of its output embeddings."""
+        sizes = {getattr(self.text_config, "vocab_size", None), self.size("d_vocab")}
+        head = getattr(getattr(self.model, "unembed", None), "original_component", None)
+        return {*(size for size in sizes if size), *([head.out_features] if isinstance(head, nn.Linear) else [])}
+
+    def _refuse_logits(self, output: Any, ids: Tensor) -> str:
+        if is_headless(self.hf):
+            return "the checkpoint has no output layer, so the one of this model is random"
+        return super()._refuse_logits(output, ids)
 
     @property
     def takes_cache(self) -> bool:

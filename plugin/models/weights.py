@@ -7,7 +7,7 @@ Face model agree. Names of files and folders have no effect.
 
 from __future__ import annotations
 
-import json
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
-from stratalens.plugin.compat import is_wrapped_name, unwrapped_name
+from stratalens.plugin.compat import is_headless, is_wrapped_name, unwrapped_name
 from stratalens.plugin.models.adapters import Adapter
 
 _PREFIX = b"stratalens weights 2"
@@ -61,20 +61,35 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
     state = {unwrapped_name(name): value for name, value in state_dict.items() if isinstance(value, Tensor)}
     kind: Any = type(module)
     config = getattr(module, "config", None)
+    if is_headless(module):  # the head is random, and differs each time
+        state = {name: value for name, value in state.items() if name.startswith(f"{module.base_model_prefix}.")}
     if config is None or getattr(kind, "config_class", None) is None or not any(map(is_wrapped_name, state_dict)):
         return state
-    own = _own_names(kind, config.to_json_string())
+    own = _own_names(kind, _Config(config))
     return {name: value for name, value in state.items() if name in own}
 
 
+class _Config:
+    """A config as a key of a cache; JSON compares it, but cannot rebuild one with infinities."""
+
+    def __init__(self, config: Any) -> None:
+        self.config, self.text = config, config.to_json_string()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Config) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
 @lru_cache(maxsize=8)
-def _own_names(kind: Any, config: str) -> frozenset[str]:
+def _own_names(kind: Any, config: _Config) -> frozenset[str]:
     """Return the names in the state dict of a new model of this class and config.
 
     The model is on the meta device and takes no memory.
     """
     with torch.device("meta"):
-        return frozenset(kind(kind.config_class(**json.loads(config))).state_dict())
+        return frozenset(kind(copy.deepcopy(config.config)).state_dict())
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:

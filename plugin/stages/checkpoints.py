@@ -17,7 +17,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
-from stratalens.store.errors import InputError, UnreachableError
+from stratalens.plugin.compat import mark_headless
+from stratalens.store.errors import InputError, UnreachableError, join_names
 
 # The root of all errors of the HTTP library that huggingface_hub uses. That library differs between its versions
 # (requests, httpx, ...), but the hub's own HTTP error always derives from it.
@@ -191,10 +192,55 @@ def _hub_unreachable(error: BaseException | None) -> bool:
 
 
 def _from_pretrained(name: str, dtype: str, **kwargs: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+    """Load a language model; refuse weights that transformers would fill in at random.
 
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **kwargs)
+    Raises:
+        InputError: the checkpoint has no value, or one of another shape, for a tensor of the model. The output layer
+            alone may be absent, as in a base model; the model is then marked as headless.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    with _quiet(logging):  # its report of missing tensors is repeated in the error below
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    mismatched = sorted(str(entry[0]) for entry in loading["mismatched_keys"])
+    if mismatched:
+        raise InputError(
+            f"checkpoint {name!r} has tensors of another shape than its config says: {join_names(mismatched)}. Save "
+            "the model and its config together with save_pretrained()."
+        )
+    missing = sorted(loading["missing_keys"])
+    head = set(_head_names(model))
+    if outside := [tensor for tensor in missing if tensor not in head]:
+        raise InputError(
+            f"checkpoint {name!r} has no weights for {len(outside)} tensors of {type(model).__name__}: "
+            f"{join_names(outside)}. They would be random numbers. Load the checkpoint with the class that saved it, "
+            "and save it again with save_pretrained()."
+        )
+    if missing:
+        mark_headless(model)
     return model.eval()
+
+
+def _head_names(model: Any) -> list[str]:
+    """Return the names of the tensors that turn the last hidden state into logits.
+
+    They are those outside the base model: the output embeddings, and in encoders a transform before them.
+    """
+    base = f"{model.base_model_prefix}."
+    return [name for name in model.state_dict() if not name.startswith(base)]
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def boot(
