@@ -57,10 +57,7 @@ def forecast(
     Raises:
         InputError: as `stratalens.capture`.
     """
-    options = CaptureOptions(
-        sites=sites, layers=layers, positions=positions, dtype=dtype, statistics=statistics, device=device
-    )
-    return forecast_capture(stages, table, options, rows=rows)
+    return forecast_capture(stages, table, CaptureOptions.of_call(locals()), rows=rows)
 
 
 def forecast_capture(
