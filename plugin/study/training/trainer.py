@@ -76,6 +76,7 @@ def make_trainer(
     import inspect
 
     import torch
+    from torch.nn.utils.rnn import pad_sequence
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     ids = tokenizer(list(texts))["input_ids"]
@@ -83,7 +84,10 @@ def make_trainer(
     if prompts is not None:
         heads = tokenizer(list(prompts))["input_ids"]
         starts = [common_prefix_length(head, row) for head, row in zip(heads, ids, strict=True)]
-    rows = [{"input_ids": list(row), "start": [start]} for row, start in zip(ids, starts, strict=True)]
+    rows = [
+        {"input_ids": list(row), "labels": [-100] * start + list(row)[start:]}
+        for row, start in zip(ids, starts, strict=True)
+    ]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and has_bfloat16_hardware(device))
     grouped: dict[str, Any] = (
@@ -119,17 +123,12 @@ def make_trainer(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     def collate(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-        longest = max(len(e["input_ids"]) for e in examples)
-        batch = torch.full((len(examples), longest), pad, dtype=torch.long)
-        labels = torch.full((len(examples), longest), -100, dtype=torch.long)
-        mask = torch.zeros((len(examples), longest), dtype=torch.long)
-        for number, example in enumerate(examples):
-            row = torch.tensor(example["input_ids"])
-            batch[number, : len(row)] = row
-            start = example["start"][0]
-            labels[number, start : len(row)] = row[start:]
-            mask[number, : len(row)] = 1
-        return {"input_ids": batch, "attention_mask": mask, "labels": labels}
+        tokens, labels = ([torch.tensor(row[key]) for row in examples] for key in ("input_ids", "labels"))
+        return {
+            "input_ids": pad_sequence(tokens, batch_first=True, padding_value=pad),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+        }
 
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
     trainer.remove_callback(PrinterCallback)  # it prints every loss to standard output
