@@ -61,12 +61,21 @@ class BlockMemory:
             self.images[name] = FileImage(layout, memory)
 
 
-class BlockBuffer:
-    """Memory for one block of one stage; `StageWriter.buffer` makes it."""
+Release = Callable[[RowBlock, BlockMemory], None]
 
-    def __init__(self, stage: str, block: RowBlock, memory: BlockMemory, flags: Sequence[str]) -> None:
+
+class BlockBuffer:
+    """Memory for one block of one stage; `StageWriter.buffer` makes it.
+
+    `release` takes the block and its memory back if the buffer is discarded.
+    """
+
+    def __init__(
+        self, stage: str, block: RowBlock, memory: BlockMemory, flags: Sequence[str], release: Release | None = None
+    ) -> None:
         self.stage = stage
         self.block = block
+        self.release = release
         self.flags = tuple(flags)
         self.memory: BlockMemory | None = memory
         self._skipped = np.zeros(len(block), dtype=bool)
@@ -141,7 +150,9 @@ class BlockBuffer:
 
     def discard(self) -> None:
         """Give the block up; nothing of it is written. Harmless once the buffer is submitted or discarded."""
-        self.memory = None
+        memory, self.memory = self.memory, None
+        if memory is not None and self.release is not None:
+            self.release(self.block, memory)
 
     def missing(self) -> dict[str, NDArray[np.intp]]:
         """Return the table rows that were neither written nor skipped, by variable."""
