@@ -13,8 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
+from stratalens.plugin.capture.forecast import forecast, two_digits
+from stratalens.plugin.prompts.table import PromptTable
+from stratalens.plugin.stages.checkpoints import boot
+from stratalens.plugin.stages.stage import Stage
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
-from stratalens.plugin.study.corpus.conflicts import conflict_prompts
 from stratalens.plugin.study.models.base_model import BaseModelSource
 from stratalens.plugin.study.recording import stores
 from stratalens.plugin.study.training.checkpoints import retained_stages, stages_still_needed
@@ -33,8 +38,6 @@ def check_device(settings: StudySettings) -> None:
     Raises:
         InputError: there is no GPU; the message has the training time without one and the remedies.
     """
-    import torch
-
     if not settings.gpu or settings.device is not None or torch.cuda.is_available():
         return
     estimate = forecast_study(settings.model_copy(update={"device": "cpu"}))
@@ -62,11 +65,6 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
     Raises:
         InputError: a setting, table or model is wrong, as for the study itself.
     """
-    from stratalens.plugin.capture.forecast import forecast, two_digits
-    from stratalens.plugin.prompts.table import PromptTable
-    from stratalens.plugin.stages.checkpoints import boot
-    from stratalens.plugin.stages.stage import Stage
-
     sampled = settings.entities is None and settings.entities_per_stage > MAX_ENTITIES
     counted = settings.model_copy(update={"entities_per_stage": SAMPLED_ENTITIES}) if sampled else settings
     scale = settings.entities_per_stage / counted.entities_per_stage
@@ -76,7 +74,6 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         model, tokenizer = source.load_untrained(corpus)
         courses = plan_courses(corpus, settings.train, stage_epochs=settings.stage_epochs, after=settings.after)
         checkpoints = [UNTRAINED, *(name for course in courses for name in course.checkpoints)]
-        stages = len(stores.recorded_stages(settings, dict.fromkeys(checkpoints, Path())))
         tokenizer.save_pretrained(scratch)
 
         tokens = updates = 0.0
@@ -93,24 +90,15 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
             model = adapted.merge_and_unload()
 
         hooked = boot(model, scratch, None, settings.device)  # finds the tokenizer as a capture does
-        recordings = {stores.STORE: (stages, corpus.prompts(), stores.stage_store_options(settings))}
-        if settings.record.last is not None:
-            recordings[stores.LAST_STORE] = (
-                1,
-                stores.last_store_prompts(settings, corpus),
-                stores.last_store_options(settings),
-            )
-        if source.contradicted:
-            frame = conflict_prompts(source.contradicted)
-            recordings[stores.CONFLICT_STORE] = (len(checkpoints), frame, stores.conflict_store_options(settings))
+        plans = stores.plan_stores(settings, corpus, source.contradicted, dict.fromkeys(checkpoints, Path()))
         forecasts = {
             name: forecast(
-                [Stage(f"stage{number}", number, hooked) for number in range(count)],
-                PromptTable.from_dataframe(frame),
-                rows=len(frame) if name == stores.CONFLICT_STORE else round(len(frame) * scale),
-                **options,
+                [Stage(f"stage{number}", number, hooked) for number in range(len(plan.stages))],
+                PromptTable.from_dataframe(plan.prompts),
+                rows=round(len(plan.prompts) * (1 if name == stores.CONFLICT_STORE else scale)),
+                **plan.options,
             )
-            for name, (count, frame, options) in recordings.items()
+            for name, plan in plans.items()
         }
     store_bytes = sum(store["bytes"] for store in forecasts.values())
     checkpoint_bytes = sum(sizes[name] for name in retained_stages(settings, checkpoints))

@@ -134,15 +134,12 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
         for phrase in describe_largest_differences(corpus.balance):
             progress.say(f"      balance between stages, {phrase}")
 
-    def record(checkpoints: dict[str, Path]) -> tuple[xr.Dataset, xr.Dataset | None, xr.Dataset | None, pd.DataFrame]:
+    def record(checkpoints: dict[str, Path]) -> tuple[dict[str, xr.Dataset], pd.DataFrame]:
         """Record and ask the checkpoints so far, unless an earlier call has done so."""
-        ds = stores.record_stages(settings, corpus, checkpoints, folder / stores.STORE, progress)
-        conflict = stores.record_conflict(settings, source.contradicted, checkpoints, folder / stores.CONFLICT_STORE)
-        wide = None
-        if settings.stage_names[-1] in checkpoints:
-            wide = stores.record_last(settings, corpus, checkpoints, folder / stores.LAST_STORE, progress)
-        asked = stores.recorded_stages(settings, checkpoints)
-        return ds, conflict, wide, ask_checkpoints(settings, corpus, asked, folder / ANSWERS_FOLDER, progress)
+        plans = stores.plan_stores(settings, corpus, source.contradicted, checkpoints)
+        opened = {name: stores.record_store(plan, folder / name, settings, progress) for name, plan in plans.items()}
+        asked = plans[stores.STORE].stages
+        return opened, ask_checkpoints(settings, corpus, asked, folder / ANSWERS_FOLDER, progress)
 
     def record_and_remove(checkpoints: dict[str, Path]) -> None:
         """Record the checkpoints so far, then remove the weights that no step needs."""
@@ -178,7 +175,8 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
             self_report = run_self_report(settings, corpus, checkpoints, folder, report_step)
 
     with progress.phase("recording", "recording every stage on prompts never seen in training"):
-        ds, conflict, wide, answers = record(checkpoints)
+        opened, answers = record(checkpoints)
+        ds = opened[stores.STORE]
         removed = remove_unneeded_weights(checkpoints, retained_stages(settings, list(checkpoints)))
         if removed:
             policy = f"keep_checkpoints: {settings.keep_checkpoints}"
@@ -193,11 +191,11 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
 
     with progress.phase("analyses", "analysing all layers and stages"):
         findings = run_analyses(ds, settings, progress)
-        if wide is not None:
-            add_token_results(findings, wide, settings)
+        if stores.LAST_STORE in opened:
+            add_token_results(findings, opened[stores.LAST_STORE], settings)
         add_after_results(findings, settings)
-        if conflict is not None:
-            add_conflict_results(findings, ds, conflict, settings, folder / CONFLICT_TABLE)
+        if stores.CONFLICT_STORE in opened:
+            add_conflict_results(findings, ds, opened[stores.CONFLICT_STORE], settings, folder / CONFLICT_TABLE)
         if settings.record.statistics:
             add_forgetting_results(findings, ds, answers, settings, folder / "forgetting.csv")
         if self_report is not None:

@@ -13,10 +13,11 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stratalens.plugin.compat import eager_attention
 from stratalens.plugin.study.config.settings import UNTRAINED, SelfReportSettings, StudySettings
@@ -26,16 +27,8 @@ from stratalens.plugin.study.corpus.questions import split_for_self_report
 from stratalens.plugin.study.recording.answers import answer_log_probabilities
 from stratalens.plugin.study.training.checkpoints import RECORD, require_weights
 from stratalens.plugin.study.training.lora import ensure_adapter, load_stage
-from stratalens.plugin.study.training.trainer import (
-    ProgressFunction,
-    make_loss_monitor,
-    make_trainer,
-)
+from stratalens.plugin.study.training.trainer import LossMonitor, ProgressFunction, make_trainer
 from stratalens.store.files import write_text_atomic
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 SELF_REPORT_FILE = "self-report.json"
 CONDITIONS = ("true", "shuffled", "untrained")
@@ -132,7 +125,7 @@ def teach_groups(
     texts = [prompt + GROUP_ANSWERS[group] + "\n" for prompt, group in zip(prompts, groups, strict=True)]
     seed = settings.seed * 1000 + 999  # every condition sees the same batches in the same order
     trainer = make_trainer(model, tokenizer, texts, training, scratch, seed, settings.device, prompts=prompts)
-    trainer.add_callback(make_loss_monitor("self-report", number, len(CONDITIONS), progress))
+    trainer.add_callback(LossMonitor("self-report", number, len(CONDITIONS), progress))
     try:
         with eager_attention(model):
             trainer.train()

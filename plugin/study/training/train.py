@@ -11,7 +11,9 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from stratalens.plugin.compat import eager_attention
 from stratalens.plugin.study.config.settings import UNTRAINED, AfterSettings, TrainSettings
@@ -27,15 +29,7 @@ from stratalens.plugin.study.training.checkpoints import (
 )
 from stratalens.plugin.study.training.lora import ensure_adapter, load_stage
 from stratalens.plugin.study.training.schedule import Course, plan_courses
-from stratalens.plugin.study.training.trainer import (
-    ProgressFunction,
-    make_checkpoint_callback,
-    make_loss_monitor,
-    make_trainer,
-)
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from stratalens.plugin.study.training.trainer import CheckpointCallback, LossMonitor, ProgressFunction, make_trainer
 
 
 def train_stages(
@@ -113,7 +107,7 @@ def train_stages(
                 len(checkpoints),
                 seed=seed * 1000 + number,
                 device=device,
-                monitor=make_loss_monitor(course.name, number, len(courses), progress),
+                monitor=LossMonitor(course.name, number, len(courses), progress),
             )
         checkpoints |= {name: folder / name for name in course.checkpoints}
         if on_course_end is not None:
@@ -175,7 +169,7 @@ def _train_course(
         record = {"identity": identity, "stage": name, "order": order + number, "losses": losses}
         save_stage(model, tokenizer, folder / name, record)
 
-    for callback in (monitor, make_checkpoint_callback(ends[:-1], save)):
+    for callback in (monitor, CheckpointCallback(ends[:-1], save)):
         trainer.add_callback(callback)
     # Attention as plain matrix products: at two dozen tokens a row the fused kernels cost more, above all backwards.
     try:
