@@ -5,14 +5,14 @@ A buffer records which rows of each variable have been written. A block is submi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stratalens.store.errors import InputError, suggest
+from stratalens.store.errors import InputError, join_names, suggest
 from stratalens.store.format.int8 import quantise
 from stratalens.store.format.layout import ArrayLayout
 from stratalens.store.format.shards import FileImage
@@ -174,8 +174,8 @@ class BlockBuffer:
             name, rows = next(iter(missing.items()))
             more = f" (and {len(missing) - 1} more variables)" if len(missing) > 1 else ""
             raise InputError(
-                f"stage {self.stage!r}: rows {_row_list(rows)} of {name}{more} were neither written nor skipped: write "
-                "them, or leave them out with buffer.skip(rows)"
+                f"stage {self.stage!r}: rows {join_names(rows)} of {name}{more} were neither written nor skipped: "
+                "write them, or leave them out with buffer.skip(rows)"
             )
         skipped = np.flatnonzero(self._skipped)
         for name in self.block.variables:
@@ -205,7 +205,7 @@ class BlockBuffer:
         outside = (local < 0) | (local >= len(self.block))
         if outside.any():
             raise InputError(
-                f"rows {_row_list(local[outside] + self.block.start)} do not belong to this block: it has rows "
+                f"rows {join_names(local[outside] + self.block.start)} do not belong to this block: it has rows "
                 f"{self.block.start} to {self.block.stop - 1}"
             )
         return local
@@ -242,9 +242,3 @@ def _select_layers(
     if positions.ndim == 0:
         return slice(int(positions), int(positions) + 1), 1, True
     return positions.astype(np.intp), positions.size, False
-
-
-def _row_list(rows: Iterable[int], limit: int = 8) -> str:
-    numbers = list(rows)
-    shown = ", ".join(str(row) for row in numbers[:limit])
-    return shown + (f", ... ({len(numbers)} in all)" if len(numbers) > limit else "")
