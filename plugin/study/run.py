@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.config.presets import DEMO_REASONS, get_preset
-from stratalens.plugin.study.config.settings import StudySettings, read_settings, write_settings
+from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings, read_settings, write_settings
 from stratalens.plugin.study.corpus.balance import describe_largest_differences
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.forecast import check_device
@@ -176,7 +176,7 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
 
     with progress.phase("recording", "recording every stage on prompts never seen in training"):
         opened, answers = record(checkpoints)
-        ds = opened[stores.STORE]
+        ds = stores.with_order_of_run(opened[stores.STORE], (UNTRAINED, *settings.stage_names))
         removed = remove_unneeded_weights(checkpoints, retained_stages(settings, list(checkpoints)))
         if removed:
             policy = f"keep_checkpoints: {settings.keep_checkpoints}"

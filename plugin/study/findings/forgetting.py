@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from stratalens.analyses.plots.stages import forgetting_table
 from stratalens.plugin.study.config.settings import StudySettings
@@ -24,6 +24,10 @@ from stratalens.plugin.study.findings.analyses import BY, Findings, probe_halves
 from stratalens.plugin.study.findings.correlation import correlate_within_strata
 from stratalens.plugin.study.findings.headline import Row, format_estimate, format_p, make_row, share_row
 from stratalens.store.files import write_text_atomic
+
+if TYPE_CHECKING:
+    import xarray as xr
+
 
 ACCURACY, LOSS = "answer accuracy", "answer loss"
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap, p_value
 from stratalens.analyses.stats.estimates import estimate
+
+if TYPE_CHECKING:
+    import xarray as xr
+
 
 Row = dict[str, Any]
 ROW_KEYS = ("stage", "layer", "token", "value", "low", "high", "null", "p", "n", "site")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -33,13 +34,13 @@ class StorePlan:
         stages: {stage: folder} of the recorded checkpoints, in order.
         prompts: the prompts.
         options: options of `stratalens.capture`.
-        first: order number of the first stage.
+        run: names of all checkpoints so far, in order.
     """
 
     stages: dict[str, Path]
     prompts: pd.DataFrame
     options: dict[str, Any]
-    first: int = 0
+    run: tuple[str, ...]
 
 
 def recorded_stages(settings: StudySettings, checkpoints: Mapping[str, Path]) -> dict[str, Path]:
@@ -68,17 +69,17 @@ def plan_stores(
         {name of the store: plan}: all stages on the prompts of `record.templates`, the last stage as `record.last`
         says, and contradicted entities at every checkpoint, if there are any.
     """
-    record, final = settings.record, settings.stage_names[-1]
+    record, final, run = settings.record, settings.stage_names[-1], tuple(checkpoints)
     options = record.model_dump(include={"sites", "positions", "dtype", "statistics"})
-    plans = {STORE: StorePlan(recorded_stages(settings, checkpoints), corpus.prompts(), options)}
+    plans = {STORE: StorePlan(recorded_stages(settings, checkpoints), corpus.prompts(), options, run)}
     if record.last is not None and final in checkpoints:
         options = record.last.model_dump(include={"sites", "positions", "dtype"})
         options["statistics"] = record.statistics  # for the controls
         prompts = corpus.prompts(record.last.templates).drop(columns="answer")
-        plans[LAST_STORE] = StorePlan({final: checkpoints[final]}, prompts, options, first=settings.stages)
+        plans[LAST_STORE] = StorePlan({final: checkpoints[final]}, prompts, options, run)
     if contradicted:
         options = {"sites": ("resid_post",), "positions": record.positions[:1], "statistics": ("answer_loss",)}
-        plans[CONFLICT_STORE] = StorePlan(dict(checkpoints), conflict_prompts(contradicted), options)
+        plans[CONFLICT_STORE] = StorePlan(dict(checkpoints), conflict_prompts(contradicted), options, run)
     return plans
 
 
@@ -115,12 +116,40 @@ def record_store(plan: StorePlan, path: Path, settings: StudySettings, progress:
 
 
 def _stages_to_record(plan: StorePlan, path: Path) -> list[Stage]:
-    """List the stages with weights; the store must hold every other one."""
-    stages = [Stage(name, order, folder) for order, (name, folder) in enumerate(plan.stages.items(), plan.first)]
+    """List the stages with weights, numbered as in the run; stages of the store keep their numbers.
+
+    Raises:
+        InputError: an incompletely recorded stage has no weights any more.
+    """
+    ds = sl.open_store(path) if path.exists() else None
+    stored = {} if ds is None else dict(zip(ds.stage.values.tolist(), ds.stage_order.values.tolist(), strict=True))
+    stages = [Stage(name, stored.get(name, plan.run.index(name)), folder) for name, folder in plan.stages.items()]
     removed = {name for name, folder in plan.stages.items() if not has_weights(folder)}
-    if removed:
-        ds = sl.open_store(path) if path.exists() else None
-        for name in removed:
-            if ds is None or name not in ds.stage.values or not bool(ds.recorded.sel(stage=name).all()):
-                require_weights(plan.stages[name], f"recording it in {path}")
+    for name in removed:
+        if ds is None or name not in ds.stage.values or not bool(ds.recorded.sel(stage=name).all()):
+            require_weights(plan.stages[name], f"recording it in {path}")
     return [stage for stage in stages if stage.name not in removed]
+
+
+def with_order_of_run(ds: xr.Dataset, stages: Sequence[str]) -> xr.Dataset:
+    """Give a store of some stages the training order of all stages of its run.
+
+    Stores number their stages, and know nothing of stages that they do not hold. A run that records only some stages
+    (`record: {stages: ends}`) knows all of them.
+
+    Args:
+        ds: the store.
+        stages: all stages of the run, in order.
+
+    Returns:
+        The Dataset with `stage_order` and `exposure` on the scale of the run; unchanged if it holds every stage that
+        trained a row.
+    """
+    recorded, trained = ds.stage.values.tolist(), ds.trained_stage.values.tolist()
+    if set(trained) <= set(recorded):
+        return ds
+    order = {name: number for number, name in enumerate(stages)}
+    own = np.array([order[name] for name in recorded])
+    since = (own[:, None] - np.array([order[name] for name in trained])[None]).astype(np.float32)
+    exposure = xr.Variable(("stage", "entity"), since, ds["exposure"].attrs)
+    return ds.assign_coords(stage_order=("stage", own)).assign(exposure=exposure)
