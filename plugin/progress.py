@@ -8,7 +8,6 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Self
 
 from tqdm.auto import tqdm
@@ -57,10 +56,11 @@ class Progress:
             self._report(self.stage, self.done, self.total)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class StageLines:
@@ -71,12 +71,11 @@ class StageLines:
     Args:
         stages: names of all stages in the order of recording.
         say: function that prints a line.
-        every: seconds between two lines.
-        clock: function that returns the time in seconds.
 
     Example:
         >>> times = iter([0.0, 30.0, 60.0])
-        >>> report = StageLines(["base", "week1"], print, clock=lambda: next(times))
+        >>> report = StageLines(["base", "week1"], print)
+        >>> report.clock = lambda: next(times)
         >>> report("base", 9000, 9000)
         base (1 of 2): complete, skipped
         >>> report("week1", 0, 9000)
@@ -85,22 +84,17 @@ class StageLines:
         week1 (2 of 2): 4500 of 9000 rows; about 30 s left
     """
 
-    def __init__(
-        self,
-        stages: Sequence[str],
-        say: Callable[[str], None],
-        *,
-        every: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._stages, self._say, self._every, self._clock = list(stages), say, every, clock
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+
+    def __init__(self, stages: Sequence[str], say: Callable[[str], None]) -> None:
+        self._stages, self._say = list(stages), say
         self._stage = ""
         self._start_time = self._last_line_time = 0.0
         self._start_rows = 0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Report the rows done of a stage."""
-        now = self._clock()
+        now = self.clock()
         head = f"{stage} ({self._stages.index(stage) + 1} of {len(self._stages)})"
         if stage != self._stage:
             self._stage, self._start_rows = stage, done
@@ -108,7 +102,7 @@ class StageLines:
             self._say(f"{head}: complete, skipped" if done == total else f"{head}: {done} of {total} rows")
         elif done == total:
             self._say(f"{head}: {done} of {total} rows, done in {format_duration(now - self._start_time)}")
-        elif now - self._last_line_time >= self._every:
+        elif now - self._last_line_time >= SECONDS_BETWEEN_LINES:
             self._last_line_time = now
             left = (now - self._start_time) / (done - self._start_rows) * (total - done)
             scope = "" if stage == self._stages[-1] else " for this stage"

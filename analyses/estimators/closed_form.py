@@ -31,6 +31,7 @@ def fit_closed_form(
     labels: Codes,
     method: str,
     *,
+    value: Doubles | None = None,
     alpha: float | Doubles = 10.0,
     standardize: bool = False,
     backend: Backend | None = None,
@@ -45,6 +46,8 @@ def fit_closed_form(
             scikit-learn's RidgeClassifier); "lda": class covariances each with Ledoit-Wolf shrinkage, weighted by
             the classes' shares (as LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")); "diffmeans":
             direction between the class means, with the threshold half-way.
+        value: float64 array of shape (n,), for "ridge" a number to predict instead of -1 / +1, such as the position in
+            an order; the same in all rows of a label, and P is 1.
         alpha: ridge penalty, one or one for each of the P x K fits.
         standardize: scale features to unit variance over each fit's training rows; lda always does.
         backend: where to compute Gram matrices and solve systems; the CPU by default.
@@ -59,47 +62,17 @@ def fit_closed_form(
         raise InputError(f"method={method!r}; valid in closed form: {', '.join(METHODS)}")
     penalty = np.broadcast_to(np.asarray(alpha, dtype=np.float64), signs.shape[1] * signs.shape[2])
     penalty = penalty.reshape(signs.shape[1:])
+    value_of_label = {} if value is None else {int(c): float(value[labels == c][0]) for c in np.unique(labels)}
 
     def fit(x: Floats, targets: Signs, codes: Codes, alphas: Doubles) -> Coefficients:
         sums = _ClassSums(x, targets, codes)
         if method == "ridge":
-            return _ridge(sums, alphas, standardize, backend)
+            values = None if value is None else np.array([value_of_label[int(code)] for code in sums.names])
+            return _ridge(sums, alphas, standardize, backend, values)
         return _lda(sums, backend) if method == "lda" else _diffmeans(sums, standardize)
 
     rotate = method == "ridge" and not standardize and _is_host(backend)
     return _fit_contrasts(X, signs, labels, penalty, fit, rotate)
-
-
-def fit_order(
-    X: Floats,
-    inside: Signs,
-    labels: Codes,
-    value: Doubles,
-    *,
-    alpha: float | Doubles = 10.0,
-    standardize: bool = False,
-    backend: Backend | None = None,
-) -> LinearFit:
-    """Fit ridge regressions of a number (the position in the order) on K training sets.
-
-    Args:
-        X: float32 or float64 array of shape (n, d).
-        inside: int8 array of shape (n, 1, K), 1 = training row.
-        labels: as in `fit_closed_form`.
-        value: float64 array of shape (n,), number to predict, the same in all rows of a label.
-        alpha: penalty, one or one for each training set.
-        standardize: as in `fit_closed_form`.
-        backend: as in `fit_closed_form`.
-    """
-    penalty = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (1, inside.shape[2]))
-    value_of_label = {int(code): float(value[labels == code][0]) for code in np.unique(labels)}
-
-    def fit(x: Floats, targets: Signs, codes: Codes, alphas: Doubles) -> Coefficients:
-        sums = _ClassSums(x, targets, codes)
-        values = np.array([value_of_label[int(code)] for code in sums.names])
-        return _ridge(sums, alphas, standardize, backend, values)
-
-    return _fit_contrasts(X, inside, labels, penalty, fit, rotate=not standardize and _is_host(backend))
 
 
 def _fit_contrasts(

@@ -268,6 +268,7 @@ class ProblemBatch:
         return BinaryObjective(xp, blocks, count, penalty, factor, unit, self.rotated)
 
 
+@dataclass(eq=False)
 class BinaryObjective:
     """Mean logistic loss and penalty of P two-class problems.
 
@@ -285,20 +286,17 @@ class BinaryObjective:
         points: array of shape (P, d + 1), coefficients, and the intercept in the last column.
     """
 
-    def __init__(
-        self,
-        xp: Any,
-        blocks: list[tuple[Array, Array, Array]],
-        count: Array,
-        penalty: Array,
-        factor: Array,
-        unit: Array,
-        rotated: bool,
-    ) -> None:
-        self.xp, self.blocks, self.count, self.penalty = xp, blocks, count, penalty
-        self.factor, self.unit, self.rotated = factor, unit, rotated
-        self.points = xp.zeros((len(count), factor.shape[0] + 1), dtype=factor.dtype)
-        self.predictors = [xp.zeros(signs.shape, dtype=factor.dtype) for _, _, signs in blocks]
+    xp: Any
+    blocks: list[tuple[Array, Array, Array]]
+    count: Array
+    penalty: Array
+    factor: Array
+    unit: Array
+    rotated: bool
+
+    def __post_init__(self) -> None:
+        self.points = self.xp.zeros((len(self.count), len(self.factor) + 1), dtype=self.factor.dtype)
+        self.predictors = [self.xp.zeros(signs.shape, dtype=self.factor.dtype) for _, _, signs in self.blocks]
         self.residuals = self._residuals(self.predictors)
 
     def gradient(self) -> Array:

@@ -182,17 +182,13 @@ def _fitter(X: Floats, codes: Codes, settings: Settings) -> Fitter:
 
     def fit(targets: Signs, C: Doubles) -> LinearFit:
         C = C.ravel()
-        if settings.kind == ORDINAL:
-            value = codes.astype(np.float64)
-            return closed_form.fit_order(
-                X, targets, codes, value, alpha=1 / C, standardize=standardize, backend=backend
-            )
         if settings.kind == MULTICLASS:
             inside = targets[:, 0] != 0
             return fit_softmax(X, codes, inside, C=C, standardize=standardize, tol=tol, backend=backend)
-        if settings.method != "logistic":
+        if settings.kind == ORDINAL or settings.method != "logistic":
+            method, value = ("ridge", codes.astype(np.float64)) if settings.kind == ORDINAL else (settings.method, None)
             return closed_form.fit_closed_form(
-                X, targets, codes, settings.method, alpha=1 / C, standardize=standardize, backend=backend
+                X, targets, codes, method, value=value, alpha=1 / C, standardize=standardize, backend=backend
             )
         flat = targets.reshape(len(X), -1)
         if settings.solver == "library":

@@ -27,9 +27,9 @@ def as_dataset(result: object) -> xr.Dataset:
     if isinstance(result, xr.Dataset | xr.DataArray):
         unscaled = result.drop_vars([k for k, c in result.coords.items() if c.ndim == 0])
         if isinstance(unscaled, xr.Dataset):
-            return _with_text_as_objects(unscaled)
+            return with_text_as_objects(unscaled)
         dataset = unscaled.rename(None).to_dataset(name=UNNAMED)
-        return _with_text_as_objects(dataset.assign_attrs({} if result.name is None else {UNNAMED: str(result.name)}))
+        return with_text_as_objects(dataset.assign_attrs({} if result.name is None else {UNNAMED: str(result.name)}))
     if isinstance(result, int | float | np.generic):
         return xr.Dataset({UNNAMED: ((), result)})
     raise InputError(
@@ -50,12 +50,16 @@ def multi_indexed(result: xr.Dataset) -> list[Hashable]:
     return [k for k, index in result.xindexes.items() if isinstance(index, xr.indexes.PandasMultiIndex)]
 
 
-def _with_text_as_objects(result: xr.Dataset) -> xr.Dataset:
-    """Convert text of fixed width to Python strings: one slab's width would cut another's text, and zarr has none."""
+def with_text_as_objects(result: xr.Dataset) -> xr.Dataset:
+    """Convert text of fixed width, and that of zarr, to Python strings: one slab's width would cut another's text."""
     levels = multi_indexed(result)
-    texts = {k: (v.dims, v.values.astype(object), v.attrs) for k, v in result.variables.items() if v.dtype.kind == "U"}
-    labels = {k: v for k, v in texts.items() if k in result.coords and k not in levels}
-    return result.assign({k: v for k, v in texts.items() if k in result.data_vars}).assign_coords(labels)
+    texts = {
+        k: (v.dims, v.values.astype(object), v.attrs)
+        for k, v in result.variables.items()
+        if v.dtype.kind in "UT" and k not in levels
+    }
+    labels = {k: v for k, v in texts.items() if k in result.coords}
+    return result.assign({k: v for k, v in texts.items() if k not in labels}).assign_coords(labels)
 
 
 def noise_slab(slab: Slab) -> xr.DataArray:

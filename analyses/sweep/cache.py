@@ -23,7 +23,7 @@ import zarr
 
 from stratalens.analyses.data.array_types import Array, Mask
 from stratalens.analyses.data.slabs import SiteData, Slab
-from stratalens.analyses.sweep.assemble import ResultBuffer, multi_indexed
+from stratalens.analyses.sweep.assemble import ResultBuffer, multi_indexed, with_text_as_objects
 from stratalens.store.errors import InputError
 from stratalens.store.storage.local_locks import FileLock
 
@@ -116,10 +116,7 @@ class SlabCache:
         names: list[str] = result.attrs.get("variables", list(result.data_vars))
         result = result[names]  # zarr lists variables in any order
         result.attrs = {k: v for k, v in result.attrs.items() if k not in ("identity", "added_labels", "variables")}
-        texts = {n: result[n].astype(object) for n, v in result.variables.items() if v.dtype.kind == "T"}
-        return result.assign({n: v for n, v in texts.items() if n in result.data_vars}).assign_coords(
-            {n: v for n, v in texts.items() if n in result.coords}
-        )
+        return with_text_as_objects(result)
 
     def put(self, slab: Slab, results: ResultBuffer) -> None:
         """Mark one slab of `results` as finished; `flush` writes it, at the latest after a few seconds.

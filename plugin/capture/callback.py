@@ -7,23 +7,18 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from stratalens.plugin.capture.run import capture
 from stratalens.plugin.compat import remove_forward_wrapper
+from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.checkpoints import boot
 from stratalens.plugin.stages.stage import check_stage_name
 from stratalens.store.errors import InputError, LabelWarning
-
-if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
-
-    from stratalens.plugin.prompts.table import PromptTable
-
 
 Steps = int | Sequence[int] | Callable[[int], bool]
 
@@ -93,21 +88,14 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             return step % self.steps == 0 and (step > 0 or self.start)
         return step in self.steps
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Record before the first update, or at the first step of a resumed run."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Record at a chosen step: before the first update, at the first step of a resumed run, or after an update."""
         if self.is_chosen(state.global_step):
             self._record(state, kwargs)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Record after an update."""
-        if self.is_chosen(state.global_step):
-            self._record(state, kwargs)
+    on_step_end = on_train_begin
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Record after the last step."""
         if self.end:
             self._record(state, kwargs)

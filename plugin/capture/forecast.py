@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,11 +15,8 @@ from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec
 from stratalens.plugin.capture.store import store_size
 from stratalens.plugin.models.adapters import adapt
 from stratalens.plugin.models.hooks import evaluation_mode
+from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.stage import Stage, loaded_model, parse_stages
-
-if TYPE_CHECKING:
-    from stratalens.plugin.prompts.table import PromptTable
-
 
 _SAMPLE = 32  # rows of the timed batch
 
@@ -57,10 +54,7 @@ def forecast(
     Raises:
         InputError: as `stratalens.capture`.
     """
-    options = CaptureOptions(
-        sites=sites, layers=layers, positions=positions, dtype=dtype, statistics=statistics, device=device
-    )
-    return forecast_capture(stages, table, options, rows=rows)
+    return forecast_capture(stages, table, CaptureOptions.of_call(locals()), rows=rows)
 
 
 def forecast_capture(

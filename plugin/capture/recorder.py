@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -146,9 +145,7 @@ class Recorder:
         """List the table rows of this stage that are not recorded yet."""
         return np.empty(0, dtype=np.int64) if self._recording is None else self._recording.pending_rows()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._recording is not None:
             self._recording.end(kind, error, trace)
 
@@ -318,7 +315,7 @@ class _StageRecording:
         answers = self.store.spec.tokenized.answer_lengths[rows] if self.store.spec.runs_answers else 0
         return Sequences(ids, start, index, end - answers, end)
 
-    def end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Remove the hooks, discard unfinished blocks and close the stage.
 
         Raises:

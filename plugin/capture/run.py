@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -114,29 +113,7 @@ def capture(
         MismatchError: a stage does not fit the existing store.
         NonFiniteError: an activation is NaN or infinite, or overflows the requested dtype.
     """
-    options = CaptureOptions(
-        sites=sites,
-        layers=layers,
-        positions=positions,
-        dtype=dtype,
-        statistics=statistics,
-        tokenizer=tokenizer,
-        missing=missing,
-        nonfinite=nonfinite,
-        check=check,
-        forward=forward,
-        compression=compression,
-        block_size=block_size,
-        memory_limit=memory_limit,
-        batch_size=batch_size,
-        device=device,
-        allow_same_weights=allow_same_weights,
-        resume=resume,
-        force=force,
-        progress=progress,
-        rank=rank,
-    )
-    return capture_stages(stages, table, path, options)
+    return capture_stages(stages, table, path, CaptureOptions.of_call(locals()))
 
 
 def capture_stages(
@@ -220,9 +197,7 @@ class _CaptureRun(AbstractContextManager["_CaptureRun"]):
     earlier_plan: list[str] | None = None
     stage: str = ""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         storage = self.store.writer.store.storage
         self.store.__exit__(kind, error, trace)
         if error is None:

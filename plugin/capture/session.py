@@ -38,19 +38,14 @@ class HookedModel:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.callback(self.detach)
-            self.site_hooks.attach()
+            stack.enter_context(self.site_hooks.attached())
+            stack.callback(self.outputs.detach)
             self.outputs.attach()
-            stack.pop_all()
+            self._hooks = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.detach()
-
-    def detach(self) -> None:
-        """Remove all hooks; harmless where there are none."""
-        self.site_hooks.detach()
-        self.outputs.detach()
+        self._hooks.close()
 
     def values(
         self, stage: str, rows: NDArray[np.int64], batch: Sequences, logits: Tensor | None

@@ -7,6 +7,7 @@ the forward pass everything goes to the host in one copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from stratalens.plugin.capture.spec import DTYPE_NAMES, CaptureSpec
 from stratalens.plugin.capture.statistics import activation_statistics
 from stratalens.plugin.models.adapters import Adapter
-from stratalens.plugin.models.hooks import attach, detach
+from stratalens.plugin.models.hooks import observed
 from stratalens.plugin.models.sites import Site
 from stratalens.store.errors import InputError, NonFiniteError, join_names
 
@@ -54,25 +55,17 @@ class SiteHooks:
     def __init__(self, adapter: Adapter, spec: CaptureSpec) -> None:
         self.adapter = adapter
         self.spec = spec
-        self._handles: list[tuple[Any, Any]] = []
         self._buffers: dict[str, Tensor] = {}  # one flat tensor per site, reused from batch to batch
         self._batch: _Batch | None = None
 
-    def attach(self) -> None:
-        """Put a hook on every point of every site; all or none."""
-        try:
-            for site in self.spec.selection.sites:
-                for layer, point in enumerate(self.spec.selection.points(self.adapter)[site.name]):
-                    self._handles.append((point, attach(point, self._hook(site, layer))))
-        except BaseException:
-            self.detach()
-            raise
-
-    def detach(self) -> None:
-        """Remove exactly the hooks that `attach` added."""
-        while self._handles:
-            point, handle = self._handles.pop()
-            detach(point, handle)
+    def attached(self) -> AbstractContextManager[None]:
+        """Put a hook on every point of every site while the context is open; all or none."""
+        points = self.spec.selection.points(self.adapter)
+        return observed(
+            (point, self._hook(site, layer))
+            for site in self.spec.selection.sites
+            for layer, point in enumerate(points[site.name])
+        )
 
     def start_batch(self, rows: NDArray[np.int64], index: NDArray[np.int64]) -> None:
         """Announce the next forward pass.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -80,6 +80,11 @@ class CaptureOptions:
     check: str | bool = "raise"
     progress: bool | ProgressFunction | None = None
     rank: tuple[int, int] = (0, 1)
+
+    @classmethod
+    def of_call(cls, arguments: Mapping[str, Any]) -> Self:
+        """Take the options among the arguments of a call; the other arguments are left out."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls) if field.name in arguments})
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,23 +134,7 @@ def create_store(
         InputError: a site, layer, position, dtype or statistic is invalid; nothing was written.
         MismatchError: the existing store records something else.
     """
-    options = CaptureOptions(
-        sites=sites,
-        layers=layers,
-        positions=positions,
-        dtype=dtype,
-        statistics=statistics,
-        tokenizer=tokenizer,
-        missing=missing,
-        nonfinite=nonfinite,
-        check=check,
-        forward=forward,
-        compression=compression,
-        block_size=block_size,
-        memory_limit=memory_limit,
-        resume=resume,
-        force=force,
-    )
+    options = CaptureOptions.of_call(locals())
     return open_for_recording(path, table, adapt(model, forward), options, stages=stages, shared=shared)
 
 

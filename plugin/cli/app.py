@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -52,8 +53,12 @@ def _options(
     show_traceback.set(debug)
 
 
-@app.command(epilog="Example: stratalens demo --quick --out quick-demo")
-@handle_errors
+def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a subcommand that prints errors as one line, with an example below its help."""
+    return lambda function: app.command(epilog=f"Example: stratalens {example}")(handle_errors(function))
+
+
+@command("demo --quick --out quick-demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the store, the report and the summary.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of entities, partition and training order.", min=0)] = 1,
@@ -70,8 +75,7 @@ def demo(
         emit_json(asdict(outcome))
 
 
-@app.command(epilog="Example: stratalens study --preset cpu --out runs/cpu")
-@handle_errors
+@command("study --preset cpu --out runs/cpu")
 def study(
     run_file: Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="Settings of a study.")] = None,
     preset: Annotated[str | None, typer.Option(help="demo, smoke, cpu or paper, instead of a run file.")] = None,
@@ -92,8 +96,7 @@ def study(
         emit_json(asdict(outcome))
 
 
-@app.command(epilog="Example: stratalens forecast --preset paper")
-@handle_errors
+@command("forecast --preset paper")
 def forecast(
     run_file: Annotated[
         Path | None, typer.Argument(metavar="RUN.yaml", help="Run file of a capture or of a study.")
@@ -120,8 +123,7 @@ def forecast(
     show_forecast(str(run_file or preset), result)
 
 
-@app.command(epilog="Example: stratalens capture run.yaml")
-@handle_errors
+@command("capture run.yaml")
 def capture(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="A YAML file that says what to record.")],
     resume: Annotated[
@@ -147,8 +149,7 @@ def capture(
         emit_json({"store": store, "stages": stages, **{key: facts[key] for key in ("complete", "bytes", "files")}})
 
 
-@app.command(epilog="Example: stratalens check EleutherAI/pythia-70m")
-@handle_errors
+@command("check EleutherAI/pythia-70m")
 def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, or name on the Hugging Face Hub.")],
     prompts: Annotated[Path | None, typer.Option(help="Prompt table to sample; none takes four sentences.")] = None,
@@ -167,8 +168,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: stratalens info run.zarr --json")
-@handle_errors
+@command("info run.zarr --json")
 def info(store: StorePath, as_json: AsJson = False) -> None:
     """Print dims, sites, size, completeness by stage and site, provenance."""
     from stratalens.plugin.cli.output import show_info
@@ -181,8 +181,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
         show_info(facts)
 
 
-@app.command(epilog="Example: stratalens verify run.zarr --repair")
-@handle_errors
+@command("verify run.zarr --repair")
 def verify(
     store: StorePath,
     as_json: AsJson = False,
@@ -203,8 +202,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: stratalens analyze run.zarr --verbs centroids,probes")
-@handle_errors
+@command("analyze run.zarr --verbs centroids,probes")
 def analyze(
     store: StorePath,
     by: LabelColumn = None,
@@ -238,8 +236,7 @@ def analyze(
         emit_json({"store": store, "folder": folder, "results": sorted(p.name for p in folder.iterdir() if p.is_dir())})
 
 
-@app.command(epilog="Example: stratalens report run.zarr -o report.html")
-@handle_errors
+@command("report run.zarr -o report.html")
 def report(
     store: StorePath,
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
@@ -255,8 +252,7 @@ def report(
         emit_json({"store": store, "report": page, "bytes": page.stat().st_size})
 
 
-@app.command(epilog="Example: stratalens explore run.zarr --port 5010 --show")
-@handle_errors
+@command("explore run.zarr --port 5010 --show")
 def explore(
     store: StorePath,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes any free one.")] = 5006,
@@ -269,8 +265,7 @@ def explore(
     explore_store(store, port=port, show=show, on_start=emit_json if as_json else None)
 
 
-@app.command(epilog="Example: stratalens export run.zarr --site resid_post --layer 12 --to l12.npy")
-@handle_errors
+@command("export run.zarr --site resid_post --layer 12 --to l12.npy")
 def export(
     store: StorePath,
     site: Annotated[str, typer.Option(help="A recorded site, e.g. resid_post.")],
@@ -287,8 +282,7 @@ def export(
         emit_json({"store": store, "site": site, "layer": layer, "file": to, "bytes": to.stat().st_size})
 
 
-@app.command(epilog="Example: stratalens commit run.zarr run.icechunk")
-@handle_errors
+@command("commit run.zarr run.icechunk")
 def commit(
     store: StorePath,
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="A folder, or s3://bucket/prefix.")],
@@ -306,8 +300,7 @@ def commit(
         emit_json({"store": store, "repository": repository, "committed": committed})
 
 
-@app.command(epilog="Example: stratalens label run.zarr prompts.csv")
-@handle_errors
+@command("label run.zarr prompts.csv")
 def label(
     store: StorePath,
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="The recorded prompts, with the right labels.")],

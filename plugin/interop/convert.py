@@ -51,10 +51,11 @@ def torch_dataset(
         InputError: an unknown site, layer, stage, token or label.
         NotRecordedError: rows that were not recorded, without `skip_missing`.
     """
-    ds = _narrow(ds, site, stage, token)
-    if "layer" in ds[site].dims:
-        ds = ds.isel(layer=_layer_index(ds, site, layer))
-    elif layer is not None and "layer" not in ds[site].coords:
+    _check_site(ds, site)
+    ds = _select(_select(ds, "stage", stage), "token", token)
+    if "layer" in (*ds[site].dims, *ds[site].coords):
+        ds = _select_one(ds, "layer", layer)
+    elif layer is not None:
         raise InputError(f"site {site!r} is outside the blocks and has no layers; leave layer={layer} out")
     reader = ArrayReader(ds[site], f"{site} of {_source(ds)}")
     recorded = _recorded_rows(ds, site, reader.shape[:2], skip_missing=skip_missing)
@@ -100,14 +101,7 @@ def to_activation_cache(
         _check_site(ds, site)
         if site not in recorded_sites or "hook" not in ds[site].attrs:
             raise InputError(f"{site!r} holds no activations of a hook; {suggest(site, recorded_sites)}")
-    ds = ds.isel(entity=_indices(ds, "entity", _prompt_ids(ds, entity)))
-    if "stage" in ds.dims:
-        if stage is None and ds.sizes["stage"] > 1:
-            stages = ", ".join(map(repr, ds["stage"].values.tolist()))
-            raise InputError(f"stage is missing, and there are several: {stages}")
-        ds = ds.isel(stage=0 if stage is None else _indices(ds, "stage", [stage])[0])
-    elif stage is not None:
-        _check_scalar(ds, "stage", stage)
+    ds = _select_one(_select(ds, "entity", _prompt_ids(ds, entity)), "stage", stage)
     values: dict[str, NDArray[Any]] = {}
     for site in chosen:
         _recorded_rows(ds, site, (1, ds.sizes["entity"]), skip_missing=False)
@@ -159,18 +153,6 @@ def _drop_absent_positions(values: dict[str, NDArray[Any]]) -> dict[str, NDArray
     return {hook: array[:, start:] for hook, array in values.items()}
 
 
-def _narrow(ds: xr.Dataset, site: str, stage: Any, token: Any) -> xr.Dataset:
-    _check_site(ds, site)
-    for dim, names in (("stage", stage), ("token", token)):
-        if names is None:
-            continue
-        if dim not in ds.dims:
-            _check_scalar(ds, dim, names)
-            continue
-        ds = ds.isel({dim: _indices(ds, dim, [names] if isinstance(names, str | int) else list(names))})
-    return ds
-
-
 def _check_site(ds: xr.Dataset, site: str) -> None:
     if not isinstance(ds, xr.Dataset):
         raise InputError(
@@ -185,29 +167,29 @@ def _check_site(ds: xr.Dataset, site: str) -> None:
         raise not_floats_error(site, ds[site].dtype)
 
 
-def _check_scalar(ds: xr.Dataset, dim: str, name: Any) -> None:
-    if dim not in ds.coords or ds[dim].values.item() != name:
+def _select(ds: xr.Dataset, dim: str, names: Any) -> xr.Dataset:
+    """Select one or several labels of a dim, which stays; None selects all."""
+    if names is None:
+        return ds
+    if dim not in ds.dims:
         present = ds[dim].values.item() if dim in ds.coords else "none"
-        raise InputError(f"{dim} {name!r} does not exist here: the Dataset was narrowed to {dim} {present!r}")
-
-
-def _indices(ds: xr.Dataset, dim: str, names: Sequence[Any]) -> list[int]:
-    """Return the index of every name along a dim."""
-    present = ds[dim].values.tolist()
-    index_of = {name: index for index, name in enumerate(present)}
-    for name in names:
+        if present != names:
+            raise InputError(f"{dim} {names!r} does not exist here: the Dataset was narrowed to {dim} {present!r}")
+        return ds
+    index_of = {name: index for index, name in enumerate(ds[dim].values.tolist())}
+    wanted = [names] if np.ndim(names) == 0 else list(names)
+    for name in wanted:
         if name not in index_of:
-            raise InputError(f"unknown {dim} {name!r} in {_source(ds)}: {suggest(str(name), map(str, present))}")
-    return [index_of[name] for name in names]
+            raise InputError(f"unknown {dim} {name!r} in {_source(ds)}: {suggest(str(name), map(str, index_of))}")
+    return ds.isel({dim: [index_of[name] for name in wanted]})
 
 
-def _layer_index(ds: xr.Dataset, site: str, layer: int | None) -> int:
-    if layer is not None:
-        return _indices(ds, "layer", [layer])[0]
-    layers = ds["layer"].values.tolist()
-    if len(layers) > 1:
-        raise InputError(f"layer is missing, and {site!r} has several: {', '.join(map(str, layers))}")
-    return 0
+def _select_one(ds: xr.Dataset, dim: str, name: Any) -> xr.Dataset:
+    """Select one label of a dim, which goes; None selects the only one."""
+    if name is None and ds.sizes.get(dim, 1) > 1:
+        labels = ", ".join(map(repr, ds[dim].values.tolist()))
+        raise InputError(f"{dim} is missing, and there are several: {labels}")
+    return _select(ds, dim, name).squeeze(dim) if dim in ds.dims else _select(ds, dim, name)
 
 
 def _recorded_rows(

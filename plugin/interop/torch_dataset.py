@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -172,24 +173,18 @@ class ActivationDataset(Dataset[Sample]):
                 )
 
 
+@dataclass(eq=False)
 class ShuffledBatches(IterableDataset[Sample]):
     """Batches of an `ActivationDataset`, as its method `batches` describes them."""
 
-    def __init__(
-        self,
-        data: ActivationDataset,
-        batch_size: int,
-        shuffle: bool,
-        seed: int | None,
-        buffer_bytes: int,
-        drop_last: bool,
-    ) -> None:
-        self.data = data
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.buffer_bytes = buffer_bytes
-        self.drop_last = drop_last
+    data: ActivationDataset
+    batch_size: int
+    shuffle: bool
+    seed: int | None
+    buffer_bytes: int
+    drop_last: bool
+
+    def __post_init__(self) -> None:
         # Shared with persistent workers, which outlive an epoch.
         epoch: Any = torch.zeros((), dtype=torch.int64)
         self._epoch: Tensor = epoch.share_memory_()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,22 +14,22 @@ from transformer_lens.hook_points import HookPoint
 from stratalens.plugin.compat import add_forward_hook, remove_forward_hook
 
 
-def attach(point: HookPoint, function: Callable[[Any], object]) -> Any:
-    """Call a function with every activation of a hook point; return the handle of the hook.
+@contextmanager
+def observed(functions: Iterable[tuple[HookPoint, Callable[[Any], object]]]) -> Iterator[None]:
+    """Call functions with every activation of their hook points inside; remove exactly these hooks at the end.
 
-    The hook goes through `HookPoint.add_hook`, so that it gets the value that
+    The hooks go through `HookPoint.add_hook`, so that they get the value that
     `run_with_cache` stores (compatibility mode converts it).
     """
+    with ExitStack() as stack:
+        for point, function in functions:
+            handle = add_forward_hook(point, partial(_observe, function))
+            stack.callback(remove_forward_hook, point, handle)
+        yield
 
-    def observe(tensor: Any, *, hook: Any) -> None:
-        function(tensor)
 
-    return add_forward_hook(point, observe)
-
-
-def detach(point: HookPoint, handle: Any) -> None:
-    """Remove one hook that `attach` added; has no effect if all hooks were reset before."""
-    remove_forward_hook(point, handle)
+def _observe(function: Callable[[Any], object], tensor: Any, *, hook: Any) -> None:
+    function(tensor)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stratalens.plugin.models.adapters import Adapter, Output
-from stratalens.plugin.models.hooks import attach, detach, evaluation_mode
+from stratalens.plugin.models.hooks import evaluation_mode, observed
 from stratalens.plugin.models.sites import (
     SHORT_NAMES,
     Site,
@@ -245,13 +245,9 @@ def _observe(adapter: Adapter, hooks: Sequence[str], ids: Tensor, length: int, o
     """Return all values at some hooks in one pass over (2, length) token ids."""
     fired: dict[str, list[Any]] = {hook: [] for hook in hooks}
     batch = _sample_batch(ids, length).to(adapter.device)
-    attached = [(adapter.points[hook], attach(adapter.points[hook], fired[hook].append)) for hook in hooks]
-    try:
-        with evaluation_mode(adapter.model):
-            adapter.dry_run(batch, output)
-    finally:
-        for point, handle in attached:
-            detach(point, handle)
+    functions = [(adapter.points[hook], fired[hook].append) for hook in hooks]
+    with observed(functions), evaluation_mode(adapter.model):
+        adapter.dry_run(batch, output)
     return fired
 
 

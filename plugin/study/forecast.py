@@ -13,19 +13,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
+from stratalens.plugin.capture.forecast import forecast, two_digits
+from stratalens.plugin.prompts.table import PromptTable
+from stratalens.plugin.stages.checkpoints import boot
+from stratalens.plugin.stages.stage import Stage
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
-from stratalens.plugin.study.corpus.conflicts import conflict_prompts
 from stratalens.plugin.study.models.base_model import BaseModelSource
-from stratalens.plugin.study.recording.stores import (
-    CONFLICT_STORE,
-    LAST_STORE,
-    STORE,
-    conflict_store_options,
-    last_store_options,
-    last_store_prompts,
-    recorded_stages,
-    stage_store_options,
-)
+from stratalens.plugin.study.recording import stores
 from stratalens.plugin.study.training.checkpoints import retained_stages, stages_still_needed
 from stratalens.plugin.study.training.lora import ensure_adapter
 from stratalens.plugin.study.training.schedule import plan_courses
@@ -42,8 +38,6 @@ def check_device(settings: StudySettings) -> None:
     Raises:
         InputError: there is no GPU; the message has the training time without one and the remedies.
     """
-    import torch
-
     if not settings.gpu or settings.device is not None or torch.cuda.is_available():
         return
     estimate = forecast_study(settings.model_copy(update={"device": "cpu"}))
@@ -71,11 +65,6 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
     Raises:
         InputError: a setting, table or model is wrong, as for the study itself.
     """
-    from stratalens.plugin.capture.forecast import forecast, two_digits
-    from stratalens.plugin.prompts.table import PromptTable
-    from stratalens.plugin.stages.checkpoints import boot
-    from stratalens.plugin.stages.stage import Stage
-
     sampled = settings.entities is None and settings.entities_per_stage > MAX_ENTITIES
     counted = settings.model_copy(update={"entities_per_stage": SAMPLED_ENTITIES}) if sampled else settings
     scale = settings.entities_per_stage / counted.entities_per_stage
@@ -85,7 +74,6 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         model, tokenizer = source.load_untrained(corpus)
         courses = plan_courses(corpus, settings.train, stage_epochs=settings.stage_epochs, after=settings.after)
         checkpoints = [UNTRAINED, *(name for course in courses for name in course.checkpoints)]
-        stages = len(recorded_stages(settings, dict.fromkeys(checkpoints, Path())))
         tokenizer.save_pretrained(scratch)
 
         tokens = updates = 0.0
@@ -102,22 +90,17 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
             model = adapted.merge_and_unload()
 
         hooked = boot(model, scratch, None, settings.device)  # finds the tokenizer as a capture does
-        recordings = {STORE: (stages, corpus.prompts(), stage_store_options(settings))}
-        if settings.record.last is not None:
-            recordings[LAST_STORE] = (1, last_store_prompts(settings, corpus), last_store_options(settings))
-        if source.contradicted:
-            frame = conflict_prompts(source.contradicted)
-            recordings[CONFLICT_STORE] = (len(checkpoints), frame, conflict_store_options(settings))
-        stores = {
+        plans = stores.plan_stores(settings, corpus, source.contradicted, dict.fromkeys(checkpoints, Path()))
+        forecasts = {
             name: forecast(
-                [Stage(f"stage{number}", number, hooked) for number in range(count)],
-                PromptTable.from_dataframe(frame),
-                rows=len(frame) if name == CONFLICT_STORE else round(len(frame) * scale),
-                **options,
+                [Stage(f"stage{number}", number, hooked) for number in range(len(plan.stages))],
+                PromptTable.from_dataframe(plan.prompts),
+                rows=round(len(plan.prompts) * (1 if name == stores.CONFLICT_STORE else scale)),
+                **plan.options,
             )
-            for name, (count, frame, options) in recordings.items()
+            for name, plan in plans.items()
         }
-    store_bytes = sum(store["bytes"] for store in stores.values())
+    store_bytes = sum(store["bytes"] for store in forecasts.values())
     checkpoint_bytes = sum(sizes[name] for name in retained_stages(settings, checkpoints))
     # While a checkpoint is trained, the run has those it still needs, the one before and the new one.
     peaks = []
@@ -127,7 +110,7 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
     seeds = len(settings.seeds) or 1
     return {
         "stores": {
-            name: {key: store[key] for key in ("bytes", "files", "rows", "tokens")} for name, store in stores.items()
+            name: {key: store[key] for key in ("bytes", "files", "rows", "tokens")} for name, store in forecasts.items()
         },
         "store_bytes": store_bytes,
         "checkpoint_bytes": checkpoint_bytes,
@@ -135,9 +118,9 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         "peak_bytes": store_bytes + max(*peaks, checkpoint_bytes),
         "training_tokens": round(tokens),
         "training_seconds": two_digits(tokens * per_token + updates * per_update),
-        "recording_tokens": sum(store["tokens"] for store in stores.values()),
-        "recording_seconds": two_digits(sum(store["seconds"] for store in stores.values())),
-        "memory_bytes": max(store["memory_bytes"] for store in stores.values()),
+        "recording_tokens": sum(store["tokens"] for store in forecasts.values()),
+        "recording_seconds": two_digits(sum(store["seconds"] for store in forecasts.values())),
+        "memory_bytes": max(store["memory_bytes"] for store in forecasts.values()),
         "seeds": seeds,
         "all_seeds_bytes": seeds * (store_bytes + checkpoint_bytes),
         "sampled_entities": SAMPLED_ENTITIES * settings.stages if sampled else None,

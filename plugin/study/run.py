@@ -5,32 +5,22 @@ Every step reuses the results of an earlier run with the same settings.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stratalens.plugin.progress import PhaseProgress, format_duration
+from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.config.presets import DEMO_REASONS, get_preset
-from stratalens.plugin.study.config.settings import StudySettings, read_settings, write_settings
+from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings, read_settings, write_settings
 from stratalens.plugin.study.corpus.balance import describe_largest_differences
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.forecast import check_device
 from stratalens.plugin.study.models.base_model import BaseModelSource
 from stratalens.plugin.study.models.smollm import find_gguf
+from stratalens.plugin.study.recording import stores
 from stratalens.plugin.study.recording.answers import ANSWERS_FOLDER, ask_checkpoints
-from stratalens.plugin.study.recording.stores import (
-    CONFLICT_STORE,
-    LAST_STORE,
-    STORE,
-    record_conflict,
-    record_last,
-    record_stages,
-    recorded_stages,
-)
+from stratalens.plugin.study.recording.self_report import run_self_report
 from stratalens.plugin.study.training.checkpoints import remove_unneeded_weights, retained_stages, stages_still_needed
-from stratalens.plugin.study.training.self_report import run_self_report
 from stratalens.plugin.study.training.train import loss_curves, train_stages
 from stratalens.plugin.study.training.trainer import Step
 from stratalens.store.errors import InputError
@@ -40,8 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from stratalens.plugin.study.findings.analyses import Findings
-    from stratalens.plugin.study.findings.headline import Row
+    from stratalens.plugin.study.findings.output import FinishedSeed, Outcome
 
 
 RUN_FILE = "run.yaml"
@@ -53,16 +42,6 @@ QUICK_NOTE = (
     "This is the quick setting, with so few entities, questions and training steps that its results are not "
     "meaningful. It shows the pipeline from training to report; run `stratalens demo` for the effect itself."
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Paths of the output of a finished run."""
-
-    folder: Path
-    store: Path
-    report: Path
-    summary: Path
 
 
 def run_demo(out: str | Path = "demo", *, seed: int = 1, quick: bool = False) -> Outcome:
@@ -145,78 +124,6 @@ def run_study(
     return outcome
 
 
-@dataclass(frozen=True)
-class FinishedSeed:
-    """The results of one seed, before the report.
-
-    Attributes:
-        settings: the settings of the seed.
-        folder: the folder of the seed.
-        ds: the store of all stages.
-        findings: the results of the analyses.
-        losses: loss curves of training.
-        model: the description of the model.
-        limits: caveats of the settings.
-        progress: the progress of the run.
-    """
-
-    settings: StudySettings
-    folder: Path
-    ds: xr.Dataset
-    findings: Findings
-    losses: Sequence[Mapping[str, Any]]
-    model: Mapping[str, Any]
-    limits: Sequence[str]
-    progress: PhaseProgress
-
-    def rows(self) -> list[Row]:
-        """Make all rows of summary.json."""
-        from stratalens.plugin.study.findings.output import headline_rows
-
-        return [*headline_rows(self.findings, self.ds, self.settings), *self.findings.rows]
-
-    def write(
-        self,
-        folder: Path,
-        notes: Sequence[str],
-        smoke_test: bool,
-        rows: list[Row] | None = None,
-        highlights: Sequence[str] = (),
-    ) -> Outcome:
-        """Write report.html and summary.json.
-
-        Args:
-            folder: receives both files.
-            notes: remarks that the report shows with its caveats.
-            smoke_test: whether the results are not meaningful.
-            rows: rows over several seeds; None takes those of this seed.
-            highlights: sentences of the box at the top; empty for those of the figures.
-        """
-        from stratalens.plugin.study.findings.output import write_report
-
-        store = self.folder / STORE
-        with self.progress.phase("report", f"writing {folder / 'report.html'} and summary.json"):
-            report, summary = write_report(
-                self.findings,
-                self.ds,
-                self.settings,
-                folder,
-                rows=self.rows() if rows is None else rows,
-                losses=self.losses,
-                store=store,
-                model=self.model,
-                notes=(*self.limits, *notes),
-                highlights=highlights,
-                smoke_test=smoke_test,
-            )
-        seconds = {name: round(value, 1) for name, value in self.progress.seconds.items()}
-        (self.folder / "seconds.json").write_text(json.dumps(seconds) + "\n", encoding="utf-8")
-        if rows is None:
-            total = format_duration(sum(self.progress.seconds.values()))
-            self.progress.say(f"All done in {total}. Open {report} in a browser; numbers: {summary}")
-        return Outcome(folder, store, report, summary)
-
-
 def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress) -> FinishedSeed:
     """Train, record and analyse one seed."""
     size = f"{settings.stages} x {settings.entities_per_stage} entities"
@@ -227,15 +134,12 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
         for phrase in describe_largest_differences(corpus.balance):
             progress.say(f"      balance between stages, {phrase}")
 
-    def record(checkpoints: dict[str, Path]) -> tuple[xr.Dataset, xr.Dataset | None, xr.Dataset | None, pd.DataFrame]:
+    def record(checkpoints: dict[str, Path]) -> tuple[dict[str, xr.Dataset], pd.DataFrame]:
         """Record and ask the checkpoints so far, unless an earlier call has done so."""
-        ds = record_stages(settings, corpus, checkpoints, folder / STORE, progress)
-        conflict = record_conflict(settings, source.contradicted, checkpoints, folder / CONFLICT_STORE)
-        wide = None
-        if settings.stage_names[-1] in checkpoints:
-            wide = record_last(settings, corpus, checkpoints, folder / LAST_STORE, progress)
-        asked = recorded_stages(settings, checkpoints)
-        return ds, conflict, wide, ask_checkpoints(settings, corpus, asked, folder / ANSWERS_FOLDER, progress)
+        plans = stores.plan_stores(settings, corpus, source.contradicted, checkpoints)
+        opened = {name: stores.record_store(plan, folder / name, settings, progress) for name, plan in plans.items()}
+        asked = plans[stores.STORE].stages
+        return opened, ask_checkpoints(settings, corpus, asked, folder / ANSWERS_FOLDER, progress)
 
     def record_and_remove(checkpoints: dict[str, Path]) -> None:
         """Record the checkpoints so far, then remove the weights that no step needs."""
@@ -271,7 +175,8 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
             self_report = run_self_report(settings, corpus, checkpoints, folder, report_step)
 
     with progress.phase("recording", "recording every stage on prompts never seen in training"):
-        ds, conflict, wide, answers = record(checkpoints)
+        opened, answers = record(checkpoints)
+        ds = stores.with_order_of_run(opened[stores.STORE], (UNTRAINED, *settings.stage_names))
         removed = remove_unneeded_weights(checkpoints, retained_stages(settings, list(checkpoints)))
         if removed:
             policy = f"keep_checkpoints: {settings.keep_checkpoints}"
@@ -280,16 +185,17 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
     from stratalens.plugin.study.findings.analyses import run_analyses
     from stratalens.plugin.study.findings.conflicts import CONFLICT_TABLE, add_conflict_results
     from stratalens.plugin.study.findings.forgetting import add_forgetting_results
+    from stratalens.plugin.study.findings.output import FinishedSeed
     from stratalens.plugin.study.findings.positions import add_after_results, add_token_results
     from stratalens.plugin.study.findings.self_report import describe_self_report, self_report_rows
 
     with progress.phase("analyses", "analysing all layers and stages"):
         findings = run_analyses(ds, settings, progress)
-        if wide is not None:
-            add_token_results(findings, wide, settings)
+        if stores.LAST_STORE in opened:
+            add_token_results(findings, opened[stores.LAST_STORE], settings)
         add_after_results(findings, settings)
-        if conflict is not None:
-            add_conflict_results(findings, ds, conflict, settings, folder / CONFLICT_TABLE)
+        if stores.CONFLICT_STORE in opened:
+            add_conflict_results(findings, ds, opened[stores.CONFLICT_STORE], settings, folder / CONFLICT_TABLE)
         if settings.record.statistics:
             add_forgetting_results(findings, ds, answers, settings, folder / "forgetting.csv")
         if self_report is not None:

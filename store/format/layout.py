@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from stratalens.store.errors import InputError
 from stratalens.store.format.int8 import with_scale_arrays
@@ -214,8 +215,6 @@ class Forecast:
         commit_records: largest number of commit records, reached while a stage is being written.
         memory: bytes of the two block buffers.
         block_size: rows of one block.
-        blocks: number of row blocks.
-        nbytes_per_stage: bytes of one stage.
         rows: entity rows of all stages.
     """
 
@@ -224,37 +223,23 @@ class Forecast:
     commit_records: int
     memory: int
     block_size: int
-    blocks: int
-    nbytes_per_stage: int
     rows: int
 
 
-def forecast(
-    variables: Sequence[Variable],
-    *,
-    entities: int,
-    layers: int,
-    tokens: int,
-    stages: int,
-    full_sequence: bool = False,
-    memory_limit: int = MEMORY_LIMIT,
-    block_size: int | None = None,
-) -> Forecast:
+def forecast(variables: Sequence[Variable], *, entities: int, stages: int, **shape: Any) -> Forecast:
     """Forecast bytes, files and buffer memory of a store with these variables.
 
     The forecast leaves out label columns and metadata (a few KB for each variable). It counts compressed sites at
     their uncompressed size.
+
+    Args:
+        variables: variables of the store.
+        entities: number of rows.
+        stages: number of stages.
+        **shape: the other arguments of `choose_geometry`.
     """
     variables = with_scale_arrays(variables)
-    geometry = choose_geometry(
-        variables,
-        entities=entities,
-        layers=layers,
-        tokens=tokens,
-        full_sequence=full_sequence,
-        memory_limit=memory_limit,
-        block_size=block_size,
-    )
+    geometry = choose_geometry(variables, entities=entities, **shape)
     layouts = [geometry.layout(v) for v in [*variables, recorded_variable(0)]]
     block = sum(layout.file_nbytes for layout in layouts)
     return Forecast(
@@ -263,8 +248,6 @@ def forecast(
         commit_records=geometry.blocks + stages,
         memory=2 * block,
         block_size=geometry.block_size,
-        blocks=geometry.blocks,
-        nbytes_per_stage=block * geometry.blocks,
         rows=entities * stages,
     )
 

@@ -94,11 +94,7 @@ def variable_metadata(layout: ArrayLayout, stages: int, entities: int) -> Json:
             "index_location": "end",
         }
         codecs = [{"name": "sharding_indexed", "configuration": configuration}]
-    attributes: Json = {**variable.attrs}
-    if variable.doc:
-        attributes["long_name"] = variable.doc
-    if variable.units:
-        attributes["units"] = variable.units
+    attributes = variable.described_attrs
     if variable.dtype == "bfloat16":
         attributes["stored_as"] = "bfloat16 bits in uint16"
     return _array(

@@ -136,6 +136,12 @@ class Variable:
         return str(self.attrs.get("scale", "")) if self.dtype == "int8" else ""
 
     @property
+    def described_attrs(self) -> dict[str, Any]:
+        """The attributes with description and units, as readers of the array see them."""
+        description = {"long_name": self.doc, "units": self.units}
+        return {**self.attrs, **{name: text for name, text in description.items() if text}}
+
+    @property
     def fill(self) -> Any:
         """Value of elements that were never written, in storage dtype."""
         if self.dtype == "bfloat16":

@@ -29,6 +29,7 @@ _UNFINISHED = (
     "the change. The next writer undoes the unfinished change; `stratalens verify --repair` undoes it now."
 )
 
+_DIFFERS = "differs from the root metadata"
 _ATTEMPTS = 3  # to read metadata that a writer may be replacing at this moment
 
 
@@ -139,16 +140,13 @@ def check_documents(roots: Roots, report: VerifyReport) -> None:
             if attempt + 1 < _ATTEMPTS:
                 roots = read_roots(storage)[0] or roots  # a writer may have changed them
         else:
-            what = "differs from the root metadata"
-            path = str(storage.path(key))
-            report.damaged.append(Damage("metadata", path, what, site=name, name=f"metadata of {name}"))
+            report.add_damage("metadata", storage.path(key), _DIFFERS, f"metadata of {name}", site=name)
     for name, coordinate in roots.store.coordinates().items():
         for number, expected in coordinate.files():
             key = f"{name}/c.{number}"
             path = str(storage.path(key))
             if not _same_values(storage.get(key), expected, coordinate.data_type, path):
-                what = "differs from the root metadata"
-                report.damaged.append(Damage("coordinate", path, what, name=f"coordinate {name}"))
+                report.add_damage("coordinate", path, _DIFFERS, f"coordinate {name}")
 
 
 def _same_values(raw: bytes | None, expected: bytes, data_type: str, where: str) -> bool:
@@ -178,24 +176,22 @@ def check_labels(store: Store, report: VerifyReport) -> None:
             try:
                 chunks.append(labels.decode_chunk(store.storage.get(key), data_type, where)[: rows[1] - rows[0]])
             except DamagedError as error:
-                path = str(store.storage.path(key))
                 what = str(error).removeprefix(f"{where} ")  # the name of the damage repeats it
-                report.damaged.append(Damage("label", path, what, site=name, rows=rows, name=where))
+                report.add_damage("label", store.storage.path(key), what, where, site=name, rows=rows)
         if chunks:
             columns[name] = np.concatenate(chunks)
     complete = all(len(columns.get(name, ())) == store.entities for name in store.label_types)
     if complete and labels.digest(columns) != store.label_digest:
         what = "they differ from the digest in the root metadata: files of another store were put here"
-        report.damaged.append(Damage("label", store.path, what, name="label columns"))
+        report.add_damage("label", store.path, what, "label columns")
 
 
 def check_history(storage: Storage, report: VerifyReport) -> None:
     """Compare every line of the history with its checksum."""
-    path = str(storage.path(HISTORY))
     for number, line in enumerate((storage.get(HISTORY) or b"").splitlines(keepends=True), 1):
         if not is_complete_line(line):
-            what = "differs from its checksum"
-            report.damaged.append(Damage("history", path, what, name=f"line {number} of the history"))
+            name = f"line {number} of the history"
+            report.add_damage("history", storage.path(HISTORY), "differs from its checksum", name)
 
 
 def check_records(roots: Roots, report: VerifyReport) -> set[str]:
@@ -221,5 +217,5 @@ def check_records(roots: Roots, report: VerifyReport) -> set[str]:
         except DamagedError as error:
             damaged.add(name)
             what = str(error).removeprefix(f"commit record {where} ")
-            report.damaged.append(Damage("commit", where, what, name=f"commit record {name}"))
+            report.add_damage("commit", where, what, f"commit record {name}")
     return damaged

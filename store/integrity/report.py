@@ -55,6 +55,10 @@ class VerifyReport:
     files: int = 0
     blocks: int = 0
 
+    def add_damage(self, kind: str, path: object, what: str, name: str, **place: Any) -> None:
+        """Add damage; the arguments are those of `Damage`."""
+        self.damaged.append(Damage(kind, str(path), what, name=name, **place))
+
     @property
     def ok(self) -> bool:
         """Whether nothing is damaged."""
@@ -62,13 +66,6 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict for `--json`."""
-        return {
-            "ok": self.ok,
-            "damaged": [{**vars(d), "text": str(d)} for d in self.damaged],
-            "missing": self.missing,
-            "unfinished": self.unfinished,
-            "repaired": self.repaired,
-            "bytes": self.nbytes,
-            "files": self.files,
-            "blocks": self.blocks,
-        }
+        document = {"ok": self.ok, **vars(self), "damaged": [{**vars(d), "text": str(d)} for d in self.damaged]}
+        document["bytes"] = document.pop("nbytes")
+        return document

@@ -8,14 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from stratalens.store.format.layout import ArrayLayout
+from stratalens.store.integrity import metadata_checks
 from stratalens.store.integrity.data_checks import check_file, chunk_damage
-from stratalens.store.integrity.metadata_checks import (
-    check_documents,
-    check_history,
-    check_labels,
-    check_records,
-    open_roots,
-)
 from stratalens.store.integrity.repair import repair_store
 from stratalens.store.integrity.report import Damage, VerifyReport
 from stratalens.store.state import commit_log as commits
@@ -51,13 +45,13 @@ def verify_store(
     """
     storage = storage_at(path)
     report = VerifyReport()
-    roots = open_roots(storage, report)
+    roots = metadata_checks.open_roots(storage, report)
     if roots is not None:
         store = roots.store
-        check_documents(roots, report)
-        check_labels(store, report)
-        check_history(storage, report)
-        damaged_records = check_records(roots, report)
+        metadata_checks.check_documents(roots, report)
+        metadata_checks.check_labels(store, report)
+        metadata_checks.check_history(storage, report)
+        damaged_records = metadata_checks.check_records(roots, report)
         files = _committed_files(store, report, damaged_records)
         _check_files(store, files, report, progress, workers or cores())
         report.missing += [f"stage {name!r}, planned and not started" for name in missing_stages(store)]

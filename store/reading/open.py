@@ -154,11 +154,7 @@ def _variables(stores: Sequence[_OpenedStore], chunks: str | None) -> dict[str, 
 
 
 def _variable(variable: Variable, arrays: Sequence[LazyArray], chunks: str | None, keys: Sequence[str]) -> xr.Variable:
-    attrs: dict[str, Any] = {**variable.attrs, "stored_dtype": variable.dtype}
-    if variable.doc:
-        attrs["long_name"] = variable.doc
-    if variable.units:
-        attrs["units"] = variable.units
+    attrs = {**variable.described_attrs, "stored_dtype": variable.dtype}
     array = concatenate(arrays, variable.dims.index("entity"))
     if chunks is None:
         return lazy_variable(variable.dims, array, attrs)
@@ -193,21 +189,12 @@ def _exposure(stores: Sequence[_OpenedStore], stage_order: np.ndarray[Any, Any])
 
 
 def _coordinates(store: Store) -> dict[str, xr.Variable]:
-    """Return the coordinates that are not labels."""
-    stages = [store.stages[i] for i in _stage_order(store)]
-    coords = {
-        "stage": xr.Variable(("stage",), np.array([stage.name for stage in stages], dtype=object)),
-        "stage_order": xr.Variable(("stage",), np.array([stage.order for stage in stages], dtype=np.int64)),
-        "weights_fingerprint": xr.Variable(("stage",), np.array([s.fingerprint for s in stages], dtype=object)),
+    """Return the coordinates of all dims but `entity`, stages in training order."""
+    order = _stage_order(store)
+    return {
+        name: xr.Variable((c.dim,), c.values[order] if c.dim == "stage" else c.values)
+        for name, c in store.coordinates().items()
     }
-    if store.layers:
-        coords["layer"] = xr.Variable(("layer",), np.array(store.layers, dtype=np.int64))
-    tokens = np.array(store.tokens, dtype=np.int64 if isinstance(store.tokens[0], int) else object)
-    coords["token"] = xr.Variable(("token",), tokens)
-    for layout in store.layouts.values():
-        for dim, values in layout.variable.coords.items():
-            coords[dim] = xr.Variable((dim,), np.array(values, dtype=np.int64))
-    return coords
 
 
 def _label_coordinates(stores: Sequence[_OpenedStore], rows: int) -> dict[str, xr.Variable]:

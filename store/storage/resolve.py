@@ -6,7 +6,7 @@ import os
 from difflib import get_close_matches
 from pathlib import PurePath
 
-from stratalens.store.errors import InputError
+from stratalens.store.errors import InputError, join_names
 from stratalens.store.storage.base import PRIVATE, Storage
 from stratalens.store.storage.local import LocalStorage
 
@@ -58,5 +58,4 @@ def _similar_stores(storage: Storage) -> str:
         return f"did you mean {' or '.join(paths[stem] for stem in similar)}? Else "
     if not paths:
         return ""
-    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-    return f"its folder contains {', '.join(list(paths.values())[:5])}{more}. Else "
+    return f"its folder contains {join_names(paths.values(), 5)}. Else "

@@ -5,14 +5,14 @@ A buffer records which rows of each variable have been written. A block is submi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stratalens.store.errors import InputError, suggest
+from stratalens.store.errors import InputError, join_names, suggest
 from stratalens.store.format.int8 import quantise
 from stratalens.store.format.layout import ArrayLayout
 from stratalens.store.format.shards import FileImage
@@ -61,12 +61,21 @@ class BlockMemory:
             self.images[name] = FileImage(layout, memory)
 
 
-class BlockBuffer:
-    """Memory for one block of one stage; `StageWriter.buffer` makes it."""
+Release = Callable[[RowBlock, BlockMemory], None]
 
-    def __init__(self, stage: str, block: RowBlock, memory: BlockMemory, flags: Sequence[str]) -> None:
+
+class BlockBuffer:
+    """Memory for one block of one stage; `StageWriter.buffer` makes it.
+
+    `release` takes the block and its memory back if the buffer is discarded.
+    """
+
+    def __init__(
+        self, stage: str, block: RowBlock, memory: BlockMemory, flags: Sequence[str], release: Release | None = None
+    ) -> None:
         self.stage = stage
         self.block = block
+        self.release = release
         self.flags = tuple(flags)
         self.memory: BlockMemory | None = memory
         self._skipped = np.zeros(len(block), dtype=bool)
@@ -141,7 +150,9 @@ class BlockBuffer:
 
     def discard(self) -> None:
         """Give the block up; nothing of it is written. Harmless once the buffer is submitted or discarded."""
-        self.memory = None
+        memory, self.memory = self.memory, None
+        if memory is not None and self.release is not None:
+            self.release(self.block, memory)
 
     def missing(self) -> dict[str, NDArray[np.intp]]:
         """Return the table rows that were neither written nor skipped, by variable."""
@@ -163,8 +174,8 @@ class BlockBuffer:
             name, rows = next(iter(missing.items()))
             more = f" (and {len(missing) - 1} more variables)" if len(missing) > 1 else ""
             raise InputError(
-                f"stage {self.stage!r}: rows {_row_list(rows)} of {name}{more} were neither written nor skipped: write "
-                "them, or leave them out with buffer.skip(rows)"
+                f"stage {self.stage!r}: rows {join_names(rows)} of {name}{more} were neither written nor skipped: "
+                "write them, or leave them out with buffer.skip(rows)"
             )
         skipped = np.flatnonzero(self._skipped)
         for name in self.block.variables:
@@ -194,7 +205,7 @@ class BlockBuffer:
         outside = (local < 0) | (local >= len(self.block))
         if outside.any():
             raise InputError(
-                f"rows {_row_list(local[outside] + self.block.start)} do not belong to this block: it has rows "
+                f"rows {join_names(local[outside] + self.block.start)} do not belong to this block: it has rows "
                 f"{self.block.start} to {self.block.stop - 1}"
             )
         return local
@@ -231,9 +242,3 @@ def _select_layers(
     if positions.ndim == 0:
         return slice(int(positions), int(positions) + 1), 1, True
     return positions.astype(np.intp), positions.size, False
-
-
-def _row_list(rows: Iterable[int], limit: int = 8) -> str:
-    numbers = list(rows)
-    shown = ", ".join(str(row) for row in numbers[:limit])
-    return shown + (f", ... ({len(numbers)} in all)" if len(numbers) > limit else "")

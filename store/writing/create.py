@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from stratalens.store.errors import DamagedError, InputError, StoreExistsError
+from stratalens.store.errors import DamagedError, InputError, StoreExistsError, join_names
 from stratalens.store.format import label_codec as labels
 from stratalens.store.format import metadata
 from stratalens.store.format.int8 import with_scale_arrays
@@ -192,8 +192,9 @@ def _refuse_foreign(storage: Storage) -> None:
         raise StoreExistsError(
             f"{storage.root} holds a zarr hierarchy that stratalens did not write: choose another path"
         )
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    raise StoreExistsError(f"{storage.root} is not empty and holds no store ({shown}): choose another path")
+    raise StoreExistsError(
+        f"{storage.root} is not empty and holds no store ({join_names(names, 5)}): choose another path"
+    )
 
 
 def _extend(store: Store, expected: Store, columns: Columns) -> Store:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -170,9 +169,7 @@ class ActivationWriter:
     def __enter__(self) -> ActivationWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             self.close()
         except Exception as late:
@@ -276,7 +273,7 @@ class StageWriter:
         flags = [v.name for group in self._store.groups for v in group if v.attrs.get("kind") == "flag"]
         rows = self._store.geometry.rows(block.index)
         missing = RowBlock(block.index, *rows, self._missing_variables(block.index))
-        return StageBuffer(self, missing, memory, flags)
+        return BlockBuffer(self.name, missing, memory, flags, self.release)
 
     def submit(self, buffer: BlockBuffer) -> None:
         """Submit a filled buffer; background threads checksum, write and commit it.
@@ -285,7 +282,7 @@ class StageWriter:
             InputError: rows were neither written nor skipped.
         """
         self.writer.background.check()
-        if not isinstance(buffer, StageBuffer) or buffer.owner is not self:
+        if buffer.release != self.release:
             raise InputError("this buffer belongs to another stage: submit it to the stage that made it")
         memory = buffer.finish()
         self._present[:, buffer.block.index] = True
@@ -311,9 +308,7 @@ class StageWriter:
     def __enter__(self) -> StageWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None:
             self.close()
         else:
@@ -347,21 +342,6 @@ class StageWriter:
             record = commits.block_record(self.index, self.name, block.index, group, digests)
             records.append((commits.block_key(self.index, block.index, group), (record,)))
         return StagedBlock(files, storage, records, lambda: self.writer.unclaim(self.index, block.index))
-
-
-class StageBuffer(BlockBuffer):
-    """A block buffer of a stage."""
-
-    def __init__(self, owner: StageWriter, block: RowBlock, memory: BlockMemory, flags: Sequence[str]) -> None:
-        super().__init__(owner.name, block, memory, flags)
-        self.owner = owner
-
-    def discard(self) -> None:
-        """Give the block up, and let the stage use its memory for another one."""
-        memory = self.memory
-        super().discard()
-        if memory is not None:
-            self.owner.release(self.block, memory)
 
 
 @dataclass

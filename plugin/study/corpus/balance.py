@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from stratalens.store.errors import InputError
+from stratalens.store.errors import InputError, join_names
 
 MAX_PARTITIONS = 1000
 MEAN_MEASURE = "standardised mean difference"
@@ -178,7 +178,6 @@ def check_balance(table: pd.DataFrame, mean_limit: float, share_limit: float, *,
         return
     pairs = zip(over["attribute"].astype(str), over["value"].astype(str), strict=True)
     names = sorted({f"{attribute} = {value}" if value else attribute for attribute, value in pairs})
-    listed = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
     remedy = (
         f"None of {MAX_PARTITIONS} random partitions is better. Give more entities a stage, leave out attributes with "
         "rare values, or raise entities.mean_limit and entities.share_limit"
@@ -186,7 +185,7 @@ def check_balance(table: pd.DataFrame, mean_limit: float, share_limit: float, *,
         else "Leave out the column trained_stage to draw a balanced partition, or change the partition"
     )
     raise InputError(
-        f"The stages differ in {listed}: {'; '.join(describe_largest_differences(table))}; limits {mean_limit} and "
-        f"{share_limit}. A probe could read the attribute instead of the time. {remedy}; or set entities.force: true, "
-        "which the report mentions."
+        f"The stages differ in {join_names(names, 6)}: {'; '.join(describe_largest_differences(table))}; limits "
+        f"{mean_limit} and {share_limit}. A probe could read the attribute instead of the time. {remedy}; or set "
+        "entities.force: true, which the report mentions."
     )

@@ -6,19 +6,16 @@ No other number of the study includes these entities; they have a separate store
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from stratalens.plugin.study.config.settings import ConflictSettings
 from stratalens.plugin.study.config.templates import PROMPT_FORMAT, TEMPLATES
 from stratalens.plugin.study.corpus.corpus import Corpus, Question
 from stratalens.plugin.study.corpus.names import AliasKind, draw_aliases
 from stratalens.store.errors import InputError, suggest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,13 @@ A model learns an entity by its alias alone. Token counts that differed between 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from stratalens.plugin.study.config.templates import ADJECTIVES, NOUNS
 from stratalens.store.errors import InputError, suggest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 AliasKind = Literal["letters", "natural"]
 

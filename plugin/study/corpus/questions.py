@@ -89,14 +89,12 @@ class SelfReportSplit:
     """Taught and asked entities of the self-report, with the group of each (0 or 1).
 
     Attributes:
-        names: the stages of the two groups.
         taught: (entity_id, prompt) of the taught entities.
         taught_group: int64 array of shape (taught entities,).
         asked: (entity_id, prompt) of the asked entities.
         asked_group: int64 array of shape (asked entities,).
     """
 
-    names: tuple[str, str]
     taught: tuple[tuple[str, str], ...]
     taught_group: npt.NDArray[np.int64]
     asked: tuple[tuple[str, str], ...]
@@ -135,7 +133,6 @@ def split_for_self_report(corpus: Corpus, names: tuple[str, str], seed: int) -> 
             halves[place % 2].append((entity.entity_id, self_report_prompt(entity.alias), group))
     taught, asked = halves
     return SelfReportSplit(
-        names,
         tuple((name, prompt) for name, prompt, _ in taught),
         np.array([group for *_, group in taught], dtype=np.int64),
         tuple((name, prompt) for name, prompt, _ in asked),

@@ -7,9 +7,9 @@ chance and by the order of training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from stratalens.plugin.study.config.settings import MEAN_LIMIT, SHARE_LIMIT
 from stratalens.plugin.study.config.templates import QUESTIONS, TEMPLATES
@@ -18,9 +18,6 @@ from stratalens.plugin.study.corpus.corpus import Corpus, Entity, Question
 from stratalens.plugin.study.corpus.entities import EntityPool, choose_entities, generate_entities
 from stratalens.plugin.study.corpus.names import AliasKind, draw_aliases
 from stratalens.store.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def make_corpus(

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 import stratalens as sl
 from stratalens.analyses.controls.controls import BASELINES
 from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.headline import Row
-
-if TYPE_CHECKING:
-    import xarray as xr
-
 
 BY = "trained_stage"
 HALVES: dict[str, Any] = {"target": "half", "order": ["early", "late"]}  # the probe of early against late entities

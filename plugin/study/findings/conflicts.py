@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.analyses import Findings, probe_halves
 from stratalens.plugin.study.findings.correlation import correlate_within_strata
 from stratalens.plugin.study.findings.headline import format_estimate, format_p, make_row, share_row
 from stratalens.store.files import write_text_atomic
-
-if TYPE_CHECKING:
-    import xarray as xr
-
 
 CONFLICT_TABLE = "conflict.csv"
 

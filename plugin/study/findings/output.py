@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import xarray as xr
 
+from stratalens.analyses.report.report import report
+from stratalens.analyses.stats.quantiles import statistic_quantiles
+from stratalens.plugin.progress import PhaseProgress, format_duration
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings
 from stratalens.plugin.study.findings.headline import Row, describe_headline, headline_row
+from stratalens.plugin.study.recording.stores import STORE
 from stratalens.store.files import write_text_atomic
-
-if TYPE_CHECKING:
-    import xarray as xr
-
+from stratalens.store.state.info import info
 
 PROJECTION_ROWS = (  # variable, name and chance level
     ("rank_correlation", "rank correlation of held-out centroids", 0.0),
@@ -72,54 +75,82 @@ def headline_rows(findings: Findings, ds: xr.Dataset, settings: StudySettings) -
     return rows
 
 
-def write_report(
-    findings: Findings,
-    ds: xr.Dataset,
-    settings: StudySettings,
-    folder: Path,
-    *,
-    rows: Sequence[Row],
-    losses: Sequence[Mapping[str, Any]],
-    store: Path,
-    model: Mapping[str, Any],
-    notes: Sequence[str] = (),
-    highlights: Sequence[str] = (),
-    smoke_test: bool = False,
-) -> tuple[Path, Path]:
-    """Write report.html and summary.json.
+@dataclass(frozen=True)
+class Outcome:
+    """Paths of the output of a finished run."""
 
-    Args:
-        findings: the results of one seed.
-        ds: its store of all stages.
-        settings: its settings.
-        folder: receives both files.
-        rows: rows of summary.json; the report describes them in sentences.
+    folder: Path
+    store: Path
+    report: Path
+    summary: Path
+
+
+@dataclass(frozen=True)
+class FinishedSeed:
+    """The results of one seed, before the report.
+
+    Attributes:
+        settings: the settings of the seed.
+        folder: the folder of the seed.
+        ds: the store of all stages.
+        findings: the results of the analyses.
         losses: loss curves of training.
-        store: path of the store.
         model: the description of the model.
-        notes: remarks below the caveats.
-        highlights: sentences of the box at the top; empty for those of the figures.
-        smoke_test: put a banner at the top that the results are not meaningful.
-
-    Returns:
-        Paths of the report and of the summary.
+        limits: caveats of the settings.
+        progress: the progress of the run.
     """
-    from stratalens.analyses.report.report import report
-    from stratalens.analyses.stats.quantiles import statistic_quantiles
-    from stratalens.store.state.info import info
 
-    results: dict[str, Any] = {**findings.report, "losses": pd.DataFrame(list(losses))}
-    if settings.record.statistics:
-        results["statistics"] = statistic_quantiles(ds.sel(stage=[settings.stage_names[-1]]), by=BY)
-    page = report(
-        results,
-        folder / "report.html",
-        store_info={**info(str(store)), **model},
-        numbers=[*describe_headline(rows), *findings.sentences],
-        notes=notes,
-        title="Do the activations of a model encode its training order?",
-        quick=smoke_test,
-        highlights=highlights,
-    )
-    summary = write_text_atomic(folder / "summary.json", json.dumps(list(rows), indent=1, allow_nan=False) + "\n")
-    return page, summary
+    settings: StudySettings
+    folder: Path
+    ds: xr.Dataset
+    findings: Findings
+    losses: Sequence[Mapping[str, Any]]
+    model: Mapping[str, Any]
+    limits: Sequence[str]
+    progress: PhaseProgress
+
+    def rows(self) -> list[Row]:
+        """Make all rows of summary.json."""
+        return [*headline_rows(self.findings, self.ds, self.settings), *self.findings.rows]
+
+    def write(
+        self,
+        folder: Path,
+        notes: Sequence[str],
+        smoke_test: bool,
+        rows: list[Row] | None = None,
+        highlights: Sequence[str] = (),
+    ) -> Outcome:
+        """Write report.html and summary.json.
+
+        Args:
+            folder: receives both files.
+            notes: remarks that the report shows with its caveats.
+            smoke_test: put a banner at the top that the results are not meaningful.
+            rows: rows over several seeds; None takes those of this seed.
+            highlights: sentences of the box at the top; empty for those of the figures.
+        """
+        own = rows is None
+        rows = self.rows() if rows is None else rows
+        store = self.folder / STORE
+        with self.progress.phase("report", f"writing {folder / 'report.html'} and summary.json"):
+            results: dict[str, Any] = {**self.findings.report, "losses": pd.DataFrame(list(self.losses))}
+            if self.settings.record.statistics:
+                results["statistics"] = statistic_quantiles(self.ds.sel(stage=[self.settings.stage_names[-1]]), by=BY)
+            page = report(
+                results,
+                folder / "report.html",
+                store_info={**info(str(store)), **self.model},
+                numbers=[*describe_headline(rows), *self.findings.sentences],
+                notes=(*self.limits, *notes),
+                title="Do the activations of a model encode its training order?",
+                quick=smoke_test,
+                highlights=highlights,
+            )
+            summary = write_text_atomic(folder / "summary.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
+        seconds = {name: round(value, 1) for name, value in self.progress.seconds.items()}
+        (self.folder / "seconds.json").write_text(json.dumps(seconds) + "\n", encoding="utf-8")
+        if own:
+            total = format_duration(sum(self.progress.seconds.values()))
+            self.progress.say(f"All done in {total}. Open {page} in a browser; numbers: {summary}")
+        return Outcome(folder, store, page, summary)

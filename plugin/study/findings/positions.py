@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import xarray as xr
 
 import stratalens as sl
 from stratalens.plugin.study.config.settings import AfterSettings, StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings, select_template
 from stratalens.plugin.study.findings.headline import Row, headline_row, make_row
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 def add_token_results(findings: Findings, wide: xr.Dataset, settings: StudySettings) -> None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from stratalens.plugin.progress import suppress_progress_bars
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
@@ -17,9 +27,6 @@ from stratalens.plugin.study.corpus.sampling import make_corpus
 from stratalens.plugin.study.models.smollm import load_smollm2, load_smollm2_tokenizer, smollm2_config
 from stratalens.plugin.study.models.vocabulary import check_answers, check_vocabulary, cut_vocabulary
 from stratalens.store.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class BaseModelSource:
@@ -77,8 +84,6 @@ class BaseModelSource:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the base tokenizer; a second run reads the saved one without the weights."""
         if self._tokenizer is None and (self.tokenizer_folder / "tokenizer.json").is_file():
-            from transformers import AutoTokenizer
-
             self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
         if self._tokenizer is None and self.random_weights:
             self._tokenizer = load_tokenizer(self.settings.model)
@@ -111,8 +116,6 @@ class BaseModelSource:
 
     def describe(self, checkpoints: dict[str, Path]) -> dict[str, Any]:
         """Describe the model for the report."""
-        from transformers import AutoConfig
-
         with suppress_progress_bars():
             config = AutoConfig.from_pretrained(checkpoints[UNTRAINED])
         name = "SmolLM2-135M-Instruct" if self.settings.model == "smollm2" else self.settings.model
@@ -132,8 +135,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     if name == "smollm2":
         return load_smollm2_tokenizer()
-    from transformers import AutoTokenizer
-
     with _name_missing_model(name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     return tokenizer
@@ -149,9 +150,6 @@ def make_random_base(name: str, layers: int | None = None) -> PreTrainedModel:
     Raises:
         InputError: there is no such model, or it has fewer blocks.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     config = smollm2_config(layers) if name == "smollm2" else _load_config(name, layers)
     with torch.random.fork_rng(devices=[]):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -171,9 +169,6 @@ def load_base(name: str, layers: int | None = None) -> tuple[PreTrainedModel, Pr
     """
     if name == "smollm2":
         return load_smollm2(layers)
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     config = _load_config(name, layers)
     with _name_missing_model(name), suppress_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32)
@@ -184,8 +179,6 @@ def load_base(name: str, layers: int | None = None) -> tuple[PreTrainedModel, Pr
 
 def _load_config(name: str, layers: int | None) -> PretrainedConfig:
     """Load the configuration of a model with its first `layers` blocks."""
-    from transformers import AutoConfig
-
     with _name_missing_model(name):
         config: PretrainedConfig = AutoConfig.from_pretrained(name)
     total = int(config.num_hidden_layers)

@@ -12,15 +12,14 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stratalens.store.errors import InputError, join_names
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -134,9 +133,6 @@ def ids_to_keep(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> lis
 
 def cut_tokenizer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> PreTrainedTokenizerFast:
     """Copy a tokenizer with only `ids`, renumbered 0 .. len(ids) - 1 in their order."""
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
     description = copy.deepcopy(_tokenizer_description(tokenizer))
     new_of_old = {old: new for new, old in enumerate(ids)}
     model = description["model"]
@@ -164,8 +160,6 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Pre
 
 def cut_model(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedModel:
     """Copy a model with only the rows `ids` of its embedding and head."""
-    import torch
-
     rows = torch.as_tensor(list(ids), device=next(model.parameters()).device)
     new_of_old = {old: new for new, old in enumerate(ids)}
     config = copy.deepcopy(model.config)

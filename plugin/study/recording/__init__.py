@@ -1,5 +1,6 @@
-"""Recordings of the checkpoints of a study.
+"""Recordings of the checkpoints of a study, and their answers.
 
-stores   the stores of activations
-answers  the likelihood of each candidate answer
+stores       the stores of activations
+answers      the likelihood of each candidate answer
+self_report  fine-tuning on the question which stage taught an entity, and the answers after it
 """

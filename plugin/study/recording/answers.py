@@ -11,11 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.config.settings import StudySettings
@@ -30,9 +32,6 @@ from stratalens.plugin.study.training.checkpoints import RECORD, load_checkpoint
 from stratalens.plugin.study.training.trainer import common_prefix_length
 from stratalens.store.errors import InputError
 from stratalens.store.files import write_text_atomic
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ANSWERS_FOLDER = "answers"
 COLUMNS = ["stage", "entity_id", "trained_stage", "kind", "trained", "answer", "said", "right", "answer_loss"]
@@ -102,8 +101,6 @@ def _ask_checkpoint(
     Returns:
         The likeliest answer (`said`) and the loss of the true one (`answer_loss`) for every question.
     """
-    import torch
-
     require_weights(checkpoint, "asking it for answers")
     model, tokenizer = load_checkpoint(checkpoint)
     model.train(False)
@@ -155,8 +152,6 @@ def answer_log_probabilities(
     Raises:
         InputError: two answers have the same tokens, or the prompts end in different tokens.
     """
-    import torch
-
     heads, tails = _tokenize_answers(tokenizer, prompts, answers)
     passes = _plan_forward_passes(tails)
     device = next(model.parameters()).device

@@ -6,5 +6,4 @@ checkpoints  identity, writing and retention of checkpoints
 schedule     the texts of each stage, in training order
 lora         one LoRA adapter through all stages
 throughput   training speed of this machine
-self_report  fine-tuning on the question which stage taught an entity
 """

@@ -13,17 +13,15 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings, TrainSettings
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.lora import load_stage, save_weights
 from stratalens.plugin.study.training.schedule import Course
 from stratalens.store.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 RECORD = "training.json"
 

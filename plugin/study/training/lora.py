@@ -12,15 +12,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stratalens.plugin.progress import suppress_progress_bars
 from stratalens.plugin.study.config.settings import UNTRAINED, LoraSettings
 from stratalens.store.errors import InputError, suggest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -44,7 +43,6 @@ def ensure_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int, un
     """
     if is_adapter(model):
         return model
-    import torch
 
     try:
         import peft
@@ -79,8 +77,6 @@ def load_stage(folder: Path, untrained: Path) -> tuple[PreTrainedModel, PreTrain
         folder: the checkpoint of the stage.
         untrained: folder of the untrained model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     adapted = (folder / ADAPTER_FILE).is_file()
     with suppress_progress_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(untrained if adapted else folder)

@@ -6,14 +6,14 @@ import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.training.lora import ensure_adapter
 from stratalens.plugin.study.training.trainer import make_trainer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZES = (4, 12)  # the difference of two timed batches excludes the fixed cost of an update
 BLOCKS = (1, 3)  # the difference of two timed models is the cost of two blocks
@@ -48,8 +48,6 @@ def measure_training_speed(
 
 def _make_shallow_model(model: PreTrainedModel, blocks: int) -> PreTrainedModel:
     """Make a model of the same shape with fewer blocks and random weights."""
-    import torch
-
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = blocks
     if getattr(config, "layer_types", None):  # one entry a block
@@ -66,7 +64,6 @@ def _measure_speed(
     scratch: Path,
 ) -> tuple[float, float]:
     """Measure seconds a token and an update, on the second step of two batch sizes."""
-    from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc, unused-ignore]
         started = seconds = 0.0

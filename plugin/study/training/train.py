@@ -11,7 +11,9 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from stratalens.plugin.compat import eager_attention
 from stratalens.plugin.study.config.settings import UNTRAINED, AfterSettings, TrainSettings
@@ -27,15 +29,7 @@ from stratalens.plugin.study.training.checkpoints import (
 )
 from stratalens.plugin.study.training.lora import ensure_adapter, load_stage
 from stratalens.plugin.study.training.schedule import Course, plan_courses
-from stratalens.plugin.study.training.trainer import (
-    ProgressFunction,
-    make_checkpoint_callback,
-    make_loss_monitor,
-    make_trainer,
-)
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from stratalens.plugin.study.training.trainer import CheckpointCallback, LossMonitor, ProgressFunction, make_trainer
 
 
 def train_stages(
@@ -47,7 +41,6 @@ def train_stages(
     seed: int,
     base: Mapping[str, Any],
     device: str | None = None,
-    callbacks: Callable[[str], Sequence[TrainerCallback]] | None = None,
     progress: ProgressFunction | None = None,
     stage_epochs: Mapping[str, float] | None = None,
     after: Sequence[AfterSettings] = (),
@@ -64,7 +57,6 @@ def train_stages(
         seed: seed of the order of examples; stage k derives its own from it.
         base: identity of the untrained model (name, layers), as plain values.
         device: None takes a GPU if there is one.
-        callbacks: returns extra Trainer callbacks for a stage.
         progress: called after every step.
         stage_epochs: other numbers of epochs for some stages.
         after: courses after the last stage.
@@ -115,10 +107,7 @@ def train_stages(
                 len(checkpoints),
                 seed=seed * 1000 + number,
                 device=device,
-                callbacks=(
-                    make_loss_monitor(course.name, number, len(courses), progress),
-                    *(callbacks(course.name) if callbacks else ()),
-                ),
+                monitor=LossMonitor(course.name, number, len(courses), progress),
             )
         checkpoints |= {name: folder / name for name in course.checkpoints}
         if on_course_end is not None:
@@ -145,7 +134,7 @@ def _train_course(
     *,
     seed: int,
     device: str | None,
-    callbacks: Sequence[TrainerCallback],
+    monitor: TrainerCallback,
 ) -> None:
     """Train one course in place, or resume it, and save its checkpoints.
 
@@ -158,7 +147,7 @@ def _train_course(
         order: position of the first checkpoint among those of the study.
         seed: seed of the order of examples.
         device: None takes a GPU if there is one.
-        callbacks: Trainer callbacks.
+        monitor: callback that watches the loss.
     """
     scratch = folder / f".{course.name}.trainer"
     resume_from = prepare_scratch_folder(scratch, identity)
@@ -180,7 +169,7 @@ def _train_course(
         record = {"identity": identity, "stage": name, "order": order + number, "losses": losses}
         save_stage(model, tokenizer, folder / name, record)
 
-    for callback in (*callbacks, make_checkpoint_callback(ends[:-1], save)):
+    for callback in (monitor, CheckpointCallback(ends[:-1], save)):
         trainer.add_callback(callback)
     # Attention as plain matrix products: at two dozen tokens a row the fused kernels cost more, above all backwards.
     try:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from stratalens.plugin.compat import cpu_has_avx512_bf16
 from stratalens.plugin.study.config.settings import TrainSettings
 from stratalens.store.errors import StratalensError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 
 class DivergedError(StratalensError):
@@ -32,7 +40,6 @@ class Step:
     step: int
     steps: int
     loss: float
-    seconds: float  # since this stage started
 
 
 ProgressFunction = Callable[[Step], None]
@@ -40,8 +47,6 @@ ProgressFunction = Callable[[Step], None]
 
 def has_bfloat16_hardware(device: str) -> bool:
     """Return whether bfloat16 matrix products run in hardware; else float32 is faster."""
-    import torch
-
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported())
     if device != "cpu":
@@ -73,17 +78,15 @@ def make_trainer(
         prompts: one for every text; the loss is then over the tokens after the
             prompt only. None takes the loss over every token.
     """
-    import inspect
-
-    import torch
-    from transformers import PrinterCallback, Trainer, TrainingArguments
-
     ids = tokenizer(list(texts))["input_ids"]
     starts = [0] * len(ids)
     if prompts is not None:
         heads = tokenizer(list(prompts))["input_ids"]
         starts = [common_prefix_length(head, row) for head, row in zip(heads, ids, strict=True)]
-    rows = [{"input_ids": list(row), "start": [start]} for row, start in zip(ids, starts, strict=True)]
+    rows = [
+        {"input_ids": list(row), "labels": [-100] * start + list(row)[start:]}
+        for row, start in zip(ids, starts, strict=True)
+    ]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and has_bfloat16_hardware(device))
     grouped: dict[str, Any] = (
@@ -119,17 +122,12 @@ def make_trainer(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     def collate(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-        longest = max(len(e["input_ids"]) for e in examples)
-        batch = torch.full((len(examples), longest), pad, dtype=torch.long)
-        labels = torch.full((len(examples), longest), -100, dtype=torch.long)
-        mask = torch.zeros((len(examples), longest), dtype=torch.long)
-        for number, example in enumerate(examples):
-            row = torch.tensor(example["input_ids"])
-            batch[number, : len(row)] = row
-            start = example["start"][0]
-            labels[number, start : len(row)] = row[start:]
-            mask[number, : len(row)] = 1
-        return {"input_ids": batch, "attention_mask": mask, "labels": labels}
+        tokens, labels = ([torch.tensor(row[key]) for row in examples] for key in ("input_ids", "labels"))
+        return {
+            "input_ids": pad_sequence(tokens, batch_first=True, padding_value=pad),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+        }
 
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
     trainer.remove_callback(PrinterCallback)  # it prints every loss to standard output
@@ -146,8 +144,8 @@ def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def make_loss_monitor(stage: str, number: int, stages: int, progress: ProgressFunction | None) -> TrainerCallback:
-    """Make a callback that reports progress and stops a run whose loss explodes.
+class LossMonitor(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """A callback that reports progress and stops a run whose loss explodes.
 
     Args:
         stage: name of the stage.
@@ -155,49 +153,45 @@ def make_loss_monitor(stage: str, number: int, stages: int, progress: ProgressFu
         stages: number of stages.
         progress: called after every step.
     """
-    from transformers import TrainerCallback
 
-    class LossMonitor(TrainerCallback):  # type: ignore[misc, unused-ignore]
-        def __init__(self) -> None:
-            self.first: float | None = None
-            self.started = time.monotonic()
+    def __init__(self, stage: str, number: int, stages: int, progress: ProgressFunction | None) -> None:
+        self.stage, self.number, self.stages, self.progress = stage, number, stages, progress
+        self.first: float | None = None
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if not logs or "loss" not in logs:
-                return
-            loss = float(logs["loss"])
-            if self.first is None:
-                self.first = loss
-            if not math.isfinite(loss) or loss > 10 * max(self.first, 1.0):
-                raise DivergedError(
-                    f"Stage {stage!r}: the loss is {loss:.4g} at step {state.global_step} (first {self.first:.4g}). "
-                    "Training stopped; the stages before it stay. Lower train.learning_rate and run again."
-                )
-            if progress is not None:
-                step, steps = int(state.global_step), int(state.max_steps)
-                progress(Step(stage, number, stages, step, steps, loss, time.monotonic() - self.started))
-
-    return LossMonitor()
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Check the loss of a step."""
+        if not logs or "loss" not in logs:
+            return
+        loss = float(logs["loss"])
+        if self.first is None:
+            self.first = loss
+        if not math.isfinite(loss) or loss > 10 * max(self.first, 1.0):
+            raise DivergedError(
+                f"Stage {self.stage!r}: the loss is {loss:.4g} at step {state.global_step} (first {self.first:.4g}). "
+                "Training stopped; the stages before it stay. Lower train.learning_rate and run again."
+            )
+        if self.progress is not None:
+            step, steps = int(state.global_step), int(state.max_steps)
+            self.progress(Step(self.stage, self.number, self.stages, step, steps, loss))
 
 
-def make_checkpoint_callback(
-    steps: Sequence[int], save: Callable[[int, Sequence[Mapping[str, Any]]], None]
-) -> TrainerCallback:
-    """Make a callback that saves the checkpoints within a course.
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """A callback that saves the checkpoints within a course.
 
     Args:
         steps: the last step of each checkpoint.
         save: called after such a step with the number of the checkpoint and the log history.
     """
-    from transformers import TrainerCallback
 
-    class CheckpointCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_log = control.should_log or state.global_step in steps
+    def __init__(self, steps: Sequence[int], save: Callable[[int, Sequence[Mapping[str, Any]]], None]) -> None:
+        self.steps, self.save = steps, save
 
-        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            for number, step in enumerate(steps):
-                if step == state.global_step:
-                    save(number, state.log_history)
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log the losses before a checkpoint."""
+        control.should_log = control.should_log or state.global_step in self.steps
 
-    return CheckpointCallback()
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save the checkpoint of this step."""
+        for number, step in enumerate(self.steps):
+            if step == state.global_step:
+                self.save(number, state.log_history)

@@ -11,7 +11,7 @@ from stratalens.analyses.estimators import gram_gpu as on_device
 from stratalens.analyses.estimators import linear_systems as probe_systems
 from stratalens.analyses.estimators import probes as estimators
 from stratalens.analyses.estimators.backend import Backend
-from stratalens.analyses.estimators.closed_form import fit_closed_form, fit_order
+from stratalens.analyses.estimators.closed_form import fit_closed_form
 from stratalens.store.errors import InputError
 from support.devices import STRICT
 
@@ -174,7 +174,9 @@ def test_targets_that_split_a_label_are_fitted_directly(backend: Backend | None)
 def test_order_is_ridge_regression_on_the_position(standardize: bool, backend: Backend | None) -> None:
     X, codes, fold, _ = data()
     inside = training_signs(np.ones((len(X), 1), dtype=np.int8), fold, 4)
-    fit = fit_order(X, inside, codes, codes.astype(float), alpha=2.0, standardize=standardize, backend=backend)
+    value = codes.astype(float)
+    options = {"value": value, "alpha": 2.0, "standardize": standardize, "backend": backend}
+    fit = fit_closed_form(X, inside, codes, "ridge", **options)
     for k in range(5):
         rows = inside[:, 0, k] != 0
         scale = X[rows].std(axis=0) if standardize else np.ones(X.shape[1])

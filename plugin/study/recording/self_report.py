@@ -13,29 +13,22 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stratalens.plugin.compat import eager_attention
 from stratalens.plugin.study.config.settings import UNTRAINED, SelfReportSettings, StudySettings
 from stratalens.plugin.study.config.templates import GROUP_ANSWERS
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.corpus.questions import split_for_self_report
+from stratalens.plugin.study.recording.answers import answer_log_probabilities
 from stratalens.plugin.study.training.checkpoints import RECORD, require_weights
 from stratalens.plugin.study.training.lora import ensure_adapter, load_stage
-from stratalens.plugin.study.training.trainer import (
-    ProgressFunction,
-    common_prefix_length,
-    make_loss_monitor,
-    make_trainer,
-)
+from stratalens.plugin.study.training.trainer import LossMonitor, ProgressFunction, make_trainer
 from stratalens.store.files import write_text_atomic
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 SELF_REPORT_FILE = "self-report.json"
 CONDITIONS = ("true", "shuffled", "untrained")
@@ -132,7 +125,7 @@ def teach_groups(
     texts = [prompt + GROUP_ANSWERS[group] + "\n" for prompt, group in zip(prompts, groups, strict=True)]
     seed = settings.seed * 1000 + 999  # every condition sees the same batches in the same order
     trainer = make_trainer(model, tokenizer, texts, training, scratch, seed, settings.device, prompts=prompts)
-    trainer.add_callback(make_loss_monitor("self-report", number, len(CONDITIONS), progress))
+    trainer.add_callback(LossMonitor("self-report", number, len(CONDITIONS), progress))
     try:
         with eager_attention(model):
             trainer.train()
@@ -144,30 +137,15 @@ def teach_groups(
 def group_log_odds(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> npt.NDArray[np.float64]:
-    """Compute the log odds of the later group over the earlier one for every prompt.
+    """Compute for each prompt the log-odds of the answer of the second group against that of the first.
 
     Args:
-        model: the fine-tuned model.
+        model: the model.
         tokenizer: its tokenizer.
-        prompts: texts that end before the answer.
+        prompts: the prompts, without an answer.
 
     Returns:
         float64 array of shape (prompts,).
     """
-    import torch
-
-    first, second = (_letter_id(tokenizer, prompts[0], answer) for answer in GROUP_ANSWERS)
-    device = next(model.parameters()).device
-    odds = []
-    with torch.no_grad():
-        for prompt in prompts:  # one at a time, so that there is no padding
-            ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=device)
-            logits = model(input_ids=ids).logits[0, -1].float()
-            odds.append(float(logits[second] - logits[first]))
-    return np.array(odds)
-
-
-def _letter_id(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> int:
-    """Return the id of the first token of an answer after a prompt."""
-    before, after = (tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
-    return int(after[common_prefix_length(before, after)])
+    first, second = answer_log_probabilities(model, tokenizer, prompts, [a.strip() for a in GROUP_ANSWERS]).T
+    return np.asarray(second - first)

@@ -13,7 +13,7 @@ from stratalens.plugin.study.config.settings import (
 )
 from stratalens.plugin.study.corpus.questions import split_for_self_report
 from stratalens.plugin.study.corpus.sampling import make_corpus
-from stratalens.plugin.study.training.self_report import group_log_odds, run_self_report, teach_groups
+from stratalens.plugin.study.recording.self_report import group_log_odds, run_self_report, teach_groups
 from stratalens.plugin.study.training.train import train_stages
 from stratalens.plugin.study.training.trainer import make_trainer
 from stratalens.store.errors import InputError
