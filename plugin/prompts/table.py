@@ -16,6 +16,7 @@ from stratalens.plugin.prompts.files import read_frame
 from stratalens.plugin.prompts.spans import entity_spans, span_columns
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts, tokenize
 from stratalens.store.errors import InputError, suggest
+from stratalens.store.names import check_distinct
 
 SPECIAL = ("prompt", "prompt_id", "entity", "entity_id", "answer")
 
@@ -185,6 +186,7 @@ def _check_columns(frame: pd.DataFrame, source: str) -> dict[str, pd.Series[Any]
         InputError: no column 'prompt', no rows, or an invalid column name.
     """
     names = list(frame.columns)
+    check_distinct(names, "column", source)  # before ' prompt' is reported as a missing column
     if "prompt" not in names:
         hint = suggest("prompt", [str(name) for name in names]) if names else "the table has no columns"
         raise InputError(
@@ -202,19 +204,14 @@ def _prompt_ids(columns: Mapping[str, pd.Series[Any]], count: int, source: str) 
     if "prompt_id" not in columns:
         return np.array([f"r{row:06d}" for row in range(count)], dtype=object)
     ids = text_values(columns["prompt_id"], source, required=True)
-    rows_of: dict[str, list[int]] = {}
-    for row, name in enumerate(ids.tolist()):
-        rows_of.setdefault(name, []).append(row)
-    if "" in rows_of:
-        raise InputError(f"{source}: prompt_id is empty in {name_rows(rows_of[''])}; name them, or drop the column")
-    repeated = {name: rows for name, rows in rows_of.items() if len(rows) > 1}
-    if repeated:
-        shown = "; ".join(f"{name!r} in {name_rows(rows)}" for name, rows in list(repeated.items())[:5])
-        more = f"; and {len(repeated) - 5} more" if len(repeated) > 5 else ""
-        raise InputError(
-            f"{source}: prompt_id must be unique, but {shown}{more}; rename them, or drop the column to number the "
-            "rows (rows about the same entity share an entity_id, not a prompt_id)"
-        )
+    blank = np.flatnonzero(ids == "")
+    if len(blank):
+        raise InputError(f"{source}: prompt_id is empty in {name_rows(blank)}; name them, or drop the column")
+    remedy = (
+        "prompt ids must be unique: rename them, or drop the column to number the rows (rows about the same entity "
+        "share an entity_id, not a prompt_id)"
+    )
+    check_distinct(ids.tolist(), "prompt_id", source, place="row", remedy=remedy)
     return ids
 
 

@@ -29,6 +29,7 @@ from stratalens.store.writing.label_columns import (
     Columns,
     check_case_collisions,
     check_columns,
+    check_prompt_ids,
     differing_rows,
     prompts_mismatch,
     read_labels,
@@ -125,8 +126,7 @@ def _in_store_order(store: Store, stored: Columns, columns: Mapping[str, ArrayLi
     for name, column in new.items():
         if len(column) != len(ids):
             raise InputError(f"label column {name!r} has {len(column)} values, 'entity' has {len(ids)}")
-    if len(set(ids.tolist())) != len(ids):
-        raise InputError("prompt ids must be unique: one row of the table for each prompt of the store")
+    check_prompt_ids(ids)
     new["entity"] = ids
     if error := prompts_mismatch(store, stored, new):
         raise error
