@@ -174,6 +174,7 @@ def open_for_recording(
         exist_ok=options.resume,
         recorded_with={"model": adapter.name},
         compression=options.compression,
+        label_orders=table.label_orders,
     )
     warn_about_missing_entities(table)
     allocate = pinned if adapter.device.type == "cuda" else None
@@ -234,7 +235,7 @@ def relabel(store: str | os.PathLike[str], table: PromptTable, *, drop: Sequence
     if not table.names_entities:
         del columns["entity_id"]
     warn_about_label_typos(columns, [stage.name for stage in load(storage_at(store)).stages])
-    return relabel_columns(store, columns, drop=drop)
+    return relabel_columns(store, columns, drop=drop, label_orders=table.label_orders)
 
 
 _SPARE = 64 * 2**20  # bytes left for labels, metadata and other writers of the disk

@@ -195,6 +195,17 @@ def label_values(column: pd.Series[Any], source: str) -> NDArray[Any]:
     )
 
 
+def category_order(column: pd.Series[Any]) -> tuple[str, ...] | None:
+    """Return the categories of an ordered categorical column as text, in order; None for any other column.
+
+    >>> category_order(pd.Series(pd.Categorical(["lo", "hi"], categories=["lo", "mid", "hi"], ordered=True)))
+    ('lo', 'mid', 'hi')
+    """
+    if not isinstance(column.dtype, pd.CategoricalDtype) or not column.dtype.ordered:
+        return None
+    return tuple(str(category) for category in column.dtype.categories.tolist())
+
+
 def _object_values(column: pd.Series[Any], name: str, source: str) -> NDArray[Any]:
     present = column[~column.isna().to_numpy(dtype=bool)]
     first_rows: dict[type, int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratalens.plugin.prompts.columns import check_names, label_values, name_rows, text_values
+from stratalens.plugin.prompts.columns import category_order, check_names, label_values, name_rows, text_values
 from stratalens.plugin.prompts.files import read_frame
 from stratalens.plugin.prompts.spans import entity_spans, span_columns
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts, tokenize
@@ -49,6 +49,8 @@ class PromptTable:
         names_entities: whether the table says which rows are about the same entity.
             Otherwise every row is about a separate one.
         label_names: columns that are labels, in the table's order.
+        label_orders: for each label that is an ordered pandas Categorical, its categories in order, as text. The
+            store keeps this order, and the analyses take it as the order of the groups.
 
     Example:
         >>> import pandas as pd
@@ -87,6 +89,9 @@ class PromptTable:
             content["answer"] = texts["answer"]
         self.label_names: tuple[str, ...] = tuple(n for n in columns if n not in SPECIAL and n not in used)
         content.update({name: label_values(columns[name], source) for name in self.label_names})
+        orders = {name: category_order(columns[name]) for name in self.label_names}
+        self.label_orders: Mapping[str, tuple[str, ...]] = {name: order for name, order in orders.items() if order}
+        """Categories of each label that was an ordered categorical column, in order."""
         self._content = content
 
     @classmethod
@@ -129,7 +134,10 @@ class PromptTable:
         columns = dict(self._content)
         for name, span in self.spans.items():
             columns[f"{name}_start"], columns[f"{name}_end"] = span[:, 0], span[:, 1]
-        return pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
+        frame = pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
+        for name, order in self.label_orders.items():
+            frame[name] = _ordered(frame[name], order)
+        return frame
 
     def labels(self) -> dict[str, NDArray[Any]]:
         """Return the coordinates of the store's entity dim.
@@ -177,6 +185,15 @@ class PromptTable:
     def _dtype_name(self, name: str) -> str:
         dtype = self._content[name].dtype
         return "text" if dtype.hasobject else str(dtype)
+
+
+def _ordered(labels: pd.Series[Any], order: Sequence[str]) -> pd.Series[Any]:
+    """Return labels as an ordered categorical column of their own type."""
+    value_of = {str(value): value for value in labels.tolist()}
+    categories = [value_of.get(text, text) for text in order]
+    if labels.dtype != object and any(text not in value_of for text in order):
+        categories = pd.Series(order, dtype=object).astype(labels.dtype).tolist()  # a number that no row has
+    return pd.Series(pd.Categorical(labels, categories=categories, ordered=True), index=labels.index)
 
 
 def _check_columns(frame: pd.DataFrame, source: str) -> dict[str, pd.Series[Any]]:

@@ -97,6 +97,30 @@ def test_pandas_dtypes_become_numpy(values, dtype, expected):
     np.testing.assert_array_equal(stored, np.array(expected, dtype=stored.dtype))
 
 
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        (pd.Categorical(["mid", "lo"], categories=["lo", "mid", "hi"], ordered=True), ("lo", "mid", "hi")),
+        (pd.Categorical([10, 2], categories=[10, 2, 3], ordered=True), ("10", "2", "3")),
+        (pd.Categorical([0.5, 2.0], categories=[2.0, 0.5], ordered=True), ("2.0", "0.5")),
+    ],
+    ids=str,
+)
+def test_ordered_categories_keep_their_order(labels, order):
+    table = table_of(prompt=["a", "b"], size=labels, plain=pd.Categorical(["x", "y"]))
+    assert dict(table.label_orders) == {"size": order}
+    assert table.labels()["size"].tolist() == labels.tolist()
+    again = PromptTable.from_dataframe(table.frame)
+    assert dict(again.label_orders) == {"size": order}
+    assert again.labels()["size"].dtype == table.labels()["size"].dtype
+
+
+def test_ordered_categories_of_a_parquet_file(tmp_path):
+    labels = pd.Categorical(["mid", "lo"], categories=["lo", "mid", "hi"], ordered=True)
+    pd.DataFrame({"prompt": ["a", "b"], "size": labels}).to_parquet(tmp_path / "p.parquet")
+    assert dict(PromptTable.read(tmp_path / "p.parquet").label_orders) == {"size": ("lo", "mid", "hi")}
+
+
 def test_text_labels_are_plain_str():
     stored = table_of(prompt=["a", "b"], label=pd.array(["x", "ü"], dtype="string")).labels()["label"]
     assert [type(value) for value in stored.tolist()] == [str, str]
