@@ -83,8 +83,9 @@ def capture(
         dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.
         batch_size: rows per forward pass, or "auto" by memory; halved when memory runs out. It never changes a
             recorded value.
-        statistics: True for all, False for none, or names (see `stratalens.plugin.capture.spec`). `running_loss` needs
-            the output layer at every token, the others need it at the recorded positions only.
+        statistics: True for all (of an existing store: for those that it records), False for none, or names (see
+            `stratalens.plugin.capture.spec`). `running_loss` needs the output layer at every token, `entity_loss` at
+            the tokens of the entity, the others at the recorded positions only.
         resume: False refuses an existing store.
         tokenizer: None takes the first model's.
         device: None runs models where they are, and checkpoints on a GPU where there is one.
@@ -330,7 +331,8 @@ class _ForwardPasses:
             torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), self._output, self._stop
         )
         end = spec.tokenized.lengths[rows]
-        batch = Sequences(ids, np.zeros_like(end), index, end, spec.lengths[rows])
+        entity = None if spec.entity_tokens is None else spec.entity_tokens[rows]
+        batch = Sequences(ids, np.zeros_like(end), index, end, spec.lengths[rows], entity)
         return self.hooked_model.values(self.stage, rows, batch, result if isinstance(result, Tensor) else None)
 
 

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from stratalens.plugin.capture.session import HookedModel
 from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions, sample_ids
+from stratalens.plugin.capture.store_defaults import existing_store
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import SHORT_NAMES
+from stratalens.plugin.prompts.entity_warnings import entity_warning
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level, warn_about_label_typos
 from stratalens.store.errors import InputError, LabelWarning
@@ -110,7 +112,7 @@ def create_store(
         layers: block indices, None for all.
         positions: names (`last`, `-2`, `entity_last`, `<span>_first`), or "all".
         dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.
-        statistics: True for all, False for none, or names.
+        statistics: True for all (of an existing store: for those that it records), False for none, or names.
         resume: False refuses an existing store.
         tokenizer: None takes the model's.
         missing: "raise" or "nan" for positions that a prompt does not have.
@@ -159,7 +161,7 @@ def open_for_recording(
     shared: bool,
 ) -> RecordingStore:
     """Create or open the store of a capture; arguments and errors are those of `create_store`."""
-    spec = CaptureSpec.from_model(table, adapter, options)
+    spec = CaptureSpec.from_model(table, adapter, options, existing_store(path) if options.resume else None)
     if not options.force:
         check_room(path, spec, stages)
     store = create(
@@ -182,17 +184,13 @@ def open_for_recording(
 
 
 def warn_about_missing_entities(table: PromptTable) -> None:
-    """Warn, once for each table, that it does not say which prompts are about the same entity."""
-    if table.names_entities or table.warned_about_entities:
+    """Warn, once for each table, that prompts about the same entity may count as several entities."""
+    if table.warned_about_entities:
         return
     table.warned_about_entities = True
-    warnings.warn(
-        f"{table.source} has neither a column entity nor entity_id, so every prompt counts as its own entity and "
-        "prompts about the same entity can be on both sides of a split. If some prompts share an entity, add a column "
-        "entity_id; stratalens.relabel(store, table) adds it to a recorded store.",
-        LabelWarning,
-        stacklevel=caller_level(),
-    )
+    message = entity_warning(table)
+    if message is not None:
+        warnings.warn(message, LabelWarning, stacklevel=caller_level())
 
 
 def pinned(size: int) -> NDArray[np.uint8]:

@@ -84,7 +84,7 @@ class PromptTable:
         self.names_entities: bool = "entity_id" in columns or bool(entities is not None and any(entities.tolist()))
         """Whether the table says which rows are about the same entity; otherwise each row counts as its own entity."""
         self.warned_about_entities = False
-        """Whether a capture has warned that the table does not name entities; it warns once for each table."""
+        """Whether a capture has looked for rows that may share an entity; it warns once for each table."""
         if "answer" in texts:
             content["answer"] = texts["answer"]
         self.label_names: tuple[str, ...] = tuple(n for n in columns if n not in SPECIAL and n not in used)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stratalens.plugin.prompts.entity_warnings import entity_warning
 from stratalens.plugin.prompts.spans import find_entity
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.store.errors import InputError
@@ -233,3 +234,36 @@ def test_every_site_with_a_short_name_is_reserved():
     assert set(SHORT_NAMES) <= RESERVED_NAMES
     assert {f"{site}_kurtosis" for site in SHORT_NAMES} <= RESERVED_NAMES
     assert "entity" not in RESERVED_NAMES
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"prompt": ["a", "b"]}, "has neither a column entity nor entity_id"),
+        ({"prompt": ["a", "b", "a"]}, "Rows 0, 2 have the same prompt"),
+        ({"prompt": ["is Ann", "is Bo"], "Entity": ["Ann", "Bo"]}, "Does the label column 'Entity' name the entities"),
+        (
+            {"prompt": ["is Ann", "Ann?"], "entity": ["Ann", "Ann"], "entity_id": ["0", "1"]},
+            "rows 0, 1 have the same entity 'Ann' and different values of entity_id ('0', '1')",
+        ),
+        (
+            {"prompt": ["is Ann", "is Ann", "Bo"], "entity_id": ["0", "1", "1"]},
+            "rows 0, 1 have the same prompt 'is Ann' and different values of entity_id",
+        ),
+    ],
+)
+def test_rows_that_may_share_an_entity_are_warned_about(columns, says):
+    assert says in entity_warning(table_of(**columns))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompt": ["is Ann", "Ann?"], "entity": ["Ann", "Ann"]},
+        {"prompt": ["is Ann", "is Ann"], "entity_id": ["0", "0"]},
+        {"prompt": ["is it", "it?", "so it is"], "entity": ["it"] * 3, "entity_id": ["0", "0", "1"]},
+        {"prompt": ["a", "b"], "entity": ["", None], "entity_id": ["0", "1"]},
+    ],
+)
+def test_tables_that_name_their_entities_give_no_warning(columns):
+    assert entity_warning(table_of(**columns)) is None
