@@ -22,6 +22,7 @@ from stratalens.store.format import metadata
 from stratalens.store.format.int8 import summarize_errors
 from stratalens.store.format.schema import Variable, recorded_variable
 from stratalens.store.reading.chunks import BFLOAT16
+from stratalens.store.reading.json_text import JsonText
 from stratalens.store.reading.lazy_arrays import (
     Exposure,
     LabelArray,
@@ -261,8 +262,8 @@ def _attributes(stores: Sequence[_OpenedStore]) -> dict[str, Any]:
         "path": paths[0] if len(paths) == 1 else paths,
         "stratalens_format": metadata.FORMAT_VERSION,
         "stratalens_key": keys[0] if len(keys) == 1 else hashlib.sha256(" ".join(keys).encode()).hexdigest(),
-        "provenance": dict(first.provenance),
-        "recorded_with": dict(first.recorded_with),
+        "provenance": JsonText.of(first.provenance),
+        "recorded_with": JsonText.of(first.recorded_with),
     }
 
 
