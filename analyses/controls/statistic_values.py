@@ -61,7 +61,9 @@ class Statistics:
         own = [f"{site}_{name}" for name in FORMULAS]
         computable = own if has_site else []
         if wanted is None:
-            wanted = [n for n in own if n in stored or has_site] + [n for n in OUTPUTS if n in stored and _is_usable(dataset, n)]
+            wanted = [n for n in own if n in stored or has_site] + [
+                n for n in OUTPUTS if n in stored and _is_usable(dataset, n)
+            ]
         names = list(dict.fromkeys(wanted))
         if not names:
             raise InputError(f"the data has no statistics of {site!r}; name some with statistics=(...)")

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from stratalens.plugin.stages.checkpoints import Checkpoint, check_checkpoint
 from stratalens.plugin.stages.label_warnings import warn_about_label_typos
 from stratalens.plugin.stages.stage import Stage, loaded_model, parse_stages, resolve_stage_order
 from stratalens.store.errors import InputError, MismatchError, NoSpaceError
+from stratalens.store.files import user_path
 from stratalens.store.format.layout import MEMORY_LIMIT
 from stratalens.store.state.capture_plan import clear_if_complete, plan_stages, restore_plan
 from stratalens.store.state.manifest import load
@@ -143,7 +143,7 @@ def capture_stages(
     parsed = parse_stages(stages)
     for stage in parsed:  # all folders are checked before the first model is loaded
         if isinstance(stage.source, Checkpoint):
-            check_checkpoint(Path(stage.source.folder))
+            check_checkpoint(user_path(stage.source.folder))
     first, *others = parsed
     with ExitStack() as stack:
         with _load(first, options) as adapter:

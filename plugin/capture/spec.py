@@ -276,7 +276,7 @@ def tokens_of_entities(table: PromptTable, tokenized: TokenizedPrompts) -> NDArr
     if spans is None or tokenized.offsets is None or not (spans[:, 0] >= 0).any():
         return None
     edges = tokens_of_spans(tokenized.offsets, spans)
-    return np.where(edges >= 0, edges + [0, 1], 0)
+    return np.where(edges >= 0, edges + np.array([0, 1]), 0)
 
 
 def choose_statistics(

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +24,7 @@ from stratalens.plugin.prompts.entity_warnings import entity_warning
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level, warn_about_label_typos
 from stratalens.store.errors import InputError, LabelWarning
+from stratalens.store.files import user_path
 from stratalens.store.format.layout import MEMORY_LIMIT, Forecast
 from stratalens.store.format.layout import forecast as store_forecast
 from stratalens.store.state.info import info
@@ -267,9 +267,10 @@ def check_room(path: str | os.PathLike[str], spec: CaptureSpec, stages: int) -> 
     """
     if is_url(path):  # an object store does not report its free space
         return
-    recorded = info(path)["bytes"] if (Path(path) / "zarr.json").is_file() else 0
+    local = user_path(path).absolute()
+    recorded = info(path)["bytes"] if (local / "zarr.json").is_file() else 0
     needed = store_size(spec, stages).nbytes - recorded
-    folder = next(parent for parent in (Path(path).absolute(), *Path(path).absolute().parents) if parent.is_dir())
+    folder = next(parent for parent in (local, *local.parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if needed + _SPARE > free:
         raise InputError(

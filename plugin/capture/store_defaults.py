@@ -32,8 +32,8 @@ def warn_about_statistics(store: Store, missing: list[str]) -> None:
     """Warn that a store does not record some of the statistics that a new store would record."""
     if missing:
         warnings.warn(
-            f"{store.path} does not record {join_names(missing, 30)}. On a store that exists, statistics=True means the "
-            "statistics that it records. To add others, name all of them: statistics=('l2', 'loss', ...).",
+            f"{store.path} does not record {join_names(missing, 30)}. On a store that exists, statistics=True means "
+            "the statistics that it records. To add others, name all of them: statistics=('l2', 'loss', ...).",
             LabelWarning,
             stacklevel=caller_level(),
         )

@@ -10,7 +10,7 @@ from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stratalens.store.errors import InputError, suggest
-from stratalens.store.files import write_text_atomic
+from stratalens.store.files import user_path, write_text_atomic
 from stratalens.store.names import check_distinct, parse_yaml
 from stratalens.store.storage.base import PRIVATE
 from stratalens.store.storage.resolve import is_url
@@ -133,7 +133,7 @@ def read_run_file(path: str | Path) -> RunFile:
         InputError: the file is missing or not YAML, a key is unknown (similar keys are named), or a value has the
             wrong type (the key and the value are named).
     """
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         raise InputError(_folder_message(path))
     if not path.is_file():

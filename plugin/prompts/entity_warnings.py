@@ -37,9 +37,9 @@ def entity_warning(table: PromptTable) -> str | None:
         if len(rows):
             first, second = ids[rows[:2]]
             return (
-                f"{table.source}: {name_rows(rows)} have the same {what} {_shorten(labels[name][rows[0]])} and different "
-                f"values of entity_id ({first!r}, {second!r}), so they can be on both sides of a split. Give rows "
-                f"about the same entity one entity_id; {_REMEDY}"
+                f"{table.source}: {name_rows(rows)} have the same {what} {_shorten(labels[name][rows[0]])} and "
+                f"different values of entity_id ({first!r}, {second!r}), so they can be on both sides of a split. "
+                f"Give rows about the same entity one entity_id; {_REMEDY}"
             )
     return None
 

@@ -19,6 +19,7 @@ import pandas as pd
 from stratalens.plugin.prompts.columns import missing_rows, name_rows, typed_values
 from stratalens.plugin.prompts.spans import span_names
 from stratalens.store.errors import InputError, LabelWarning, suggest
+from stratalens.store.files import user_path
 from stratalens.store.names import check_distinct, parse_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -38,7 +39,7 @@ def read_frame(path: str | Path) -> pd.DataFrame:
         InputError: no such file, a folder, an unknown suffix, an encoding other
             than UTF-8, or a malformed line; the message names the line.
     """
-    file = Path(path)
+    file = user_path(path)
     if not file.exists():
         folder = file.parent
         others = sorted(p.name for p in folder.iterdir() if p.suffix in SUFFIXES) if folder.is_dir() else []

@@ -199,7 +199,9 @@ class Store:
         """Return the zarr.json of every array, by name."""
         documents = {name: coordinate.document() for name, coordinate in self.coordinates().items()}
         for name, dtype in self.label_types.items():
-            attributes: Json = {"ordered_categories": list(self.label_orders[name])} if name in self.label_orders else {}
+            attributes: Json = (
+                {"ordered_categories": list(self.label_orders[name])} if name in self.label_orders else {}
+            )
             documents[name] = metadata.label_metadata("entity", self.entities, self.label_chunk, dtype, attributes)
             if name in self.alternate_label_files:
                 documents[name]["chunk_key_encoding"] = metadata.ALTERNATE_KEYS

@@ -56,7 +56,10 @@ def through_concat(data: Any, folder: Path) -> Any:
 def as_string_dtype(data: Any, folder: Path) -> Any:
     names = [name for name, coord in data.coords.items() if coord.dtype.kind in "OU"]
     return data.assign_coords(
-        {n: data[n].variable.to_base_variable().copy(data=data[n].values.astype(np.dtypes.StringDType())) for n in names}
+        {
+            n: data[n].variable.to_base_variable().copy(data=data[n].values.astype(np.dtypes.StringDType()))
+            for n in names
+        }
     )
 
 

@@ -136,14 +136,14 @@ def test_entity_loss_in_your_own_loop(side: str, extra: str, tmp_path: Path) -> 
 
 def test_other_tokens_than_those_of_the_table_have_no_entity_loss(tmp_path: Path) -> None:
     model, table = bridge("llama"), prompts()
+    ids = torch.full((6, 9), 7)
     with (
         create_store(tmp_path / "a.zarr", table, model, tokenizer=byte_level()) as store,
-        pytest.warns(LabelWarning, match="stage 's': the tokens of row 0 do not contain those of its entity"),
         Recorder(model, store, stage="s") as rec,
+        torch.no_grad(),
     ):
-        ids = torch.full((6, 9), 7)
         rec.batch(range(6), {"last": np.full(6, 8)})
-        with torch.no_grad():
+        with pytest.warns(LabelWarning, match="stage 's': the tokens of row 0 do not contain those of its entity"):
             model(ids, attention_mask=torch.ones_like(ids))
     assert np.isnan(open_store(tmp_path / "a.zarr").entity_loss.values).all()
 

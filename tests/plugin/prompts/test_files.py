@@ -123,7 +123,8 @@ def test_a_column_becomes_numbers_only_where_that_loses_nothing(tmp_path, case, 
 def test_no_text_is_lost_in_a_number(texts):
     column = pd.Series(texts, dtype="string")
     values = typed_values(column)
-    again = [text if text.lower() == "nan" and value is pd.NA else str(value) for text, value in zip(texts, values)]
+    pairs = zip(texts, values, strict=True)
+    again = [text if text.lower() == "nan" and value is pd.NA else str(value) for text, value in pairs]
     assert again == texts
 
 
