@@ -1,4 +1,4 @@
-"""Datasets and results that were pickled, written, joined or indexed anew work in every analysis and plot."""
+"""Datasets and results that were pickled, written, joined or indexed again work in every analysis and plot."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_relabelling_keeps_replaces_adds_and_drops_orders(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("orders", "says"),
     [
-        ({"sise": ORDER}, "'sise' refers to no label column"),
+        ({"width": ORDER}, "'width' refers to no label column"),
         ({"size": ("lo", "mid")}, "label 'hi' of 'size' is not among"),
         ({"size": ("lo", "lo", "mid", "hi")}, "lists a category twice"),
     ],
