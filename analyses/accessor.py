@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.store.display import human_bytes, overview
+from stratalens.store.reading.json_text import as_mapping
 from stratalens.store.reading.open import open_store
 from stratalens.store.state.info import percent
 
@@ -218,7 +219,7 @@ def _recorded_share(ds: xr.Dataset, site: str, stage: int) -> str:
 
 def _mapping(ds: xr.Dataset, name: str) -> list[tuple[str, Any]]:
     value = ds.attrs.get(name, {})
-    return [(str(k), v) for k, v in value.items()] if isinstance(value, dict) else [(name, value)]
+    return list(as_mapping(value).items()) or ([(name, value)] if value else [])
 
 
 def _result(data: xr.Dataset, attrs: dict[Any, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.store.errors import InputError
+from stratalens.store.files import user_path
 
 
 def write_results(results: Mapping[str, xr.Dataset | xr.DataArray], folder: str | os.PathLike[str]) -> Path:
@@ -28,7 +29,7 @@ def write_results(results: Mapping[str, xr.Dataset | xr.DataArray], folder: str 
     Raises:
         InputError: `folder` is a file.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the results")
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, xr.Dataset]:
     Raises:
         InputError: the folder does not exist.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise InputError(
             f"results folder {folder} does not exist; create it with: stratalens analyze STORE -o {folder}"

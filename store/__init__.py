@@ -12,6 +12,7 @@ The public names are loaded on first use.
     storage     folders and object stores
     errors      the exceptions
     files       text files replaced atomically
+    names       names from users: each listed once, without blanks around it
     threads     reader threads and scratch memory
     compat      private interfaces of xarray, dask and zarr
 """

@@ -1,4 +1,4 @@
-"""Atomic replacement of text files, for pages and summaries next to a store; it is not durable by itself."""
+"""Paths of users, and atomic replacement of text files next to a store, which is not durable by itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import os
 from pathlib import Path
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a local path as the user means it: a leading ~ is the home folder.
+
+    >>> str(user_path("runs/~.zarr")), user_path("~/run.zarr").is_absolute()
+    ('runs/~.zarr', True)
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises where there is no home folder
+
+
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
     """Write UTF-8 text under a temporary name, then rename it; return the path."""
-    target = Path(path)
+    target = user_path(path)
     temporary = target.with_name(target.name + ".part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(target)

@@ -15,7 +15,7 @@ from stratalens.store.errors import InputError, suggest
 from stratalens.store.format.schema import AXES
 
 # Statistics of the output that are used by default if the data has them (the loss and confidence of the paper).
-OUTPUTS = ("loss", "running_loss", "entropy", "max_logprob", "logsumexp")
+OUTPUTS = ("loss", "running_loss", "entropy", "max_logprob", "logsumexp", "entity_loss")
 
 
 def _moment(x: Doubles, power: int) -> Doubles:
@@ -61,7 +61,9 @@ class Statistics:
         own = [f"{site}_{name}" for name in FORMULAS]
         computable = own if has_site else []
         if wanted is None:
-            wanted = [n for n in own if n in stored or has_site] + [n for n in OUTPUTS if n in stored]
+            wanted = [n for n in own if n in stored or has_site] + [
+                n for n in OUTPUTS if n in stored and _is_usable(dataset, n)
+            ]
         names = list(dict.fromkeys(wanted))
         if not names:
             raise InputError(f"the data has no statistics of {site!r}; name some with statistics=(...)")
@@ -137,6 +139,18 @@ class Statistics:
             width = int(np.prod(source.shape[4:], dtype=np.int64))
             columns.append(np.broadcast_to(stored.reshape(*stored.shape[:2], -1), (n, n_tokens, width)))
         return np.concatenate(columns, axis=-1)
+
+
+def _is_usable(ds: xr.Dataset, name: str) -> bool:
+    """Return whether a statistic is a default: `entity_loss` is one only where every recorded row has it."""
+    if name != "entity_loss":
+        return True
+    values = ds[name]
+    missing = np.isnan(np.asarray(values.values, dtype=np.float64))
+    recorded = ds.get(str(values.attrs.get("recorded", "recorded")))
+    if recorded is not None and set(recorded.dims) <= set(values.dims):
+        missing = missing & np.asarray(recorded.broadcast_like(values).transpose(*values.dims).values, dtype=bool)
+    return not missing.any()
 
 
 def _identify(source: xr.DataArray | str) -> str:

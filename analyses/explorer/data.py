@@ -29,7 +29,7 @@ MAX_CACHED_ROWS = 4_000_000  # over all cached planes, 24 bytes a row
 MAX_GROUPS = 60
 
 SITE_STATISTICS = ("l2", "mean", "std", "kurtosis")
-OUTPUT_STATISTICS = ("loss", "running_loss", "answer_loss", "entropy", "max_logprob")
+OUTPUT_STATISTICS = ("loss", "running_loss", "answer_loss", "entity_loss", "entropy", "max_logprob")
 DIMS = ("stage", "layer", "token")
 
 

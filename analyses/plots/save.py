@@ -13,6 +13,7 @@ import holoviews as hv
 from stratalens.analyses.plots.render_holoviews import draw_overlay
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 from stratalens.store.errors import InputError
+from stratalens.store.files import user_path
 
 IMAGE_SUFFIXES = (".pdf", ".svg", ".png")
 
@@ -42,7 +43,7 @@ def save(
     Raises:
         InputError: the suffix or a slider value is unknown, or Matplotlib is not installed.
     """
-    target = Path(path)
+    target = user_path(path)
     suffix = target.suffix.lower()
     if suffix not in (*IMAGE_SUFFIXES, ".html"):
         valid = ", ".join((*IMAGE_SUFFIXES, ".html"))

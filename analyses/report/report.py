@@ -25,7 +25,7 @@ from stratalens.analyses.report.header import (
 )
 from stratalens.analyses.report.sections import Section, build_sections
 from stratalens.store.errors import InputError
-from stratalens.store.files import write_text_atomic
+from stratalens.store.files import user_path, write_text_atomic
 
 RESULT_NAMES = (
     "projection",
@@ -86,7 +86,7 @@ def report(
     unknown = [k for k in results if k not in RESULT_NAMES]
     if unknown:
         raise InputError(f"report: unknown result {unknown[0]!r}. Valid: {', '.join(RESULT_NAMES)}.")
-    target = Path(path)
+    target = user_path(path)
     if target.is_dir():
         raise InputError(f"report: {target} is a folder; pass a file, for example {target / 'report.html'}")
     trained = _trained_stages(results)

@@ -13,7 +13,7 @@ from stratalens.analyses.data.groups import groups
 from stratalens.store.errors import InputError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-OUTPUT_STATISTICS = ("loss", "running_loss", "entropy", "max_logprob", "logit_l2")
+OUTPUT_STATISTICS = ("loss", "running_loss", "entity_loss", "entropy", "max_logprob", "logit_l2")
 
 
 def statistic_quantiles(

@@ -48,8 +48,8 @@ TITLE, THEME = "Cost of recording", "Capture"
 POSITIONS = ("last", "entity_last")
 HOOK = "blocks.{}.hook_resid_post"
 LEAN = "run_with_cache and np.save, lean"
-# Statistics that need logits at the recorded positions only; `loss` and `running_loss` use other positions too.
-AT_POSITIONS = (*SITE_STATISTICS, *(n for n in OUTPUT_STATISTICS if n not in ("loss", "running_loss", "answer_loss")))
+# Statistics that need logits at the recorded positions only; losses use other positions too.
+AT_POSITIONS = (*SITE_STATISTICS, *(n for n in OUTPUT_STATISTICS if not n.endswith("loss")))
 
 
 def prompts(count: int) -> PromptTable:

@@ -1,15 +1,16 @@
 """Recording of a model's activations into a store.
 
-run           capture(): all stages of a table into one store
-recorder      Recorder: hooks inside a `with`, for your own loop
-callback      RecordingCallback for transformers.Trainer
-store         create_store() and relabel(); the open store of a capture
-session       HookedModel: one model with its hooks; writes a batch into a block
-checks     the check before a recording
-spec          CaptureOptions and CaptureSpec: sites, positions, dtypes, statistics, provenance
-site_hooks    SiteHooks: gathers activations at the recorded positions
-output_hooks  OutputHooks: losses and statistics of the next-token distribution
-statistics    statistics and losses as torch functions
-batching      length buckets, batch size, out-of-memory handling
-forecast      bytes, files, tokens and seconds of a capture before it runs
+run             capture(): all stages of a table into one store
+recorder        Recorder: hooks inside a `with`, for your own loop
+callback        RecordingCallback for transformers.Trainer
+store           create_store() and relabel(); the open store of a capture
+store_defaults  defaults that mean what an existing store records
+session         HookedModel: one model with its hooks; writes a batch into a block
+checks          the check of the sites before a recording
+spec            CaptureOptions and CaptureSpec: sites, positions, dtypes, statistics, provenance
+site_hooks      SiteHooks: gathers activations at the recorded positions
+output_hooks    OutputHooks: losses and statistics of the next-token distribution
+statistics      statistics and losses as torch functions
+batching        length buckets, batch size, out-of-memory handling
+forecast        bytes, files, tokens and seconds of a capture before it runs
 """

@@ -19,7 +19,7 @@ from stratalens.plugin.models.adapters import Adapter
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.store.errors import InputError
 
-_LOSSES = ("loss", "running_loss", "answer_loss")
+_LOSSES = ("loss", "running_loss", "answer_loss", "entity_loss")
 _CHUNK = 1 << 24  # logits in memory at a time (64 MiB in float32)
 # Largest difference from the model's own logits, in units of their standard deviation.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -36,6 +36,8 @@ class Sequences:
         prompt_end: index after the last token of the prompt, int64 array of shape (rows,).
         answer_end: index after the last token of the answer, int64 array of shape (rows,); `prompt_end` where a row
             has no answer.
+        entity: token index of the first token of the entity and after its last one, int64 array of shape (rows, 2);
+            both 0 where a row has no entity. None if `entity_loss` is not computed.
     """
 
     ids: NDArray[np.int64]
@@ -43,6 +45,13 @@ class Sequences:
     index: NDArray[np.int64]
     prompt_end: NDArray[np.int64]
     answer_end: NDArray[np.int64]
+    entity: NDArray[np.int64] | None = None
+
+    def entity_targets(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the tokens of the entity that have a token before them, [first, stop) in each row."""
+        if self.entity is None:
+            return np.zeros_like(self.start), np.zeros_like(self.start)
+        return np.maximum(self.entity[:, 0], self.start + 1), self.entity[:, 1]
 
 
 class OutputHooks:
@@ -89,7 +98,7 @@ class OutputHooks:
 
         Returns:
             float32 tensors of shape (rows, tokens) by name; logit_percentile of shape (rows, tokens, percentiles),
-            answer_loss of shape (rows,).
+            answer_loss and entity_loss of shape (rows,).
 
         Raises:
             InputError: the forward pass did not reach the final norm, or there are no logits.
@@ -141,6 +150,9 @@ class OutputHooks:
             needed[:, :-1] |= recorded[:, 1:]
         if "running_loss" in self.names:
             needed |= positions < batch.index.max(axis=1)[:, None]
+        if "entity_loss" in self.names:
+            first, stop = batch.entity_targets()
+            needed |= (positions + 1 >= first[:, None]) & (positions + 1 < stop[:, None])
         needed &= positions >= batch.start[:, None]
         if "answer_loss" in self.names:
             target = positions + 1
@@ -176,6 +188,14 @@ class OutputHooks:
             last = torch.from_numpy(batch.answer_end).to(device)[:, None]
             inside = (at >= first) & (at < last)
             values["answer_loss"] = losses.masked_fill(~inside, 0).sum(1) / inside.sum(1)  # NaN without an answer
+        if "entity_loss" in self.names:
+            first_token, stop = (torch.from_numpy(edge).to(device)[:, None] for edge in batch.entity_targets())
+            at = torch.arange(losses.shape[1], device=device)
+            inside = (at >= first_token) & (at < stop)
+            # In float64, so that the length of the padding does not change the rounding of the sum.
+            wide = torch.float32 if device.type == "mps" else torch.float64
+            total = losses.to(wide).masked_fill(~inside, 0).sum(1)
+            values["entity_loss"] = (total / inside.sum(1)).float()  # NaN where no token of the entity has a loss
         return values
 
 

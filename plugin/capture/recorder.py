@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from stratalens.plugin.capture.session import HookedModel, write_batch
 from stratalens.plugin.capture.store import RecordingStore
 from stratalens.plugin.models.adapters import ForwardFunction, adapt
 from stratalens.plugin.models.weights import weights_fingerprint
+from stratalens.plugin.stages.label_warnings import caller_level
 from stratalens.plugin.stages.stage import check_stage_name
-from stratalens.store.errors import InputError, join_names, suggest
+from stratalens.store.errors import InputError, LabelWarning, join_names, suggest
 from stratalens.store.writing.buffers import BlockBuffer
 from stratalens.store.writing.writer import StageWriter
 
@@ -179,6 +181,7 @@ class _StageRecording:
         self.open: dict[int, _OpenBlock] = {}
         self.announced: _Announced | None = None
         self.ended = False
+        self.warned_about_entity = False
         self._hooks = ExitStack()
 
     def start(self) -> None:
@@ -313,7 +316,51 @@ class _StageRecording:
         full = np.ones_like(ids) if mask is None else mask.detach().cpu().numpy().astype(np.int64)
         start, end = full.argmax(axis=1), ids.shape[1] - full[:, ::-1].argmax(axis=1)
         answers = self.store.spec.tokenized.answer_lengths[rows] if self.store.spec.runs_answers else 0
-        return Sequences(ids, start, index, end - answers, end)
+        prompt_end = np.asarray(end - answers)
+        return Sequences(ids, start, index, prompt_end, end, self._entity_tokens(rows, ids, start, prompt_end))
+
+    def _entity_tokens(
+        self, rows: NDArray[np.int64], ids: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
+    ) -> NDArray[np.int64] | None:
+        """Find the tokens of the entities in the sequences that run.
+
+        The sequences may have padding and one more special token at either end.
+
+        Args:
+            rows: table rows, int64 array of shape (n,).
+            ids: token ids, int64 array of shape (n, positions).
+            start: first token of every prompt, int64 array of shape (n,).
+            stop: index after the last token of every prompt, int64 array of shape (n,).
+
+        Returns:
+            int64 array of shape (n, 2), [first, stop), (0, 0) where a row has no entity.
+        """
+        spec = self.store.spec
+        if spec.entity_tokens is None:
+            return None
+        tokens = np.zeros((len(rows), 2), dtype=np.int64)
+        for line, row in enumerate(rows.tolist()):
+            first, last = spec.entity_tokens[row].tolist()
+            wanted = spec.tokenized.ids[row][first:last]
+            for shift in (int(stop[line]) - len(spec.tokenized.ids[row]), int(start[line])):
+                if shift + first >= 0 and np.array_equal(ids[line, shift + first : shift + last], wanted):
+                    tokens[line] = shift + first, shift + last
+                    break
+            else:
+                self._warn_about_entity(row)
+        return tokens
+
+    def _warn_about_entity(self, row: int) -> None:
+        """Warn, once for each stage, that the entity of a row is not in the tokens that run."""
+        if not self.warned_about_entity:
+            self.warned_about_entity = True
+            warnings.warn(
+                f"stage {self.stage!r}: the tokens of row {row} do not contain those of its entity in the prompt "
+                "table, so its entity_loss is missing (NaN), as in every such row. Run the model on the tokens of the "
+                "store's tokenizer, or name the statistics without entity_loss.",
+                LabelWarning,
+                stacklevel=caller_level(),
+            )
 
     def end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Remove the hooks, discard unfinished blocks and close the stage.

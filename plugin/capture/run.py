@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +30,7 @@ from stratalens.plugin.stages.checkpoints import Checkpoint, check_checkpoint
 from stratalens.plugin.stages.label_warnings import warn_about_label_typos
 from stratalens.plugin.stages.stage import Stage, loaded_model, parse_stages, resolve_stage_order
 from stratalens.store.errors import InputError, MismatchError, NoSpaceError
+from stratalens.store.files import user_path
 from stratalens.store.format.layout import MEMORY_LIMIT
 from stratalens.store.state.capture_plan import clear_if_complete, plan_stages, restore_plan
 from stratalens.store.state.manifest import load
@@ -83,8 +83,9 @@ def capture(
         dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.
         batch_size: rows per forward pass, or "auto" by memory; halved when memory runs out. It never changes a
             recorded value.
-        statistics: True for all, False for none, or names (see `stratalens.plugin.capture.spec`). `running_loss` needs
-            the output layer at every token, the others need it at the recorded positions only.
+        statistics: True for all (of an existing store: for those that it records), False for none, or names (see
+            `stratalens.plugin.capture.spec`). `running_loss` needs the output layer at every token, `entity_loss` at
+            the tokens of the entity, the others at the recorded positions only.
         resume: False refuses an existing store.
         tokenizer: None takes the first model's.
         device: None runs models where they are, and checkpoints on a GPU where there is one.
@@ -123,7 +124,7 @@ def capture_stages(
     parsed = parse_stages(stages)
     for stage in parsed:  # all folders are checked before the first model is loaded
         if isinstance(stage.source, Checkpoint):
-            check_checkpoint(Path(stage.source.folder))
+            check_checkpoint(user_path(stage.source.folder))
     first, *others = parsed
     with ExitStack() as stack:
         with _load(first, options) as adapter:
@@ -309,7 +310,8 @@ class _ForwardPasses:
             torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), self._output, self._stop
         )
         end = spec.tokenized.lengths[rows]
-        batch = Sequences(ids, np.zeros_like(end), index, end, spec.lengths[rows])
+        entity = None if spec.entity_tokens is None else spec.entity_tokens[rows]
+        batch = Sequences(ids, np.zeros_like(end), index, end, spec.lengths[rows], entity)
         return self.hooked_model.values(self.stage, rows, batch, result if isinstance(result, Tensor) else None)
 
 

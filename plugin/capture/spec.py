@@ -12,18 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stratalens.plugin.capture.store_defaults import recorded_statistics, warn_about_statistics
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import Site, SiteSelection
 from stratalens.plugin.progress import ProgressFunction
-from stratalens.plugin.prompts.positions import ResolvedPositions
+from stratalens.plugin.prompts.positions import ResolvedPositions, tokens_of_spans
 from stratalens.plugin.prompts.positions import resolve as resolve_positions
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts
 from stratalens.store.errors import InputError, MismatchError, suggest
 from stratalens.store.format import schema
 from stratalens.store.format.layout import MEMORY_LIMIT
+from stratalens.store.state.manifest import Store
 
 SITE_STATISTICS = tuple(schema.STATISTICS)
 OUTPUT_STATISTICS = schema.OUTPUT_STATISTICS
@@ -99,7 +101,9 @@ class CaptureSpec:
         positions: token index of every row and position.
         dtypes: storage dtype of every site.
         site_statistics: statistics recorded with every site.
-        outputs: output statistics recorded, `answer_loss` among them.
+        outputs: output statistics recorded, `answer_loss` and `entity_loss` among them.
+        entity_tokens: token index of the first token of the entity and after its last one in every row, int64 array
+            of shape (rows, 2), both 0 where a row has no entity; None if the table or the tokenizer has no spans.
         options: the options of the capture.
         entities: prompt ids, for messages.
         processing: TransformerLens processing flags of the models.
@@ -112,19 +116,23 @@ class CaptureSpec:
     dtypes: Mapping[str, str]
     site_statistics: tuple[str, ...]
     outputs: tuple[str, ...]
+    entity_tokens: NDArray[np.int64] | None
     options: CaptureOptions
     entities: NDArray[Any]
     processing: Mapping[str, Any]
     model: Mapping[str, Any]
 
     @classmethod
-    def from_model(cls, table: PromptTable, adapter: Adapter, options: CaptureOptions) -> Self:
+    def from_model(
+        cls, table: PromptTable, adapter: Adapter, options: CaptureOptions, existing: Store | None = None
+    ) -> Self:
         """Decide what a store of this model on this table records; nothing is written.
 
         Args:
             table: the prompts.
             adapter: the model of the first stage.
             options: the choices of the caller.
+            existing: the store that is there already, whose statistics `statistics=True` then means.
 
         Raises:
             InputError: an option does not fit the model or the table.
@@ -145,9 +153,19 @@ class CaptureSpec:
         with evaluation_mode(adapter.model):
             adapter.confirm_logits()
         has_logits = adapter.dry_run_result is not None
+        entity_tokens = tokens_of_entities(table, tokenized)
         site_statistics, outputs = choose_statistics(
-            options.statistics, tokenized.answer_ids is not None, has_logits, adapter.no_logits
+            options.statistics,
+            has_logits=has_logits,
+            answers=tokenized.answer_ids is not None,
+            entities=entity_tokens is not None,
+            no_logits=adapter.no_logits,
         )
+        if options.statistics is True and existing is not None:
+            recorded = recorded_statistics(existing)
+            warn_about_statistics(existing, [name for name in (*site_statistics, *outputs) if name not in recorded])
+            site_statistics = tuple(name for name in site_statistics if name in recorded)
+            outputs = tuple(name for name in outputs if name in recorded)
         return cls(
             selection=selection,
             tokenized=tokenized,
@@ -155,6 +173,7 @@ class CaptureSpec:
             dtypes=storage_dtypes(options.dtype, selection),
             site_statistics=site_statistics,
             outputs=outputs,
+            entity_tokens=entity_tokens if "entity_loss" in outputs else None,
             options=options,
             entities=table.labels()["entity"],
             processing=adapter.processing,
@@ -194,6 +213,8 @@ class CaptureSpec:
         variables += [v for v in schema.output_variables() if v.name in self.outputs]
         if self.runs_answers:
             variables.append(schema.answer_variable())
+        if "entity_loss" in self.outputs:
+            variables.append(schema.entity_variable())
         return variables
 
     @cached_property
@@ -254,15 +275,30 @@ def describe_model(adapter: Adapter) -> dict[str, Any]:
     }
 
 
+def tokens_of_entities(table: PromptTable, tokenized: TokenizedPrompts) -> NDArray[np.int64] | None:
+    """Find the tokens of every row's entity.
+
+    Returns:
+        int64 array of shape (rows, 2), [first, stop), (0, 0) where a row has no entity; None if no row has one, or if
+        the tokenizer does not report the characters of its tokens.
+    """
+    spans = table.spans.get("entity")
+    if spans is None or tokenized.offsets is None or not (spans[:, 0] >= 0).any():
+        return None
+    edges = tokens_of_spans(tokenized.offsets, spans)
+    return np.where(edges >= 0, edges + np.array([0, 1]), 0)
+
+
 def choose_statistics(
-    statistics: bool | str | Sequence[str], answers: bool, has_logits: bool, no_logits: str
+    statistics: bool | str | Sequence[str], *, has_logits: bool, answers: bool, entities: bool, no_logits: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Check the statistics that the caller asks for.
 
     Args:
         statistics: True = all, False = none, or names.
-        answers: whether the prompts have answers.
         has_logits: whether the model's forward pass ends in logits.
+        answers: whether the prompts have answers.
+        entities: whether the tokens of entities are known.
         no_logits: why the model has no logits, for messages.
 
     Returns:
@@ -274,8 +310,8 @@ def choose_statistics(
     if isinstance(statistics, bool):
         if not statistics:
             return (), ()
-        outputs = tuple(n for n in OUTPUT_STATISTICS if answers or n != "answer_loss") if has_logits else ()
-        return SITE_STATISTICS, outputs
+        known = {"answer_loss": answers, "entity_loss": entities}
+        return SITE_STATISTICS, tuple(n for n in OUTPUT_STATISTICS if has_logits and known.get(n, True))
     names = [statistics] if isinstance(statistics, str) else list(statistics)
     valid = (*SITE_STATISTICS, *OUTPUT_STATISTICS)
     for name in names:
@@ -288,6 +324,11 @@ def choose_statistics(
             )
         if name == "answer_loss" and not answers:
             raise InputError("statistic 'answer_loss' needs a column 'answer' in the prompt table.")
+        if name == "entity_loss" and not entities:
+            raise InputError(
+                "statistic 'entity_loss' needs a column 'entity' in the prompt table, and a tokenizer that reports the "
+                "characters of its tokens (a fast one)."
+            )
     return tuple(n for n in SITE_STATISTICS if n in names), tuple(n for n in OUTPUT_STATISTICS if n in names)
 
 

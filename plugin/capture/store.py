@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +17,15 @@ from numpy.typing import NDArray
 from stratalens.plugin.capture.checks import check_before_recording
 from stratalens.plugin.capture.session import HookedModel
 from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions, sample_ids
+from stratalens.plugin.capture.store_defaults import existing_store
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import SHORT_NAMES
+from stratalens.plugin.prompts.entity_warnings import entity_warning
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level, warn_about_label_typos
 from stratalens.store.errors import CheckWarning, InputError, LabelWarning
+from stratalens.store.files import user_path
 from stratalens.store.format.layout import MEMORY_LIMIT, Forecast
 from stratalens.store.format.layout import forecast as store_forecast
 from stratalens.store.state.info import info
@@ -112,7 +114,7 @@ def create_store(
         layers: block indices, None for all.
         positions: names (`last`, `-2`, `entity_last`, `<span>_first`), or "all".
         dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.
-        statistics: True for all, False for none, or names.
+        statistics: True for all (of an existing store: for those that it records), False for none, or names.
         resume: False refuses an existing store.
         tokenizer: None takes the model's.
         missing: "raise" or "nan" for positions that a prompt does not have.
@@ -148,7 +150,7 @@ def open_for_recording(
     shared: bool,
 ) -> RecordingStore:
     """Create or open the store of a capture; arguments and errors are those of `create_store`."""
-    spec = CaptureSpec.from_model(table, adapter, options)
+    spec = CaptureSpec.from_model(table, adapter, options, existing_store(path) if options.resume else None)
     if not options.force:
         check_room(path, spec, stages)
     verdict = check_before_recording(adapter, spec, storage_at(path))
@@ -164,6 +166,7 @@ def open_for_recording(
         exist_ok=options.resume,
         recorded_with={"model": adapter.name} | ({"check": verdict} if verdict is not None else {}),
         compression=options.compression,
+        label_orders=table.label_orders,
     )
     warn_about_missing_entities(table)
     warn_about_missing_logits(adapter, options)
@@ -172,17 +175,13 @@ def open_for_recording(
 
 
 def warn_about_missing_entities(table: PromptTable) -> None:
-    """Warn, once for each table, that it does not say which prompts are about the same entity."""
-    if table.names_entities or table.warned_about_entities:
+    """Warn, once for each table, that prompts about the same entity may count as several entities."""
+    if table.warned_about_entities:
         return
     table.warned_about_entities = True
-    warnings.warn(
-        f"{table.source} has neither a column entity nor entity_id, so every prompt counts as its own entity and "
-        "prompts about the same entity can be on both sides of a split. If some prompts share an entity, add a column "
-        "entity_id; stratalens.relabel(store, table) adds it to a recorded store.",
-        LabelWarning,
-        stacklevel=caller_level(),
-    )
+    message = entity_warning(table)
+    if message is not None:
+        warnings.warn(message, LabelWarning, stacklevel=caller_level())
 
 
 def warn_about_missing_logits(adapter: Adapter, options: CaptureOptions) -> None:
@@ -236,7 +235,7 @@ def relabel(store: str | os.PathLike[str], table: PromptTable, *, drop: Sequence
     if not table.names_entities:
         del columns["entity_id"]
     warn_about_label_typos(columns, [stage.name for stage in load(storage_at(store)).stages])
-    return relabel_columns(store, columns, drop=drop)
+    return relabel_columns(store, columns, drop=drop, label_orders=table.label_orders)
 
 
 _SPARE = 64 * 2**20  # bytes left for labels, metadata and other writers of the disk
@@ -270,9 +269,10 @@ def check_room(path: str | os.PathLike[str], spec: CaptureSpec, stages: int) -> 
     """
     if is_url(path):  # an object store does not report its free space
         return
-    recorded = info(path)["bytes"] if (Path(path) / "zarr.json").is_file() else 0
+    local = user_path(path).absolute()
+    recorded = info(path)["bytes"] if (local / "zarr.json").is_file() else 0
     needed = store_size(spec, stages).nbytes - recorded
-    folder = next(parent for parent in (Path(path).absolute(), *Path(path).absolute().parents) if parent.is_dir())
+    folder = next(parent for parent in (local, *local.parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if needed + _SPARE > free:
         raise InputError(

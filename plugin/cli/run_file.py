@@ -10,7 +10,8 @@ from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stratalens.store.errors import InputError, suggest
-from stratalens.store.files import write_text_atomic
+from stratalens.store.files import user_path, write_text_atomic
+from stratalens.store.names import check_distinct, parse_yaml
 from stratalens.store.storage.base import PRIVATE
 from stratalens.store.storage.resolve import is_url
 
@@ -31,6 +32,16 @@ class StageEntry(BaseModel):
     revision: str | None = None
     adapter: Path | None = None
     order: int | None = None
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return value
+        raise ValueError(
+            "a stage name is text, and YAML reads no, on, yes and off without quotes as true or false, and 007 and "
+            '1e3 as numbers; write the name in quotes, for example "no"'
+        )
 
     @model_validator(mode="after")
     def _check_source(self) -> StageEntry:
@@ -95,7 +106,7 @@ class RunFile(BaseModel):
         if isinstance(value, dict):
             return tuple({"name": name, "path": path} for name, path in value.items())
         if isinstance(value, list | tuple):
-            return tuple({"name": entry} if isinstance(entry, str) else entry for entry in value)
+            return tuple(entry if isinstance(entry, dict | StageEntry) else {"name": entry} for entry in value)
         raise ValueError("must be a list such as [{name: base, path: checkpoints/base}], or {base: checkpoints/base}")
 
     @model_validator(mode="after")
@@ -108,10 +119,7 @@ class RunFile(BaseModel):
 
     @model_validator(mode="after")
     def _check_stage_names(self) -> RunFile:
-        names = [stage.name for stage in self.stages]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"stage names must be unique; repeated: {', '.join(map(repr, repeated))}")
+        check_distinct([stage.name for stage in self.stages], "stage", remedy="give every stage its own name")
         return self
 
 
@@ -125,7 +133,7 @@ def read_run_file(path: str | Path) -> RunFile:
         InputError: the file is missing or not YAML, a key is unknown (similar keys are named), or a value has the
             wrong type (the key and the value are named).
     """
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         raise InputError(_folder_message(path))
     if not path.is_file():
@@ -146,10 +154,7 @@ def _folder_message(path: Path) -> str:
 
 
 def _validated(text: str, path: str | Path) -> RunFile:
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"run file {path} is not readable as YAML: {error}") from error
+    raw = parse_yaml(text, f"run file {path}")
     if not isinstance(raw, dict):
         raise InputError(f"run file {path} must hold `key: value` lines; its keys are {_keys()}")
     try:

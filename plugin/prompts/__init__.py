@@ -1,9 +1,10 @@
 """Prompt tables, their token ids, and named positions in them.
 
-table         PromptTable: columns, defaults, validation
-columns       rules for one column
-files         csv, tsv, jsonl and parquet files
-spans         character spans of entities and span columns
-tokenization  token ids, offsets and digests
-positions     named positions as token indices
+table            PromptTable: columns, defaults, validation
+columns          rules for one column
+files            csv, tsv, jsonl and parquet files
+spans            character spans of entities and span columns
+tokenization     token ids, offsets and digests
+positions        named positions as token indices
+entity_warnings  warnings about rows that may share an entity
 """

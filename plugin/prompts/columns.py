@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,15 +35,11 @@ def check_names(names: Sequence[Any], source: str) -> None:
     path: no slashes, no control characters, no leading dot or double underscore.
     Names of sites without a short name are refused later, when the store is created.
     """
-    seen: set[str] = set()
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise InputError(
                 f"{source}: column name {name!r} is not a text; give every column a name: df.columns = [...]"
             )
-        if name in seen:
-            raise InputError(f"{source}: two columns are called {name!r}; rename or drop one of them")
-        seen.add(name)
         unsafe = "/" in name or "\\" in name or name.startswith((".", "__")) or not name.isprintable()
         if unsafe or name == "zarr.json":
             raise InputError(
@@ -54,6 +52,59 @@ def check_names(names: Sequence[Any], source: str) -> None:
                 f"(such as stage, layer, token, loss, resid_post); rename it: "
                 f"df.rename(columns={{{name!r}: 'my_{name}'}})"
             )
+
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+
+
+def typed_values(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Convert a column of text to integers, floats or booleans where that loses nothing.
+
+    Every value must be written as Python writes the number, so that the number gives the same text again: 7, -2, 0.5
+    and True become values; 007, +5, 1e3, 1_000 and true stay text. Whole numbers with a point, such as 1.0, are floats
+    only where another value of the column has a fraction. In a column of floats, 'nan' in any case is a missing value.
+
+    Args:
+        column: text, one value per row; pandas.NA is missing.
+
+    Returns:
+        The column with dtype Int64, Float64 or boolean, or the column itself. Missing values stay missing.
+
+    Example:
+        >>> [str(typed_values(pd.Series(texts, dtype="string")).dtype) for texts in (["7", "10"], ["07", "10"])]
+        ['Int64', 'string']
+    """
+    texts = [str(text) for text in column.dropna().unique()]
+    dtype = _lossless_dtype(texts)
+    if dtype is None:
+        return column
+    convert = {"Int64": int, "Float64": float, "boolean": "True".__eq__}[dtype]
+    values: dict[Any, Any] = {text: convert(text) for text in texts}
+    present = column.notna().to_numpy(dtype=bool)
+    converted = [values[text] if there else None for text, there in zip(column.tolist(), present, strict=True)]
+    return pd.Series(pd.array(converted, dtype=dtype), index=column.index, name=column.name)
+
+
+def _lossless_dtype(texts: Sequence[str]) -> str | None:
+    """Choose the dtype that all texts have, or None for text."""
+    if not texts:
+        return None
+    if all(_INTEGER.fullmatch(text) and abs(int(text)) < 2**63 for text in texts):
+        return "Int64"
+    if set(texts) <= {"True", "False"}:
+        return "boolean"
+    numbers = [text for text in texts if text.lower() != "nan"]
+    fractions = [_is_plain_float(text) and not float(text).is_integer() for text in numbers]
+    return "Float64" if any(fractions) and all(map(_is_plain_float, numbers)) else None
+
+
+def _is_plain_float(text: str) -> bool:
+    """Return whether a text is the shortest form of a finite float."""
+    try:
+        value = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(value) and repr(value) == text
 
 
 def missing_rows(column: pd.Series[Any]) -> list[int]:
@@ -142,6 +193,17 @@ def label_values(column: pd.Series[Any], source: str) -> NDArray[Any]:
         f"{source}: column {name!r} has dtype {column.dtype}, which the store cannot label rows with; labels "
         f"are text, integers, floats or booleans: df[{name!r}] = df[{name!r}].astype(str)"
     )
+
+
+def category_order(column: pd.Series[Any]) -> tuple[str, ...] | None:
+    """Return the categories of an ordered categorical column as text, in order; None for any other column.
+
+    >>> category_order(pd.Series(pd.Categorical(["lo", "hi"], categories=["lo", "mid", "hi"], ordered=True)))
+    ('lo', 'mid', 'hi')
+    """
+    if not isinstance(column.dtype, pd.CategoricalDtype) or not column.dtype.ordered:
+        return None
+    return tuple(str(category) for category in column.dtype.categories.tolist())
 
 
 def _object_values(column: pd.Series[Any], name: str, source: str) -> NDArray[Any]:

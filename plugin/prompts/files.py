@@ -2,10 +2,12 @@
 
 In csv files only an empty field is missing. pandas would also read 'NA',
 'null' and 'None' as missing, but these are names, and prompts are about names.
+A column of a csv file becomes numbers only where that loses nothing (`typed_values`).
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import warnings
@@ -14,12 +16,16 @@ from typing import Any
 
 import pandas as pd
 
-from stratalens.store.errors import InputError, suggest
+from stratalens.plugin.prompts.columns import missing_rows, name_rows, typed_values
+from stratalens.plugin.prompts.spans import span_names
+from stratalens.store.errors import InputError, LabelWarning, suggest
+from stratalens.store.files import user_path
+from stratalens.store.names import check_distinct, parse_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
-# These columns are text whatever the values of a csv file look like: prompt_id 007 is not 7.
+# These columns are text whatever the values of a csv file look like: prompt_id 7 is the text '7'.
 TEXT_COLUMNS = ("prompt", "prompt_id", "entity", "entity_id", "answer")
 
 
@@ -33,7 +39,7 @@ def read_frame(path: str | Path) -> pd.DataFrame:
         InputError: no such file, a folder, an unknown suffix, an encoding other
             than UTF-8, or a malformed line; the message names the line.
     """
-    file = Path(path)
+    file = user_path(path)
     if not file.exists():
         folder = file.parent
         others = sorted(p.name for p in folder.iterdir() if p.suffix in SUFFIXES) if folder.is_dir() else []
@@ -71,12 +77,14 @@ def _read_csv(file: Path, separator: str) -> pd.DataFrame:
     text = _read_text(file)
     if not text.strip():
         raise InputError(f"{file} is empty; a table has a header line with a column 'prompt' and one line per prompt")
+    # pandas would rename the second of two equal columns
+    header = next((row for row in csv.reader(io.StringIO(text), delimiter=separator) if any(row)), [])
+    check_distinct(header, "column", str(file))
     options: dict[str, Any] = {
         "sep": separator,
         "keep_default_na": False,
         "na_values": [""],
-        "dtype": dict.fromkeys(TEXT_COLUMNS, "string"),
-        "dtype_backend": "numpy_nullable",  # a column of integers with a missing value stays a column of integers
+        "dtype": "string",
         "index_col": False,  # otherwise pandas silently makes an extra field the index
     }
     try:
@@ -88,21 +96,26 @@ def _read_csv(file: Path, separator: str) -> pd.DataFrame:
             f"{file}: {str(error).strip()}; every line must have as many fields as the header, and a field that "
             'holds the separator, a quote or a line break is written in "..."'
         ) from None
-    for name in frame.columns.difference(list(TEXT_COLUMNS)):
-        frame[name] = _numbers_with_nan(frame[name])
+    edges = {f"{name}_{edge}" for name in span_names(frame.columns) for edge in ("start", "end")}
+    for name in frame.columns:
+        if name not in TEXT_COLUMNS:
+            values = typed_values(frame[name])
+            frame[name] = values if name in edges else _fill_text(values, file)
     return frame
 
 
-def _numbers_with_nan(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Convert a text column to floats where every value is a number or 'nan'."""
-    if not pd.api.types.is_string_dtype(column.dtype):
+def _fill_text(column: pd.Series[Any], file: Path) -> pd.Series[Any]:
+    """Replace the missing values of a text label by '', with a warning; a store gives such a label back as ''."""
+    empty = missing_rows(column)
+    if column.dtype != "string" or not empty or len(empty) == len(column):
         return column
-    is_nan = column.str.lower().eq("nan").fillna(False).to_numpy(dtype=bool)
-    others = column[~is_nan]
-    if not is_nan.any() or not len(others) or others.isna().any():
-        return column
-    numbers = pd.to_numeric(others, errors="coerce")
-    return column if numbers.isna().any() else numbers.reindex(column.index).astype("Float64")
+    warnings.warn(
+        f"{file}: label column {str(column.name)!r} is empty in {name_rows(empty)}; analyses by this label leave "
+        "these rows out",
+        LabelWarning,
+        stacklevel=5,  # the caller of PromptTable.read
+    )
+    return column.fillna("")
 
 
 def _read_jsonl(file: Path) -> pd.DataFrame:
@@ -112,7 +125,7 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line, f"{file}, line {number}")
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{file}, line {number}, column {error.colno}: {error.msg}; every line of a jsonl file is one "
@@ -149,8 +162,10 @@ def _read_parquet(file: Path) -> pd.DataFrame:
             f"{file}: reading parquet needs pyarrow: pip install 'stratalens[parquet]'; or save the table as csv"
         ) from None
     try:
+        check_distinct(parquet.read_schema(file).names, "column", str(file))
+        data = parquet.read_table(file)
         # Nullable dtypes as in the other formats. A file that pandas wrote keeps its dtypes in its metadata.
-        frame: pd.DataFrame = parquet.read_table(file).to_pandas(types_mapper=_nullable_dtypes(arrow).get)
+        frame: pd.DataFrame = data.to_pandas(types_mapper=_nullable_dtypes(arrow).get)
     except (arrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{file} is not a readable parquet file: {str(error).splitlines()[0]}") from None
     return frame

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from stratalens.plugin.prompts.columns import missing_rows, name_rows
 from stratalens.store.errors import InputError
 
 Spans = NDArray[np.int64]
+
+_WHOLE_NUMBER = re.compile(r"[0-9]+\.0")
 
 
 def span_columns(
@@ -39,10 +42,7 @@ def span_columns(
     """
     spans: dict[str, Spans] = {}
     used: set[str] = set()
-    for column in columns:
-        name = column.removesuffix("_start")
-        if name == column or not name or f"{name}_end" not in columns:
-            continue
+    for name in span_names(columns):
         pair = [_integers(columns[f"{name}_{edge}"], source) for edge in ("start", "end")]
         span = np.stack(pair, axis=1)
         _check_span(name, span, prompts, source)
@@ -51,12 +51,24 @@ def span_columns(
     return spans, used
 
 
+def span_names(columns: Collection[str]) -> list[str]:
+    """List the names that have both columns `<name>_start` and `<name>_end`.
+
+    >>> span_names(["prompt", "obj_start", "obj_end", "window_start"])
+    ['obj']
+    """
+    names = [str(column).removesuffix("_start") for column in columns if str(column).endswith("_start")]
+    return [name for name in names if name and f"{name}_end" in columns]
+
+
 def _integers(column: pd.Series[Any], source: str) -> Spans:
     values = np.full(len(column), -1, dtype=np.int64)
     missing = set(missing_rows(column))
     for row, value in enumerate(column.tolist()):
         if row in missing:
             continue
+        if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value):
+            value = float(value)  # pandas writes integers of a column with missing values as 3.0
         is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
         if not is_number or not float(value).is_integer():
             raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratalens.plugin.prompts.columns import check_names, label_values, name_rows, text_values
+from stratalens.plugin.prompts.columns import category_order, check_names, label_values, name_rows, text_values
 from stratalens.plugin.prompts.files import read_frame
 from stratalens.plugin.prompts.spans import entity_spans, span_columns
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts, tokenize
 from stratalens.store.errors import InputError, suggest
+from stratalens.store.names import check_distinct
 
 SPECIAL = ("prompt", "prompt_id", "entity", "entity_id", "answer")
 
@@ -48,6 +49,8 @@ class PromptTable:
         names_entities: whether the table says which rows are about the same entity.
             Otherwise every row is about a separate one.
         label_names: columns that are labels, in the table's order.
+        label_orders: for each label that is an ordered pandas Categorical, its categories in order, as text. The
+            store keeps this order, and the analyses take it as the order of the groups.
 
     Example:
         >>> import pandas as pd
@@ -81,11 +84,14 @@ class PromptTable:
         self.names_entities: bool = "entity_id" in columns or bool(entities is not None and any(entities.tolist()))
         """Whether the table says which rows are about the same entity; otherwise each row counts as its own entity."""
         self.warned_about_entities = False
-        """Whether a capture has warned that the table does not name entities; it warns once for each table."""
+        """Whether a capture has looked for rows that may share an entity; it warns once for each table."""
         if "answer" in texts:
             content["answer"] = texts["answer"]
         self.label_names: tuple[str, ...] = tuple(n for n in columns if n not in SPECIAL and n not in used)
         content.update({name: label_values(columns[name], source) for name in self.label_names})
+        orders = {name: category_order(columns[name]) for name in self.label_names}
+        self.label_orders: Mapping[str, tuple[str, ...]] = {name: order for name, order in orders.items() if order}
+        """Categories of each label that was an ordered categorical column, in order."""
         self._content = content
 
     @classmethod
@@ -128,7 +134,10 @@ class PromptTable:
         columns = dict(self._content)
         for name, span in self.spans.items():
             columns[f"{name}_start"], columns[f"{name}_end"] = span[:, 0], span[:, 1]
-        return pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
+        frame = pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
+        for name, order in self.label_orders.items():
+            frame[name] = _ordered(frame[name], order)
+        return frame
 
     def labels(self) -> dict[str, NDArray[Any]]:
         """Return the coordinates of the store's entity dim.
@@ -178,6 +187,15 @@ class PromptTable:
         return "text" if dtype.hasobject else str(dtype)
 
 
+def _ordered(labels: pd.Series[Any], order: Sequence[str]) -> pd.Series[Any]:
+    """Return labels as an ordered categorical column of their own type."""
+    value_of = {str(value): value for value in labels.tolist()}
+    categories = [value_of.get(text, text) for text in order]
+    if labels.dtype != object and any(text not in value_of for text in order):
+        categories = pd.Series(order, dtype=object).astype(labels.dtype).tolist()  # a number that no row has
+    return pd.Series(pd.Categorical(labels, categories=categories, ordered=True), index=labels.index)
+
+
 def _check_columns(frame: pd.DataFrame, source: str) -> dict[str, pd.Series[Any]]:
     """Return the columns by name, with rows counted from 0.
 
@@ -185,6 +203,7 @@ def _check_columns(frame: pd.DataFrame, source: str) -> dict[str, pd.Series[Any]
         InputError: no column 'prompt', no rows, or an invalid column name.
     """
     names = list(frame.columns)
+    check_distinct(names, "column", source)  # before ' prompt' is reported as a missing column
     if "prompt" not in names:
         hint = suggest("prompt", [str(name) for name in names]) if names else "the table has no columns"
         raise InputError(
@@ -202,19 +221,14 @@ def _prompt_ids(columns: Mapping[str, pd.Series[Any]], count: int, source: str) 
     if "prompt_id" not in columns:
         return np.array([f"r{row:06d}" for row in range(count)], dtype=object)
     ids = text_values(columns["prompt_id"], source, required=True)
-    rows_of: dict[str, list[int]] = {}
-    for row, name in enumerate(ids.tolist()):
-        rows_of.setdefault(name, []).append(row)
-    if "" in rows_of:
-        raise InputError(f"{source}: prompt_id is empty in {name_rows(rows_of[''])}; name them, or drop the column")
-    repeated = {name: rows for name, rows in rows_of.items() if len(rows) > 1}
-    if repeated:
-        shown = "; ".join(f"{name!r} in {name_rows(rows)}" for name, rows in list(repeated.items())[:5])
-        more = f"; and {len(repeated) - 5} more" if len(repeated) > 5 else ""
-        raise InputError(
-            f"{source}: prompt_id must be unique, but {shown}{more}; rename them, or drop the column to number the "
-            "rows (rows about the same entity share an entity_id, not a prompt_id)"
-        )
+    blank = np.flatnonzero(ids == "")
+    if len(blank):
+        raise InputError(f"{source}: prompt_id is empty in {name_rows(blank)}; name them, or drop the column")
+    remedy = (
+        "prompt ids must be unique: rename them, or drop the column to number the rows (rows about the same entity "
+        "share an entity_id, not a prompt_id)"
+    )
+    check_distinct(ids.tolist(), "prompt_id", source, place="row", remedy=remedy)
     return ids
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from stratalens.plugin.compat import mark_headless
 from stratalens.store.errors import InputError, UnreachableError, join_names
+from stratalens.store.files import user_path
 
 # The root of all errors of the HTTP library that huggingface_hub uses. That library differs between its versions
 # (requests, httpx, ...), but the hub's own HTTP error always derives from it.
@@ -43,7 +44,7 @@ class Checkpoint:
         Raises:
             InputError: the path is not a folder, or has no config or no safetensors weights.
         """
-        folder = Path(self.folder)
+        folder = user_path(self.folder)
         check_checkpoint(folder)
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             return LoraAdapter(folder, dtype=self.dtype).load(tokenizer, device)
@@ -109,7 +110,7 @@ class LoraAdapter:
             from peft import PeftConfig, PeftModel
         except ImportError as error:
             raise InputError("LoRA adapters need peft. Install it with: pip install 'stratalens[lora]'") from error
-        folder = Path(self.folder)
+        folder = user_path(self.folder)
         for needed in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / needed).is_file():
                 raise InputError(

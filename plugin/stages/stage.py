@@ -15,6 +15,7 @@ from torch import nn
 
 from stratalens.plugin.stages.checkpoints import Checkpoint, StoredModel
 from stratalens.store.errors import InputError, join_names
+from stratalens.store.names import check_distinct
 from stratalens.store.state.manifest import StageEntry
 
 Source = Any  # a hooked model, a function that returns one, a checkpoint folder or a StoredModel
@@ -58,8 +59,7 @@ def parse_stages(stages: Any) -> list[Stage]:
     if not parsed:
         raise InputError("stages is empty. Pass one model, or {name: model, function or checkpoint folder}.")
     names = [check_stage_name(stage.name) for stage in parsed]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"stage {repeated[0]!r} is listed twice. Give every stage its own name.")
+    check_distinct(names, "stage", remedy="give every stage its own name")
     return [replace(stage, source=_resolve_source(stage)) for stage in parsed]
 
 
@@ -163,8 +163,9 @@ def check_stage_name(name: Any) -> str:
     valid = "Use a short text without slashes or control characters, for example 'stage-1'."
     if not isinstance(name, str):
         raise InputError(f"stage name {name!r} is {type(name).__name__}, not text. {valid}")
-    if not name.strip() or name != name.strip():
-        raise InputError(f"stage name {name!r} is empty or has blanks at its ends. {valid}")
+    if not name.strip():
+        raise InputError(f"stage name {name!r} is empty. {valid}")
+    check_distinct([name], "stage name")
     if name in (".", ".."):
         raise InputError(f"stage name {name!r} means a folder. {valid}")
     for character in name:

@@ -200,8 +200,8 @@ OUTPUTS: dict[str, tuple[str, str]] = {
 }
 
 
-# All statistics of the output: those of `OUTPUTS`, the percentiles, and the loss of the answer.
-OUTPUT_STATISTICS = (*OUTPUTS, "logit_percentile", "answer_loss")
+# All statistics of the output: those of `OUTPUTS`, the percentiles, and the losses of the answer and of the entity.
+OUTPUT_STATISTICS = (*OUTPUTS, "logit_percentile", "answer_loss", "entity_loss")
 
 
 # Dims and coordinates that every store has or may get; `entity` is a label column.
@@ -305,6 +305,17 @@ def answer_variable() -> Variable:
         dims=("stage", "entity"),
         units="nat",
         doc="mean loss of the answer's tokens, run behind the prompt",
+        attrs={"kind": "output"},
+    )
+
+
+def entity_variable() -> Variable:
+    """Describe the mean loss of the entity's tokens in the prompt, float32 (stage, entity)."""
+    return Variable(
+        name="entity_loss",
+        dims=("stage", "entity"),
+        units="nat",
+        doc="mean loss of the entity's tokens in the prompt; NaN without an entity, or where it is the first token",
         attrs={"kind": "output"},
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.store.errors import InputError, NotRecordedError, no_site_error
+from stratalens.store.files import user_path
 from stratalens.store.reading.open import open_store
 
 SUFFIXES = (".npy", ".safetensors")
@@ -39,7 +40,7 @@ def export_array(
         InputError: unknown site, layer or suffix.
         NotRecordedError: some rows of a stage were never recorded; they are never written as zeros.
     """
-    target = Path(target)
+    target = user_path(target)
     if target.suffix not in SUFFIXES:
         valid = ", ".join(SUFFIXES)
         raise InputError(f"cannot export to {target.name!r}: the suffix selects the format; valid: {valid}")

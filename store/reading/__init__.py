@@ -7,5 +7,6 @@ selection    selections that are not read yet
 indexing     row ranges to read
 slabs        which files hold a selection
 chunks       reading inside one file
+json_text    attributes that are dicts for Python and text for files
 staleness    notices that an open store was replaced
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from stratalens.store.errors import InputError, MismatchError
+from stratalens.store.errors import InputError, LabelWarning, MismatchError
 from stratalens.store.format import metadata
 from stratalens.store.format.int8 import summarize_errors
 from stratalens.store.format.schema import Variable, recorded_variable
 from stratalens.store.reading.chunks import BFLOAT16
+from stratalens.store.reading.json_text import JsonText
 from stratalens.store.reading.lazy_arrays import (
     Exposure,
     LabelArray,
@@ -200,10 +202,27 @@ def _coordinates(store: Store) -> dict[str, xr.Variable]:
 def _label_coordinates(stores: Sequence[_OpenedStore], rows: int) -> dict[str, xr.Variable]:
     """Return the label columns, read at once if there are at most `EAGER_LABELS` rows."""
     coords = {}
+    orders = _label_orders([opened.store for opened in stores])
     for name in stores[0].store.label_types:
-        column = lazy_variable(("entity",), concatenate([opened.labels[name] for opened in stores], 0))
-        coords[name] = column if rows > EAGER_LABELS else xr.Variable(("entity",), column.values)
+        attrs: dict[str, Any] = {"ordered_categories": list(orders[name])} if name in orders else {}
+        column = lazy_variable(("entity",), concatenate([opened.labels[name] for opened in stores], 0), attrs)
+        coords[name] = column if rows > EAGER_LABELS else xr.Variable(("entity",), column.values, attrs)
     return coords
+
+
+def _label_orders(stores: Sequence[Store]) -> dict[str, tuple[str, ...]]:
+    """Return the orders of categories that all stores have in common."""
+    first = stores[0].label_orders
+    names = sorted({name for store in stores for name in store.label_orders})
+    differing = [name for name in names if any(store.label_orders.get(name) != first.get(name) for store in stores)]
+    if differing:
+        warnings.warn(
+            f"the stores order the categories of {', '.join(map(repr, differing))} in different ways, so the joined "
+            "labels have no order; give the stores one order with stratalens.relabel, or name it with order=[...]",
+            LabelWarning,
+            stacklevel=4,
+        )
+    return {name: order for name, order in first.items() if name not in differing}
 
 
 def _assemble(
@@ -230,8 +249,8 @@ def _attributes(stores: Sequence[_OpenedStore]) -> dict[str, Any]:
         "path": paths[0] if len(paths) == 1 else paths,
         "stratalens_format": metadata.FORMAT_VERSION,
         "stratalens_key": keys[0] if len(keys) == 1 else hashlib.sha256(" ".join(keys).encode()).hexdigest(),
-        "provenance": dict(first.provenance),
-        "recorded_with": dict(first.recorded_with),
+        "provenance": JsonText.of(first.provenance),
+        "recorded_with": JsonText.of(first.recorded_with),
     }
 
 

@@ -93,6 +93,7 @@ class Store:
         stages: recorded stages, in the order of the stage axis on disk.
         measured: for each scaled variable and stage (largest error, mean error, rows), or None.
         alternate_label_files: label columns whose current values use the alternate file names.
+        label_orders: categories of each ordered label column, in order, as text.
         checksum: checksum of the root document.
     """
 
@@ -109,6 +110,7 @@ class Store:
     stages: tuple[StageEntry, ...] = ()
     measured: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     alternate_label_files: tuple[str, ...] = ()
+    label_orders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     checksum: str = ""
 
     @property
@@ -160,7 +162,7 @@ class Store:
         if old.checksum and old.checksum == self.checksum:
             return True
         fixed = ["block_size", "entities", "layers", "tokens", "provenance"]
-        fixed += [] if labels_too else ["label_types", "label_digest"]
+        fixed += [] if labels_too else ["label_types", "label_digest", "label_orders"]
         return (
             all(getattr(old, name) == getattr(self, name) for name in fixed)
             and self.groups[: len(old.groups)] == old.groups
@@ -197,7 +199,10 @@ class Store:
         """Return the zarr.json of every array, by name."""
         documents = {name: coordinate.document() for name, coordinate in self.coordinates().items()}
         for name, dtype in self.label_types.items():
-            documents[name] = metadata.label_metadata("entity", self.entities, self.label_chunk, dtype, {})
+            attributes: Json = (
+                {"ordered_categories": list(self.label_orders[name])} if name in self.label_orders else {}
+            )
+            documents[name] = metadata.label_metadata("entity", self.entities, self.label_chunk, dtype, attributes)
             if name in self.alternate_label_files:
                 documents[name]["chunk_key_encoding"] = metadata.ALTERNATE_KEYS
         for name, layout in self.layouts.items():
@@ -225,6 +230,7 @@ class Store:
                 "stages": [s.to_json() for s in self.stages],
                 **({"measured": dict(self.measured)} if self.measured else {}),
                 **({"second_place": list(self.alternate_label_files)} if self.alternate_label_files else {}),
+                **({"label_orders": {k: list(v) for k, v in self.label_orders.items()}} if self.label_orders else {}),
             },
         }
 
@@ -297,6 +303,7 @@ def _parse_root(root_document: _RootDocument, where: str, root: str) -> dict[str
         ),
         "measured": state.get("measured", {}),
         "alternate_label_files": tuple(state.get("second_place", ())),
+        "label_orders": {name: tuple(order) for name, order in state.get("label_orders", {}).items()},
         "checksum": state["checksum"],
     }
 

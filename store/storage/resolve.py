@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 
 from stratalens.store.errors import InputError, join_names
+from stratalens.store.files import user_path
 from stratalens.store.storage.base import PRIVATE, Storage
 from stratalens.store.storage.local import LocalStorage
 
@@ -21,12 +22,12 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def storage_at(path: str | os.PathLike[str]) -> Storage:
-    """Return the storage of a folder or an fsspec URL."""
+    """Return the storage of a folder or an fsspec URL; a leading ~ is the home folder."""
     if isinstance(path, str) and is_url(path):
         from stratalens.store.storage.object_store import RemoteStorage
 
         return RemoteStorage(path)
-    return LocalStorage(str(path).removeprefix("file://"))
+    return LocalStorage(user_path(str(path).removeprefix("file://")))
 
 
 def no_store_error(storage: Storage) -> InputError:

@@ -31,6 +31,7 @@ from stratalens.store.writing.label_columns import (
     labels_mismatch,
     write_labels,
 )
+from stratalens.store.writing.label_reconciliation import check_orders, warn_about_orders, with_stored_types
 
 
 def create(
@@ -46,6 +47,7 @@ def create(
     exist_ok: bool = True,
     recorded_with: Mapping[str, str] | None = None,
     compression: str = "none",
+    label_orders: Mapping[str, Sequence[str]] | None = None,
     storage: Storage | None = None,
 ) -> Store:
     """Make a store at `path`, or open the store there if it fits the arguments.
@@ -62,6 +64,7 @@ def create(
         exist_ok: False raises if there is a store already.
         recorded_with: library versions in addition to the automatic ones; recorded, never compared.
         compression: "none", or "zstd" (level 1) for the sites. Statistics are never compressed.
+        label_orders: categories of each ordered label column, in order. An existing store keeps its own.
         storage: backend to use instead of the one for `path`.
 
     Returns:
@@ -100,6 +103,7 @@ def create(
         label_digest=labels.digest(columns),
         provenance=facts,
         recorded_with={**_library_versions(), **(recorded_with or {})},
+        label_orders=check_orders(label_orders or {}, columns),
     )
     if storage.kind() == "file":
         raise StoreExistsError(f"{storage.root} is a file, a store is a folder: choose another path")
@@ -202,12 +206,15 @@ def _extend(store: Store, expected: Store, columns: Columns) -> Store:
 
     Damaged label files are written again.
     """
-    if expected.label_types != dict(store.label_types) or expected.label_digest != store.label_digest:
+    if expected.label_types != dict(store.label_types):
+        columns = with_stored_types(store, columns)
+    if labels.digest(columns) != store.label_digest:
         raise labels_mismatch(store, columns)
     check_axes(store, layers=expected.layers, tokens=expected.tokens)
     variables = [v for v in expected.groups[0] if v.attrs.get("kind") != "flag"]
     added = new_variables(store, variables)
     check_provenance(store, store.provenance, expected.provenance)
+    warn_about_orders(store, expected.label_orders)
     write_labels(store, columns, only_damaged=True)
     if not added:
         return store

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from stratalens.store.errors import DamagedError, InputError, MismatchError, suggest
 from stratalens.store.format import label_codec as labels
 from stratalens.store.format.schema import AXES, RESERVED_LABELS, check_name
+from stratalens.store.names import check_distinct
 from stratalens.store.state.manifest import Store
 from stratalens.store.state.provenance import mismatch
 
@@ -54,12 +55,14 @@ def check_columns(entities: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
             raise InputError(f"label column {name!r} has {len(column)} values, 'entity' has {rows}: give one for each")
     if columns["entity"].dtype != object:
         columns["entity"] = np.array([str(v) for v in columns["entity"]], dtype=object)
-    first_rows: dict[str, int] = {}
-    for row, text in enumerate(columns["entity"]):
-        first = first_rows.setdefault(text, row)
-        if first != row:
-            raise InputError(f"prompt id {text!r} is in rows {first} and {row}: prompt ids must be unique")
+    check_prompt_ids(columns["entity"])
     return columns
+
+
+def check_prompt_ids(ids: NDArray[Any]) -> None:
+    """Raise InputError if a prompt id is in two rows."""
+    remedy = "prompt ids must be unique: one row of the table for each prompt"
+    check_distinct(ids.tolist(), "prompt id", place="row", remedy=remedy, blanks=False)
 
 
 def check_case_collisions(names: Sequence[str]) -> None:

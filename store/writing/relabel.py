@@ -29,18 +29,23 @@ from stratalens.store.writing.label_columns import (
     Columns,
     check_case_collisions,
     check_columns,
-    differing_rows,
+    check_prompt_ids,
     prompts_mismatch,
     read_labels,
     write_labels,
 )
+from stratalens.store.writing.label_reconciliation import changed_columns, orders_after
 from stratalens.store.writing.writer import ActivationWriter
 
 _LABEL_FILE = re.compile(r"zarr\.json|c\.\d+|\d+")
 
 
 def relabel(
-    store: Store | str | os.PathLike[str], columns: Mapping[str, ArrayLike], *, drop: Sequence[str] = ()
+    store: Store | str | os.PathLike[str],
+    columns: Mapping[str, ArrayLike],
+    *,
+    drop: Sequence[str] = (),
+    label_orders: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, int]:
     """Replace or add label columns of a store; rows are matched by prompt id.
 
@@ -50,6 +55,8 @@ def relabel(
             each row. `prompt`, `entity_text` and `answer` describe what was run: if given, they must equal the store's.
             Other columns of the store stay.
         drop: columns to remove from the store.
+        label_orders: categories of each ordered label column, in order. A column that is not in it keeps the order
+            of the store, if all of its labels are among the categories.
 
     Returns:
         The number of rows with another value for each changed column; all rows for a new or dropped column. Empty if
@@ -73,11 +80,8 @@ def relabel(
                 del merged[name]
             merged = check_columns(merged)
             _check_names(current, list(merged))
-            changed = {
-                name: len(differing_rows(stored[name], column)) if name in stored else current.entities
-                for name, column in merged.items()
-                if name not in stored or labels.digest({"": stored[name]}) != labels.digest({"": column})
-            }
+            orders = orders_after(current, label_orders or {}, merged)
+            changed = changed_columns(current, stored, merged, orders)
             if not changed and not drop:
                 return {}
             moved = {
@@ -88,6 +92,7 @@ def relabel(
                 label_types={name: labels.data_type(column) for name, column in merged.items()},
                 label_digest=labels.digest(merged),
                 alternate_label_files=tuple(sorted(moved & set(merged))),
+                label_orders=orders,
             )
             write_labels(relabelled, {name: merged[name] for name in changed})
             commit_root(relabelled, first=len(relabelled.stages))
@@ -125,8 +130,7 @@ def _in_store_order(store: Store, stored: Columns, columns: Mapping[str, ArrayLi
     for name, column in new.items():
         if len(column) != len(ids):
             raise InputError(f"label column {name!r} has {len(column)} values, 'entity' has {len(ids)}")
-    if len(set(ids.tolist())) != len(ids):
-        raise InputError("prompt ids must be unique: one row of the table for each prompt of the store")
+    check_prompt_ids(ids)
     new["entity"] = ids
     if error := prompts_mismatch(store, stored, new):
         raise error

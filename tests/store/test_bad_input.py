@@ -202,7 +202,7 @@ ROWS = make_labels(4, ["s0", "s1"])
         ({"entities": {"entity_id": ["a"]}}, "entities has no 'entity'"),
         ({"entities": {"entity": ["a"]}}, "entities has no 'entity_id'"),
         ({"entities": {"entity": [], "entity_id": []}}, "no rows"),
-        ({"entities": {"entity": ["a", "b", "a"], "entity_id": ["x"] * 3}}, "'a' is in rows 0 and 2"),
+        ({"entities": {"entity": ["a", "b", "a"], "entity_id": ["x"] * 3}}, r"'a' is listed twice \(rows 0, 2\)"),
         ({"entities": {"entity": ["a", "b"], "entity_id": ["x"]}}, "'entity_id' has 1 values, 'entity' has 2"),
         ({"entities": {**ROWS, "layer": [1] * 4}}, "'layer' has the name of a dim"),
         ({"entities": {**ROWS, "stage_order": [1] * 4}}, "'stage_order' has the name of a dim"),

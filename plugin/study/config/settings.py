@@ -22,6 +22,7 @@ from pydantic import (
 from stratalens.plugin.study.config.templates import TEMPLATES
 from stratalens.store.errors import InputError, suggest
 from stratalens.store.files import write_text_atomic
+from stratalens.store.names import parse_yaml
 
 UNTRAINED = "untrained"
 MEAN_LIMIT = 0.25  # standardised mean difference between stages
@@ -239,9 +240,10 @@ def read_settings(path: str | Path) -> StudySettings:
     if not source.is_file():
         raise InputError(f"Run file {source} does not exist. Give a YAML file, or a --preset")
     try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise InputError(f"Run file {source} is not readable as YAML: {error}") from error
+    values = parse_yaml(text, f"Run file {source}")
     if not isinstance(values, dict):
         raise InputError(
             f"Run file {source} must hold `key: value` lines; keys: {', '.join(StudySettings.model_fields)}"

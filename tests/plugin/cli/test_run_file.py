@@ -24,7 +24,11 @@ def written(tmp_path, **keys):
         ({"stages": [{"nme": "a", "name": "b"}]}, ["stages.0", "unknown key 'nme'", "'name'"]),
         ({"stages": [{"path": "x"}]}, ["stages.0.name", "missing"]),
         ({"stages": [{"name": "a", "path": "x", "revision": "y"}]}, ["path and revision", "keep one"]),
-        ({"stages": [{"name": "a"}, {"name": "a"}]}, ["repeated", "'a'"]),
+        ({"stages": [{"name": "a"}, {"name": "a"}]}, ["stage 'a' is listed twice"]),
+        ({"stages": ["a", "b", "a"]}, ["stage 'a' is listed twice"]),
+        ({"stages": ["a", "b "]}, ["stage 'b ' has blanks", "write 'b'"]),
+        ({"stages": ["a", False]}, ["stages.1.name", "in quotes", "got False"]),
+        ({"stages": [{"name": 7, "revision": "x"}]}, ["stages.0.name", "in quotes", "got 7"]),
         ({"dtype": "int4"}, ["dtype", "bfloat16", "'int4'"]),
         ({"allow_same_weights": "perhaps"}, ["allow_same_weights", "boolean", "'perhaps'"]),
         ({"batch_size": 0}, ["batch_size", "greater than or equal to 1"]),
@@ -57,6 +61,38 @@ def test_a_folder_is_not_a_run_file(tmp_path):
         read_run_file(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stages: {a: X, a: Y}", ["key of stages 'a' is listed twice (lines 4, 4)"]),
+        ("stages:\n  a: X\n  b: Y\n  a: Z", ["key of stages 'a' is listed twice (lines 5, 7)"]),
+        ("stages: {'a ': X}", ["key of stages 'a ' (line 4) has blanks around it; write 'a'"]),
+        ("stages: [{name: a, path: X, path: Y}]", ["key of stages 'path' is listed twice"]),
+        ("store: other.zarr", ["key 'store' is listed twice (lines 3, 4)"]),
+        ("stages: {no: X, yes: Y}", ["line 4", "the name no as true or false", 'in quotes: "no"']),
+        ("stages: {007: X}", ["the name 007 as a number", 'in quotes: "007"']),
+        ("stages: {on: X}", ["the name on as true or false", 'in quotes: "on"']),
+        ("stages: {2024-01-01: X}", ["the name 2024-01-01 as a date"]),
+        ("stages: {~: X}", ["the name ~ as nothing"]),
+    ],
+)
+def test_names_in_yaml_are_text_and_listed_once(tmp_path, text, words):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: gpt2\nprompts: p.csv\nstore: run.zarr\n{text}\n")
+    with pytest.raises(InputError) as raised:
+        read_run_file(path)
+    assert [word for word in [*words, "run.yaml"] if word not in str(raised.value)] == []
+
+
+def test_a_key_may_override_a_merged_one(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model: gpt2\nprompts: p.csv\nstore: run.zarr\n"
+        "stages:\n- &a {name: a, path: x, order: 3}\n- {<<: *a, name: b}\n- {<<: *a, name: c}\n"
+    )
+    assert [(stage.name, stage.order) for stage in read_run_file(path).stages] == [("a", 3), ("b", 3), ("c", 3)]
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "", "\x00"])
 def test_malformed_yaml_is_refused_with_the_name_of_the_file(tmp_path, text):
     path = tmp_path / "run.yaml"
@@ -84,7 +120,9 @@ def test_stages_may_be_written_as_a_mapping_and_need_no_model(tmp_path):
     ]
 
 
-names = st.text(st.characters(categories=("L", "N", "P", "Z")), min_size=1, max_size=12)
+names = st.text(st.characters(categories=("L", "N", "P", "Z")), min_size=1, max_size=12).filter(
+    lambda name: name.strip() in ("", name)
+)
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -24,8 +24,10 @@ BAD = {
     "half a surrogate pair": ({"prompt": HALF}, ["row 1", "surrogate", "at 1"]),
     "duplicate prompt_id": (
         {"prompt": ["a", "b", "c", "d"], "prompt_id": ["x", "y", "x", "y"]},
-        ["unique", "'x' in rows 0, 2", "'y' in rows 1, 3", "entity_id"],
+        ["unique", "'x' is listed twice (rows 0, 2)", "'y' is listed twice (rows 1, 3)", "entity_id"],
     ),
+    "blanks around a prompt_id": ({"prompt": P2, "prompt_id": ["x", "y "]}, ["prompt_id 'y '", "row 1", "write 'y'"]),
+    "blanks around a column name": ({"prompt": P2, " entity ": ["Ann", "Bo"]}, ["' entity '", "write 'entity'"]),
     "empty prompt_id": ({"prompt": P2, "prompt_id": ["x", ""]}, ["prompt_id is empty in row 1"]),
     "missing prompt_id": ({"prompt": P2, "prompt_id": ["x", None]}, ["'prompt_id' has no value in row 1"]),
     "float prompt_id": ({"prompt": P2, "prompt_id": [1.0, 2.0]}, ["prompt_id", "1.0 is a float", "astype(str)"]),
@@ -99,7 +101,7 @@ def test_invalid_tables_are_refused(case):
 
 def test_two_columns_with_one_name_are_refused():
     frame = pd.DataFrame([["a", 1, 2]], columns=["prompt", "kind", "kind"])
-    with pytest.raises(InputError, match="two columns are called 'kind'"):
+    with pytest.raises(InputError, match="prompt table: column 'kind' is listed twice"):
         PromptTable.from_dataframe(frame)
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stratalens.plugin.prompts.entity_warnings import entity_warning
 from stratalens.plugin.prompts.spans import find_entity
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.store.errors import InputError
@@ -95,6 +96,30 @@ def test_pandas_dtypes_become_numpy(values, dtype, expected):
     stored = table_of(prompt=["a", "b"], label=values).labels()["label"]
     assert stored.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(stored, np.array(expected, dtype=stored.dtype))
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        (pd.Categorical(["mid", "lo"], categories=["lo", "mid", "hi"], ordered=True), ("lo", "mid", "hi")),
+        (pd.Categorical([10, 2], categories=[10, 2, 3], ordered=True), ("10", "2", "3")),
+        (pd.Categorical([0.5, 2.0], categories=[2.0, 0.5], ordered=True), ("2.0", "0.5")),
+    ],
+    ids=str,
+)
+def test_ordered_categories_keep_their_order(labels, order):
+    table = table_of(prompt=["a", "b"], size=labels, plain=pd.Categorical(["x", "y"]))
+    assert dict(table.label_orders) == {"size": order}
+    assert table.labels()["size"].tolist() == labels.tolist()
+    again = PromptTable.from_dataframe(table.frame)
+    assert dict(again.label_orders) == {"size": order}
+    assert again.labels()["size"].dtype == table.labels()["size"].dtype
+
+
+def test_ordered_categories_of_a_parquet_file(tmp_path):
+    labels = pd.Categorical(["mid", "lo"], categories=["lo", "mid", "hi"], ordered=True)
+    pd.DataFrame({"prompt": ["a", "b"], "size": labels}).to_parquet(tmp_path / "p.parquet")
+    assert dict(PromptTable.read(tmp_path / "p.parquet").label_orders) == {"size": ("lo", "mid", "hi")}
 
 
 def test_text_labels_are_plain_str():
@@ -209,3 +234,36 @@ def test_every_site_with_a_short_name_is_reserved():
     assert set(SHORT_NAMES) <= RESERVED_NAMES
     assert {f"{site}_kurtosis" for site in SHORT_NAMES} <= RESERVED_NAMES
     assert "entity" not in RESERVED_NAMES
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"prompt": ["a", "b"]}, "has neither a column entity nor entity_id"),
+        ({"prompt": ["a", "b", "a"]}, "Rows 0, 2 have the same prompt"),
+        ({"prompt": ["is Ann", "is Bo"], "Entity": ["Ann", "Bo"]}, "Does the label column 'Entity' name the entities"),
+        (
+            {"prompt": ["is Ann", "Ann?"], "entity": ["Ann", "Ann"], "entity_id": ["0", "1"]},
+            "rows 0, 1 have the same entity 'Ann' and different values of entity_id ('0', '1')",
+        ),
+        (
+            {"prompt": ["is Ann", "is Ann", "Bo"], "entity_id": ["0", "1", "1"]},
+            "rows 0, 1 have the same prompt 'is Ann' and different values of entity_id",
+        ),
+    ],
+)
+def test_rows_that_may_share_an_entity_are_warned_about(columns, says):
+    assert says in entity_warning(table_of(**columns))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompt": ["is Ann", "Ann?"], "entity": ["Ann", "Ann"]},
+        {"prompt": ["is Ann", "is Ann"], "entity_id": ["0", "0"]},
+        {"prompt": ["is it", "it?", "so it is"], "entity": ["it"] * 3, "entity_id": ["0", "0", "1"]},
+        {"prompt": ["a", "b"], "entity": ["", None], "entity_id": ["0", "1"]},
+    ],
+)
+def test_tables_that_name_their_entities_give_no_warning(columns):
+    assert entity_warning(table_of(**columns)) is None
