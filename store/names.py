@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stratalens.store.errors import InputError
-
-if TYPE_CHECKING:
-    import yaml
 
 _SHOWN = 5  # repeated names in one message
 _STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -115,7 +112,7 @@ def parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source} is not readable as YAML: {error}") from error
 
 
-def _check_keys(node: yaml.Node, source: str, seen: set[int], path: str = "") -> None:
+def _check_keys(node: Any, source: str, seen: set[int], path: str = "") -> None:
     """Check the keys of all mappings in a YAML document, before merge keys are resolved."""
     if id(node) in seen:
         return

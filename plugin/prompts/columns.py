@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ def check_names(names: Sequence[Any], source: str) -> None:
 
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_CONVERTERS: dict[str, Callable[[str], Any]] = {"Int64": int, "Float64": float, "boolean": lambda text: text == "True"}
 
 
 def typed_values(column: pd.Series[Any]) -> pd.Series[Any]:
@@ -78,11 +79,10 @@ def typed_values(column: pd.Series[Any]) -> pd.Series[Any]:
     dtype = _lossless_dtype(texts)
     if dtype is None:
         return column
-    convert = {"Int64": int, "Float64": float, "boolean": "True".__eq__}[dtype]
-    values: dict[Any, Any] = {text: convert(text) for text in texts}
+    values: dict[Any, Any] = {text: _CONVERTERS[dtype](text) for text in texts}
     present = column.notna().to_numpy(dtype=bool)
     converted = [values[text] if there else None for text, there in zip(column.tolist(), present, strict=True)]
-    return pd.Series(pd.array(converted, dtype=dtype), index=column.index, name=column.name)
+    return pd.Series(converted, dtype=dtype, index=column.index, name=column.name)
 
 
 def _lossless_dtype(texts: Sequence[str]) -> str | None:

@@ -44,7 +44,7 @@ class JsonText(str):
         return iter(self.mapping)
 
     def __eq__(self, other: object) -> bool:
-        return self.mapping == other if isinstance(other, Mapping) else str.__eq__(self, other)  # type: ignore[arg-type]
+        return self.mapping == other if isinstance(other, Mapping) else str.__eq__(self, other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other

@@ -26,12 +26,12 @@ def with_statistics(ds: xr.Dataset) -> xr.Dataset:
     rng = np.random.default_rng(0)
     shape = (ds.sizes["stage"], ds.sizes["entity"])
     values = {name: (("stage", "entity"), rng.random(shape, dtype=np.float32)) for name in STATISTICS}
-    return ds.drop_vars("exposure").assign(values).compute()
+    return ds.assign(values).compute()
 
 
 @pytest.fixture(scope="module")
 def ds() -> xr.Dataset:
-    return with_statistics(planted(stages=2, layers=1, groups=3, per_group=24, d=6, tokens=("last",), effect=2.0))
+    return with_statistics(planted(stages=4, layers=1, groups=3, per_group=24, d=6, tokens=("last",), effect=2.0))
 
 
 def through_zarr(data: Any, folder: Path) -> Any:
