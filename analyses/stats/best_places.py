@@ -65,8 +65,8 @@ def best_places(data: object, n: int = 5) -> pd.DataFrame:
     columns = {name: numbers[name].transpose(*dims).values.ravel() for name in numbers.data_vars}
     index = np.indices([numbers.sizes[d] for d in dims]).reshape(len(dims), len(columns["estimate"]))
     for dim in PLACES:
-        labels = _labels(data, dim)
-        positions = index[dims.index(dim)] if dim in dims else np.zeros(len(columns["estimate"]), int)
+        labels = _labels(data, dim, dim in dims)
+        positions = index[dims.index(dim)] if dim in dims else np.zeros(index.shape[1], dtype=int)
         columns[dim] = np.array([labels[i] for i in positions], dtype=object)
     table = pd.DataFrame(columns).assign(measure=measure).dropna(subset=["estimate"])
     table = table.sort_values(["p_max", "estimate"], ascending=[True, False], kind="stable", na_position="last")
@@ -89,11 +89,11 @@ def _measure(data: xr.Dataset) -> str:
     )
 
 
-def _labels(data: xr.Dataset, dim: str) -> Sequence[object]:
-    """Labels along a dim, the label of the selected place, or None."""
-    if dim in data.coords:
+def _labels(data: xr.Dataset, dim: str, varies: bool) -> Sequence[object]:
+    """Labels along a dim; without the dim, the label of the selected place, or None."""
+    if dim in data.coords and (varies or data[dim].ndim == 0):
         return np.atleast_1d(data[dim].values).tolist()
-    return list(range(data.sizes[dim])) if dim in data.dims else [None]
+    return list(range(data.sizes[dim])) if varies else [None]
 
 
 def _note(data: xr.Dataset, measure: str, places: int) -> str:

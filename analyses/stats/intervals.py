@@ -28,7 +28,7 @@ DESCRIPTION = "95 % over the entities that train and test the probes"
 # Factors of the variance for the correlation between entities that train and test.
 ACCURACY_FACTOR = 1.75
 AUC_FACTOR = 2.0
-R2_FACTOR = 2.0
+R2_FACTOR = 1.75
 # With this number of entities on the rarer side, the estimated correlation inside entities has half of the weight.
 FEW_ENTITIES = np.sqrt(3.0)
 
@@ -70,10 +70,16 @@ def share_interval(hits: Doubles, rows: Doubles, strata: Codes, level: float = L
     n_rows, n_units = rows.sum(axis=1), (rows > 0).sum(axis=1)
     share = ratio(hits.sum(axis=1), n_rows)
     variance = stratified_variance(_deviations(hits, rows), rows > 0, strata)
+    return _effective_wilson(share, variance, n_rows, n_units, _rarer_outcome(hits, rows), level)
+
+
+def _effective_wilson(
+    share: Doubles, variance: Doubles, n_rows: Doubles, n_units: Doubles, rarer: Codes, level: float
+) -> Bounds:
+    """Wilson's interval with the rows divided by their design effect, all of shape (P,)."""
     largest = ratio(n_rows, n_units)  # design effect of entities whose rows are all right or all wrong
     binomial = share * (1 - share) / np.maximum(n_rows, 1)
     design = np.where(binomial > 0, ratio(variance, binomial), largest)
-    rarer = np.minimum((hits < rows).sum(axis=1), ((hits > 0) & (rows > 0)).sum(axis=1))
     trust = rarer**2 / (rarer**2 + FEW_ENTITIES**2)
     design = trust * design + (1 - trust) * largest
     factor = 1 + (ACCURACY_FACTOR - 1) * trust
@@ -81,12 +87,19 @@ def share_interval(hits: Doubles, rows: Doubles, strata: Codes, level: float = L
         return wilson(share, n_rows / (np.maximum(design, 1e-9) * factor), level)
 
 
+def _rarer_outcome(hits: Doubles, rows: Doubles) -> Codes:
+    """Number of entities with a wrong row, or with a right row, whichever is smaller; shape (P,)."""
+    return np.asarray(np.minimum((hits < rows).sum(axis=1), ((hits > 0) & (rows > 0)).sum(axis=1)), dtype=np.int64)
+
+
 def mean_share_interval(hits: Doubles, rows: Doubles, strata: Codes, level: float = LEVEL) -> Bounds:
     """Interval of the mean over classes of sum(hits) / sum(rows), e.g. of a balanced accuracy.
 
-    The intervals of the classes are combined by the distances of their bounds (Zou and Donner, 2008, "Construction of
-    confidence limits about effect measures"). Entities with rows in several classes correlate the classes, which scales
-    the distances.
+    The wider of two intervals on each side. The first is that of `share_interval`, with the variance of the mean and
+    the harmonic means of rows and entities; for equal classes it is the interval of the accuracy. The second combines
+    the intervals of the classes by the distances of their bounds (Zou and Donner, 2008, "Construction of confidence
+    limits about effect measures"), for a small class whose rows are all right. Entities with rows in several classes
+    correlate the classes, which scales these distances.
 
     Args:
         hits: float64 array of shape (classes, P, units).
@@ -98,17 +111,22 @@ def mean_share_interval(hits: Doubles, rows: Doubles, strata: Codes, level: floa
         (low, high), each a float64 array of shape (P,).
     """
     share = ratio(hits.sum(axis=2), rows.sum(axis=2))
-    bounds = [share_interval(own, counted, strata, level) for own, counted in zip(hits, rows, strict=True)]
+    mean, present = share.mean(axis=0), rows > 0
     deviations = np.stack([_deviations(own, counted) for own, counted in zip(hits, rows, strict=True)])
-    alone = sum(stratified_variance(own, counted > 0, strata) for own, counted in zip(deviations, rows, strict=True))
-    together = stratified_variance(deviations.sum(axis=0), (rows > 0).any(axis=0), strata)
-    # With one class to an entity the two are equal.
-    scale = np.where(alone > 0, ratio(together, np.asarray(alone)), 1.0)
-    scale = np.sqrt(np.where((rows > 0).sum(axis=0).max(axis=1) > 1, scale.clip(0.25), 1.0))
-    mean = share.mean(axis=0)
-    low = mean - scale * np.sqrt(sum((s - b[0]) ** 2 for s, b in zip(share, bounds, strict=True))) / len(share)
-    high = mean + scale * np.sqrt(sum((s - b[1]) ** 2 for s, b in zip(share, bounds, strict=True))) / len(share)
-    return low.clip(0, 1), high.clip(0, 1)
+    variance = stratified_variance(deviations.sum(axis=0), present.any(axis=0), strata)
+    with np.errstate(divide="ignore"):
+        n_rows, n_units = (len(rows) ** 2 / (1 / n).sum(axis=0) for n in (rows.sum(axis=2), present.sum(axis=2)))
+    rarer = _rarer_outcome(hits.sum(axis=0), rows.sum(axis=0))
+    low, high = _effective_wilson(mean, variance / len(rows) ** 2, n_rows, n_units, rarer, level)
+    alone = [stratified_variance(own, n, strata) for own, n in zip(deviations, present, strict=True)]
+    scale = ratio(variance, np.sum(alone, axis=0))
+    # With one class to an entity the two variances are equal.
+    torn = present.sum(axis=0).max(axis=1) > 1
+    scale = np.sqrt(np.where(torn & np.isfinite(scale), scale.clip(0.25), 1.0))
+    bounds = [share_interval(own, counted, strata, level) for own, counted in zip(hits, rows, strict=True)]
+    below = np.sqrt(sum((s - b[0]) ** 2 for s, b in zip(share, bounds, strict=True))) / len(share)
+    above = np.sqrt(sum((s - b[1]) ** 2 for s, b in zip(share, bounds, strict=True))) / len(share)
+    return np.minimum(low, mean - scale * below).clip(0, 1), np.maximum(high, mean + scale * above).clip(0, 1)
 
 
 def auc_interval(area: Doubles, influence: Doubles, classes: Mask, strata: Codes, level: float = LEVEL) -> Bounds:
@@ -131,6 +149,7 @@ def auc_interval(area: Doubles, influence: Doubles, classes: Mask, strata: Codes
     variance = AUC_FACTOR * stratified_variance(influence, classes.any(axis=0), strata)
     with np.errstate(invalid="ignore", divide="ignore"):
         entities = 4 / (1 / classes.sum(axis=2)).sum(axis=0)
+        variance = variance * entities / np.maximum(entities - 2, 1)  # two means are estimated
         perfect = area * (1 - area) <= 0
         n = np.where(perfect | (variance <= 0), entities, area * (1 - area) / variance)
         return wilson(area, n, level)

@@ -110,8 +110,8 @@ def test_scores_keep_their_digits_beside_a_large_common_offset(method: str) -> N
 def test_the_intercept_belongs_to_the_stored_activations() -> None:
     """The probe of all rows gives the same scores, whether rows are centred or not."""
     ds = planted(stages=1, layers=1, groups=2, per_group=30, tokens=("last",), effect=2.0)
-    here = (ds.resid_post + 50.0).squeeze().load()
-    result = probe(here, "trained_stage", method="lda", fold_coefs=True, **QUIET).squeeze()
+    here = (ds.resid_post + 50.0).squeeze(drop=True).load().rename(trained_stage="group")
+    result = probe(here, "group", method="lda", fold_coefs=True, **QUIET).squeeze()
     x, fold = here.values.astype("f8"), result.entity_fold.values
     along = x @ result.fold_coef.values.astype("f8").T + result.fold_intercept.values
     np.testing.assert_allclose(along[np.arange(len(x)), fold], result.score, atol=1e-3)

@@ -100,8 +100,22 @@ def test_balanced_accuracy_adds_the_distances_of_both_classes() -> None:
     wide = [share_interval(h, m, strata) for h, m in zip(hits, member, strict=True)]
     shares = hits.sum(axis=2) / member.sum(axis=2)
     expected = shares.mean() - 0.5 * np.sqrt(sum((s[0] - w[0][0]) ** 2 for s, w in zip(shares, wide, strict=True)))
-    assert low[0] == pytest.approx(expected)
+    assert low[0] <= expected + 1e-12
     assert high[0] - low[0] > 0.2
+
+
+def test_equal_classes_have_one_interval_for_both_accuracies() -> None:
+    result = probe(data(np.random.default_rng(5), 25, 1.5, 6, 8, 3), "group", method="ridge", **QUIET)
+    for bound in ("low", "high"):
+        np.testing.assert_allclose(result[f"balanced_accuracy_{bound}"], result[f"accuracy_{bound}"], atol=1e-9)
+
+
+def test_a_small_class_without_errors_is_still_uncertain() -> None:
+    """10 of 10 rows of the small class are right; its recall may be .72, which moves the mean by .14."""
+    member = np.stack([np.repeat([1.0, 0.0], [100, 10]), np.repeat([0.0, 1.0], [100, 10])])[:, None]
+    hits = member * ((np.arange(110) % 5 > 0) | (np.arange(110) >= 100))
+    low, _ = mean_share_interval(hits, member, np.repeat([0, 1], [100, 10]))
+    assert 0.7 < low[0] < 0.78
 
 
 def test_bounds_without_rows_are_unknown() -> None:
