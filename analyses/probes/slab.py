@@ -134,7 +134,8 @@ def probe_token(
             out["fold_intercept"] = ((rank, "fold"), intercept[:, :-1])
     if plan.permutations:
         for name, null in _null(X, plan, settings, prepare).items():
-            out[f"{name}_null"] = (("pair",), null.mean(axis=1))
+            known = ~np.isnan(null)  # shuffles in which every class has a test row
+            out[f"{name}_null"] = (("pair",), scoring.ratio(np.where(known, null, 0).sum(axis=1), known.sum(axis=1)))
             out[f"{name}_p"] = (("pair",), p_value(null.T, np.asarray(out[f"{name}_mean"][1])))
             out[f"{name}{SHUFFLED}"] = (("pair", "permutation"), null.astype(np.float32))
     return out

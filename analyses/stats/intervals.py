@@ -31,6 +31,8 @@ AUC_FACTOR = 2.0
 R2_FACTOR = 1.75
 # With this number of entities on the rarer side, the estimated correlation inside entities has half of the weight.
 FEW_ENTITIES = np.sqrt(3.0)
+# Entities that are all half right have no variance; their interval has a length nevertheless.
+SMALLEST_DESIGN_EFFECT = 0.25
 
 Bounds = tuple[Doubles, Doubles]
 
@@ -84,7 +86,7 @@ def _effective_wilson(
     design = trust * design + (1 - trust) * largest
     factor = 1 + (ACCURACY_FACTOR - 1) * trust
     with np.errstate(invalid="ignore", divide="ignore"):
-        return wilson(share, n_rows / (np.maximum(design, 1e-9) * factor), level)
+        return wilson(share, n_rows / (np.maximum(design, SMALLEST_DESIGN_EFFECT) * factor), level)
 
 
 def _rarer_outcome(hits: Doubles, rows: Doubles) -> Codes:
