@@ -65,7 +65,7 @@ def p_max(estimate: Doubles, shuffled: Array, family: Array) -> Doubles:
     Example:
         >>> shuffled = np.array([[0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]])
         >>> p_max(np.array([9.0, 1.5]), shuffled, np.array([0, 0])).tolist()
-        [0.2, 1.0]
+        [0.2, 0.8]
     """
     p = np.full(len(estimate), np.nan)
     families = np.unique(family[~np.isnan(estimate)])
