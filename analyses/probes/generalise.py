@@ -90,7 +90,7 @@ def generalise(
         high=((*dims, "group"), high),
         order_kept=(dims, _order_outside(probes, mean, [str(n) for n in label_groups.names])),
     )
-    return out.assign_attrs({**carried_attrs(probes), "by": by})
+    return out.assign_attrs({**carried_attrs(probes), "by": by, "ordered": label_groups.ordered})
 
 
 def _same_rows(probes: xr.Dataset, ds: Data) -> bool:

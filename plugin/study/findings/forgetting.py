@@ -129,7 +129,9 @@ def _correlation_rows(
 
 def _add_accuracy_results(findings: Findings, trained: pd.DataFrame, settings: StudySettings) -> None:
     """Add the accuracy at every checkpoint, and of each stage at the last one."""
-    order = {name: number for number, name in enumerate(trained["stage"].unique())}
+    recorded = trained["stage"].unique()
+    run = dict.fromkeys([*recorded[:1], *settings.stage_names, *recorded])  # stages that are not recorded, too
+    order = {name: number for number, name in enumerate(run)}
     rows = []
     for stage, answers in trained.groupby("stage", sort=False):
         so_far = answers[answers[BY].map(order).fillna(len(order)) <= order[stage]]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings
-from stratalens.plugin.study.findings.headline import Row, describe_headline, headline_row
+from stratalens.plugin.study.findings.headline import INNER_ORDER, ORDER, Row, describe_headline, headline_row
 from stratalens.store.files import write_text_atomic
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 PROJECTION_ROWS = (  # variable, name and chance level
-    ("rank_correlation", "rank correlation of held-out centroids", 0.0),
-    ("inner_rank_correlation", "rank correlation of held-out centroids without the ends of the axis", 0.0),
+    ("inner_rank_correlation", INNER_ORDER, 0.0),
+    ("rank_correlation", ORDER, 0.0),
     ("exact_order", "share of splits in exact training order", None),
     ("r2", "straightness (r2) of held-out centroids", None),
 )
@@ -115,7 +115,7 @@ def write_report(
         results,
         folder / "report.html",
         store_info={**info(str(store)), **model},
-        numbers=[*describe_headline(rows), *findings.sentences],
+        numbers=[*describe_headline(rows, settings.stages), *findings.sentences],
         notes=notes,
         title="Do the activations of a model encode its training order?",
         quick=smoke_test,

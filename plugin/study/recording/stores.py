@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
 
 import stratalens as sl
 from stratalens.plugin.progress import PhaseProgress, suppress_progress_bars
@@ -18,7 +21,6 @@ from stratalens.store.errors import LabelWarning
 
 if TYPE_CHECKING:
     import pandas as pd
-    import xarray as xr
 
 
 STORE = "run.zarr"
@@ -75,13 +77,38 @@ def record_stages(
     Raises:
         InputError: an incompletely recorded stage has no weights any more.
     """
-    stages = _stages_to_record(recorded_stages(settings, checkpoints), path)
+    stages = _stages_to_record(recorded_stages(settings, checkpoints), path, list(checkpoints))
     names = [stage.name for stage in stages]
 
     def report_rows(stage: str, done: int, total: int) -> None:
         progress.update(f"{stage}: {done} of {total} prompts", names.index(stage) * total + done, len(names) * total)
 
-    return _capture(stages, corpus.prompts(), path, settings, report_rows, stage_store_options(settings))
+    ds = _capture(stages, corpus.prompts(), path, settings, report_rows, stage_store_options(settings))
+    return with_order_of_run(ds, (next(iter(checkpoints)), *settings.stage_names))
+
+
+def with_order_of_run(ds: xr.Dataset, stages: Sequence[str]) -> xr.Dataset:
+    """Give a store of some stages the training order of all stages of its run.
+
+    Stores number their stages, and know nothing of stages that they do not hold. A run that records only some stages
+    (`record: {stages: ends}`) knows all of them.
+
+    Args:
+        ds: the store.
+        stages: all stages of the run, in order.
+
+    Returns:
+        The Dataset with `stage_order` and `exposure` on the scale of the run; unchanged if it holds every stage that
+        trained a row.
+    """
+    recorded, trained = ds.stage.values.tolist(), ds.trained_stage.values.tolist()
+    if set(trained) <= set(recorded):
+        return ds
+    order = {name: number for number, name in enumerate(stages)}
+    own = np.array([order[name] for name in recorded])
+    since = (own[:, None] - np.array([order[name] for name in trained])[None]).astype(np.float32)
+    exposure = xr.Variable(("stage", "entity"), since, ds["exposure"].attrs)
+    return ds.assign_coords(stage_order=("stage", own)).assign(exposure=exposure)
 
 
 def record_last(
@@ -105,7 +132,7 @@ def record_last(
     if settings.record.last is None:
         return None
     final = settings.stage_names[-1]
-    stages = _stages_to_record({final: checkpoints[final]}, path, first=settings.stages)
+    stages = _stages_to_record({final: checkpoints[final]}, path, list(checkpoints))
 
     def report_rows(stage: str, done: int, total: int) -> None:
         progress.update(f"{stage}, more tokens and templates: {done} of {total} prompts", done, total)
@@ -133,25 +160,26 @@ def record_conflict(
     """
     if not entities:
         return None
-    stages = _stages_to_record(checkpoints, path)
+    stages = _stages_to_record(checkpoints, path, list(checkpoints))
     return _capture(stages, conflict_prompts(entities), path, settings, False, conflict_store_options(settings))
 
 
-def _stages_to_record(checkpoints: Mapping[str, Path], path: Path, first: int = 0) -> list[Stage]:
-    """List the checkpoints with weights as stages.
+def _stages_to_record(checkpoints: Mapping[str, Path], path: Path, run: Sequence[str]) -> list[Stage]:
+    """List the checkpoints with weights as stages, numbered as in the run; stages of the store keep their numbers.
 
     Args:
         checkpoints: {stage: folder}, in order.
         path: the store; it must hold every stage without weights.
-        first: order number of the first stage.
+        run: names of all checkpoints so far, in order.
 
     Raises:
         InputError: an incompletely recorded stage has no weights any more.
     """
-    stages = [Stage(name, order, folder) for order, (name, folder) in enumerate(checkpoints.items(), first)]
+    ds = sl.open_store(path) if path.exists() else None
+    stored = {} if ds is None else dict(zip(ds.stage.values.tolist(), ds.stage_order.values.tolist(), strict=True))
+    stages = [Stage(name, stored.get(name, run.index(name)), folder) for name, folder in checkpoints.items()]
     removed = {name for name, folder in checkpoints.items() if not has_weights(folder)}
     if removed:
-        ds = sl.open_store(path) if path.exists() else None
         for name in removed:
             if ds is None or name not in ds.stage.values or not bool(ds.recorded.sel(stage=name).all()):
                 require_weights(checkpoints[name], f"recording it in {path}")
