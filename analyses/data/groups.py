@@ -202,15 +202,18 @@ def _ordered_positions(
 def clusters(ds: Data, groups: str = "entity_id") -> Codes:
     """Entity of each row: int64 codes of shape (entity,).
 
-    Without a column `entity_id`, every row is its own entity. Any other missing column is an error. A missing label is
-    an error too, because a split could put its row on both sides.
+    Without a column `entity_id`, rows with the same label of `entity` are one entity, and every row is its own entity
+    where these labels differ or are missing. Any other missing column is an error. A missing label is an error too,
+    because a split could put its row on both sides.
 
     Raises:
         InputError: no such column, or rows without a label.
     """
     check_data(ds)
     if groups == "entity_id" and "entity_id" not in ds.coords:
-        return np.arange(ds.sizes["entity"], dtype=np.int64)
+        if ds.xindexes.get("entity") is None or plain_entities(ds) is not ds:
+            return np.arange(ds.sizes["entity"], dtype=np.int64)
+        return pd.factorize(ds.indexes["entity"])[0].astype(np.int64)
     codes, _ = _factorize(label_column(ds, groups), groups, continuous=True)
     if (codes < 0).any():
         rows = np.flatnonzero(codes < 0)[:5].tolist()
@@ -266,6 +269,19 @@ def exposure(ds: Data, groups: Groups) -> xr.DataArray | None:
     if table is not None:
         return table.fillna(computed.drop_vars("stage"))
     return computed.transpose(..., "group").rename("exposure")
+
+
+def plain_entities(data: Data) -> Data:
+    """Turn a MultiIndex along `entity`, as `set_index` makes it, into label columns; other data is returned as it is.
+
+    Example:
+        >>> ds = xr.Dataset(coords={"x": ("entity", [1, 2]), "y": ("entity", [3, 3])}).set_index(entity=["x", "y"])
+        >>> sorted(map(str, ds.coords)), sorted(map(str, plain_entities(ds).coords))
+        (['entity', 'x', 'y'], ['x', 'y'])
+    """
+    if isinstance(data.xindexes.get("entity"), xr.indexes.PandasMultiIndex):
+        return data.reset_index("entity")
+    return data
 
 
 def check_data(data: object) -> None:

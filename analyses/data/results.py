@@ -11,7 +11,7 @@ from stratalens.analyses.data.array_types import Data
 from stratalens.store.errors import InputError
 
 # Dims of results that are no features.
-LABELS = {"stage", "layer", "token", "pair", "fold", "group", "method", "seed", "repeat", "component"}
+LABELS = {"stage", "layer", "token", "pair", "fold", "group", "method", "seed", "repeat", "component", "draw"}
 # Dims that the analyses add to the dims of the data.
 RESULT_DIMS = (LABELS | {"sample", "statistic", "balance_at"}) - {"stage", "layer", "token"}
 # Attributes that say where vectors come from.

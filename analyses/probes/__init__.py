@@ -1,7 +1,8 @@
 """Linear probes.
 
-probe       probe()
-plan        folds and targets that all slabs share
-slab        probes of one slab
-generalise  generalise(): scores of groups that a probe was not trained on
+probe            probe()
+plan             folds and targets that all slabs share
+slab             probes of one slab
+shuffled_probes  shuffled_probes(): the null of cosines
+generalise       generalise(): scores of groups that a probe was not trained on
 """

@@ -176,7 +176,7 @@ def _make_forgetting_curves(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, xr
     curves = {}
     for name, column in ((ACCURACY, "answer_accuracy"), (LOSS, "answer_loss")):
         values = frame.pivot(index="stage", columns="entity_id", values=column).loc[stages, entities].to_numpy(float)
-        labels = first.drop_vars(first.data_vars)
+        labels = first[["exposure"]]
         curves[name] = forgetting_table(labels.assign({name: (("stage", "entity"), values)}), BY, name)
     curves[LOSS].attrs["units"] = "nats"
     return curves

@@ -227,3 +227,27 @@ def test_a_missing_site_is_refused_with_how_to_record_it() -> None:
     percentiles = ds.resid_post.isel(layer=0, drop=True).rename(d_model="percentile").assign_attrs(kind="output")
     with pytest.raises(InputError, match=r"sites=\('resid_post', 'mlp_out'\)"):
         centroids(ds.assign(logit_percentile=percentiles), site="mlp_out", progress=False)
+
+
+def test_rows_with_the_same_index_label_are_one_entity() -> None:
+    ds = planted(rows_per_entity=2)
+    expected = clusters(ds)
+    indexed = ds.set_index(entity="entity_id")
+    assert "entity_id" not in indexed.coords
+    np.testing.assert_array_equal(clusters(indexed), expected)
+    np.testing.assert_array_equal(clusters(ds.drop_vars("entity_id")), np.arange(ds.sizes["entity"]))
+    several = ds.set_index(entity=["trained_stage", "template"])
+    np.testing.assert_array_equal(np.unique(clusters(several), return_inverse=True)[1], expected)
+    assert groups(several, "trained_stage").names.tolist() == groups(ds, "trained_stage").names.tolist()
+
+
+def test_joined_and_indexed_results_keep_their_order() -> None:
+    ds = planted(groups=3, stages=4)
+    parts = [sl.centroids(ds.sel(layer=[layer]), progress=False) for layer in (0, 1)]
+    whole = xr.concat(parts, dim="layer", data_vars="minimal", coords="minimal", compat="override", join="outer")
+    assert is_ordered(whole)
+    halves = [ds.isel(entity=slice(0, 60)), ds.isel(entity=slice(60, None))]
+    joined = xr.concat(halves, dim="entity", data_vars="minimal", coords="minimal", compat="override", join="outer")
+    assert groups(joined, "trained_stage").ordering == "stage_order"
+    again = sl.centroids(joined, progress=False).centroid
+    np.testing.assert_allclose(again, whole.centroid.transpose(*again.dims), atol=1e-6)
