@@ -59,7 +59,7 @@ class MixedSlots:
     def permuted(self, table: Array, draws: int, rng: np.random.Generator) -> Iterator[Array]:
         """Slot sums after `shuffled_labels` moved the labels between entities, in batches (b, Q, G * C, features).
 
-        Each permutation divides the entities into cells anew, by the new labels, as the observed ones were divided.
+        Each permutation divides the entities into cells again, by the new labels, as the observed ones were divided.
         All slabs of a call ask for the same permutations, which stay in memory if they are small.
         """
         seed, size = int(rng.integers(2**63)), self._batch_size(table)

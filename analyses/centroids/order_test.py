@@ -23,9 +23,9 @@ def order_p(ranks: Array, seed: int = 0) -> tuple[Array, Array, int]:
     """One-sided p-values of an order of groups, at each place and of the largest correlation over all places.
 
     The statistic is Spearman's correlation, averaged over splits: it is linear in the mean ranks, so that mean ranks
-    give its value under any order. The null reassigns the groups to the places in the order, all places of the call
-    alike. It is exact if the groups are exchangeable, whether they differ from each other or not (Pitman 1937,
-    "Significance tests which may be applied to samples from any populations II"). The p of the maximum bounds the
+    give its value under any order. The null reassigns the groups to the places in the order, in the same way at all
+    places of the call. It is exact if the groups are exchangeable, whether they differ from each other or not (Pitman
+    1937, "Significance tests which may be applied to samples from any populations II"). The p of the maximum bounds the
     chance that any place is significant (Westfall and Young 1993, "Resampling-based multiple testing").
 
     Args:

@@ -22,9 +22,9 @@ ISOTROPIC, SHUFFLED = "isotropic directions", "shuffled labels"
 def cosines(probes: Data, over: str = "pair", null: Data | None = None) -> xr.DataArray:
     """Compute the cosines between all directions along one dim.
 
-    Two unrelated directions have a cosine near 0 only where the activations vary equally in all directions. They are
-    alike by chance where a few directions have most of the noise, where two pairs have a group in common (.5), and
-    where two layers share their noise (up to 1). Probes of shuffled labels show by how much.
+    Two unrelated directions have a cosine near 0 only where the activations vary equally in all directions. Cosines
+    are larger by chance where a few directions have most of the noise, where two pairs have a group in common (.5),
+    and where two layers share their noise (up to 1). Probes of shuffled labels show by how much.
 
     Args:
         probes: result of `probe` (its `coef`), or a DataArray of vectors whose last dims are features.
