@@ -74,6 +74,12 @@ class Strata:
 
         return generalise(self._data, *args, **kwargs)
 
+    def shuffled_probes(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        """Fit probes of shuffled labels; see `stratalens.shuffled_probes`."""
+        from stratalens.analyses.probes.shuffled_probes import shuffled_probes
+
+        return shuffled_probes(self._data, *args, **kwargs)
+
     def statistics_probe(self, *args: Any, **kwargs: Any) -> xr.Dataset:
         """Fit probes on norms, losses or confidence; see `stratalens.statistics_probe`."""
         from stratalens.analyses.controls.statistics_probe import statistics_probe

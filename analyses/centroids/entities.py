@@ -1,4 +1,4 @@
-"""Single rows in the plane (w1, w2), from one slab read block by block in bounded memory."""
+"""Single rows in the plane of the groups, from one slab read block by block in bounded memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RowPlane:
         rows: int64 array of shape (n,), rows of the entity dim.
         codes: int64 array of shape (n,), group of each row.
         coordinate: float32 array of shape (n, 2), along w1 and w2, in activation units, not centred.
-        axes: float64 array of shape (2, features), unit vectors w1 and w2.
+        axes: float64 array of shape (2, features), unit vectors w1 and w2, or two principal components.
         centroid: float64 array of shape (groups, 2), means of `coordinate`; NaN for a group without rows here.
         left_out: number of rows in use with an activation that is not finite (a missing position).
     """
@@ -35,11 +35,12 @@ class RowPlane:
     left_out: int
 
 
-def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int) -> RowPlane:
+def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int, ordered: bool = True) -> RowPlane:
     """Project the rows of one half of the entities into the plane fitted on the other half.
 
-    w1 = unit(mean of last group - mean of first group). w2 = first principal component of the group means without w1
-    (Krasheninnikov, Turner, Krueger 2025); its sign makes the middle group positive.
+    For ordered groups w1 = unit(mean of last group - mean of first group), and w2 = first principal component of the
+    group means without w1 (Krasheninnikov, Turner, Krueger 2025); its sign makes the middle group positive. For others
+    the axes are the two principal components of the group means.
 
     Args:
         slab: one stage, layer and token position.
@@ -47,9 +48,11 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int) -> 
         units: int64 array of shape (entity,), entity of every row.
         count: number of groups, at least two.
         seed: of the choice of the fitting half.
+        ordered: whether the groups have an order.
 
     Raises:
-        InputError: a group has no entity in the fitting half, or the first and the last centroid coincide.
+        InputError: a group has no entity in the fitting half, the first and the last centroid of ordered groups
+            coincide, or all centroids do.
     """
     if slab.shape[1] != 1:
         raise InputError(f"the plane is of one token position, this data has {slab.shape[1]}; choose one of them")
@@ -70,7 +73,7 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int) -> 
             f"{slab.where}: {int((sizes == 0).sum())} of {count} groups have no entity in the half that defines the "
             "axes; choose another seed, or a column with larger groups"
         )
-    axes = plane_axes(sums / sizes[:, None], slab.where)
+    axes = (plane_axes if ordered else principal_axes)(sums / sizes[:, None], slab.where)
     held_out: list[Array] = []
     points: list[Array] = []
     for rows, values in blocks():
@@ -115,6 +118,39 @@ def plane_axes(means: Array, where: str = "these groups") -> Array:
     size = np.linalg.norm(w2)
     w2 = w2 / size if size > 0 else np.zeros_like(w2)
     return np.stack([w1, -w2 if rest[len(means) // 2] @ w2 < 0 else w2])
+
+
+def principal_axes(means: Array, where: str = "these groups") -> Array:
+    """Compute the two principal components of group means, the axes for groups without an order.
+
+    With two groups the second axis is a zero vector.
+
+    Args:
+        means: array of shape (groups, features).
+        where: description of the groups, for messages.
+
+    Returns:
+        float64 array of shape (2, features). The last group is not below the first one on axis 1, and the middle group
+        is not negative on axis 2.
+
+    Raises:
+        InputError: all means are equal.
+
+    Example:
+        >>> means = np.array([[0.0, -1.0, 0.0], [4.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> np.abs(principal_axes(means)).round(6).tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    centred = means - means.mean(0)
+    _, lengths, components = np.linalg.svd(centred, full_matrices=False)
+    if not lengths[0] > 0:
+        raise InputError(f"{where}: all groups have the same mean, so there is no axis between them")
+    axes = np.zeros((2, means.shape[1]))
+    used = lengths[:2] > 1e-9 * lengths[0]
+    axes[: len(used)][used] = components[:2][used]
+    along = centred @ axes.T
+    flip = [along[-1, 0] < along[0, 0], along[len(means) // 2, 1] < 0]
+    return np.where(np.array(flip)[:, None], -axes, axes)
 
 
 def choose_half(units: Codes, seed: int) -> Mask:

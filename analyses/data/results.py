@@ -11,11 +11,23 @@ from stratalens.analyses.data.array_types import Data
 from stratalens.store.errors import InputError
 
 # Dims of results that are no features.
-LABELS = {"stage", "layer", "token", "pair", "fold", "group", "method", "seed", "repeat", "component"}
+LABELS = {"stage", "layer", "token", "pair", "fold", "group", "method", "seed", "repeat", "component", "draw"}
 # Dims that the analyses add to the dims of the data.
 RESULT_DIMS = (LABELS | {"sample", "statistic", "balance_at"}) - {"stage", "layer", "token"}
 # Attributes that say where vectors come from.
-SOURCE_ATTRS = ("site", "hook", "method", "C", "target", "by", "normalize", "seed", "stratalens_key", "model")
+SOURCE_ATTRS = (
+    "site",
+    "hook",
+    "method",
+    "C",
+    "target",
+    "by",
+    "ordered",
+    "normalize",
+    "seed",
+    "stratalens_key",
+    "model",
+)
 
 
 def vectors(source: Data) -> tuple[xr.DataArray, list[Hashable]]:

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.data.array_types import Array, Data, Mask
-from stratalens.analyses.data.groups import check_data
+from stratalens.analyses.data.groups import check_data, plain_entities
 from stratalens.analyses.data.results import RESULT_DIMS, find_variable
 from stratalens.store.compat import is_in_memory
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site_error, not_floats_error
@@ -167,15 +167,16 @@ class SiteData:
         chunked: whether the user's own array is a dask array, whose name identifies its content.
         site: name of the site.
         added: leading dims that the user's data did not have.
-        data: the user's data.
+        data: the user's data, with labels of a MultiIndex along `entity` as columns.
 
     Raises:
         InputError: no such site, values that are not floats, no feature dim, or an empty selection.
     """
 
     def __init__(self, data: Data, site: str = "resid_post", *, features: bool = True) -> None:
-        self.data = data
-        array = _site_array(data, site)
+        check_data(data)
+        self.data = plain_entities(data)
+        array = _site_array(self.data, site)
         self.site = site if array.name is None else str(array.name)
         self.added = tuple(d for d in AXES if d not in array.dims and d != "entity")
         self.chunked = array.chunks is not None
@@ -314,7 +315,6 @@ def read_float32(array: xr.DataArray) -> Array:
 
 
 def _site_array(data: Data, site: str) -> xr.DataArray:
-    check_data(data)
     if isinstance(data, xr.Dataset):
         if site not in data.data_vars:
             raise no_site_error(site, site_names(data), "the data")

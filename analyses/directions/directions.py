@@ -15,22 +15,34 @@ from stratalens.analyses.data.array_types import Data
 from stratalens.analyses.data.results import carried_attrs, require_variable, vectors
 from stratalens.store.errors import InputError, suggest
 
+# Where the chance level of cosines comes from.
+ISOTROPIC, SHUFFLED = "isotropic directions", "shuffled labels"
 
-def cosines(probes: Data, over: str = "pair") -> xr.DataArray:
+
+def cosines(probes: Data, over: str = "pair", null: Data | None = None) -> xr.DataArray:
     """Compute the cosines between all directions along one dim.
+
+    Two unrelated directions have a cosine near 0 only where the activations vary equally in all directions. Cosines
+    are larger by chance where a few directions have most of the noise, where two pairs have a group in common (.5),
+    and where two layers share their noise (up to 1). Probes of shuffled labels show by how much.
 
     Args:
         probes: result of `probe` (its `coef`), or a DataArray of vectors whose last dims are features.
         over: pair, layer, stage or token: the dim along which directions are compared.
+        null: result of `shuffled_probes` at the same places; adds `random_mean` and `random_sd`.
 
     Returns:
-        DataArray; its attribute `random_sd` is the standard deviation of the cosine of two random directions,
-        1 / sqrt(features):
+        DataArray; its attribute `random_sd` is the standard deviation of the cosine of two random directions: with
+        `null` the root mean square over its different directions (pairs without a common group, if there are any),
+        else 1 / sqrt(features), which is too small for most activations. The attribute `random_from` says which,
+        "shuffled labels" or "isotropic directions".
 
         - cosine (..., over, over_other): float64, from -1 to 1; NaN for a direction of length zero.
+        - random_mean, random_sd (..., over, over_other): float64 coordinates, mean and standard deviation over
+          shuffled labels; only with `null`.
 
     Raises:
-        InputError: no such dim, or vectors without features.
+        InputError: no such dim, vectors without features, or a null of other directions.
 
     Example:
         >>> w = xr.DataArray([[1.0, 0.0], [1.0, 1.0]], dims=("pair", "d_model"), coords={"pair": ["a v b", "a v c"]})
@@ -48,7 +60,32 @@ def cosines(probes: Data, over: str = "pair") -> xr.DataArray:
     rest = [d for d in unit.dims if d not in features and d != over]
     out = out.transpose(*rest, over, f"{over}_other").clip(-1, 1)
     size = int(np.prod([coef.sizes[d] for d in features]))
-    return out.rename("cosine").assign_attrs({**carried_attrs(probes), "over": over, "random_sd": float(size**-0.5)})
+    attrs = {**carried_attrs(probes), "over": over, "random_sd": float(size**-0.5), "random_from": ISOTROPIC}
+    out = out.rename("cosine").assign_attrs(attrs)
+    return out if null is None else _add_null(out, null, over)
+
+
+def _add_null(out: xr.DataArray, null: Data, over: str) -> xr.DataArray:
+    """Add the mean and the spread of the cosines of shuffled labels."""
+    drawn = cosines(null, over)
+    if "draw" not in drawn.dims:
+        raise InputError("null has no dim 'draw'; compute it with shuffled_probes(ds, ...)")
+    try:
+        xr.align(out, drawn, join="exact", exclude={"draw"})
+    except ValueError as error:
+        raise InputError(
+            f"null has other directions than the probes; give it the same data and pairs: {error}"
+        ) from error
+    different = ~np.eye(out.sizes[over], dtype=bool)
+    if over == "pair" and "pair_first" in out.coords:
+        ends = [set(pair) for pair in zip(out.pair_first.values, out.pair_second.values, strict=True)]
+        disjoint = np.array([[not a & b for b in ends] for a in ends])
+        different = disjoint if disjoint.any() else different
+    squares = drawn.transpose(..., over, f"{over}_other").values[..., different] ** 2
+    known = bool(np.isfinite(squares).any())
+    return out.assign_coords(
+        random_mean=drawn.mean("draw").drop_attrs(), random_sd=drawn.std("draw", ddof=1).drop_attrs()
+    ).assign_attrs(random_sd=float(np.sqrt(np.nanmean(squares))) if known else float("nan"), random_from=SHUFFLED)
 
 
 def agreement(first: Data, second: Data) -> xr.DataArray:

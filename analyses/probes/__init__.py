@@ -1,8 +1,9 @@
 """Linear probes.
 
-probe       probe()
-plan        folds and targets that all slabs share
-slab        probes of one slab
-quality     measures of scores and their intervals
-generalise  generalise(): scores of groups that a probe was not trained on
+probe            probe()
+plan             folds and targets that all slabs share
+slab             probes of one slab
+quality          measures of scores and their intervals
+shuffled_probes  shuffled_probes(): the null of cosines
+generalise       generalise(): scores of groups that a probe was not trained on
 """

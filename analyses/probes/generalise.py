@@ -9,7 +9,7 @@ import xarray as xr
 
 from stratalens.analyses.centroids.projection import spearman
 from stratalens.analyses.data.array_types import Array, Data, Mask
-from stratalens.analyses.data.groups import clusters, groups
+from stratalens.analyses.data.groups import check_data, clusters, groups, plain_entities
 from stratalens.analyses.data.results import carried_attrs, vectors
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap
@@ -63,6 +63,8 @@ def generalise(
     if "score" not in probes or "pair" not in probes["score"].dims:
         raise InputError("generalise needs the scores of probe(ds, ...) with pairs, not 'multiclass'")
     by = by or str(probes.attrs.get("target", "trained_stage"))
+    check_data(ds)
+    ds = plain_entities(ds)
     label_groups = groups(ds, by)
     used = label_groups.codes >= 0
     if _same_rows(probes, ds):
@@ -96,7 +98,7 @@ def generalise(
         high=((*dims, "group"), high),
         order_kept=(dims, _order_outside(probes, mean, [str(n) for n in label_groups.names])),
     )
-    return out.assign_attrs({**carried_attrs(probes), "by": by})
+    return out.assign_attrs({**carried_attrs(probes), "by": by, "ordered": label_groups.ordered})
 
 
 def _same_rows(probes: xr.Dataset, ds: Data) -> bool:

@@ -57,7 +57,7 @@ def statistic_quantiles(
     quantile = quantile.assign_coords(group=np.array(label_groups.names, dtype=object))
     median = quantile.sel(q=0.5, drop=True)
     spread = median.max("group") - median.min("group")
-    attrs = {"by": by, "site": ds.attrs.get("site", "")}
+    attrs = {"by": by, "ordered": label_groups.ordered, "site": ds.attrs.get("site", "")}
     return xr.Dataset({"quantile": quantile, "spread": spread}, attrs=attrs)
 
 

@@ -18,6 +18,7 @@ from .analyses.directions.directions import steps as steps
 from .analyses.explorer.server import explore as explore
 from .analyses.probes.generalise import generalise as generalise
 from .analyses.probes.probe import probe as probe
+from .analyses.probes.shuffled_probes import shuffled_probes as shuffled_probes
 from .analyses.report.report import report as report
 from .analyses.stats.bootstrap import fdr as fdr
 from .analyses.sweep.cache import clear_results as clear_results

@@ -66,7 +66,8 @@ class Corpus:
             templates: names of prompt templates; None takes those of the corpus.
 
         Returns:
-            One row for every template and entity. `half` is "early" for entities of the earlier stages, else "late".
+            One row for every template and entity. `trained_stage` is an ordered category of all stages, so that a store
+            of some stages knows the order of all. `half` is "early" for entities of the earlier stages, else "late".
             The attributes are label columns. `answer` is one of them (the occupation of generated entities), so that
             `answer_loss` measures how well the model knows the fact.
 
@@ -92,7 +93,10 @@ class Corpus:
             for name in chosen
             for entity in self.entities
         ]
-        return pd.DataFrame(rows)
+        frame = pd.DataFrame(rows)
+        if rows:
+            frame["trained_stage"] = pd.Categorical(frame["trained_stage"], self.stages, ordered=True)
+        return frame
 
     def all_texts(self) -> list[str]:
         """List every text that training, testing or recording may tokenise."""

@@ -129,7 +129,9 @@ def _correlation_rows(
 
 def _add_accuracy_results(findings: Findings, trained: pd.DataFrame, settings: StudySettings) -> None:
     """Add the accuracy at every checkpoint, and of each stage at the last one."""
-    order = {name: number for number, name in enumerate(trained["stage"].unique())}
+    recorded = trained["stage"].unique()
+    run = dict.fromkeys([*recorded[:1], *settings.stage_names, *recorded])  # stages that are not recorded, too
+    order = {name: number for number, name in enumerate(run)}
     rows = []
     for stage, answers in trained.groupby("stage", sort=False):
         so_far = answers[answers[BY].map(order).fillna(len(order)) <= order[stage]]
@@ -174,7 +176,7 @@ def _make_forgetting_curves(ds: xr.Dataset, frame: pd.DataFrame) -> dict[str, xr
     curves = {}
     for name, column in ((ACCURACY, "answer_accuracy"), (LOSS, "answer_loss")):
         values = frame.pivot(index="stage", columns="entity_id", values=column).loc[stages, entities].to_numpy(float)
-        labels = first.drop_vars(first.data_vars)
+        labels = first[["exposure"]]
         curves[name] = forgetting_table(labels.assign({name: (("stage", "entity"), values)}), BY, name)
     curves[LOSS].attrs["units"] = "nats"
     return curves

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 
 Row = dict[str, Any]
+# Order of the stages between the first and the last one; its p is under random orders of these stages.
+INNER_ORDER = "rank correlation of held-out centroids without the ends of the axis"
+# Order of all stages; its p is under permuted labels, whose null is that the stages do not differ.
+ORDER = "rank correlation of held-out centroids"
+LEAST_ORDERS = 20  # with fewer orders, no order can have p <= .05
 ROW_KEYS = ("stage", "layer", "token", "value", "low", "high", "null", "p", "n", "site")
 
 
@@ -98,21 +103,24 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def describe_headline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Describe order and separability, one sentence a headline number."""
+def describe_headline(rows: Sequence[Mapping[str, Any]], stages: int = 0) -> list[str]:
+    """Describe order and separability, one sentence a headline number.
+
+    Args:
+        rows: rows of summary.json.
+        stages: number of training stages, which limits the p of an order; 0 = unknown.
+    """
     by_name: dict[str, Mapping[str, Any]] = {str(row["name"]): row for row in rows}
     sentences = []
     for name in ("early v late accuracy", "first v last accuracy", "early v late accuracy after the final norm"):
         row = by_name.get(name)
         if row is not None and row["value"] is not None:
             sentences.append(_describe_accuracy(row, by_name.get(f"{name}, untrained")))
-    for name in (
-        "rank correlation of held-out centroids",
-        "rank correlation of held-out centroids after the final norm",
-    ):
-        row = by_name.get(name)
-        if row is not None and row["value"] is not None:
-            sentences.append(_describe_order(row))
+    for suffix in ("", " after the final norm"):
+        for name in (INNER_ORDER, ORDER):
+            row = by_name.get(name + suffix)
+            if row is not None and row["value"] is not None:
+                sentences.append(_describe_inner_order(row, stages) if name == INNER_ORDER else _describe_order(row))
     return sentences
 
 
@@ -132,23 +140,42 @@ def _describe_accuracy(row: Mapping[str, Any], untrained: Mapping[str, Any] | No
     return text
 
 
+def _describe_inner_order(row: Mapping[str, Any], stages: int) -> str:
+    """Describe the order of the stages between the first and the last one."""
+    value, p = row["value"], row["p"]
+    orders = math.factorial(max(stages - 2, 1))
+    if p is not None and p < 0.05 and value > 0:
+        verdict = "the stages between the first and the last one " + (
+            "follow the training order" if value >= 0.9 else "partly follow the training order"
+        )
+    elif stages and orders < LEAST_ORDERS:
+        verdict = (
+            f"not tested, {stages} stages have {orders} order{'s' * (orders > 1)} of the stages between their ends"
+        )
+    else:
+        verdict = "no evidence of an order"
+    return _describe_row(row, verdict, "random orders")
+
+
 def _describe_order(row: Mapping[str, Any]) -> str:
-    value, significant = row["value"], row["p"] is not None and row["p"] < 0.05
-    if significant and value >= 0.9:
-        return _describe_row(row, "the centroids follow the training order")
-    if significant and value > 0:
-        return _describe_row(row, "the centroids partly follow the training order")
-    return _describe_row(row, "no evidence of an order")
+    """Describe the order of all stages, whose p is about differences and not about order."""
+    differ = row["p"] is not None and row["p"] < 0.05 and row["value"] > 0
+    verdict = (
+        "the stages differ along the axis from the first to the last one"
+        if differ
+        else "no evidence that stages differ"
+    )
+    return _describe_row(row, f"{verdict} (this p says nothing about their order)", "permuted labels")
 
 
-def _describe_row(row: Mapping[str, Any], verdict: str) -> str:
+def _describe_row(row: Mapping[str, Any], verdict: str, null_name: str = "shuffled labels") -> str:
     where = [f"stage {row['stage']}", f"token {row['token']}"]
     if row["layer"] is not None:
         where.insert(1, f"layer {row['layer']}")
     title = f"{capitalize(row['name'])} ({row['site']}, {', '.join(where)}, {row['n']} entities)"
     null = "unknown" if row["null"] is None else f"{row['null']:z.2f}"
     p = "" if row["p"] is None else f", {format_p(row)}"
-    return f"{title}: {format_estimate(row)}, shuffled labels {null}{p}: {verdict}."
+    return f"{title}: {format_estimate(row)}, {null_name} {null}{p}: {verdict}."
 
 
 def capitalize(text: str) -> str:

@@ -16,14 +16,14 @@ from stratalens.analyses.stats.quantiles import statistic_quantiles
 from stratalens.plugin.progress import PhaseProgress, format_duration
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings
-from stratalens.plugin.study.findings.headline import Row, describe_headline, headline_row
+from stratalens.plugin.study.findings.headline import INNER_ORDER, ORDER, Row, describe_headline, headline_row
 from stratalens.plugin.study.recording.stores import STORE
 from stratalens.store.files import write_text_atomic
 from stratalens.store.state.info import info
 
 PROJECTION_ROWS = (  # variable, name and chance level
-    ("rank_correlation", "rank correlation of held-out centroids", 0.0),
-    ("inner_rank_correlation", "rank correlation of held-out centroids without the ends of the axis", 0.0),
+    ("inner_rank_correlation", INNER_ORDER, 0.0),
+    ("rank_correlation", ORDER, 0.0),
     ("exact_order", "share of splits in exact training order", None),
     ("r2", "straightness (r2) of held-out centroids", None),
 )
@@ -141,7 +141,7 @@ class FinishedSeed:
                 results,
                 folder / "report.html",
                 store_info={**info(str(store)), **self.model},
-                numbers=[*describe_headline(rows), *self.findings.sentences],
+                numbers=[*describe_headline(rows, self.settings.stages), *self.findings.sentences],
                 notes=(*self.limits, *notes),
                 title="Do the activations of a model encode its training order?",
                 quick=smoke_test,

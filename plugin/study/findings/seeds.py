@@ -13,14 +13,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from stratalens.plugin.study.findings.headline import Row, capitalize
+from stratalens.plugin.study.findings.headline import INNER_ORDER, ORDER, Row, capitalize
 
 ROW_KEY = ("name", "stage", "layer", "token", "site")
 MAIN_NUMBERS = (
     "early v late accuracy",
     "first v last accuracy",
     "first v last accuracy after the final norm",
-    "rank correlation of held-out centroids",
+    INNER_ORDER,
+    ORDER,
     "first v last accuracy matched on norms, losses and confidence: matched",
     "first v last accuracy with norms, losses and confidence regressed out",
     "self-report accuracy",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import stratalens as sl
 from stratalens.analyses.centroids.centroids import centroids
 from stratalens.analyses.directions.directions import agreement, cosines, drift, steps
 from stratalens.analyses.probes.generalise import generalise
@@ -61,6 +62,52 @@ def test_random_directions_have_the_cosines_that_the_attribute_says() -> None:
     result = cosines(w)
     off = result.values[np.triu_indices(200, 1)]
     assert off.std() == pytest.approx(result.attrs["random_sd"], rel=0.05)
+
+
+def noise_with_spectrum(layers: int = 1, groups: int = 4, d: int = 64, share: float = 0.0) -> xr.DataArray:
+    """Noise whose variances fall as 1 / k; layers have the share `share` of it in common."""
+    rng = np.random.default_rng(0)
+    n = 60 * groups
+    common = rng.standard_normal((1, n, 1, d))
+    x = np.sqrt(share) * common + np.sqrt(1 - share) * rng.standard_normal((layers, n, 1, d))
+    x *= np.arange(1, d + 1) ** -0.5
+    names = np.array([f"g{g}" for g in range(groups)], object)
+    labels = names[rng.permutation(np.repeat(np.arange(groups), 60))]
+    coords = {"layer": np.arange(layers), "x": ("entity", labels)}
+    return xr.DataArray(x.astype("f4"), dims=("layer", "entity", "token", "d_model"), coords=coords)
+
+
+def test_chance_cosines_come_from_shuffled_labels_of_the_same_data() -> None:
+    data = noise_with_spectrum()
+    fit = {"order": ["g0", "g1", "g2", "g3"], "method": "diffmeans", "progress": False}
+    probes = sl.probe(data, "x", folds=2, resamples=1, **fit)
+    null = sl.shuffled_probes(data, "x", draws=60, **fit)
+    assert null.coef.dims == ("draw", "layer", "token", "pair", "d_model")
+    result = cosines(probes, null=null)
+    a, b = np.random.default_rng(1).standard_normal((2, 4000, 64)) * np.arange(1, 65) ** -0.5
+    expected = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert result.attrs["random_sd"] == pytest.approx(np.sqrt((expected**2).mean()), rel=0.15)
+    assert result.attrs["random_from"] == "shuffled labels"
+    assert cosines(probes).attrs["random_sd"] == 1 / 8 < 0.75 * result.attrs["random_sd"]
+    place = result.random_mean.isel(layer=0, token=0)
+    assert float(place.sel(pair="g0 v g1", pair_other="g0 v g2")) == pytest.approx(0.5, abs=0.1)
+    assert float(place.sel(pair="g0 v g1", pair_other="g1 v g2")) == pytest.approx(-0.5, abs=0.1)
+    assert float(place.sel(pair="g0 v g1", pair_other="g2 v g3")) == pytest.approx(0, abs=0.1)
+    np.testing.assert_allclose(result.values, cosines(probes).values)
+
+
+def test_layers_that_share_their_noise_are_alike_by_chance() -> None:
+    data = noise_with_spectrum(layers=2, groups=2, share=0.9)
+    fit = {"order": ["g0", "g1"], "progress": False}
+    probes, null = sl.probe(data, "x", folds=2, **fit), sl.shuffled_probes(data, "x", draws=6, **fit)
+    result = cosines(probes, "layer", null)
+    assert float(result.random_mean.isel(layer=0, layer_other=1).item()) > 0.7
+    with pytest.raises(InputError, match="other directions"):
+        cosines(probes, "layer", null.isel(layer=[0]))
+    with pytest.raises(InputError, match="'draw'"):
+        cosines(probes, "layer", probes)
+    with pytest.raises(InputError, match="two shuffles"):
+        sl.shuffled_probes(data, "x", draws=1, **fit)
 
 
 def test_zero_directions_are_nan_and_bad_dims_refused() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 import stratalens as sl
 from stratalens.plugin.study.config.settings import AnalysisSettings, RecordSettings, StudySettings, TrainSettings
+from stratalens.plugin.study.recording.stores import with_order_of_run
 from stratalens.plugin.study.run import run_study
 from stratalens.store.errors import InputError
 from support.tiny_study import save_base
@@ -73,6 +74,25 @@ def test_a_second_run_reuses_everything_and_gives_the_same_numbers(settings, don
     said = capsys.readouterr()
     assert said.out == ""
     assert "training: done" in said.err
+
+
+def test_a_study_that_records_only_the_ends_knows_the_order_of_all_stages(settings, tmp_path):
+    """Three stages were trained, two are recorded; the resumed run reads the same store."""
+    ends = settings.model_copy(update={"record": RecordSettings(stages="ends", positions=("last",))})
+    done = run_study(ends, tmp_path / "out", quiet=True)
+    ds = sl.open_store(done.store)
+    assert ds.stage.values.tolist() == ["untrained", "s3"]
+    assert ds.stage_order.values.tolist() == [0, 3]
+    rows = json.loads(done.summary.read_text())
+    accuracy = next(row for row in rows if row["name"] == "first v last accuracy")
+    assert accuracy["value"] is not None
+    whole = with_order_of_run(ds, ("untrained", *ends.stage_names))
+    projection = sl.project(whole, permutations=0, bootstrap=0, progress=False)
+    assert projection.group.values.tolist() == ["s1", "s2", "s3"]
+    assert projection.attrs["ordered"]
+    assert projection.exposure.values.tolist() == [[-1, -2, -3], [2, 1, 0]]
+    resumed = run_study(ends, done.folder, quiet=True)
+    assert json.loads(resumed.summary.read_text()) == rows
 
 
 def test_other_settings_in_the_same_folder_are_refused(settings, done):
