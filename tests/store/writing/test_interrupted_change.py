@@ -14,7 +14,7 @@ import xarray as xr
 
 from stratalens.store import create, open_store, relabel, verify_store
 from stratalens.store.format.schema import site_variable
-from stratalens.store.integrity import verify
+from stratalens.store.integrity import metadata_checks
 from stratalens.store.state.manifest import load
 from stratalens.store.storage.local import LocalStorage
 from stratalens.store.writing.label_columns import read_labels
@@ -134,14 +134,14 @@ def test_verify_during_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A writer adds and completes a stage after verify has read the root: no document counts as damaged."""
     path = tmp_path / "run.zarr"
     stream(path, stages=synthetic_writer.STAGES[:1])
-    look = verify.open_roots
+    look = metadata_checks.open_roots
 
     def open_then_write(*arguments: Any) -> Any:
         roots = look(*arguments)
         stream(path)
         return roots
 
-    monkeypatch.setattr(verify, "open_roots", open_then_write)
+    monkeypatch.setattr(metadata_checks, "open_roots", open_then_write)
     report = verify_store(path)
     assert (report.damaged, report.unfinished) == ([], [])
 
