@@ -1,4 +1,4 @@
-"""Probes of shuffled labels, whose cosines show how alike two unrelated directions are in the same data."""
+"""Probes of shuffled labels, whose cosines are those of unrelated directions in the same data."""
 
 from __future__ import annotations
 
