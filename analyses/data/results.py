@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
-from stratalens.analyses.data.array_types import Data
+from stratalens.analyses.data.array_types import Array, Data
 from stratalens.store.errors import InputError
 
 # Dims of results that are no features.
@@ -48,6 +49,18 @@ def vectors(source: Data) -> tuple[xr.DataArray, list[Hashable]]:
     if not features:
         raise InputError(f"the vectors have no feature dim (dims: {', '.join(map(str, source.dims))})")
     return source, features
+
+
+def as_text(values: Array) -> Array:
+    """Convert labels to text of fixed width, whatever type of text a file gave back.
+
+    zarr returns text as StringDType, which NumPy does not convert to fixed width itself.
+
+    Example:
+        >>> as_text(np.array(["a", "bc"], dtype=np.dtypes.StringDType())).dtype
+        dtype('<U2')
+    """
+    return np.asarray(values).astype(object).astype(str)
 
 
 def carried_attrs(source: Data) -> dict[str, Any]:

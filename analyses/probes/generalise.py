@@ -10,7 +10,7 @@ import xarray as xr
 from stratalens.analyses.centroids.projection import spearman
 from stratalens.analyses.data.array_types import Array, Data, Mask
 from stratalens.analyses.data.groups import check_data, clusters, groups, plain_entities
-from stratalens.analyses.data.results import carried_attrs, vectors
+from stratalens.analyses.data.results import as_text, carried_attrs, vectors
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap
 from stratalens.analyses.sweep.run import RunOptions, run_slabs
@@ -183,9 +183,9 @@ def _unseen(probes: xr.Dataset, ds: Data) -> Mask:
     if "entity_id" in probes.coords and "entity_id" in ds.coords:
         seen = probes["entity_id"].values
         seen = seen[probes["entity_fold"].values >= 0] if "entity_fold" in probes else seen
-        return ~np.isin(ds["entity_id"].values.astype(str), seen.astype(str))
+        return ~np.isin(as_text(ds["entity_id"].values), as_text(seen))
     if "entity" in probes.coords and "entity" in ds.coords:
-        return ~np.isin(ds["entity"].values.astype(str), probes["entity"].values.astype(str))
+        return ~np.isin(as_text(ds["entity"].values), as_text(probes["entity"].values))
     raise InputError("cannot tell which entities the probes have seen; both need the coordinate entity_id or entity")
 
 

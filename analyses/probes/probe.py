@@ -212,9 +212,13 @@ def label_result(result: xr.Dataset, plan: Plan, source: SiteData, folds: bool =
         result["entity_fold"] = ("entity", np.where(plan.codes >= 0, plan.fold, -1))
     if "group" in result.dims:
         result = result.assign_coords(group=_as_objects(plan.group_names))
-    for name, coord in source.array.coords.items():
-        if coord.dims == ("entity",) or (len(coord.dims) == 1 and coord.dims[0] in source.feature_dims):
-            result = result.assign_coords({name: coord.variable})
+    labels = [
+        name
+        for name, coord in source.array.coords.items()
+        if coord.dims == ("entity",) or (len(coord.dims) == 1 and coord.dims[0] in source.feature_dims)
+    ]
+    # All at once, with their indexes: one index may be built from several of them.
+    result = result.assign_coords(source.array.coords.to_dataset()[labels].coords)
     if targets.kind == MULTICLASS:
         counts = np.bincount(plan.codes[plan.codes >= 0], minlength=len(plan.group_names))
         result["chance"] = ("pair", [counts.max() / counts.sum()])

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from stratalens.analyses.data.results import as_text
 from stratalens.analyses.data.training_order import group_names
 
 REPLICATES = ("fold", "repeat")
@@ -172,8 +173,8 @@ def extreme_pair(data: xr.Dataset | xr.DataArray) -> str | None:
     if "pair_first" not in data.coords or not data["pair_first"].ndim or not data.sizes.get("pair"):
         return None
     names = group_names(data)
-    first = data["pair_first"].values.astype(str)
-    second = data["pair_second"].values.astype(str)
+    first = as_text(data["pair_first"].values)
+    second = as_text(data["pair_second"].values)
     positions = np.flatnonzero((first == names[0]) & (second == names[-1]))
     return str(data["pair"].values[positions[0]]) if positions.size else None
 

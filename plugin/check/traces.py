@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stratalens.plugin.check.sample import Batch
 from stratalens.plugin.models.adapters import Adapter
-from stratalens.plugin.models.hooks import attach, detach
+from stratalens.plugin.models.hooks import observed
 
 Side = Literal["input", "output"]
 
@@ -70,9 +70,7 @@ def trace(
         return copy
 
     with ExitStack() as stack:
-        for hook in hooks:
-            handle = attach(adapter.points[hook], keep(hook))
-            stack.callback(detach, adapter.points[hook], handle)
+        stack.enter_context(observed((adapter.points[hook], keep(hook)) for hook in hooks))
         for name, module in (modules or {}).items():
             stack.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
         output = run(batch.ids.to(adapter.device), batch.mask.to(adapter.device))

@@ -30,5 +30,5 @@ def test_a_leading_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.
     write_results({"x": ds.loss.mean("entity")}, "~/results")
     assert list(read_results("~/results")) == ["x"]
     write_text_atomic("~/page.html", "text")
-    assert sorted(path.name for path in home.iterdir()) == ["page.html", "results", "run.zarr", "x.npy"]
+    assert sorted(path.name for path in home.iterdir()) == ["page.html", "results", "run.zarr", "x.npy", "x.npy.json"]
     assert list(here.iterdir()) == []
