@@ -137,7 +137,7 @@ for label, design in {
     "8-clustered": two(8, 1.6, rows=10, entity_sd=1.0),
     "15-clustered": two(15, 1.6, rows=10, entity_sd=1.0),
     "torn": Design("15 v 15 entities x 4 rows, 3 of each group in both", (15, 15), rows=4, entity_sd=1.0, torn=3, effect=1.6),
-    "unbalanced": Design("100 v 10 entities", (100, 10), effect=1.5),
+    "unbalanced": Design("100 v 10 entities", (100, 10), effect=3.0),
     "ceiling-20": two(20, 5.0, d=4),
     "ceiling-15": two(15, 4.0, d=4),
     "ceiling-clustered": two(15, 6.0, d=4, rows=4, entity_sd=1.0),
