@@ -72,7 +72,9 @@ class Design:
             x += self.entity_sd * rng.standard_normal((layers, int(entity.max()) + 1, self.d))[:, entity]
         return x
 
-    def data(self, seed: int, layers: int, effect: float = 0.0, layout: str = "line", shared: float = 0.0) -> xr.Dataset:
+    def data(
+        self, seed: int, layers: int, effect: float = 0.0, layout: str = "line", shared: float = 0.0
+    ) -> xr.Dataset:
         """Draw data sets, one in each layer, with the same labels.
 
         Args:
@@ -124,12 +126,12 @@ def names(design: Design) -> list[str]:
 
 
 TWO = {
-    "iid": Design("20 v 20 entities", (20, 20), effect=1.0),
-    "clustered": Design("15 v 15 entities x 4 rows, shared noise 3 sd", (15, 15), rows=4, entity_sd=3.0, effect=4.5),
+    "iid": Design("20 v 20 entities", (20, 20), effect=1.3),
+    "clustered": Design("15 v 15 entities x 4 rows, shared noise 3 sd", (15, 15), rows=4, entity_sd=3.0, effect=5.0),
     "ragged": Design("15 v 15 entities x 1 to 6 rows, shared noise 1 sd", (15, 15), rows=6, ragged=True, entity_sd=1.0,
                      effect=1.6),
-    "unbalanced": Design("40 v 8 entities", (40, 8), effect=1.4),
-    "wide": Design("15 v 15 entities, 60 features (n < d)", (15, 15), d=60, effect=2.0),
+    "unbalanced": Design("40 v 8 entities", (40, 8), effect=1.6),
+    "wide": Design("15 v 15 entities, 60 features (n < d)", (15, 15), d=60, effect=2.4),
     "torn": Design("15 v 15 entities x 4 rows, 3 of each group in both, shared noise 1 sd", (15, 15), rows=4,
                    entity_sd=1.0, torn=3, effect=1.6),
     "inside": Design("20 v 20 entities x 2 rows, all in both groups, shared noise 3 sd", (20, 20), rows=2,

@@ -23,7 +23,9 @@ EXACT = ("AUC", "balanced accuracy", "R2")  # accuracy has many ties, which make
 Options = dict[str, Any]
 
 
-def fit(design: Design, options: Options, seed: int, number: int, effect: float = 0.0, layout: str = "line") -> xr.Dataset:
+def fit(
+    design: Design, options: Options, seed: int, number: int, effect: float = 0.0, layout: str = "line"
+) -> xr.Dataset:
     """Draw data sets and fit their probes."""
     ds = design.data(seed, number, effect, layout)
     result: xr.Dataset = function("probe")(ds, GROUP, order=names(design), seed=seed % 1000, **options, **RUN)
@@ -83,7 +85,9 @@ def tests(
     for name, design in designs.items():
         shared: dict[str, Any] = {"batch": batch, "exact": EXACT}
         null, planted = (partial(rejections, design, options, effect, layout) for effect in (0.0, design.effect))
-        words = f"{design.words}, {options['permutations']} permutations" if options.get("permutations") else design.words
+        words = (
+            f"{design.words}, {options['permutations']} permutations" if options.get("permutations") else design.words
+        )
         cells.append(Cell(f"probe-{key}-level-{name}", analysis, LEVEL, words, null, **shared))
         cells.append(Cell(f"probe-{key}-power-{name}", analysis, POWER, words, planted, share=0.5, **shared))
     return cells
@@ -117,7 +121,9 @@ for kind, share in (("independent", 0.0), ("correlated", 0.8)):
         design = TWO[design_name]
         words = f"{design.words}, 6 {kind} places, 199 permutations"
         for effect, what, part in ((0.0, LEVEL, 1.0), (1.5 * design.effect, POWER, 0.5)):
-            function_of_seed = partial(best_place, design, {"method": "diffmeans", "permutations": 199}, 6, share, effect)
+            function_of_seed = partial(
+                best_place, design, {"method": "diffmeans", "permutations": 199}, 6, share, effect
+            )
             uncorrected = tuple(f"{words}, p, not corrected" for words in QUALITY.values())
             CELLS.append(
                 Cell(
@@ -136,7 +142,9 @@ for label, design in {
     "50-signal": two(50, 1.0, d=20),
     "8-clustered": two(8, 1.6, rows=10, entity_sd=1.0),
     "15-clustered": two(15, 1.6, rows=10, entity_sd=1.0),
-    "torn": Design("15 v 15 entities x 4 rows, 3 of each group in both", (15, 15), rows=4, entity_sd=1.0, torn=3, effect=1.6),
+    "torn": Design(
+        "15 v 15 entities x 4 rows, 3 of each group in both", (15, 15), rows=4, entity_sd=1.0, torn=3, effect=1.6
+    ),
     "unbalanced": Design("100 v 10 entities", (100, 10), effect=3.0),
     "ceiling-20": two(20, 5.0, d=4),
     "ceiling-15": two(15, 4.0, d=4),

@@ -72,3 +72,28 @@ def interval_claims(result: xr.Dataset) -> Draws:
     """Return two-sided claims by the intervals of all measures whose value without a signal is known."""
     known = [n for n in ("accuracy", "auc", "balanced_accuracy") if f"{n}_low" in result]
     return {f"{QUALITY[n]}, interval without chance": claims(result, n, two_sided=True) for n in known}
+
+
+def matched_rows(result: xr.Dataset, sample: str) -> dict[str, xr.Dataset]:
+    """Return the result of one sample of a matched probe, by the test rows that it is scored on.
+
+    A version that scores on all test rows only has no dim `scored`, and one entry called "unmatched".
+    """
+    own = result.sel(sample=sample)
+    if "scored" not in own.dims:
+        return {"unmatched": own}
+    return {str(scored): own.sel(scored=scored) for scored in own["scored"].values}
+
+
+def conditional_p(result: xr.Dataset) -> dict[str, npt.NDArray[Any]]:
+    """Return the p-values of the conditional test.
+
+    Raises:
+        NotAvailableError: the result has no p-value.
+    """
+    known = {
+        name: str(name).removesuffix("p").rstrip("_") for name in result.data_vars if str(name).endswith(("_p", "p"))
+    }
+    if not known:
+        raise NotAvailableError("the result of conditional_test has no p-value")
+    return {QUALITY.get(words, words) or "p": flat(result[name]) for name, words in known.items()}

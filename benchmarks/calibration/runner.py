@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import UTC, datetime
@@ -69,7 +70,9 @@ def draw(script: str, name: str, seed: int, number: int) -> tuple[dict[str, Any]
     cell = next(cell for cell in cells_of(script) if cell.name == name)
     start = time.perf_counter()
     try:
-        values: Draws = cell.draw(seed, number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values: Draws = cell.draw(seed, number)
     except NotAvailableError as error:
         return {"unavailable": str(error)}, 0.0
     except InputError as error:
@@ -145,7 +148,11 @@ def run(pairs: Sequence[tuple[str, Cell]], datasets: int, out: Path, jobs: int, 
         progress.update(cell.name, number, took)
         if progress.left[cell.name]:
             if sys.stderr.isatty():
-                print(f"\r  {cell.name}: {progress.left[cell.name]} data sets left; {progress}   ", end="", file=sys.stderr)
+                print(
+                    f"\r  {cell.name}: {progress.left[cell.name]} data sets left; {progress}   ",
+                    end="",
+                    file=sys.stderr,
+                )
             continue
         done += 1
         batch_values = [values for _, values in sorted(parts.pop(cell.name).items())]
@@ -250,7 +257,9 @@ def main(doc: str | None, scripts: Sequence[str] = SCRIPTS) -> None:
             print(f"{cell.name:44} {cell.kind:14} {cell.analysis}; {cell.setting}")
         return
     print(describe("scipy", "scikit-learn"))
-    print(f"{len(chosen)} of {len(pairs)} cells to run, {datasets} data sets a cell, {options.jobs} processes", flush=True)
+    print(
+        f"{len(chosen)} of {len(pairs)} cells to run, {datasets} data sets a cell, {options.jobs} processes", flush=True
+    )
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # read by the processes that start now
     failed = run(chosen, datasets, out, options.jobs, options.quick)

@@ -21,7 +21,9 @@ def fold_probes(result: xr.Dataset) -> tuple[Doubles, Doubles]:
     return coef.values.astype(np.float64), intercept.values.astype(np.float64)
 
 
-def two_class_truth(result: xr.Dataset, design: Design, effect: float, rows: npt.NDArray[np.int64]) -> dict[str, Doubles]:
+def two_class_truth(
+    result: xr.Dataset, design: Design, effect: float, rows: npt.NDArray[np.int64]
+) -> dict[str, Doubles]:
     """Return the exact quality of the fold probes of every data set, mean over the folds.
 
     Args:
