@@ -58,7 +58,7 @@ def spread(rng: np.random.Generator, label: npt.NDArray[np.int64], layers: int) 
 
 
 def product(rng: np.random.Generator, label: npt.NDArray[np.int64], layers: int) -> Draw:
-    """Two statistics correlate with +-0.6 by class and have equal marginals; activations are linear in their product."""
+    """Two statistics correlate by 0.6 or -0.6 in each class, with equal marginals; activations carry their product."""
     a, b = rng.standard_normal((2, layers, len(label)))
     b = 0.6 * (2 * label - 1) * a + 0.8 * b
     return a, b, _first_feature(a * b)

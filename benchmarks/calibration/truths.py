@@ -34,14 +34,6 @@ def two_class_truth(
 
     Returns:
         float64 arrays of shape (data set,): accuracy, auc and balanced_accuracy.
-
-    Example:
-        >>> truth = {"fold_coef": [[2.0, 0.0]], "fold_intercept": [-2.0]}
-        >>> two = xr.Dataset({
-        ...     "fold_coef": (("layer", "token", "pair", "fold", "d_model"), np.array(truth["fold_coef"])[None, None, None]),
-        ...     "fold_intercept": (("layer", "token", "pair", "fold"), np.array([[truth["fold_intercept"]]]))})
-        >>> float(two_class_truth(two, Design("", (5, 5), d=2), 2.0, np.array([5, 5]))["accuracy"][0].round(3))
-        0.841
     """
     coef, intercept = fold_probes(result)
     length = np.linalg.norm(coef, axis=-1) * design.sd
