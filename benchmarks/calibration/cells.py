@@ -69,6 +69,8 @@ def summarize(cell: Cell, draws: Draws) -> list[dict[str, Any]]:
     for measure, values in draws.items():
         if len(values) == 0 or np.isnan(values.astype(float)).all():
             continue
+        if values.ndim == 2 and np.isnan(values[:, 1:3]).all():
+            continue  # the analysis gives no interval here
         row = _coverage(values) if values.ndim == 2 else _rejections(values)
         aim = cell.aim(measure)
         row["error"] = standard_error(row["rate"], row["n"])
@@ -91,8 +93,6 @@ def _coverage(values: npt.NDArray[Any]) -> dict[str, Any]:
     """Share of the intervals (value, low, high, truth) that hold the truth."""
     known = ~np.isnan(values[:, :3]).any(axis=1)
     value, low, high, truth = values[known].T
-    if not known.any():
-        return {"n": len(values), "missing": len(values), "rate": 0.0}
     expected = float(value.mean() if np.isnan(truth).any() else truth.mean())
     below, above = expected < low - 1e-9, expected > high + 1e-9
     return {

@@ -47,9 +47,9 @@ two standard errors, so that more data sets are needed to tell. The aims are:
 | coverage of 95 % intervals | at least {coverage} |
 | false verdicts of a control | at most {false} |
 
-`python -m benchmarks.calibration.run_all` repeats the simulation, `--unclear --datasets 1600` decides the unclear cells,
-and `python -m benchmarks.calibration.page` writes this page. The data sets of one call share labels, splits and
-permutations, and differ in everything else.
+`python -m benchmarks.calibration.run_all` repeats the simulation. With `--unclear --datasets 1600` it runs the unclear
+cells again. `python -m benchmarks.calibration.page` writes this page. The data sets of one call share labels, splits
+and permutations, and differ in everything else.
 """
 TITLES = {
     LEVEL: "p-values without an effect, and their power",
