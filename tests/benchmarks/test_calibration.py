@@ -1,4 +1,4 @@
-"""The calibration suite runs, resumes and writes its page. Bounds of rates are so loose that chance cannot break them."""
+"""The calibration suite runs, resumes and writes its page. Bounds of rates are too loose for chance to break them."""
 
 from __future__ import annotations
 
