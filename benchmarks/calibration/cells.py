@@ -37,7 +37,7 @@ class Cell:
         draw: function of (seed, number) that analyses so many independent data sets.
         batch: data sets of one call of `draw`, which share labels, splits and permutations.
         share: part of the data sets of a full run that this cell needs.
-        exact: measures whose level is not only bounded but exact, for lack of ties.
+        exact: measures whose level is not only bounded but exact, because it has no ties.
         informative: measures without an aim.
     """
 

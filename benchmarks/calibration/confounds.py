@@ -1,4 +1,4 @@
-"""Six kinds of confound: statistics tell the classes apart, and activations depend on the label through them alone.
+"""Six kinds of confound: statistics separate the classes, and activations depend on the label through them alone.
 
 Nothing is left in the activations once the statistics are known. A control that still claims an effect is wrong. The
 planted data set adds a real effect to the linear confound.

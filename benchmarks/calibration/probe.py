@@ -109,8 +109,8 @@ def two(size: int, effect: float, d: int = 10, **options: Any) -> Design:
 
 
 CELLS: list[Cell] = []
-for method in ("logistic", "ridge", "lda", "diffmeans"):
-    CELLS += level_and_power(f"probe, {method}", method, TWO, {"method": method, "permutations": 99})
+for method, permutations in (("logistic", 99), ("ridge", 39), ("lda", 39), ("diffmeans", 99)):
+    CELLS += level_and_power(f"probe, {method}", method, TWO, {"method": method, "permutations": permutations})
     few: dict[str, Any] = {"method": method, "permutations": 19}
     CELLS += level_and_power(f"probe, {method}", f"{method}-few", {"iid": TWO["iid"]}, few)
 CELLS += level_and_power(

@@ -56,7 +56,7 @@ def flat(array: xr.DataArray) -> npt.NDArray[np.float64]:
 
 
 def claims(result: xr.Dataset, name: str | None = None, two_sided: bool = False) -> npt.NDArray[np.bool_]:
-    """Return whether the 95 % interval lies above the value without a signal, as sentences of the report judge it.
+    """Return whether the 95 % interval is above the value without a signal, as sentences of the report judge it.
 
     Args:
         result: one value for each data set.
