@@ -91,9 +91,7 @@ def conditional_p(result: xr.Dataset) -> dict[str, npt.NDArray[Any]]:
     Raises:
         NotAvailableError: the result has no p-value.
     """
-    known = {
-        name: str(name).removesuffix("p").rstrip("_") for name in result.data_vars if str(name).endswith(("_p", "p"))
-    }
+    known = p_values(result) or ({"p": flat(result["p"])} if "p" in result else {})
     if not known:
         raise NotAvailableError("the result of conditional_test has no p-value")
-    return {QUALITY.get(words, words) or "p": flat(result[name]) for name, words in known.items()}
+    return known

@@ -77,6 +77,8 @@ def draw(script: str, name: str, seed: int, number: int) -> tuple[dict[str, Any]
         return {"unavailable": str(error)}, 0.0
     except InputError as error:
         return {"refused": str(error)}, time.perf_counter() - start
+    except Exception as error:  # one broken cell must not end a run of hours
+        return {"unavailable": f"{type(error).__name__}: {error}"}, 0.0
     return dict(values), time.perf_counter() - start
 
 
@@ -111,7 +113,8 @@ class Progress:
     def update(self, name: str, number: int, seconds: float) -> None:
         """Count a batch that is done."""
         self.left[name] -= number
-        self.seconds[name] = seconds / number
+        if seconds:
+            self.seconds[name] = seconds / number
 
     def __str__(self) -> str:
         if not self.seconds:
@@ -264,4 +267,4 @@ def main(doc: str | None, scripts: Sequence[str] = SCRIPTS) -> None:
         os.environ.setdefault(name, "1")  # read by the processes that start now
     failed = run(chosen, datasets, out, options.jobs, options.quick)
     if failed:
-        print(f"not run: {', '.join(failed)}")
+        sys.exit(f"not run: {', '.join(failed)}")
