@@ -147,7 +147,7 @@ def table_intervals(design: Design, seed: int, number: int) -> Draws:
     results = {
         "probe": function("probe")(ds, GROUP, **options),
         "statistics alone": call("statistics_probe", ds, design, seed),
-        "regressed out": call("residual_probe", ds, design, seed),
+        "regressed out": call("residual_probe", ds, design, seed, kind="linear"),
         "matched": call("matched_probe", ds, design, seed, small="nan"),
     }
     table = function("control_table")(results)
@@ -233,7 +233,8 @@ for name in ("iid", "clustered", "unbalanced"):
     words = f"{design.words}, signal {design.effect:g} sd"
     for key, analysis, covered in (
         ("statistics", "statistics_probe, logistic", partial(interval_draws, "statistics_probe", design, {})),
-        ("residual-linear", "residual_probe, linear", partial(interval_draws, "residual_probe", design, {})),
+        ("residual-linear", "residual_probe, linear",
+         partial(interval_draws, "residual_probe", design, {"kind": "linear"})),
         ("residual-spline", "residual_probe, spline",
          partial(interval_draws, "residual_probe", design, {"kind": "spline"})),
         ("matched", "matched_probe, bins", partial(matched_intervals, design, {})),

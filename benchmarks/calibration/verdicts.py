@@ -48,9 +48,9 @@ def conditional(ds: xr.Dataset, seed: int) -> dict[str, npt.NDArray[Any]]:
 # Heading, and function of (data, seed) that returns claims by their words; the first one is the default verdict.
 CONTROLS: dict[str, tuple[str, Control]] = {
     "default": ("default verdict: matched_probe with its defaults", matched),
-    "matched-bins": ("matched_probe, 10 bins of both statistics", partial(matched, statistics=STATISTICS)),
+    "matched-bins": ("matched_probe, 10 bins of both statistics", partial(matched, statistics=STATISTICS, bins=10)),
     "matched-nearest": ("matched_probe, nearest", partial(matched, statistics=STATISTICS, method="nearest")),
-    "residual-linear": ("residual_probe, linear", partial(interval, "residual_probe")),
+    "residual-linear": ("residual_probe, linear", partial(interval, "residual_probe", kind="linear")),
     "residual-spline": ("residual_probe, spline", partial(interval, "residual_probe", kind="spline")),
     "weighted": ("weighted_probe", partial(interval, "weighted_probe")),
     "conditional": ("conditional_test", conditional),
