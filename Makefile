@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Runs two targets at a time and prints the output of each when it ends; make before 4.0 mixes their output.
 PARALLEL := $(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help demo test lint types walls doctest unit unit39 docs bench constraints clean
+.PHONY: help demo test lint types walls doctest unit unit39 docs bench calibration constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make docs         build the documentation into docs/_build (warnings are errors)"
 	@echo "make bench        compare with other tools and write docs/benchmarks.md; QUICK=1 takes under ten minutes,"
 	@echo "                  NAMES='store_query store_read' runs only these"
+	@echo "make calibration  simulate error rates for hours and write docs/calibration.md; CELLS='probe-logistic' runs some"
 	@echo "make constraints  pin the versions installed in .venv and .venv-tl39"
 	@echo "make clean        remove environments and build folders (never a store)"
 
@@ -138,6 +139,12 @@ bench: $(BENCH)/.installed $(SAELENS)/.peers
 	status=0; $(BENCH)/bin/python -m benchmarks.harness.run_all $(NAMES) $(if $(QUICK),--quick) || status=$$?; \
 	$(BENCH)/bin/python -m benchmarks.harness.page \
 		$(if $(QUICK),--results benchmarks/results/quick --to benchmarks/results/quick/page.md) && exit $$status
+
+# A stopped run resumes.
+calibration: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.calibration.run_all $(if $(CELLS),--cells $(CELLS)) $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.calibration.page $(if $(QUICK),\
+		--results benchmarks/results/quick/calibration --to benchmarks/results/quick/calibration.md)
 
 constraints: $(VENV)/.dev $(VENV)/.docs $(VENV39)/.dev
 	$(PYTHON) constraints/pin.py $(BIN)/pip $(PINS) 4.x
