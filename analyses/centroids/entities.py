@@ -1,8 +1,8 @@
-"""Single rows in the plane (w1, w2), from one slab read block by block in bounded memory."""
+"""Single rows in a plane of group means, from one slab read block by block in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +11,19 @@ from stratalens.analyses.data.array_types import Array, Codes, Mask
 from stratalens.analyses.data.slabs import Slab
 from stratalens.store.errors import InputError
 
+MAX_SAMPLE = 500  # rows of the fitting half that define the second axis of two groups
 MEMORY_BYTES = 256 * 2**20  # a slab up to this size stays in memory between the two passes, a larger one is read twice
 
 
 @dataclass(frozen=True)
 class RowPlane:
-    """Rows of held-out entities in the plane (w1, w2).
+    """Rows of held-out entities in a plane of group means.
 
     Attributes:
         rows: int64 array of shape (n,), rows of the entity dim.
         codes: int64 array of shape (n,), group of each row.
-        coordinate: float32 array of shape (n, 2), along w1 and w2, in activation units, not centred.
-        axes: float64 array of shape (2, features), unit vectors w1 and w2.
+        coordinate: float32 array of shape (n, 2), along the two axes, in activation units, not centred.
+        axes: float64 array of shape (2, features), unit vectors.
         centroid: float64 array of shape (groups, 2), means of `coordinate`; NaN for a group without rows here.
         left_out: number of rows in use with an activation that is not finite (a missing position).
     """
@@ -35,11 +36,15 @@ class RowPlane:
     left_out: int
 
 
-def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int) -> RowPlane:
+def row_plane(
+    slab: Slab,
+    codes: Codes,
+    units: Codes,
+    count: int,
+    seed: int,
+    axes_of: Callable[[Array, Array, str], Array] | None = None,
+) -> RowPlane:
     """Project the rows of one half of the entities into the plane fitted on the other half.
-
-    w1 = unit(mean of last group - mean of first group). w2 = first principal component of the group means without w1
-    (Krasheninnikov, Turner, Krueger 2025); its sign makes the middle group positive.
 
     Args:
         slab: one stage, layer and token position.
@@ -47,9 +52,11 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int) -> 
         units: int64 array of shape (entity,), entity of every row.
         count: number of groups, at least two.
         seed: of the choice of the fitting half.
+        axes_of: function of group means (groups, features), a sample of rows of the fitting half (n, features) and a
+            description of the place; returns the axes. None = `plane_axes`.
 
     Raises:
-        InputError: a group has no entity in the fitting half, or the first and the last centroid coincide.
+        InputError: a group has no entity in the fitting half, or the centroids define no axis.
     """
     if slab.shape[1] != 1:
         raise InputError(f"the plane is of one token position, this data has {slab.shape[1]}; choose one of them")
@@ -60,7 +67,11 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int) -> 
         yield from in_memory if in_memory is not None else _finite_blocks(slab)
 
     sums, sizes, finite = np.zeros((count, slab.shape[2])), np.zeros(count), 0
+    sample = np.empty((0, slab.shape[2]), np.float32)
     for rows, values in blocks():
+        if len(sample) < MAX_SAMPLE:
+            usable = fitting[rows] & (codes[rows] >= 0)
+            sample = np.concatenate([sample, values[usable][: MAX_SAMPLE - len(sample)]])
         finite += len(rows)
         member = (codes[rows][None] == np.arange(count)[:, None]) & fitting[rows][None]
         sums += member.astype(np.float32) @ values
@@ -70,7 +81,7 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int) -> 
             f"{slab.where}: {int((sizes == 0).sum())} of {count} groups have no entity in the half that defines the "
             "axes; choose another seed, or a column with larger groups"
         )
-    axes = plane_axes(sums / sizes[:, None], slab.where)
+    axes = (axes_of or plane_axes)(sums / sizes[:, None], sample, slab.where)
     held_out: list[Array] = []
     points: list[Array] = []
     for rows, values in blocks():
@@ -86,11 +97,15 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int) -> 
     return RowPlane(index, group, coordinate, axes, centroid, len(slab.rows) - finite)
 
 
-def plane_axes(means: Array, where: str = "these groups") -> Array:
-    """Compute w1 and w2 from group means.
+def plane_axes(means: Array, rows: Array | None = None, where: str = "these groups") -> Array:
+    """Compute the axes w1 and w2 of ordered groups from their means.
+
+    w1 = unit(mean of last group - mean of first group). w2 = first principal component of the group means without w1
+    (Krasheninnikov, Turner, Krueger 2025); its sign makes the middle group positive.
 
     Args:
         means: array of shape (groups, features), in the order of the groups.
+        rows: not used.
         where: description of the groups, for messages.
 
     Returns:
@@ -115,6 +130,45 @@ def plane_axes(means: Array, where: str = "these groups") -> Array:
     size = np.linalg.norm(w2)
     w2 = w2 / size if size > 0 else np.zeros_like(w2)
     return np.stack([w1, -w2 if rest[len(means) // 2] @ w2 < 0 else w2])
+
+
+def principal_axes(means: Array, rows: Array, where: str = "these groups") -> Array:
+    """Compute the first two principal axes of group means, for groups without an order.
+
+    Two groups have one such axis. The second one is then the widest direction of the rows across it.
+
+    Args:
+        means: array of shape (groups, features).
+        rows: array of shape (n, features), sample of the rows.
+        where: description of the groups, for messages.
+
+    Returns:
+        float64 array of shape (2, features); the entry of largest size of each axis is positive.
+
+    Raises:
+        InputError: all means are equal.
+
+    Example:
+        >>> means = np.array([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
+        >>> principal_axes(means, means).round(6).tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    centred = means - means.mean(0)
+    _, size, vectors = np.linalg.svd(centred, full_matrices=False)
+    if not size[0] > 1e-12 * max(float(np.abs(means).max()), 1e-300):
+        raise InputError(f"{where}: all groups have the same mean, so there is no axis between them")
+    first = vectors[0]
+    if len(means) > 2 and size[1] > 1e-9 * size[0]:
+        second = vectors[1]
+    else:
+        across = rows - rows.mean(0, dtype=np.float64)
+        across = across - np.outer(across @ first, first)
+        second = np.linalg.eigh(across @ across.T)[1][:, -1] @ across  # few rows: the small Gram matrix suffices
+        length = float(np.linalg.norm(second))
+        second = second / length if length > 0 else np.zeros_like(first)
+    axes = np.stack([first, second])
+    signs = np.sign(axes[np.arange(2), np.abs(axes).argmax(axis=1)])
+    return axes * np.where(signs < 0, -1.0, 1.0)[:, None]
 
 
 def choose_half(units: Codes, seed: int) -> Mask:

@@ -39,6 +39,11 @@ class Groups:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of the groups is known; numbers and first appearance are no order."""
+        return self.ordering in ("order", "stage_order", "categories")
+
     def index(self, name: object) -> int:
         """Position of the group called `name`.
 

@@ -74,6 +74,18 @@ def result_order(data: Data) -> tuple[list[str], list[str]]:
     return [name for name in sorted(orders, key=orders.__getitem__) if name not in untrained], untrained
 
 
+def is_ordered(result: Data) -> bool:
+    """Whether the groups of a result have a known order.
+
+    A result has the attribute `ordered`. An older one counts as ordered if all its groups are stages of it.
+    """
+    if "ordered" in result.attrs:
+        return bool(result.attrs["ordered"])
+    stages = stage_orders(result) or {}
+    names = [name for name in group_names(result) if name != "rest"]
+    return bool(names) and all(name in stages for name in names)
+
+
 def group_names(data: Data) -> list[str]:
     """Names of the groups of a result in its own order; empty without groups."""
     if "group" in data.coords:

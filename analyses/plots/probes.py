@@ -9,8 +9,10 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.data.results import require_variable
-from stratalens.analyses.data.training_order import group_names, result_order
-from stratalens.analyses.plots.colors import HIGHLIGHT, stage_colors
+from stratalens.analyses.data.targets import MULTICLASS
+from stratalens.analyses.data.training_order import is_ordered
+from stratalens.analyses.plots.colors import HIGHLIGHT, MUTED, group_colors
+from stratalens.analyses.plots.drawn_parts import MAX_LINES, MAX_NUMBERS, drawn_note, evenly_spaced, places
 from stratalens.analyses.plots.matrices import VERDICTS
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
@@ -27,10 +29,12 @@ from stratalens.analyses.plots.spec import (
     split_dims,
     values_of,
 )
+from stratalens.analyses.plots.wording import column_of
 from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate, extreme_pair, pair_mean
 from stratalens.store.errors import InputError
 
 MEAN_OF_PAIRS = "mean of all pairs"
+OTHER_PAIRS = "single pairs"
 
 Curve = Mapping[str, np.ndarray]  # value, low, high, null and p at every layer
 Readers = Mapping[str, Callable[[SliderValues], np.ndarray]]
@@ -45,8 +49,10 @@ def layer_sweep(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None
         dynamic: see `to_holoviews`.
 
     Returns:
-        HoloViews object with sliders for stage and token. The pair of the first and the last group and the mean of
-        all pairs are bold, all other pairs thin.
+        HoloViews object with sliders for stage and token. The mean of all pairs and, of ordered groups, the pair of
+        the first and the last group are bold with intervals, other pairs are thin. Of many pairs, evenly spaced ones
+        are drawn, and the legend says how many. A multi-class probe is one series, named by its number of groups and
+        its chance.
     """
     return to_holoviews(layer_sweep_spec(probes, name), dynamic)
 
@@ -61,20 +67,22 @@ def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
     if "layer" not in array.dims:
         probes = probes.expand_dims("layer")
     pairs = [str(p) for p in values_of(probes, "pair")] or ["all groups"]
-    result = estimate(probes, name)
+    result, mean = estimate(probes, name), pair_mean(probes, name)
     result = result if "pair" in result.dims else result.expand_dims(pair=pairs)
-    mean = pair_mean(probes, name)
-    main = extreme_pair(probes) or (pairs[0] if len(pairs) == 1 else None)
+    if is_multiclass(probes):
+        pairs = [multiclass_label(probes, float(mean["null"].mean()))]
+        result = result.assign_coords(pair=pairs)
+    ordered = is_ordered(probes)
+    main = pairs[0] if len(pairs) == 1 else main_pair(probes)
     sliders, fixed = split_dims(probes[name], ("layer", "pair", "fold"))
     layers = np.array(values_of(probes, "layer"), dtype=float)
-    trained, untrained = result_order(probes)
     later = [str(g) for g in np.atleast_1d(probes["pair_second"].values)] if "pair_second" in probes.coords else []
-    group_colors = stage_colors(list(dict.fromkeys(later)), trained or group_names(probes), untrained) if later else {}
-    colors = (
-        {p: group_colors[g] for p, g in zip(pairs, later, strict=True)} if later else dict.fromkeys(pairs, HIGHLIGHT)
-    )
+    later_colors = group_colors(probes, list(dict.fromkeys(later))) if ordered and len(pairs) > 1 else {}
+    colors = {p: later_colors[g] for p, g in zip(pairs, later, strict=True)} if later_colors else {}
+    colors = colors or dict.fromkeys(pairs, HIGHLIGHT if len(pairs) == 1 else MUTED["light"])
     bold = ([main] if main else []) + ([MEAN_OF_PAIRS] if len(pairs) > 1 else [])
-    thin = [p for p in pairs if p != main]
+    others = [p for p in pairs if p != main]
+    thin = [others[i] for i in evenly_spaced(len(others), max(5, min(MAX_LINES, line_limit(sliders, len(layers)))))]
     colors[MEAN_OF_PAIRS] = HIGHLIGHT
 
     read = {k: lookup(result[k], ("pair", "layer")) for k in PARTS}
@@ -108,10 +116,13 @@ def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
     if len(pairs) == 1:
         marks = [m for m in marks if not m.name.startswith("pair")]
     legend = {plain_text(label): colors[label] for label in bold}
-    if len(pairs) > 2:
-        legend |= {f"other pairs, later group {plain_text(g)}": c for g, c in group_colors.items()}
-    low = min(float(np.nanmin(result["low"].fillna(result["value"]))), float(np.nanmin(result["value"])))
-    high = max(float(np.nanmax(result["high"].fillna(result["value"]))), float(np.nanmax(result["value"])))
+    drawn = drawn_note(len(thin), len(others), "drawn")
+    if len(pairs) > 2 and later_colors:
+        legend |= {f"other pairs, later group {plain_text(g)}{drawn}": c for g, c in later_colors.items()}
+    elif len(pairs) > 1 and thin:
+        legend[f"{OTHER_PAIRS}{drawn}"] = MUTED["light"]
+    low = _least(result["low"].fillna(result["value"]), result["value"], result["null"] - 0.08)
+    high = -_least(-result["high"].fillna(result["value"]), -result["value"])
     bottom, top = min(0.4, low - 0.02), min(1.02, max(0.8, high + 0.03))
     return FigureSpec(
         name="layer_sweep",
@@ -127,6 +138,34 @@ def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
         height=380,
         legend=legend,
     )
+
+
+def is_multiclass(probes: xr.Dataset) -> bool:
+    """Whether a result is of one probe that distinguishes all groups at once."""
+    return [str(pair) for pair in values_of(probes, "pair")] == [MULTICLASS]
+
+
+def multiclass_label(probes: xr.Dataset, chance: float | None) -> str:
+    """Return the name of a multi-class series: "habitat, 4 groups (chance 0.25)"."""
+    name, count = column_of(probes) or "all groups", probes.sizes.get("group", 0)
+    name = f"{name}, {count} groups" if count else name
+    return name if chance is None else f"{name} (chance {chance:.2g})"
+
+
+def main_pair(probes: xr.Dataset | xr.DataArray) -> str | None:
+    """Return the pair of the first and the last group; None without an order of groups."""
+    return extreme_pair(probes) if is_ordered(probes) else None
+
+
+def line_limit(sliders: Mapping[str, Sequence[object]], points: int) -> int:
+    """Return the number of lines of `points` points whose numbers stay within the limit of a figure."""
+    return MAX_NUMBERS // (4 * points * places(sliders))
+
+
+def _least(*arrays: xr.DataArray) -> float:
+    """Return the smallest finite number, 0 if there is none."""
+    finite = np.concatenate([array.values[np.isfinite(array.values)].ravel() for array in arrays])
+    return float(finite.min()) if finite.size else 0.0
 
 
 def _curve_segments(curves: Mapping[str, Curve], x: np.ndarray, colors: Mapping[str, str] | None) -> Table:
@@ -179,7 +218,7 @@ def control_comparison(
         results: label to result of `sl.probe`, `sl.statistics_probe`, `sl.matched_probe` (one row a sample) or
             `sl.residual_probe`.
         name: "accuracy" or "auc".
-        pair: pair that is shown next to the mean of all pairs; default the first and the last group.
+        pair: pair that is shown next to the mean of all pairs; default the first and the last of ordered groups.
         dynamic: see `to_holoviews`.
 
     Returns:
@@ -206,14 +245,14 @@ def control_comparison_spec(
     pairs = [str(p) for p in values_of(widest, "pair")]
     if pair is not None and pair not in pairs:
         raise InputError(f"control_comparison: no pair {pair!r} in these results. Valid: {', '.join(pairs)}.")
-    chosen = pair or extreme_pair(widest)
+    chosen = pair or (pairs[0] if len(pairs) == 1 else main_pair(widest))
     with_mean = len(pairs) > 1 or chosen is None
     labels = [plain_text(v) for v in rows]
     heights = -np.arange(len(labels), dtype=float)
     means = [_readers(pair_mean(d, name), fixed) for d in rows.values()]
     singles = [_readers(_one_pair(estimate(d, name), chosen), fixed) for d in rows.values()]
     gap = 0.14 if with_mean and chosen is not None else 0.0
-    pair_color = _later_color(max(complete.values(), key=lambda d: d[name].size), chosen)
+    pair_color = _pair_color(max(complete.values(), key=lambda d: d[name].size), chosen)
     # Names are above their rows: on a narrow page, tick labels would leave no room for the figure.
     row_labels: Table = {
         "x": np.full(len(labels), 0.36),
@@ -353,11 +392,10 @@ def _one_pair(result: xr.Dataset, pair: str | None) -> xr.Dataset:
     return result.isel(pair=pairs.index(pair)) if pair in pairs else result.isel(pair=0) * np.nan
 
 
-def _later_color(data: xr.Dataset, pair: str | None) -> str:
-    """Return the colour of the stage that trained the later group of the pair."""
-    if pair is None:
+def _pair_color(data: xr.Dataset, pair: str | None) -> str:
+    """Return the colour of the later group of the pair; groups without an order have none."""
+    if pair is None or not is_ordered(data):
         return HIGHLIGHT
     pairs = [str(p) for p in values_of(data, "pair")]
     later = str(data["pair_second"].values[pairs.index(pair)])
-    trained, untrained = result_order(data)
-    return stage_colors([later], trained, untrained)[later]
+    return group_colors(data, [later])[later]
