@@ -216,7 +216,8 @@ def _add_labels(
     stages_ago = exposure(source.data, label_groups)
     if stages_ago is not None:
         result["exposure"] = stages_ago.drop_vars([c for c in stages_ago.coords if c not in result.coords])
-    result.attrs = {**source.attrs(), "by": label_groups.by, "ordering": label_groups.ordering, **attrs}
+    order = {"by": label_groups.by, "ordering": label_groups.ordering, "ordered": label_groups.ordered}
+    result.attrs = {**source.attrs(), **order, **attrs}
     return result
 
 

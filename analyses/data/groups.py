@@ -12,23 +12,34 @@ import xarray as xr
 
 from stratalens.analyses.data.array_types import Array, Codes, Data
 from stratalens.analyses.data.results import find_variable
-from stratalens.analyses.data.training_order import stage_orders, trained_order
+from stratalens.analyses.data.training_order import (
+    STAGES,
+    category_order,
+    group_orders,
+    label_text,
+    stage_orders,
+    trained_order,
+)
 from stratalens.store.errors import InputError, join_names, suggest
 from stratalens.store.format.schema import AXES
 
 # A float column with more different non-integer values than this is a measurement, not a set of classes.
 MOST_FRACTIONAL_GROUPS = 12
+TRAINED_STAGE = "trained_stage"  # the column whose labels are stages
+# Sources of an order that means something. Numeric order and the order of the file are only a way to list groups.
+MEANINGFUL_ORDERS = ("order", "stage_order", "categories")
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Ordered groups of rows.
+    """Groups of rows.
 
     Attributes:
         by: name of the label column.
         names: array of shape (groups,), in order; object dtype for strings.
         codes: int64 array of shape (entity,), index into `names`; -1 = in no group.
-        ordering: source of the order: 'order' (the argument), 'stage_order', 'numeric' or 'first appearance'.
+        ordering: source of the order: 'order' (the argument), 'stage_order' (the groups are stages), 'categories' (of
+            an ordered categorical column), 'numeric' or 'first appearance'.
     """
 
     by: str
@@ -41,8 +52,8 @@ class Groups:
 
     @property
     def ordered(self) -> bool:
-        """Whether the order of the groups is known; numbers and first appearance are no order."""
-        return self.ordering in ("order", "stage_order", "categories")
+        """Whether the order means something: the user, the stages or the categories of the column define it."""
+        return self.ordering in MEANINGFUL_ORDERS
 
     def index(self, name: object) -> int:
         """Position of the group called `name`.
@@ -133,14 +144,16 @@ class Groups:
 def groups(ds: Data, by: str, order: Iterable[object] | None = None) -> Groups:
     """Group the rows of `ds` by a label column.
 
-    With `order`, the groups have that order, and groups outside it are excluded (code -1). Otherwise groups that are
-    stages have training order, numbers have numeric order, and all others have the order of their first appearance.
-    Strings are never sorted. Missing labels (NaN, None, "") are excluded.
+    With a list as `order`, the groups have that order, and groups outside it are excluded (code -1). The groups of
+    `trained_stage` have training order if they are stages. Groups of an ordered categorical column have the order of
+    its categories. Numbers have numeric order, and all others have the order of their first appearance; these two are
+    not `ordered`. Strings are never sorted. Missing labels (NaN, None, "") are excluded.
 
     Args:
         ds: Dataset or DataArray with a coordinate `by` along `entity`.
         by: name of the label column.
-        order: the groups wanted, in order.
+        order: the groups wanted, in order; or "stages": the groups are stages, although the column is not
+            `trained_stage`. A label is a stage if its text is the name of the stage.
 
     Raises:
         InputError: unknown column, mixed types, a continuous column, an unknown name in `order`,
@@ -152,21 +165,38 @@ def groups(ds: Data, by: str, order: Iterable[object] | None = None) -> Groups:
         (['red', 'blue'], [0, 1, 0])
         >>> groups(ds, "colour", order=["blue"]).codes.tolist()
         [-1, 0, -1]
+        >>> groups(ds, "colour").ordered, groups(ds, "colour", order=["blue", "red"]).ordered
+        (False, True)
     """
     codes, names = _factorize(label_column(ds, by), by)
     if len(names) == 0:
         raise InputError(f"every label in {by!r} is missing; choose another column: {join_names(label_columns(ds))}")
-    if order is not None:
-        positions, ordering = _requested_order(names, list(order), by), "order"
-    elif (by_stage := trained_order(ds, by, names, codes)) is not None:
-        positions, ordering = by_stage, "stage_order"
-    elif names.dtype != object:
-        positions, ordering = np.argsort(names, kind="stable"), "numeric"
-    else:
-        positions, ordering = np.arange(len(names)), "first appearance"
+    positions, ordering = _ordered_positions(ds, by, names, codes, order)
     rank = np.full(len(names) + 1, -1, dtype=np.int64)
     rank[positions] = np.arange(len(positions))
     return Groups(by, names[positions], rank[codes], ordering)
+
+
+def _ordered_positions(
+    ds: Data, by: str, names: Array, codes: Codes, order: Iterable[object] | None
+) -> tuple[Codes, str]:
+    """Indices of `names` in order, and the source of the order."""
+    if isinstance(order, str) and order != STAGES:
+        raise InputError(
+            f"order={order!r}: give a list of groups of {by!r} in order, or {STAGES!r}: {join_names(names)}"
+        )
+    if order is not None and not isinstance(order, str):
+        return _requested_order(names, list(order), by), "order"
+    if order == STAGES or by == TRAINED_STAGE:
+        by_stage = trained_order(ds, by, names, codes, required=order == STAGES)
+        if by_stage is not None:
+            return by_stage, "stage_order"
+    categories = category_order(ds, by, names)
+    if categories is not None:
+        return categories, "categories"
+    if names.dtype != object:
+        return np.argsort(names, kind="stable"), "numeric"
+    return np.arange(len(names)), "first appearance"
 
 
 def clusters(ds: Data, groups: str = "entity_id") -> Codes:
@@ -210,25 +240,32 @@ def exposure(ds: Data, groups: Groups) -> xr.DataArray | None:
     """Number of stages since each group was trained on, dims (stage, group); None where unknown.
 
     A negative number marks a group that is not trained yet (a control), 0 one that was just trained. The source is the
-    variable `exposure`; without it, the coordinates `stage` and `stage_order` where the groups are stages.
+    variable `exposure`; without it, the coordinates `stage` and `stage_order`. Stages that are not recorded have the
+    order of the categories of the column, or NaN without categories. Only groups of `trained_stage`, or with the order
+    of stages, have an exposure.
     """
-    known = find_variable(ds, "exposure")
-    if known is not None and groups.by == "trained_stage" and "entity" in known.dims:
+    if groups.by != TRAINED_STAGE and groups.ordering != "stage_order":
+        return None
+    known = find_variable(ds, "exposure") if groups.by == TRAINED_STAGE else None
+    table = None
+    if known is not None and "entity" in known.dims:
         first_rows = [int(np.argmax(groups.codes == g)) for g in range(len(groups))]
         labels_of_rows = [name for name, coord in known.coords.items() if "entity" in coord.dims]
         table = known.drop_vars(labels_of_rows).isel(entity=first_rows).compute(scheduler="synchronous")
-        return table.rename(entity="group").assign_coords(group=groups.names)
-    orders = stage_orders(ds)
-    names = [str(name) for name in groups.names]
-    if orders is None or "stage" not in ds.dims or not all(name in orders for name in names):
-        return None
-    stages = np.array([orders[str(s)] for s in ds["stage"].values])
-    return xr.DataArray(
-        stages[:, None] - np.array([orders[name] for name in names])[None, :],
-        dims=("stage", "group"),
-        coords={"stage": ds["stage"].values, "group": groups.names},
-        name="exposure",
-    )
+        table = table.rename(entity="group").assign_coords(group=groups.names)
+        if not bool(table.isnull().any()):
+            return table
+    orders, stages = group_orders(ds, groups.by, groups.names), stage_orders(ds)
+    if stages is None or np.isnan(orders).all() or (table is None and np.isnan(orders).any()):
+        return table if table is None or bool(table.notnull().any()) else None
+    order_of_stage = xr.DataArray([stages[label_text(s)] for s in np.atleast_1d(ds["stage"].values)], dims="stage")
+    computed = order_of_stage - xr.DataArray(orders, dims="group", coords={"group": groups.names})
+    computed = computed.assign_coords(stage=np.atleast_1d(ds["stage"].values))
+    if "stage" not in ds.dims:
+        computed = computed.isel(stage=0)
+    if table is not None:
+        return table.fillna(computed.drop_vars("stage"))
+    return computed.transpose(..., "group").rename("exposure")
 
 
 def check_data(data: object) -> None:

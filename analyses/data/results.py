@@ -15,7 +15,19 @@ LABELS = {"stage", "layer", "token", "pair", "fold", "group", "method", "seed", 
 # Dims that the analyses add to the dims of the data.
 RESULT_DIMS = (LABELS | {"sample", "statistic", "balance_at"}) - {"stage", "layer", "token"}
 # Attributes that say where vectors come from.
-SOURCE_ATTRS = ("site", "hook", "method", "C", "target", "by", "normalize", "seed", "stratalens_key", "model")
+SOURCE_ATTRS = (
+    "site",
+    "hook",
+    "method",
+    "C",
+    "target",
+    "by",
+    "ordered",
+    "normalize",
+    "seed",
+    "stratalens_key",
+    "model",
+)
 
 
 def vectors(source: Data) -> tuple[xr.DataArray, list[Hashable]]:

@@ -304,7 +304,7 @@ class RecordedInAllGroups(LazyArray):
 class Exposure(LazyArray):
     """`exposure`: stage_order minus the order of the stage that trained a row.
 
-    It is NaN if the training stage is unknown.
+    A label is matched with the stages by its text, numbers too. It is NaN if the training stage is unknown.
     """
 
     def __init__(self, stage_order: NDArray[np.int64], orders: dict[str, int], trained: LazyArray) -> None:
@@ -315,11 +315,13 @@ class Exposure(LazyArray):
         """Return the values of an orthogonal selection."""
         stage, entity = selections
         trained = self.trained.select([entity])
-        if trained.dtype == object:
-            order = np.array([self.orders.get(t, math.nan) for t in trained], dtype=np.float32)
-        else:
-            order = trained.astype(np.float32)
+        labels, codes = (trained, ...) if trained.dtype == object else np.unique(trained, return_inverse=True)
+        order = np.array([self.orders.get(_text(t), math.nan) for t in labels.tolist()], dtype=np.float32)[codes]
         return (self.stage_order[stage].astype(np.float32)[:, None] - order[None]).astype(np.float32)
+
+
+def _text(label: object) -> str:
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def concatenate(arrays: Sequence[LazyArray], axis: int) -> LazyArray:

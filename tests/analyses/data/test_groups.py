@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import stratalens as sl
 from stratalens.analyses.data.groups import clusters, exposure, groups, labels_by_cluster
+from stratalens.analyses.data.training_order import is_ordered
 from stratalens.store.errors import InputError
 from support.planted import planted
 
@@ -21,6 +23,7 @@ def test_stages_are_in_training_order_not_in_order_of_text() -> None:
     ds = labelled(names).rename(x="trained_stage")
     ds = ds.assign_coords(stage=[f"s{i}" for i in range(11)], stage_order=("stage", np.arange(11)))
     result = groups(ds, "trained_stage")
+    assert result.ordered
     assert result.names.tolist() == ["s1", "s2", "s9", "s10"]
     assert result.codes.tolist() == [3, 1, 2, 0]
     assert result.ordering == "stage_order"
@@ -49,6 +52,98 @@ def test_the_order_argument_wins_and_excludes_other_groups() -> None:
         groups(ds, "trained_stage", order=["s1x", "s2"])
     with pytest.raises(InputError, match="once"):
         groups(ds, "trained_stage", order=["s1", "s1"])
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64, object])
+def test_a_trained_stage_is_matched_by_its_text_and_never_a_position(dtype: type) -> None:
+    """Checkpoints 143000, 1000 and 512 are recorded in this order; 512 is no position among them."""
+    labels = np.array([512, 143000, 1000]).astype(str if dtype is object else dtype).astype(dtype)
+    ds = labelled(labels).rename(x="trained_stage")
+    ds = ds.assign_coords(stage=["143000", "1000", "512"], stage_order=("stage", [0, 1, 2]))
+    result = groups(ds, "trained_stage")
+    assert [float(name) for name in result.names] == [143000, 1000, 512]
+    assert result.codes.tolist() == [2, 0, 1]
+    assert result.ordering == "stage_order"
+    table = exposure(ds, result)
+    assert table is not None
+    np.testing.assert_array_equal(table, np.arange(3)[:, None] - np.arange(3)[None, :])
+
+
+@pytest.mark.parametrize("values", [[0, 1, 0], [2, 1, 2], np.array(["1", "2", "7"], object), [3, 2, 1]])
+def test_a_label_that_looks_like_stages_is_no_stage(values: object) -> None:
+    ds = labelled(np.asarray(values)).assign_coords(stage=["1", "2", "3"], stage_order=("stage", [0, 1, 2]))
+    result = groups(ds, "x")
+    assert not result.ordered
+    assert result.ordering in ("numeric", "first appearance")
+    assert exposure(ds, result) is None
+
+
+def test_any_column_has_training_order_on_request() -> None:
+    ds = labelled(np.array([3, 1, 2])).assign_coords(stage=["3", "2", "1"], stage_order=("stage", [0, 1, 2]))
+    result = groups(ds, "x", order="stages")
+    assert result.names.tolist() == [3, 2, 1]
+    assert result.ordered
+    assert exposure(ds, result) is not None
+    with pytest.raises(InputError, match="unknown here"):
+        groups(ds.assign_coords(x=("entity", ["a", "b", "c"])), "x", order="stages")
+    with pytest.raises(InputError, match="only some"):
+        groups(ds.assign_coords(x=("entity", ["1", "2", "c"])), "x", order="stages")
+    with pytest.raises(InputError, match="'stages'"):
+        groups(ds, "x", order="stage")
+
+
+def test_ordered_categories_keep_their_order() -> None:
+    ds = labelled(np.array(["mid", "hi", "lo", "mid"], object))
+    ds["x"].attrs["ordered_categories"] = ["lo", "mid", "hi", "top"]
+    result = groups(ds, "x")
+    assert result.names.tolist() == ["lo", "mid", "hi"]
+    assert (result.ordering, result.ordered) == ("categories", True)
+    ds = labelled(np.array([30, 4, 7]))
+    ds["x"].attrs["ordered_categories"] = ["7", "30", "4"]
+    assert groups(ds, "x").names.tolist() == [7, 30, 4]
+    assert groups(ds, "x", order=[4, 7]).names.tolist() == [4, 7]
+
+
+@pytest.mark.parametrize(("recorded", "orders"), [(["s0", "s4"], [0, 4]), (["s4"], [4]), (["s0", "s2"], [3, 5])])
+def test_stages_that_are_not_recorded_have_their_order_from_the_categories(
+    recorded: list[str], orders: list[int]
+) -> None:
+    ds = labelled(np.array(["s3", "s1", "s4", "s2"], object)).rename(x="trained_stage")
+    ds = ds.assign_coords(stage=recorded, stage_order=("stage", orders))
+    with pytest.raises(InputError, match="only some"):
+        groups(ds, "trained_stage")
+    ds["trained_stage"].attrs["ordered_categories"] = ["s1", "s2", "s3", "s4"]
+    result = groups(ds, "trained_stage")
+    assert result.names.tolist() == ["s1", "s2", "s3", "s4"]
+    assert result.ordered
+    last = recorded[-1]
+    trained = int(last[1:]) - np.arange(1, 5)
+    unknown = np.where([name in recorded for name in ds.trained_stage.values], 0.0, np.nan)
+    known = ds.assign(exposure=(("stage", "entity"), np.tile(unknown, (len(recorded), 1))))
+    for data in (ds, ds.sel(stage=last)):
+        table = exposure(data, result)
+        assert table is not None
+        np.testing.assert_array_equal(table if "stage" not in table.dims else table.sel(stage=last), trained)
+    table = exposure(known, result)
+    assert table is not None
+    assert not bool(table.isnull().any())
+
+
+def test_results_say_whether_their_groups_are_ordered() -> None:
+    ds = planted(groups=3, stages=4)
+    centroids = sl.centroids(ds, progress=False)
+    assert is_ordered(centroids)
+    assert is_ordered(sl.drift(centroids))
+    assert is_ordered(sl.centroids(ds, by="template", order=["what", "who"], progress=False))
+    unordered = sl.centroids(ds, by="template", progress=False)
+    assert unordered.attrs["ordered"] is False
+    assert not is_ordered(unordered)
+    same_names = ds.assign_coords(x=("entity", ds.trained_stage.values))
+    assert not is_ordered(sl.centroids(same_names, by="x", progress=False))
+    earlier = centroids.drop_attrs()
+    assert is_ordered(earlier)
+    assert not is_ordered(earlier.assign_coords(group=["a", "b", "c"]))
+    assert not is_ordered(earlier.drop_vars("group"))
 
 
 def test_order_survives_narrowing_the_stages() -> None:

@@ -68,6 +68,13 @@ def test_exposure_is_unknown_where_the_training_stage_is(tmp_path: Path) -> None
     np.testing.assert_array_equal(open_store(path).exposure.values, [[-1, np.nan, np.nan, 0], [0, np.nan, np.nan, 1]])
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.float64, object])
+def test_exposure_matches_numbers_with_stages_by_their_text(tmp_path: Path, dtype: type) -> None:
+    labels = np.array([512, 1, 7, 0]).astype(str if dtype is object else dtype).astype(dtype)
+    path = make_store(tmp_path / "run.zarr", ["1", "512"], entities=4, labels={"trained_stage": labels})
+    np.testing.assert_array_equal(open_store(path).exposure.values, [[-1, 0, np.nan, np.nan], [0, 1, np.nan, np.nan]])
+
+
 def test_large_label_columns_stay_lazy(stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from stratalens.store.reading import open as reader
 
