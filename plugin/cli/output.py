@@ -29,9 +29,6 @@ show_traceback: ContextVar[bool] = ContextVar("show_traceback", default=False)  
 
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="An activation store, e.g. run.zarr")]
-LabelColumn = Annotated[
-    str | None, typer.Option("--by", help="Label column; default: that of the run file, else trained_stage.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
