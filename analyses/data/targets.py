@@ -110,9 +110,16 @@ def shuffled_labels(
 ) -> npt.NDArray[Integers]:
     """Move labels between entities, column by column, inside each fold.
 
-    Whole entities swap labels, so that rows of one entity keep a common label. Where the rows of one entity have
-    different labels, they are shuffled within the entity instead. Shuffling inside the folds keeps their balance, so
-    that the null differs in the labels alone.
+    Whole entities swap labels, so that rows of one entity keep a common label. Shuffling inside the folds keeps their
+    balance, so that the null differs in the labels alone.
+
+    Where an entity has rows with several labels, the shuffle has three steps. Entities of the same size swap their
+    label vectors. Entities with a most frequent label then swap this label, whatever their sizes. A row with another
+    label keeps its distance from it, in the cyclic order of the labels. Last, each entity shuffles its labels over
+    its rows. The draws are uniform over all label tables that these steps can reach. A permutation test is exact if
+    the labels are as likely as any other table of this set when they have no relation to the data (Hemerik and
+    Goeman, 2018, "Exact testing with random permutations"). That holds where entities of a fold are exchangeable, and
+    the rows inside an entity too.
 
     Args:
         labels: integer array of shape (n, columns), 0 = outside, which stays outside.
@@ -129,7 +136,33 @@ def shuffled_labels(
         if (label == label[first][unit]).all():
             out[rows, column] = _shuffle_within(label[first], fold_of_row[first], rng)[unit]
         else:
-            out[rows, column] = _shuffle_within(label, unit, rng)
+            out[rows, column] = _shuffle_vectors(label, fold_of_row[first], unit, rng)
+    return out
+
+
+def _shuffle_vectors(
+    label: npt.NDArray[Integers], fold: Codes, unit: Codes, rng: np.random.Generator
+) -> npt.NDArray[Integers]:
+    """Shuffle labels (n,) between entities that may have several; `fold` has the shape (units,)."""
+    names, code = np.unique(label, return_inverse=True)
+    n_units, n_names = len(fold), len(names)
+    count = np.bincount(unit * n_names + code, minlength=n_units * n_names).reshape(n_units, n_names)
+    largest = count.max(axis=1)
+    main = np.where((count == largest[:, None]).sum(axis=1) == 1, count.argmax(axis=1), -1)  # -1 = none
+    size = count.sum(axis=1)
+    source = _shuffle_within(np.arange(n_units), fold * (size.max() + 1) + size, rng)
+    order = np.argsort(unit, kind="stable")
+    start = np.cumsum(size) - size
+    owner = unit[order]
+    moved = code[order][start[source[owner]] + np.arange(len(order)) - start[owner]]
+    # Entities that now have a vector with a most frequent label swap this label.
+    old = main[source]
+    swapping = np.flatnonzero(old >= 0)
+    shift = np.zeros(n_units, dtype=np.int64)
+    shift[swapping] = _shuffle_within(old[swapping], fold[swapping], rng) - old[swapping]
+    moved = (moved + shift[owner]) % n_names
+    out = np.empty_like(label)
+    out[order] = _shuffle_within(names[moved], owner, rng)
     return out
 
 

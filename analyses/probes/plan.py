@@ -18,6 +18,8 @@ from stratalens.analyses.stats.bootstrap import bootstrap_weights
 from stratalens.store.errors import InputError, suggest
 
 EACH, JOINT = "each", "joint"
+KNOWN_ORDERS = ("order", "stage_order", "categories")
+NUMBERS = 2  # increase it when a call with the same arguments gives other numbers or variables
 
 Number = TypeVar("Number", bound=np.floating[Any])
 
@@ -40,6 +42,7 @@ class Plan:
         seed: of folds, shuffles and resamples.
         resamples: number of bootstrap samples.
         tokens: EACH (separate probes for every token) or JOINT (one probe of the features of all tokens).
+        ordered: whether the groups have a known order, not that of their names or first appearances.
     """
 
     target: str
@@ -55,6 +58,7 @@ class Plan:
     seed: int
     resamples: int
     tokens: str = EACH
+    ordered: bool = True
 
     def take(self, rows: Codes) -> Plan:
         """Narrow the plan to some rows; units are renumbered without gaps."""
@@ -101,6 +105,7 @@ class Plan:
             "testable": self.testable,
             "signs": self.contrasts.signs,
             "counts": np.array([self.permutations, self.seed, self.resamples, self.joint]),
+            "numbers": np.array([NUMBERS]),
         }
 
     def bootstrap_weights(self) -> npt.NDArray[np.float32]:
@@ -199,6 +204,7 @@ def make_plan(
         seed=seed,
         resamples=resamples,
         tokens=tokens,
+        ordered=label_groups.ordering in KNOWN_ORDERS,
     )
 
 

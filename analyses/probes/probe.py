@@ -15,6 +15,8 @@ from stratalens.analyses.estimators.backend import thread_count
 from stratalens.analyses.estimators.probes import Settings, choose_device
 from stratalens.analyses.probes.plan import Plan, make_plan
 from stratalens.analyses.probes.slab import ProbeSlab
+from stratalens.analyses.stats.intervals import DESCRIPTION
+from stratalens.analyses.stats.max_t import add_p_max
 from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError
 
@@ -71,7 +73,8 @@ def probe(
             The other rows are only trained on. Folds still separate entities.
         backend: "auto" (a GPU for logistic probes if CuPy has one), "cpu", or "gpu" (also ridge and lda; not
             diffmeans).
-        permutations: label shuffles over entities, for `accuracy_null` and `accuracy_p`; each refits everything.
+        permutations: label shuffles over entities, for the nulls and p-values; each refits everything. The smallest p
+            is 1 / (permutations + 1).
         seed: of folds, shuffles and resamples.
         order: groups wanted, in order; None = all.
         normalize: divide every activation vector by its L2 norm first.
@@ -81,7 +84,7 @@ def probe(
         tol: a logistic fit has converged when no component of the gradient of the mean loss exceeds `tol`. The
             limit shrinks with a gradient that starts below 0.001, as very small activations give.
         fold_coefs: also return `fold_coef` and `fold_intercept`, the probes that give `score`.
-        resamples: of the cluster bootstrap.
+        resamples: no effect on these results, whose intervals need no resamples.
         skip_missing: leave unrecorded rows out instead of refusing them.
         cache: see `RunOptions`; None = next to the store where possible. Shuffled refits are cached too.
         scheduler: see `RunOptions`.
@@ -94,11 +97,22 @@ def probe(
     Returns:
         Dataset, without the dims among (stage, layer, token) that the data does not have:
 
-        - accuracy, auc (stage, layer, token, pair, fold): float64, on the test rows of each fold.
-        - accuracy_mean (stage, layer, token, pair): float64, over all test rows.
-        - accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
-        - accuracy_null (stage, layer, token, pair): float64, mean over shuffled labels; only with permutations.
-        - accuracy_p (stage, layer, token, pair): float64, one-sided permutation p; only with permutations.
+        - accuracy, balanced_accuracy, auc (stage, layer, token, pair, fold): float64, on the test rows of each fold.
+          Balanced accuracy is the mean over the classes of the share of rows that are classified correctly.
+        - accuracy_mean, balanced_accuracy_mean, auc_mean (stage, layer, token, pair): float64, over all test rows.
+          The AUC compares rows of the same fold alone, because other folds have other probes.
+        - accuracy_low, accuracy_high, and those of the other two measures (stage, layer, token, pair): float64, 95 %
+          interval of the expected measure with this number of training entities, over new training and new test
+          entities (see `stratalens.analyses.stats.intervals`). Where all rows of all entities are right, it is
+          Wilson's interval for the number of entities.
+        - accuracy_null, and those of the other two measures (stage, layer, token, pair): float64, mean over shuffled
+          labels; only with permutations.
+        - accuracy_p, and those of the other two measures (stage, layer, token, pair): float64, one-sided permutation
+          p; only with permutations.
+        - accuracy_p_max, and those of the other two measures (stage, layer, token, pair): float64, p of the largest
+          studentised measure over all stages, layers, tokens and pairs (Westfall and Young, 1993), which allows for
+          the choice of the best place. Stages with different rows are families of their own, see `p_max`. Only with
+          permutations.
         - score (stage, layer, token, pair, entity): float32, out-of-fold score of every entity in any group, also
           outside the pair, by the probe that never saw its fold.
         - right (stage, layer, token, pair, entity): int8, 1 = test row that is classified correctly.
@@ -115,9 +129,10 @@ def probe(
         - chance (pair): float64, share of the larger class.
         - entity_fold (entity): int64, -1 = in no group.
 
-        For "ordinal", r2 replaces accuracy, and rank_correlation (Spearman) replaces auc; right, tested and chance
-        are left out. For "multiclass", score, coef, intercept, fold_coef and fold_intercept have the dim `group`
-        instead of `pair`.
+        For "ordinal", r2 replaces the three measures, with rank_correlation (Spearman) of each fold; right, tested and
+        chance are left out. For "multiclass", score, coef, intercept, fold_coef and fold_intercept have the dim `group`
+        instead of `pair`, and the AUC is the mean over each class against the rest. The attribute `ordered` is 1 if
+        the groups have a known order.
 
     Raises:
         InputError: unknown names; one class; a group with fewer entities than folds; a continuous or mixed
@@ -182,6 +197,9 @@ def label_result(result: xr.Dataset, plan: Plan, source: SiteData, folds: bool =
             f"{source.site!r} is the same in all rows at every stage, layer and token; there is nothing to probe"
         )
     targets = plan.contrasts
+    result = add_p_max(result).assign_attrs(ordered=int(plan.ordered))
+    if {"balanced_accuracy_low", "r2_low"} & set(result.data_vars):
+        result = result.assign_attrs(interval=DESCRIPTION)
     for variable in {"coef", "fold_coef"} & set(result.data_vars) if plan.joint else ():
         result[variable].attrs["tokens"] = plan.tokens
     result = result.assign_coords(

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.stats import rankdata
 
-from stratalens.analyses.data.array_types import Doubles, Floats, Mask, Signs
+from stratalens.analyses.data.array_types import Doubles, Floats
 from stratalens.analyses.data.slabs import Slab
-from stratalens.analyses.data.targets import MULTICLASS, ORDINAL
+from stratalens.analyses.data.targets import MULTICLASS
 from stratalens.analyses.estimators.boosting import BOOSTING, boosted_scores
 from stratalens.analyses.estimators.probes import Prepare, Probes, Settings, choose_penalties, fit_probes
 from stratalens.analyses.probes.plan import Plan
+from stratalens.analyses.probes.quality import Variables, measures, quality_values, score_quality
 from stratalens.analyses.stats import scores as scoring
 from stratalens.analyses.stats.bootstrap import p_value
+from stratalens.analyses.stats.max_t import SHUFFLED, SHUFFLED_ROWS
 from stratalens.store.errors import InputError
 
-Variables = dict[str, tuple[tuple[str, ...], npt.NDArray[np.generic]]]
+__all__ = ["ProbeSlab", "Variables", "probe_token", "score_quality", "stack_tokens"]
 
-QUALITY = {"binary": "accuracy", MULTICLASS: "accuracy", ORDINAL: "r2"}  # variable that measures each kind of probe
 SHUFFLED_PROBES = 10  # probes of shuffled labels that are fitted together, not counting folds
 
 
@@ -79,6 +80,8 @@ def stack_tokens(tokens: Sequence[Variables], slab: Slab, plan: Plan, features: 
             dims = (*dims[:-1], *names)
             stacked = stacked.reshape(*stacked.shape[:-1], *shape)
         out[name] = (dims, stacked[0]) if plan.joint else (("token", *dims), stacked)
+    if any("permutation" in dims for dims, _ in out.values()):
+        out[SHUFFLED_ROWS] = ((), np.asarray(zlib.crc32(np.ascontiguousarray(slab.rows).tobytes()), dtype=np.int64))
     return xr.Dataset(out)
 
 
@@ -96,11 +99,16 @@ def probe_token(
             of these rows are fitted and scored on; it may look at these rows only.
 
     Returns:
-        {name: (dims, values)} with dims among pair, group, fold, entity and feature.
+        {name: (dims, values)} with dims among pair, group, fold, permutation, entity and feature.
     """
     if is_constant(X):
         short = replace(plan, permutations=min(plan.permutations, 1))
-        return blank_values(probe_token(noise_like(X), short, settings, fold_coefs))
+        return _repeat_permutations(blank_values(probe_token(noise_like(X), short, settings, fold_coefs)), plan)
+    shift = None
+    if prepare is None and settings.method != BOOSTING:
+        # Scores of uncentred rows lose digits in float32. Any vector near the mean is enough.
+        shift = X[:: max(1, len(X) // 256)].mean(axis=0, dtype=np.float64).astype(X.dtype)
+        X = X - shift
     fitted, score = _fit_and_score(X, plan, settings, prepare)
     kind = plan.contrasts.kind
     rank = "group" if kind == MULTICLASS else "pair"
@@ -111,6 +119,8 @@ def probe_token(
     }
     if fitted is not None:
         coef, intercept = fitted.coef, fitted.intercept
+        if shift is not None:
+            intercept = intercept - np.einsum("pkd,d->pk", coef, shift.astype(np.float64))
         out |= {
             "coef": ((rank, "feature"), coef[:, -1]),
             "intercept": ((rank,), intercept[:, -1]),
@@ -122,11 +132,19 @@ def probe_token(
             out["fold_coef"] = ((rank, "fold", "feature"), coef[:, :-1])
             out["fold_intercept"] = ((rank, "fold"), intercept[:, :-1])
     if plan.permutations:
-        name = QUALITY[kind]
-        null = _null(X, plan, settings, prepare)
-        out[f"{name}_null"] = (("pair",), null.mean(axis=0))
-        out[f"{name}_p"] = (("pair",), p_value(null, np.asarray(out[f"{name}_mean"][1])))
+        for name, null in _null(X, plan, settings, prepare).items():
+            out[f"{name}_null"] = (("pair",), null.mean(axis=1))
+            out[f"{name}_p"] = (("pair",), p_value(null.T, np.asarray(out[f"{name}_mean"][1])))
+            out[f"{name}{SHUFFLED}"] = (("pair", "permutation"), null.astype(np.float32))
     return out
+
+
+def _repeat_permutations(variables: Variables, plan: Plan) -> Variables:
+    """Repeat the only shuffle of blank values as often as the plan says."""
+    return {
+        name: (dims, np.repeat(values, plan.permutations, axis=-1) if dims[-1:] == ("permutation",) else values)
+        for name, (dims, values) in variables.items()
+    }
 
 
 def is_constant(X: Floats) -> bool:
@@ -203,92 +221,25 @@ def _fit_and_score(
     return Probes.join(fits), score
 
 
-def _correct_rows(score: Floats, plan: Plan, test: Signs) -> Mask:
-    """Test rows that are classified correctly, of shape (pair, n)."""
-    if plan.contrasts.kind == MULTICLASS:
-        return np.asarray((score.argmax(axis=0) == plan.codes) & (test[:, 0] != 0))[None]
-    return scoring.is_right(score, test)
-
-
-def _fold_auc(score: Floats, plan: Plan, test: Signs) -> Doubles:
-    """AUC of each fold; for several classes, the mean over each class against the rest."""
-    if plan.contrasts.kind != MULTICLASS:
-        return scoring.fold_auc(score, test, plan.fold, plan.folds)
-    one_against_rest = np.where(plan.codes[:, None] == np.arange(len(score)), 1, -1).astype(np.int8)
-    by_class = scoring.fold_auc(score, one_against_rest * test, plan.fold, plan.folds)
-    return np.asarray(by_class.mean(axis=0, keepdims=True), dtype=np.float64)
-
-
-def score_quality(score: Floats, plan: Plan, resample: bool = True) -> Variables:
-    """Measure the quality of scores, in each fold and over all test rows.
-
-    Args:
-        score: array of shape (pair or group, n), out of fold.
-        plan: plan of exactly these rows.
-        resample: include the means over all test rows and their intervals.
-    """
-    test = plan.test_signs
-    if plan.contrasts.kind == ORDINAL:
-        by_fold, errors, deviations = _ordinal_quality(score[0], plan)
-        unexplained, worse, better = scoring.cluster_interval(errors, deviations, plan.units, plan.bootstrap_weights())
-        return by_fold | {
-            "r2_mean": (("pair",), 1 - unexplained),
-            "r2_low": (("pair",), 1 - better),
-            "r2_high": (("pair",), 1 - worse),
-        }
-    right, tested = _correct_rows(score, plan, test), (test != 0).T
-    out: Variables = {
-        "accuracy": (("pair", "fold"), scoring.fold_means(right, tested, plan.fold, plan.folds)),
-        "auc": (("pair", "fold"), _fold_auc(score, plan, test)),
-        "right": (("pair", "entity"), right.astype(np.int8)),
-        "tested": (("pair", "entity"), tested.astype(np.int8)),
-    }
-    if resample:
-        mean, low, high = scoring.cluster_interval(right, tested, plan.units, plan.bootstrap_weights())
-        out["accuracy_mean"] = (("pair",), mean)
-        out["accuracy_low"] = (("pair",), low)
-        out["accuracy_high"] = (("pair",), high)
-    return out
-
-
-def _null(X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None) -> Doubles:
-    """Quality of every probe after each shuffle of the labels over entities, of shape (permutation, pair)."""
+def _null(X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None) -> dict[str, Doubles]:
+    """Measures of every probe after each shuffle of the labels over entities, each of shape (pair, permutation)."""
     shuffles = range(plan.permutations)
+    pairs = plan.contrasts.signs.shape[1]
     if plan.contrasts.kind != "binary" or settings.method == BOOSTING:
-        return np.stack([_shuffled_quality(X, plan.shuffle_labels(i), settings, prepare) for i in shuffles])
+        values = [_shuffled_quality(X, plan.shuffle_labels(i), settings, prepare) for i in shuffles]
+        return {name: np.stack([v[name] for v in values], axis=1) for name in measures(plan.contrasts.kind)}
     # Shuffles keep rows and folds. The probes of several shuffles are therefore solved together: they share every
     # pass over X, its rotation and the preconditioner.
-    pairs = plan.contrasts.signs.shape[1]
     size = max(1, SHUFFLED_PROBES // pairs)
-    null = []
+    values = []
     for start in range(0, plan.permutations, size):
         batch = [plan.shuffle_labels(i).contrasts.signs for i in shuffles[start : start + size]]
         wide = replace(plan, contrasts=replace(plan.contrasts, signs=np.concatenate(batch, axis=1)))
-        null.append(_shuffled_quality(X, wide, settings, prepare).reshape(len(batch), pairs))
-    return np.concatenate(null)
+        quality = _shuffled_quality(X, wide, settings, prepare)
+        values.append({name: v.reshape(len(batch), pairs).T for name, v in quality.items()})
+    return {name: np.concatenate([v[name] for v in values], axis=1) for name in measures(plan.contrasts.kind)}
 
 
-def _shuffled_quality(X: Floats, shuffled: Plan, settings: Settings, prepare: Prepare | None) -> Doubles:
+def _shuffled_quality(X: Floats, shuffled: Plan, settings: Settings, prepare: Prepare | None) -> dict[str, Doubles]:
     _, score = _fit_and_score(X, shuffled, settings, prepare, refit=False)
-    if shuffled.contrasts.kind == ORDINAL:
-        _, errors, deviations = _ordinal_quality(score[0], shuffled)
-        return np.asarray(1 - errors.sum(axis=1) / deviations.sum(axis=1), dtype=np.float64)
-    test = shuffled.test_signs
-    return np.asarray(_correct_rows(score, shuffled, test).sum(axis=1) / (test != 0).sum(axis=0), dtype=np.float64)
-
-
-def _ordinal_quality(score: Floats, plan: Plan) -> tuple[Variables, Floats, Floats]:
-    """R2 and Spearman's correlation in each fold; squared errors and squared deviations of every row, (1, n)."""
-    tested = plan.test_signs[:, 0] != 0
-    r2, rho = np.full(plan.folds, np.nan), np.full(plan.folds, np.nan)
-    truth = plan.codes.astype(np.float64)
-    error = np.where(tested, (score - truth) ** 2, 0.0)
-    deviation = np.where(tested, (truth - truth[tested].mean()) ** 2, 0.0)
-    for k in range(plan.folds):
-        rows = np.flatnonzero((plan.fold == k) & tested)
-        if len(rows) > 1 and np.ptp(truth[rows]) > 0:
-            r2[k] = 1 - error[rows].sum() / deviation[rows].sum()
-            if np.ptp(score[rows]) > 0:
-                rho[k] = np.corrcoef(rankdata(score[rows]), rankdata(truth[rows]))[0, 1]
-    by_fold: Variables = {"r2": (("pair", "fold"), r2[None]), "rank_correlation": (("pair", "fold"), rho[None])}
-    return by_fold, error[None], deviation[None]
+    return quality_values(score, shuffled)

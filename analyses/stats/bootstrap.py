@@ -138,14 +138,15 @@ def permuted_labels(labels: Array, draws: int, rng: np.random.Generator) -> Arra
 def p_value(null: Array, observed: Array) -> Array:
     """One-sided permutation p-value, (1 + #{null >= observed}) / (1 + P), along the first axis.
 
-    Phipson and Smyth (2010), "Permutation P-values should never be zero". NaN where the estimate is NaN.
+    Phipson and Smyth (2010), "Permutation P-values should never be zero". NaN where the estimate is NaN. A shuffle
+    whose value is NaN counts as one that exceeds the estimate.
 
     Example:
         >>> float(p_value(np.arange(99.0), np.array(97.5)))
         0.02
     """
     # Ties that differ by rounding are ties: a discrete statistic must not win by 1e-16.
-    count = (null >= observed - 1e-9 * np.maximum(1, np.abs(observed))).sum(axis=0)
+    count = (~(null < observed - 1e-9 * np.maximum(1, np.abs(observed)))).sum(axis=0)
     return np.where(np.isnan(observed), np.nan, (1 + count) / (1 + len(null)))
 
 

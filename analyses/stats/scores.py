@@ -1,9 +1,12 @@
-"""Accuracy and AUC of probes on rows that they never saw, fold by fold, and intervals over entities."""
+"""Accuracy and AUC of probes on rows that they never saw, fold by fold."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 from stratalens.analyses.data.array_types import Codes, Doubles, Floats, Mask, Signs
 from stratalens.analyses.stats.bootstrap import LEVEL
@@ -41,7 +44,7 @@ def fold_means(right: Mask, counted: Mask, fold: Codes, folds: int) -> Doubles:
         float64 array of shape (P, folds); NaN where a fold has no test rows.
     """
     member = np.equal.outer(fold, np.arange(folds)).astype(np.float64)
-    return _ratio(right.astype(np.float64) @ member, counted.astype(np.float64) @ member)
+    return ratio(right.astype(np.float64) @ member, counted.astype(np.float64) @ member)
 
 
 def is_right(score: Floats, signs: Signs) -> Mask:
@@ -50,15 +53,64 @@ def is_right(score: Floats, signs: Signs) -> Mask:
     return right
 
 
-def fold_auc(score: Floats, signs: Signs, fold: Codes, folds: int) -> Doubles:
-    """Area under the ROC curve in each fold (ties count half), shape (P, folds); NaN without both classes."""
-    out = np.full((score.shape[0], folds), np.nan)
-    for k in range(folds):
-        in_fold = fold == k
-        for p in range(score.shape[0]):
-            rows = np.flatnonzero(in_fold & (signs[:, p] != 0))
-            out[p, k] = auc(score[p, rows], signs[rows, p] > 0)
+def concordance(score: Floats, positive: Mask, negative: Mask, fold: Codes, folds: int) -> tuple[Doubles, Doubles]:
+    """Count the pairs of a positive and a negative row of one fold, and those in the right order.
+
+    Scores of different folds come from different probes and are not compared.
+
+    Args:
+        score: array of shape (P, n), finite on all rows that are counted.
+        positive: bool array of shape (P, n).
+        negative: bool array of shape (P, n).
+        fold: int64 array of shape (n,).
+        folds: number of folds.
+
+    Returns:
+        (concordant, pairs), each a float64 array of shape (P, folds); a tie counts half. The AUC of a fold is their
+        ratio, and the AUC of all folds the ratio of their sums.
+    """
+    concordant, pairs = np.zeros((2, len(score), folds))
+    for k, rows, is_positive, ranks, above in _ranked_folds(score, positive, negative, fold, folds):
+        n_pos, n_neg = is_positive.sum(axis=1), negative[:, rows].sum(axis=1)
+        concordant[:, k] = (ranks * is_positive).sum(axis=1) - n_pos * ((n_pos + 1) / 2 + above)
+        pairs[:, k] = n_pos * n_neg
+    return concordant, pairs
+
+
+def placements(score: Floats, positive: Mask, negative: Mask, fold: Codes, folds: int) -> Doubles:
+    """Number of rows of the other class and of the same fold that each row is in the right order with.
+
+    These are the structural components of the AUC (DeLong, DeLong and Clarke-Pearson, 1988), not divided by the
+    number of rows of the other class.
+
+    Returns:
+        float64 array of shape (P, n), 0 on rows in neither class.
+    """
+    out = np.zeros(score.shape)
+    for _, rows, is_positive, ranks, above in _ranked_folds(score, positive, negative, fold, folds):
+        is_negative = negative[:, rows]
+        own = np.zeros(ranks.shape)
+        for member in (is_positive, is_negative):
+            within = rankdata(np.where(member, score[:, rows], -np.inf), axis=1)
+            own += np.where(member, within - (~member).sum(axis=1, keepdims=True), 0)
+        below = ranks - above[:, None] - own
+        n_pos = is_positive.sum(axis=1, keepdims=True)
+        out[:, rows] = np.where(is_positive, below, np.where(is_negative, n_pos - below, 0))
     return out
+
+
+def _ranked_folds(
+    score: Floats, positive: Mask, negative: Mask, fold: Codes, folds: int
+) -> Iterator[tuple[int, Codes, Mask, Doubles, Codes]]:
+    """Yield each fold, its rows, its positive rows, the ranks of its scores, and how many rows are outside (P,)."""
+    for k in range(folds):
+        rows = np.flatnonzero(fold == k)
+        is_positive = positive[:, rows]
+        outside = ~(is_positive | negative[:, rows])
+        own = score[:, rows]
+        if outside.any():  # rows in neither class get the lowest ranks
+            own = np.where(outside, -np.inf, own)
+        yield k, rows, is_positive, np.asarray(rankdata(own, axis=1), dtype=np.float64), outside.sum(axis=1)
 
 
 def auc(score: Floats, positive: Mask) -> float:
@@ -86,6 +138,8 @@ def cluster_interval(
 ) -> tuple[Doubles, Doubles, Doubles]:
     """Compute sum(top) / sum(bottom) over rows, with a percentile interval from the cluster bootstrap.
 
+    The interval does not include the variation of probes between training samples; see `intervals` for that.
+
     Args:
         top: array of shape (P, n), e.g. 1 where a test row is classified correctly.
         bottom: array of shape (P, n), e.g. 1 where a row is a test row.
@@ -97,13 +151,10 @@ def cluster_interval(
         (ratio, low, high), each a float64 array of shape (P,); NaN where no row counts.
     """
     n_units = draws.shape[1]
-    tops, bottoms = top.astype(np.float64), bottom.astype(np.float64)
-    if len(units) != n_units or (units != np.arange(n_units)).any():
-        tops = np.stack([np.bincount(units, row, n_units) for row in tops])
-        bottoms = np.stack([np.bincount(units, row, n_units) for row in bottoms])
-    mean = _ratio(tops.sum(axis=1), bottoms.sum(axis=1))
+    tops, bottoms = sum_by_unit(top, units, n_units), sum_by_unit(bottom, units, n_units)
+    mean = ratio(tops.sum(axis=1), bottoms.sum(axis=1))
     both = draws @ np.concatenate([tops, bottoms]).T.astype(np.float32)
-    resampled = _ratio(both[:, : len(tops)].astype(np.float64), both[:, len(tops) :].astype(np.float64))
+    resampled = ratio(both[:, : len(tops)].astype(np.float64), both[:, len(tops) :].astype(np.float64))
     defined = np.isfinite(mean)
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     tail = (1 - level) / 2
@@ -112,7 +163,15 @@ def cluster_interval(
     return mean, low, high
 
 
-def _ratio(top: Floats, bottom: Floats) -> Doubles:
+def sum_by_unit(values: npt.NDArray[np.generic], units: Codes, n_units: int) -> Doubles:
+    """Sum values (P, n) over the rows of each entity, shape (P, units)."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(units) == n_units and (units == np.arange(n_units)).all():
+        return values
+    return np.stack([np.bincount(units, row, n_units) for row in values])
+
+
+def ratio(top: Floats, bottom: Floats) -> Doubles:
     """top / bottom, NaN where bottom is 0."""
     out = np.full(np.shape(top), np.nan)
     np.divide(top, bottom, out=out, where=np.asarray(bottom) > 0)
