@@ -41,6 +41,8 @@ STEPS = {
     "controls": {"alone": 2.0, "matched": 2.0, "regressed": 2.0, "baselines": 3.0},
 }
 
+# Permutations, and the largest number of activations times probes of a row for which they take about a minute.
+WORK_OF_PERMUTATIONS = ((99, 3e5), (19, 2e6))
 MAX_PAIRED_GROUPS = 12  # probes of all pairs of more groups take too long, and nobody reads a thousand of them
 MAX_CONTROL_PAIRS = 6  # pairs of groups without an order that the controls average over
 
@@ -110,7 +112,8 @@ def run_suite(
         site: site to analyse; None = the first one recorded.
         backend: "auto", "cpu" or "gpu", for the probes.
         seed: of splits, permutations and resamples.
-        probe_permutations: number of permutations for the nulls of the probes; each refits all probes.
+        probe_permutations: number of permutations for the nulls of the probes; each refits all probes. Groups without
+            an order have them for the probe of all groups, and for pairs that `pairs` names.
         tell: called with a line before each step: its number, and about how long the rest will take.
         options: fields of `SuiteOptions`.
 
@@ -169,6 +172,28 @@ def check_verbs(verbs: Sequence[str]) -> None:
             raise InputError(f"verbs={verb!r}: {suggest(verb, VERBS)}")
     if not verbs:
         raise InputError(f"verbs is empty: name one or more of {', '.join(VERBS)}")
+
+
+def default_permutations(ds: xr.Dataset, by: str, site: str | None = None, order: Any = None) -> int:
+    """Choose the number of permutations of the probes: as many as about a minute allows, so none for a large store.
+
+    Every permutation fits all probes again. 19 permutations are the fewest for p = .05.
+
+    Args:
+        ds: an open store.
+        by: label column.
+        site: site to analyse; None = the first one recorded.
+        order: as in `SuiteOptions`.
+
+    Returns:
+        99, 19 or 0.
+    """
+    sizes = ds[_choose_site(ds, site)].sizes
+    label_groups = groups(ds, by, order)
+    count = len(label_groups)
+    probes = min(count, MAX_PAIRED_GROUPS) - 1 if label_groups.ordered else count  # a row is in that many probes
+    numbers = probes * np.prod([float(n) for n in sizes.values()])
+    return next((permutations for permutations, most in WORK_OF_PERMUTATIONS if numbers <= most), 0)
 
 
 def control_pairs(
@@ -244,6 +269,8 @@ class _Run:
                 f"of all groups replaces them. Choose some with pairs=[...], or pairs='rest'"
             )
             return
+        if several and self.choice.pairs is None:
+            arguments["permutations"] = 0
         probes = self._attempt("probes", probe, self.ds, pairs=pairs, **arguments)
         if probes is None:
             return
@@ -292,7 +319,7 @@ class _Run:
             try:
                 matched_probe(last, small="raise", **options)
             except InputError as error:  # names the statistic that separates the classes
-                reason = str(error)
+                reason = str(error).partition(". ")[0]  # without advice on arguments of matched_probe
             self.suite.skipped.append(f"matched_probe: {reason}")
         self.steps.start("baselines", "controls: unit length, random directions, shuffled labels and entities; table")
         self._attempt("control_table", self._control_table, last, options | folds, pairs)

@@ -70,9 +70,9 @@ def report(
     Args:
         results: results of the analyses by name: projection (`sl.project`), multiclass (`sl.probe` of all groups at
             once), probes (`sl.probe`), cosines, centroids, statistics_probe, matched_probe, residual_probe,
-            generalise, statistics (result of `statistic_quantiles`), losses (DataFrame: stage, step, loss), control_table, tokens (`sl.probe` of one
-            pair at many tokens, for its own map), forgetting (results of `forgetting_table` by name). For an absent
-            result the page names the function that computes it.
+            generalise, statistics (result of `statistic_quantiles`), losses (DataFrame: stage, step, loss),
+            control_table, tokens (`sl.probe` of one pair at many tokens, for its own map), forgetting (results of
+            `forgetting_table` by name). For an absent result the page names the function that computes it.
         path: HTML file; it is written under a temporary name and then renamed.
         store_info: entries of the header: model, path, dims, sites, stages, tokens, bytes, completeness
             {stage: {site: share}}, versions, machine, date, groups {name: rows}. The page shows unknown keys unchanged.

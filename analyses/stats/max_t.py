@@ -72,7 +72,9 @@ def p_max(estimate: Doubles, shuffled: Array, family: Array) -> Doubles:
     for one in families:
         places = np.flatnonzero((family == one) & ~np.isnan(estimate))
         # All in the precision in which the shuffles are stored, so that ties stay ties.
-        values = np.concatenate([shuffled[places].astype(np.float32), estimate[places, None].astype(np.float32)], axis=1)
+        values = np.concatenate(
+            [shuffled[places].astype(np.float32), estimate[places, None].astype(np.float32)], axis=1
+        )
         values = values.astype(np.float64)
         largest = np.where(np.isnan(values), -np.inf, values).max(axis=1, keepdims=True)
         values = np.where(np.isnan(values), largest, values)  # an undefined shuffle counts as the largest

@@ -1,4 +1,4 @@
-"""Options that `analyze`, `report` and `explore` share, and messages of Python arguments as options of the command line."""
+"""Options that `analyze`, `report` and `explore` share, and Python arguments in messages as such options."""
 
 from __future__ import annotations
 
