@@ -21,8 +21,7 @@ from stratalens.analyses.plots.spec import (
     split_dims,
 )
 from stratalens.analyses.plots.wording import column_of
-
-Z = 1.959964  # quantile of the normal distribution for a 95 % interval
+from stratalens.analyses.stats.intervals import share_interval
 
 
 def group_recall(probes: xr.Dataset, dynamic: bool | None = None) -> Figure:
@@ -92,8 +91,8 @@ def recall_by_group(probes: xr.Dataset) -> xr.Dataset:
         Dataset:
 
         - recall (stage, layer, token, group): float64.
-        - recall_low, recall_high (stage, layer, token, group): float64, 95 % score interval (Wilson 1927) with the
-          number of entities as sample size, as if all rows of an entity were equal.
+        - recall_low, recall_high (stage, layer, token, group): float64, 95 % interval over entities, as that of the
+          accuracy of a probe.
         - rows (group): int64, test rows.
 
     Raises:
@@ -105,27 +104,35 @@ def recall_by_group(probes: xr.Dataset) -> xr.Dataset:
     units, own = clusters(probes), [str(n) for n in label_groups.names]
     if "pair" in right.dims:
         probes = probes.isel(pair=0, drop=True)
-    tested = probes["tested"].astype(bool)
-    shares, entities, rows = [], [], []
-    for name in names:
+    dims = [d for d in probes["right"].dims if d != "entity"]
+    tested = probes["tested"].transpose(*dims, "entity").values.astype(float)
+    hits = probes["right"].transpose(*dims, "entity").values * tested
+    shape, rows = tested.shape[:-1], np.zeros(len(names), dtype=np.int64)
+    recall, low, high = np.full((3, *shape, len(names)), np.nan)
+    for i, name in enumerate(names):
         members = np.flatnonzero(label_groups.codes == own.index(name))
-        use = tested.isel(entity=members)
-        shares.append(probes["right"].isel(entity=members).astype(float).where(use).mean("entity"))
-        known = members[use.any([d for d in use.dims if d != "entity"]).values]
-        entities.append(len(np.unique(units[known])))
-        rows.append(len(known))
-    labels = xr.DataArray(np.array(names, dtype=object), dims="group", name="group")
-    recall = xr.concat(shares, labels, coords="minimal", compat="override")
-    recall = recall.transpose(*[d for d in recall.dims if d != "group"], "group")
-    low, high = _score_interval(recall, xr.DataArray(np.array(entities, dtype=float), dims="group"))
+        _, unit = np.unique(units[members], return_inverse=True)
+        by_unit = [_sum_by_unit(x[..., members].reshape(-1, len(members)), unit) for x in (hits, tested)]
+        rows[i] = int((tested[..., members] > 0).reshape(-1, len(members)).any(axis=0).sum())
+        with np.errstate(invalid="ignore"):
+            recall[..., i] = (by_unit[0].sum(axis=1) / by_unit[1].sum(axis=1)).reshape(shape)
+        bounds = share_interval(*by_unit, np.zeros(by_unit[0].shape[1], dtype=np.int64))
+        low[..., i], high[..., i] = (bound.reshape(shape) for bound in bounds)
+    coords = {k: c for k, c in probes["right"].coords.items() if k in ("stage", "stage_order", "layer", "token")}
     return xr.Dataset(
-        {"recall": recall, "recall_low": low, "recall_high": high, "rows": ("group", np.array(rows))},
+        {
+            "recall": ((*dims, "group"), recall),
+            "recall_low": ((*dims, "group"), low),
+            "recall_high": ((*dims, "group"), high),
+            "rows": ("group", rows),
+        },
+        coords={**coords, "group": np.array(names, dtype=object)},
         attrs=probes.attrs,
-    ).drop_vars([c for c in recall.coords if c not in ("stage", "stage_order", "layer", "token", "group")])
+    )
 
 
-def _score_interval(share: xr.DataArray, n: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return the bounds of Wilson's 95 % score interval."""
-    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return (middle - half).clip(0, 1), (middle + half).clip(0, 1)
+def _sum_by_unit(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Sum columns of an array (places, rows) by the unit of each row."""
+    out = np.zeros((len(values), int(unit.max(initial=-1)) + 1))
+    np.add.at(out.T, unit, values.T)
+    return out

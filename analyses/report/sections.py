@@ -23,7 +23,6 @@ from stratalens.analyses.plots.probes import (
     is_multiclass,
     layer_sweep_spec,
     main_pair,
-    multiclass_label,
 )
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues, plain_text, values_of
 from stratalens.analyses.plots.stages import (
@@ -342,12 +341,16 @@ def control_table(table: xr.Dataset) -> Table:
 
     Args:
         table: result of `sl.control_table`; the last stage, the deepest layer, the last token and the first pair
-            are shown.
+            are shown, of groups without an order the mean over pairs.
     """
     index: dict[Hashable, int] = {dim: -1 for dim in ("stage", "layer", "token") if dim in table["accuracy"].dims}
-    if "pair" in table["accuracy"].dims:
+    pairs = table["accuracy"].sizes.get("pair", 0)
+    averaged = pairs > 1 and not table.attrs.get("ordered", True)
+    if pairs and not averaged:
         index["pair"] = 0
     here = table.isel(index)
+    if averaged:  # a mean of bounds is wider than the interval of the mean
+        here = here.mean("pair", skipna=False)
     rows = []
     for name in map(str, table["control"].values):
         row = here.sel(control=name)
@@ -356,6 +359,7 @@ def control_table(table: xr.Dataset) -> Table:
     words = [
         f"{dim} {plain_text(here[dim].item())}" for dim in ("stage", "layer", "token", "pair") if dim in here.coords
     ]
+    words += [f"mean over {pairs} pairs"] if averaged else []
     caption = f"Remaining effect at {', '.join(words)}; 95 % intervals over entities, paired by entity"
     return Table(caption, ("control", "accuracy", "accuracy lost", "remaining share of the effect"), tuple(rows))
 
@@ -382,7 +386,7 @@ def _headline_scalar(probes: xr.Dataset) -> tuple[xr.DataArray, str, float]:
     pair = main_pair(probes)
     result = estimate(probes)
     if is_multiclass(probes):
-        label = f"accuracy of {multiclass_label(probes, None)}"
+        label = f"accuracy of all groups of {group_words(probes).by}"
     elif pair and "pair" in result.dims:
         result = result.isel(pair=[str(p) for p in values_of(probes, "pair")].index(pair), drop=True)
         label = f"accuracy of {plain_text(pair, 24)}"

@@ -27,7 +27,7 @@ from stratalens.analyses.stats.estimates import PARTS, estimate, pair_mean
 def map_sentence(scalar: xr.DataArray, spec: FigureSpec, label: str, null: float | None) -> Sentence:
     """Describe the largest (a selected maximum) and the smallest cell of a map."""
     dims = [str(d) for d in scalar.dims if d not in spec.sliders]
-    _, untrained = result_order(scalar)
+    untrained = result_order(scalar)[1] if scalar.attrs.get("ordered", True) else []
     names = [values_of(scalar.drop_vars("stage_order", errors="ignore"), d) for d in dims]
     read = lookup(scalar, dims)
 
@@ -187,21 +187,29 @@ def cosine_sentence(cosines: xr.DataArray, spec: FigureSpec) -> Sentence:
     use = disjoint if disjoint.any() else upper
     kind = f"{over}s that share no group" if shares_group.any() and disjoint.any() else f"different {over}s"
 
-    spread = cosines.attrs.get("random_sd")
-    null = "Unrelated directions have a mean of 0"
-    null += f", single ones are within ±{1.96 * float(spread):z.2f}." if spread else "."
+    spread, signed = float(cosines.attrs.get("random_sd", np.nan)), cosines.attrs.get("ordered", True)
+    expected = np.sqrt(2 / np.pi) * spread if not signed else 0.0  # mean size of a normal variable
+    null = f"Unrelated directions have a mean of {expected:.2g}" if np.isfinite(expected) else ""
+    null += f", single ones are within ±{1.96 * spread:z.2f}." if np.isfinite(spread) else "." if null else ""
 
     def sentence(slider_values: SliderValues) -> str:
         value = read(slider_values)
         if not (use & np.isfinite(value)).any():
             return f"At {location(spec, slider_values)}, there are no two directions to compare."
         i, j = np.unravel_index(int(np.nanargmax(np.where(use, np.abs(value), np.nan))), value.shape)
+        end = f"The largest cosine is {value[i, j]:z.2f}, of {plain_text(labels[i])} with {plain_text(labels[j])}."
+        here = location(spec, slider_values)
+        if not signed:  # without an order, the sign of a pair's direction means nothing
+            size = float(np.nanmean(np.abs(value[use])))
+            return (
+                f"At {here}, the mean size of the cosine between {kind} is {size:z.2f} ({int(use.sum())} comparisons). "
+                f"{null} {end}"
+            )
         mean = float(np.nanmean(value[use]))
-        size = "no" if abs(mean) < 0.1 else "a weak" if abs(mean) < 0.3 else "a"
+        share = "no" if abs(mean) < 0.1 else "a weak" if abs(mean) < 0.3 else "a"
         return (
-            f"At {location(spec, slider_values)}, the mean cosine between {kind} is {mean:z.2f} "
-            f"({int(use.sum())} comparisons): {size} common direction. {null} "
-            f"The largest cosine is {value[i, j]:z.2f}, of {plain_text(labels[i])} with {plain_text(labels[j])}."
+            f"At {here}, the mean cosine between {kind} is {mean:z.2f} "
+            f"({int(use.sum())} comparisons): {share} common direction. {null} {end}"
         )
 
     return sentence
