@@ -1,9 +1,11 @@
 """Group centroids, the plane of training order, principal components.
 
-centroids   centroids() and project()
-projection  order and straightness from inner products
-slab        both functions on one slab
-resampling  resampled sums without reading rows again
-entities    single rows in the plane
-pca         pca()
+centroids       centroids() and project()
+projection      order and straightness from inner products
+order_test      the order of the inner groups against random orders
+slab            both functions on one slab
+resampling      resampled sums without reading rows again
+mixed_entities  the same for entities with rows in several groups
+entities        single rows in the plane
+pca             pca()
 """

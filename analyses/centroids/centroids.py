@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.centroids.order_test import NULL_OF_LABELS, add_order_test
 from stratalens.analyses.centroids.resampling import halves
 from stratalens.analyses.centroids.slab import GroupMeans, Projection
 from stratalens.analyses.data.array_types import Array, Data
-from stratalens.analyses.data.groups import Groups, clusters, exposure, groups, labels_by_cluster
+from stratalens.analyses.data.groups import Groups, clusters, exposure, groups
 from stratalens.analyses.data.slabs import SiteData
 from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError, suggest
@@ -101,19 +102,25 @@ def project(
     of the held-out part are measured. Krasheninnikov, Turner and Krueger (2025), arXiv 2509.14223, with held-out
     entities, intervals and nulls added.
 
+    Read inner_rank_correlation and its p-value first. It asks if the groups between the first and the last one lie in
+    order, against random orders of these groups. All other p-values permute labels over entities: a small one says
+    that the groups differ, and nothing about their order. Groups without an order (`ordered` False) get coordinates on
+    the two principal components of the fitting part's centroids, and no numbers of order, unless `axis` or `order` is
+    set.
+
     Args:
         ds: Dataset or DataArray with dims among (stage, layer, entity, token, features).
-        by: label column of ordered groups.
-        axis: (first, last) group of w1; None = the first and the last.
+        by: label column of the groups.
+        axis: (first, last) group of w1; None = the first and the last of ordered groups.
         site: variable to read.
         normalize: as in `centroids`.
         holdout: fraction of every group's entities to hold out.
         repeats: number of splits; each estimate is the mean over splits.
-        permutations: of labels over entities, for p-values; 0 = none.
-        seed: of splits, bootstrap and permutations, the same at every stage and layer.
+        permutations: of labels over entities, for p-values of a difference between groups; 0 = none.
+        seed: of splits, bootstrap, permutations and orders, the same at every stage and layer.
         order: groups wanted, in order; None = all.
         bootstrap: resamples of entities, for the 95 % intervals; 0 = none.
-        groups_by: column with the entity of each row.
+        groups_by: column with the entity of each row. An entity may have rows in several groups.
         skip_missing: leave unrecorded rows out instead of refusing them.
         cache: see `RunOptions`; None = next to the store where possible.
         scheduler: see `RunOptions`.
@@ -121,28 +128,38 @@ def project(
         progress: see `RunOptions`.
 
     Returns:
-        Dataset, NaN where all activations are equal (e.g. the embedding of a token that all prompts share):
+        Dataset, NaN where all activations are equal (e.g. the embedding of a token that all prompts share). Its
+        attributes: `ordered`; `plane`, "order" or "principal components"; `orders`, the number of orders of the inner
+        groups; `least_p`, the smallest p that these allow (above .05 with fewer than six groups). Variables:
 
+        - inner_rank_correlation (stage, layer, token): float64, Spearman's correlation of the coordinate along w1 with
+          the order of the groups, over the groups that do not define the axis. The ends are in order as soon as the
+          first and the last group differ. NaN with fewer than four groups.
+        - inner_rank_correlation_p (stage, layer, token): float64, one-sided p under random orders of the inner groups:
+          all orders of up to seven, else 10,000.
+        - inner_rank_correlation_p_max (stage, layer, token): float64, the same for the largest correlation over all
+          places of the call, which share the orders.
+        - inner_rank (stage, layer, token, group): float64, mean rank along w1 of each inner group, from 1; NaN for the
+          ends.
+        - rank_correlation (stage, layer, token): float64, Spearman's correlation over all groups, ends included.
+        - kendall (stage, layer, token): float64, Kendall's correlation of the same.
+        - exact_order (stage, layer, token): float64, share of splits in exact order. Its interval is NaN.
+        - r2 (stage, layer, token): float64, 1 - (squared distances of the held-out centroids from their best line in
+          full width) / (total squared deviation); needs no order.
         - coordinate (stage, layer, token, group, component): float64, held-out centroids along component = w1, w2,
           centred on their mean.
-        - r2 (stage, layer, token): float64, 1 - (squared distances of the held-out centroids from their best line in
-          full width) / (total squared deviation).
-        - rank_correlation (stage, layer, token): float64, Spearman's correlation of the coordinate along w1 with the
-          order of the groups.
-        - kendall (stage, layer, token): float64, Kendall's correlation of the same.
-        - inner_rank_correlation (stage, layer, token): float64, Spearman's correlation over the groups that do not
-          define the axis. The ends are in order as soon as the first and the last group differ.
-        - exact_order (stage, layer, token): float64, share of splits in exact order.
-          <name>_low, <name>_high: float64, 95 % interval of each variable above, with the same dims.
-        - <name>_p (stage, layer, token): float64, one-sided permutation p of each variable but coordinate.
-        - <name>_null (stage, layer, token): float64, mean under permuted labels; even noise has a large r2.
+        - <name>_low, <name>_high: float64, 95 % interval of each variable above but inner_rank, with the same dims.
+        - <name>_p (stage, layer, token): float64, of rank_correlation, kendall, exact_order and r2: one-sided
+          permutation p of "no difference between groups".
+        - <name>_null (stage, layer, token): float64, mean under permuted labels (inner_rank_correlation: under random
+          orders); even noise has a large r2.
         - count (stage, group): int64, rows.
         - entities (stage, group): int64.
         - exposure (stage, group): float64, as in `centroids`. Missing where unknown.
 
     Raises:
-        InputError: fewer than three groups, a group of too few entities (four, with halves), entities in
-            several groups, or activations that are constant everywhere.
+        InputError: fewer than three groups, a group of too few entities (four, with halves), or activations that are
+            constant everywhere.
         NotRecordedError: unrecorded rows.
         NonFiniteError: NaN or infinity among the activations.
     """
@@ -150,9 +167,8 @@ def project(
     scale = _check_normalize(normalize)
     label_groups = groups(ds, by, order)
     codes, units, count = label_groups.codes, clusters(ds, groups_by), len(label_groups)
-    labels_by_cluster(label_groups, units)
     least = halves(holdout, repeats, np.random.default_rng(seed)).least
-    why = f"order needs three groups, and splits with holdout={holdout} {least} entities of each"
+    why = f"a plane needs three groups, and splits with holdout={holdout} {least} entities of each"
     label_groups.require(classes=3, per_class=least, units=units, why=why)
     first, last = (0, count - 1) if axis is None else (label_groups.index(axis[0]), label_groups.index(axis[1]))
     if first == last:
@@ -164,7 +180,9 @@ def project(
         in_stage = np.isin(np.arange(len(units)), stage_rows)
         recorded = Groups(by, label_groups.names, np.where(in_stage, codes, -1), "")
         recorded.require(per_class=least, units=units, why="rows recorded at every stage")
-    function = Projection(codes, units, count, (first, last), scale, holdout, repeats, permutations, bootstrap, seed)
+    principal = axis is None and not label_groups.ordered
+    counts = (holdout, repeats, permutations, bootstrap, seed)
+    function = Projection(codes, units, count, (first, last), scale, *counts, label_groups.ordered, principal)
     result = run_slabs(
         source,
         function,
@@ -181,6 +199,7 @@ def project(
     attrs = {
         "method": "held-out projection",
         "axis": [str(label_groups.names[first]), str(label_groups.names[last])],
+        "plane": "principal components" if principal else "order",
         "normalize": scale,
         "holdout": holdout,
         "repeats": repeats,
@@ -191,7 +210,9 @@ def project(
     result = _add_labels(result, source, label_groups, rows, attrs)
     entities = [[len(np.unique(units[r[codes[r] == g]])) for g in range(count)] for r in rows]
     result["entities"] = _per_stage(np.array(entities), source, label_groups)
-    return result.assign_coords(component=["w1", "w2"])
+    for name in ("r2", "rank_correlation", "kendall", "exact_order") if permutations else ():
+        result[f"{name}_p"].attrs["null"] = result[f"{name}_null"].attrs["null"] = NULL_OF_LABELS
+    return add_order_test(result.assign_coords(component=["w1", "w2"]), seed)
 
 
 def _check_normalize(normalize: Normalize) -> str:

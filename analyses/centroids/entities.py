@@ -1,8 +1,8 @@
-"""Single rows in a plane of group means, from one slab read block by block in bounded memory."""
+"""Single rows in the plane of the groups, from one slab read block by block in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +17,13 @@ MEMORY_BYTES = 256 * 2**20  # a slab up to this size stays in memory between the
 
 @dataclass(frozen=True)
 class RowPlane:
-    """Rows of held-out entities in a plane of group means.
+    """Rows of held-out entities in the plane (w1, w2).
 
     Attributes:
         rows: int64 array of shape (n,), rows of the entity dim.
         codes: int64 array of shape (n,), group of each row.
-        coordinate: float32 array of shape (n, 2), along the two axes, in activation units, not centred.
-        axes: float64 array of shape (2, features), unit vectors.
+        coordinate: float32 array of shape (n, 2), along w1 and w2, in activation units, not centred.
+        axes: float64 array of shape (2, features), unit vectors w1 and w2, or two principal components.
         centroid: float64 array of shape (groups, 2), means of `coordinate`; NaN for a group without rows here.
         left_out: number of rows in use with an activation that is not finite (a missing position).
     """
@@ -36,15 +36,13 @@ class RowPlane:
     left_out: int
 
 
-def row_plane(
-    slab: Slab,
-    codes: Codes,
-    units: Codes,
-    count: int,
-    seed: int,
-    axes_of: Callable[[Array, Array, str], Array] | None = None,
-) -> RowPlane:
+def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int, ordered: bool = True) -> RowPlane:
     """Project the rows of one half of the entities into the plane fitted on the other half.
+
+    For ordered groups w1 = unit(mean of last group - mean of first group), and w2 = first principal component of the
+    group means without w1 (Krasheninnikov, Turner, Krueger 2025); its sign makes the middle group positive. For others
+    the axes are the two principal components of the group means; of two groups, the line through their means and the
+    widest direction of the rows across it.
 
     Args:
         slab: one stage, layer and token position.
@@ -52,11 +50,11 @@ def row_plane(
         units: int64 array of shape (entity,), entity of every row.
         count: number of groups, at least two.
         seed: of the choice of the fitting half.
-        axes_of: function of group means (groups, features), a sample of rows of the fitting half (n, features) and a
-            description of the place; returns the axes. None = `plane_axes`.
+        ordered: whether the groups have an order.
 
     Raises:
-        InputError: a group has no entity in the fitting half, or the centroids define no axis.
+        InputError: a group has no entity in the fitting half, the first and the last centroid of ordered groups
+            coincide, or all centroids do.
     """
     if slab.shape[1] != 1:
         raise InputError(f"the plane is of one token position, this data has {slab.shape[1]}; choose one of them")
@@ -69,9 +67,8 @@ def row_plane(
     sums, sizes, finite = np.zeros((count, slab.shape[2])), np.zeros(count), 0
     sample = np.empty((0, slab.shape[2]), np.float32)
     for rows, values in blocks():
-        if len(sample) < MAX_SAMPLE:
-            usable = fitting[rows] & (codes[rows] >= 0)
-            sample = np.concatenate([sample, values[usable][: MAX_SAMPLE - len(sample)]])
+        if count == 2 and len(sample) < MAX_SAMPLE:
+            sample = np.concatenate([sample, values[fitting[rows] & (codes[rows] >= 0)]])[:MAX_SAMPLE]
         finite += len(rows)
         member = (codes[rows][None] == np.arange(count)[:, None]) & fitting[rows][None]
         sums += member.astype(np.float32) @ values
@@ -81,7 +78,9 @@ def row_plane(
             f"{slab.where}: {int((sizes == 0).sum())} of {count} groups have no entity in the half that defines the "
             "axes; choose another seed, or a column with larger groups"
         )
-    axes = (axes_of or plane_axes)(sums / sizes[:, None], sample, slab.where)
+    axes = (plane_axes if ordered else principal_axes)(sums / sizes[:, None], slab.where)
+    if count == 2:
+        axes[1] = widest_across(axes[0], sample)
     held_out: list[Array] = []
     points: list[Array] = []
     for rows, values in blocks():
@@ -97,15 +96,11 @@ def row_plane(
     return RowPlane(index, group, coordinate, axes, centroid, len(slab.rows) - finite)
 
 
-def plane_axes(means: Array, rows: Array | None = None, where: str = "these groups") -> Array:
-    """Compute the axes w1 and w2 of ordered groups from their means.
-
-    w1 = unit(mean of last group - mean of first group). w2 = first principal component of the group means without w1
-    (Krasheninnikov, Turner, Krueger 2025); its sign makes the middle group positive.
+def plane_axes(means: Array, where: str = "these groups") -> Array:
+    """Compute w1 and w2 from group means.
 
     Args:
         means: array of shape (groups, features), in the order of the groups.
-        rows: not used.
         where: description of the groups, for messages.
 
     Returns:
@@ -132,43 +127,54 @@ def plane_axes(means: Array, rows: Array | None = None, where: str = "these grou
     return np.stack([w1, -w2 if rest[len(means) // 2] @ w2 < 0 else w2])
 
 
-def principal_axes(means: Array, rows: Array, where: str = "these groups") -> Array:
-    """Compute the first two principal axes of group means, for groups without an order.
+def principal_axes(means: Array, where: str = "these groups") -> Array:
+    """Compute the two principal components of group means, the axes for groups without an order.
 
-    Two groups have one such axis. The second one is then the widest direction of the rows across it.
+    With two groups the second axis is a zero vector.
 
     Args:
         means: array of shape (groups, features).
-        rows: array of shape (n, features), sample of the rows.
         where: description of the groups, for messages.
 
     Returns:
-        float64 array of shape (2, features); the entry of largest size of each axis is positive.
+        float64 array of shape (2, features). The last group is not below the first one on axis 1, and the middle group
+        is not negative on axis 2.
 
     Raises:
         InputError: all means are equal.
 
     Example:
-        >>> means = np.array([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
-        >>> principal_axes(means, means).round(6).tolist()
+        >>> means = np.array([[0.0, -1.0, 0.0], [4.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> np.abs(principal_axes(means)).round(6).tolist()
         [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     centred = means - means.mean(0)
-    _, size, vectors = np.linalg.svd(centred, full_matrices=False)
-    if not size[0] > 1e-12 * max(float(np.abs(means).max()), 1e-300):
+    _, lengths, components = np.linalg.svd(centred, full_matrices=False)
+    if not lengths[0] > 0:
         raise InputError(f"{where}: all groups have the same mean, so there is no axis between them")
-    first = vectors[0]
-    if len(means) > 2 and size[1] > 1e-9 * size[0]:
-        second = vectors[1]
-    else:
-        across = rows - rows.mean(0, dtype=np.float64)
-        across = across - np.outer(across @ first, first)
-        second = np.linalg.eigh(across @ across.T)[1][:, -1] @ across  # few rows: the small Gram matrix suffices
-        length = float(np.linalg.norm(second))
-        second = second / length if length > 0 else np.zeros_like(first)
-    axes = np.stack([first, second])
-    signs = np.sign(axes[np.arange(2), np.abs(axes).argmax(axis=1)])
-    return axes * np.where(signs < 0, -1.0, 1.0)[:, None]
+    axes = np.zeros((2, means.shape[1]))
+    used = lengths[:2] > 1e-9 * lengths[0]
+    axes[: len(used)][used] = components[:2][used]
+    along = centred @ axes.T
+    flip = [along[-1, 0] < along[0, 0], along[len(means) // 2, 1] < 0]
+    return np.where(np.array(flip)[:, None], -axes, axes)
+
+
+def widest_across(axis: Array, rows: Array) -> Array:
+    """Return the unit vector orthogonal to `axis` along which rows vary most; zeros if they do not vary.
+
+    >>> rows = np.array([[0.0, 2.0, 0.0], [9.0, -2.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> np.abs(widest_across(np.array([1.0, 0.0, 0.0]), rows)).round(1).tolist()
+    [0.0, 1.0, 0.1]
+    """
+    across = rows - rows.mean(0, dtype=np.float64)
+    across = across - np.outer(across @ axis, axis)
+    direction = np.linalg.eigh(across @ across.T)[1][:, -1] @ across  # few rows: their inner products suffice
+    length = float(np.linalg.norm(direction))
+    if not length > 0:
+        return np.zeros_like(axis)
+    largest = direction[np.abs(direction).argmax()]
+    return np.asarray(direction / length * (1.0 if largest > 0 else -1.0))
 
 
 def choose_half(units: Codes, seed: int) -> Mask:

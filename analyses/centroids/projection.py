@@ -13,6 +13,7 @@ import numpy as np
 from stratalens.analyses.centroids.resampling import Halves
 from stratalens.analyses.data.array_types import Array
 
+ORDER_STATISTICS = ("rank_correlation", "kendall", "inner_rank_correlation", "exact_order")
 STATISTICS = ("r2", "rank_correlation", "kendall", "inner_rank_correlation", "exact_order")
 BATCH_NUMBERS = 2**17  # numbers in a batch of matrices, so that it fits the processor's cache
 MAX_STEPS = 100  # far more than a cluster of equal eigenvalues needs (about 30); others need 5
@@ -81,13 +82,14 @@ def along_axis(inner: InnerProducts, first: int, last: int) -> Array:
     return np.asarray(x - x.mean(axis=-1, keepdims=True))
 
 
-def statistics(inner: InnerProducts, first: int, last: int) -> dict[str, Array]:
+def statistics(inner: InnerProducts, first: int, last: int, ordered: bool = True) -> dict[str, Array]:
     """Compute order and straightness, each averaged over the splits.
 
     Args:
         inner: inner products of centroids.
         first: index of the first group of the axis.
         last: index of the last group of the axis.
+        ordered: False computes r2 alone.
 
     Returns:
         Arrays of shape (...), NaN where a part of a split has no rows or all points coincide:
@@ -97,6 +99,8 @@ def statistics(inner: InnerProducts, first: int, last: int) -> dict[str, Array]:
         inner_rank_correlation: Spearman's over the groups that do not define the axis (NaN below two).
         exact_order: share of the splits whose order is exactly that of the groups.
     """
+    if not ordered:
+        return {"r2": straightness(inner.shown).mean(axis=-1)}
     x = along_axis(inner, first, last)
     G = x.shape[-1]
     steps = np.sign(x[..., None, :] - x[..., :, None])[..., *np.triu_indices(G, 1)]
@@ -110,6 +114,21 @@ def statistics(inner: InnerProducts, first: int, last: int) -> dict[str, Array]:
     }
     undefined = ~np.isfinite(x).all(axis=-1)
     return {name: np.where(undefined, np.nan, values).mean(axis=-1) for name, values in each_split.items()}
+
+
+def inner_ranks(inner: InnerProducts, first: int, last: int) -> Array:
+    """Mean rank over the splits of each group along w1, from 1, among the groups that do not define the axis.
+
+    Returns:
+        float64 array of shape (..., groups); NaN for the first and the last group, and where the axis is undefined.
+    """
+    x = along_axis(inner, first, last)
+    others = [g for g in range(x.shape[-1]) if g not in (first, last)]
+    out = np.full((*x.shape[:-2], x.shape[-1]), np.nan)
+    ranks = 1.0 + np.argsort(np.argsort(x[..., others], axis=-1), axis=-1)
+    undefined = ~np.isfinite(x).all(axis=-1, keepdims=True)
+    out[..., others] = np.where(undefined, np.nan, ranks).mean(axis=-2)
+    return out
 
 
 def straightness(shown: Array) -> Array:
@@ -154,6 +173,46 @@ def coordinates(inner: InnerProducts, first: int, last: int) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         y = y / np.sqrt(spread)[..., None] * np.where(middle < 0, -1.0, 1.0)[..., None]
     return np.asarray(np.stack([x, y], axis=-1).mean(axis=-3))
+
+
+def principal_coordinates(inner: InnerProducts, reference: Array) -> Array:
+    """Centred coordinates (..., G, 2) of the held-out centroids on two principal components, averaged over the splits.
+
+    The components are those of the fitting part's centroids (between-group principal components). Held-out centroids
+    are needed: in many dimensions the components separate even groups of pure noise if they are drawn with the rows
+    that they were fitted on (Cardini, O'Higgins and Rohlf 2019, "Seeing distinct groups where there are none").
+
+    Args:
+        inner: inner products of centroids.
+        reference: array of shape (G, 2) from `principal_reference`; every split is rotated or reflected within its
+            plane towards it, because the signs of components are arbitrary.
+    """
+    a = _centre(inner.axis)
+    undefined = np.asarray(~np.isfinite(a).all(axis=(-1, -2)))
+    values, vectors = np.linalg.eigh(np.where(undefined[..., None, None], 0, a))
+    spread, weights = np.sqrt(np.maximum(values[..., -2:], 0)), vectors[..., -2:]
+    cross = inner.cross - inner.cross.mean(axis=-2, keepdims=True)
+    cross = cross - cross.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scaled = weights * np.where(spread > 1e-9 * spread[..., -1:], 1 / spread, 0)[..., None, :]
+    shown = np.einsum("...gk,...gd->...dk", scaled, cross)
+    fitted = weights * spread[..., None, :]
+    left, _, right = np.linalg.svd(np.einsum("...gk,gl->...kl", fitted, reference))
+    out = np.where(undefined[..., None, None], np.nan, shown @ (left @ right))
+    return np.asarray(out.mean(axis=-3))
+
+
+def principal_reference(inner: InnerProducts) -> Array:
+    """Coordinates (G, 2) of all centroids on their two principal components, with reproducible signs.
+
+    The last group is not below the first one on component 1, and the middle group is positive on component 2.
+    """
+    both = inner.axis + inner.shown
+    values, vectors = np.linalg.eigh(np.nan_to_num(_centre(both.mean(axis=tuple(range(both.ndim - 2))) / 2)))
+    out = (vectors * np.sqrt(np.maximum(values, 0)))[:, [-1, -2]]
+    G = len(out)
+    flip = np.array([out[-1, 0] < out[0, 0], out[[(G - 1) // 2, G // 2], 1].sum() < 0])
+    return np.asarray(np.where(flip, -out, out))
 
 
 def _centre(gram: Array) -> Array:

@@ -9,7 +9,18 @@ import numpy as np
 import scipy.sparse
 import xarray as xr
 
-from stratalens.analyses.centroids.projection import STATISTICS, coordinates, gram, inner_products, statistics
+from stratalens.analyses.centroids.mixed_entities import MixedSlots
+from stratalens.analyses.centroids.projection import (
+    ORDER_STATISTICS,
+    STATISTICS,
+    coordinates,
+    gram,
+    inner_products,
+    inner_ranks,
+    principal_coordinates,
+    principal_reference,
+    statistics,
+)
 from stratalens.analyses.centroids.resampling import Halves, Slots, halves
 from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.slabs import Slab
@@ -20,6 +31,7 @@ SUM_ROWS = 512  # rows that are summed in float32 before they are added in float
 COORDINATE_DRAWS = 250  # least number of resamples for intervals of coordinates, which cost most
 BOUNDS = {"r2": (0.0, 1.0), "exact_order": (0.0, 1.0), "coordinate": (-np.inf, np.inf)}
 CORRELATION_BOUNDS = (-1.0, 1.0)
+DIMS = {"coordinate": ("token", "group", "component"), "inner_rank": ("token", "group")}
 
 
 @dataclass
@@ -84,6 +96,9 @@ class Projection:
         permutations: number of permutations of labels.
         bootstrap: number of bootstrap samples.
         seed: of splits, bootstrap and permutations.
+        ordered: measure the order of the groups; False leaves NaN in its place.
+        principal: coordinates are those of principal components, not of `axis`.
+        version: of the numbers, for the cache.
     """
 
     codes: Array
@@ -96,44 +111,81 @@ class Projection:
     permutations: int
     bootstrap: int
     seed: int
+    ordered: bool = True
+    principal: bool = False
+    version: int = 2
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         """Compute all estimates (token), their intervals, p-values and null means, and coordinates of one slab."""
-        sums, counts, labels, constant = self._entity_sums(slab)
+        units, codes = self.units[slab.rows], self.codes[slab.rows]
+        mixed = has_mixed_entities(codes, units)
+        sums, counts, labels, constant = self._unit_sums(slab, np.arange(len(units)) if mixed else units)
         split_rng, boot_rng, null_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(self.seed).spawn(3))
         splits = halves(self.holdout, self.repeats, split_rng)
-        slots = Slots(labels, self.groups, splits, split_rng)
+        slots: Slots | MixedSlots
+        if mixed:
+            slots = MixedSlots(labels, np.unique(units, return_inverse=True)[1], self.groups, splits, split_rng)
+        else:
+            slots = Slots(labels, self.groups, splits, split_rng)
         # The number of rows is the last column, so that it is resampled like the sums.
         table = np.concatenate([sums.reshape(len(sums), -1), counts[:, None]], axis=1).astype(np.float32)
         tokens = sums.shape[1]
 
-        observed = self._measure(slots.observed(table)[None], splits, tokens, with_coordinates=True)
+        observed = self._measure(slots.observed(table)[None], splits, tokens, with_coordinates=True, with_ranks=True)
+        reference = observed.pop("reference", None)
         drawn: dict[str, list[Array]] = {name: [] for name in observed}
         for batch in slots.bootstrap(table, self.bootstrap, boot_rng):
             need_coordinates = sum(map(len, drawn["coordinate"])) < COORDINATE_DRAWS
-            for name, values in self._measure(batch, splits, tokens, need_coordinates).items():
+            for name, values in self._measure(batch, splits, tokens, need_coordinates, reference=reference).items():
                 drawn[name].append(values)
-        null: dict[str, list[Array]] = {name: [] for name in STATISTICS}
+        tested = [name for name in STATISTICS if name in observed and name != "inner_rank_correlation"]
+        null: dict[str, list[Array]] = {name: [] for name in tested}
         for batch in slots.permuted(table, self.permutations, null_rng):
-            for name, values in self._measure(batch, splits, tokens, with_coordinates=False).items():
-                null[name].append(values)
+            measured = self._measure(batch, splits, tokens, with_coordinates=False)
+            for name in tested:
+                null[name].append(measured[name])
         out = {}
         for name, observations in observed.items():
-            dims = ("token", "group", "component") if name == "coordinate" else ("token",)
+            dims = DIMS.get(name, ("token",))
             estimate = observations[0]
             estimate[constant] = np.nan
             out[name] = (dims, estimate)
-            if self.bootstrap:
-                bounds = BOUNDS.get(name, CORRELATION_BOUNDS)
-                low, high = interval(np.concatenate(drawn[name]), estimate, bounds=bounds)
+            if self.bootstrap and name != "inner_rank":
+                low, high = self._interval(name, drawn[name], estimate)
                 out[f"{name}_low"], out[f"{name}_high"] = (dims, low), (dims, high)
-            if self.permutations and name != "coordinate":
+            if self.permutations and name in tested:
                 draws = np.concatenate(null[name])
                 mean = np.where(constant, np.nan, draws.mean(axis=0))
                 out[f"{name}_p"], out[f"{name}_null"] = (dims, p_value(draws, estimate)), (dims, mean)
-        return xr.Dataset(out)
+        return xr.Dataset(out if self.ordered else out | self._no_order(tokens))
 
-    def _measure(self, slot_sums: Array, splits: Halves, tokens: int, with_coordinates: bool) -> dict[str, Array]:
+    def _interval(self, name: str, drawn: list[Array], estimate: Array) -> tuple[Array, Array]:
+        """95 % interval of one variable; NaN for the share of splits in exact order.
+
+        Resamples have ties, and so less often an exact order than the sample has. No interval of this share from one
+        bootstrap covers it.
+        """
+        if name == "exact_order":
+            return np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
+        return interval(np.concatenate(drawn), estimate, bounds=BOUNDS.get(name, CORRELATION_BOUNDS))
+
+    def _no_order(self, tokens: int) -> dict[str, tuple[tuple[str, ...], Array]]:
+        """Variables of the order of groups that have none: NaN."""
+        ends = ["", *(["_low", "_high"] if self.bootstrap else []), *(["_p", "_null"] if self.permutations else [])]
+        out: dict[str, tuple[tuple[str, ...], Array]] = {
+            name + end: (("token",), np.full(tokens, np.nan)) for name in ORDER_STATISTICS for end in ends
+        }
+        return out | {"inner_rank": (DIMS["inner_rank"], np.full((tokens, self.groups), np.nan))}
+
+    def _measure(
+        self,
+        slot_sums: Array,
+        splits: Halves,
+        tokens: int,
+        with_coordinates: bool,
+        with_ranks: bool = False,
+        reference: Array | None = None,
+    ) -> dict[str, Array]:
         """Measure resamples, averaged over the partitions into cells.
 
         Args:
@@ -141,9 +193,12 @@ class Projection:
             splits: the splits.
             tokens: number of tokens.
             with_coordinates: include the coordinates.
+            with_ranks: include the mean ranks of the inner groups, and the orientation of principal components.
+            reference: orientation of principal components (1, tokens, groups, 2); None = that of these sums.
 
         Returns:
-            Every statistic (draws, tokens), and coordinate (draws, tokens, groups, 2).
+            Every statistic (draws, tokens), coordinate (draws, tokens, groups, 2), inner_rank (draws, tokens, groups)
+            and reference (draws, tokens, groups, 2).
         """
         draws, partitions, n_slots, width = slot_sums.shape
         features = (width - 1) // tokens
@@ -153,24 +208,35 @@ class Projection:
         for t in range(tokens):
             slot_gram = gram(flat[..., t * features : (t + 1) * features])
             inner = inner_products(slot_gram, rows, splits, unit=self.normalize == "centroids")
-            values = statistics(inner, *self.axis)
-            if with_coordinates:
+            values = statistics(inner, *self.axis, ordered=self.ordered)
+            if with_ranks and self.ordered:
+                values["inner_rank"] = inner_ranks(inner, *self.axis)
+            if with_coordinates and self.principal:
+                towards = principal_reference(inner) if reference is None else reference[0, t]
+                values["coordinate"] = principal_coordinates(inner, towards)
+                if with_ranks:
+                    values["reference"] = np.broadcast_to(towards, values["coordinate"].shape)
+            elif with_coordinates:
                 values["coordinate"] = coordinates(inner, *self.axis)
             for name, array in values.items():
                 by_partition = array.reshape(draws, partitions, *array.shape[1:])
                 measured.setdefault(name, []).append(by_partition.mean(axis=1))
         return {name: np.stack(arrays, axis=1) for name, arrays in measured.items()}
 
-    def _entity_sums(self, slab: Slab) -> tuple[Array, Array, Array, Array]:
-        """Sum the rows of each entity.
+    def _unit_sums(self, slab: Slab, units: Array) -> tuple[Array, Array, Array, Array]:
+        """Sum the rows of each unit, an entity or a row.
+
+        Args:
+            slab: the slab.
+            units: int64 array of shape (rows,), unit of each row of the slab; its rows are in one group.
 
         Returns:
-            sums: float32 array of shape (entities, tokens, features), of shifted rows.
-            counts: int array of shape (entities,), rows.
-            labels: int64 array of shape (entities,), groups.
+            sums: float32 array of shape (units, tokens, features), of shifted rows.
+            counts: int array of shape (units,), rows.
+            labels: int64 array of shape (units,), groups.
             constant: bool array of shape (tokens,), True where all sums are equal.
         """
-        used, unit_of_row = np.unique(self.units[slab.rows], return_inverse=True)
+        used, unit_of_row = np.unique(units, return_inverse=True)
         counts = np.bincount(unit_of_row)
         labels = np.empty(len(used), np.int64)
         labels[unit_of_row] = self.codes[slab.rows]
@@ -198,6 +264,13 @@ class Projection:
         centre = sums.mean(axis=0) * (self.normalize == "centroids")
         spread = np.einsum("ntd,ntd->t", sums - centre, sums - centre)
         return sums, counts, labels, spread <= 1e-9 * np.maximum(square, 1e-30)
+
+
+def has_mixed_entities(codes: Array, units: Array) -> bool:
+    """Whether an entity has rows in several groups."""
+    label = np.empty(int(units.max(initial=-1)) + 1, np.int64)
+    label[units] = codes
+    return bool((label[units] != codes).any())
 
 
 def to_unit_length(values: Array) -> Array:

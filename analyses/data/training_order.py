@@ -8,7 +8,6 @@ from stratalens.analyses.data.array_types import Array, Codes, Data
 from stratalens.analyses.data.results import find_variable
 from stratalens.store.errors import InputError, join_names
 
-
 STAGES = "stages"  # order="stages" asks for training order in any column
 
 

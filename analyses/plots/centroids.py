@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.centroids.entities import RowPlane, plane_axes, principal_axes, row_plane
+from stratalens.analyses.centroids.entities import RowPlane, row_plane
 from stratalens.analyses.data.groups import Groups, clusters, groups
 from stratalens.analyses.data.results import require_variable
 from stratalens.analyses.data.slabs import SiteData
@@ -39,7 +39,7 @@ MAX_POINTS = 20_000
 
 
 def centroid_path(projection: xr.Dataset, dynamic: bool | None = None) -> Figure:
-    """Draw centroids of held-out entities in the plane (w1, w2); a path joins groups that have an order.
+    """Draw centroids of held-out entities in the plane of `sl.project`; a path joins groups that have an order.
 
     The plane is that of Krasheninnikov, Turner, Krueger (2025). Its axes come from other entities than those shown.
 
@@ -104,8 +104,13 @@ def centroid_path_spec(projection: xr.Dataset) -> FigureSpec:
 
     normalized = projection.attrs.get("normalize", "none") not in ("none", False, 0)
     unit = "unit-norm activations" if normalized else "activation units"
-    first, last = plain_text(names[0], 20), plain_text(names[-1], 20)
-    hover = {"group": "group", "x": "w1", "y": "w2"} | ({"interval": "w1, 95 %"} if has_intervals else {})
+    principal = projection.attrs.get("plane") == "principal components"
+    x_label, y_label = (f"principal component {i} of other entities ({unit})" for i in (1, 2))
+    if not principal:
+        first, last = plain_text(names[0], 20), plain_text(names[-1], 20)
+        x_label, y_label = f"w1: from {first} to {last} ({unit})", f"w2: widest direction without w1 ({unit})"
+    x_name, y_name = ("component 1", "component 2") if principal else ("w1", "w2")
+    hover = {"group": "group", "x": x_name, "y": y_name} | ({"interval": f"{x_name}, 95 %"} if has_intervals else {})
     marks = [
         Mark("path", "segments", role="muted", width=1.5),
         Mark("intervals", "segments", width=3, alpha=0.45),
@@ -117,8 +122,8 @@ def centroid_path_spec(projection: xr.Dataset) -> FigureSpec:
     return FigureSpec(
         name="centroid_path",
         title=title,
-        x=Axis(f"w1: from {first} to {last} ({unit})"),
-        y=Axis(f"w2: widest direction without w1 ({unit})"),
+        x=Axis(x_label),
+        y=Axis(y_label),
         marks=[m for m in marks if m.name not in hidden],
         tables=tables,
         limits=limits,
@@ -294,5 +299,5 @@ def row_plane_at(
         wanted = wanted & np.asarray(narrow[flag].values, dtype=bool).reshape(-1)
     source = SiteData(narrow, site)
     (slab,) = source.slabs(source.rows(wanted=wanted))
-    axes = plane_axes if label_groups.ordered else principal_axes
-    return label_groups, row_plane(slab, np.asarray(label_groups.codes), units, len(label_groups), seed, axes), chosen
+    codes, ordered = np.asarray(label_groups.codes), label_groups.ordered
+    return label_groups, row_plane(slab, codes, units, len(label_groups), seed, ordered), chosen

@@ -33,8 +33,8 @@ def path_sentence(projection: xr.Dataset, spec: FigureSpec) -> Sentence:
     words = group_words(projection)
     if not words.ordered:
         return lambda slider_values: (
-            "These groups have no known order, so this figure is not a test of one. "
-            "sl.plots.centroid_map(sl.centroids(ds)) shows them without an axis from one group to another."
+            f"At {location(spec, slider_values)}, the figure shows the {len(group_names(projection))} centroids of "
+            "entities that do not define its axes. The groups have no order, so it is no test of one."
         )
     if "rank_correlation" not in projection:
         return lambda slider_values: "The order was not measured: this projection has no rank correlation."

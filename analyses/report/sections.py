@@ -182,6 +182,10 @@ def groups_section(results: Results) -> Section:
     spec = centroid_map_spec(centroids, components)
     reading = "One dot a group. Both axes have about the same scale, and each place has axes of its own."
     section.add(spec, group_sentences.centroid_map_sentence(components, spec), reading)
+    projection = results.get("projection")
+    if projection is not None:
+        spec = centroid_path_spec(projection)
+        section.add(spec, group_sentences.path_sentence(projection, spec), "One dot a group; bars are 95 % intervals.")
     return section
 
 

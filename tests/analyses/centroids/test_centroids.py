@@ -119,10 +119,22 @@ def test_planted_order_is_found_where_it_was_planted() -> None:
     result = project(ds, permutations=199, bootstrap=100, progress=False)
     there = result.isel(stage=-1, layer=-1)
     for name in ("r2", "rank_correlation", "kendall", "inner_rank_correlation", "exact_order"):
-        assert (there[f"{name}_p"] <= 0.01).all(), name
-        assert (there[name] >= there[f"{name}_low"]).all()
-        assert (there[name] <= there[f"{name}_high"]).all()
         assert (there[name] > there[f"{name}_null"]).all()
+        if name == "inner_rank_correlation":
+            np.testing.assert_allclose(there[f"{name}_p"], 1 / 24)
+        else:
+            assert (there[f"{name}_p"] <= 0.01).all(), name
+            assert there[f"{name}_p"].attrs["null"].startswith("no difference between groups")
+        if name == "exact_order":
+            assert np.isnan(there.exact_order_low).all()
+            assert np.isnan(there.exact_order_high).all()
+        else:
+            assert (there[name] >= there[f"{name}_low"]).all()
+            assert (there[name] <= there[f"{name}_high"]).all()
+    assert result.attrs["ordered"] is True
+    assert result.attrs["plane"] == "order"
+    assert (result.attrs["orders"], result.attrs["least_p"]) == (24, 1 / 24)
+    np.testing.assert_allclose(there.inner_rank.isel(token=0), [np.nan, 1, 2, 3, 4, np.nan], atol=0.05)
     assert (there.r2 > 0.8).all()
     assert (there.exact_order > 0.9).all()
     untrained = result.isel(stage=0)
@@ -234,7 +246,7 @@ def test_bad_input_is_refused_with_a_remedy() -> None:
         project(ds, axis=("s1", "s1"))
     with pytest.raises(InputError, match="holdout"):
         project(ds, holdout=1.0, **QUICK)
-    with pytest.raises(InputError, match="several groups"):
+    with pytest.raises(InputError, match="too few entities"):
         project(ds.assign_coords(entity_id=("entity", ["one"] * 160)), order=["s1", "s2", "s3"])
     rows = np.concatenate([np.flatnonzero(ds.trained_stage == g)[: 2 if g == "s1" else 9] for g in ("s1", "s2", "s3")])
     with pytest.raises(InputError, match=r"too few entities.*s1 \(2\)"):
