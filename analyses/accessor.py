@@ -6,7 +6,7 @@ All text in the HTML is escaped, because names of stages, sites and labels come 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -14,6 +14,9 @@ import xarray as xr
 from stratalens.store.display import human_bytes, overview
 from stratalens.store.reading.open import open_store
 from stratalens.store.state.info import percent
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Strata", "open_store"]  # opening a store through here registers the accessor
 
@@ -141,6 +144,25 @@ class Strata:
         from stratalens.analyses.stats.bootstrap import fdr
 
         return fdr(self._data, *args, **kwargs)
+
+    def best(self, n: int = 5) -> pd.DataFrame:
+        """List the best places of this result, with the p of the maximum over all places.
+
+        The columns are stage, layer, token, pair, measure, estimate, low, high, null, p and p_max. The attribute
+        `note` of the table says how many permutations a claim needs, if there are too few.
+
+        Example:
+            >>> import numpy as np
+            >>> x = np.random.default_rng(0).normal(size=(40, 2, 4)); x[20:, 1] += 2
+            >>> data = xr.DataArray(x, dims=("entity", "token", "d_model"),
+            ...     coords={"colour": ("entity", np.repeat(["red", "blue"], 20).astype(object))})
+            >>> probes = data.strata.probe("colour", permutations=19, progress=False)
+            >>> probes.strata.best(1)[["token", "pair", "p_max"]].values.tolist()
+            [[1, 'red v blue', 0.05]]
+        """
+        from stratalens.analyses.stats.best_places import best_places
+
+        return best_places(self._data, n)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"ds.strata has no {name!r}; it has {', '.join(dir(self))}")

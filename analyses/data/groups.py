@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,10 @@ MOST_FRACTIONAL_GROUPS = 12
 TRAINED_STAGE = "trained_stage"  # the column whose labels are stages
 # Sources of an order that means something. Numeric order and the order of the file are only a way to list groups.
 MEANINGFUL_ORDERS = ("order", "stage_order", "categories")
+# Columns that name what a row is about; duplicates suggest rows of one entity.
+TEXT_COLUMNS = ("entity", "prompt", "text", "entity_text", "entity_name", "subject")
+# Least share of different values in a column of identifiers of rows or entities.
+FEWEST_IDENTITIES = 0.1
 
 
 @dataclass(frozen=True)
@@ -202,20 +207,44 @@ def _ordered_positions(
 def clusters(ds: Data, groups: str = "entity_id") -> Codes:
     """Entity of each row: int64 codes of shape (entity,).
 
-    Without a column `entity_id`, every row is its own entity. Any other missing column is an error. A missing label is
-    an error too, because a split could put its row on both sides.
+    Without a column `entity_id`, every row is its own entity; a warning says so where another column suggests that
+    several rows are about the same thing. Any other missing column is an error. A missing label is an error too,
+    because a split could put its row on both sides.
 
     Raises:
         InputError: no such column, or rows without a label.
     """
     check_data(ds)
     if groups == "entity_id" and "entity_id" not in ds.coords:
+        _warn_of_duplicates(ds)
         return np.arange(ds.sizes["entity"], dtype=np.int64)
     codes, _ = factorize_labels(label_column(ds, groups), groups, continuous=True)
     if (codes < 0).any():
         rows = np.flatnonzero(codes < 0)[:5].tolist()
         raise InputError(f"{groups!r} is missing in rows {rows}; every row needs one, or splits could leak")
     return codes
+
+
+def _warn_of_duplicates(ds: Data) -> None:
+    """Warn where rows share a prompt or an identifier, but the data does not say which entity they are about."""
+    for name in ("entity", *label_columns(ds)):
+        is_text = name in TEXT_COLUMNS
+        if name not in ds.coords or not (is_text or name.endswith("_id")):
+            continue
+        labels = pd.Series(np.asarray(ds.coords[name].values).astype(object))
+        labels = labels[[not _is_missing(value) for value in labels]]
+        values = labels.nunique()
+        # Few values of an identifier are classes, e.g. those of templates.
+        if values == len(labels) or (not is_text and values < FEWEST_IDENTITIES * len(labels)):
+            continue
+        warnings.warn(
+            f"{len(labels) - values} rows repeat a value of {name!r}, but the data has no column 'entity_id', so that "
+            f"every row counts as an entity of its own. Rows of one entity in training and test rows give too high a "
+            f"score. Add the entity of each row: ds.assign_coords(entity_id=('entity', ids)), or pass groups={name!r} "
+            f"to a probe",
+            stacklevel=3,
+        )
+        return
 
 
 def labels_by_cluster(groups: Groups, units: Codes) -> Codes:

@@ -27,7 +27,7 @@ from stratalens.analyses.plots.spec import (
     values_of,
 )
 from stratalens.analyses.plots.wording import group_words
-from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate, pair_mean
+from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate, judged_measure, pair_mean
 from stratalens.store.errors import InputError
 
 MAX_NUMBERED_CELLS = 100  # larger maps show their numbers only on hover
@@ -35,12 +35,12 @@ MAX_NUMBERED_CELLS = 100  # larger maps show their numbers only on hover
 VERDICTS = {True: "differs from chance", False: "not distinguishable from chance"}
 
 
-def pair_matrix(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Figure:
+def pair_matrix(probes: xr.Dataset, name: str | None = None, dynamic: bool | None = None) -> Figure:
     """Draw held-out accuracy for every pair of groups; ordered groups have the earlier one in the row.
 
     Args:
         probes: result of `sl.probe(pairs="all")`.
-        name: "accuracy" or "auc".
+        name: "accuracy", "balanced_accuracy" or "auc"; None = the one that `judged_measure` names.
         dynamic: see `to_holoviews`.
 
     Returns:
@@ -51,10 +51,12 @@ def pair_matrix(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None
     return to_holoviews(pair_matrix_spec(probes, name), dynamic)
 
 
-def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
+def pair_matrix_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
     """Describe `pair_matrix` without drawing it."""
+    if name is None:
+        name = judged_measure(probes) if isinstance(probes, xr.Dataset) else "accuracy"
     require_variable(probes, name, "pair_matrix", 'sl.probe(ds, target=..., pairs="all")')
-    title = "Probe accuracy of each pair" if name == "accuracy" else f"Probe {name} of each pair"
+    title = f"Probe {name.replace('_', ' ')} of each pair"
     if "pair_first" not in probes.coords:
         return message_spec("pair_matrix", title, 'A pair matrix needs probes of pairs: sl.probe(pairs="all").', probes)
     words = group_words(probes)
@@ -92,7 +94,7 @@ def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
     hover = {
         "earlier": words.first,
         "later": words.second,
-        "value": name,
+        "value": name.replace("_", " "),
         "interval": "95 %",
         "null": "chance or null",
         "verdict": "verdict",
@@ -114,7 +116,7 @@ def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
         site=site_of(probes),
         clim=(0.0, 1.0),
         palette=DIVERGING,
-        colorbar=f"{name} (0.5: chance)",
+        colorbar=f"{name.replace('_', ' ')} (0.5: chance)",
         height=max(400, 14 * n),
     )
 
@@ -309,9 +311,9 @@ def _accuracy_of(
 ) -> tuple[xr.DataArray, str, float, tuple[float, float] | None]:
     """Return the accuracy of probes, its label, its chance level and the limits of its colours."""
     require_variable(probes, "accuracy", plot, "sl.probe(ds, target=...), or pass a DataArray")
-    result = pair_mean(probes)
+    result, measure = pair_mean(probes), judged_measure(probes).replace("_", " ")
     several = probes.sizes.get("pair", 1) > 1
-    name = ("mean accuracy over pairs" if several else "accuracy") if label == "value" else label
+    name = (f"mean {measure} over pairs" if several else measure) if label == "value" else label
     chance = float(result["null"].mean())
     return result["value"].assign_attrs(probes.attrs), name, chance, accuracy_limits(chance)
 

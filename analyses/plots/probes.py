@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,14 @@ from stratalens.analyses.plots.spec import (
     values_of,
 )
 from stratalens.analyses.plots.wording import column_of
-from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate, extreme_pair, pair_mean
+from stratalens.analyses.stats.estimates import (
+    PARTS,
+    differs_from_null,
+    estimate,
+    extreme_pair,
+    judged_measure,
+    pair_mean,
+)
 from stratalens.store.errors import InputError
 
 MEAN_OF_PAIRS = "mean of all pairs"
@@ -40,12 +47,12 @@ Curve = Mapping[str, np.ndarray]  # value, low, high, null and p at every layer
 Readers = Mapping[str, Callable[[SliderValues], np.ndarray]]
 
 
-def layer_sweep(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Figure:
+def layer_sweep(probes: xr.Dataset, name: str | None = None, dynamic: bool | None = None) -> Figure:
     """Draw held-out accuracy by layer for every pair of groups.
 
     Args:
         probes: result of `sl.probe`. Intervals come from `<name>_low/_high`, else from the folds.
-        name: "accuracy" or "auc".
+        name: "accuracy", "balanced_accuracy" or "auc"; None = the one that `judged_measure` names.
         dynamic: see `to_holoviews`.
 
     Returns:
@@ -57,10 +64,11 @@ def layer_sweep(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None
     return to_holoviews(layer_sweep_spec(probes, name), dynamic)
 
 
-def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
+def layer_sweep_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
     """Describe `layer_sweep` without drawing it."""
+    name = measure_of(probes, name)
     array = require_variable(probes, name, "layer_sweep", "sl.probe(ds, target=...)")
-    title = f"Probe {name} by layer"
+    title = f"Probe {plain_measure(name)} by layer"
     if "layer" not in array.coords:
         message = "This result has no layers: its site is outside the blocks."
         return message_spec("layer_sweep", title, message, probes)
@@ -104,7 +112,7 @@ def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
             "main_points": _curve_points(bold_curves, layers, colors),
         }
 
-    hover = {"series": "pair", "x": "layer", "y": name, "interval": "95 %", "null": "chance or null"}
+    hover = {"series": "pair", "x": "layer", "y": plain_measure(name), "interval": "95 %", "null": "chance or null"}
     marks = [
         Mark("null", "segments", role="foreground", width=1.5, dash="dashed"),
         Mark("pairs", "segments", width=1, alpha=0.35),
@@ -128,7 +136,7 @@ def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
         name="layer_sweep",
         title=title,
         x=Axis("layer (block)", ticks=[(float(v), f"{v:g}") for v in layers[:: max(1, len(layers) // 12)]]),
-        y=Axis(f"held-out {name} (dashed: chance or null)"),
+        y=Axis(f"held-out {plain_measure(name)} (dashed: chance or null)"),
         marks=marks,
         tables=tables,
         limits=lambda slider_values: (layers[0] - 0.6, layers[-1] + 0.6, bottom, top),
@@ -138,6 +146,29 @@ def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
         height=380,
         legend=legend,
     )
+
+
+def measure_of(probes: object, name: str | None) -> str:
+    """Return the measure of a figure: `name`, else the one that judges the result."""
+    if name is None:
+        return judged_measure(probes) if isinstance(probes, xr.Dataset) else "accuracy"
+    return name
+
+
+def common_measure(results: Iterable[xr.Dataset]) -> str:
+    """Return the measure of several results: balanced accuracy where one has unequal classes and all have it."""
+    probes = [data for data in results if isinstance(data, xr.Dataset)]
+    unequal = any(judged_measure(data) == "balanced_accuracy" for data in probes)
+    return "balanced_accuracy" if unequal and all("balanced_accuracy" in data for data in probes) else "accuracy"
+
+
+def plain_measure(name: str) -> str:
+    """Return the name of a measure as text.
+
+    >>> plain_measure("balanced_accuracy")
+    'balanced accuracy'
+    """
+    return name.replace("_", " ")
 
 
 def is_multiclass(probes: xr.Dataset) -> bool:
@@ -210,14 +241,15 @@ def _curve_intervals(curves: Mapping[str, Curve], x: np.ndarray, colors: Mapping
 
 
 def control_comparison(
-    results: Mapping[str, xr.Dataset], name: str = "accuracy", pair: str | None = None, dynamic: bool | None = None
+    results: Mapping[str, xr.Dataset], name: str | None = None, pair: str | None = None, dynamic: bool | None = None
 ) -> Figure:
     """Draw the accuracy of a probe next to the accuracies of its controls.
 
     Args:
         results: label to result of `sl.probe`, `sl.statistics_probe`, `sl.matched_probe` (one row a sample) or
             `sl.residual_probe`.
-        name: "accuracy" or "auc".
+        name: "accuracy", "balanced_accuracy" or "auc"; None = balanced accuracy where the classes of a result are
+            unequal, else accuracy.
         pair: pair that is shown next to the mean of all pairs; default the first and the last of ordered groups.
         dynamic: see `to_holoviews`.
 
@@ -232,12 +264,13 @@ def control_comparison(
 
 
 def control_comparison_spec(
-    results: Mapping[str, xr.Dataset], name: str = "accuracy", pair: str | None = None
+    results: Mapping[str, xr.Dataset], name: str | None = None, pair: str | None = None
 ) -> FigureSpec:
     """Describe `control_comparison` without drawing it."""
     title = "The probe and its controls"
     if not results:
         return message_spec("control_comparison", title, "No controls were passed.")
+    name = common_measure(results.values()) if name is None else name
     complete = comparison_rows(results, name)
     rows = common_pairs(complete)
     sliders, fixed = common_sliders(rows, name)
@@ -289,7 +322,13 @@ def control_comparison_spec(
             result["pair"], result["pair_bars"] = row_tables(singles, slider_values, heights + gap, pair_color)
         return result
 
-    hover = {"row": "probe input", "x": name, "interval": "95 %", "null": "chance or null", "verdict": "verdict"}
+    hover = {
+        "row": "probe input",
+        "x": plain_measure(name),
+        "interval": "95 %",
+        "null": "chance or null",
+        "verdict": "verdict",
+    }
     marks = [Mark("null", "segments", role="foreground", width=1.5, dash="dashed")]
     for row, shown in (("mean", with_mean), ("pair", chosen is not None)):
         if shown:
@@ -301,7 +340,7 @@ def control_comparison_spec(
     return FigureSpec(
         name="control_comparison",
         title=title,
-        x=Axis(f"held-out {name} (dashed: chance or null)"),
+        x=Axis(f"held-out {plain_measure(name)} (dashed: chance or null)"),
         y=Axis("", ticks=[]),
         marks=marks,
         tables=tables,

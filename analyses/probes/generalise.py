@@ -57,7 +57,8 @@ def generalise(
           groups outside the pair; NaN with fewer than three.
 
     Raises:
-        InputError: no scores of pairs, data without the stages, layers or tokens of the probes, or no unseen entity.
+        InputError: no scores of pairs, data without the stages, layers or tokens of the probes, no unseen entity, or
+            probes of residuals with other data than their own.
     """
     if "score" not in probes or "pair" not in probes["score"].dims:
         raise InputError("generalise needs the scores of probe(ds, ...) with pairs, not 'multiclass'")
@@ -67,6 +68,11 @@ def generalise(
     if _same_rows(probes, ds):
         score = probes["score"]
     else:
+        if "explained" in probes:
+            raise InputError(
+                "these probes were fitted on activations with statistics regressed out, and generalise would apply "
+                "them to raw activations; pass the data of the probes, or the result of probe(ds, ...)"
+            )
         used &= _unseen(probes, ds)
         if not used.any():
             raise InputError("the probes have seen every entity of this data; pass data about other entities")

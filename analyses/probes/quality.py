@@ -94,7 +94,7 @@ def class_rows(plan: Plan) -> Mask:
 
 
 def _auc_rows(plan: Plan) -> tuple[Mask, Mask]:
-    """Negative and positive rows of each AUC, of shape (AUCs, n): several classes have one AUC each, against the rest."""
+    """Negative and positive rows of each AUC, of shape (AUCs, n); several classes have one each, against the rest."""
     member = class_rows(plan)
     if plan.contrasts.kind != MULTICLASS:
         return member[0], member[1]

@@ -107,7 +107,8 @@ def probe_token(
     shift = None
     if prepare is None and settings.method != BOOSTING:
         # Scores of uncentred rows lose digits in float32. Any vector near the mean is enough.
-        shift = X[:: max(1, len(X) // 256)].mean(axis=0, dtype=np.float64).astype(X.dtype)
+        rows = np.flatnonzero(plan.trainable)
+        shift = X[rows[:: max(1, len(rows) // 256)]].mean(axis=0, dtype=np.float64).astype(X.dtype)
         X = X - shift
     fitted, score = _fit_and_score(X, plan, settings, prepare)
     kind = plan.contrasts.kind

@@ -23,6 +23,7 @@ from stratalens.analyses.plots.probes import (
     is_multiclass,
     layer_sweep_spec,
     main_pair,
+    plain_measure,
 )
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues, plain_text, values_of
 from stratalens.analyses.plots.stages import (
@@ -389,13 +390,14 @@ def _headline_scalar(probes: xr.Dataset) -> tuple[xr.DataArray, str, float]:
     """Return the accuracy of the first-versus-last pair (else of all groups or pairs), its label and its chance."""
     pair = main_pair(probes)
     result = estimate(probes)
+    measure = plain_measure(str(result.attrs["measured"]))
     if is_multiclass(probes):
-        label = f"accuracy of all groups of {group_words(probes).by}"
+        label = f"{measure} of all groups of {group_words(probes).by}"
     elif pair and "pair" in result.dims:
         result = result.isel(pair=[str(p) for p in values_of(probes, "pair")].index(pair), drop=True)
-        label = f"accuracy of {plain_text(pair, 24)}"
+        label = f"{measure} of {plain_text(pair, 24)}"
     else:
-        label = "mean accuracy over pairs" if result.sizes.get("pair", 1) > 1 else "accuracy"
+        label = f"mean {measure} over pairs" if result.sizes.get("pair", 1) > 1 else measure
     if "pair" in result.dims:
         result = pair_mean(probes)
     return result["value"].assign_attrs(probes.attrs), label, round(float(result["null"].mean()), 3)

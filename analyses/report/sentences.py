@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 
 from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.directions.directions import drift, stage_steps
-from stratalens.analyses.plots.probes import is_multiclass, main_pair, multiclass_label
+from stratalens.analyses.plots.probes import is_multiclass, main_pair, multiclass_label, plain_measure
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues, lookup, plain_text, values_of
 from stratalens.analyses.plots.stages import before_training_mask, in_training_order, random_cosine_band
 from stratalens.analyses.plots.wording import group_words
@@ -66,7 +66,7 @@ def map_sentence(scalar: xr.DataArray, spec: FigureSpec, label: str, null: float
 def matrix_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
     """Describe how many pairs differ from chance, and the best and the worst pair."""
     result = estimate(probes)
-    pairs = [plain_text(p) for p in values_of(probes, "pair")]
+    pairs, measure = [plain_text(p) for p in values_of(probes, "pair")], plain_measure(str(result.attrs["measured"]))
     read = {k: lookup(result[k], ("pair",) if "pair" in result.dims else ()) for k in PARTS}
 
     def sentence(slider_values: SliderValues) -> str:
@@ -75,11 +75,11 @@ def matrix_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
         by_pair = [{k: float(arrays[k][i]) for k in PARTS} for i in range(len(pairs))]
         value, null = arrays["value"], arrays["null"]
         if not np.isfinite(value).any():
-            return f"At {here}, no pair has an accuracy."
+            return f"At {here}, no pair has a {measure}."
         if len(pairs) == 1:
             (only,) = by_pair
             return (
-                f"At {here}, {pairs[0]}: accuracy {value_with_interval(only)}, {compare_with_chance(only)} "
+                f"At {here}, {pairs[0]}: {measure} {value_with_interval(only)}, {compare_with_chance(only)} "
                 f"({only['null']:z.2f})."
             )
         differs = np.array([is_different(numbers) for numbers in by_pair])
@@ -112,6 +112,7 @@ def sweep_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
     layers = values_of(probes, "layer")
     first_layer, last_layer = layers[0], layers[-1]
     read_single, read_mean = estimate_reader(single), estimate_reader(mean)
+    measure = plain_measure(str(result.attrs["measured"]))
     subject = plain_text(pair) if pair else f"mean over {len(pairs)} pairs of groups"
     if multiclass:
         subject = multiclass_label(probes, float(mean["null"].mean()))
@@ -122,7 +123,7 @@ def sweep_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
         where = ", ".join(f"{d} {plain_text(v)}" for d, v in fixed.items() if d != "layer")
         text = (
             f"At {where or 'the only position'}, {subject}: "
-            f"accuracy {value_with_interval(last)} at layer {last_layer}, "
+            f"{measure} {value_with_interval(last)} at layer {last_layer}, "
             f"{compare_with_chance(last)} ({last['null']:z.2f})"
         )
         if len(layers) > 1:

@@ -158,6 +158,10 @@ def fdr(
     Benjamini and Hochberg (1995) with method="bh" (independent or positively dependent tests, as layers are),
     Benjamini and Yekutieli (2001) with method="by" (any dependence). NaN stays NaN and does not count.
 
+    With P permutations no p is below 1 / (P + 1). A single place among m passes .05 from P = 20 m - 1 on. A UserWarning
+    says so where some p are as small as they can be and no adjusted one passes .05. The number of permutations comes
+    from the attribute `permutations` of `p`.
+
     Args:
         p: p-values; in a Dataset, every variable that ends in "_p" is adjusted separately.
         over: dims that form one family; None = all.
@@ -181,7 +185,11 @@ def fdr(
     if method not in ("bh", "by"):
         raise InputError(f"method={method!r}: valid are bh, by")
     if isinstance(p, xr.Dataset):
-        return p.assign({name: fdr(v, over, method) for name, v in p.data_vars.items() if str(name).endswith("_p")})
+        count = {"permutations": p.attrs["permutations"]} if "permutations" in p.attrs else {}
+        values = {name: v for name, v in p.data_vars.items() if str(name).endswith("_p")}
+        return p.assign(
+            {n: fdr(v.assign_attrs(count | v.attrs), over, method).assign_attrs(v.attrs) for n, v in values.items()}
+        )
     dims = list(p.dims) if over is None else [d for d in over if d in p.dims]
 
     def adjust(family: Array) -> Array:
@@ -201,4 +209,30 @@ def fdr(
     adjusted = flat.unstack("_family")
     if all(d in p.coords for d in dims):
         adjusted = adjusted.reindex_like(p)  # stacking sorted the labels
-    return adjusted.transpose(*p.dims)
+    adjusted = adjusted.transpose(*p.dims)
+    _warn_of_few_permutations(p, adjusted, dims)
+    return adjusted
+
+
+def _warn_of_few_permutations(p: xr.DataArray, adjusted: xr.DataArray, dims: list[Hashable]) -> None:
+    """Warn where the smallest possible p cannot pass among so many tests."""
+    permutations = int(p.attrs.get("permutations", 0))
+    if not permutations or not bool(np.isclose(p, 1 / (permutations + 1)).any()) or bool((adjusted <= 1 - LEVEL).any()):
+        return
+    tests = int(p.notnull().sum(dims).max())
+    warnings.warn(
+        f"no place passes the false discovery rate of .05, although some p-values are as small as {permutations} "
+        f"permutations can make them (1/{permutations + 1}); a single place among {tests} needs "
+        f"permutations={needed_permutations(tests)}",
+        stacklevel=3,
+    )
+
+
+def needed_permutations(tests: int, level: float = LEVEL) -> int:
+    """Permutations with which a single place among `tests` can pass after adjustment.
+
+    Example:
+        >>> needed_permutations(1), needed_permutations(200)
+        (19, 3999)
+    """
+    return round(tests / (1 - level)) - 1

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from stratalens.plugin.cli.analysis_options import as_options
 from stratalens.plugin.cli.output import emit_table, print_status
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ def answer_of(suite: Suite) -> dict[str, Any]:
         Dict with these entries:
 
         - by, ordered: the label column, and whether its groups have an order
-        - groups: number of groups of the probes
         - measure: the measure of the best places
         - permutations: label shuffles of the probes
+        - note: permutations that a claim about the best place needs; empty if there are enough
         - best: one dict a place, with the columns stage, layer, token, pair, estimate, low, high, null, p and p_max;
           None where a number is unknown
         - order: inner rank correlation, its p and the least possible p at the last stage, deepest layer and last token
@@ -39,8 +40,9 @@ def answer_of(suite: Suite) -> dict[str, Any]:
         from stratalens.analyses.accessor import Strata
 
         best = Strata(probes).best(n=ROWS)
-        answer["measure"] = str(best["measure"].iloc[0]) if "measure" in best and len(best) else "accuracy"
+        answer["measure"] = str(best["measure"].iloc[0]) if len(best) else "accuracy"
         answer["permutations"] = int(probes.attrs.get("permutations", 0))
+        answer["note"] = as_options(str(best.attrs.get("note", "")))
         answer["best"] = [{name: _plain(row.get(name)) for name in COLUMNS} for row in best.to_dict("records")]
     projection = suite.results.get("projection")
     if projection is not None:
@@ -57,26 +59,17 @@ def show_answer(answer: Mapping[str, Any]) -> None:
         title = f"best places for {answer['by']} ({order}): {answer['measure'].replace('_', ' ')} of the probe"
         columns = [COLUMNS[i].replace("p_max", "p max") for i in shown]
         emit_table(title, columns, [[row[i] for i in shown] for row in rows])
-        print_status(_permutation_note(int(answer["permutations"])))
+        print_status(_p_note(answer))
     if answer.get("order"):
         emit_table("order of the groups at the last stage, layer and token", ["what", "value"], _order_rows(answer))
 
 
-def _permutation_note(permutations: int) -> str:
-    """Say what p compares, and how many permutations a claim needs if it cannot be reached."""
-    needed = math.ceil(1 / ALPHA) - 1
-    if permutations == 0:
-        return (
-            f"without permutations there is no p; --permutations {needed} is the least for p = {ALPHA:g}, 199 is better"
-        )
-    least = 1 / (permutations + 1)
+def _p_note(answer: Mapping[str, Any]) -> str:
+    """Say what the two p-values compare, and how many permutations a claim needs if it cannot be reached."""
+    if not answer["permutations"]:
+        return answer["note"] or "no p-values"
     text = "p max allows for the choice of the best of all places; p does not"
-    if least > ALPHA:
-        return (
-            f"{text}. With {permutations} permutations, p cannot be below {least:.2g}: a claim at {ALPHA:g} needs "
-            f"--permutations {needed} or more"
-        )
-    return f"{text}. With {permutations} permutations, both are at least {least:.2g}"
+    return f"{text}. {answer['note'][:1].upper()}{answer['note'][1:]}" if answer["note"] else text
 
 
 def _order(projection: xr.Dataset) -> dict[str, Any]:

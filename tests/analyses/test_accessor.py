@@ -38,7 +38,7 @@ def test_every_public_analysis_is_there() -> None:
         "report",
         "explore",
     }  # they take several results or a path, or open a page
-    assert analyses - others == set(dir(planted().strata))
+    assert analyses - others == set(dir(planted().strata)) - {"best"}
 
 
 def test_results_have_the_analyses_of_results() -> None:

@@ -147,7 +147,7 @@ def matched(probe: xr.Dataset, repeats: int = 5) -> xr.Dataset:
         dims=("statistic", "balance_at"),
         coords={"statistic": statistics, "balance_at": _strings(["before", "after"])},
     )
-    return xr.Dataset({"accuracy": accuracy, "balance": balance}, attrs=dict(probe.attrs))
+    return xr.Dataset({"accuracy": accuracy, "balance": balance}, attrs={**probe.attrs, "holdout": 0.2})
 
 
 def centroids(

@@ -227,3 +227,27 @@ def test_a_missing_site_is_refused_with_how_to_record_it() -> None:
     percentiles = ds.resid_post.isel(layer=0, drop=True).rename(d_model="percentile").assign_attrs(kind="output")
     with pytest.raises(InputError, match=r"sites=\('resid_post', 'mlp_out'\)"):
         centroids(ds.assign(logit_percentile=percentiles), site="mlp_out", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("column", "labels"),
+    [
+        ("prompt", ["who", "what", "who", "when"]),
+        ("person_id", [7, 7, 8, 8]),
+        ("entity", ["a", "a", "b", "c"]),
+    ],
+)
+def test_a_missing_entity_id_with_duplicates_is_warned_of(column: str, labels: list[object]) -> None:
+    ds = xr.Dataset(coords={column: ("entity", np.array(labels))}).assign(x=("entity", np.zeros(4)))
+    with pytest.warns(UserWarning, match=rf"rows repeat a value of '{column}'.*assign_coords\(entity_id"):
+        assert clusters(ds).tolist() == [0, 1, 2, 3]
+    clusters(ds.assign_coords(entity_id=("entity", np.arange(4))))
+
+
+def test_labels_of_classes_are_no_duplicates_of_entities() -> None:
+    coords = {
+        "template_id": ("entity", np.arange(40) % 3),
+        "colour": ("entity", np.array(["red", "blue"] * 20)),
+        "prompt": ("entity", np.array([f"prompt {i}" for i in range(40)])),
+    }
+    clusters(xr.Dataset({"x": ("entity", np.zeros(40))}, coords=coords))

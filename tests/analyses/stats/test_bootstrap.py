@@ -12,6 +12,7 @@ from stratalens.analyses.stats.bootstrap import (
     cluster_bootstrap,
     fdr,
     interval,
+    needed_permutations,
     p_value,
     permuted_labels,
 )
@@ -76,6 +77,7 @@ def test_p_values_count_ties_and_are_never_zero() -> None:
     assert p_value(null, np.array(0.5)) == 4 / 5
     assert p_value(null, np.array(2.0)) == 1 / 5
     assert np.isnan(p_value(null, np.array(np.nan)))
+    assert p_value(np.array([0.1, np.nan]), np.array(0.5)) == 2 / 3, "an undefined shuffle counts against the estimate"
 
 
 def test_fdr_equals_scipy_over_any_dims() -> None:
@@ -106,3 +108,16 @@ def test_fdr_on_a_projection() -> None:
     adjusted = fdr(result, over=("layer", "token"))
     assert (adjusted.r2_p >= result.r2_p - 1e-12).all()
     assert (adjusted.rank_correlation_p.isel(stage=-1, layer=-1) <= 0.05).all()
+
+
+def test_fdr_says_when_permutations_are_too_few() -> None:
+    """One real place among 200 with 99 permutations: its p is as small as it can be, and still does not pass."""
+    p = xr.DataArray(np.r_[0.01, np.linspace(0.1, 1, 199)], dims="layer", attrs={"permutations": 99})
+    with pytest.warns(UserWarning, match="a single place among 200 needs permutations=3999"):
+        assert float(fdr(p)[0]) > 0.9
+    with pytest.warns(UserWarning, match="among 200"):
+        fdr(xr.Dataset({"accuracy_p": p.assign_attrs(permutations=99)}))
+    assert float(fdr(p[:5])[0]) == 0.05  # passes; a warning would be an error here
+    assert needed_permutations(200) == 3999
+    fdr(p.drop_attrs())  # unknown number of permutations
+    fdr(p[1:])  # no place is as small as it can be
