@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from stratalens.store.format.schema import (
     answer_variable,
@@ -92,3 +93,53 @@ def unordered_store(
                     write_others(buffer, variables, site, values, rows, len(tokens), seed + order)
                     stage.submit(buffer)
     return Path(path)
+
+
+def without_order(result: Any, names: Sequence[str] = HABITATS) -> Any:
+    """Return a planted result with other names of its groups, which have no order."""
+    keys = [key for key in ("group", "pair_first", "pair_second") if key in result.coords]
+    old = sorted({str(g) for key in keys for g in np.atleast_1d(result[key].values)})
+    new = dict(zip(old, names, strict=False))
+    coords: dict[str, Any] = {}
+    for key in keys:
+        coords[key] = (result[key].dims, np.array([new[str(g)] for g in result[key].values], dtype=object))
+    for key in ("pair", "pair_other"):
+        if key in result.coords:
+            pairs = [[new[g] for g in str(pair).split(" v ")] for pair in result[key].values]
+            coords[key] = (key, np.array([" v ".join(pair) for pair in pairs], dtype=object))
+    result = result.assign_coords(coords)
+    return result.assign_attrs(ordered=False, **{k: "habitat" for k in ("by", "target") if k in result.attrs})
+
+
+def multiclass_result(layers: int = 2, entities: int = 40, stages: Sequence[str] = ("step0", "step600")) -> xr.Dataset:
+    """Return a result like that of `probe(pairs="multiclass")`: half of the rows right, all of the first group."""
+    labels = np.array([HABITATS[i % 4] for i in range(entities)], dtype=object)
+    right = np.broadcast_to((labels == HABITATS[0]) | (np.arange(entities) % 8 < 4), (len(stages), layers, entities))
+    place = ("stage", "layer", "token", "pair")
+    rows = right.reshape(len(stages), layers, 1, 1, entities).astype(np.int8)
+    mean = rows.mean(-1)
+    return xr.Dataset(
+        {
+            "accuracy": ((*place, "fold"), np.repeat(mean[..., None], 5, axis=-1)),
+            "accuracy_mean": (place, mean),
+            "accuracy_low": (place, mean - 0.1),
+            "accuracy_high": (place, mean + 0.1),
+            "right": ((*place, "entity"), rows),
+            "tested": ((*place, "entity"), np.ones_like(rows)),
+            "chance": ("pair", [0.25]),
+            "score": (("stage", "layer", "token", "group", "entity"), np.zeros((len(stages), layers, 1, 4, entities))),
+        },
+        coords={
+            "stage": np.array(list(stages), dtype=object),
+            "stage_order": ("stage", np.arange(len(stages))),
+            "layer": np.arange(layers),
+            "token": np.array(["last"], dtype=object),
+            "pair": np.array(["multiclass"], dtype=object),
+            "pair_first": ("pair", np.array([HABITATS[0]], dtype=object)),
+            "pair_second": ("pair", np.array([HABITATS[-1]], dtype=object)),
+            "group": np.array(HABITATS, dtype=object),
+            "habitat": ("entity", labels),
+            "entity_id": ("entity", np.array([f"e{i}" for i in range(entities)], dtype=object)),
+        },
+        attrs={"site": "resid_post", "target": "habitat", "pairs": "multiclass", "ordered": False, "folds": 5},
+    )
