@@ -9,7 +9,7 @@ import pytest
 
 from stratalens.analyses import plots
 from support import results as planted
-from support.figures import FIGURES, STAGES
+from support.figures import FIGURES, STAGES, TOKEN
 
 
 @pytest.mark.parametrize("name", FIGURES)
