@@ -52,7 +52,9 @@ def test_two_candidates_are_listed_with_their_groups() -> None:
     ds = labelled(letters=[3 + i // 2 % 5 for i in range(N)])
     with pytest.raises(InputError, match=r"name the label column: habitat \(4 groups\), letters \(5 groups\)"):
         default_label_column(ds)
-    with pytest.raises(InputError, match=r"Other columns: template \(2\), born \(40\), entity_id \(40\), prompt \(80\)"):
+    with pytest.raises(
+        InputError, match=r"Other columns: template \(2\), born \(40\), entity_id \(40\), prompt \(80\)"
+    ):
         default_label_column(ds)
 
 
