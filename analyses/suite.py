@@ -43,7 +43,7 @@ STEPS = {
 
 # Permutations, and the largest number of activations times probes of a row for which they take about a minute.
 WORK_OF_PERMUTATIONS = ((99, 3e5), (19, 2e6))
-MAX_PAIRED_GROUPS = 12  # probes of all pairs of more groups take too long, and nobody reads a thousand of them
+MAX_PAIRED_GROUPS = 12  # probes of all pairs of more groups take too long, and are too many to read
 MAX_CONTROL_PAIRS = 6  # pairs of groups without an order that the controls average over
 
 

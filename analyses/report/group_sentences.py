@@ -67,7 +67,7 @@ def _order_claim(projection: xr.Dataset, words: GroupWords, count: int) -> Sente
     name = "inner_rank_correlation"
     if count <= 3:
         return lambda slider_values: (
-            f"cannot show {words.order}: only one group lies between the two that define the axis."
+            f"cannot show {words.order}: only one group is between the two that define the axis."
         )
     if name not in projection:
         return lambda slider_values: (

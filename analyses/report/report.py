@@ -149,7 +149,7 @@ def _last_trained_group(results: Mapping[str, Any]) -> str:
 
 
 def _with_order(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the attribute `ordered` to results that lack it, from those that have it."""
+    """Add the attribute `ordered` to results without it, from those that have it."""
     known = [data.attrs["ordered"] for data in results.values() if "ordered" in getattr(data, "attrs", {})]
     if not known:
         return dict(results)

@@ -44,7 +44,7 @@ def test_a_multiclass_series_has_its_groups_and_its_chance_in_its_name() -> None
     tables = spec.tables({"stage": "step600"})
     assert set(tables["null"]["y0"]) == {0.25}
     assert len(tables["intervals"]["x0"]) == 2
-    x0, x1, bottom, top = spec.limits({})
+    _, _, bottom, top = spec.limits({})
     assert bottom < 0.25 < top
 
 

@@ -54,7 +54,7 @@ def test_fewer_than_six_groups_cannot_show_an_order() -> None:
     assert "(the least possible p is 0.17)" in said
     assert "follow" not in said
     three = sentence(projection(STAGES[:4], least_p=1.0))
-    assert "cannot show training order: only one group lies between" in three
+    assert "cannot show training order: only one group is between" in three
     weak = sentence(projection(inner=0.4))
     assert "weakly follow training order" in weak
 
