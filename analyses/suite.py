@@ -316,10 +316,6 @@ class _Run:
         self._attempt("residual_probe", residual_probe, last, **options, **folds)
         if matched is not None and bool((matched["n_matched"] < MIN_MATCHED).all()):
             reason = f"fewer than {MIN_MATCHED} rows can be matched at every layer and token"
-            try:
-                matched_probe(last, small="raise", **options)
-            except InputError as error:  # names the statistic that separates the classes
-                reason = str(error).partition(". ")[0]  # without advice on arguments of matched_probe
             self.suite.skipped.append(f"matched_probe: {reason}")
         self.steps.start("baselines", "controls: unit length, random directions, shuffled labels and entities; table")
         self._attempt("control_table", self._control_table, last, options | folds, pairs)

@@ -53,7 +53,7 @@ class Explorer:
         self.site = drop_down("Site", data.sites, data.sites[0])
         options, unusable = data.column_options()
         self.by = drop_down("Groups (label column)", options, data.columns[0])
-        self.by.disabled_options = [name for name in unusable if name != data.columns[0]]
+        self._unusable = [name for name in unusable if name != data.columns[0]]
         self.sliders = {dim: ValueSlider(label=dim, sizing_mode="stretch_width") for dim in DIMS}
         self._update_sliders()
         self.status, self.legend, self.theme = StatusLine(sizing_mode="stretch_width"), Legend(), ThemeButton()
@@ -89,6 +89,8 @@ class Explorer:
 
         While a plane is being read, only the latest state is shown next.
         """
+        if self.by.disabled_options != self._unusable:
+            self.by.disabled_options = self._unusable  # Panel disables options when the list changes, not at the start
         view = self.view()
         if self._reading or view == self._shown:
             return

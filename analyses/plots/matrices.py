@@ -70,7 +70,8 @@ def pair_matrix_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
     columns, rows = np.array(second, dtype=float), -np.array(first, dtype=float)
     read = {k: lookup(result[k], ("pair",) if "pair" in result.dims else ()) for k in PARTS}
     squares = _squares(columns, rows)
-    squares |= {"earlier": [plain_text(groups[i]) for i in first], "later": [plain_text(groups[j]) for j in second]}
+    one, other = ("earlier", "later") if words.ordered else ("one", "other")
+    squares |= {one: [plain_text(groups[i]) for i in first], other: [plain_text(groups[j]) for j in second]}
 
     def tables(slider_values: SliderValues) -> dict[str, Table]:
         numbers = {k: np.atleast_1d(read[k](slider_values)) for k in PARTS}
@@ -92,8 +93,8 @@ def pair_matrix_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
         }
 
     hover = {
-        "earlier": words.first,
-        "later": words.second,
+        one: words.first,
+        other: words.second,
         "value": name.replace("_", " "),
         "interval": "95 %",
         "null": "chance or null",

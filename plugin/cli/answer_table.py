@@ -58,7 +58,7 @@ def show_answer(answer: Mapping[str, Any]) -> None:
         shown = [i for i, name in enumerate(COLUMNS) if name in ("estimate", "low", "high") or any(r[i] for r in rows)]
         title = f"best places for {answer['by']} ({order}): {answer['measure'].replace('_', ' ')} of the probe"
         columns = [COLUMNS[i].replace("p_max", "p max") for i in shown]
-        emit_table(title, columns, [[row[i] for i in shown] for row in rows])
+        emit_table(title, columns, [[row[i] for i in shown] for row in rows], borders=False)
         print_status(_p_note(answer))
     if answer.get("order"):
         emit_table("order of the groups at the last stage, layer and token", ["what", "value"], _order_rows(answer))

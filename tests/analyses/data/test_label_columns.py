@@ -36,7 +36,7 @@ def test_the_only_column_that_divides_the_entities_is_the_default() -> None:
     ds = labelled()
     assert default_label_column(ds) == "habitat"
     described = describe_label_columns(ds)
-    assert [str(c) for c in described] == ["habitat (4)", "template (2)", "born (40)", "entity_id (40)", "prompt (80)"]
+    assert [str(c) for c in described] == ["habitat (4)", "template (2)", "born (40)", "prompt (80)", "entity_id (40)"]
     assert described[0].within_entities
     assert not described[1].within_entities
     assert {c.name: c.problem for c in described}["born"] == "every entity has a label of its own"
@@ -53,7 +53,7 @@ def test_two_candidates_are_listed_with_their_groups() -> None:
     with pytest.raises(InputError, match=r"name the label column: habitat \(4 groups\), letters \(5 groups\)"):
         default_label_column(ds)
     with pytest.raises(
-        InputError, match=r"Other columns: template \(2\), born \(40\), entity_id \(40\), prompt \(80\)"
+        InputError, match=r"Other columns: template \(2\), born \(40\), prompt \(80\), entity_id \(40\)"
     ):
         default_label_column(ds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def test_the_table_fits_a_terminal_of_80_columns(
             "best": best,
         }
     )
-    lines = capsys.readouterr().out.splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     assert max(map(len, lines)) <= 80
     shown = "\n".join(lines)
     for word in ("0.71", "0.63", "0.78", "0.50", "0.005", "0.015", "balanced accuracy"):
