@@ -54,12 +54,14 @@ class Suite:
     Attributes:
         by: label column.
         ordered: the groups have a known order.
+        headline: name of the result that answers first: "multiclass", or "probes" of pairs.
         results: results by the names that `stratalens.analyses.report.report.report` takes.
         skipped: one sentence for each analysis or group that was left out, with the reason.
     """
 
     by: str
     ordered: bool
+    headline: str = "probes"
     results: dict[str, xr.Dataset | xr.DataArray] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
@@ -113,7 +115,7 @@ def run_suite(
         backend: "auto", "cpu" or "gpu", for the probes.
         seed: of splits, permutations and resamples.
         probe_permutations: number of permutations for the nulls of the probes; each refits all probes. Groups without
-            an order have them for the probe of all groups, and for pairs that `pairs` names.
+            an order have them for the probe of all groups, or for the pairs that `pairs` names.
         tell: called with a line before each step: its number, and about how long the rest will take.
         options: fields of `SuiteOptions`.
 
@@ -260,7 +262,9 @@ class _Run:
         arguments |= {"folds": self.choice.folds, "groups": self.choice.groups, "permutations": permutations}
         if several:
             self.steps.start("multiclass", f"probe of all {len(names)} groups of {self.by}")
-            self._attempt("multiclass", probe, self.ds, pairs="multiclass", **arguments)
+            self.suite.headline = "multiclass" if self.choice.pairs is None else "probes"
+            nulls = {"permutations": permutations if self.suite.headline == "multiclass" else 0}
+            self._attempt("multiclass", probe, self.ds, pairs="multiclass", **arguments | nulls)
         pairs, description = self._probe_pairs(names)
         self.steps.start("probes", f"probes of {description} of {self.by}")
         if not pairs:

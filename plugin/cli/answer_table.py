@@ -35,7 +35,7 @@ def answer_of(suite: Suite) -> dict[str, Any]:
         - left_out: one sentence for each analysis that could not be computed
     """
     answer: dict[str, Any] = {"by": suite.by, "ordered": suite.ordered, "best": [], "left_out": list(suite.skipped)}
-    probes = suite.results.get("multiclass", suite.results.get("probes"))
+    probes = suite.results.get(suite.headline)
     if probes is not None:
         from stratalens.analyses.accessor import Strata
 

@@ -68,6 +68,7 @@ def test_options_choose_groups_pairs_and_folds(store: Path, invoke: Any, tmp_pat
     assert done.exit_code == 0, done.output
     from stratalens.analyses.results import read_results
 
+    assert {row["pair"] for row in json.loads(done.stdout)["best"]} == {"forest v lake", "desert v lake"}
     probes = read_results(tmp_path / "r")["probes"]
     assert probes["pair"].values.tolist() == ["forest v lake", "desert v lake"]
     assert probes.attrs["folds"] == 3
@@ -130,7 +131,7 @@ def test_the_order_of_few_groups_is_no_claim(capsys: pytest.CaptureFixture[str])
     projection = planted.projection(("base", "s1", "s2", "s3", "s4"), 1).assign_attrs(ordered=True, least_p=0.5)
     inner = xr.full_like(projection["rank_correlation"], 1.0)
     projection = projection.assign(inner_rank_correlation=inner, inner_rank_correlation_p=inner * 0.5)
-    suite = Suite("trained_stage", True, {"projection": projection})
+    suite = Suite("trained_stage", True, results={"projection": projection})
     answer = answer_of(suite)
     assert answer["order"]["least_p"] == 0.5
     json.dumps(answer, allow_nan=False)
