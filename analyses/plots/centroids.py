@@ -216,7 +216,8 @@ def axis_labels(ordered: bool, groups: int) -> tuple[str, str]:
         return "w1: first group to last (activation units)", "w2: widest direction without w1 (activation units)"
     if groups == 2:
         return "between the group means (activation units)", "widest direction across it (activation units)"
-    return tuple(f"principal axis {i} of the group means (activation units)" for i in (1, 2))
+    first, second = (f"principal axis {i} of the group means (activation units)" for i in (1, 2))
+    return first, second
 
 
 def entity_plane(

@@ -112,11 +112,11 @@ def recall_by_group(probes: xr.Dataset) -> xr.Dataset:
     for i, name in enumerate(names):
         members = np.flatnonzero(label_groups.codes == own.index(name))
         _, unit = np.unique(units[members], return_inverse=True)
-        by_unit = [_sum_by_unit(x[..., members].reshape(-1, len(members)), unit) for x in (hits, tested)]
+        right_rows, all_rows = (_sum_by_unit(x[..., members].reshape(-1, len(members)), unit) for x in (hits, tested))
         rows[i] = int((tested[..., members] > 0).reshape(-1, len(members)).any(axis=0).sum())
         with np.errstate(invalid="ignore"):
-            recall[..., i] = (by_unit[0].sum(axis=1) / by_unit[1].sum(axis=1)).reshape(shape)
-        bounds = share_interval(*by_unit, np.zeros(by_unit[0].shape[1], dtype=np.int64))
+            recall[..., i] = (right_rows.sum(axis=1) / all_rows.sum(axis=1)).reshape(shape)
+        bounds = share_interval(right_rows, all_rows, np.zeros(right_rows.shape[1], dtype=np.int64))
         low[..., i], high[..., i] = (bound.reshape(shape) for bound in bounds)
     coords = {k: c for k, c in probes["right"].coords.items() if k in ("stage", "stage_order", "layer", "token")}
     return xr.Dataset(

@@ -54,7 +54,7 @@ def pair_matrix(probes: xr.Dataset, name: str | None = None, dynamic: bool | Non
 def pair_matrix_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
     """Describe `pair_matrix` without drawing it."""
     if name is None:
-        name = judged_measure(probes) if isinstance(probes, xr.Dataset) else "accuracy"
+        name = "accuracy" if "accuracy" not in probes else judged_measure(probes)
     require_variable(probes, name, "pair_matrix", 'sl.probe(ds, target=..., pairs="all")')
     title = f"Probe {name.replace('_', ' ')} of each pair"
     if "pair_first" not in probes.coords:
