@@ -43,6 +43,11 @@ def planted(entities: int = 120, width: int = 24, seed: int = 0) -> xr.Dataset:
             strength = 0.35 * layer * np.array([0.5, 1.0])
             x[stage, layer, :, :, 0] += seen[:, None] * strength
             x[stage, layer, :, :, 1] += bend[seen][:, None] * strength
+    habitats = np.array(["forest", "desert", "lake", "mountain"], object)
+    habitat = np.arange(entities) // 4 % 4
+    for layer in range(layers):
+        for group in range(4):
+            x[:, layer, habitat == group, :, 2 + group] += 0.4 * layer
     dims = ("stage", "layer", "entity", "token")
     loss = rng.gamma(6, 0.3, (len(stages), entities, len(tokens)))
     loss -= 0.35 * (trained[None, :, None] == np.arange(len(stages))[:, None, None])
@@ -63,6 +68,7 @@ def planted(entities: int = 120, width: int = 24, seed: int = 0) -> xr.Dataset:
             "entity": np.array([f"r{i:06d}" for i in range(entities)], object),
             "entity_id": ("entity", np.array([f"e{i}" for i in range(entities)], object)),
             "trained_stage": ("entity", np.array([f"s{t}" for t in trained], object)),
+            "habitat": ("entity", habitats[habitat]),
         },
     )
 
@@ -71,6 +77,16 @@ def planted(entities: int = 120, width: int = 24, seed: int = 0) -> xr.Dataset:
 def centroid_path(ds: xr.Dataset) -> Any:
     plane = sl.project(ds, by="trained_stage", permutations=100, progress=False)
     return sl.plots.centroid_path(plane)
+
+
+@drawn("Groups without an order")
+def centroid_map(ds: xr.Dataset) -> Any:
+    return sl.plots.centroid_map(sl.centroids(ds, by="habitat", progress=False))
+
+
+@drawn("Groups that one probe of all of them recognises")
+def group_recall(ds: xr.Dataset) -> Any:
+    return sl.plots.group_recall(sl.probe(ds, target="habitat", pairs="multiclass", progress=False))
 
 
 @drawn("Single rows in the same plane")

@@ -11,6 +11,7 @@ from stratalens.analyses.data.array_types import Array, Codes, Mask
 from stratalens.analyses.data.slabs import Slab
 from stratalens.store.errors import InputError
 
+MAX_SAMPLE = 500  # rows of the fitting half that define the second axis of two groups
 MEMORY_BYTES = 256 * 2**20  # a slab up to this size stays in memory between the two passes, a larger one is read twice
 
 
@@ -40,7 +41,8 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int, ord
 
     For ordered groups w1 = unit(mean of last group - mean of first group), and w2 = first principal component of the
     group means without w1 (Krasheninnikov, Turner, Krueger 2025); its sign makes the middle group positive. For others
-    the axes are the two principal components of the group means.
+    the axes are the two principal components of the group means; of two groups, the line through their means and the
+    widest direction of the rows across it.
 
     Args:
         slab: one stage, layer and token position.
@@ -63,7 +65,10 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int, ord
         yield from in_memory if in_memory is not None else _finite_blocks(slab)
 
     sums, sizes, finite = np.zeros((count, slab.shape[2])), np.zeros(count), 0
+    sample = np.empty((0, slab.shape[2]), np.float32)
     for rows, values in blocks():
+        if count == 2 and len(sample) < MAX_SAMPLE:
+            sample = np.concatenate([sample, values[fitting[rows] & (codes[rows] >= 0)]])[:MAX_SAMPLE]
         finite += len(rows)
         member = (codes[rows][None] == np.arange(count)[:, None]) & fitting[rows][None]
         sums += member.astype(np.float32) @ values
@@ -74,6 +79,8 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int, ord
             "axes; choose another seed, or a column with larger groups"
         )
     axes = (plane_axes if ordered else principal_axes)(sums / sizes[:, None], slab.where)
+    if count == 2:
+        axes[1] = widest_across(axes[0], sample)
     held_out: list[Array] = []
     points: list[Array] = []
     for rows, values in blocks():
@@ -151,6 +158,23 @@ def principal_axes(means: Array, where: str = "these groups") -> Array:
     along = centred @ axes.T
     flip = [along[-1, 0] < along[0, 0], along[len(means) // 2, 1] < 0]
     return np.where(np.array(flip)[:, None], -axes, axes)
+
+
+def widest_across(axis: Array, rows: Array) -> Array:
+    """Return the unit vector orthogonal to `axis` along which rows vary most; zeros if they do not vary.
+
+    >>> rows = np.array([[0.0, 2.0, 0.0], [9.0, -2.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> np.abs(widest_across(np.array([1.0, 0.0, 0.0]), rows)).round(1).tolist()
+    [0.0, 1.0, 0.1]
+    """
+    across = rows - rows.mean(0, dtype=np.float64)
+    across = across - np.outer(across @ axis, axis)
+    direction = np.linalg.eigh(across @ across.T)[1][:, -1] @ across  # few rows: their inner products suffice
+    length = float(np.linalg.norm(direction))
+    if not length > 0:
+        return np.zeros_like(axis)
+    largest = direction[np.abs(direction).argmax()]
+    return np.asarray(direction / length * (1.0 if largest > 0 else -1.0))
 
 
 def choose_half(units: Codes, seed: int) -> Mask:

@@ -173,7 +173,7 @@ def groups(ds: Data, by: str, order: Iterable[object] | None = None) -> Groups:
         >>> groups(ds, "colour").ordered, groups(ds, "colour", order=["blue", "red"]).ordered
         (False, True)
     """
-    codes, names = _factorize(label_column(ds, by), by)
+    codes, names = factorize_labels(label_column(ds, by), by)
     if len(names) == 0:
         raise InputError(f"every label in {by!r} is missing; choose another column: {join_names(label_columns(ds))}")
     positions, ordering = _ordered_positions(ds, by, names, codes, order)
@@ -224,7 +224,7 @@ def clusters(ds: Data, groups: str = "entity_id") -> Codes:
         if codes.max(initial=-1) + 1 == len(codes):
             _warn_of_duplicates(ds)
         return codes
-    codes, _ = _factorize(label_column(ds, groups), groups, continuous=True)
+    codes, _ = factorize_labels(label_column(ds, groups), groups, continuous=True)
     if (codes < 0).any():
         rows = np.flatnonzero(codes < 0)[:5].tolist()
         raise InputError(f"{groups!r} is missing in rows {rows}; every row needs one, or splits could leak")
@@ -362,7 +362,7 @@ def label_columns(ds: Data) -> list[str]:
     return [str(name) for name, coord in ds.coords.items() if coord.dims == ("entity",) and name != "entity"]
 
 
-def _factorize(values: Array, by: str, continuous: bool = False) -> tuple[Codes, Array]:
+def factorize_labels(values: Array, by: str, continuous: bool = False) -> tuple[Codes, Array]:
     """Codes of the labels (-1 = missing) and their names, in order of appearance."""
     if values.dtype.kind in "UTSO":
         values = np.array([None if _is_missing(v) else v for v in values.astype(object)], dtype=object)

@@ -51,7 +51,9 @@ class Explorer:
         self.data = data
         self._document = pn.state.curdoc
         self.site = drop_down("Site", data.sites, data.sites[0])
-        self.by = drop_down("Groups (label column)", data.columns, data.columns[0])
+        options, unusable = data.column_options()
+        self.by = drop_down("Groups (label column)", options, data.columns[0])
+        self._unusable = [name for name in unusable if name != data.columns[0]]
         self.sliders = {dim: ValueSlider(label=dim, sizing_mode="stretch_width") for dim in DIMS}
         self._update_sliders()
         self.status, self.legend, self.theme = StatusLine(sizing_mode="stretch_width"), Legend(), ThemeButton()
@@ -63,7 +65,9 @@ class Explorer:
         self.analyses = AnalysisPanel(cache, self.view, self._run_in_page, self._update_table)
         self._shown: ViewState | None = None
         self._reading = self._closed = False
+        self.analyses.set_ordered(data.ordered(self.by.value))
         self.site.param.watch(self._site_changed, "value")
+        self.by.param.watch(lambda event: self.analyses.set_ordered(data.ordered(event.new)), "value")
         for widget in (self.by, *self.sliders.values()):
             widget.param.watch(lambda event: self.refresh(), "value")
         self.theme.param.watch(lambda event: self._run_in_page(partial(self._set_theme, event.new)), "value")
@@ -85,6 +89,8 @@ class Explorer:
 
         While a plane is being read, only the latest state is shown next.
         """
+        if self.by.disabled_options != self._unusable:
+            self.by.disabled_options = self._unusable  # Panel disables options when the list changes, not at the start
         view = self.view()
         if self._reading or view == self._shown:
             return
@@ -119,15 +125,16 @@ class Explorer:
             self._show(plane)
 
     def _show(self, plane: GroupPlane) -> None:
-        trained, untrained = self.data.training_order(plane.groups)
+        colors, trained = self.data.colors(plane)
         if self.scatter.plane is not None and self.scatter.plane.view.by != plane.view.by:
             self.selected = NO_ROWS
-        self.scatter.show(plane, trained, untrained)
+        self.scatter.show(plane, colors, trained)
         self._update_legend()
         rows = plane.rows
         text = (
             f"{len(rows.rows):,} of {plane.total:,} rows, {plane.view.description()}. These are the rows of one half "
-            "of the entities; the other half defines w1 and w2. Diamonds are the means of the groups, joined in order."
+            f"of the entities; the other half defines the axes. Diamonds are the means of the "
+            f"groups{', joined in order' if plane.ordered else ''}."
         )
         text += f" {rows.left_out:,} rows do not have this token position." if rows.left_out else ""
         self.status.set_message(text)
@@ -252,15 +259,16 @@ class Explorer:
         return template
 
 
-def page(ds: xr.Dataset, shared: tuple[ExplorerData, ResultCache] | None = None) -> Explorer:
+def page(ds: xr.Dataset, shared: tuple[ExplorerData, ResultCache] | None = None, by: str | None = None) -> Explorer:
     """Create a page on an open store; Panel serves `page(ds).template()`.
 
     Args:
         ds: result of `open_store`.
         shared: data and results that the pages of one server share.
+        by: label column at the start; None = the most useful one. `shared` has its own.
     """
     if shared is None:
-        data = ExplorerData(ds)
+        data = ExplorerData(ds, by)
         shared = data, ResultCache(data)
     return Explorer(*shared)
 

@@ -1,4 +1,4 @@
-"""Data of the explorer: label columns, one slab in the plane (w1, w2), and details of single rows.
+"""Data of the explorer: label columns, one slab in a plane of group means, and details of single rows.
 
 Opening reads metadata only. A plane reads one slab (one stage, layer and token) block by block; details of rows read
 only the statistics of these rows. Planes are cached, at a few numbers a row; slabs are not.
@@ -17,16 +17,17 @@ import numpy.typing as npt
 import xarray as xr
 
 from stratalens.analyses.centroids.entities import RowPlane
-from stratalens.analyses.data.groups import groups, label_columns
+from stratalens.analyses.data.groups import groups
+from stratalens.analyses.data.label_columns import MAX_GROUPS, TRAINED_STAGE, describe_label_columns
 from stratalens.analyses.data.training_order import result_order
-from stratalens.analyses.plots.centroids import row_plane_at
+from stratalens.analyses.plots.centroids import axis_labels, row_plane_at
+from stratalens.analyses.plots.colors import group_colors
 from stratalens.analyses.plots.spec import plain_text, values_of
 from stratalens.store.errors import InputError
 
 Rows = npt.NDArray[np.int64]
 
 MAX_CACHED_ROWS = 4_000_000  # over all cached planes, 24 bytes a row
-MAX_GROUPS = 60
 
 SITE_STATISTICS = ("l2", "mean", "std", "kurtosis")
 OUTPUT_STATISTICS = ("loss", "running_loss", "answer_loss", "entity_loss", "entropy", "max_logprob")
@@ -57,19 +58,25 @@ class ViewState:
 
 @dataclass(frozen=True)
 class GroupPlane:
-    """Rows in the plane (w1, w2), with the names of their groups.
+    """Rows in a plane of group means, with the names of their groups.
 
     Attributes:
         view: state of the widgets.
-        groups: names of the groups, in order.
+        groups: names of the groups.
+        ordered: the groups have a known order.
         rows: coordinates of the rows.
         total: number of rows in the store.
     """
 
     view: ViewState
     groups: tuple[str, ...]
+    ordered: bool
     rows: RowPlane
     total: int
+
+    def axis_labels(self) -> tuple[str, str]:
+        """Return the labels of the two axes."""
+        return axis_labels(self.ordered, len(self.groups))
 
 
 class ExplorerData:
@@ -77,22 +84,22 @@ class ExplorerData:
 
     Args:
         ds: result of `open_store`.
+        by: label column at the start; None = the most useful one.
 
     Raises:
         InputError: the store has no site or no label column.
     """
 
-    def __init__(self, ds: xr.Dataset) -> None:
+    def __init__(self, ds: xr.Dataset, by: str | None = None) -> None:
         self.ds = ds
         self.sites = [str(k) for k, v in ds.data_vars.items() if v.attrs.get("kind") == "site"]
         if not self.sites:
             raise InputError("this Dataset has no recorded site; open a store with stratalens.open_store")
-        columns = label_columns(ds)
-        if not columns:
+        self.described = describe_label_columns(ds, (by,) if by is not None else (TRAINED_STAGE,))
+        if not self.described:
             raise InputError("this store has no label column; add one to its prompt table to group the rows")
-        first = [c for c in ("trained_stage",) if c in columns]
-        last = [c for c in ("entity_id", "entity", "prompt", "answer") if c in columns]
-        self.columns = [*first, *(c for c in columns if c not in (*first, *last)), *last]
+        self.columns = [column.name for column in self.described]
+        self._ordered: dict[str, bool] = {}
         self._planes: OrderedDict[ViewState, GroupPlane] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -100,6 +107,20 @@ class ExplorerData:
     def path(self) -> str:
         """Path of the store."""
         return str(self.ds.attrs.get("path", "a dataset in memory"))
+
+    def column_options(self) -> tuple[dict[str, str], list[str]]:
+        """Return the columns by their text, "habitat (4)", and the columns whose groups cannot be drawn."""
+        options = {plain_text(column, 50): column.name for column in self.described}
+        return options, [column.name for column in self.described if column.problem]
+
+    def ordered(self, by: str) -> bool:
+        """Whether the groups of a column have a known order; a column that cannot be grouped has none."""
+        if by not in self._ordered:
+            try:
+                self._ordered[by] = groups(self.ds, by).ordered
+            except InputError:  # the plane says why
+                self._ordered[by] = False
+        return self._ordered[by]
 
     def values(self, site: str, dim: str) -> list[Hashable]:
         """Return the values of stage (in training order), layer or token.
@@ -112,7 +133,7 @@ class ExplorerData:
         """Project the rows of the held-out half, or return the cached plane.
 
         Raises:
-            InputError: as `entity_plane`, or the column has more groups than there are distinguishable colours.
+            InputError: as `entity_plane`, or the column has more groups than a figure can distinguish.
             NotRecordedError: no row was recorded there.
         """
         with self._lock:
@@ -126,16 +147,24 @@ class ExplorerData:
             )
         label_groups, rows, _ = row_plane_at(self.ds, view.by, view.site, view.seed, view.coordinates())
         names = tuple(plain_text(n) for n in label_groups.names)
-        plane = GroupPlane(view, names, rows, self.ds.sizes["entity"])
+        plane = GroupPlane(view, names, label_groups.ordered, rows, self.ds.sizes["entity"])
         with self._lock:
             self._planes[view] = plane
             while len(self._planes) > 1 and sum(len(p.rows.rows) for p in self._planes.values()) > MAX_CACHED_ROWS:
                 self._planes.popitem(last=False)
         return plane
 
-    def training_order(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return (trained stages, untrained stages) for the colours of these groups."""
-        return result_order(self.ds.assign_coords(group=np.asarray(list(names), dtype=object)))
+    def colors(self, plane: GroupPlane) -> tuple[list[str], list[str]]:
+        """Return the colour of each group, and the names whose colours show an order, in order."""
+        names = np.asarray(list(plane.groups), dtype=object)
+        labelled = xr.Dataset(coords={k: self.ds[k] for k in ("stage", "stage_order") if k in self.ds.coords})
+        labelled = labelled.assign_coords(group=names).assign_attrs(ordered=plane.ordered)
+        trained = result_order(labelled)[0] if plane.ordered else []
+        return list(group_colors(labelled).values()), trained
+
+    def stages(self) -> list[str]:
+        """Return the trained stages in training order, for the colours of figures."""
+        return result_order(self.ds)[0]
 
     def row_details(self, view: ViewState, rows: Sequence[int]) -> tuple[list[str], list[list[Any]]]:
         """Return labels and statistics of some rows.

@@ -24,12 +24,12 @@ from stratalens.analyses.explorer.result_cache import (
 from stratalens.analyses.explorer.widgets import FigureCaption, StatusLine, button, drop_down
 from stratalens.analyses.plots.centroids import centroid_path_spec
 from stratalens.analyses.plots.colors import apply_theme
-from stratalens.analyses.plots.matrices import pair_matrix_spec, scalar_map_spec
+from stratalens.analyses.plots.matrices import accuracy_limits, pair_matrix_spec, scalar_map_spec
 from stratalens.analyses.plots.probes import layer_sweep_spec
 from stratalens.analyses.plots.render_bokeh import bokeh_figure
 from stratalens.analyses.plots.spec import FigureSpec, plain_text
-from stratalens.analyses.report import sentences
-from stratalens.analyses.stats.estimates import extreme_pair
+from stratalens.analyses.report import group_sentences, sentences
+from stratalens.analyses.stats.estimates import estimate, extreme_pair
 
 CaptionedSpec = tuple[FigureSpec, sentences.Sentence]
 
@@ -70,6 +70,16 @@ class AnalysisPanel:
         self.stop.on_click(lambda event: self.cancel())
         for widget in (self.kind, self.method, self.pairs):
             widget.param.watch(self._options_changed, "value")
+
+    def set_ordered(self, ordered: bool) -> None:
+        """Offer the analyses of groups with or without a known order."""
+        kinds = {k: v for k, v in ANALYSES.items() if ordered or k != "order"}
+        pairs = {k: v for k, v in PAIR_CHOICES.items() if ordered or k != "ends"}
+        for widget, choices in ((self.kind, kinds), (self.pairs, pairs)):
+            values = list(choices)
+            value = widget.value if widget.value in choices else values[0]
+            widget.param.update(options={text: key for key, text in choices.items()}, value=value)
+        self._options_changed(None)
 
     def panel(self) -> Any:
         """Return the widgets and figures for the page."""
@@ -121,7 +131,7 @@ class AnalysisPanel:
         if self.status.kind == "error" and self._reported != (request, view):
             self.status.set_message("")
         specs = available_figures(self.cache, request, view)
-        trained = self.cache.data.training_order([])[0]
+        trained = self.cache.data.stages()
         self.figures[:] = [_draw_figure(spec, sentence, trained, theme) for spec, sentence in specs]
         if specs and self.status.text == IDLE:
             self.status.set_message("")
@@ -193,8 +203,9 @@ def _probe_figures(
         figures.append(_pair_matrix(result))
     grid = cache.stage_layer_grid(request, "accuracy_mean")
     if grid is not None and int(grid.notnull().any("layer").sum()) > 1:
-        label = "accuracy of the first group against the last" if request.pairs == "ends" else "mean accuracy"
-        figures.append(_map(grid, label, (0.0, 1.0), 0.5))
+        label = {"ends": "accuracy of the first group against the last", "multiclass": "accuracy of all groups"}
+        null = 0.5 if by_layer is None else round(float(estimate(by_layer)["null"].mean()), 3)
+        figures.append(_map(grid, label.get(request.pairs, "mean accuracy"), accuracy_limits(null), null))
     if not figures and result is not None:  # a site without layers has only its pairs
         figures.append(_pair_matrix(result))
     return figures
@@ -204,10 +215,10 @@ def _order_figures(cache: ResultCache, request: AnalysisRequest, result: xr.Data
     figures: list[CaptionedSpec] = []
     if result is not None:
         spec = centroid_path_spec(result)
-        figures.append((spec, sentences.path_sentence(result, spec)))
-    grid = cache.stage_layer_grid(request, "rank_correlation")
+        figures.append((spec, group_sentences.path_sentence(result, spec)))
+    grid = cache.stage_layer_grid(request, "inner_rank_correlation")
     if grid is not None and int(grid.notnull().sum()) > 1:
-        figures.append(_map(grid, "rank correlation with training order", (-1.0, 1.0), 0.0))
+        figures.append(_map(grid, "rank correlation of inner groups", (-1.0, 1.0), 0.0))
     return figures
 
 

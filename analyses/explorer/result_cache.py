@@ -22,7 +22,12 @@ from stratalens.store.errors import InputError
 
 ANALYSES = {"probes": "separability (probes)", "order": "order (projection)"}
 
-PAIR_CHOICES = {"ends": "first against last group", "all": "all pairs", "rest": "each group against the rest"}
+PAIR_CHOICES = {
+    "ends": "first against last group",
+    "multiclass": "all groups at once",
+    "all": "all pairs",
+    "rest": "each group against the rest",
+}
 
 METHODS = {
     "logistic": "logistic regression",

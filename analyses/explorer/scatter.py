@@ -25,7 +25,7 @@ from bokeh.plotting import figure
 
 from stratalens.analyses.explorer.data import GroupPlane, Rows
 from stratalens.analyses.plots.centroids import MAX_POINTS
-from stratalens.analyses.plots.colors import FOREGROUND, stage_colors, style_axes, theme_colors
+from stratalens.analyses.plots.colors import FOREGROUND, style_axes, theme_colors
 from stratalens.analyses.plots.render_bokeh import FONT, style_axis_text
 from stratalens.analyses.plots.spec import pad_limits
 
@@ -92,7 +92,7 @@ class Scatter:
         fig.add_layout(label)
         fig.add_tools(
             HoverTool(renderers=[points], tooltips=[("row", "@row"), ("group", "@group"), ("prompt", "@label")]),
-            HoverTool(renderers=[means], tooltips=[("mean of", "@name"), ("w1", "@x"), ("w2", "@y")]),
+            HoverTool(renderers=[means], tooltips=[("mean of", "@name"), ("x", "@x"), ("y", "@y")]),
         )
         for tool in fig.select({"type": (BoxSelectTool, LassoSelectTool, TapTool)}):
             tool.renderers = []  # the rings show the selection; Bokeh would change the colour of all other points
@@ -100,19 +100,22 @@ class Scatter:
         fig.on_event(Tap, self._select_tapped)
         fig.on_event(RangesUpdate, lambda event: self._redraw_after_zoom())
         fig.on_event(Reset, lambda event: self._reset())
-        fig.xaxis.axis_label = "w1: first group to last (activation units)"
-        fig.yaxis.axis_label = "w2: widest direction without w1 (activation units)"
         for axis in fig.axis:
             style_axis_text(axis)
         fig.grid.grid_line_alpha = 0.25
         return fig
 
-    def show(self, plane: GroupPlane, trained: Sequence[str], untrained: Sequence[str]) -> None:
-        """Draw a plane; rows stay selected if the plane has the same groups as before."""
+    def show(self, plane: GroupPlane, colors: Sequence[str], trained: Sequence[str]) -> None:
+        """Draw a plane; rows stay selected if the plane has the same groups as before.
+
+        Args:
+            plane: rows of groups. A path joins the means of groups that have an order.
+            colors: colour of each group, on a light page.
+            trained: names whose colours show an order, in order.
+        """
         same_groups = self.plane is not None and self.plane.view.by == plane.view.by
-        self.plane, self._trained = plane, trained
-        colors = stage_colors(plane.groups, trained, untrained)
-        self._colors = [colors[g] for g in plane.groups]
+        self.plane, self._trained, self._colors = plane, trained, list(colors)
+        self.figure.xaxis.axis_label, self.figure.yaxis.axis_label = plane.axis_labels()
         if not same_groups:
             self._selection, self._highlighted = NO_ROWS, None
         self._reset()
@@ -192,9 +195,11 @@ class Scatter:
         self.image.data = image
         means = rows.centroid
         known = np.flatnonzero(np.isfinite(means).all(axis=1))
-        self.path.data = {"x": means[known, 0], "y": means[known, 1]}
+        joined = known if self.plane.ordered else known[:0]
+        self.path.data = {"x": means[joined, 0], "y": means[joined, 1]}
         self.means.data = {
-            **self.path.data,
+            "x": means[known, 0],
+            "y": means[known, 1],
             "color": [colors[g] for g in known],
             "name": [groups[g] for g in known],
         }

@@ -22,6 +22,7 @@ def explore(
     *,
     show: bool = False,
     block: bool = True,
+    by: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Any:
     """Serve the live page of a store on 127.0.0.1 until an interrupt.
@@ -31,6 +32,7 @@ def explore(
         port: port of the page; 0 takes a free one.
         show: open the page in the system's browser.
         block: False returns at once; the caller then runs the event loop, which already runs in a notebook.
+        by: label column at the start; None = trained_stage, else the most useful one.
         tell: called with a message that has the address; with block=True it is called once the page is reachable.
 
     Returns:
@@ -46,7 +48,7 @@ def explore(
     from stratalens.analyses.explorer.result_cache import ResultCache
 
     port = free_port(port)
-    data = ExplorerData(ds)
+    data = ExplorerData(ds, by)
     shared = data, ResultCache(data)
 
     def session() -> Any:

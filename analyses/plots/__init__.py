@@ -3,13 +3,18 @@
 No function calls show(). `save` writes a figure to PDF, SVG or PNG (Matplotlib), or to a standalone HTML page whose
 sliders work without Python.
 
-centroids          centroids of groups and single rows in the plane (w1, w2)
+centroids          centroids of held-out entities and single rows in a plane of group means
+centroid_map       centroids of groups without an order, in their principal components
+group_recall       share of each group's rows that a probe of all groups recognises
 probes             probe scores by layer; a probe next to its controls
 matrices           heat maps of pairs, cosines and scalars
 stages             change over training: directions, centroids, forgetting
 distributions      recorded statistics by group; training loss
 spec               descriptions of figures that need no drawing
-colors             colours of stages, scores and pages
+drawn_parts        parts of a result that a figure draws where it has too many groups
+wording            words about groups with and without an order
+colors             colours of stages, groups, scores and pages
+palettes           colours of groups without an order
 label_placement    positions of point labels
 render_holoviews   spec to HoloViews
 render_bokeh       spec to Bokeh, with the data of all slider values
@@ -19,9 +24,11 @@ save               figures as files
 
 from __future__ import annotations
 
+from stratalens.analyses.plots.centroid_map import centroid_map
 from stratalens.analyses.plots.centroids import centroid_path, entity_scatter
 from stratalens.analyses.plots.colors import stage_colors
 from stratalens.analyses.plots.distributions import loss_curves, statistic_distributions
+from stratalens.analyses.plots.group_recall import group_recall
 from stratalens.analyses.plots.matrices import cosine_matrix, layer_token_map, pair_matrix, stage_layer_map
 from stratalens.analyses.plots.probes import control_comparison, layer_sweep
 from stratalens.analyses.plots.save import save
@@ -29,12 +36,14 @@ from stratalens.analyses.plots.stages import direction_drift, forgetting, probe_
 from stratalens.analyses.stats.quantiles import statistic_quantiles
 
 __all__ = [
+    "centroid_map",
     "centroid_path",
     "control_comparison",
     "cosine_matrix",
     "direction_drift",
     "entity_scatter",
     "forgetting",
+    "group_recall",
     "layer_sweep",
     "layer_token_map",
     "loss_curves",

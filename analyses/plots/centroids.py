@@ -1,4 +1,4 @@
-"""Figures in the plane (w1, w2) of training order: centroids of groups, and single rows."""
+"""Figures in a plane of group means: centroids of held-out entities, and single rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from stratalens.analyses.centroids.entities import RowPlane, row_plane
 from stratalens.analyses.data.groups import Groups, clusters, groups
 from stratalens.analyses.data.results import require_variable
 from stratalens.analyses.data.slabs import SiteData
-from stratalens.analyses.data.training_order import group_names, result_order
-from stratalens.analyses.plots.colors import stage_colors
+from stratalens.analyses.data.training_order import group_names, is_ordered, result_order
+from stratalens.analyses.plots.colors import group_colors, stage_colors
 from stratalens.analyses.plots.label_placement import label_positions, leader_lines
+from stratalens.analyses.plots.palettes import qualitative_colors
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
     Axis,
@@ -30,6 +31,7 @@ from stratalens.analyses.plots.spec import (
     split_dims,
     values_of,
 )
+from stratalens.analyses.plots.wording import group_words
 from stratalens.store.errors import InputError, no_site_error, suggest
 from stratalens.store.format.schema import site_names
 
@@ -37,7 +39,7 @@ MAX_POINTS = 20_000
 
 
 def centroid_path(projection: xr.Dataset, dynamic: bool | None = None) -> Figure:
-    """Draw centroids of held-out entities in the plane (w1, w2), in training order.
+    """Draw centroids of held-out entities in the plane of `sl.project`; a path joins groups that have an order.
 
     The plane is that of Krasheninnikov, Turner, Krueger (2025). Its axes come from other entities than those shown.
 
@@ -61,9 +63,8 @@ def centroid_path_spec(projection: xr.Dataset) -> FigureSpec:
     names = group_names(projection)
     title = "Centroids of held-out entities"
     if len(names) < 2 or "group" not in coordinate.dims:
-        return message_spec("centroid_path", title, "A path needs centroids of at least two groups.", projection)
-    trained, untrained = result_order(projection)
-    colors = [stage_colors(names, trained, untrained)[g] for g in names]
+        return message_spec("centroid_path", title, "This figure needs centroids of at least two groups.", projection)
+    words, colors = group_words(projection), list(group_colors(projection).values())
     labels = [plain_text(g) for g in names]
     sliders, fixed = split_dims(coordinate, ("group", "component"))
     variables = [n for n in ("coordinate", "coordinate_low", "coordinate_high") if n in projection]
@@ -103,8 +104,13 @@ def centroid_path_spec(projection: xr.Dataset) -> FigureSpec:
 
     normalized = projection.attrs.get("normalize", "none") not in ("none", False, 0)
     unit = "unit-norm activations" if normalized else "activation units"
-    first, last = plain_text(names[0], 20), plain_text(names[-1], 20)
-    hover = {"group": "group", "x": "w1", "y": "w2"} | ({"interval": "w1, 95 %"} if has_intervals else {})
+    principal = projection.attrs.get("plane") == "principal components"
+    x_label, y_label = (f"principal component {i} of other entities ({unit})" for i in (1, 2))
+    if not principal:
+        first, last = plain_text(names[0], 20), plain_text(names[-1], 20)
+        x_label, y_label = f"w1: from {first} to {last} ({unit})", f"w2: widest direction without w1 ({unit})"
+    x_name, y_name = ("component 1", "component 2") if principal else ("w1", "w2")
+    hover = {"group": "group", "x": x_name, "y": y_name} | ({"interval": f"{x_name}, 95 %"} if has_intervals else {})
     marks = [
         Mark("path", "segments", role="muted", width=1.5),
         Mark("intervals", "segments", width=3, alpha=0.45),
@@ -112,12 +118,13 @@ def centroid_path_spec(projection: xr.Dataset) -> FigureSpec:
         Mark("centroids", "points", hover=hover, size=12),
         Mark("names", "labels", role="foreground", size=9),
     ]
+    hidden = ({"path"} if not words.ordered else set()) | (set() if has_intervals else {"intervals"})
     return FigureSpec(
         name="centroid_path",
         title=title,
-        x=Axis(f"w1: from {first} to {last} ({unit})"),
-        y=Axis(f"w2: widest direction without w1 ({unit})"),
-        marks=marks if has_intervals else [m for m in marks if m.name != "intervals"],
+        x=Axis(x_label),
+        y=Axis(y_label),
+        marks=[m for m in marks if m.name not in hidden],
         tables=tables,
         limits=limits,
         sliders=sliders,
@@ -131,7 +138,7 @@ def centroid_path_spec(projection: xr.Dataset) -> FigureSpec:
 def entity_scatter(
     ds: xr.Dataset, by: str = "trained_stage", site: str = "resid_post", **coordinates: Hashable
 ) -> Figure:
-    """Draw held-out rows in the plane (w1, w2), coloured by group, with hover.
+    """Draw held-out rows in the plane of their group means, coloured by group, with hover.
 
     Args:
         ds: open store, or result of `entity_plane`.
@@ -169,13 +176,15 @@ def entity_scatter_spec(plane: xr.Dataset) -> FigureSpec:
     """Describe `entity_scatter` without drawing it."""
     xy = plane["coordinate"].transpose("entity", "component").values.astype(float)
     row_groups = [str(g) for g in plane["group"].values]
-    trained, untrained = plane.attrs["trained"], plane.attrs["untrained"]
-    ordered = [g for g in (*untrained, *trained) if g in row_groups]
-    group_colors = stage_colors(list(dict.fromkeys([*ordered, *row_groups])), trained, untrained)
+    names = [str(g) for g in plane["group_name"].values]
+    ordered = is_ordered(plane)
+    colors_of = stage_colors(names, plane.attrs["trained"], plane.attrs["untrained"])
+    colors_of = colors_of if ordered else qualitative_colors(names)
+    x_label, y_label = axis_labels(ordered, len(names))
     columns: Table = {
         "x": xy[:, 0],
         "y": xy[:, 1],
-        "color": [group_colors[g] for g in row_groups],
+        "color": [colors_of[g] for g in row_groups],
         "group": [plain_text(g) for g in row_groups],
     }
     hover = {"group": "group"}
@@ -183,22 +192,32 @@ def entity_scatter_spec(plane: xr.Dataset) -> FigureSpec:
         if name in plane.coords:
             columns[name] = [plain_text(v, 120) for v in plane[name].values]
             hover[name] = name
-    hover |= {"x": "w1", "y": "w2"}
+    hover |= {"x": str(plane["component"].values[0]), "y": str(plane["component"].values[1])}
     x0, x1 = pad_limits(float(xy[:, 0].min()), float(xy[:, 0].max()))
     y0, y1 = pad_limits(float(xy[:, 1].min()), float(xy[:, 1].max()))
     return FigureSpec(
         name="entity_scatter",
-        title="Single rows in the recency plane",
-        x=Axis("w1: first group to last (activation units)"),
-        y=Axis("w2: widest direction without w1 (activation units)"),
+        title="Single rows of held-out entities",
+        x=Axis(x_label),
+        y=Axis(y_label),
         marks=[Mark("rows", "points", hover=hover, size=5, alpha=0.6)],
         tables=lambda slider_values: {"rows": columns},
         limits=lambda slider_values: (x0, x1, y0, y1),
         fixed={d: plane.attrs[d] for d in ("stage", "layer", "token") if d in plane.attrs},
         site=plain_text(plane.attrs["site"]),
         height=440,
-        legend={plain_text(g): c for g, c in group_colors.items()},
+        legend={plain_text(g): c for g, c in colors_of.items()},
     )
+
+
+def axis_labels(ordered: bool, groups: int) -> tuple[str, str]:
+    """Return the labels of the two axes of a plane of group means."""
+    if ordered:
+        return "w1: first group to last (activation units)", "w2: widest direction without w1 (activation units)"
+    if groups == 2:
+        return "between the group means (activation units)", "widest direction across it (activation units)"
+    first, second = (f"principal axis {i} of the group means (activation units)" for i in (1, 2))
+    return first, second
 
 
 def entity_plane(
@@ -210,8 +229,9 @@ def entity_plane(
 ) -> xr.Dataset:
     """Project rows of one half of the entities into the plane of the other half.
 
-    w1 = unit(mean of last group - mean of first group). w2 = first principal component of the group means without
-    w1 (Krasheninnikov, Turner, Krueger 2025).
+    Ordered groups: w1 = unit(mean of last group - mean of first group); w2 = first principal component of the group
+    means without w1 (Krasheninnikov, Turner, Krueger 2025). Groups without an order: the first two principal
+    components of their means; of two groups, the line through their means and the widest direction across it.
 
     Args:
         ds: open store; one stage, layer and token of `site` is read, block by block.
@@ -226,7 +246,7 @@ def entity_plane(
         - coordinate (entity, component): float64, in activation units, with the coords group and all label columns
         - centroid (group_name, component): float64, means of `coordinate`
 
-        Its attributes are site, by, seed, stage, layer, token, trained and untrained.
+        Its attributes are site, by, seed, ordered, stage, layer, token, trained and untrained.
 
     Raises:
         InputError: the site, the column or a coordinate is unknown; there are fewer than two groups; or a group
@@ -235,14 +255,16 @@ def entity_plane(
     """
     label_groups, plane, chosen = row_plane_at(ds, by, site, seed, coordinates)
     names = np.asarray([str(n) for n in label_groups.names], dtype=object)
+    components = ["w1", "w2"] if label_groups.ordered else ["axis 1", "axis 2"]
     coords = {str(k): v[plane.rows] for k, v in ds.coords.items() if v.dims == ("entity",)}
     result = xr.Dataset(
         {
             "coordinate": (("entity", "component"), plane.coordinate.astype(np.float64)),
             "centroid": (("group_name", "component"), plane.centroid),
         },
-        coords={**coords, "component": np.array(["w1", "w2"], dtype=object), "group_name": names},
-        attrs={"site": site, "by": by, "seed": seed, **{k: str(v) for k, v in chosen.items()}},
+        coords={**coords, "component": np.array(components, dtype=object), "group_name": names},
+        attrs={"site": site, "by": by, "seed": seed, "ordered": int(label_groups.ordered)}
+        | {k: str(v) for k, v in chosen.items()},
     )
     result = result.assign_coords(group=("entity", names[plane.codes]))
     result.attrs["trained"], result.attrs["untrained"] = result_order(ds.assign_coords(group=names))
@@ -278,4 +300,5 @@ def row_plane_at(
         wanted = wanted & np.asarray(narrow[flag].values, dtype=bool).reshape(-1)
     source = SiteData(narrow, site)
     (slab,) = source.slabs(source.rows(wanted=wanted))
-    return label_groups, row_plane(slab, np.asarray(label_groups.codes), units, len(label_groups), seed), chosen
+    codes, ordered = np.asarray(label_groups.codes), label_groups.ordered
+    return label_groups, row_plane(slab, codes, units, len(label_groups), seed, ordered), chosen

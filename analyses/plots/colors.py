@@ -1,4 +1,4 @@
-"""Colours of stages, scores and pages; each colour is defined here once.
+"""Colours of stages, groups, scores and pages; each colour is defined here once, or in palettes.
 
 Stage colours are samples of plasma, which is perceptually ordered and safe for
 colour-blind readers. A light page uses its darker two thirds (at least 2.9 : 1
@@ -13,7 +13,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from bokeh.palettes import Plasma256, interp_palette
+
+from stratalens.analyses.data.training_order import group_names, is_ordered, result_order
+from stratalens.analyses.plots.palettes import QUALITATIVE, QUALITATIVE_DARK, qualitative_colors
 
 # Colours of the page, by theme.
 FOREGROUND = {"light": "#222222", "dark": "#eceef2"}
@@ -94,10 +98,32 @@ def text_colors_on(values: np.ndarray, low: float, high: float, palette: tuple[s
     return [text_color_on(color) for color in colors_at(values, low, high, palette)]
 
 
+def group_colors(data: xr.Dataset | xr.DataArray, names: Sequence[str] | None = None) -> dict[str, str]:
+    """Map the groups of a result to their colours: an order of colours for an order of groups, else distinct ones.
+
+    Args:
+        data: result with groups.
+        names: groups to colour; None = all groups of the result.
+    """
+    all_names = group_names(data)
+    names = all_names if names is None else names
+    if is_ordered(data):
+        trained, untrained = result_order(data)
+        return stage_colors(names, trained or all_names, untrained)
+    colors = qualitative_colors([*all_names, *names])
+    return {name: colors[name] for name in names}
+
+
 def dark_colors(trained: Sequence[str]) -> dict[str, str]:
     """Map the light-page colours of these stages to dark-page colours."""
     pairs = dict(zip(ramp(len(trained)), ramp(len(trained), dark=True), strict=True))
-    return {**pairs, UNTRAINED: UNTRAINED_DARK, HIGHLIGHT: HIGHLIGHT_DARK}
+    return {
+        **dict(zip(QUALITATIVE, QUALITATIVE_DARK, strict=True)),
+        **pairs,
+        UNTRAINED: UNTRAINED_DARK,
+        HIGHLIGHT: HIGHLIGHT_DARK,
+        MUTED["light"]: MUTED["dark"],
+    }
 
 
 def theme_colors(colors: Sequence[str], trained: Sequence[str], theme: str) -> list[str]:

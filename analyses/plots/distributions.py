@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from stratalens.analyses.data.training_order import group_names, result_order
-from stratalens.analyses.plots.colors import stage_colors
+from stratalens.analyses.data.training_order import group_names
+from stratalens.analyses.plots.colors import group_colors, stage_colors
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
     Axis,
@@ -53,12 +53,11 @@ def statistic_distributions_spec(data: xr.Dataset, by: str = "trained_stage") ->
     statistics = [str(s) for s in values_of(quantiles, "statistic")]
     if not groups:
         return message_spec("statistic_distributions", title, "There are no groups to compare.", quantiles)
-    trained, untrained = result_order(quantiles)
-    group_colors = stage_colors(groups, trained, untrained)
+    colors_of = group_colors(quantiles)
     sliders, fixed = split_dims(array, ("statistic", "group", "q"))
     shift = (np.arange(len(groups)) - (len(groups) - 1) / 2) * 0.8 / max(len(groups), 1)
     x = (np.arange(len(statistics))[:, None] + shift[None]).ravel()
-    colors = [group_colors[g] for g in groups] * len(statistics)
+    colors = [colors_of[g] for g in groups] * len(statistics)
     group_column = [plain_text(g) for g in groups] * len(statistics)
     statistic_column = [plain_text(n) for n in statistics for _ in groups]
     read = lookup(array, ("statistic", "group", "q"))
@@ -93,7 +92,7 @@ def statistic_distributions_spec(data: xr.Dataset, by: str = "trained_stage") ->
         sliders=sliders,
         fixed=fixed,
         site=site_of(quantiles),
-        legend={plain_text(g): group_colors[g] for g in groups},
+        legend={plain_text(g): colors_of[g] for g in groups},
     )
 
 

@@ -10,6 +10,7 @@ import xarray as xr
 from stratalens.analyses.data.results import require_variable
 from stratalens.analyses.data.training_order import group_names
 from stratalens.analyses.plots.colors import DIVERGING, SEQUENTIAL, text_colors_on
+from stratalens.analyses.plots.drawn_parts import MAX_LINES, drawn_note, evenly_spaced, square_limit
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
     SLIDER_DIMS,
@@ -25,7 +26,8 @@ from stratalens.analyses.plots.spec import (
     split_dims,
     values_of,
 )
-from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate
+from stratalens.analyses.plots.wording import group_words
+from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate, judged_measure, pair_mean
 from stratalens.store.errors import InputError
 
 MAX_NUMBERED_CELLS = 100  # larger maps show their numbers only on hover
@@ -33,36 +35,43 @@ MAX_NUMBERED_CELLS = 100  # larger maps show their numbers only on hover
 VERDICTS = {True: "differs from chance", False: "not distinguishable from chance"}
 
 
-def pair_matrix(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Figure:
-    """Draw held-out accuracy for every pair of groups, earlier group by later group.
+def pair_matrix(probes: xr.Dataset, name: str | None = None, dynamic: bool | None = None) -> Figure:
+    """Draw held-out accuracy for every pair of groups; ordered groups have the earlier one in the row.
 
     Args:
         probes: result of `sl.probe(pairs="all")`.
-        name: "accuracy" or "auc".
+        name: "accuracy", "balanced_accuracy" or "auc"; None = the one that `judged_measure` names.
         dynamic: see `to_holoviews`.
 
     Returns:
         HoloViews object. "n.s." marks pairs that are not distinguishable from chance, by the permutation p
-        if there is one, else by the 95 % interval.
+        if there is one, else by the 95 % interval. Of many groups, evenly spaced ones are drawn, and the title says
+        how many.
     """
     return to_holoviews(pair_matrix_spec(probes, name), dynamic)
 
 
-def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
+def pair_matrix_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
     """Describe `pair_matrix` without drawing it."""
+    if name is None:
+        name = "accuracy" if "accuracy" not in probes else judged_measure(probes)
     require_variable(probes, name, "pair_matrix", 'sl.probe(ds, target=..., pairs="all")')
-    title = "Probe accuracy of each pair" if name == "accuracy" else f"Probe {name} of each pair"
+    title = f"Probe {name.replace('_', ' ')} of each pair"
     if "pair_first" not in probes.coords:
         return message_spec("pair_matrix", title, 'A pair matrix needs probes of pairs: sl.probe(pairs="all").', probes)
+    words = group_words(probes)
+    probes, every = _drawn_groups(probes, name)
     result = estimate(probes, name)
     groups = group_names(probes)
+    title += drawn_note(len(groups), every, "groups")
     first = [groups.index(str(g)) for g in np.atleast_1d(probes["pair_first"].values)]
     second = [groups.index(str(g)) for g in np.atleast_1d(probes["pair_second"].values)]
     sliders, fixed = split_dims(probes[name], ("pair",))
     columns, rows = np.array(second, dtype=float), -np.array(first, dtype=float)
     read = {k: lookup(result[k], ("pair",) if "pair" in result.dims else ()) for k in PARTS}
     squares = _squares(columns, rows)
-    squares |= {"earlier": [plain_text(groups[i]) for i in first], "later": [plain_text(groups[j]) for j in second]}
+    one, other = ("earlier", "later") if words.ordered else ("one", "other")
+    squares |= {one: [plain_text(groups[i]) for i in first], other: [plain_text(groups[j]) for j in second]}
 
     def tables(slider_values: SliderValues) -> dict[str, Table]:
         numbers = {k: np.atleast_1d(read[k](slider_values)) for k in PARTS}
@@ -84,9 +93,9 @@ def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
         }
 
     hover = {
-        "earlier": "earlier group",
-        "later": "later group",
-        "value": name,
+        one: words.first,
+        other: words.second,
+        "value": name.replace("_", " "),
         "interval": "95 %",
         "null": "chance or null",
         "verdict": "verdict",
@@ -98,8 +107,8 @@ def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
     return FigureSpec(
         name="pair_matrix",
         title=title,
-        x=Axis("later group", ticks=[(float(i), plain_text(groups[i], 16)) for i in range(1, n)]),
-        y=Axis("earlier group", ticks=[(-float(i), plain_text(groups[i], 16)) for i in range(n - 1)]),
+        x=Axis(words.second, ticks=[(float(i), plain_text(groups[i], 16)) for i in range(1, n)], rotate=n > 12),
+        y=Axis(words.first, ticks=[(-float(i), plain_text(groups[i], 16)) for i in range(n - 1)]),
         marks=marks,
         tables=tables,
         limits=lambda slider_values: (0.5, n - 0.5, -(n - 1.5), 0.5),
@@ -108,9 +117,26 @@ def pair_matrix_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
         site=site_of(probes),
         clim=(0.0, 1.0),
         palette=DIVERGING,
-        colorbar=f"{name} (0.5: chance)",
-        height=400,
+        colorbar=f"{name.replace('_', ' ')} (0.5: chance)",
+        height=max(400, 14 * n),
     )
+
+
+def _drawn_groups(probes: xr.Dataset, name: str) -> tuple[xr.Dataset, int]:
+    """Select the pairs of evenly spaced groups if there are too many pairs to draw.
+
+    Returns:
+        (probes of the pairs to draw, number of all groups)
+    """
+    groups = group_names(probes)
+    sliders, _ = split_dims(probes[name], ("pair",))
+    limit = square_limit(sliders)
+    if len(groups) <= limit or "pair" not in probes.dims:
+        return probes, len(groups)
+    drawn = {groups[i] for i in evenly_spaced(len(groups), limit)}
+    ends = zip(probes["pair_first"].values, probes["pair_second"].values, strict=True)
+    index = [i for i, pair in enumerate(ends) if {str(g) for g in pair} <= drawn]
+    return (probes.isel(pair=index), len(groups)) if index else (probes, len(groups))
 
 
 def cosine_matrix(cosines: xr.DataArray, dynamic: bool | None = None) -> Figure:
@@ -121,7 +147,8 @@ def cosine_matrix(cosines: xr.DataArray, dynamic: bool | None = None) -> Figure:
         dynamic: see `to_holoviews`.
 
     Returns:
-        HoloViews object with sliders for the remaining dims.
+        HoloViews object with sliders for the remaining dims. Of many directions, evenly spaced ones are drawn, and
+        the title says how many.
     """
     return to_holoviews(cosine_matrix_spec(cosines), dynamic)
 
@@ -135,11 +162,16 @@ def cosine_matrix_spec(cosines: xr.DataArray) -> FigureSpec:
             "sl.cosines(probes)."
         )
     over, title = others[0].removesuffix("_other"), "Cosine between probe directions"
-    labels = [plain_text(v, 24) for v in values_of(cosines, over)]
-    n = len(labels)
-    if n < 2:
+    if len(values_of(cosines, over)) < 2:
         return message_spec("cosine_matrix", title, "Cosines need at least two directions.", cosines)
     sliders, fixed = split_dims(cosines, (over,), ("pair",) if over != "pair" else ())
+    every = cosines.sizes[over]
+    if every > square_limit(sliders):
+        index = evenly_spaced(every, min(square_limit(sliders), MAX_LINES))
+        cosines = cosines.isel({over: index, others[0]: index})
+    labels = [plain_text(v, 24) for v in values_of(cosines, over)]
+    n = len(labels)
+    title += drawn_note(n, every, f"{over}s")
     grid_rows, grid_columns = np.divmod(np.arange(n * n), n)
     columns, rows = grid_columns.astype(float), -grid_rows.astype(float)
     read = lookup(cosines, (over, others[0]))
@@ -168,17 +200,21 @@ def cosine_matrix_spec(cosines: xr.DataArray) -> FigureSpec:
         clim=(-1.0, 1.0),
         palette=DIVERGING,
         colorbar="cosine",
-        height=460,
+        height=max(460, 15 * n),
     )
 
 
 def stage_layer_map(
-    scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
+    scalar: xr.DataArray | xr.Dataset,
+    label: str = "value",
+    null: float | None = None,
+    clim: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw a heat map of any scalar over stage (horizontal) and layer (vertical).
 
     Args:
-        scalar: DataArray with the dims stage and layer; token and pair become sliders.
+        scalar: DataArray with the dims stage and layer; token and pair become sliders. For a result of `sl.probe`,
+            the mean accuracy over its pairs is drawn.
         label: name of the scalar, with its unit.
         null: its value without any signal; white on the map.
         clim: limits of the colours; default from the data.
@@ -193,7 +229,10 @@ def stage_layer_map(
 
 
 def layer_token_map(
-    scalar: xr.DataArray, label: str = "value", null: float | None = None, clim: tuple[float, float] | None = None
+    scalar: xr.DataArray | xr.Dataset,
+    label: str = "value",
+    null: float | None = None,
+    clim: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw a heat map of any scalar over layer (horizontal) and token (vertical).
 
@@ -203,7 +242,7 @@ def layer_token_map(
 
 
 def scalar_map_spec(
-    scalar: xr.DataArray,
+    scalar: xr.DataArray | xr.Dataset,
     x: str,
     y: str,
     label: str,
@@ -214,6 +253,10 @@ def scalar_map_spec(
 
     The arguments are those of `stage_layer_map`.
     """
+    if isinstance(scalar, xr.Dataset):
+        scalar, label, null, clim = _accuracy_of(
+            scalar, "layer_token_map" if x == "layer" else "stage_layer_map", label
+        )
     if any(d not in scalar.coords for d in (x, y)):
         raise InputError(f"this map needs the dims {x!r} and {y!r}; the data has {tuple(scalar.dims)}")
     scalar = scalar.expand_dims([d for d in (x, y) if d not in scalar.dims])
@@ -235,7 +278,7 @@ def scalar_map_spec(
     if null is not None and clim is None:
         half = max(abs(low - null), abs(high - null)) or 1.0
         low, high = null - half, null + half
-    palette = DIVERGING if null is not None else SEQUENTIAL
+    palette = DIVERGING if null is not None and low < null else SEQUENTIAL
 
     def tables(slider_values: SliderValues) -> dict[str, Table]:
         value = read(slider_values).ravel()
@@ -259,9 +302,30 @@ def scalar_map_spec(
         site=site_of(scalar),
         clim=(low, high),
         palette=palette,
-        colorbar=label if null is None else f"{label} (white: {null:g})",
+        colorbar=label if null is None else f"{label} (white: {null:.3g})",
         height=max(220, 110 + 24 * len(ys)),
     )
+
+
+def _accuracy_of(
+    probes: xr.Dataset, plot: str, label: str
+) -> tuple[xr.DataArray, str, float, tuple[float, float] | None]:
+    """Return the accuracy of probes, its label, its chance level and the limits of its colours."""
+    require_variable(probes, "accuracy", plot, "sl.probe(ds, target=...), or pass a DataArray")
+    result, measure = pair_mean(probes), judged_measure(probes).replace("_", " ")
+    several = probes.sizes.get("pair", 1) > 1
+    name = (f"mean {measure} over pairs" if several else measure) if label == "value" else label
+    chance = float(result["null"].mean())
+    return result["value"].assign_attrs(probes.attrs), name, chance, accuracy_limits(chance)
+
+
+def accuracy_limits(chance: float) -> tuple[float, float]:
+    """Return limits of colours: 0 to 1 around a chance of one half, else from chance to 1.
+
+    >>> accuracy_limits(0.5), accuracy_limits(0.25)
+    ((0.0, 1.0), (0.25, 1.0))
+    """
+    return (0.0, 1.0) if abs(chance - 0.5) < 0.01 else (chance, 1.0)
 
 
 def _squares(columns: np.ndarray, rows: np.ndarray) -> Table:

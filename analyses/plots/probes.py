@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from stratalens.analyses.data.results import require_variable
-from stratalens.analyses.data.training_order import group_names, result_order
-from stratalens.analyses.plots.colors import HIGHLIGHT, stage_colors
+from stratalens.analyses.data.targets import MULTICLASS
+from stratalens.analyses.data.training_order import is_ordered
+from stratalens.analyses.plots.colors import HIGHLIGHT, MUTED, group_colors
+from stratalens.analyses.plots.drawn_parts import MAX_LINES, MAX_NUMBERS, drawn_note, evenly_spaced, places
 from stratalens.analyses.plots.matrices import VERDICTS
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
@@ -27,54 +29,68 @@ from stratalens.analyses.plots.spec import (
     split_dims,
     values_of,
 )
-from stratalens.analyses.stats.estimates import PARTS, differs_from_null, estimate, extreme_pair, pair_mean
+from stratalens.analyses.plots.wording import column_of
+from stratalens.analyses.stats.estimates import (
+    PARTS,
+    differs_from_null,
+    estimate,
+    extreme_pair,
+    judged_measure,
+    pair_mean,
+)
 from stratalens.store.errors import InputError
 
 MEAN_OF_PAIRS = "mean of all pairs"
+OTHER_PAIRS = "single pairs"
 
 Curve = Mapping[str, np.ndarray]  # value, low, high, null and p at every layer
 Readers = Mapping[str, Callable[[SliderValues], np.ndarray]]
 
 
-def layer_sweep(probes: xr.Dataset, name: str = "accuracy", dynamic: bool | None = None) -> Figure:
+def layer_sweep(probes: xr.Dataset, name: str | None = None, dynamic: bool | None = None) -> Figure:
     """Draw held-out accuracy by layer for every pair of groups.
 
     Args:
         probes: result of `sl.probe`. Intervals come from `<name>_low/_high`, else from the folds.
-        name: "accuracy" or "auc".
+        name: "accuracy", "balanced_accuracy" or "auc"; None = the one that `judged_measure` names.
         dynamic: see `to_holoviews`.
 
     Returns:
-        HoloViews object with sliders for stage and token. The pair of the first and the last group and the mean of
-        all pairs are bold, all other pairs thin.
+        HoloViews object with sliders for stage and token. The mean of all pairs and, of ordered groups, the pair of
+        the first and the last group are bold with intervals, other pairs are thin. Of many pairs, evenly spaced ones
+        are drawn, and the legend says how many. A multi-class probe is one series, named by its number of groups and
+        its chance.
     """
     return to_holoviews(layer_sweep_spec(probes, name), dynamic)
 
 
-def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
+def layer_sweep_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
     """Describe `layer_sweep` without drawing it."""
+    name = measure_of(probes, name)
     array = require_variable(probes, name, "layer_sweep", "sl.probe(ds, target=...)")
-    title = f"Probe {name} by layer"
+    title = f"Probe {plain_measure(name)} by layer"
     if "layer" not in array.coords:
         message = "This result has no layers: its site is outside the blocks."
         return message_spec("layer_sweep", title, message, probes)
     if "layer" not in array.dims:
         probes = probes.expand_dims("layer")
     pairs = [str(p) for p in values_of(probes, "pair")] or ["all groups"]
-    result = estimate(probes, name)
+    result, mean = estimate(probes, name), pair_mean(probes, name)
     result = result if "pair" in result.dims else result.expand_dims(pair=pairs)
-    mean = pair_mean(probes, name)
-    main = extreme_pair(probes) or (pairs[0] if len(pairs) == 1 else None)
+    if is_multiclass(probes):
+        pairs = [multiclass_label(probes, float(mean["null"].mean()))]
+        result = result.assign_coords(pair=pairs)
+    ordered = is_ordered(probes)
+    main = pairs[0] if len(pairs) == 1 else main_pair(probes)
     sliders, fixed = split_dims(probes[name], ("layer", "pair", "fold"))
     layers = np.array(values_of(probes, "layer"), dtype=float)
-    trained, untrained = result_order(probes)
     later = [str(g) for g in np.atleast_1d(probes["pair_second"].values)] if "pair_second" in probes.coords else []
-    group_colors = stage_colors(list(dict.fromkeys(later)), trained or group_names(probes), untrained) if later else {}
-    colors = (
-        {p: group_colors[g] for p, g in zip(pairs, later, strict=True)} if later else dict.fromkeys(pairs, HIGHLIGHT)
-    )
+    later_colors = group_colors(probes, list(dict.fromkeys(later))) if ordered and len(pairs) > 1 else {}
+    colors = {p: later_colors[g] for p, g in zip(pairs, later, strict=True)} if later_colors else {}
+    colors = colors or dict.fromkeys(pairs, HIGHLIGHT if len(pairs) == 1 else MUTED["light"])
     bold = ([main] if main else []) + ([MEAN_OF_PAIRS] if len(pairs) > 1 else [])
-    thin = [p for p in pairs if p != main]
+    others = [p for p in pairs if p != main]
+    thin = [others[i] for i in evenly_spaced(len(others), max(5, min(MAX_LINES, line_limit(sliders, len(layers)))))]
     colors[MEAN_OF_PAIRS] = HIGHLIGHT
 
     read = {k: lookup(result[k], ("pair", "layer")) for k in PARTS}
@@ -96,7 +112,7 @@ def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
             "main_points": _curve_points(bold_curves, layers, colors),
         }
 
-    hover = {"series": "pair", "x": "layer", "y": name, "interval": "95 %", "null": "chance or null"}
+    hover = {"series": "pair", "x": "layer", "y": plain_measure(name), "interval": "95 %", "null": "chance or null"}
     marks = [
         Mark("null", "segments", role="foreground", width=1.5, dash="dashed"),
         Mark("pairs", "segments", width=1, alpha=0.35),
@@ -108,16 +124,19 @@ def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
     if len(pairs) == 1:
         marks = [m for m in marks if not m.name.startswith("pair")]
     legend = {plain_text(label): colors[label] for label in bold}
-    if len(pairs) > 2:
-        legend |= {f"other pairs, later group {plain_text(g)}": c for g, c in group_colors.items()}
-    low = min(float(np.nanmin(result["low"].fillna(result["value"]))), float(np.nanmin(result["value"])))
-    high = max(float(np.nanmax(result["high"].fillna(result["value"]))), float(np.nanmax(result["value"])))
+    drawn = drawn_note(len(thin), len(others), "drawn")
+    if len(pairs) > 2 and later_colors:
+        legend |= {f"other pairs, later group {plain_text(g)}{drawn}": c for g, c in later_colors.items()}
+    elif len(pairs) > 1 and thin:
+        legend[f"{OTHER_PAIRS}{drawn}"] = MUTED["light"]
+    low = _least(result["low"].fillna(result["value"]), result["value"], result["null"] - 0.08)
+    high = -_least(-result["high"].fillna(result["value"]), -result["value"])
     bottom, top = min(0.4, low - 0.02), min(1.02, max(0.8, high + 0.03))
     return FigureSpec(
         name="layer_sweep",
         title=title,
         x=Axis("layer (block)", ticks=[(float(v), f"{v:g}") for v in layers[:: max(1, len(layers) // 12)]]),
-        y=Axis(f"held-out {name} (dashed: chance or null)"),
+        y=Axis(f"held-out {plain_measure(name)} (dashed: chance or null)"),
         marks=marks,
         tables=tables,
         limits=lambda slider_values: (layers[0] - 0.6, layers[-1] + 0.6, bottom, top),
@@ -127,6 +146,57 @@ def layer_sweep_spec(probes: xr.Dataset, name: str = "accuracy") -> FigureSpec:
         height=380,
         legend=legend,
     )
+
+
+def measure_of(probes: object, name: str | None) -> str:
+    """Return the measure of a figure: `name`, else the one that judges the result."""
+    if name is None:
+        return judged_measure(probes) if isinstance(probes, xr.Dataset) else "accuracy"
+    return name
+
+
+def common_measure(results: Iterable[xr.Dataset]) -> str:
+    """Return the measure of several results: balanced accuracy where one has unequal classes and all have it."""
+    probes = [data for data in results if isinstance(data, xr.Dataset)]
+    unequal = any(judged_measure(data) == "balanced_accuracy" for data in probes)
+    return "balanced_accuracy" if unequal and all("balanced_accuracy" in data for data in probes) else "accuracy"
+
+
+def plain_measure(name: str) -> str:
+    """Return the name of a measure as text.
+
+    >>> plain_measure("balanced_accuracy")
+    'balanced accuracy'
+    """
+    return name.replace("_", " ")
+
+
+def is_multiclass(probes: xr.Dataset) -> bool:
+    """Whether a result is of one probe that distinguishes all groups at once."""
+    return [str(pair) for pair in values_of(probes, "pair")] == [MULTICLASS]
+
+
+def multiclass_label(probes: xr.Dataset, chance: float | None) -> str:
+    """Return the name of a multi-class series: "habitat, 4 groups (chance 0.25)"."""
+    name, count = column_of(probes) or "all groups", probes.sizes.get("group", 0)
+    name = f"{name}, {count} groups" if count else name
+    return name if chance is None else f"{name} (chance {chance:.2g})"
+
+
+def main_pair(probes: xr.Dataset | xr.DataArray) -> str | None:
+    """Return the pair of the first and the last group; None without an order of groups."""
+    return extreme_pair(probes) if is_ordered(probes) else None
+
+
+def line_limit(sliders: Mapping[str, Sequence[object]], points: int) -> int:
+    """Return the number of lines of `points` points whose numbers stay within the limit of a figure."""
+    return MAX_NUMBERS // (4 * points * places(sliders))
+
+
+def _least(*arrays: xr.DataArray) -> float:
+    """Return the smallest finite number, 0 if there is none."""
+    finite = np.concatenate([array.values[np.isfinite(array.values)].ravel() for array in arrays])
+    return float(finite.min()) if finite.size else 0.0
 
 
 def _curve_segments(curves: Mapping[str, Curve], x: np.ndarray, colors: Mapping[str, str] | None) -> Table:
@@ -171,15 +241,16 @@ def _curve_intervals(curves: Mapping[str, Curve], x: np.ndarray, colors: Mapping
 
 
 def control_comparison(
-    results: Mapping[str, xr.Dataset], name: str = "accuracy", pair: str | None = None, dynamic: bool | None = None
+    results: Mapping[str, xr.Dataset], name: str | None = None, pair: str | None = None, dynamic: bool | None = None
 ) -> Figure:
     """Draw the accuracy of a probe next to the accuracies of its controls.
 
     Args:
         results: label to result of `sl.probe`, `sl.statistics_probe`, `sl.matched_probe` (one row a sample) or
             `sl.residual_probe`.
-        name: "accuracy" or "auc".
-        pair: pair that is shown next to the mean of all pairs; default the first and the last group.
+        name: "accuracy", "balanced_accuracy" or "auc"; None = balanced accuracy where the classes of a result are
+            unequal, else accuracy.
+        pair: pair that is shown next to the mean of all pairs; default the first and the last of ordered groups.
         dynamic: see `to_holoviews`.
 
     Returns:
@@ -193,12 +264,13 @@ def control_comparison(
 
 
 def control_comparison_spec(
-    results: Mapping[str, xr.Dataset], name: str = "accuracy", pair: str | None = None
+    results: Mapping[str, xr.Dataset], name: str | None = None, pair: str | None = None
 ) -> FigureSpec:
     """Describe `control_comparison` without drawing it."""
     title = "The probe and its controls"
     if not results:
         return message_spec("control_comparison", title, "No controls were passed.")
+    name = common_measure(results.values()) if name is None else name
     complete = comparison_rows(results, name)
     rows = common_pairs(complete)
     sliders, fixed = common_sliders(rows, name)
@@ -206,14 +278,14 @@ def control_comparison_spec(
     pairs = [str(p) for p in values_of(widest, "pair")]
     if pair is not None and pair not in pairs:
         raise InputError(f"control_comparison: no pair {pair!r} in these results. Valid: {', '.join(pairs)}.")
-    chosen = pair or extreme_pair(widest)
+    chosen = pair or (pairs[0] if len(pairs) == 1 else main_pair(widest))
     with_mean = len(pairs) > 1 or chosen is None
     labels = [plain_text(v) for v in rows]
     heights = -np.arange(len(labels), dtype=float)
     means = [_readers(pair_mean(d, name), fixed) for d in rows.values()]
     singles = [_readers(_one_pair(estimate(d, name), chosen), fixed) for d in rows.values()]
     gap = 0.14 if with_mean and chosen is not None else 0.0
-    pair_color = _later_color(max(complete.values(), key=lambda d: d[name].size), chosen)
+    pair_color = _pair_color(max(complete.values(), key=lambda d: d[name].size), chosen)
     # Names are above their rows: on a narrow page, tick labels would leave no room for the figure.
     row_labels: Table = {
         "x": np.full(len(labels), 0.36),
@@ -250,7 +322,13 @@ def control_comparison_spec(
             result["pair"], result["pair_bars"] = row_tables(singles, slider_values, heights + gap, pair_color)
         return result
 
-    hover = {"row": "probe input", "x": name, "interval": "95 %", "null": "chance or null", "verdict": "verdict"}
+    hover = {
+        "row": "probe input",
+        "x": plain_measure(name),
+        "interval": "95 %",
+        "null": "chance or null",
+        "verdict": "verdict",
+    }
     marks = [Mark("null", "segments", role="foreground", width=1.5, dash="dashed")]
     for row, shown in (("mean", with_mean), ("pair", chosen is not None)):
         if shown:
@@ -262,7 +340,7 @@ def control_comparison_spec(
     return FigureSpec(
         name="control_comparison",
         title=title,
-        x=Axis(f"held-out {name} (dashed: chance or null)"),
+        x=Axis(f"held-out {plain_measure(name)} (dashed: chance or null)"),
         y=Axis("", ticks=[]),
         marks=marks,
         tables=tables,
@@ -353,11 +431,10 @@ def _one_pair(result: xr.Dataset, pair: str | None) -> xr.Dataset:
     return result.isel(pair=pairs.index(pair)) if pair in pairs else result.isel(pair=0) * np.nan
 
 
-def _later_color(data: xr.Dataset, pair: str | None) -> str:
-    """Return the colour of the stage that trained the later group of the pair."""
-    if pair is None:
+def _pair_color(data: xr.Dataset, pair: str | None) -> str:
+    """Return the colour of the later group of the pair; groups without an order have none."""
+    if pair is None or not is_ordered(data):
         return HIGHLIGHT
     pairs = [str(p) for p in values_of(data, "pair")]
     later = str(data["pair_second"].values[pairs.index(pair)])
-    trained, untrained = result_order(data)
-    return stage_colors([later], trained, untrained)[later]
+    return group_colors(data, [later])[later]

@@ -10,9 +10,10 @@ import xarray as xr
 from stratalens.analyses.data.groups import clusters, exposure
 from stratalens.analyses.data.groups import groups as label_groups
 from stratalens.analyses.data.results import require_variable
-from stratalens.analyses.data.training_order import group_names, result_order
+from stratalens.analyses.data.training_order import group_names, is_ordered, result_order
 from stratalens.analyses.directions.directions import drift, stage_steps
-from stratalens.analyses.plots.colors import HIGHLIGHT, stage_colors
+from stratalens.analyses.plots.colors import HIGHLIGHT, MUTED, group_colors
+from stratalens.analyses.plots.drawn_parts import MAX_LINES, MAX_NUMBERS, drawn_note, evenly_spaced, places
 from stratalens.analyses.plots.render_holoviews import Figure, to_holoviews
 from stratalens.analyses.plots.spec import (
     Axis,
@@ -29,6 +30,7 @@ from stratalens.analyses.plots.spec import (
     split_dims,
     values_of,
 )
+from stratalens.analyses.plots.wording import group_words
 from stratalens.analyses.stats.estimates import extreme_pair
 from stratalens.store.errors import InputError, suggest
 
@@ -49,7 +51,7 @@ def direction_drift(probes: xr.Dataset, reference: Reference = "last", dynamic: 
 
     Returns:
         HoloViews object with sliders for layer and token. The dashed lines enclose 95 % of the cosines of two
-        unrelated directions with that many features.
+        unrelated directions with that many features. Of many pairs, evenly spaced ones are drawn.
 
     Raises:
         InputError: the Dataset has no `coef`, or `reference` is unknown.
@@ -66,16 +68,20 @@ def direction_drift_spec(probes: xr.Dataset, reference: Reference = "last") -> F
     if reference not in REFERENCE_LABELS:
         raise InputError(f"direction_drift: reference={reference!r}; {suggest(str(reference), REFERENCE_LABELS)}")
     names = values_of(probes, "stage")
+    ordered, band = is_ordered(probes), random_cosine_band(coef)
+    sliders, fixed = split_dims(coef, ("stage", "pair"))
+    every = probes.sizes.get("pair", 1)
+    limit = max(5, min(MAX_LINES, MAX_NUMBERS // (2 * len(names) * places(sliders))))
+    colors_of = group_colors(probes) if ordered and "pair_second" in probes.coords else {}
+    if every > limit:
+        probes = probes.isel(pair=evenly_spaced(every, limit))
     cosine = drift(in_training_order(probes), "stage", reference)["cosine"]
     if "pair" not in cosine.dims:
         cosine = cosine.expand_dims(pair=["all groups"])
     pairs = [plain_text(p) for p in values_of(cosine, "pair")]
-    trained, untrained = result_order(probes)
-    later = [str(g) for g in np.atleast_1d(probes["pair_second"].values)] if "pair_second" in probes.coords else []
-    group_colors = stage_colors(list(dict.fromkeys(later)), trained or group_names(probes), untrained) if later else {}
-    colors = [group_colors[g] for g in later] if later else [HIGHLIGHT] * len(pairs)
-    band = random_cosine_band(coef)
-    sliders, fixed = split_dims(cosine, ("stage", "pair"))
+    title += drawn_note(len(pairs), every, "pairs")
+    later = [str(g) for g in np.atleast_1d(probes["pair_second"].values)] if colors_of else []
+    colors = [colors_of[g] for g in later] or [HIGHLIGHT if len(pairs) == 1 else MUTED["light"]] * len(pairs)
     read = lookup(cosine, ("pair", "stage"))
     stages = [plain_text(s, 16) for s in names]
     x, n = np.arange(len(stages), dtype=float), len(stages)
@@ -111,7 +117,7 @@ def direction_drift_spec(probes: xr.Dataset, reference: Reference = "last") -> F
         sliders=sliders,
         fixed=fixed,
         site=site_of(probes),
-        legend={f"later group {plain_text(g)}": c for g, c in group_colors.items()} if len(pairs) > 1 else {},
+        legend={f"later group {plain_text(g)}": colors_of[g] for g in dict.fromkeys(later)} if len(pairs) > 1 else {},
     )
 
 
@@ -130,7 +136,8 @@ def stage_drift(centroids: xr.Dataset, dynamic: bool | None = None) -> Figure:
         dynamic: see `to_holoviews`.
 
     Returns:
-        HoloViews object with sliders for layer and token. A large dot marks the stage that trained the group.
+        HoloViews object with sliders for layer and token. Where the groups are stages, a large dot marks the stage
+        that trained the group.
 
     Raises:
         InputError: the Dataset has no `centroid`.
@@ -148,13 +155,12 @@ def stage_drift_spec(centroids: xr.Dataset) -> FigureSpec:
     stages = [plain_text(s, 16) for s in values_of(steps, "stage")]
     groups = group_names(centroids)
     labels = [plain_text(g) for g in groups]
-    trained, untrained = result_order(centroids)
-    group_colors = stage_colors(groups, trained, untrained)
-    colors = [group_colors[g] for g in groups]
+    colors = list(group_colors(centroids).values())
     sliders, fixed = split_dims(steps, ("stage", "group"))
     x, n = np.arange(len(stages), dtype=float), len(stages)
     read = lookup(steps, ("group", "stage"))
-    own = [(i, stages.index(name)) for i, name in enumerate(plain_text(g, 16) for g in groups) if name in stages]
+    trained = group_words(centroids).trained
+    own = [(i, stages.index(plain_text(g, 16))) for i, g in enumerate(groups) if trained and g in stages]
     top = float(np.nanmax(steps.values)) if np.isfinite(steps.values).any() else 1.0
 
     def tables(slider_values: SliderValues) -> dict[str, Table]:
@@ -201,11 +207,11 @@ def probe_generalisation(scores: xr.DataArray, dynamic: bool | None = None) -> F
     """Draw the mean score of every group, seen or unseen, along each pair's probe.
 
     Args:
-        scores: result of `sl.generalise`: (stage, layer, token, pair, group), log-odds of the later group.
+        scores: result of `sl.generalise`: (stage, layer, token, pair, group), log-odds of the second group.
         dynamic: see `to_holoviews`.
 
     Returns:
-        HoloViews object with sliders for stage, layer, token and pair.
+        HoloViews object with sliders for stage, layer, token and pair. Of many pairs, evenly spaced ones are drawn.
 
     Raises:
         InputError: `scores` has no dim `group`.
@@ -222,11 +228,11 @@ def probe_generalisation_spec(scores: xr.DataArray) -> FigureSpec:
         )
     groups = group_names(scores)
     labels = [plain_text(g) for g in groups]
-    trained, untrained = result_order(scores)
-    group_colors = stage_colors(groups, trained, untrained)
-    colors = [group_colors[g] for g in groups]
-    sliders, fixed = split_dims(scores, ("group",), ("pair",))
+    words, colors = group_words(scores), list(group_colors(scores).values())
     main_pair = extreme_pair(scores)  # the other figures show this pair too
+    scores, every = _drawn_pairs(scores, main_pair)
+    title = f"Mean score of every group along one pair's probe{drawn_note(scores.sizes.get('pair', 1), every, 'pairs')}"
+    sliders, fixed = split_dims(scores, ("group",), ("pair",))
     x = np.arange(len(groups), dtype=float)
     values = lookup(scores, ("group",))
     bounds = [
@@ -254,8 +260,12 @@ def probe_generalisation_spec(scores: xr.DataArray) -> FigureSpec:
 
     return FigureSpec(
         name="probe_generalisation",
-        title="Mean score of every group along one pair's probe",
-        x=Axis("group, in training order", ticks=[(float(i), plain_text(g, 16)) for i, g in enumerate(groups)]),
+        title=title,
+        x=Axis(
+            f"group, in {words.order}" if words.ordered else "group",
+            ticks=[(float(i), plain_text(g, 16)) for i, g in enumerate(groups)],
+            rotate=len(groups) > 8,
+        ),
         y=Axis("mean score (log-odds; 0: undecided)"),
         marks=[
             Mark("zero", "segments", role="foreground", width=1.2, dash="dashed"),
@@ -272,6 +282,20 @@ def probe_generalisation_spec(scores: xr.DataArray) -> FigureSpec:
         legend=dict(zip(labels, colors, strict=True)),
         start={"pair": main_pair} if main_pair is not None and "pair" in sliders else {},
     )
+
+
+def _drawn_pairs(scores: xr.DataArray, main: str | None) -> tuple[xr.DataArray, int]:
+    """Select evenly spaced pairs if the scores of all would make the page too large.
+
+    Returns:
+        (scores of the pairs to draw, number of all pairs)
+    """
+    every = scores.sizes.get("pair", 1)
+    limit = max(6, MAX_NUMBERS // max(1, 3 * scores.size // every))
+    if every <= limit:
+        return scores, every
+    keep = [[str(p) for p in values_of(scores, "pair")].index(main)] if main is not None else []
+    return scores.isel(pair=evenly_spaced(every, limit, keep)), every
 
 
 def forgetting(
@@ -304,9 +328,8 @@ def forgetting_spec(data: xr.Dataset, by: str = "trained_stage", statistic: str 
     groups = group_names(table)
     if "stage" not in table["value"].dims or table.sizes["stage"] < 2:
         return message_spec("forgetting", title, "Forgetting needs at least two recorded stages.", table)
-    trained, untrained = result_order(table)
-    group_colors = stage_colors(groups, trained, untrained)
-    colors = [group_colors[g] for g in groups]
+    colors_of = group_colors(table)
+    colors = [colors_of[g] for g in groups]
     table = in_training_order(table)
     stages = [plain_text(s) for s in values_of(table, "stage")]
     since = table["exposure"].transpose("group", "stage").values.astype(float)
@@ -360,7 +383,7 @@ def forgetting_spec(data: xr.Dataset, by: str = "trained_stage", statistic: str 
         sliders=sliders,
         fixed=fixed,
         site=site_of(table),
-        legend={plain_text(g): group_colors[g] for g in groups},
+        legend={plain_text(g): colors_of[g] for g in groups},
     )
 
 
@@ -403,7 +426,9 @@ def forgetting_table(ds: xr.Dataset, by: str = "trained_stage", statistic: str =
     table = xr.concat(means, dim="group", coords="minimal", compat="override").assign_coords(group=names)
     since = since.drop_vars([c for c in since.coords if c not in ("stage", "group")], errors="ignore")
     table["exposure"] = since.astype("float64")
-    return table.assign_attrs({"by": by, "statistic": statistic, "units": ds[statistic].attrs.get("units", "")})
+    return table.assign_attrs(
+        {"by": by, "ordered": 1, "statistic": statistic, "units": ds[statistic].attrs.get("units", "")}
+    )
 
 
 def before_training_mask(table: xr.Dataset) -> np.ndarray:

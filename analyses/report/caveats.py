@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.data.training_order import group_names, is_ordered
 from stratalens.analyses.plots.spec import plain_text
 from stratalens.analyses.stats.estimates import estimate
 
@@ -58,9 +59,15 @@ def time_control_sentence(probes: xr.Dataset | None) -> str:
 def caveats(results: Mapping[str, Any]) -> list[str]:
     """Return the limitations of these results, each with its number."""
     projection, probes = results.get("projection"), results.get("probes")
+    if probes is None:
+        probes = results.get("multiclass")
+    ordered = [is_ordered(r) for r in results.values() if isinstance(r, xr.Dataset) and group_names(r)]
     points = [
         "This is one training run with one order of stages. Any accidental difference between the groups counts as "
         "order here; other seeds and other orders would show it."
+        if all(ordered)
+        else "This is one training run with one set of entities. A difference between the groups can come from "
+        "anything in which their entities or prompts differ; other entities would show it."
     ]
     if projection is not None and projection.attrs.get("permutations"):
         n = int(projection.attrs["permutations"])

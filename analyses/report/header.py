@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from typing import Any
 
-from stratalens.analyses.plots.colors import stage_colors
 from stratalens.analyses.plots.spec import plain_text
 from stratalens.store.display import human_bytes
 from stratalens.store.state.info import state_in_words
@@ -188,9 +187,8 @@ def completeness_table(info: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"sites": [plain_text(s) for s in [*sites, *(["statistics"] if statistics else [])]], "rows": rows}
 
 
-def group_rows(info: Mapping[str, Any], trained: Sequence[str]) -> list[tuple[str, str, str]]:
+def group_rows(info: Mapping[str, Any], colors: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Return (group, colour, number of rows) of the legend at the top."""
     counts = info.get("groups", {})
-    colors = stage_colors(list(trained), list(trained))
-    rows = [str(counts.get(g, "")) if isinstance(counts, Mapping) else "" for g in trained]
-    return [(plain_text(g), colors[g], count) for g, count in zip(trained, rows, strict=True)]
+    rows = [str(counts.get(g, "")) if isinstance(counts, Mapping) else "" for g in colors]
+    return [(plain_text(g), color, count) for (g, color), count in zip(colors.items(), rows, strict=True)]

@@ -13,7 +13,8 @@ from typing import Any
 
 import xarray as xr
 
-from stratalens.analyses.data.training_order import group_names, result_order
+from stratalens.analyses.data.training_order import group_names, is_ordered, result_order
+from stratalens.analyses.plots.colors import group_colors, stage_colors
 from stratalens.analyses.plots.html_page import PageFigure, render_page
 from stratalens.analyses.plots.spec import plain_text
 from stratalens.analyses.report.header import (
@@ -23,12 +24,13 @@ from stratalens.analyses.report.header import (
     incomplete_notice,
     provenance_rows,
 )
-from stratalens.analyses.report.sections import Section, build_sections
+from stratalens.analyses.report.sections import Section, build_sections, have_order, words_of
 from stratalens.store.errors import InputError
 from stratalens.store.files import user_path, write_text_atomic
 
 RESULT_NAMES = (
     "projection",
+    "multiclass",
     "probes",
     "cosines",
     "centroids",
@@ -44,7 +46,12 @@ RESULT_NAMES = (
 )
 
 # Figures whose statements form the summary, with the subject of each.
-SUMMARY_FIGURES = {"centroid_path": "Order", "layer_sweep": "Separability", "control_comparison": "Controls"}
+SUMMARY_FIGURES = {
+    "centroid_path": "Order",
+    "layer_sweep": "Separability",
+    "group_recall": "Groups",
+    "control_comparison": "Controls",
+}
 
 
 def report(
@@ -54,24 +61,24 @@ def report(
     store_info: Mapping[str, Any],
     notes: Sequence[str] = (),
     numbers: Sequence[str] = (),
-    title: str = "Do activations encode the order of training?",
+    title: str | None = None,
     quick: bool = False,
     highlights: Sequence[str] = (),
 ) -> Path:
     """Write the report.
 
     Args:
-        results: results of the analyses by name: projection (`sl.project`), probes (`sl.probe`), cosines,
-            centroids, statistics_probe, matched_probe, residual_probe, generalise, statistics (result of
-            `statistic_quantiles`), losses (DataFrame: stage, step, loss), control_table, tokens (`sl.probe` of one
-            pair at many tokens, for its own map), forgetting (results of `forgetting_table` by name). For an absent
-            result the page names the function that computes it.
+        results: results of the analyses by name: projection (`sl.project`), multiclass (`sl.probe` of all groups at
+            once), probes (`sl.probe`), cosines, centroids, statistics_probe, matched_probe, residual_probe,
+            generalise, statistics (result of `statistic_quantiles`), losses (DataFrame: stage, step, loss),
+            control_table, tokens (`sl.probe` of one pair at many tokens, for its own map), forgetting (results of
+            `forgetting_table` by name). For an absent result the page names the function that computes it.
         path: HTML file; it is written under a temporary name and then renamed.
         store_info: entries of the header: model, path, dims, sites, stages, tokens, bytes, completeness
             {stage: {site: share}}, versions, machine, date, groups {name: rows}. The page shows unknown keys unchanged.
         notes: limitations and remarks of the run, shown under "Limitations".
         numbers: headline numbers of the run as sentences, in their own section.
-        title: heading of the page.
+        title: heading of the page; None asks the question of the page, about the order of training or about the groups.
         quick: show a banner that the results are not meaningful.
         highlights: sentences of the box "Summary" at the top. Default: the statements of the path, the layer sweep
             and the controls after the last stage that trained a group, at the deepest layer and the last token,
@@ -89,10 +96,17 @@ def report(
     target = user_path(path)
     if target.is_dir():
         raise InputError(f"report: {target} is a folder; pass a file, for example {target / 'report.html'}")
-    trained = _trained_stages(results)
+    results = _with_order(results)
+    trained, words = _trained_stages(results), words_of(results)
+    if title is None:
+        ordered = words is None or words.ordered
+        order = "the order of training" if words is None or words.trained else words.order
+        title = f"Do activations encode {order}?" if ordered else f"Do activations encode {words.by}?"
     sections = build_sections(results, notes, trained, numbers)
     summary = [("", text) for text in highlights] or summary_sentences(sections, _last_trained_group(results))
-    page = render_report(sections, store_info, title=title, quick=quick, trained=trained, summary=summary)
+    page = render_report(
+        sections, store_info, title=title, quick=quick, trained=trained, summary=summary, groups=_legend(results)
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     return write_text_atomic(target, page)
 
@@ -104,7 +118,9 @@ def summary_sentences(sections: Sequence[Section], stage: str = "") -> list[tupl
         sections: sections of the report.
         stage: stage at which the figures are described, if they have it; else their initial slider values.
     """
-    figures = {figure.spec.name: figure for section in sections for figure in section.figures}
+    figures: dict[str, PageFigure] = {}
+    for figure in (figure for section in sections for figure in section.figures):
+        figures.setdefault(figure.spec.name, figure)  # the first of a kind is the most important one
     summary = []
     for name, subject in SUMMARY_FIGURES.items():
         figure = figures.get(name)
@@ -126,13 +142,39 @@ def _last_trained_group(results: Mapping[str, Any]) -> str:
     for key in ("projection", "probes"):
         data = results.get(key)
         if isinstance(data, xr.Dataset):
-            groups = group_names(data)
+            groups = group_names(data) if is_ordered(data) else []
             if stages := [stage for stage in result_order(data)[0] if stage in groups]:
                 return stages[-1]
     return ""
 
 
+def _with_order(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the attribute `ordered` to results without it, from those that have it."""
+    known = [data.attrs["ordered"] for data in results.values() if "ordered" in getattr(data, "attrs", {})]
+    if not known:
+        return dict(results)
+
+    def add(data: Any) -> Any:
+        grouped = isinstance(data, xr.Dataset | xr.DataArray) and "ordered" not in data.attrs
+        return data.assign_attrs(ordered=known[0]) if grouped else data
+
+    return {name: add(data) for name, data in results.items()}
+
+
+def _legend(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the colour of every group, or of every trained stage where the groups have an order."""
+    for key in ("projection", "centroids", "multiclass", "probes", "statistics"):
+        data = results.get(key)
+        if isinstance(data, xr.Dataset) and group_names(data):
+            trained = result_order(data)[0] if is_ordered(data) else []
+            return stage_colors(trained, trained) if trained else group_colors(data)
+    return {}
+
+
 def _trained_stages(results: Mapping[str, Any]) -> list[str]:
+    """Return the names that have the colours of an order, in order; empty for groups without one."""
+    if not have_order(results):
+        return []
     for key in ("projection", "probes", "centroids", "statistics"):
         data = results.get(key)
         if isinstance(data, xr.Dataset):
@@ -150,8 +192,12 @@ def render_report(
     quick: bool,
     trained: Sequence[str],
     summary: Sequence[tuple[str, str]],
+    groups: Mapping[str, str],
 ) -> str:
-    """Return the complete page as text."""
+    """Return the complete page as text.
+
+    The arguments are those of `report`; `trained` are the names in order, `groups` the colour of each group.
+    """
     figures: dict[str, PageFigure] = {}
     rendered = []
     for section in sections:
@@ -174,5 +220,6 @@ def render_report(
         incomplete=plain_text(incomplete_notice(store_info), 600),
         summary=[(subject, plain_text(text, 2000)) for subject, text in summary],
         completeness=completeness_table(store_info),
-        groups=group_rows(store_info, trained),
+        groups=group_rows(store_info, groups),
+        in_order=bool(trained),
     )

@@ -10,11 +10,21 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from stratalens.analyses.data.training_order import is_ordered
+from stratalens.analyses.plots.centroid_map import centroid_components, centroid_map_spec
 from stratalens.analyses.plots.centroids import centroid_path_spec
 from stratalens.analyses.plots.distributions import loss_curves_spec, statistic_distributions_spec
+from stratalens.analyses.plots.group_recall import group_recall_spec
 from stratalens.analyses.plots.html_page import PageFigure
-from stratalens.analyses.plots.matrices import cosine_matrix_spec, pair_matrix_spec, scalar_map_spec
-from stratalens.analyses.plots.probes import comparison_rows, control_comparison_spec, layer_sweep_spec
+from stratalens.analyses.plots.matrices import accuracy_limits, cosine_matrix_spec, pair_matrix_spec, scalar_map_spec
+from stratalens.analyses.plots.probes import (
+    comparison_rows,
+    control_comparison_spec,
+    is_multiclass,
+    layer_sweep_spec,
+    main_pair,
+    plain_measure,
+)
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues, plain_text, values_of
 from stratalens.analyses.plots.stages import (
     direction_drift_spec,
@@ -22,9 +32,10 @@ from stratalens.analyses.plots.stages import (
     probe_generalisation_spec,
     stage_drift_spec,
 )
-from stratalens.analyses.report import control_sentences, sentences
+from stratalens.analyses.plots.wording import GroupWords, group_words
+from stratalens.analyses.report import control_sentences, group_sentences, sentences
 from stratalens.analyses.report.caveats import CONTROL_LABELS, caveats, time_control_sentence
-from stratalens.analyses.stats.estimates import estimate, extreme_pair, pair_mean
+from stratalens.analyses.stats.estimates import estimate, pair_mean
 
 Results = Mapping[str, Any]
 
@@ -86,7 +97,7 @@ def build_sections(
     """
     return [
         recorded_section(results, known),
-        order_section(results),
+        order_section(results) if have_order(results) else groups_section(results),
         separability_section(results),
         location_section(results),
         *prompt_sections(results),
@@ -96,6 +107,23 @@ def build_sections(
         *([Section("numbers", "Headline numbers", points=list(numbers))] if numbers else []),
         Section("unknown", "Limitations", points=[*caveats(results), *notes]),
     ]
+
+
+def have_order(results: Results) -> bool:
+    """Whether the groups of a run have a known order; without any result, the order is unknown and asked for."""
+    grouped = _grouped(results)
+    return not grouped or all(is_ordered(data) for data in grouped)
+
+
+def words_of(results: Results) -> GroupWords | None:
+    """Return the words about the groups of a run; None without any result."""
+    grouped = _grouped(results)
+    return group_words(grouped[0]) if grouped else None
+
+
+def _grouped(results: Results) -> list[xr.Dataset]:
+    names = ("projection", "centroids", "multiclass", "probes", "statistics")
+    return [data for name in names if isinstance(data := results.get(name), xr.Dataset)]
 
 
 def recorded_section(results: Results, known: Sequence[str] = ()) -> Section:
@@ -113,7 +141,7 @@ def recorded_section(results: Results, known: Sequence[str] = ()) -> Section:
 
 def order_section(results: Results) -> Section:
     """Build the section on order: the plane (w1, w2), and rank correlations."""
-    section = Section("order", "Order of the groups")
+    section = Section("order", "Is there an order?")
     projection = results.get("projection")
     if projection is None:
         section.missing = 'sl.project(ds, by="trained_stage")'
@@ -125,32 +153,71 @@ def order_section(results: Results) -> Section:
     spec = centroid_path_spec(projection)
     section.add(
         spec,
-        sentences.path_sentence(projection, spec),
-        "One dot a group, joined in training order. Both axes have about the same scale; bars are 95 % intervals.",
+        group_sentences.path_sentence(projection, spec),
+        f"One dot a group, joined in {group_words(projection).order}. Both axes have about the same scale; bars are "
+        "95 % intervals.",
     )
-    if "rank_correlation" in projection and {"stage", "layer"} <= set(projection["rank_correlation"].coords):
-        rank = projection["rank_correlation"].assign_attrs(projection.attrs)
-        label = "rank correlation with training order"
+    inner = "inner_rank_correlation"
+    name = inner if inner in projection and projection.sizes["group"] > 3 else "rank_correlation"
+    if name in projection and {"stage", "layer"} <= set(projection[name].coords):
+        rank = projection[name].assign_attrs(projection.attrs)
+        label = "rank correlation of inner groups" if name == inner else "rank correlation of the groups"
         reading = "A stage before training is a control: no order exists there yet."
         section.add(*_map_figure(rank, "stage", "layer", label, (-1.0, 1.0), 0.0), reading)
     return section
 
 
-def separability_section(results: Results) -> Section:
-    """Build the section on separability: the matrix of pairs."""
-    section = Section("separable", "Separability of the groups")
-    probes = results.get("probes")
-    if probes is None or "pair_first" not in probes.coords:
-        section.missing = 'sl.probe(ds, target="trained_stage", pairs="all")'
+def groups_section(results: Results) -> Section:
+    """Build the section on groups without an order: their centroids."""
+    centroids, words = results.get("centroids"), words_of(results)
+    column = words.by if words is not None else "the label"
+    section = Section("groups", f"Groups of {column}")
+    if centroids is None:
+        section.missing = f'sl.centroids(ds, by="{column}")'
         return section
-    section.lead = "A linear probe is fitted for each pair of groups and scored on held-out entities."
+    section.lead = (
+        f"The groups of {column} have no order. The figure shows their means in the two directions in which the means "
+        "differ most."
+    )
+    components = centroid_components(centroids)
+    spec = centroid_map_spec(centroids, components)
+    reading = "One dot a group. Both axes have about the same scale, and each place has axes of its own."
+    section.add(spec, group_sentences.centroid_map_sentence(components, spec), reading)
+    projection = results.get("projection")
+    if projection is not None:
+        spec = centroid_path_spec(projection)
+        section.add(spec, group_sentences.path_sentence(projection, spec), "One dot a group; bars are 95 % intervals.")
+    return section
+
+
+def separability_section(results: Results) -> Section:
+    """Build the section on separability: one probe of all groups, where there is one, and the matrix of pairs."""
+    section = Section("separable", "Separability of the groups")
+    probes, multiclass = results.get("probes"), results.get("multiclass")
+    if multiclass is not None:
+        section.lead = "One linear probe distinguishes all groups at once and is scored on held-out entities."
+        if "layer" in multiclass["accuracy"].coords:
+            spec = layer_sweep_spec(multiclass)
+            reading = "Bars are 95 % intervals over entities."
+            section.add(spec, sentences.sweep_sentence(multiclass, spec), reading)
+        if "right" in multiclass:
+            spec, shares = group_recall_spec(multiclass)
+            reading = "Share of a group's rows that the probe of all groups assigns to it. Bars are 95 % intervals."
+            section.add(spec, sentences.recall_sentence(shares, spec), reading)
+    if probes is None or "pair_first" not in probes.coords:
+        section.missing = "" if section.figures else 'sl.probe(ds, target="trained_stage", pairs="all")'
+        return section
+    section.lead += " A linear probe is fitted for each pair of groups and scored on held-out entities."
     spec = pair_matrix_spec(probes)
     sentence = sentences.matrix_sentence(probes, spec)
     if probes["pair"].size == 1 and (not spec.sliders or "layer" in probes["accuracy"].coords):
         section.lead += f" {sentence(spec.default_values())}"  # a matrix of one cell would be one huge square
         section.lead += " The next section shows other positions." if spec.sliders else ""
         return section
-    reading = "Row: the group trained earlier. Column: the group trained later. n.s.: not distinguishable from chance."
+    words = group_words(probes)
+    trained = "Row: the group trained earlier. Column: the group trained later. "
+    ordered = "Row: the group that comes first. Column: the group that comes second. " if words.ordered else ""
+    reading = f"{trained if words.trained else ordered}n.s.: not distinguishable from chance."
     section.add(spec, sentence, reading)
     return section
 
@@ -158,26 +225,27 @@ def separability_section(results: Results) -> Section:
 def location_section(results: Results) -> Section:
     """Build the section on layer, token and stage."""
     section = Section("where", "Layer, token and stage")
-    probes = results.get("probes")
-    if probes is None:
+    probes, multiclass = results.get("probes"), results.get("multiclass")
+    if probes is None and multiclass is None:
         section.missing = 'sl.probe(ds, target="trained_stage")'
         return section
-    if "layer" in probes["accuracy"].coords:
+    if probes is not None and "layer" in probes["accuracy"].coords:
         spec = layer_sweep_spec(probes)
-        section.add(
-            spec,
-            sentences.sweep_sentence(probes, spec),
+        ordered = (
             "Bold: the first group against the last, and the mean of all pairs, with 95 % intervals. "
-            "Thin: every other pair, in the colour of its later group.",
+            "Thin: every other pair, in the colour of its later group."
         )
-    scalar, label = _headline_scalar(probes)
+        unordered = "Bold: the mean of all pairs, with 95 % intervals. Thin: single pairs."
+        section.add(spec, sentences.sweep_sentence(probes, spec), ordered if is_ordered(probes) else unordered)
+    scalar, label, chance = _headline_scalar(probes if multiclass is None else multiclass)
     coords = set(scalar.coords)
+    white = f"White is chance ({chance:.2g})." if chance != 0.5 else "White is chance."
     for x, y, reading in (
-        ("stage", "layer", "White is chance."),
-        ("layer", "token", "White is chance. The map has all recorded positions."),
+        ("stage", "layer", white),
+        ("layer", "token", f"{white} The map has all recorded positions."),
     ):
         if {x, y} <= coords and max(scalar.sizes.get(x, 1), scalar.sizes.get(y, 1)) > 1:
-            section.add(*_map_figure(scalar, x, y, label, (0.0, 1.0), 0.5), reading)
+            section.add(*_map_figure(scalar, x, y, label, accuracy_limits(chance), chance), reading)
     return section
 
 
@@ -186,10 +254,10 @@ def prompt_sections(results: Results) -> list[Section]:
     probes = results.get("tokens")
     if probes is None:
         return []
-    scalar, label = _headline_scalar(probes)
+    scalar, label, chance = _headline_scalar(probes)
     reading = "White is chance. Negative positions count from the end of the prompt."
     section = Section("prompt", "Tokens of the prompt")
-    section.add(*_map_figure(scalar, "layer", "token", label, (0.0, 1.0), 0.5), reading)
+    section.add(*_map_figure(scalar, "layer", "token", label, accuracy_limits(chance), chance), reading)
     return [section]
 
 
@@ -229,8 +297,8 @@ def directions_section(results: Results) -> Section:
         section.add(
             spec,
             sentences.cosine_sentence(cosines, spec),
-            "Directions point to the later group. Pairs that share a group have a cosine by construction, about 0.5 "
-            "if they share the same end. Compare pairs that share no group.",
+            f"Directions point to the {'later' if have_order(results) else 'second'} group. Pairs that share a group "
+            "have a cosine by construction, about 0.5 if they share the same end. Compare pairs that share no group.",
         )
     probes = results.get("probes")
     if probes is not None and "coef" in probes and probes["coef"].sizes.get("stage", 1) > 1:
@@ -246,11 +314,17 @@ def directions_section(results: Results) -> Section:
         section.add(
             spec,
             sentences.generalisation_sentence(scores, spec),
-            "The probe was fitted on two of the groups. If the others are also in order, one direction orders all.",
+            "The probe was fitted on two of the groups. "
+            + (
+                "If the others are also in order, one direction orders all."
+                if is_ordered(scores)
+                else "The others show which of the two they resemble along its direction."
+            ),
         )
     if centroids is not None:
         spec = stage_drift_spec(centroids)
-        reading = "A large dot marks the stage that trained the group."
+        trained = group_words(centroids).trained
+        reading = "A large dot marks the stage that trained the group." if trained else "One line a group."
         section.add(spec, sentences.centroid_drift_sentence(centroids, spec), reading)
     if not section.figures:
         section.missing = "sl.cosines(probes), sl.generalise(probes, ds) and sl.centroids(ds)"
@@ -272,12 +346,16 @@ def control_table(table: xr.Dataset) -> Table:
 
     Args:
         table: result of `sl.control_table`; the last stage, the deepest layer, the last token and the first pair
-            are shown.
+            are shown, of groups without an order the mean over pairs.
     """
     index: dict[Hashable, int] = {dim: -1 for dim in ("stage", "layer", "token") if dim in table["accuracy"].dims}
-    if "pair" in table["accuracy"].dims:
+    pairs = table["accuracy"].sizes.get("pair", 0)
+    averaged = pairs > 1 and not table.attrs.get("ordered", True)
+    if pairs and not averaged:
         index["pair"] = 0
     here = table.isel(index)
+    if averaged:  # a mean of bounds is wider than the interval of the mean
+        here = here.mean("pair", skipna=False)
     rows = []
     for name in map(str, table["control"].values):
         row = here.sel(control=name)
@@ -286,6 +364,7 @@ def control_table(table: xr.Dataset) -> Table:
     words = [
         f"{dim} {plain_text(here[dim].item())}" for dim in ("stage", "layer", "token", "pair") if dim in here.coords
     ]
+    words += [f"mean over {pairs} pairs"] if averaged else []
     caption = f"Remaining effect at {', '.join(words)}; 95 % intervals over entities, paired by entity"
     return Table(caption, ("control", "accuracy", "accuracy lost", "remaining share of the effect"), tuple(rows))
 
@@ -307,12 +386,18 @@ def _map_figure(
     return spec, sentences.map_sentence(scalar, spec, label, chance)
 
 
-def _headline_scalar(probes: xr.Dataset) -> tuple[xr.DataArray, str]:
-    """Return the accuracy of the first-versus-last pair (else of all) and its label."""
-    pair = extreme_pair(probes)
+def _headline_scalar(probes: xr.Dataset) -> tuple[xr.DataArray, str, float]:
+    """Return the accuracy of the first-versus-last pair (else of all groups or pairs), its label and its chance."""
+    pair = main_pair(probes)
     result = estimate(probes)
-    if pair and "pair" in result.dims:
-        index = [str(p) for p in values_of(probes, "pair")].index(pair)
-        value = result["value"].isel(pair=index, drop=True)
-        return value.assign_attrs(probes.attrs), f"accuracy of {plain_text(pair, 24)}"
-    return pair_mean(probes)["value"].assign_attrs(probes.attrs), "mean accuracy"
+    measure = plain_measure(str(result.attrs["measured"]))
+    if is_multiclass(probes):
+        label = f"{measure} of all groups of {group_words(probes).by}"
+    elif pair and "pair" in result.dims:
+        result = result.isel(pair=[str(p) for p in values_of(probes, "pair")].index(pair), drop=True)
+        label = f"{measure} of {plain_text(pair, 24)}"
+    else:
+        label = f"mean {measure} over pairs" if result.sizes.get("pair", 1) > 1 else measure
+    if "pair" in result.dims:
+        result = pair_mean(probes)
+    return result["value"].assign_attrs(probes.attrs), label, round(float(result["null"].mean()), 3)

@@ -9,59 +9,25 @@ from scipy.stats import rankdata
 
 from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.directions.directions import drift, stage_steps
+from stratalens.analyses.plots.probes import is_multiclass, main_pair, multiclass_label, plain_measure
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues, lookup, plain_text, values_of
 from stratalens.analyses.plots.stages import before_training_mask, in_training_order, random_cosine_band
+from stratalens.analyses.plots.wording import group_words
 from stratalens.analyses.report.phrases import (
-    NOT_DISTINGUISHABLE,
-    Numbers,
     Sentence,
     compare_with_chance,
     estimate_reader,
     is_different,
     location,
-    p_text,
     value_with_interval,
 )
-from stratalens.analyses.stats.estimates import PARTS, estimate, extreme_pair, pair_mean
-
-
-def path_sentence(projection: xr.Dataset, spec: FigureSpec) -> Sentence:
-    """Describe order and straightness of the centroids, against permuted labels."""
-    permutations = projection.attrs.get("permutations")
-    count = len(group_names(projection))
-    if "rank_correlation" not in projection:
-        return lambda slider_values: "The order was not measured: this projection has no rank correlation."
-    read_rank = estimate_reader(estimate(projection, "rank_correlation", 0.0))
-    read_line = estimate_reader(estimate(projection, "r2", 0.0)) if "r2" in projection else None
-
-    def order_words(rank: Numbers) -> str:
-        if not is_different(rank) or rank["value"] <= 0:
-            return "do not show training order"
-        return "weakly follow training order" if rank["value"] < 0.6 else "follow training order"
-
-    def sentence(slider_values: SliderValues) -> str:
-        rank = read_rank(slider_values)
-        text = (
-            f"At {location(spec, slider_values)}, the {count} centroids of held-out entities {order_words(rank)}: "
-            f"the rank correlation is {value_with_interval(rank)}, with permuted labels {rank['null']:z.2f}"
-            f"{p_text(rank['p'], permutations)}."
-        )
-        if read_line is not None:
-            line = read_line(slider_values)
-            text += (
-                f" A straight line explains {value_with_interval(line)} of their variance, with permuted labels "
-                f"{line['null']:z.2f}{p_text(line['p'], permutations)}"
-            )
-            text += "." if is_different(line) else f"; the straightness is {NOT_DISTINGUISHABLE}."
-        return text
-
-    return sentence
+from stratalens.analyses.stats.estimates import PARTS, estimate, pair_mean
 
 
 def map_sentence(scalar: xr.DataArray, spec: FigureSpec, label: str, null: float | None) -> Sentence:
     """Describe the largest (a selected maximum) and the smallest cell of a map."""
     dims = [str(d) for d in scalar.dims if d not in spec.sliders]
-    _, untrained = result_order(scalar)
+    untrained = result_order(scalar)[1] if scalar.attrs.get("ordered", True) else []
     names = [values_of(scalar.drop_vars("stage_order", errors="ignore"), d) for d in dims]
     read = lookup(scalar, dims)
 
@@ -100,7 +66,7 @@ def map_sentence(scalar: xr.DataArray, spec: FigureSpec, label: str, null: float
 def matrix_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
     """Describe how many pairs differ from chance, and the best and the worst pair."""
     result = estimate(probes)
-    pairs = [plain_text(p) for p in values_of(probes, "pair")]
+    pairs, measure = [plain_text(p) for p in values_of(probes, "pair")], plain_measure(str(result.attrs["measured"]))
     read = {k: lookup(result[k], ("pair",) if "pair" in result.dims else ()) for k in PARTS}
 
     def sentence(slider_values: SliderValues) -> str:
@@ -109,11 +75,11 @@ def matrix_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
         by_pair = [{k: float(arrays[k][i]) for k in PARTS} for i in range(len(pairs))]
         value, null = arrays["value"], arrays["null"]
         if not np.isfinite(value).any():
-            return f"At {here}, no pair has an accuracy."
+            return f"At {here}, no pair has a {measure}."
         if len(pairs) == 1:
             (only,) = by_pair
             return (
-                f"At {here}, {pairs[0]}: accuracy {value_with_interval(only)}, {compare_with_chance(only)} "
+                f"At {here}, {pairs[0]}: {measure} {value_with_interval(only)}, {compare_with_chance(only)} "
                 f"({only['null']:z.2f})."
             )
         differs = np.array([is_different(numbers) for numbers in by_pair])
@@ -132,16 +98,24 @@ def matrix_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
 
 
 def sweep_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
-    """Describe the first-versus-last pair at both end layers, and the mean of all."""
+    """Describe one series at both end layers, and the mean of all pairs.
+
+    The series is the pair of the first and the last of ordered groups, a multi-class probe, or the mean of all pairs.
+    """
     result, mean = estimate(probes), pair_mean(probes)
-    pair = extreme_pair(probes)
+    pairs = [str(p) for p in values_of(probes, "pair")]
+    multiclass = is_multiclass(probes)
+    pair = None if multiclass else pairs[0] if len(pairs) == 1 else main_pair(probes)
     single = mean
     if pair and "pair" in result.dims:
-        single = result.isel(pair=[str(p) for p in values_of(probes, "pair")].index(pair))
+        single = result.isel(pair=pairs.index(pair))
     layers = values_of(probes, "layer")
     first_layer, last_layer = layers[0], layers[-1]
     read_single, read_mean = estimate_reader(single), estimate_reader(mean)
-    subject = plain_text(pair) if pair else "the groups"
+    measure = plain_measure(str(result.attrs["measured"]))
+    subject = plain_text(pair) if pair else f"mean over {len(pairs)} pairs of groups"
+    if multiclass:
+        subject = multiclass_label(probes, float(mean["null"].mean()))
 
     def sentence(slider_values: SliderValues) -> str:
         last = read_single({**slider_values, "layer": last_layer})
@@ -149,7 +123,7 @@ def sweep_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
         where = ", ".join(f"{d} {plain_text(v)}" for d, v in fixed.items() if d != "layer")
         text = (
             f"At {where or 'the only position'}, {subject}: "
-            f"accuracy {value_with_interval(last)} at layer {last_layer}, "
+            f"{measure} {value_with_interval(last)} at layer {last_layer}, "
             f"{compare_with_chance(last)} ({last['null']:z.2f})"
         )
         if len(layers) > 1:
@@ -162,6 +136,28 @@ def sweep_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
                 f"{compare_with_chance(all_pairs)}"
             )
         return text + "."
+
+    return sentence
+
+
+def recall_sentence(shares: xr.Dataset, spec: FigureSpec) -> Sentence:
+    """Describe the group that a probe of all groups recognises best, and the one that it recognises least."""
+    groups, read = [plain_text(g) for g in group_names(shares)], lookup(shares["recall"], ("group",))
+    bounds = [lookup(shares[name], ("group",)) for name in ("recall_low", "recall_high")]
+
+    def sentence(slider_values: SliderValues) -> str:
+        here, value = location(spec, slider_values), read(slider_values)
+        if not np.isfinite(value).any():
+            return f"At {here}, no group has a score."
+        low, high = (bound(slider_values) for bound in bounds)
+        words = [
+            f"{groups[i]} {value_with_interval({'value': value[i], 'low': low[i], 'high': high[i]})}"
+            for i in (int(np.nanargmax(value)), int(np.nanargmin(value)))
+        ]
+        return (
+            f"At {here}, the probe of all groups recognises {words[0]} of the rows of a group best and {words[1]} "
+            f"least; the mean over groups is {np.nanmean(value):z.2f}, and {1 / len(groups):.2g} is expected by chance."
+        )
 
     return sentence
 
@@ -184,50 +180,62 @@ def cosine_sentence(cosines: xr.DataArray, spec: FigureSpec) -> Sentence:
     labels = [str(v) for v in values_of(cosines, over)]
     shares_group = np.zeros((len(labels), len(labels)), dtype=bool)
     if over == "pair" and "pair_first" in cosines.coords:
-        ends = list(zip(cosines["pair_first"].values, cosines["pair_second"].values, strict=True))
-        shares_group = np.array([[bool(set(a) & set(b)) for b in ends] for a in ends])
+        ends = [np.asarray(cosines[name].values.astype(str)) for name in ("pair_first", "pair_second")]
+        shares_group = np.any([a[:, None] == b[None] for a in ends for b in ends], axis=0)
     read = lookup(cosines, (over, f"{over}_other"))
     upper = np.triu(np.ones_like(shares_group), 1).astype(bool)
     disjoint = upper & ~shares_group
     use = disjoint if disjoint.any() else upper
     kind = f"{over}s that share no group" if shares_group.any() and disjoint.any() else f"different {over}s"
 
-    spread = cosines.attrs.get("random_sd")
-    null = "Unrelated directions have a mean of 0"
-    null += f", single ones are within ±{1.96 * float(spread):z.2f}." if spread else "."
+    spread, signed = float(cosines.attrs.get("random_sd", np.nan)), cosines.attrs.get("ordered", True)
+    expected = np.sqrt(2 / np.pi) * spread if not signed else 0.0  # mean size of a normal variable
+    null = f"Unrelated directions have a mean of {expected:.2g}" if np.isfinite(expected) else ""
+    null += f", single ones are within ±{1.96 * spread:z.2f}." if np.isfinite(spread) else "." if null else ""
 
     def sentence(slider_values: SliderValues) -> str:
         value = read(slider_values)
         if not (use & np.isfinite(value)).any():
             return f"At {location(spec, slider_values)}, there are no two directions to compare."
         i, j = np.unravel_index(int(np.nanargmax(np.where(use, np.abs(value), np.nan))), value.shape)
+        end = f"The largest cosine is {value[i, j]:z.2f}, of {plain_text(labels[i])} with {plain_text(labels[j])}."
+        here = location(spec, slider_values)
+        if not signed:  # without an order, the sign of a pair's direction means nothing
+            size = float(np.nanmean(np.abs(value[use])))
+            return (
+                f"At {here}, the mean size of the cosine between {kind} is {size:z.2f} ({int(use.sum())} comparisons). "
+                f"{null} {end}"
+            )
         mean = float(np.nanmean(value[use]))
-        size = "no" if abs(mean) < 0.1 else "a weak" if abs(mean) < 0.3 else "a"
+        share = "no" if abs(mean) < 0.1 else "a weak" if abs(mean) < 0.3 else "a"
         return (
-            f"At {location(spec, slider_values)}, the mean cosine between {kind} is {mean:z.2f} "
-            f"({int(use.sum())} comparisons): {size} common direction. {null} "
-            f"The largest cosine is {value[i, j]:z.2f}, of {plain_text(labels[i])} with {plain_text(labels[j])}."
+            f"At {here}, the mean cosine between {kind} is {mean:z.2f} "
+            f"({int(use.sum())} comparisons): {share} common direction. {null} {end}"
         )
 
     return sentence
 
 
 def direction_drift_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
-    """Describe the cosine of earlier first-versus-last directions with the last one."""
+    """Describe the cosine of the directions at all other stages with those at the last one.
+
+    Of ordered groups, it is the direction of the first and the last group, of others the mean over pairs.
+    """
     stages = [plain_text(s) for s in values_of(probes, "stage")]
+    pair, pairs = main_pair(probes), [str(p) for p in values_of(probes, "pair")]
+    if pair and "pair" in probes["coef"].dims:
+        probes = probes.isel(pair=pairs.index(pair))
     cosine = drift(in_training_order(probes), "stage", "last")["cosine"]
-    pair = extreme_pair(probes)
-    if "pair" in cosine.dims:
-        pairs = [str(p) for p in values_of(probes, "pair")]
-        cosine = cosine.isel(pair=pairs.index(pair)) if pair else cosine.mean("pair")
+    cosine = cosine.mean("pair") if "pair" in cosine.dims else cosine
     read = lookup(cosine, ("stage",))
     band = random_cosine_band(probes["coef"])
-    subject = f"the direction of {plain_text(pair)}" if pair else "the mean direction"
+    one = pair or (pairs[0] if len(pairs) == 1 else None)
+    subject = f"the direction of {plain_text(one)}" if one else f"a pair's direction (mean over {len(pairs)} pairs)"
 
     def sentence(slider_values: SliderValues) -> str:
         here, value = location(spec, slider_values), read(slider_values)[:-1]
         if not np.isfinite(value).any():
-            return f"At {here}, no direction is known at an earlier stage."
+            return f"At {here}, no direction is known at another stage."
         best = int(np.nanargmax(value))
         return (
             f"At {here}, the cosine of {subject} with its direction at {stages[-1]} is "
@@ -240,8 +248,11 @@ def direction_drift_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
 
 
 def generalisation_sentence(scores: xr.DataArray, spec: FigureSpec) -> Sentence:
-    """Describe whether scores along one probe order the groups as training did."""
-    groups, read = group_names(scores), lookup(rank_with_order(scores))
+    """Describe whether scores along one probe are in the order of the groups, or the ends of groups without one."""
+    groups, words = group_names(scores), group_words(scores)
+    if not words.ordered:
+        return _spread_sentence(scores, spec)
+    read = lookup(rank_with_order(scores))
 
     def sentence(slider_values: SliderValues) -> str:
         here = location(spec, slider_values)
@@ -251,8 +262,28 @@ def generalisation_sentence(scores: xr.DataArray, spec: FigureSpec) -> Sentence:
             return f"At {here}, the probe of {pair} gives no order."
         are = "are" if rank > 0.999 else "are mostly" if rank > 0.6 else "are not"
         return (
-            f"At {here}, the {len(groups)} groups {are} in training order along the probe of {pair} "
+            f"At {here}, the {len(groups)} groups {are} in {words.order} along the probe of {pair} "
             f"(rank correlation {rank:z.2f}; two of the groups were used to fit it)."
+        )
+
+    return sentence
+
+
+def _spread_sentence(scores: xr.DataArray, spec: FigureSpec) -> Sentence:
+    """Describe which groups have the highest and the lowest mean score along one probe."""
+    groups, read = [plain_text(g) for g in group_names(scores)], lookup(scores, ("group",))
+
+    def sentence(slider_values: SliderValues) -> str:
+        here, value = location(spec, slider_values), read(slider_values)
+        pair = plain_text({**spec.fixed, **slider_values}.get("pair", "the probe"))
+        if not np.isfinite(value).any():
+            return f"At {here}, the probe of {pair} has no scores."
+        high, low = int(np.nanargmax(value)), int(np.nanargmin(value))
+        above = int((value > 0).sum())
+        return (
+            f"At {here}, along the probe of {pair}, {groups[high]} has the highest mean score ({value[high]:z.2f}) and "
+            f"{groups[low]} the lowest ({value[low]:z.2f}); {above} of {len(groups)} groups are on the side of its "
+            "second class."
         )
 
     return sentence
@@ -272,12 +303,13 @@ def centroid_drift_sentence(centroids: xr.Dataset, spec: FigureSpec) -> Sentence
     if len(stages) < 2 or "stage" not in centroids["centroid"].dims:
         return lambda slider_values: "Drift needs at least two recorded stages."
     read = lookup(stage_steps(centroids), ("group", "stage"))
-    own = np.array([[s == g for s in stages[1:]] for g in groups])
+    trained = group_words(centroids).trained
+    own = np.array([[trained and s == g for s in stages[1:]] for g in groups])
 
     def sentence(slider_values: SliderValues) -> str:
         here, value = location(spec, slider_values), read(slider_values)
         if not own.any():
-            return f"At {here}, a centroid moves by {np.nanmean(value):z.3f} of the mean norm at a stage."
+            return f"At {here}, a centroid moves by {np.nanmean(value):z.3f} of the mean norm from stage to stage."
         at_own, at_others = float(np.nanmean(value[own])), float(np.nanmean(value[~own]))
         size = "more" if at_own > 1.05 * at_others else "less" if at_own < 0.95 * at_others else "about as much"
         return (

@@ -14,9 +14,20 @@ from typing import Annotated
 
 import typer
 
+from stratalens.plugin.cli.analysis_options import (
+    EntityColumn,
+    Folds,
+    GroupOrder,
+    GroupPairs,
+    LabelColumn,
+    Permutations,
+    Seed,
+    Site,
+    SkipMissing,
+    suite_options,
+)
 from stratalens.plugin.cli.output import (
     AsJson,
-    LabelColumn,
     StorePath,
     emit_json,
     emit_text,
@@ -209,19 +220,26 @@ def analyze(
     verbs: Annotated[
         str, typer.Option(help="Comma-separated: centroids, probes, controls.")
     ] = "centroids,probes,controls",
-    site: Annotated[str | None, typer.Option(help="Site to analyse; default: the first one recorded.")] = None,
+    site: Site = None,
+    order: GroupOrder = None,
+    pairs: GroupPairs = None,
+    folds: Folds = 5,
+    groups: EntityColumn = "entity_id",
+    permutations: Permutations = None,
+    skip_missing: SkipMissing = False,
     backend: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
     scheduler: Annotated[str | None, typer.Option(metavar="URL", help="Address of a dask cluster.")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Results folder; default: STORE.results/latest.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of splits, permutations and resamples.", min=0)] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Analyse every layer and stage; write labelled results next to the store."""
+    """Analyse every layer and stage; print the best places, and write labelled results next to the store."""
+    from stratalens.plugin.cli.answer_table import show_answer
     from stratalens.plugin.cli.store_jobs import analyze_store
 
-    folder = analyze_store(
+    answer = analyze_store(
         store,
         by=by,
         verbs=[name.strip() for name in verbs.split(",") if name.strip()],
@@ -230,10 +248,14 @@ def analyze(
         scheduler=scheduler,
         out=out,
         seed=seed,
+        permutations=permutations,
+        **suite_options(order, pairs, folds, groups, skip_missing),
     )
-    print_status(f"wrote {folder}")
+    print_status(f"wrote {answer['folder']}")
     if as_json:
-        emit_json({"store": store, "folder": folder, "results": sorted(p.name for p in folder.iterdir() if p.is_dir())})
+        emit_json(answer)
+    else:
+        show_answer(answer)
 
 
 @command("report run.zarr -o report.html")
@@ -241,12 +263,21 @@ def report(
     store: StorePath,
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
     by: LabelColumn = None,
+    site: Site = None,
+    order: GroupOrder = None,
+    pairs: GroupPairs = None,
+    folds: Folds = 5,
+    groups: EntityColumn = "entity_id",
+    permutations: Permutations = None,
+    skip_missing: SkipMissing = False,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Write one standalone HTML page; run the analyses that have no results yet."""
     from stratalens.plugin.cli.store_jobs import report_store
 
-    page = report_store(store, out, by=by)
+    options = suite_options(order, pairs, folds, groups, skip_missing)
+    page = report_store(store, out, by=by, site=site, seed=seed, permutations=permutations, **options)
     print_status(f"wrote {page}")
     if as_json:
         emit_json({"store": store, "report": page, "bytes": page.stat().st_size})
@@ -257,12 +288,13 @@ def explore(
     store: StorePath,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes any free one.")] = 5006,
     show: Annotated[bool, typer.Option("--show", help="Open the page in the system's browser.")] = False,
+    by: LabelColumn = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve a live page on a store, to this machine only: rows, prompts, probes on demand. Ctrl-C ends it."""
     from stratalens.plugin.cli.store_jobs import explore_store
 
-    explore_store(store, port=port, show=show, on_start=emit_json if as_json else None)
+    explore_store(store, port=port, show=show, by=by, on_start=emit_json if as_json else None)
 
 
 @command("export run.zarr --site resid_post --layer 12 --to l12.npy")

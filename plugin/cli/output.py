@@ -29,9 +29,6 @@ show_traceback: ContextVar[bool] = ContextVar("show_traceback", default=False)  
 
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="An activation store, e.g. run.zarr")]
-LabelColumn = Annotated[
-    str | None, typer.Option("--by", help="Label column; default: that of the run file, else trained_stage.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -76,8 +73,8 @@ def emit_text(text: str) -> None:
     print(text)  # noqa: T201
 
 
-def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table: drawn on a terminal, tab-separated when piped."""
+def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, borders: bool = True) -> None:
+    """Print a table: drawn on a terminal, without borders where it has many columns; tab-separated when piped."""
     lines = [[str(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         emit_text(f"# {title}")
@@ -86,6 +83,8 @@ def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
         return
     # Rich interprets markup in a str. Names of files, stages and entities may contain brackets.
     table = Table(title=Text(title), title_justify="left")
+    if not borders:
+        table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
     for column in columns:
         table.add_column(Text(column), overflow="fold")
     for line in lines:

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from stratalens.plugin.cli.analysis_options import as_options
 from stratalens.plugin.cli.output import print_status
 from stratalens.plugin.cli.run_file import read_run_file_of
-from stratalens.store.errors import InputError, suggest
+from stratalens.store.errors import InputError
 from stratalens.store.storage.resolve import is_url
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from stratalens.analyses.suite import Suite
 
 
 def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
@@ -51,31 +54,52 @@ def analyze_store(
     *,
     by: str | None,
     verbs: Sequence[str],
-    site: str | None,
-    backend: str,
     scheduler: str | None,
     out: Path | None,
-    seed: int,
-) -> Path:
+    **options: Any,
+) -> dict[str, Any]:
     """Run analyses on a store and write each result as a labelled zarr group.
 
+    Args:
+        store: path or URL of the store.
+        by: label column; None = that of the run file, else `default_label_column`.
+        verbs: sets of analyses.
+        scheduler: address of a dask cluster.
+        out: results folder; None = STORE.results/latest.
+        options: other arguments of `run_suite`; permutations = None takes the default of each analysis.
+
     Returns:
-        The folder with the results.
+        The answer as `answer_table` describes it, with the entries store, folder and results.
     """
     from stratalens.analyses.accessor import open_store
     from stratalens.analyses.results import write_results
-    from stratalens.analyses.suite import run_suite
+    from stratalens.plugin.cli.answer_table import answer_of
     from stratalens.store.state.info import info
 
     ds = open_store(store)
     note_incomplete(info(store))
     with _cluster(scheduler):
-        suite = run_suite(
-            ds, by=_by(ds, store, by), verbs=verbs, site=site, backend=backend, seed=seed, tell=print_status
-        )
+        suite = _run_suite(ds, store, by, verbs=verbs, **options)
     folder = out if out is not None else _results(store) / "latest"
     write_results(suite.results, folder)
-    return folder
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return {"store": store, "folder": folder, "results": names, **answer_of(suite)}
+
+
+def _run_suite(ds: xr.Dataset, store: str, by: str | None, permutations: int | None, **options: Any) -> Suite:
+    """Run the standard analyses; messages name options of the command line."""
+    from stratalens.analyses.suite import default_permutations, run_suite
+
+    column = _by(ds, store, by)
+    nulls = {"probe_permutations": default_permutations(ds, column, options["site"], options["order"])}
+    if permutations is not None:
+        nulls = {"probe_permutations": permutations, "permutations": permutations}
+    try:
+        suite = run_suite(ds, by=column, tell=lambda line: print_status(as_options(line)), **nulls, **options)
+    except InputError as error:
+        raise InputError(as_options(str(error))) from error
+    suite.skipped = [as_options(line) for line in suite.skipped]
+    return suite
 
 
 def note_incomplete(facts: Mapping[str, Any]) -> None:
@@ -92,22 +116,33 @@ def _results(store: str) -> Path:
     return Path(f"{name.rsplit('/', 1)[1] if is_url(name) else name}.results")
 
 
-def report_store(store: str, out: Path, *, by: str | None) -> Path:
-    """Write the report of a store; reuse analyses whose results are cached next to it."""
+def report_store(store: str, out: Path, *, by: str | None, **options: Any) -> Path:
+    """Write the report of a store; reuse analyses whose results are cached next to it.
+
+    Args:
+        store: path or URL of the store.
+        out: the page.
+        by: label column; None = that of the run file, else `default_label_column`.
+        options: other arguments of `run_suite`.
+    """
     from stratalens.analyses.accessor import open_store
     from stratalens.analyses.report.report import report
-    from stratalens.analyses.suite import VERBS, run_suite
     from stratalens.store.state.info import info
 
     ds, facts = open_store(store), info(store)
     note_incomplete(facts)
-    suite = run_suite(ds, by=_by(ds, store, by), verbs=VERBS, tell=print_status)
+    suite = _run_suite(ds, store, by, **options)
     title = f"stratalens: {Path(store).name}"
     return report(suite.results, out, store_info=facts, notes=suite.skipped, title=title)
 
 
 def explore_store(
-    store: str, *, port: int, show: bool, on_start: Callable[[dict[str, str]], None] | None = None
+    store: str,
+    *,
+    port: int,
+    show: bool,
+    by: str | None = None,
+    on_start: Callable[[dict[str, str]], None] | None = None,
 ) -> None:
     """Serve the live page of a store until Ctrl-C.
 
@@ -117,6 +152,7 @@ def explore_store(
         store: path or URL of the store.
         port: port on 127.0.0.1; 0 takes any free one.
         show: open the page in the system's browser.
+        by: label column at the start; None = that of the run file, else the most useful one.
         on_start: called with {store, url} when the page is ready.
     """
     from stratalens.analyses.accessor import open_store
@@ -131,17 +167,46 @@ def explore_store(
             on_start({"store": store, "url": f"http://{ADDRESS}:{port}"})
 
     with suppress(KeyboardInterrupt):
-        explore(ds, port, show=show, tell=announce)
+        explore(ds, port, show=show, by=_preferred(ds, store, by), tell=announce)
     print_status("the explorer has ended")
 
 
 def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
-    """Return the label column: the argument, else that of the run file next to the store, else trained_stage."""
+    """Return the label column: the argument, else that of the run file, else the only one with groups of entities.
+
+    Raises:
+        InputError: the column does not exist, or there is no single one to take; lists all with their groups.
+    """
+    from stratalens.analyses.data.label_columns import default_label_column, describe_label_columns, list_columns
+
+    chosen = _preferred(ds, store, by)
+    if chosen is not None:
+        return chosen
+    try:
+        column = default_label_column(ds)
+    except InputError as error:
+        first = next((c.name for c in describe_label_columns(ds) if not c.problem), "COLUMN")
+        raise InputError(f"{error}. For example: --by {first}, or `by: {first}` in the run file") from None
+    if column != "trained_stage":
+        others = [c for c in describe_label_columns(ds) if c.name != column]
+        print_status(f"comparing the groups of {column}; --by chooses another column: {list_columns(others)}")
+    return column
+
+
+def _preferred(ds: xr.Dataset, store: str, by: str | None) -> str | None:
+    """Return the label column of the argument or of the run file; None where neither names one.
+
+    Raises:
+        InputError: the column does not exist; lists all with their groups.
+    """
+    from stratalens.analyses.data.label_columns import check_label_column, label_columns
+
     run = None if by else read_run_file_of(store)
-    chosen = by or (run.by if run is not None else "trained_stage")
-    columns = [str(name) for name, coord in ds.coords.items() if coord.dims == ("entity",) and name != "entity"]
-    if chosen not in columns:
-        raise InputError(f"--by {chosen!r} is not a label column of {store}; {suggest(chosen, columns)}")
+    chosen = by or (run.by if run is not None else None)
+    if by is None and chosen == "trained_stage" and chosen not in label_columns(ds):
+        return None  # a run file that names no column has this default
+    if chosen is not None:
+        check_label_column(ds, chosen)
     return chosen
 
 

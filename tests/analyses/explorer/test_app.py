@@ -11,11 +11,13 @@ from stratalens.analyses.explorer.app import HINT, Explorer, error_message, page
 from stratalens.analyses.explorer.on_demand import IDLE
 from stratalens.store import open_store
 from support.stores import make_store
+from support.unordered import unordered_store
 
 
 @pytest.fixture
 def explorer(tmp_path: Path) -> Explorer:
-    path = make_store(tmp_path / "run.zarr", 4, 3, 60, ("first", "last"), 8, planted=2.0)
+    lone = {"lone": ["x"] + ["y"] * 59}  # a group of one entity cannot be divided
+    path = make_store(tmp_path / "run.zarr", 4, 3, 60, ("first", "last"), 8, planted=2.0, labels=lone)
     explorer = page(open_store(path))
     explorer.refresh()
     return explorer
@@ -38,8 +40,8 @@ def test_a_selection_stays_with_its_rows_and_goes_with_another_column(explorer: 
     assert "layer 0" in explorer.table.caption
     explorer.table.focus = 1
     assert explorer.scatter.pointed.data["text"] == [explorer.table.rows[1][0]]
-    explorer.by.value = "template"
-    assert explorer.status.kind == "error"  # one group only
+    explorer.by.value = "lone"
+    assert explorer.status.kind == "error"
     still = ". The figure still shows resid_post at stage s3, layer 0, token last, by trained_stage."
     assert explorer.status.text.endswith(still)
     explorer.by.value = "trained_stage"
@@ -47,14 +49,14 @@ def test_a_selection_stays_with_its_rows_and_goes_with_another_column(explorer: 
 
 
 def test_a_failure_is_shown_until_the_request_changes(explorer: Explorer) -> None:
-    explorer.by.value = "template"  # one group only
+    explorer.by.value = "lone"
     explorer.analyses.scope.value = "here"
     explorer.analyses.compute()
     explorer.analyses.task.join(120)
     assert explorer.analyses.status.kind == "error"
     explorer.analyses.draw("dark")
     assert explorer.analyses.status.kind == "error"
-    explorer.by.value = "entity"  # too many groups
+    explorer.by.value = "trained_stage"
     assert (explorer.analyses.status.kind, explorer.analyses.status.text) == ("info", IDLE)
 
 
@@ -102,3 +104,35 @@ def test_a_second_reader_is_not_shown_that_there_is_no_result(explorer: Explorer
     second.refresh()
     assert len(second.analyses.figures) == 1
     assert second.analyses.status.text == ""
+
+
+def test_columns_have_their_numbers_of_groups_and_unusable_ones_cannot_be_chosen(explorer: Explorer) -> None:
+    assert list(explorer.by.options)[:2] == ["trained_stage (3)", "lone (2)"]
+    assert set(explorer.by.disabled_options) == {"template", "entity_id", "prompt"}
+    assert explorer.by.options["entity_id (60)"] == "entity_id"
+
+
+def test_groups_without_an_order_have_no_path_and_no_analysis_of_order(tmp_path: Path) -> None:
+    path = unordered_store(tmp_path / "run.zarr", layers=1, entities=40, stages=("step0", "step600"))
+    explorer = page(open_store(path))
+    explorer.refresh()
+    assert explorer.by.value == "habitat"
+    assert explorer.status.kind == "info"
+    assert "joined in order" not in explorer.status.text
+    assert len(explorer.scatter.path.data["x"]) == 0
+    assert len(explorer.scatter.means.data["x"]) == 4
+    assert explorer.scatter.figure.xaxis.axis_label == "principal axis 1 of the group means (activation units)"
+    assert list(explorer.analyses.kind.options.values()) == ["probes"]
+    assert "ends" not in explorer.analyses.pairs.options.values()
+    explorer.analyses.scope.value = "here"
+    explorer.analyses.compute()
+    explorer.analyses.task.join(120)
+    (column,) = explorer.analyses.figures
+    assert "habitat, 4 groups (chance 0.25): accuracy" in column[0].sentence
+
+
+def test_groups_with_an_order_have_a_path_and_an_analysis_of_it(explorer: Explorer) -> None:
+    assert "joined in order" in explorer.status.text
+    assert len(explorer.scatter.path.data["x"]) == 3
+    assert list(explorer.analyses.kind.options.values()) == ["probes", "order"]
+    assert page(explorer.data.ds, by="lone").by.value == "lone"

@@ -36,7 +36,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = 80
     labels = {
         "prompt": [f"Q: Who is e{i // 2:05d}? {EVIL if i == 0 else ''}" for i in range(rows)],
-        "lonely": ["only"] * rows,
+        "lonely": ["x"] * 2 + ["y"] * (rows - 2),  # a group of one entity cannot be divided
+        "same": ["only"] * rows,
     }
     folder = tmp_path_factory.mktemp("explore")
     return make_store(
@@ -203,11 +204,13 @@ def test_a_computation_can_be_cancelled(opened: Opened) -> None:
 
 
 def test_errors_are_shown_in_the_page_and_it_continues(opened: Opened) -> None:
-    opened.page.get_by_label("Groups (label column)").select_option("lonely")
+    groups = opened.page.get_by_label("Groups (label column)")
+    assert "same (1)" in groups.locator("option[disabled]").all_inner_texts()
+    groups.select_option(label="lonely (2)")
     alert = opened.page.get_by_role("alert")
     alert.wait_for()
-    assert "at least 2 are needed" in alert.inner_text()
-    opened.page.get_by_label("Groups (label column)").select_option("trained_stage")
+    assert "too few entities in 'lonely'" in alert.inner_text()
+    groups.select_option(label="trained_stage (3)")
     opened.says("40 of 80 rows, resid_post at stage s3, layer 2, token last")
     opened.slide("stage", "Home")
     opened.says("rows, resid_post at stage untrained")

@@ -33,7 +33,7 @@ def test_below_the_limit_all_rows_are_drawn_wherever_the_view_is(source: Explore
         lambda rows: None, lambda rows: {"row": source.label_texts("entity", rows), "label": ["" for _ in rows]}
     )
     plane = source.plane(HERE)
-    scatter.show(plane, *source.training_order(plane.groups))
+    scatter.show(plane, *source.colors(plane))
     scatter.figure.x_range.update(start=-1e-3, end=1e-3)
     scatter.set_theme("dark")  # drawn again while zoomed in
     assert len(scatter.points.data["x"]) == len(plane.rows.rows)
@@ -48,7 +48,7 @@ def test_above_the_limit_rows_become_an_image_and_points_again_when_zoomed_in(
     chosen: list[np.ndarray] = []
     scatter = Scatter(chosen.append, lambda rows: {"row": [str(r) for r in rows], "label": ["" for _ in rows]})
     plane = source.plane(HERE)
-    scatter.show(plane, *source.training_order(plane.groups))
+    scatter.show(plane, *source.colors(plane))
     assert len(plane.rows.rows) > 30
     assert len(scatter.points.data["x"]) == 0
     (image,) = scatter.image.data["image"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import holoviews as hv
 import pytest
@@ -12,32 +10,7 @@ import pytest
 from stratalens.analyses import plots
 from stratalens.store.errors import InputError
 from support import results as planted
-
-STAGES = ("base", "s1", "s2", "s3")
-TOKEN = ("last",)
-
-
-def _probes(**narrow: Any) -> Any:
-    return planted.probes(STAGES, 2, TOKEN).isel(stage=[0, 3]).sel(narrow)
-
-
-FIGURES: dict[str, Callable[[], Any]] = {
-    "centroid_path": lambda: plots.centroid_path(planted.projection(STAGES, 1, TOKEN)),
-    "layer_sweep": lambda: plots.layer_sweep(_probes()),
-    "pair_matrix": lambda: plots.pair_matrix(_probes()),
-    "cosine_matrix": lambda: plots.cosine_matrix(planted.cosines(_probes())),
-    "control_comparison": lambda: plots.control_comparison({"a": _probes(), "b": planted.matched(_probes())}),
-    "statistic_distributions": lambda: plots.statistic_distributions(planted.recorded_store(STAGES, 1, TOKEN)),
-    "stage_drift": lambda: plots.stage_drift(planted.centroids(STAGES, 2, TOKEN)),
-    "probe_generalisation": lambda: plots.probe_generalisation(planted.generalise(_probes(stage=["s3"], layer=[1]))),
-    "stage_layer_map": lambda: plots.stage_layer_map(planted.projection(STAGES, 2)["r2"], "r2", null=0.2),
-    "layer_token_map": lambda: plots.layer_token_map(planted.projection(STAGES, 2)["r2"], "r2"),
-    "direction_drift": lambda: plots.direction_drift(planted.probes(STAGES, 2, TOKEN)),
-    "forgetting": lambda: plots.forgetting(planted.recorded_store(STAGES, 1, TOKEN)),
-    "loss_curves": lambda: plots.loss_curves(planted.losses(STAGES, 4)),
-    "entity_scatter": lambda: plots.entity_scatter(planted.recorded_store(STAGES, 1, TOKEN)),
-    "message": lambda: plots.stage_drift(planted.centroids(("model",), 1)),
-}
+from support.figures import FIGURES, STAGES, few_probes
 
 
 def test_a_colour_bar_on_paper_is_as_high_as_its_map(tmp_path: Path) -> None:
@@ -82,7 +55,7 @@ def test_a_page_of_one_figure_is_complete(tmp_path: Path) -> None:
 
 
 def test_what_save_refuses(tmp_path: Path) -> None:
-    obj = plots.pair_matrix(_probes())
+    obj = plots.pair_matrix(few_probes())
     with pytest.raises(InputError, match=r"unknown suffix '\.gif'.*\.pdf"):
         plots.save(obj, tmp_path / "a.gif")
     with pytest.raises(InputError, match=r"no slider 'head'. Valid: stage, layer"):

@@ -18,7 +18,7 @@ from support.results import planted_results, store_info
 
 TITLES = [
     "Recorded data",
-    "Order of the groups",
+    "Is there an order?",
     "Separability of the groups",
     "Layer, token and stage",
     "Controls",
