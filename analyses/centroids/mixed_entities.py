@@ -39,7 +39,7 @@ class MixedSlots:
     def observed(self, table: Array) -> Array:
         """Slot sums (Q, G * C, features) of a table of rows (rows, features)."""
         weights = np.ones((1, len(self.units)), np.float32)
-        return self._sums(self.slots[None], weights, table)[0]
+        return np.asarray(self._sums(self.slots[None], weights, table)[0])
 
     def bootstrap(self, table: Array, draws: int, rng: np.random.Generator) -> Iterator[Array]:
         """Slot sums of bootstrap samples, in batches (b, Q, G * C, features).
@@ -90,10 +90,10 @@ class MixedSlots:
 
     def _batch_size(self, table: Array) -> int:
         """Resamples of a batch, so that their sums take at most BATCH_BYTES."""
-        return max(1, BATCH_BYTES // (self.halves.partitions * self.groups * self.halves.cells * table.shape[1] * 4))
+        return max(1, BATCH_BYTES // (len(self.slots) * self.groups * self.halves.cells * int(table.shape[1]) * 4))
 
 
-def divide(codes: Codes, units: Codes, groups: int, halves: Halves, rng: np.random.Generator) -> Codes:
+def divide(codes: Codes, units: Codes, groups: int, halves: Halves, rng: np.random.Generator) -> Array:
     """Slot of each row in every division of the entities into cells.
 
     Entities with rows in the same groups are dealt to the cells in turn.
@@ -125,7 +125,7 @@ def divide(codes: Codes, units: Codes, groups: int, halves: Halves, rng: np.rand
 @lru_cache(maxsize=2)
 def _permuted_slots(
     codes: bytes, units: bytes, groups: int, cells: int, partitions: int, axis: bytes, seed: int, numbers: range
-) -> Codes:
+) -> Array:
     """Slots of permutations by their numbers: int32 array of shape (numbers, Q, rows)."""
     code, unit = (np.frombuffer(labels, np.int64) for labels in (codes, units))
     halves = Halves(cells, partitions, np.frombuffer(axis, np.float64).reshape(-1, cells))
