@@ -136,8 +136,8 @@ def _auc_interval(score: Floats, plan: Plan, area: Doubles, strata: Codes) -> in
 def _ordinal_quality(score: Floats, plan: Plan) -> Variables:
     r2, rho, errors, deviations = _ordinal_errors(score, plan)
     n_units = int(plan.units.max(initial=-1)) + 1
-    by_unit = [scoring.sum_by_unit(values[None], plan.units, n_units) for values in (errors, deviations)]
-    low, high = intervals.unexplained_interval(*by_unit, entity_strata(plan.codes, plan.units))
+    error_sums, deviation_sums = (scoring.sum_by_unit(v[None], plan.units, n_units) for v in (errors, deviations))
+    low, high = intervals.unexplained_interval(error_sums, deviation_sums, entity_strata(plan.codes, plan.units))
     return {
         "r2": (("pair", "fold"), r2[None]),
         "rank_correlation": (("pair", "fold"), rho[None]),

@@ -92,7 +92,7 @@ def _measure(data: xr.Dataset) -> str:
 def _labels(data: xr.Dataset, dim: str, varies: bool) -> Sequence[object]:
     """Labels along a dim; without the dim, the label of the selected place, or None."""
     if dim in data.coords and (varies or data[dim].ndim == 0):
-        return np.atleast_1d(data[dim].values).tolist()
+        return list(np.atleast_1d(data[dim].values).tolist())
     return list(range(data.sizes[dim])) if varies else [None]
 
 

@@ -115,7 +115,7 @@ def mean_share_interval(hits: Doubles, rows: Doubles, strata: Codes, level: floa
     share = ratio(hits.sum(axis=2), rows.sum(axis=2))
     mean, present = share.mean(axis=0), rows > 0
     deviations = np.stack([_deviations(own, counted) for own, counted in zip(hits, rows, strict=True)])
-    variance = stratified_variance(deviations.sum(axis=0), present.any(axis=0), strata)
+    variance = stratified_variance(deviations.sum(axis=0), np.asarray(present.any(axis=0)), strata)
     with np.errstate(divide="ignore"):
         n_rows, n_units = (len(rows) ** 2 / (1 / n).sum(axis=0) for n in (rows.sum(axis=2), present.sum(axis=2)))
     rarer = _rarer_outcome(hits.sum(axis=0), rows.sum(axis=0))
@@ -148,7 +148,7 @@ def auc_interval(area: Doubles, influence: Doubles, classes: Mask, strata: Codes
     Returns:
         (low, high), each a float64 array of shape (P,).
     """
-    variance = AUC_FACTOR * stratified_variance(influence, classes.any(axis=0), strata)
+    variance = AUC_FACTOR * stratified_variance(influence, np.asarray(classes.any(axis=0)), strata)
     with np.errstate(invalid="ignore", divide="ignore"):
         entities = 4 / (1 / classes.sum(axis=2)).sum(axis=0)
         variance = variance * entities / np.maximum(entities - 2, 1)  # two means are estimated
@@ -172,7 +172,9 @@ def unexplained_interval(errors: Doubles, deviations: Doubles, strata: Codes, le
         (low, high), each a float64 array of shape (P,).
     """
     share = ratio(errors.sum(axis=1), deviations.sum(axis=1))
-    variance = R2_FACTOR * stratified_variance(_deviations(errors, deviations), deviations + errors > 0, strata)
+    variance = R2_FACTOR * stratified_variance(
+        _deviations(errors, deviations), np.asarray(deviations + errors > 0), strata
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         half = float(ndtri((1 + level) / 2)) * np.where(share > 0, np.sqrt(variance) / share, 0)
         return share * np.exp(-half), share * np.exp(half)

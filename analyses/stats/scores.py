@@ -165,10 +165,10 @@ def cluster_interval(
 
 def sum_by_unit(values: npt.NDArray[np.generic], units: Codes, n_units: int) -> Doubles:
     """Sum values (P, n) over the rows of each entity, shape (P, units)."""
-    values = np.asarray(values, dtype=np.float64)
+    numbers: Doubles = np.asarray(values, dtype=np.float64)
     if len(units) == n_units and (units == np.arange(n_units)).all():
-        return values
-    return np.stack([np.bincount(units, row, n_units) for row in values])
+        return numbers
+    return np.stack([np.bincount(units, row, n_units) for row in numbers])
 
 
 def ratio(top: Floats, bottom: Floats) -> Doubles:
