@@ -185,7 +185,10 @@ def _unseen(probes: xr.Dataset, ds: Data) -> Mask:
         seen = seen[probes["entity_fold"].values >= 0] if "entity_fold" in probes else seen
         return ~np.isin(as_text(ds["entity_id"].values), as_text(seen))
     if "entity" in probes.coords and "entity" in ds.coords:
-        return ~np.isin(as_text(ds["entity"].values), as_text(probes["entity"].values))
+        # An index of the data that is called entity may hold the entity ids of the probes.
+        names = [name for name in ("entity", "entity_id") if name in probes.coords]
+        seen = np.concatenate([as_text(probes[name].values) for name in names])
+        return ~np.isin(as_text(ds["entity"].values), seen)
     raise InputError("cannot tell which entities the probes have seen; both need the coordinate entity_id or entity")
 
 

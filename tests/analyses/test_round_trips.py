@@ -15,6 +15,7 @@ import xarray as xr
 
 import stratalens as sl
 from stratalens.analyses.plots.spec import FigureSpec
+from stratalens.store.errors import InputError
 from support.planted import planted
 from support.stores import make_store
 
@@ -35,7 +36,8 @@ def with_statistics(ds: xr.Dataset) -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def ds() -> xr.Dataset:
-    return with_statistics(planted(stages=4, layers=1, groups=3, per_group=24, d=6, tokens=("last",), effect=2.0))
+    data = planted(stages=4, layers=1, groups=3, per_group=15, d=4, tokens=("last",), effect=2.0)
+    return with_statistics(data.isel(stage=[0, 3]))
 
 
 def through_zarr(data: Any, folder: Path) -> Any:
@@ -91,12 +93,9 @@ INDEXES: dict[str, Callable[[Any, Path], Any]] = {
 
 ANALYSES: dict[str, Callable[[xr.Dataset], Any]] = {
     "probe": lambda ds: sl.probe(ds, folds=3, **FEW),
-    "multiclass": lambda ds: sl.probe(ds, pairs="multiclass", folds=3, **FEW),
     "centroids": lambda ds: sl.centroids(ds, **QUIET),
     "project": lambda ds: sl.project(ds, permutations=5, bootstrap=5, repeats=2, **QUIET),
     "pca": lambda ds: sl.pca(ds, components=2, **QUIET),
-    "cosines": lambda ds: sl.cosines(sl.probe(ds, folds=3, **FEW)),
-    "generalise": lambda ds: sl.generalise(sl.probe(ds, folds=3, **FEW), ds, progress=False),
     "matched_probe": lambda ds: sl.matched_probe(ds, statistics=STATISTICS, bins=2, repeats=2, small="nan", **FEW),
     "statistics_probe": lambda ds: sl.statistics_probe(ds, statistics=STATISTICS, folds=3, **FEW),
     "residual_probe": lambda ds: sl.residual_probe(ds, statistics=STATISTICS, folds=3, **FEW),
@@ -108,7 +107,10 @@ ANALYSES: dict[str, Callable[[xr.Dataset], Any]] = {
 @pytest.fixture(scope="module")
 def results(ds: xr.Dataset) -> dict[str, Any]:
     """Every result of the data as it is."""
-    return {name: analysis(ds) for name, analysis in ANALYSES.items()}
+    each = {name: analysis(ds) for name, analysis in ANALYSES.items()}
+    each["cosines"] = sl.cosines(each["probe"])
+    each["generalise"] = sl.generalise(each["probe"], ds, progress=False)
+    return each
 
 
 def assert_same_numbers(result: Any, wanted: Any) -> None:
@@ -122,13 +124,21 @@ def assert_same_numbers(result: Any, wanted: Any) -> None:
             np.testing.assert_allclose(other.values, variable.values, rtol=1e-5, atol=1e-6, err_msg=str(name))
 
 
-@pytest.mark.parametrize("analysis", ANALYSES)
-@pytest.mark.parametrize("way", [*WAYS, *INDEXES])
-def test_data_gives_the_same_result_after_a_round_trip(
-    way: str, analysis: str, ds: xr.Dataset, results: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("way", [*(way for way in WAYS if way != "cloudpickle"), *INDEXES])
+def test_data_gives_the_same_results_after_a_round_trip(
+    way: str, ds: xr.Dataset, results: dict[str, Any], tmp_path: Path
 ) -> None:
     back = {**WAYS, **INDEXES}[way](ds, tmp_path)
-    assert_same_numbers(ANALYSES[analysis](back), results[analysis])
+    for name, analysis in ANALYSES.items():
+        assert_same_numbers(analysis(back), results[name])
+    own = sl.probe(back, folds=3, **FEW) if way in INDEXES else results["probe"]
+    assert_same_numbers(sl.generalise(own, back, progress=False), results["generalise"])
+
+
+def test_rows_that_probes_have_seen_are_known_under_another_index(ds: xr.Dataset, results: dict[str, Any]) -> None:
+    for way in INDEXES.values():
+        with pytest.raises(InputError, match="the probes have seen every entity"):
+            sl.generalise(results["probe"], way(ds, Path()), progress=False)
 
 
 def spec_of(figure: Any) -> FigureSpec:
@@ -153,27 +163,28 @@ PLOTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("plot", PLOTS)
-@pytest.mark.parametrize("way", WAYS)
-def test_results_are_drawn_after_a_round_trip(way: str, plot: str, results: dict[str, Any], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def figures(results: dict[str, Any]) -> dict[str, FigureSpec]:
+    """Every figure of the results as they are."""
+    return {name: spec_of(plot(results)) for name, plot in PLOTS.items()}
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "cloudpickle"])
+def test_results_are_drawn_and_analysed_after_a_round_trip(
+    way: str, ds: xr.Dataset, results: dict[str, Any], figures: dict[str, FigureSpec], tmp_path: Path
+) -> None:
     back = {}
     for name, result in results.items():
         if isinstance(result, xr.Dataset | xr.DataArray):
             folder = tmp_path / name
             folder.mkdir()
             back[name] = WAYS[way](result, folder)
-    wanted, drawn = spec_of(PLOTS[plot](results)), spec_of(PLOTS[plot](back))
-    assert (drawn.title, drawn.sliders, drawn.legend) == (wanted.title, wanted.sliders, wanted.legend)
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_results_are_analysed_after_a_round_trip(
-    way: str, ds: xr.Dataset, results: dict[str, Any], tmp_path: Path
-) -> None:
-    probes = WAYS[way](results["probe"], tmp_path)
-    assert_same_numbers(sl.cosines(probes), results["cosines"])
-    assert_same_numbers(sl.generalise(probes, ds, progress=False), results["generalise"])
-    assert sl.drift(probes) is not None
+    for name, plot in PLOTS.items():
+        wanted, drawn = figures[name], spec_of(plot(back))
+        assert (drawn.title, drawn.sliders, drawn.legend) == (wanted.title, wanted.sliders, wanted.legend), name
+    assert_same_numbers(sl.cosines(back["probe"]), results["cosines"])
+    assert_same_numbers(sl.generalise(back["probe"], ds, progress=False), results["generalise"])
+    assert sl.drift(back["probe"]) is not None
 
 
 @pytest.mark.parametrize("way", WAYS)
