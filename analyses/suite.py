@@ -7,7 +7,8 @@ without one are compared all at once, and the controls use the mean over some pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -29,7 +30,6 @@ from stratalens.analyses.directions.directions import cosines
 from stratalens.analyses.probes.generalise import generalise
 from stratalens.analyses.probes.probe import probe
 from stratalens.analyses.stats.quantiles import statistic_quantiles
-from stratalens.analyses.steps import Steps
 from stratalens.store.errors import InputError, join_names, no_site_error, suggest
 
 VERBS = ("centroids", "probes", "controls")
@@ -144,7 +144,9 @@ def run_suite(
     unused = {"multiclass"} if not several else set()
     unused |= {"plane"} if not label_groups.ordered else set()
     names = [name for verb in VERBS if verb in verbs for name in STEPS[verb] if name not in unused]
-    run.steps = Steps({name: d for verb in STEPS.values() for name, d in verb.items() if name in names}, run.print_line)
+    run.steps = _Steps(
+        {name: d for verb in STEPS.values() for name, d in verb.items() if name in names}, run.print_line
+    )
     if "centroids" in verbs:
         run.run_centroids()
     if "probes" in verbs:
@@ -220,6 +222,30 @@ def control_pairs(
     return [(names[i], names[j]) for i, j in (*pairwise(ring), (ring[0], ring[-1]))]
 
 
+class _Steps:
+    """Reports each step, its number, and about how long the rest will take.
+
+    Args:
+        durations: relative duration of each step, in order.
+        print_line: called with one line a step.
+    """
+
+    def __init__(self, durations: Mapping[str, float], print_line: Callable[[str], None]) -> None:
+        self.durations, self.print_line = dict(durations), print_line
+        self.start_time = time.monotonic()
+
+    def start(self, name: str, description: str) -> None:
+        """Report that a step starts."""
+        names = list(self.durations)
+        index = names.index(name)
+        done = sum(self.durations[n] for n in names[:index])
+        left = ""
+        if done:
+            seconds = (time.monotonic() - self.start_time) / done * (sum(self.durations.values()) - done)
+            left = f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {max(1, seconds):.0f} s left"
+        self.print_line(f"[{index + 1} of {len(names)}{left}] {description}")
+
+
 class _Run:
     """One call of `run_suite`: its arguments, and the results so far."""
 
@@ -236,7 +262,7 @@ class _Run:
         self.ds, self.groups, self.units, self.choice, self.print_line = ds, label_groups, units, choice, print_line
         self.by = label_groups.by
         self.suite = Suite(self.by, label_groups.ordered)
-        self.steps = Steps({}, print_line)
+        self.steps = _Steps({}, print_line)
         self.common: dict[str, Any] = {"site": site, "skip_missing": choice.skip_missing}
         self.seed = seed
 

@@ -165,7 +165,7 @@ def widest_across(axis: Array, rows: Array) -> Array:
 
     >>> rows = np.array([[0.0, 2.0, 0.0], [9.0, -2.0, 0.0], [0.0, 0.0, 1.0]])
     >>> np.abs(widest_across(np.array([1.0, 0.0, 0.0]), rows)).round(1).tolist()
-    [0.0, 1.0, 0.1]
+    [0.0, 1.0, 0.0]
     """
     across = rows - rows.mean(0, dtype=np.float64)
     across = across - np.outer(across @ axis, axis)

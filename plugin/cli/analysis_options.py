@@ -54,7 +54,7 @@ def as_options(message: str) -> str:
     """Replace arguments of Python functions in a message by options of the command line.
 
     >>> as_options("Leave these groups out with order=[...], or use pairs='rest'")
-    "Leave these groups out with --order A,B,C, or use --pairs rest"
+    'Leave these groups out with --order A,B,C, or use --pairs rest'
     """
     for pattern, option in OPTIONS:
         message = pattern.sub(option, message)
