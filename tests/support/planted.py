@@ -68,3 +68,18 @@ def planted(
         },
     )
     return ds.chunk({"stage": 1, "layer": 1, "entity": max(1, n // 3)}) if chunked else ds
+
+
+def with_statistics(ds: xr.Dataset, seed: int = 0) -> xr.Dataset:
+    """Add the L2 norm, a loss that depends on the group (defined at `last` only) and a noise statistic."""
+    rng = np.random.default_rng(seed)
+    place = ("stage", "entity", "token")
+    shape = tuple(ds.sizes[d] for d in place)
+    group = np.unique(ds.trained_stage.values, return_inverse=True)[1]
+    loss = rng.normal(size=shape) + 1.5 * group[None, :, None]
+    loss[:, :, 0] = np.nan
+    return ds.assign(
+        resid_post_l2=np.sqrt((ds.resid_post**2).sum("d_model")),
+        loss=(place, loss),
+        entropy=(place, rng.normal(size=shape)),
+    )

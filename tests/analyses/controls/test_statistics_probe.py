@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from stratalens.analyses.controls.statistics_probe import statistics_probe
+
+QUIET: dict[str, Any] = {"progress": False, "scheduler": "synchronous", "resamples": 200}
+
+
+def test_statistics_alone_find_their_own_effect(norm_only: xr.Dataset) -> None:
+    result = statistics_probe(norm_only, statistics=("resid_post_l2", "loss"), **QUIET)
+    assert result.used.squeeze().values.tolist() == [[True, False], [True, True]]
+    assert result.coef.dims[-1] == "statistic"
+    assert float(result.accuracy_mean.sel(token="entity_last").squeeze()) > 0.6
+    assert float(result.accuracy_mean.sel(token="last").squeeze()) > 0.75
+    noise = statistics_probe(norm_only, statistics=("entropy",), **QUIET)
+    assert "layer" not in noise.dims
+    assert (noise.accuracy_low <= 0.5).all()
+
+
+def test_boosting_finds_a_nonlinear_effect() -> None:
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1], 150)
+    value = np.where(group, rng.choice([-2.0, 2.0], 300), 0) + 0.3 * rng.normal(size=300)
+    ds = xr.Dataset(
+        {"surprise": (("entity", "token"), value[:, None])},
+        coords={"colour": ("entity", np.array(["red", "blue"], object)[group])},
+    )
+    line, trees = (statistics_probe(ds, "colour", ("surprise",), m, **QUIET) for m in ("logistic", "boosting"))
+    assert float(line.accuracy_mean.squeeze()) < 0.65
+    assert float(trees.accuracy_mean.squeeze()) > 0.95
+    assert "coef" not in trees
+
+
+def test_statistics_are_computed_where_they_are_missing(norm_only: xr.Dataset) -> None:
+    stored = statistics_probe(norm_only, statistics=("resid_post_l2",), **QUIET)
+    computed = statistics_probe(norm_only.drop_vars("resid_post_l2"), statistics=("resid_post_l2",), **QUIET)
+    np.testing.assert_allclose(stored.accuracy, computed.accuracy)
+    np.testing.assert_allclose(stored.score, computed.score, atol=1e-3)
