@@ -9,6 +9,7 @@ from .analyses.controls.controls import controls as controls
 from .analyses.controls.matched_probe import matched_probe as matched_probe
 from .analyses.controls.residual_probe import residual_probe as residual_probe
 from .analyses.controls.statistics_probe import statistics_probe as statistics_probe
+from .analyses.controls.weighted_probe import weighted_probe as weighted_probe
 from .analyses.directions.alignment import principal_angles as principal_angles
 from .analyses.directions.alignment import procrustes as procrustes
 from .analyses.directions.directions import agreement as agreement
