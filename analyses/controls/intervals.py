@@ -96,6 +96,17 @@ class Resampler:
         value = divide(np.asarray(top, np.float64).sum(axis=1), np.asarray(weight, np.float64).sum(axis=1))
         return value, *self.bounds(divide(self.sums(top), self.sums(weight)), value, (0.0, 1.0))
 
+    def auc(self, top: npt.NDArray[np.generic], weight: npt.NDArray[np.generic]) -> tuple[Doubles, Doubles, Doubles]:
+        """Compute the AUC from weighted placements with its 95 % interval; arrays (columns, n), results (columns,).
+
+        Rows of both classes are in the sums, and each class has half of the weight.
+        """
+        value = divide(np.asarray(top, np.float64).sum(axis=1), np.asarray(weight, np.float64).sum(axis=1))
+        resampled = divide(self.sums(top), self.sums(weight))
+        # The AUC of a resample is A1 + A0 - AUC, with the mean placements A1 and A0 of the classes; these sums give
+        # (A1 + A0) / 2, which varies half as much.
+        return value, *self.bounds(2 * resampled - value, value, (0.0, 1.0))
+
     def bounds(self, resampled: Doubles, value: Doubles, limits: tuple[float, float]) -> tuple[Doubles, Doubles]:
         """95 % interval from values (resamples, columns), widened by the factor around the estimate (columns,)."""
         defined = np.isfinite(value) & np.isfinite(resampled).all(axis=0)

@@ -10,7 +10,7 @@ from stratalens.analyses.data.array_types import Codes, Doubles, Mask, Signs
 
 # Inverse penalty of the logistic regression. A penalty that predicts best leaves part of the difference between the
 # classes, so this one is weaker: in six simulated confounds it left the smallest difference.
-INVERSE_PENALTY = 0.1
+INVERSE_PENALTY = 0.2
 SUPPORT = (0.1, 0.9)  # propensities with common support (Crump, Hotz, Imbens and Mitnik, 2009)
 NO_OVERLAP = 0.95  # accuracy or AUC of the statistics alone from which classes count as separate
 

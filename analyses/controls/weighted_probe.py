@@ -264,8 +264,8 @@ class WeightedSlab:
         factor = training_factor(1 / plan.folds, plan.folds)
         resampler = Resampler(plan.units, plan.bootstrap_weights(), factor)
         out: Variables = {"right": (("pair", "entity"), right.astype(np.float32))}
-        for name, by_fold, top in (("accuracy", balanced[0], right), ("auc", balanced[1], tested * place)):
-            mean, low, high = resampler.mean(top, tested)
+        numbers = {"accuracy": resampler.mean(right, tested), "auc": resampler.auc(tested * place, tested)}
+        for (name, (mean, low, high)), by_fold in zip(numbers.items(), balanced, strict=True):
             out[name] = (("pair", "fold"), by_fold)
             out |= {f"{name}_{k}": (("pair",), v) for k, v in (("mean", mean), ("low", low), ("high", high))}
         return out

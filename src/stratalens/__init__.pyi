@@ -3,6 +3,7 @@ from .analyses.accessor import open_store as open_store
 from .analyses.centroids.centroids import centroids as centroids
 from .analyses.centroids.centroids import project as project
 from .analyses.centroids.pca import pca as pca
+from .analyses.controls.conditional_test import conditional_test as conditional_test
 from .analyses.controls.control_table import control_table as control_table
 from .analyses.controls.controls import baseline_probe as baseline_probe
 from .analyses.controls.controls import controls as controls
