@@ -15,11 +15,13 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.centroids.centroids import centroids, project
+from stratalens.analyses.controls.conditional_test import conditional_test
 from stratalens.analyses.controls.control_table import control_table, find_untrained_stage
 from stratalens.analyses.controls.controls import BASELINES, controls
 from stratalens.analyses.controls.matched_probe import MIN_MATCHED, matched_probe
 from stratalens.analyses.controls.residual_probe import residual_probe
 from stratalens.analyses.controls.statistics_probe import statistics_probe
+from stratalens.analyses.controls.weighted_probe import weighted_probe
 from stratalens.analyses.data.groups import groups
 from stratalens.analyses.directions.directions import cosines
 from stratalens.analyses.probes.generalise import generalise
@@ -27,13 +29,14 @@ from stratalens.analyses.probes.probe import probe
 from stratalens.analyses.stats.quantiles import statistic_quantiles
 from stratalens.store.errors import InputError, no_site_error, suggest
 
+CONDITIONAL_DRAWS = 99
 VERBS = ("centroids", "probes", "controls")
 
 # Steps of each set of analyses, and their relative durations.
 STEPS = {
     "centroids": {"centroids": 1.0, "plane": 12.0},
     "probes": {"probes": 20.0},
-    "controls": {"alone": 2.0, "matched": 2.0, "regressed": 2.0, "baselines": 3.0},
+    "controls": {"alone": 2.0, "matched": 6.0, "regressed": 2.0, "baselines": 3.0},
 }
 
 
@@ -77,7 +80,7 @@ def run_suite(
 
     Returns:
         Suite with results: centroids, projection; probes, cosines, generalise; statistics, statistics_probe,
-        matched_probe, residual_probe, control_table.
+        matched_probe, weighted_probe, conditional_test, residual_probe, control_table.
 
     Raises:
         InputError: an unknown or no name in `verbs`, an unknown site, no site in the data, or input that the
@@ -168,8 +171,10 @@ def _run_controls(
     steps.start("alone", "controls: norms, losses and confidence alone")
     attempt("statistics", statistic_quantiles, by=by)
     attempt("statistics_probe", statistics_probe, **options)
-    steps.start("matched", "controls: matched")
+    steps.start("matched", "controls: matched, weighted, and labels drawn given the statistics")
     attempt("matched_probe", matched_probe, small="nan", **options)
+    attempt("weighted_probe", weighted_probe, **options)
+    attempt("conditional_test", conditional_test, permutations=CONDITIONAL_DRAWS, **options)
     steps.start("regressed", "controls: regressed out")
     attempt("residual_probe", residual_probe, **options)
     matched = suite.results.get("matched_probe")
@@ -180,9 +185,9 @@ def _run_controls(
         )
     steps.start("baselines", "controls: unit length, random directions, shuffled labels and entities; table of all")
     results = controls(last, which=("probe", "normalized", *BASELINES), **options)
-    for name in ("statistics_probe", "matched_probe", "residual_probe"):
+    for name in ("statistics_probe", "matched_probe", "weighted_probe", "conditional_test", "residual_probe"):
         if isinstance(other := suite.results.get(name), xr.Dataset):
-            results[name.removesuffix("_probe")] = other
+            results[name.rsplit("_", 1)[0]] = other
     untrained = find_untrained_stage([str(group) for pair in pairs for group in pair], ds)
     if untrained is not None:
         results["untrained_stage"] = probe(ds.isel(stage=[untrained]), **options).isel(stage=0, drop=True)

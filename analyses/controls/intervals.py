@@ -51,21 +51,30 @@ def fold_placements(score: Floats, positive: Mask, weights: Doubles, fold: Codes
     return out
 
 
-def training_factor(holdout: float, tests: float) -> float:
-    """Factor by which the training sets widen an interval that resamples the test rows alone.
+def fold_factor(folds: int) -> float:
+    """Factor by which overlapping training sets widen an interval that resamples the test rows of all folds.
 
-    Nadeau and Bengio (2003): the mean over `tests` test sets with a share `holdout` of the data each has 1 / tests +
-    holdout / (1 - holdout) times the variance of one of them, not 1 / tests, because the training sets overlap.
-
-    Args:
-        holdout: share of the entities in one test set.
-        tests: number of test sets.
+    Nadeau and Bengio (2003): the mean over k test sets with a share h of the data has 1 / k + h / (1 - h) times the
+    variance of one of them. Resampling rows gives 1 / k of it.
 
     Example:
-        >>> round(training_factor(0.2, 5), 9)  # five folds
+        >>> fold_factor(5)
         1.5
     """
-    return float(np.sqrt(1 + tests * holdout / (1 - holdout)))
+    return split_factor(1 / folds, folds, partition=True)
+
+
+def split_factor(holdout: float, repeats: int, partition: bool = False) -> float:
+    """Compute the factor of `fold_factor` for random splits, whose test sets overlap as well.
+
+    Args:
+        holdout: share of the entities in one test set, h.
+        repeats: number of splits, k.
+        partition: whether every entity is tested once.
+    """
+    tests = repeats * holdout  # of an entity
+    resampled = 1.0 if partition else 1 + (1 - holdout) / tests
+    return float(np.sqrt((1 / tests + 1 / (1 - holdout)) / resampled))
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class Resampler:
     Attributes:
         units: int64 array of shape (n,), entity of each row, 0 .. units - 1.
         draws: float32 array of shape (resamples, units).
-        factor: see `training_factor`.
+        factor: see `fold_factor` and `split_factor`.
     """
 
     units: Codes
@@ -88,24 +97,37 @@ class Resampler:
         by_unit = np.stack([np.bincount(self.units, np.asarray(row, np.float64), n_units) for row in rows])
         return np.asarray(self.draws.astype(np.float64) @ by_unit.T, dtype=np.float64)
 
-    def mean(self, top: npt.NDArray[np.generic], weight: npt.NDArray[np.generic]) -> tuple[Doubles, Doubles, Doubles]:
-        """Compute sum(top) / sum(weight) with its 95 % interval; arrays (columns, n), results (columns,).
-
-        The interval is cut at 0 and 1.
-        """
+    def mean(
+        self,
+        top: npt.NDArray[np.generic],
+        weight: npt.NDArray[np.generic],
+        limits: tuple[float, float] = (0.0, 1.0),
+    ) -> tuple[Doubles, Doubles, Doubles]:
+        """Compute sum(top) / sum(weight) with its 95 % interval; arrays (columns, n), results (columns,)."""
         value = divide(np.asarray(top, np.float64).sum(axis=1), np.asarray(weight, np.float64).sum(axis=1))
-        return value, *self.bounds(divide(self.sums(top), self.sums(weight)), value, (0.0, 1.0))
+        return value, *self.bounds(divide(self.sums(top), self.sums(weight)), value, limits)
 
-    def auc(self, top: npt.NDArray[np.generic], weight: npt.NDArray[np.generic]) -> tuple[Doubles, Doubles, Doubles]:
-        """Compute the AUC from weighted placements with its 95 % interval; arrays (columns, n), results (columns,).
+    def auc(
+        self, top: npt.NDArray[np.generic], weight: npt.NDArray[np.generic], positive: Mask
+    ) -> tuple[Doubles, Doubles, Doubles]:
+        """Compute the AUC from sums of placements (columns, n) with its 95 % interval, results (columns,).
 
-        Rows of both classes are in the sums, and each class has half of the weight.
+        The AUC of a resample is A1 + A0 - AUC, where A1 and A0 are the mean placements of its two classes (the linear
+        part of the U-statistic; DeLong et al., 1988).
         """
-        value = divide(np.asarray(top, np.float64).sum(axis=1), np.asarray(weight, np.float64).sum(axis=1))
-        resampled = divide(self.sums(top), self.sums(weight))
-        # The AUC of a resample is A1 + A0 - AUC, with the mean placements A1 and A0 of the classes; these sums give
-        # (A1 + A0) / 2, which varies half as much.
-        return value, *self.bounds(2 * resampled - value, value, (0.0, 1.0))
+        value, resampled = self.auc_draws(top, weight, positive)
+        return value, *self.bounds(resampled, value, (0.0, 1.0))
+
+    def auc_draws(
+        self, top: npt.NDArray[np.generic], weight: npt.NDArray[np.generic], positive: Mask
+    ) -> tuple[Doubles, Doubles]:
+        """Compute the AUC (columns,) and its value in every resample (resamples, columns)."""
+        value, resampled = np.zeros(len(positive)), np.zeros((len(self.draws), len(positive)))
+        for side in (positive, ~positive):
+            tops, weights = np.where(side, top, 0.0), np.where(side, weight, 0.0)
+            value += divide(tops.sum(axis=1), weights.sum(axis=1)) / 2
+            resampled += divide(self.sums(tops), self.sums(weights))
+        return value, resampled - value
 
     def bounds(self, resampled: Doubles, value: Doubles, limits: tuple[float, float]) -> tuple[Doubles, Doubles]:
         """95 % interval from values (resamples, columns), widened by the factor around the estimate (columns,)."""

@@ -12,7 +12,6 @@ from stratalens.analyses.data.array_types import Codes, Doubles, Mask, Signs
 # classes, so this one is weaker: in six simulated confounds it left the smallest difference.
 INVERSE_PENALTY = 0.2
 SUPPORT = (0.1, 0.9)  # propensities with common support (Crump, Hotz, Imbens and Mitnik, 2009)
-NO_OVERLAP = 0.95  # accuracy or AUC of the statistics alone from which classes count as separate
 
 
 def cross_fitted_log_odds(values: Doubles, sign: Signs, fold: Codes, parts: list[Mask]) -> Doubles:
@@ -122,4 +121,6 @@ def weighted_difference(values: Doubles, sign: Signs, weights: Doubles) -> Doubl
     spread = np.sqrt(sum(values[own].var(axis=0) for own in sides) / 2)
     gap = np.abs(high - low)
     flat = spread <= 1e-12 * np.maximum(1, np.abs(values).max(axis=0))
-    return np.where(flat, np.where(gap > 1e-9 * np.maximum(1, np.abs(low)), np.inf, 0.0), gap / np.where(flat, 1, spread))
+    return np.where(
+        flat, np.where(gap > 1e-9 * np.maximum(1, np.abs(low)), np.inf, 0.0), gap / np.where(flat, 1, spread)
+    )

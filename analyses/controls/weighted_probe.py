@@ -11,7 +11,7 @@ import xarray as xr
 from sklearn.linear_model import LogisticRegression
 
 from stratalens.analyses.controls import propensity
-from stratalens.analyses.controls.intervals import Resampler, divide, fold_placements, training_factor
+from stratalens.analyses.controls.intervals import Resampler, divide, fold_factor, fold_placements
 from stratalens.analyses.controls.statistic_values import Statistics, usable_statistics
 from stratalens.analyses.data.array_types import Codes, Data, Doubles, Floats, Mask, Signs
 from stratalens.analyses.data.slabs import SiteData, Slab
@@ -203,9 +203,7 @@ class WeightedSlab:
         n_pairs, count = plan.contrasts.signs.shape[1], len(self.statistics.names)
         used = np.isfinite(values).all(axis=0)
         odds = pair_log_odds(values[:, used], plan)
-        penalty = choose_penalties(
-            X, plan.contrasts.signs, plan.codes, plan.fold, plan.folds, plan.trainable, settings
-        )
+        penalty = choose_penalties(X, plan.contrasts.signs, plan.codes, plan.fold, plan.folds, plan.trainable, settings)
         fits = [[self._fit(X, odds[p], p, k, penalty[p, k]) for k in range(plan.folds + 1)] for p in range(n_pairs)]
         coef = np.stack([[fit[0] for fit in row] for row in fits])
         intercept = np.array([[fit[1] for fit in row] for row in fits])
@@ -253,18 +251,15 @@ class WeightedSlab:
         plan = self.plan
         positive = plan.contrasts.signs.T > 0
         right = tested * ((score > 0) == positive)
-        place = np.stack(
-            [fold_placements(s, p, w, plan.fold) for s, p, w in zip(score, positive, tested, strict=True)]
-        )
+        place = np.stack([fold_placements(s, p, w, plan.fold) for s, p, w in zip(score, positive, tested, strict=True)])
         member = np.equal.outer(plan.fold, np.arange(plan.folds)).astype(np.float64)
         balanced = [np.zeros((len(score), plan.folds)) for _ in range(2)]
         for side in (positive, ~positive):
             for total, top in zip(balanced, (right, tested * place), strict=True):
                 total += divide((top * side) @ member, (tested * side) @ member) / 2
-        factor = training_factor(1 / plan.folds, plan.folds)
-        resampler = Resampler(plan.units, plan.bootstrap_weights(), factor)
+        resampler = Resampler(plan.units, plan.bootstrap_weights(), fold_factor(plan.folds))
         out: Variables = {"right": (("pair", "entity"), right.astype(np.float32))}
-        numbers = {"accuracy": resampler.mean(right, tested), "auc": resampler.auc(tested * place, tested)}
+        numbers = {"accuracy": resampler.mean(right, tested), "auc": resampler.auc(tested * place, tested, positive)}
         for (name, (mean, low, high)), by_fold in zip(numbers.items(), balanced, strict=True):
             out[name] = (("pair", "fold"), by_fold)
             out |= {f"{name}_{k}": (("pair",), v) for k, v in (("mean", mean), ("low", low), ("high", high))}

@@ -67,6 +67,11 @@ def generalise(
     if _same_rows(probes, ds):
         score = probes["score"]
     else:
+        if probes.attrs.get("residual"):
+            raise InputError(
+                "probes of residual_probe cannot score other data: their directions are those of residuals, and the "
+                "regression on the statistics is not part of the result. Pass the data that they were fitted on"
+            )
         used &= _unseen(probes, ds)
         if not used.any():
             raise InputError("the probes have seen every entity of this data; pass data about other entities")
