@@ -65,7 +65,8 @@ def report(
     Args:
         results: results of the analyses by name: projection (`sl.project`), probes (`sl.probe`), cosines,
             centroids, statistics_probe, matched_probe, weighted_probe, conditional_test, residual_probe, generalise,
-            statistics (result of `statistic_quantiles`), losses (DataFrame: stage, step, loss), control_table, tokens (`sl.probe` of one
+            statistics (result of `statistic_quantiles`), losses (DataFrame: stage, step, loss), control_table, tokens
+            (`sl.probe` of one
             pair at many tokens, for its own map), forgetting (results of `forgetting_table` by name). For an absent
             result the page names the function that computes it.
         path: HTML file; it is written under a temporary name and then renamed.

@@ -3,9 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import xarray as xr
 
 from stratalens.analyses.controls.statistics_probe import statistics_probe
+from stratalens.analyses.data.results import boosting_result
+from support.planted import confounded
 
 QUIET: dict[str, Any] = {"progress": False, "scheduler": "synchronous", "resamples": 200}
 
@@ -40,3 +43,23 @@ def test_statistics_are_computed_where_they_are_missing(norm_only: xr.Dataset) -
     computed = statistics_probe(norm_only.drop_vars("resid_post_l2"), statistics=("resid_post_l2",), **QUIET)
     np.testing.assert_allclose(stored.accuracy, computed.accuracy)
     np.testing.assert_allclose(stored.score, computed.score, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["spread", "product"])
+def test_boosting_beside_the_logistic_finds_what_it_misses(kind: str) -> None:
+    ds = confounded(kind)
+    result = statistics_probe(ds, "age", ds.statistics, **QUIET)
+    assert float(result.accuracy_low.squeeze()) < 0.5
+    assert float(result.boosting_accuracy_low.squeeze()) > 0.52
+    alone = statistics_probe(ds, "age", ds.statistics, "boosting", **QUIET)
+    own = boosting_result(result)
+    assert own is not None
+    np.testing.assert_array_equal(own.accuracy_mean, alone.accuracy_mean)
+    assert boosting_result(alone) is None
+    assert boosting_result(statistics_probe(ds, "age", ds.statistics, "logistic", **QUIET)) is None
+
+
+def test_several_classes_have_no_boosting() -> None:
+    ds = confounded("shift", 60)
+    result = statistics_probe(ds, "age", ds.statistics, pairs="multiclass", **QUIET)
+    assert not [name for name in result.data_vars if str(name).startswith("boosting")]
