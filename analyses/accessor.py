@@ -92,6 +92,18 @@ class Strata:
 
         return matched_probe(self._data, *args, **kwargs)
 
+    def weighted_probe(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        """Fit probes on classes weighted to equal statistics; see `stratalens.weighted_probe`."""
+        from stratalens.analyses.controls.weighted_probe import weighted_probe
+
+        return weighted_probe(self._data, *args, **kwargs)
+
+    def conditional_test(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        """Test probes against labels drawn given the statistics; see `stratalens.conditional_test`."""
+        from stratalens.analyses.controls.conditional_test import conditional_test
+
+        return conditional_test(self._data, *args, **kwargs)
+
     def residual_probe(self, *args: Any, **kwargs: Any) -> xr.Dataset:
         """Fit probes with statistics regressed out; see `stratalens.residual_probe`."""
         from stratalens.analyses.controls.residual_probe import residual_probe

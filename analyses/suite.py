@@ -18,11 +18,13 @@ import xarray as xr
 
 from stratalens.analyses.centroids.centroids import centroids, project
 from stratalens.analyses.centroids.resampling import halves
+from stratalens.analyses.controls.conditional_test import conditional_test
 from stratalens.analyses.controls.control_table import control_table, find_untrained_stage
 from stratalens.analyses.controls.controls import BASELINES, controls
 from stratalens.analyses.controls.matched_probe import MIN_MATCHED, matched_probe
 from stratalens.analyses.controls.residual_probe import residual_probe
 from stratalens.analyses.controls.statistics_probe import statistics_probe
+from stratalens.analyses.controls.weighted_probe import weighted_probe
 from stratalens.analyses.data.array_types import Codes
 from stratalens.analyses.data.groups import Groups, clusters, groups
 from stratalens.analyses.data.label_columns import check_label_column, default_label_column
@@ -32,13 +34,14 @@ from stratalens.analyses.probes.probe import probe
 from stratalens.analyses.stats.quantiles import statistic_quantiles
 from stratalens.store.errors import InputError, join_names, no_site_error, suggest
 
+CONDITIONAL_DRAWS = 99
 VERBS = ("centroids", "probes", "controls")
 
 # Steps of each set of analyses, and their relative durations.
 STEPS = {
     "centroids": {"centroids": 1.0, "plane": 12.0},
     "probes": {"multiclass": 10.0, "probes": 20.0},
-    "controls": {"alone": 2.0, "matched": 2.0, "regressed": 2.0, "baselines": 3.0},
+    "controls": {"alone": 2.0, "matched": 6.0, "regressed": 2.0, "baselines": 3.0},
 }
 
 # Permutations, and the largest number of activations times probes of a row for which they take about a minute.
@@ -121,7 +124,8 @@ def run_suite(
 
     Returns:
         Suite with results: centroids, projection (ordered groups); multiclass (groups without an order), probes,
-        cosines, generalise; statistics, statistics_probe, matched_probe, residual_probe, control_table.
+        cosines, generalise; statistics, statistics_probe, matched_probe, weighted_probe,
+        conditional_test, residual_probe, control_table.
 
     Raises:
         InputError: an unknown or no name in `verbs`, an unknown site, column or group, no site in the data, or no
@@ -340,8 +344,10 @@ class _Run:
         self.steps.start("alone", "controls: norms, losses and confidence alone")
         self._attempt("statistics", statistic_quantiles, last, by=self.by)
         self._attempt("statistics_probe", statistics_probe, last, **options, **folds)
-        self.steps.start("matched", "controls: matched")
+        self.steps.start("matched", "controls: matched, weighted, and labels drawn given the statistics")
         matched = self._attempt("matched_probe", matched_probe, last, small="nan", **options)
+        self._attempt("weighted_probe", weighted_probe, last, **options)
+        self._attempt("conditional_test", conditional_test, last, permutations=CONDITIONAL_DRAWS, **options)
         self.steps.start("regressed", "controls: regressed out")
         self._attempt("residual_probe", residual_probe, last, **options, **folds)
         if matched is not None and bool((matched["n_matched"] < MIN_MATCHED).all()):
@@ -354,9 +360,9 @@ class _Run:
         self, last: xr.Dataset, options: dict[str, Any], pairs: list[tuple[object, object]]
     ) -> xr.Dataset:
         results = controls(last, which=("probe", "normalized", *BASELINES), **options)
-        for name in ("statistics_probe", "matched_probe", "residual_probe"):
+        for name in ("statistics_probe", "matched_probe", "weighted_probe", "conditional_test", "residual_probe"):
             if isinstance(other := self.suite.results.get(name), xr.Dataset):
-                results[name.removesuffix("_probe")] = other
+                results[name.rsplit("_", 1)[0]] = other
         untrained = find_untrained_stage([str(group) for pair in pairs for group in pair], self.ds)
         if untrained is not None and self.groups.ordered:
             results["untrained_stage"] = probe(self.ds.isel(stage=[untrained]), **options).isel(stage=0, drop=True)

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from stratalens.analyses.controls.conditional_test import conditional_test
+from stratalens.analyses.controls.intervals import fold_placements
 from stratalens.analyses.controls.matched_probe import matched_probe
 from stratalens.analyses.controls.residual_probe import residual_probe
 from stratalens.analyses.controls.statistics_probe import statistics_probe
+from stratalens.analyses.controls.weighted_probe import weighted_probe
 from stratalens.analyses.data.array_types import Data, Floats
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.targets import Pairs
@@ -37,6 +40,8 @@ CONTROLS = (
     "statistics_boosting",
     "matched",
     "matched_nearest",
+    "weighted",
+    "conditional",
     "residual_linear",
     "residual_spline",
     *BASELINES,
@@ -70,8 +75,10 @@ def baseline_probe(
         target: label column whose groups are classified.
         baseline: "random_direction": the mean of `directions` random directions, with sign and threshold set on the
             training rows; "shuffled_label": labels moved between rows; "shuffled_entity": labels moved between whole
-            entities, which keep their rows together. The last two differ if entities have several rows. If only the
-            second is at chance, the probe recognises entities, not their group.
+            entities, which keep their rows together. Both are at chance whatever the data, because no entity is on
+            both sides of a split, so that a probe cannot use what it learned about an entity. They show that nothing
+            leaks. A control task that a probe can memorise (Hewitt and Liang, 2019) needs the same entities on both
+            sides.
         site: variable to read.
         pairs: as in `probe`, without "ordinal" and "multiclass".
         C: as in `probe`.
@@ -97,6 +104,8 @@ def baseline_probe(
         - accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
         - right (stage, layer, token, pair, entity): float32, share of the directions that classify a row correctly.
         - tested (stage, layer, token, pair, entity): int8, 1 = test row of the pair.
+        - placement (stage, layer, token, pair, entity): float32, share of the other class in the fold that a test row
+          is on the right side of; its mean is the AUC.
         - constant (stage, layer, token): bool, True where all rows are equal; all numbers are NaN there.
         - chance (pair): float64, share of the larger class.
         - entity_fold (entity): int64, -1 = in no group.
@@ -144,7 +153,7 @@ def baseline_probe(
         _RandomDirections(plan, directions, normalize),
         rows=rows,
         name=baseline,
-        params={"directions": directions, "normalize": normalize} | plan.identity(),
+        params={"directions": directions, "normalize": normalize, "version": 2} | plan.identity(),
         options=RunOptions(**{"cache": None, **options}),
     )
     attrs = {
@@ -179,7 +188,13 @@ class _RandomDirections:
         """Score the rows of one token along every direction, and average the quality."""
         if is_constant(X):
             return blank_values(self._token(noise_like(X), axes, plan))
-        by_direction = [score_quality(_axis_scores(along, plan), plan, resample=False) for along in (X @ axes).T]
+        scores = [_axis_scores(along, plan) for along in (X @ axes).T]
+        by_direction = [score_quality(score, plan, resample=False) for score in scores]
+        tests = (plan.test_signs != 0).T.astype(np.float64)
+        placed = np.zeros(tests.shape)
+        for score in scores:
+            rows = zip(score, plan.test_signs.T > 0, tests, strict=True)
+            placed += np.stack([fold_placements(s, p, w, plan.fold) for s, p, w in rows]) / len(scores)
         stacked = {
             name: np.stack([np.asarray(variables[name][1], np.float64) for variables in by_direction])
             for name in ("accuracy", "auc", "right")
@@ -195,6 +210,7 @@ class _RandomDirections:
             "accuracy_high": (("pair",), high),
             "right": (("pair", "entity"), right.astype(np.float32)),
             "tested": (("pair", "entity"), tested),
+            "placement": (("pair", "entity"), placed.astype(np.float32)),
             "constant": ((), np.asarray(False)),
         }
 
@@ -222,6 +238,7 @@ def controls(
     matched_on: Sequence[str] | None = None,
     C: float | str | Sequence[float] = 0.1,
     bins: int = 10,
+    permutations: int = 99,
     folds: int = 5,
     groups: str = "entity_id",
     seed: int = 0,
@@ -236,7 +253,7 @@ def controls(
     Args:
         ds: Dataset with activations and statistics, or a DataArray of activations.
         target: label column whose groups are classified.
-        statistics: for statistics_probe and residual_probe; None = all available.
+        statistics: for statistics_probe, weighted_probe, conditional_test and residual_probe; None = all available.
         site: variable to read.
         pairs: as in `probe`, without "ordinal" and "multiclass".
         which: names among CONTROLS.
@@ -244,6 +261,7 @@ def controls(
             leave no joint bin with rows of both classes.
         C: as in `probe`.
         bins: of the matching.
+        permutations: of the conditional test.
         folds: number of folds.
         groups: label column of the units that a split never divides.
         seed: of folds, shuffles, directions, matching and resamples.
@@ -258,6 +276,8 @@ def controls(
         probe, normalized: variables of `probe`.
         statistics, statistics_boosting: variables of `statistics_probe`.
         matched, matched_nearest: variables of `matched_probe`.
+        weighted: variables of `weighted_probe`.
+        conditional: variables of `conditional_test`.
         residual_linear, residual_spline: variables of `residual_probe`.
         random_direction, shuffled_label, shuffled_entity: variables of `baseline_probe`.
 
@@ -290,6 +310,11 @@ def controls(
         elif name.startswith("matched"):
             method = "nearest" if name.endswith("nearest") else "bins"
             results[name] = matched_probe(ds, target, matched_on, method, bins, C=C, small="nan", **shared)
+        elif name == "weighted":
+            results[name] = weighted_probe(ds, target, statistics, C=C, folds=folds, **shared)
+        elif name == "conditional":
+            more = {"permutations": permutations, "C": C, "folds": folds}
+            results[name] = conditional_test(ds, target, statistics, **more, **shared)
         elif name.startswith("residual"):
             kind = name.removeprefix("residual_")
             results[name] = residual_probe(ds, target, statistics, kind, C=C, folds=folds, **shared)

@@ -6,15 +6,17 @@ and Scholte, 2019).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from sklearn.preprocessing import SplineTransformer
 
+from stratalens.analyses.controls.spline_basis import SplineBasis
 from stratalens.analyses.controls.statistic_values import Statistics, usable_statistics
-from stratalens.analyses.data.array_types import Data, Doubles, Floats, Mask
+from stratalens.analyses.data.array_types import Codes, Data, Doubles, Floats, Mask
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.data.targets import Pairs
 from stratalens.analyses.estimators.backend import thread_count
@@ -26,14 +28,18 @@ from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError, suggest
 
 KINDS = ("linear", "spline")
-KNOTS = 5  # of the cubic spline of each statistic, at quantiles of the training rows
+COLUMNS_SHARE = 0.1  # largest number of columns as a share of the training entities
+# Penalties of the spline regression, in units of the number of rows: a column of unit variance is shrunk by 1 + a.
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e6)
+INNER_FOLDS = 3  # folds of training entities that choose the penalty of each feature
+VERSION = 2  # of the numbers, for the cache: results of other versions are not read
 
 
 def residual_probe(
     ds: Data,
     target: str = "trained_stage",
     statistics: Sequence[str] | None = None,
-    kind: str = "linear",
+    kind: str = "spline",
     site: str = "resid_post",
     pairs: Pairs = "all",
     method: str = "logistic",
@@ -66,7 +72,10 @@ def residual_probe(
         target: label column whose groups are classified.
         statistics: names of the statistics to regress out; None = all of the site, and those of the output that
             `statistics_probe` uses.
-        kind: "linear", or "spline" (a cubic spline of each statistic, linear beyond the training range).
+        kind: "spline" (cubic splines of each statistic and products of pairs, by ridge regression; the penalty of each
+            feature is chosen by cross-validation inside the training entities, and is at least so strong that the
+            regression has no more effective columns than a tenth of them), or "linear" (least squares on the
+            statistics themselves, which leaves differences in spread and products).
         site: variable to read.
         pairs: as in `probe`.
         method: as in `probe`.
@@ -92,8 +101,10 @@ def residual_probe(
     Returns:
         Dataset, without the dims among (stage, layer, token) that the data does not have:
 
-        - explained (stage, layer, token): float64, share of the variance of the activations over the training rows that
-          the statistics explain.
+        - explained (stage, layer, token): float64, share of the variance of the activations that the statistics
+          explain on rows that the regression never saw; below 0 where it only adds noise.
+        - columns (stage, layer, token): float64, effective columns of the regression on all training rows (trace of
+          the hat matrix; mean over features).
         - accuracy, auc (stage, layer, token, pair, fold): float64, on the test rows of each fold.
         - accuracy_mean (stage, layer, token, pair): float64, over all test rows.
         - accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
@@ -117,6 +128,9 @@ def residual_probe(
         InputError: as `probe`; an unknown statistic or kind; a statistic that is undefined in some rows only.
         NotRecordedError: unrecorded rows.
         NonFiniteError: NaN or infinity among the activations.
+
+    Warns:
+        UserWarning: kind="linear" with more columns than a tenth of the training entities, which removes real effects.
     """
     if kind not in KINDS:
         raise InputError(f"kind={kind!r}: {suggest(str(kind), KINDS)}")
@@ -146,10 +160,25 @@ def residual_probe(
         _ResidualSlab(plan, settings, values, kind, normalize),
         rows=rows,
         name="residual_probe",
-        params=attrs | settings.identity() | plan.identity() | values.identity(),
+        params=attrs | {"version": VERSION} | settings.identity() | plan.identity() | values.identity(),
         options=RunOptions(skip_missing, cache, scheduler, thread_count(settings.backend, workers), progress),
     )
-    return label_result(result, plan, source).assign_attrs(source.attrs() | attrs)
+    result = label_result(result, plan, source).assign_attrs(source.attrs() | attrs)
+    result.attrs["residual"] = 1
+    _warn_of_columns(result, plan)
+    return result
+
+
+def _warn_of_columns(result: xr.Dataset, plan: Plan) -> None:
+    """Warn where least squares has too many columns for the number of training entities."""
+    entities = len(np.unique(plan.units[(plan.codes >= 0) & plan.trainable])) * (1 - 1 / plan.folds)
+    columns = float(result["columns"].max())
+    if result.attrs["kind"] == "linear" and columns > COLUMNS_SHARE * entities:
+        warnings.warn(
+            f"residual_probe regresses out {columns:.0f} columns with {entities:.0f} training entities; more than a "
+            f"tenth removes real effects. Name fewer statistics=(...), or use kind='spline', which is penalised",
+            stacklevel=3,
+        )
 
 
 class _ResidualSlab:
@@ -170,11 +199,33 @@ class _ResidualSlab:
         tokens = []
         for X, columns in zip(plan.features(activations), plan.features(values), strict=True):
             used = usable_statistics(columns, names, slab.where)
-            regression = Regression(X, columns[:, used], self.kind)
+            regression = Regression(X, columns[:, used], self.kind, plan.units)
             variables = probe_token(X, plan, self.settings, prepare=regression.residuals)
-            share = np.asarray(regression.explained(plan.trainable))
-            tokens.append(variables | {"explained": ((), share)})
+            tokens.append(
+                variables
+                | {
+                    "explained": ((), np.asarray(regression.explained(plan.trainable, plan.fold))),
+                    "columns": ((), np.asarray(regression.fit(plan.trainable).columns)),
+                }
+            )
         return stack_tokens(tokens, slab, self.plan)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Regression on some training rows.
+
+    Attributes:
+        design: float64 array of shape (n, columns), of all rows.
+        weights: float64 array of shape (columns, d).
+        mean: float64 array of shape (d,), of the training rows.
+        columns: effective number of columns, mean over the features.
+    """
+
+    design: Doubles
+    weights: Doubles
+    mean: Doubles
+    columns: float
 
 
 class Regression:
@@ -184,53 +235,96 @@ class Regression:
         X: array of shape (n, d).
         values: float64 array of shape (n, statistic), all finite; may have no column.
         kind: "linear" or "spline".
+        units: int64 array of shape (n,), entity of each row; None = every row is one.
     """
 
-    def __init__(self, X: Floats, values: Doubles, kind: str) -> None:
+    def __init__(self, X: Floats, values: Doubles, kind: str, units: Codes | None = None) -> None:
         self.X, self.values, self.kind = X, values, kind
+        self.units = np.arange(len(X)) if units is None else units
+        self._fits: dict[bytes, Fit] = {}  # probes, shuffles and `explained` use the same training rows
 
     def residuals(self, train: Mask) -> Floats:
         """Compute the residuals (n, d) of all rows, fitted on the training rows."""
-        design = regressors(self.values, train, self.kind)
-        mean = self.X[train].mean(axis=0, dtype=np.float64)
-        # Singular vectors also solve collinear columns, e.g. those of a norm and its square.
-        basis, size, rotation = np.linalg.svd(design[train], full_matrices=False)
-        nonzero = size > size.max(initial=0) * 1e-10
-        inner = basis[:, nonzero].T.astype(self.X.dtype) @ (self.X[train] - mean.astype(self.X.dtype))
-        weights = (rotation[nonzero].T / size[nonzero]) @ inner.astype(np.float64)
-        return np.asarray(self.X - (design @ weights + mean).astype(self.X.dtype), dtype=self.X.dtype)
+        fit = self.fit(train)
+        return np.asarray(self.X - (fit.design @ fit.weights + fit.mean).astype(self.X.dtype), dtype=self.X.dtype)
 
-    def explained(self, train: Mask) -> float:
-        """Compute the explained share of the variance over training rows and features."""
-        left = float(self.residuals(train)[train].var(axis=0, dtype=np.float64).sum())
-        total = float(self.X[train].var(axis=0, dtype=np.float64).sum())
+    def explained(self, trainable: Mask, fold: Codes) -> float:
+        """Compute the explained share of the variance, of rows whose fold the regression never saw."""
+        left = total = 0.0
+        for k in np.unique(fold):
+            own = fold == k
+            fit = self.fit(trainable & ~own)
+            deviation = self.X[own] - fit.mean
+            total += float((deviation**2).sum())
+            left += float(((deviation - fit.design[own] @ fit.weights) ** 2).sum())
         return 1 - left / total if total > 0 else 0.0
 
+    def fit(self, train: Mask) -> Fit:
+        """Fit the regression on the training rows."""
+        key = train.tobytes()
+        if key not in self._fits:
+            self._fits[key] = self._fit(train)
+        return self._fits[key]
 
-def regressors(values: Doubles, train: Mask, kind: str) -> Doubles:
-    """Build the columns to regress on, centred on the training rows.
+    def _fit(self, train: Mask) -> Fit:
+        mean = self.X[train].mean(axis=0, dtype=np.float64)
+        if self.kind == "linear":
+            design = linear_columns(self.values, train)
+            # Singular vectors also solve collinear columns, e.g. those of a norm and its square.
+            basis, size, rotation = np.linalg.svd(design[train], full_matrices=False)
+            nonzero = size > size.max(initial=0) * 1e-10
+            inner = self._project(basis[:, nonzero], train, mean)
+            return Fit(design, (rotation[nonzero].T / size[nonzero]) @ inner, mean, float(nonzero.sum()))
+        design = SplineBasis(self.values[train]).transform(self.values)
+        basis, size, rotation = np.linalg.svd(design[train], full_matrices=False)
+        inner = self._project(basis, train, mean)
+        penalty = np.asarray(PENALTIES) * train.sum()
+        shrinkage = size / (size**2 + penalty[:, None])  # (penalty, columns)
+        columns = (size * shrinkage).sum(axis=1)
+        most = COLUMNS_SHARE * len(np.unique(self.units[train]))
+        allowed = np.flatnonzero(columns <= most)
+        loss = self._validation_loss(train)
+        chosen = allowed[loss[allowed].argmin(axis=0)]
+        weights = rotation.T @ (shrinkage[chosen].T * inner)
+        return Fit(design, weights, mean, float(columns[chosen].mean()))
 
-    Statistics are standardised on the training rows; those that are constant there are left out.
+    def _project(self, basis: Doubles, train: Mask, mean: Doubles) -> Doubles:
+        """Coordinates of the centred training rows in an orthonormal basis, in the precision of the data."""
+        X = self.X[train]
+        return np.asarray(basis.T.astype(X.dtype) @ (X - mean.astype(X.dtype)), dtype=np.float64)
+
+    def _validation_loss(self, train: Mask) -> Doubles:
+        """Squared error of every penalty and feature on left-out training entities, shape (penalty, d)."""
+        entities = np.unique(self.units[train])
+        fold_of = np.random.default_rng(len(entities)).permutation(len(entities)) % INNER_FOLDS
+        fold = fold_of[np.searchsorted(entities, np.where(train, self.units, entities[0]))]
+        loss = np.zeros((len(PENALTIES), self.X.shape[1]))
+        for k in range(INNER_FOLDS):
+            inside, judge = train & (fold != k), train & (fold == k)
+            mean = self.X[inside].mean(axis=0, dtype=np.float64)
+            spline = SplineBasis(self.values[inside])
+            basis, size, rotation = np.linalg.svd(spline.transform(self.values[inside]), full_matrices=False)
+            inner = self._project(basis, inside, mean).astype(self.X.dtype)
+            along = spline.transform(self.values[judge]) @ rotation.T
+            deviation = self.X[judge] - mean.astype(self.X.dtype)
+            for i, penalty in enumerate(np.asarray(PENALTIES) * inside.sum()):
+                scaled = (along * (size / (size**2 + penalty))).astype(self.X.dtype)
+                loss[i] += ((deviation - scaled @ inner) ** 2).sum(axis=0)
+        return loss
+
+
+def linear_columns(values: Doubles, train: Mask) -> Doubles:
+    """Standardise the statistics on the training rows; those that are constant there are left out.
 
     Args:
         values: float64 array of shape (n, statistic).
         train: bool array of shape (n,), training rows.
-        kind: "linear" or "spline".
 
     Returns:
-        float64 array of shape (n, columns).
+        float64 array of shape (n, columns), with zero mean over the training rows.
     """
     inside = values[train]
     mean, spread = inside.mean(axis=0), inside.std(axis=0)
     varies = spread > 1e-12 * np.maximum(1e-300, np.abs(inside).max(axis=0))
     columns = (values[:, varies] - mean[varies]) / spread[varies]
-    if kind == "spline":
-        columns = np.concatenate([columns[:, :0], *(_spline(column, train) for column in columns.T)], axis=1)
     return np.asarray(columns - columns[train].mean(axis=0), dtype=np.float64)
-
-
-def _spline(column: Doubles, train: Mask) -> Doubles:
-    knots = np.unique(np.quantile(column[train], np.linspace(0, 1, KNOTS)))
-    transformer = SplineTransformer(degree=3, knots=knots[:, None], extrapolation="linear", include_bias=False)
-    transformer.fit(column[train][:, None])
-    return np.asarray(transformer.transform(column[:, None]), dtype=np.float64)

@@ -15,7 +15,7 @@ from stratalens.store.errors import InputError, suggest
 from stratalens.store.format.schema import AXES
 
 # Statistics of the output that are used by default if the data has them (the loss and confidence of the paper).
-OUTPUTS = ("loss", "running_loss", "entropy", "max_logprob", "logsumexp", "entity_loss")
+OUTPUTS = ("loss", "entity_loss", "running_loss", "entropy", "max_logprob", "logsumexp")
 
 
 def _moment(x: Doubles, power: int) -> Doubles:
@@ -38,6 +38,21 @@ FORMULAS: dict[str, Callable[[Doubles], Doubles]] = {
 }
 
 
+def default_names(ds: Data, site: str) -> list[str]:
+    """Names of all statistics of the site, recorded or computable, and of those of the output that are recorded."""
+    stored, has_site = _stored_names(ds, site)
+    own = [f"{site}_{name}" for name in FORMULAS]
+    outputs = [n for n in OUTPUTS if n in stored and isinstance(ds, xr.Dataset) and _is_usable(ds, n)]
+    return [n for n in own if n in stored or has_site] + outputs
+
+
+def _stored_names(ds: Data, site: str) -> tuple[set[str], bool]:
+    """Variables with the dim `entity`, and whether the activations of the site are among them."""
+    dataset = ds if isinstance(ds, xr.Dataset) else xr.Dataset()
+    stored = {str(k) for k, v in dataset.data_vars.items() if "entity" in v.dims}
+    return stored, isinstance(ds, xr.DataArray) or site in stored
+
+
 class Statistics:
     """Statistics of the rows of `ds`, read slab by slab.
 
@@ -56,18 +71,13 @@ class Statistics:
         if isinstance(wanted, str):
             wanted = [wanted]
         dataset = ds if isinstance(ds, xr.Dataset) else xr.Dataset()
-        stored = {str(k) for k, v in dataset.data_vars.items() if "entity" in v.dims}
-        has_site = isinstance(ds, xr.DataArray) or site in stored
-        own = [f"{site}_{name}" for name in FORMULAS]
-        computable = own if has_site else []
-        if wanted is None:
-            wanted = [n for n in own if n in stored or has_site] + [
-                n for n in OUTPUTS if n in stored and _is_usable(dataset, n)
-            ]
-        names = list(dict.fromkeys(wanted))
+        stored, has_site = _stored_names(ds, site)
+        computable = [f"{site}_{name}" for name in FORMULAS] if has_site else []
+        names = list(dict.fromkeys(default_names(ds, site) if wanted is None else wanted))
         if not names:
             raise InputError(f"the data has no statistics of {site!r}; name some with statistics=(...)")
         self.site = site
+        self.wanted = names
         self.names: list[str] = []
         self.layered = False
         self.computed = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,17 @@ from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError, suggest
 from stratalens.store.format.schema import AXES
 
-MODELS = ("logistic", BOOSTING)
+BOTH = "both"
+MODELS = (BOTH, "logistic", BOOSTING)
+# Variables of the boosting beside those of the logistic regression, as boosting_accuracy and so on.
+LEFT_OUT = ("constant", "score", "coef", "intercept", "converged", "iterations", "penalty")
 
 
 def statistics_probe(
     ds: Data,
     target: str = "trained_stage",
     statistics: Sequence[str] | None = None,
-    model: str = "logistic",
+    model: str = BOTH,
     site: str = "resid_post",
     pairs: Pairs = "all",
     C: float | str | Sequence[float] = 1.0,
@@ -50,21 +54,23 @@ def statistics_probe(
     """Fit probes on statistics of the rows instead of activations.
 
     A probe of activations has to exceed this baseline. The folds are those of `probe` with the same seed. Statistics
-    are standardised on the training rows of each fit.
+    are standardised on the training rows of each fit. A logistic regression finds a shift of a statistic. It is at
+    chance where classes differ in the spread of one or in the product of two, so boosted trees are fitted as well.
+    The statistics separate the groups if either model does.
 
     Args:
         ds: Dataset with the statistics, or with activations to compute those of `site` from.
         target: label column whose groups are classified.
         statistics: names, e.g. ("resid_post_l2", "loss", "entropy"); None = all of the site, and the loss, running
             loss, entropy, largest log-probability and logsumexp if the data has them.
-        model: "logistic" (L2, one direction) or "boosting" (HistGradientBoostingClassifier: any function).
+        model: "logistic" (L2, one direction), "boosting" (HistGradientBoostingClassifier: any function) or "both".
         site: site of the statistics.
-        pairs: as in `probe`; boosting is for two classes.
+        pairs: as in `probe`; boosting is for two classes, so that "both" leaves it out elsewhere.
         C: inverse penalty of the logistic regression on standardised statistics.
         folds: number of folds.
         groups: label column of the units that a split never divides.
         test: as in `probe`.
-        permutations: as in `probe`.
+        permutations: as in `probe`; with "both", of the logistic regression alone.
         seed: of folds, shuffles and resamples.
         order: groups wanted, in order; None = all.
         resamples: of the cluster bootstrap.
@@ -98,6 +104,9 @@ def statistics_probe(
         - chance (pair): float64, share of the larger class.
         - entity_fold (entity): int64, -1 = in no group.
 
+        With model="both", these are of the logistic regression. Those of the boosting have the prefix `boosting_`, e.g.
+        boosting_accuracy_mean, _low and _high, with the same dims and types.
+
         Boosting has no coef, intercept, converged, iterations and penalty. "ordinal" and "multiclass" change variables
         and dims as in `probe`.
 
@@ -118,9 +127,13 @@ def statistics_probe(
         raise InputError(f"model={model!r}: {suggest(str(model), MODELS)}")
     plan = make_plan(ds, target, pairs, folds, groups, test, order, permutations, seed, resamples, tokens)
     kind = plan.contrasts.kind
+    if model == BOTH and kind != "binary":
+        model = "logistic"
     if model == BOOSTING and kind in (ORDINAL, MULTICLASS):
         raise InputError(f"model='boosting' is for two classes; pairs={kind!r} needs 'logistic'")
-    settings = Settings("ridge" if kind == ORDINAL else model, C, standardize=True, kind=kind)
+    settings = Settings(
+        "ridge" if kind == ORDINAL else "logistic" if model == BOTH else model, C, standardize=True, kind=kind
+    )
     settings.check(folds)
     source, values = statistics_source(ds, site, statistics)
     values.require_places(source)
@@ -128,7 +141,7 @@ def statistics_probe(
     plan.check(rows, source.labels("stage"))
     result = run_slabs(
         source,
-        _StatisticsSlab(plan, settings, values),
+        _StatisticsSlab(plan, settings, values, model == BOTH),
         rows=rows,
         name="statistics_probe",
         params={"model": model} | settings.identity() | plan.identity() | values.identity(),
@@ -137,7 +150,7 @@ def statistics_probe(
     result = label_result(result, plan, source).assign_coords(statistic=np.array(values.names, dtype=object))
     attrs: dict[str, object] = {
         "target": target,
-        "method": model,
+        "method": settings.method,
         "statistics": list(values.names),
         "folds": folds,
         "seed": seed,
@@ -167,8 +180,8 @@ def statistics_source(ds: Data, site: str, wanted: Sequence[str] | None) -> tupl
 class _StatisticsSlab:
     """Function of a slab: probes of statistics; a class, so that a cluster can pickle it."""
 
-    def __init__(self, plan: Plan, settings: Settings, statistics: Statistics) -> None:
-        self.plan, self.settings, self.statistics = plan, settings, statistics
+    def __init__(self, plan: Plan, settings: Settings, statistics: Statistics, boost: bool) -> None:
+        self.plan, self.settings, self.statistics, self.boost = plan, settings, statistics, boost
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         plan = self.plan.take(slab.rows)
@@ -178,7 +191,12 @@ class _StatisticsSlab:
         for columns in plan.features(values):
             used = usable_statistics(columns, names, slab.where)
             # Statistics that are left out become zeros, which add nothing to a probe.
-            variables = probe_token(np.where(used, columns, 0.0), plan, self.settings)
+            values_used = np.where(used, columns, 0.0)
+            variables = probe_token(values_used, plan, self.settings)
+            if self.boost:
+                boosting = replace(self.settings, method=BOOSTING)
+                boosted = probe_token(values_used, replace(plan, permutations=0), boosting)
+                variables |= {f"boosting_{name}": v for name, v in boosted.items() if name not in LEFT_OUT}
             constant = bool(variables["constant"][1]) and used.any()
             tokens.append(variables | {"constant": ((), np.asarray(constant)), "used": (("feature",), used)})
         return stack_tokens(tokens, slab, self.plan, "statistic")

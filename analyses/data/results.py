@@ -14,7 +14,7 @@ from stratalens.store.errors import InputError
 # Dims of results that are no features.
 LABELS = {"stage", "layer", "token", "pair", "fold", "group", "method", "seed", "repeat", "component", "draw"}
 # Dims that the analyses add to the dims of the data.
-RESULT_DIMS = (LABELS | {"sample", "statistic", "balance_at"}) - {"stage", "layer", "token"}
+RESULT_DIMS = (LABELS | {"sample", "scored", "statistic", "balance_at"}) - {"stage", "layer", "token"}
 # Attributes that say where vectors come from.
 SOURCE_ATTRS = (
     "site",
@@ -66,6 +66,19 @@ def as_text(values: Array) -> Array:
 def carried_attrs(source: Data) -> dict[str, Any]:
     """Attributes of a result that say where its vectors come from."""
     return {k: source.attrs[k] for k in SOURCE_ATTRS if k in source.attrs}
+
+
+def boosting_result(result: xr.Dataset) -> xr.Dataset | None:
+    """Select the boosting of a result of model="both", under the names of a result of its own.
+
+    Returns:
+        None for a result of one model.
+    """
+    own = {str(v): str(v).removeprefix("boosting_") for v in result.data_vars if str(v).startswith("boosting_")}
+    if not own:
+        return None
+    shared = [v for v in ("used", "constant", "chance", "entity_fold") if v in result]
+    return result[[*own, *shared]].rename_vars(own).assign_attrs(method="boosting")
 
 
 def find_variable(data: Data, name: str) -> xr.DataArray | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.data.results import require_variable
+from stratalens.analyses.data.results import boosting_result, require_variable
 from stratalens.analyses.data.targets import MULTICLASS
 from stratalens.analyses.data.training_order import is_ordered
 from stratalens.analyses.plots.colors import HIGHLIGHT, MUTED, group_colors
@@ -246,8 +246,8 @@ def control_comparison(
     """Draw the accuracy of a probe next to the accuracies of its controls.
 
     Args:
-        results: label to result of `sl.probe`, `sl.statistics_probe`, `sl.matched_probe` (one row a sample) or
-            `sl.residual_probe`.
+        results: label to result of `sl.probe`, `sl.statistics_probe`, `sl.matched_probe` (one row a sample),
+            `sl.weighted_probe` or `sl.residual_probe`.
         name: "accuracy", "balanced_accuracy" or "auc"; None = balanced accuracy where the classes of a result are
             unequal, else accuracy.
         pair: pair that is shown next to the mean of all pairs; default the first and the last of ordered groups.
@@ -356,7 +356,8 @@ def control_comparison_spec(
 def comparison_rows(results: Mapping[str, xr.Dataset], name: str = "accuracy") -> dict[str, xr.Dataset]:
     """Return one Dataset a row of the comparison.
 
-    A matched probe has one row a sample.
+    A matched probe has one row a sample, on matched test rows, and one for its matched sample on all test rows. A
+    statistics probe of both models has a second row for the boosting.
     """
     functions = "sl.probe, sl.statistics_probe, sl.matched_probe or sl.residual_probe"
     rows: dict[str, xr.Dataset] = {}
@@ -364,9 +365,18 @@ def comparison_rows(results: Mapping[str, xr.Dataset], name: str = "accuracy") -
         require_variable(data, name, "control_comparison", functions)
         if "sample" in data[name].dims:
             for sample in values_of(data, "sample"):
-                rows[f"{label}: {str(sample).replace('_', ' ')}"] = data.sel(sample=sample, drop=True)
+                row = data.sel(sample=sample, drop=True)
+                row = row.sel(scored="matched", drop=True) if "scored" in row.dims else row
+                rows[f"{label}: {str(sample).replace('_', ' ')}"] = row
+            if "scored" in data[name].dims:
+                rows[f"{label}: matched, unmatched test rows"] = data.sel(
+                    sample="matched", scored="unmatched", drop=True
+                )
         else:
             rows[label] = data
+            boosting = boosting_result(data)
+            if boosting is not None and name in boosting:
+                rows[f"{label} (boosting)"] = boosting
     return rows
 
 

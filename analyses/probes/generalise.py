@@ -70,10 +70,10 @@ def generalise(
     if _same_rows(probes, ds):
         score = probes["score"]
     else:
-        if "explained" in probes:
+        if probes.attrs.get("residual") or "explained" in probes:
             raise InputError(
-                "these probes were fitted on activations with statistics regressed out, and generalise would apply "
-                "them to raw activations; pass the data of the probes, or the result of probe(ds, ...)"
+                "probes of residual_probe cannot score other data: their directions are those of residuals, and the "
+                "regression on the statistics is not part of the result. Pass the data that they were fitted on"
             )
         used &= _unseen(probes, ds)
         if not used.any():

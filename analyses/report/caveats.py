@@ -15,9 +15,27 @@ from stratalens.analyses.stats.estimates import estimate
 CONTROL_LABELS = {
     "probes": "activations",
     "statistics_probe": "norms, losses, confidence alone",
-    "matched_probe": "matched on them",
+    "matched_probe": "matched on some of them",
+    "weighted_probe": "weighted to equal statistics",
     "residual_probe": "with them regressed out",
 }
+
+
+def control_rows(results: Mapping[str, Any]) -> dict[str, xr.Dataset]:
+    """Return the results of the probe and its controls by label; the label of a matched probe names its statistics."""
+    rows = {}
+    for key, label in CONTROL_LABELS.items():
+        if results.get(key) is not None:
+            own = matched_on(results[key]) if key == "matched_probe" else ""
+            rows[f"matched on {own}" if own else label] = results[key]
+    return rows
+
+
+def matched_on(result: xr.Dataset) -> str:
+    """Name the statistics that a matched probe matched, e.g. "l2, loss, entropy"; empty if the result does not say."""
+    site = str(result.attrs.get("site", ""))
+    names = np.atleast_1d(result.attrs.get("statistics", ()))
+    return ", ".join(plain_text(str(name).removeprefix(f"{site}_")) for name in names)
 
 
 def untrained_pair_mask(probes: xr.Dataset) -> xr.DataArray | None:

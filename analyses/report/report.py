@@ -36,6 +36,8 @@ RESULT_NAMES = (
     "centroids",
     "statistics_probe",
     "matched_probe",
+    "weighted_probe",
+    "conditional_test",
     "residual_probe",
     "generalise",
     "statistics",
@@ -69,7 +71,8 @@ def report(
 
     Args:
         results: results of the analyses by name: projection (`sl.project`), multiclass (`sl.probe` of all groups at
-            once), probes (`sl.probe`), cosines, centroids, statistics_probe, matched_probe, residual_probe,
+            once), probes (`sl.probe`), cosines, centroids, statistics_probe, matched_probe, weighted_probe,
+            conditional_test, residual_probe,
             generalise, statistics (result of `statistic_quantiles`), losses (DataFrame: stage, step, loss),
             control_table, tokens (`sl.probe` of one pair at many tokens, for its own map), forgetting (results of
             `forgetting_table` by name). For an absent result the page names the function that computes it.

@@ -34,7 +34,7 @@ from stratalens.analyses.plots.stages import (
 )
 from stratalens.analyses.plots.wording import GroupWords, group_words
 from stratalens.analyses.report import control_sentences, group_sentences, sentences
-from stratalens.analyses.report.caveats import CONTROL_LABELS, caveats, time_control_sentence
+from stratalens.analyses.report.caveats import caveats, control_rows, time_control_sentence
 from stratalens.analyses.stats.estimates import estimate, pair_mean
 
 Results = Mapping[str, Any]
@@ -44,9 +44,13 @@ ROW_LABELS = {
     "probe": "activations",
     "normalized": "activations at unit length",
     "statistics": "norms, losses, confidence alone",
-    "matched: all": "matching: all rows",
-    "matched: matched": "matching: matched rows",
-    "matched: random_subsample": "matching: as many rows at random",
+    "statistics_boosting": "norms, losses, confidence alone (boosting)",
+    "matched: all": "matching: trained on all rows",
+    "matched: matched": "matching: trained on matched rows",
+    "matched: random_subsample": "matching: trained on as many rows at random",
+    "matched: matched, unmatched test rows": "matching: trained on matched rows, unmatched test rows",
+    "weighted": "weighted to equal statistics",
+    "conditional": "compared with labels drawn from the statistics",
     "residual": "activations, statistics regressed out",
     "random_direction": "a random direction",
     "shuffled_label": "labels shuffled",
@@ -264,17 +268,18 @@ def prompt_sections(results: Results) -> list[Section]:
 def controls_section(results: Results) -> Section:
     """Build the section on controls: comparison, statistics, and control by time."""
     section = Section("controls", "Controls")
-    chosen = {label: results[key] for key, label in CONTROL_LABELS.items() if results.get(key) is not None}
+    chosen = control_rows(results)
     if len(chosen) > 1:
         spec = control_comparison_spec(chosen)
         section.add(
             spec,
-            control_sentences.control_sentence(comparison_rows(chosen), spec),
-            "If norms, losses or confidence explained the whole effect, matching or regressing them out would reduce "
-            "the accuracy to the dashed line. The random subsample shows the cost of the smaller matched sample.",
+            control_sentences.control_sentence(comparison_rows(chosen), spec, results.get("conditional_test")),
+            "If norms, losses or confidence explained the whole effect, weighting the classes to equal statistics "
+            "would reduce the accuracy to the dashed line. Matching balances the named statistics alone; the random "
+            "subsample shows the cost of the smaller matched sample.",
         )
     else:
-        section.missing = "sl.statistics_probe, sl.matched_probe and sl.residual_probe"
+        section.missing = "sl.statistics_probe, sl.weighted_probe, sl.matched_probe and sl.residual_probe"
     if results.get("control_table") is not None:
         section.tables.append(control_table(results["control_table"]))
     time_control = time_control_sentence(results.get("probes"))
@@ -359,14 +364,23 @@ def control_table(table: xr.Dataset) -> Table:
     rows = []
     for name in map(str, table["control"].values):
         row = here.sel(control=name)
+        matched = str(row["matched_on"].item()) if "matched_on" in row.coords else ""
+        site = str(table.attrs.get("site", ""))
+        label = ROW_LABELS.get(name, name)
+        if matched:
+            label += f" (matched on {matched.replace(f'{site}_', '')})"
         cells = [_cell(row, key) for key in ("accuracy", "lost", "left")]
-        rows.append((plain_text(ROW_LABELS.get(name, name)), *cells))
+        rows.append((plain_text(label), *cells))
     words = [
         f"{dim} {plain_text(here[dim].item())}" for dim in ("stage", "layer", "token", "pair") if dim in here.coords
     ]
     words += [f"mean over {pairs} pairs"] if averaged else []
     caption = f"Remaining effect at {', '.join(words)}; 95 % intervals over entities, paired by entity"
-    return Table(caption, ("control", "accuracy", "accuracy lost", "remaining share of the effect"), tuple(rows))
+    lost = "accuracy lost"
+    if table.attrs.get("measure") == "auc":
+        caption += ". The classes are unequal, so effects are AUC above 0.50"
+        lost = "AUC lost"
+    return Table(caption, ("control", "accuracy", lost, "remaining share of the effect"), tuple(rows))
 
 
 def _cell(row: xr.Dataset, key: str) -> str:

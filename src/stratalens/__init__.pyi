@@ -3,12 +3,14 @@ from .analyses.accessor import open_store as open_store
 from .analyses.centroids.centroids import centroids as centroids
 from .analyses.centroids.centroids import project as project
 from .analyses.centroids.pca import pca as pca
+from .analyses.controls.conditional_test import conditional_test as conditional_test
 from .analyses.controls.control_table import control_table as control_table
 from .analyses.controls.controls import baseline_probe as baseline_probe
 from .analyses.controls.controls import controls as controls
 from .analyses.controls.matched_probe import matched_probe as matched_probe
 from .analyses.controls.residual_probe import residual_probe as residual_probe
 from .analyses.controls.statistics_probe import statistics_probe as statistics_probe
+from .analyses.controls.weighted_probe import weighted_probe as weighted_probe
 from .analyses.directions.alignment import principal_angles as principal_angles
 from .analyses.directions.alignment import procrustes as procrustes
 from .analyses.directions.directions import agreement as agreement

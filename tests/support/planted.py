@@ -68,3 +68,64 @@ def planted(
         },
     )
     return ds.chunk({"stage": 1, "layer": 1, "entity": max(1, n // 3)}) if chunked else ds
+
+
+def with_statistics(ds: xr.Dataset, seed: int = 0) -> xr.Dataset:
+    """Add the L2 norm, a loss that depends on the group (defined at `last` only) and a noise statistic."""
+    rng = np.random.default_rng(seed)
+    place = ("stage", "entity", "token")
+    shape = tuple(ds.sizes[d] for d in place)
+    group = np.unique(ds.trained_stage.values, return_inverse=True)[1]
+    loss = rng.normal(size=shape) + 1.5 * group[None, :, None]
+    loss[:, :, 0] = np.nan
+    return ds.assign(
+        resid_post_l2=np.sqrt((ds.resid_post**2).sum("d_model")),
+        loss=(place, loss),
+        entropy=(place, rng.normal(size=shape)),
+    )
+
+
+CONFOUNDS = ("shift", "square", "step", "spread", "product", "norm")
+
+
+def confounded(
+    kind: str, per_class: int = 300, *, real: float = 0.0, noise: int = 2, d: int = 16, seed: int = 0
+) -> xr.Dataset:
+    """Create two groups of label `age` whose activations differ only through their statistics.
+
+    Given the statistics, activations and label are independent, except for `real` standard deviations along the
+    second feature. The statistics are `loss` (and `entropy` for the product of two) and `noise` columns n0, n1, ...
+    that differ between no groups.
+    """
+    rng = np.random.default_rng([seed, CONFOUNDS.index(kind)])
+    n = 2 * per_class
+    y = np.repeat([0, 1], per_class)
+    x = rng.normal(size=(n, d))
+    s = rng.normal(size=n) + 0.93 * y
+    statistics = {"loss": s}
+    if kind == "shift":
+        x[:, 0] += s
+    elif kind == "square":
+        x[:, 0] += 0.7 * s**2
+    elif kind == "step":
+        x[:, 0] += 2.0 * (s > 0.5)
+    elif kind == "spread":
+        statistics["loss"] = s = (s - 0.93 * y) * np.where(y, 1.6, 1.0)
+        x[:, 0] += 0.8 * s**2
+    elif kind == "product":
+        a, b = rng.normal(size=(2, 6 * n))
+        drawn = rng.random(6 * n) < 1 / (1 + np.exp(-1.3 * a * b))
+        rows = np.concatenate([np.flatnonzero(drawn == side)[:per_class] for side in (False, True)])
+        statistics = {"loss": a[rows], "entropy": b[rows]}
+        x[:, 0] += 1.2 * a[rows] * b[rows]
+    else:
+        statistics["loss"] = size = np.exp(0.35 * s)
+        x = size[:, None] * (2 * np.eye(d)[0] + 0.5 * x)
+    x[:, 1] += real * y
+    statistics |= {f"n{i}": rng.normal(size=n) for i in range(noise)}
+    columns = {name: (("entity", "token"), values[:, None]) for name, values in statistics.items()}
+    return xr.Dataset(
+        {"resid_post": (("entity", "token", "d_model"), x[:, None].astype("f4")), **columns},
+        coords={"age": ("entity", np.array(["new", "old"], object)[1 - y])},
+        attrs={"statistics": list(statistics)},
+    )

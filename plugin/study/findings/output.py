@@ -71,7 +71,7 @@ def headline_rows(findings: Findings, ds: xr.Dataset, settings: StudySettings) -
     if matched is not None:
         for sample in matched["sample"].values:
             name = f"first v last accuracy matched on norms, losses and confidence: {sample}"
-            rows.append(headline_row(name, matched, "accuracy", pair, 0.5, sample=sample, **place))
+            rows.append(headline_row(name, matched, "accuracy", pair, 0.5, sample=sample, scored="matched", **place))
     return rows
 
 

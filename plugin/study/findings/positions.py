@@ -95,7 +95,16 @@ def _control_rows(
         headline_row(f"{name}, from norms, losses and confidence alone", alone, "accuracy", n, 0.5, **here),
         headline_row(f"{name}, with these regressed out", residual, "accuracy", n, 0.5, **here),
         *(
-            headline_row(f"{name}, matched on these: {sample}", matched, "accuracy", n, 0.5, sample=sample, **here)
+            headline_row(
+                f"{name}, matched on these: {sample}",
+                matched,
+                "accuracy",
+                n,
+                0.5,
+                sample=sample,
+                scored="matched",
+                **here,
+            )
             for sample in matched["sample"].values
         ),
     ]
