@@ -231,7 +231,7 @@ class ConditionalSlab:
         return signs, support
 
     def _null(self, X: Floats, drawn: Signs) -> tuple[Doubles, Doubles]:
-        """Accuracy and mean AUC of the folds of probes of the drawn labels, each of shape (draws, pair)."""
+        """Accuracy and AUC of probes of the drawn labels, each of shape (draws, pair)."""
         plan, n_pairs = self.plan, drawn.shape[2]
         accuracy, area = np.empty((2, len(drawn), n_pairs))
         size = max(1, BATCH // n_pairs)
@@ -243,6 +243,7 @@ class ConditionalSlab:
             test = signs * plan.testable[:, None].astype(np.int8)
             right = scoring.is_right(score, test).sum(axis=1) / (test != 0).sum(axis=0)
             accuracy[start : start + size] = right.reshape(len(batch), n_pairs)
-            areas = scoring.fold_auc(score, test, plan.fold, plan.folds).mean(axis=1)
+            concordant, pairs = scoring.concordance(score, test.T > 0, test.T < 0, plan.fold, plan.folds)
+            areas = scoring.ratio(concordant.sum(axis=1), pairs.sum(axis=1))
             area[start : start + size] = areas.reshape(len(batch), n_pairs)
         return accuracy, area

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from stratalens.analyses.centroids.entities import RowPlane
-from stratalens.analyses.data.groups import groups
-from stratalens.analyses.data.label_columns import MAX_GROUPS, TRAINED_STAGE, describe_label_columns
+from stratalens.analyses.data.groups import TRAINED_STAGE, groups
+from stratalens.analyses.data.label_columns import MAX_GROUPS, describe_label_columns
 from stratalens.analyses.data.training_order import result_order
 from stratalens.analyses.plots.centroids import axis_labels, row_plane_at
 from stratalens.analyses.plots.colors import group_colors

@@ -29,9 +29,10 @@ from stratalens.analyses.plots.probes import layer_sweep_spec
 from stratalens.analyses.plots.render_bokeh import bokeh_figure
 from stratalens.analyses.plots.spec import FigureSpec, plain_text
 from stratalens.analyses.report import group_sentences, sentences
+from stratalens.analyses.report.phrases import Sentence
 from stratalens.analyses.stats.estimates import estimate, extreme_pair
 
-CaptionedSpec = tuple[FigureSpec, sentences.Sentence]
+CaptionedSpec = tuple[FigureSpec, Sentence]
 
 IDLE = "No result yet for this analysis, stage, layer and token. One step computes one stage and layer at this token."
 
@@ -232,7 +233,7 @@ def _map(scalar: xr.DataArray, label: str, limits: tuple[float, float], null: fl
     return spec, sentences.map_sentence(scalar, spec, label, null)
 
 
-def _draw_figure(spec: FigureSpec, sentence: sentences.Sentence, trained: list[str], theme: str) -> Any:
+def _draw_figure(spec: FigureSpec, sentence: Sentence, trained: list[str], theme: str) -> Any:
     """Return a figure with its caption as a Panel object."""
     slider_values = spec.default_values()
     figure = bokeh_figure(spec)

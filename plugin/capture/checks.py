@@ -66,7 +66,7 @@ def _findings(adapter: Adapter, spec: CaptureSpec, versions: Mapping[str, str]) 
         for site in spec.selection.sites
         for hook in ([site.hook_at(layer) for layer in spec.selection.layers] if site.in_blocks else [site.hook])
     ]
-    config = getattr(getattr(adapter.weights_module, "config", None), "to_dict", dict)()
+    config: dict[str, Any] = getattr(getattr(adapter.weights_module, "config", None), "to_dict", dict)()
     identity = [
         type(adapter.model).__name__,
         type(adapter.weights_module).__name__,

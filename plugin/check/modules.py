@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from stratalens.plugin.check.hf_modules import HFModules, plain_module
 from stratalens.plugin.check.report import Finding, compare, relative_difference, verdict_of
-from stratalens.plugin.check.traces import Trace
+from stratalens.plugin.check.traces import Side, Trace
 from stratalens.plugin.models.adapters import BridgeAdapter
 
 CHECK = "Hugging Face module"
@@ -80,8 +81,8 @@ def _explain(
                     return Finding(CHECK, site, layer, verdict, difference, note)
         return None
 
-    def module(module_name: str, side: str) -> Tensor | None:
-        return single.modules.get((module_name, side))  # type: ignore[call-overload, no-any-return]
+    def module(module_name: str, side: Side) -> Tensor | None:
+        return single.modules.get((module_name, side))
 
     if site in ("attn_out", "mlp_out"):
         stream = module(f"block {layer}" if site == "attn_out" else f"block {layer} norm before mlp", "input")
@@ -134,7 +135,7 @@ def _check_joint(
     for layout in _LAYOUTS:
         differences: dict[tuple[str, int | None], float] = {}
         for (part, layer), value in values.items():
-            output = outputs[layer]  # type: ignore[index]
+            output = outputs[layer]
             sizes = [values[p, layer][0, 0].numel() if (p, layer) in values else 0 for p in PARTS]
             reading = None
             if output is not None and 0 not in sizes and output.shape[-1] == sum(sizes):
@@ -161,12 +162,13 @@ def _joint_output(single: Trace, hf_modules: HFModules, layer: int) -> Tensor | 
     output = single.modules.get((projection, "output"))
     source = single.modules.get((attention, "input"))
     if output is None and source is not None:
-        output = plain_module(hf_modules.modules[projection])(source)
+        output = cast(Tensor, plain_module(hf_modules.modules[projection])(source))
     return output
 
 
 def _behind_each_other(joint: Tensor, sizes: Sequence[int], part: int, heads: int) -> Tensor | None:
-    return joint.split(list(sizes), dim=-1)[part]
+    start = sum(sizes[:part])
+    return joint[:, start : start + sizes[part]]
 
 
 def _by_head(joint: Tensor, sizes: Sequence[int], part: int, heads: int) -> Tensor | None:

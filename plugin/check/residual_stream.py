@@ -157,7 +157,7 @@ def check_logits(adapter: Adapter, single: Trace, last: Tensor | None) -> Iterat
         return
     # What transformers itself passes on, by plain hooks: some models put more between these modules.
     block = single.modules.get((f"block {(adapter.n_layers or 0) - 1}", "output"))
-    before, after = (single.modules.get(("final norm", side)) for side in ("input", "output"))  # type: ignore[call-overload]
+    before, after = single.modules.get(("final norm", "input")), single.modules.get(("final norm", "output"))
     if block is not None and before is not None and not _same(adapter, before, block):
         yield not_checkable("other modules are between the last block and the final norm")
         return

@@ -199,7 +199,8 @@ def _preferred(ds: xr.Dataset, store: str, by: str | None) -> str | None:
     Raises:
         InputError: the column does not exist; lists all with their groups.
     """
-    from stratalens.analyses.data.label_columns import check_label_column, label_columns
+    from stratalens.analyses.data.groups import label_columns
+    from stratalens.analyses.data.label_columns import check_label_column
 
     run = None if by else read_run_file_of(store)
     chosen = by or (run.by if run is not None else None)

@@ -203,9 +203,9 @@ def _from_pretrained(name: str, dtype: str, **kwargs: Any) -> Any:
     from transformers.utils import logging
 
     with _quiet(logging):  # its report of missing tensors is repeated in the error below
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        options: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True, **kwargs}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
+    model, loading = loaded
     mismatched = sorted(str(entry[0]) for entry in loading["mismatched_keys"])
     if mismatched:
         raise InputError(

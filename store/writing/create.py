@@ -45,7 +45,7 @@ def create(
     memory_limit: int = MEMORY_LIMIT,
     block_size: int | None = None,
     exist_ok: bool = True,
-    recorded_with: Mapping[str, str] | None = None,
+    recorded_with: Mapping[str, Any] | None = None,
     compression: str = "none",
     label_orders: Mapping[str, Sequence[str]] | None = None,
     storage: Storage | None = None,
@@ -62,7 +62,7 @@ def create(
         memory_limit: bytes that the two block buffers of a writer may use together.
         block_size: rows of a block; None chooses it.
         exist_ok: False raises if there is a store already.
-        recorded_with: library versions in addition to the automatic ones; recorded, never compared.
+        recorded_with: facts in addition to the library versions; recorded, never compared.
         compression: "none", or "zstd" (level 1) for the sites. Statistics are never compressed.
         label_orders: categories of each ordered label column, in order. An existing store keeps its own.
         storage: backend to use instead of the one for `path`.
