@@ -110,7 +110,8 @@ def conditional_test(
         - accuracy_null, accuracy_p (stage, layer, token, pair): float64, the same as null_mean and p.
         - auc_null, auc_p (stage, layer, token, pair): float64, the same for the mean AUC of the folds. Classes of
           unequal size are judged by these.
-        - support (stage, layer, token, pair): float64, share of the entities whose propensity is from 0.1 to 0.9.
+        - support (stage, layer, token, pair): float64, share of the entities whose propensity is in the range of
+          both classes.
 
     Raises:
         InputError: as `probe`; a list of penalties; an unknown statistic; a statistic that is undefined in some rows
@@ -224,7 +225,7 @@ class ConditionalSlab:
             first = units.first_rows()
             parts: list[Mask] = [block[first] == b for b in np.unique(block)]
             odds = propensity.cross_fitted_log_odds(units.mean(values), units.label, plan.fold[first], parts)
-            support[p] = propensity.common_support(odds, np.ones(len(odds), dtype=bool))
+            support[p] = propensity.common_support(odds, units.label, np.ones(len(odds), dtype=bool))
             labels = draw_labels(units, odds, self.draws, [plan.seed, p])
             for i, label in enumerate(labels):
                 signs[i, :, p] = units.signs(label)

@@ -129,7 +129,7 @@ def matched_probe(
         - balance (stage, layer, token, pair, statistic, balance_at): float64, absolute standardised mean difference
           between the training rows of the classes, of every recorded statistic, mean over the splits.
         - support (stage, layer, token, pair): float64, share of the rows whose propensity given all statistics is
-          from 0.1 to 0.9 (Crump, Hotz, Imbens and Mitnik, 2009). The other rows have no match.
+          in the range of both classes (Crump, Hotz, Imbens and Mitnik, 2009). The other rows have no match.
         - right (stage, layer, token, pair, sample, scored, entity): int16, times that a row is classified correctly.
         - tested (stage, layer, token, pair, sample, scored, entity): int16, times that a row is tested.
         - placement (stage, layer, token, pair, sample, scored, entity): float32, sum over the tests of the share of
@@ -318,7 +318,8 @@ class MatchedSlab:
             matched_test[p, r] = self._match_test_rows(values, to_match, p, r)
         odds = pair_log_odds(values.reshape(len(X), -1)[:, used.ravel()], plan)
         support = [
-            propensity.common_support(row, sign != 0) for row, sign in zip(odds, plan.contrasts.signs.T, strict=True)
+            propensity.common_support(row, sign, sign != 0)
+            for row, sign in zip(odds, plan.contrasts.signs.T, strict=True)
         ]
         return self._fit_and_score(X, signs, matched_test) | {
             "constant": ((), np.asarray(False)),

@@ -11,7 +11,7 @@ from stratalens.analyses.data.array_types import Codes, Doubles, Mask, Signs
 # Inverse penalty of the logistic regression. A penalty that predicts best leaves part of the difference between the
 # classes, so this one is weaker: in six simulated confounds it left the smallest difference.
 INVERSE_PENALTY = 0.2
-SUPPORT = (0.1, 0.9)  # propensities with common support (Crump, Hotz, Imbens and Mitnik, 2009)
+TRIMMED = 0.025  # share of each class that is left out of its range of propensities
 
 
 def cross_fitted_log_odds(values: Doubles, sign: Signs, fold: Codes, parts: list[Mask]) -> Doubles:
@@ -90,14 +90,28 @@ def effective_rows(weights: Doubles) -> float:
     return float(weights.sum() ** 2 / square) if square > 0 else 0.0
 
 
-def common_support(log_odds: Doubles, rows: Mask) -> float:
-    """Share of the rows whose propensity is from 0.1 to 0.9 (Crump, Hotz, Imbens and Mitnik, 2009).
+def common_support(log_odds: Doubles, sign: Signs, rows: Mask) -> float:
+    """Share of the rows whose propensity is in the range of both classes (Dehejia and Wahba, 1999).
 
-    Other rows have almost no row of the other class with similar statistics.
+    A few rows cannot widen the range: 2.5 % of each class are left out at its end (trimming as in Crump, Hotz, Imbens
+    and Mitnik, 2009, but by ranks, which a penalty does not move).
+
+    Args:
+        log_odds: float64 array of shape (n,).
+        sign: int8 array of shape (n,): +1, -1 or 0.
+        rows: bool array of shape (n,), rows to count.
+
+    Example:
+        >>> sign = np.repeat([-1, 1], 100).astype(np.int8)
+        >>> common_support(np.repeat([-1.0, 1.0], 100), sign, np.ones(200, bool))
+        0.0
     """
-    low, high = (np.log(p / (1 - p)) for p in SUPPORT)
-    inside = log_odds[rows]
-    return float(((inside >= low) & (inside <= high)).mean()) if len(inside) else float("nan")
+    sides = [log_odds[rows & (sign == side)] for side in (-1, 1)]
+    if not all(len(side) for side in sides):
+        return float("nan")
+    high, low = np.quantile(sides[0], 1 - TRIMMED), np.quantile(sides[1], TRIMMED)
+    inside = np.concatenate(sides)
+    return float(((inside >= low) & (inside <= high)).mean())
 
 
 def weighted_difference(values: Doubles, sign: Signs, weights: Doubles) -> Doubles:

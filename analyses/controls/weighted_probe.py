@@ -32,6 +32,8 @@ from stratalens.store.errors import InputError
 
 MAX_ITER = 1000
 LEAST_EFFECTIVE = 10.0  # effective training rows of a class below which a probe is not fitted
+LEAST_SUPPORT = 0.1  # share of rows with common support below which classes count as separate
+LARGEST_DIFFERENCE = 0.25  # weighted standardised difference up to which a control is credible (Stuart, 2010)
 
 
 def weighted_probe(
@@ -94,7 +96,8 @@ def weighted_probe(
           over entities, widened for overlapping training sets (Nadeau and Bengio, 2003).
         - balance (stage, layer, token, pair, statistic, balance_at): float64, absolute standardised mean difference of
           the classes among the test rows, without and with the weights.
-        - support (stage, layer, token, pair): float64, share of the rows whose propensity is from 0.1 to 0.9.
+        - support (stage, layer, token, pair): float64, share of the rows whose propensity is in the range of both
+          classes, without 2.5 % of each class at its end.
         - effective_rows (stage, layer, token, pair): float64, equally weighted test rows of the same variance (Kish).
         - propensity (stage, layer, token, pair, entity): float32, probability of the positive class given the
           statistics, at equal class sizes; NaN outside the pair.
@@ -110,8 +113,9 @@ def weighted_probe(
         - chance (pair): float64, 1/2, because weighted classes are equally large.
         - entity_fold (entity): int64, -1 = in no group.
 
-        Numbers are NaN where a class keeps fewer than ten effective training rows: the statistics separate the
-        classes, and nothing can be said about rows with equal statistics.
+        Accuracies and AUCs are NaN where the statistics separate the classes, because nothing can be said about rows
+        with equal statistics: less than a tenth of the rows have common support, a class keeps fewer than ten
+        effective training rows, or a weighted difference of more than 0.25 (and more than chance) remains.
 
     Raises:
         InputError: as `probe`; an unknown statistic; a statistic that is undefined in some rows only.
@@ -217,10 +221,12 @@ class WeightedSlab:
             known = np.isfinite(score[p])
             tested[p] = propensity.overlap_weights(odds[p], sign, plan.testable & known)
             rows = np.flatnonzero((sign != 0) & plan.testable)
-            support[p] = propensity.common_support(odds[p], (sign != 0) & plan.testable)
+            support[p] = propensity.common_support(odds[p], sign, plan.testable)
             effective[p] = propensity.effective_rows(tested[p])
             for at, weights in enumerate((np.ones(len(X)), tested[p])):
                 balance[p, used, at] = propensity.weighted_difference(values[rows][:, used], sign[rows], weights[rows])
+            if _is_separate(support[p], balance[p, used, 1], effective[p]):
+                tested[p] = 0.0
         balance = balance.reshape(n_pairs, -1, count, 2)
         return self._measure(score, tested) | {
             "score": (("pair", "entity"), score),
@@ -264,6 +270,13 @@ class WeightedSlab:
             out[name] = (("pair", "fold"), by_fold)
             out |= {f"{name}_{k}": (("pair",), v) for k, v in (("mean", mean), ("low", low), ("high", high))}
         return out
+
+
+def _is_separate(support: float, balance: Doubles, effective: float) -> bool:
+    """Whether weights cannot make the classes comparable."""
+    by_chance = 3 * np.sqrt(4 / max(effective, 1.0))  # three standard errors of a standardised difference
+    limit = max(LARGEST_DIFFERENCE, float(by_chance))
+    return support < LEAST_SUPPORT or bool((balance > limit).any())
 
 
 def fit_weighted(X: Floats, sign: Signs, weights: Doubles, C: float) -> tuple[Doubles, float, bool]:

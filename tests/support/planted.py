@@ -110,7 +110,7 @@ def confounded(
     elif kind == "step":
         x[:, 0] += 2.0 * (s > 0.5)
     elif kind == "spread":
-        statistics["loss"] = s = (s - 0.93 * y) * np.where(y, 1.6, 1.0)
+        statistics["loss"] = s = (s - 0.93 * y) * np.where(y, 2.0, 1.0)
         x[:, 0] += 0.8 * s**2
     elif kind == "product":
         a, b = rng.normal(size=(2, 6 * n))

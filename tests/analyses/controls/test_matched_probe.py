@@ -111,7 +111,7 @@ def test_the_balance_of_statistics_that_are_not_matched_is_reported() -> None:
 
 def test_too_few_matched_test_rows_have_no_number() -> None:
     ds = planted(stages=1, layers=1, groups=2, per_group=40, effect=2.0, tokens=("last",))
-    loss = np.random.default_rng(0).normal(size=80) + 2.2 * (ds.trained_stage.values == "s2")
+    loss = np.random.default_rng(0).normal(size=80) + 1.6 * (ds.trained_stage.values == "s2")
     result = matched_probe(ds.assign(loss=("entity", loss)), statistics=("loss",), bins=4, repeats=2, **QUIET).squeeze()
     assert int(result.n_matched_test.sum()) < 20
     assert np.isnan(result.accuracy_mean.sel(scored="matched")).all()

@@ -41,10 +41,14 @@ def test_overlap_weights_balance_the_true_model() -> None:
         assert np.isclose(weights[sign == side].sum(), 2000)
 
 
-def test_support_is_the_share_between_a_tenth_and_nine_tenths() -> None:
-    odds = np.log(np.array([0.05, 0.2, 0.5, 0.95]) / np.array([0.95, 0.8, 0.5, 0.05]))
-    assert propensity.common_support(odds, np.ones(4, bool)) == 0.5
-    assert np.isnan(propensity.common_support(odds, np.zeros(4, bool)))
+def test_support_is_the_share_in_the_range_of_both_classes() -> None:
+    rng = np.random.default_rng(0)
+    sign, everyone = np.repeat([-1, 1], 2000).astype(np.int8), np.ones(4000, bool)
+    for gap, expected in ((0, 0.95), (2, 0.46), (5, 0.0)):
+        odds = rng.normal(size=4000) + gap * (sign > 0)
+        assert abs(propensity.common_support(odds, sign, everyone) - expected) < 0.05
+        assert propensity.common_support(odds / 9, sign, everyone) == propensity.common_support(odds, sign, everyone)
+    assert np.isnan(propensity.common_support(odds, sign, sign > 0))
 
 
 def test_constant_statistics_say_nothing() -> None:

@@ -49,7 +49,7 @@ def test_residual_penalties_are_chosen_inside_the_training_rows() -> None:
     data = planted(stages=2, layers=1, groups=2, per_group=40, effect=1.0, d=30, tokens=("last",))
     ds = with_statistics(data.isel(stage=[1]))
     grid, names = [1e-4, 1e-2, 1.0], ("resid_post_l2", "entropy")
-    result = residual_probe(ds, statistics=names, C=grid, folds=4, **QUIET)
+    result = residual_probe(ds, statistics=names, kind="linear", C=grid, folds=4, **QUIET)
     x = ds.resid_post.values[0, 0, :, 0].astype("f8")
     z = np.stack([ds[n].values.reshape(len(x)) for n in names], axis=1)
     y, fold = ds.trained_stage.values == "s2", result.entity_fold.values

@@ -48,8 +48,10 @@ def test_statistics_that_separate_the_classes_leave_nothing_to_say() -> None:
     ds = confounded("shift")
     gone = ds.assign(loss=ds.loss + 100 * (ds.age == "old"))
     result = weighted_probe(gone, "age", ("loss",), **QUIET).squeeze()
-    assert np.isnan(result.accuracy_mean) or float(result.support) < 0.02
-    assert float(result.support) < 0.02
+    assert np.isnan(result.accuracy_mean)
+    assert np.isnan(result.auc_low)
+    assert (result.tested == 0).all()
+    assert float(result.support) < 0.05
 
 
 def test_unequal_classes_count_equally() -> None:
@@ -69,7 +71,7 @@ def test_rows_of_an_entity_are_never_on_both_sides() -> None:
 
 
 def test_test_rows_have_weights_of_their_own() -> None:
-    ds = planted(stages=1, layers=1, groups=2, per_group=150, effect=2.0, tokens=("last",))
+    ds = planted(stages=2, layers=1, groups=2, per_group=150, effect=3.0, tokens=("last",)).isel(stage=[1])
     loss = np.random.default_rng(0).normal(size=(1, 300)) + (ds.trained_stage.values == "s2")
     result = weighted_probe(
         ds.assign(loss=(("stage", "entity"), loss)), statistics=("loss",), test={"template": "who"}, **QUIET
