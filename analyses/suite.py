@@ -181,7 +181,8 @@ def check_verbs(verbs: Sequence[str]) -> None:
 def default_permutations(ds: xr.Dataset, by: str, site: str | None = None, order: Any = None) -> int:
     """Choose the number of permutations of the probes: as many as about a minute allows.
 
-    Every permutation fits all probes again, so that a large store and many groups have none. 19 permutations are the fewest for p = .05.
+    Every permutation fits all probes again, so that a large store and many groups have none. 19 permutations are the
+    fewest for p = .05.
 
     Args:
         ds: an open store.
