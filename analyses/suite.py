@@ -183,9 +183,10 @@ def check_verbs(verbs: Sequence[str]) -> None:
 
 
 def default_permutations(ds: xr.Dataset, by: str, site: str | None = None, order: Any = None) -> int:
-    """Choose the number of permutations of the probes: as many as about a minute allows, so none for a large store.
+    """Choose the number of permutations of the probes: as many as about a minute allows.
 
-    Every permutation fits all probes again. 19 permutations are the fewest for p = .05.
+    Every permutation fits all probes again, so that a large store and many groups have none. 19 permutations are the
+    fewest for p = .05.
 
     Args:
         ds: an open store.
@@ -199,7 +200,9 @@ def default_permutations(ds: xr.Dataset, by: str, site: str | None = None, order
     sizes = ds[_choose_site(ds, site)].sizes
     label_groups = groups(ds, by, order)
     count = len(label_groups)
-    probes = min(count, MAX_PAIRED_GROUPS) - 1 if label_groups.ordered else count  # a row is in that many probes
+    if count > MAX_PAIRED_GROUPS:
+        return 0
+    probes = count - 1 if label_groups.ordered else count  # a row is in that many probes
     numbers = probes * np.prod([float(n) for n in sizes.values()])
     return next((permutations for permutations, most in WORK_OF_PERMUTATIONS if numbers <= most), 0)
 

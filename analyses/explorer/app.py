@@ -51,9 +51,11 @@ class Explorer:
         self.data = data
         self._document = pn.state.curdoc
         self.site = drop_down("Site", data.sites, data.sites[0])
-        options, unusable = data.column_options()
-        self.by = drop_down("Groups (label column)", options, data.columns[0])
-        self._unusable = [name for name in unusable if name != data.columns[0]]
+        # The texts are the values, because Panel compares disabled options with the texts that the browser shows.
+        self._columns, unusable = data.column_options()
+        texts = list(self._columns)
+        self.by = drop_down("Groups (label column)", texts, texts[0])
+        self.by.disabled_options = [text for text in unusable if text != texts[0]]
         self.sliders = {dim: ValueSlider(label=dim, sizing_mode="stretch_width") for dim in DIMS}
         self._update_sliders()
         self.status, self.legend, self.theme = StatusLine(sizing_mode="stretch_width"), Legend(), ThemeButton()
@@ -65,15 +67,20 @@ class Explorer:
         self.analyses = AnalysisPanel(cache, self.view, self._run_in_page, self._update_table)
         self._shown: ViewState | None = None
         self._reading = self._closed = False
-        self.analyses.set_ordered(data.ordered(self.by.value))
+        self.analyses.set_ordered(data.ordered(self.column))
         self.site.param.watch(self._site_changed, "value")
-        self.by.param.watch(lambda event: self.analyses.set_ordered(data.ordered(event.new)), "value")
+        self.by.param.watch(lambda event: self.analyses.set_ordered(data.ordered(self.column)), "value")
         for widget in (self.by, *self.sliders.values()):
             widget.param.watch(lambda event: self.refresh(), "value")
         self.theme.param.watch(lambda event: self._run_in_page(partial(self._set_theme, event.new)), "value")
         self.find.param.watch(lambda event: self._run_in_page(partial(self._search, event.new)), "value")
         self.clear.on_click(lambda event: self._run_in_page(partial(self.select, NO_ROWS)))
         self.table.param.watch(lambda event: self._run_in_page(partial(self._highlight, event.new)), "focus")
+
+    @property
+    def column(self) -> str:
+        """Name of the chosen label column."""
+        return self._columns[self.by.value]
 
     # -- the plane ------------------------------------------------------------
     def view(self) -> ViewState:
@@ -82,15 +89,13 @@ class Explorer:
         for dim, slider in self.sliders.items():
             values = self.data.values(self.site.value, dim)
             chosen[dim] = values[slider.value] if values else None
-        return ViewState(self.site.value, self.by.value, chosen["stage"], chosen["layer"], chosen["token"])
+        return ViewState(self.site.value, self.column, chosen["stage"], chosen["layer"], chosen["token"])
 
     def refresh(self) -> None:
         """Show the current state of the widgets.
 
         While a plane is being read, only the latest state is shown next.
         """
-        if self.by.disabled_options != self._unusable:
-            self.by.disabled_options = self._unusable  # Panel disables options when the list changes, not at the start
         view = self.view()
         if self._reading or view == self._shown:
             return
@@ -205,7 +210,7 @@ class Explorer:
             self.scatter.highlight(None)
 
     def _hover_texts(self, rows: Rows) -> dict[str, list[str]]:
-        label = "prompt" if "prompt" in self.data.ds.coords else self.by.value
+        label = "prompt" if "prompt" in self.data.ds.coords else self.column
         return {"row": self.data.label_texts("entity", rows, 60), "label": self.data.label_texts(label, rows, 90)}
 
     # -- event loop -------------------------------------------------------------

@@ -109,9 +109,9 @@ class ExplorerData:
         return str(self.ds.attrs.get("path", "a dataset in memory"))
 
     def column_options(self) -> tuple[dict[str, str], list[str]]:
-        """Return the columns by their text, "habitat (4)", and the columns whose groups cannot be drawn."""
-        options = {plain_text(column, 50): column.name for column in self.described}
-        return options, [column.name for column in self.described if column.problem]
+        """Return the columns by their text, "habitat (4)", and the texts of those whose groups cannot be drawn."""
+        columns = {f"{plain_text(c.name, 40)} ({c.groups:,})": c for c in self.described}
+        return {text: c.name for text, c in columns.items()}, [text for text, c in columns.items() if c.problem]
 
     def ordered(self, by: str) -> bool:
         """Whether the groups of a column have a known order; a column that cannot be grouped has none."""

@@ -61,7 +61,7 @@ def show_answer(answer: Mapping[str, Any]) -> None:
         emit_table(title, columns, [[row[i] for i in shown] for row in rows], borders=False)
         print_status(_p_note(answer))
     if answer.get("order"):
-        emit_table("order of the groups at the last stage, layer and token", ["what", "value"], _order_rows(answer))
+        emit_table("order at the last stage, layer and token", ["what", "value"], _order_rows(answer))
 
 
 def _p_note(answer: Mapping[str, Any]) -> str:

@@ -40,23 +40,23 @@ def test_a_selection_stays_with_its_rows_and_goes_with_another_column(explorer: 
     assert "layer 0" in explorer.table.caption
     explorer.table.focus = 1
     assert explorer.scatter.pointed.data["text"] == [explorer.table.rows[1][0]]
-    explorer.by.value = "lone"
+    explorer.by.value = "lone (2)"
     assert explorer.status.kind == "error"
     still = ". The figure still shows resid_post at stage s3, layer 0, token last, by trained_stage."
     assert explorer.status.text.endswith(still)
-    explorer.by.value = "trained_stage"
+    explorer.by.value = "trained_stage (3)"
     assert explorer.status.kind == "info"
 
 
 def test_a_failure_is_shown_until_the_request_changes(explorer: Explorer) -> None:
-    explorer.by.value = "lone"
+    explorer.by.value = "lone (2)"
     explorer.analyses.scope.value = "here"
     explorer.analyses.compute()
     explorer.analyses.task.join(120)
     assert explorer.analyses.status.kind == "error"
     explorer.analyses.draw("dark")
     assert explorer.analyses.status.kind == "error"
-    explorer.by.value = "trained_stage"
+    explorer.by.value = "trained_stage (3)"
     assert (explorer.analyses.status.kind, explorer.analyses.status.text) == ("info", IDLE)
 
 
@@ -108,15 +108,15 @@ def test_a_second_reader_is_not_shown_that_there_is_no_result(explorer: Explorer
 
 def test_columns_have_their_numbers_of_groups_and_unusable_ones_cannot_be_chosen(explorer: Explorer) -> None:
     assert list(explorer.by.options)[:2] == ["trained_stage (3)", "lone (2)"]
-    assert set(explorer.by.disabled_options) == {"template", "entity_id", "prompt"}
-    assert explorer.by.options["entity_id (60)"] == "entity_id"
+    assert set(explorer.by.disabled_options) == {"template (1)", "entity_id (60)", "prompt (60)"}
+    assert explorer.column == "trained_stage"
 
 
 def test_groups_without_an_order_have_no_path_and_no_analysis_of_order(tmp_path: Path) -> None:
     path = unordered_store(tmp_path / "run.zarr", layers=1, entities=40, stages=("step0", "step600"))
     explorer = page(open_store(path))
     explorer.refresh()
-    assert explorer.by.value == "habitat"
+    assert explorer.column == "habitat"
     assert explorer.status.kind == "info"
     assert "joined in order" not in explorer.status.text
     assert len(explorer.scatter.path.data["x"]) == 0
@@ -135,4 +135,4 @@ def test_groups_with_an_order_have_a_path_and_an_analysis_of_it(explorer: Explor
     assert "joined in order" in explorer.status.text
     assert len(explorer.scatter.path.data["x"]) == 3
     assert list(explorer.analyses.kind.options.values()) == ["probes", "order"]
-    assert page(explorer.data.ds, by="lone").by.value == "lone"
+    assert page(explorer.data.ds, by="lone").column == "lone"
