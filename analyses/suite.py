@@ -21,7 +21,8 @@ from stratalens.analyses.centroids.resampling import halves
 from stratalens.analyses.controls.conditional_test import conditional_test
 from stratalens.analyses.controls.control_table import control_table, find_untrained_stage
 from stratalens.analyses.controls.controls import BASELINES, controls
-from stratalens.analyses.controls.matched_probe import MIN_MATCHED, matched_probe
+from stratalens.analyses.controls.matched_probe import matched_probe
+from stratalens.analyses.controls.matched_slab import MIN_MATCHED
 from stratalens.analyses.controls.residual_probe import residual_probe
 from stratalens.analyses.controls.statistics_probe import statistics_probe
 from stratalens.analyses.controls.weighted_probe import weighted_probe

@@ -225,7 +225,8 @@ def _positive(entry: xr.Dataset) -> xr.DataArray:
     if target not in entry.coords:
         raise InputError(f"a result without scores needs the label column {target!r} to compute its AUC")
     labels = entry[target].astype(str)
-    return (entry["pair_second"].astype(str) == labels) & (entry["tested"] > 0)
+    positive: xr.DataArray = (entry["pair_second"].astype(str) == labels) & (entry["tested"] > 0)
+    return positive
 
 
 def _placements(

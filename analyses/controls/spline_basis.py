@@ -67,5 +67,4 @@ def _normal_scores(column: Doubles, train: Doubles) -> Doubles:
     """Quantile of the normal distribution at the rank that each value has among the sorted training values."""
     below = np.searchsorted(train, column, "left") + np.searchsorted(train, column, "right")
     share = (below / 2 + 0.5) / (len(train) + 1)
-    # Ranks are steps; interpolation between them keeps equal steps of a continuous statistic apart.
     return np.asarray(ndtri(share), dtype=np.float64)

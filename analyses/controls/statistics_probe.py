@@ -24,7 +24,7 @@ from stratalens.store.format.schema import AXES
 
 BOTH = "both"
 MODELS = (BOTH, "logistic", BOOSTING)
-# Variables of the boosting beside those of the logistic regression, as boosting_accuracy and so on.
+# Variables that the boosting does not add to those of the logistic regression.
 LEFT_OUT = ("constant", "score", "coef", "intercept", "converged", "iterations", "penalty")
 
 

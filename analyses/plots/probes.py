@@ -157,7 +157,7 @@ def measure_of(probes: object, name: str | None) -> str:
 
 def common_measure(results: Iterable[xr.Dataset]) -> str:
     """Return the measure of several results: balanced accuracy where one has unequal classes and all have it."""
-    probes = [data for data in results if isinstance(data, xr.Dataset)]
+    probes = list(results)
     unequal = any(judged_measure(data) == "balanced_accuracy" for data in probes)
     return "balanced_accuracy" if unequal and all("balanced_accuracy" in data for data in probes) else "accuracy"
 

@@ -51,7 +51,7 @@ def control_sentence(
         for data in narrowed.values()
         if "support" in data
     ]
-    given = None if conditional is None else estimate_reader(pair_mean(conditional, "accuracy"))
+    read_conditional = None if conditional is None else estimate_reader(pair_mean(conditional, "accuracy"))
 
     def sentence(slider_values: SliderValues) -> str:
         place = {**spec.fixed, **slider_values}
@@ -60,7 +60,7 @@ def control_sentence(
             largest=max((read(place)["value"] for read in areas), default=float("nan")),
             support=float(supports[0](place)) if supports else float("nan"),
         )
-        verdict = _control_verdict(by_row, overlap, None if given is None else given(place))
+        verdict = _control_verdict(by_row, overlap, read_conditional and read_conditional(place))
         words = []
         for label, numbers in by_row.items():
             known = bool(np.isfinite(numbers["value"]))

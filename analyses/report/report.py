@@ -102,9 +102,11 @@ def report(
     results = _with_order(results)
     trained, words = _trained_stages(results), words_of(results)
     if title is None:
-        ordered = words is None or words.ordered
-        order = "the order of training" if words is None or words.trained else words.order
-        title = f"Do activations encode {order}?" if ordered else f"Do activations encode {words.by}?"
+        if words is None or (words.ordered and words.trained):
+            subject = "the order of training"
+        else:
+            subject = words.order if words.ordered else words.by
+        title = f"Do activations encode {subject}?"
     sections = build_sections(results, notes, trained, numbers)
     summary = [("", text) for text in highlights] or summary_sentences(sections, _last_trained_group(results))
     page = render_report(
@@ -122,8 +124,8 @@ def summary_sentences(sections: Sequence[Section], stage: str = "") -> list[tupl
         stage: stage at which the figures are described, if they have it; else their initial slider values.
     """
     figures: dict[str, PageFigure] = {}
-    for figure in (figure for section in sections for figure in section.figures):
-        figures.setdefault(figure.spec.name, figure)  # the first of a kind is the most important one
+    for shown in (figure for section in sections for figure in section.figures):
+        figures.setdefault(shown.spec.name, shown)  # the first of a kind is the most important one
     summary = []
     for name, subject in SUMMARY_FIGURES.items():
         figure = figures.get(name)

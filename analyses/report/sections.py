@@ -241,7 +241,9 @@ def location_section(results: Results) -> Section:
         )
         unordered = "Bold: the mean of all pairs, with 95 % intervals. Thin: single pairs."
         section.add(spec, sentences.sweep_sentence(probes, spec), ordered if is_ordered(probes) else unordered)
-    scalar, label, chance = _headline_scalar(probes if multiclass is None else multiclass)
+    headline = probes if multiclass is None else multiclass
+    assert headline is not None
+    scalar, label, chance = _headline_scalar(headline)
     coords = set(scalar.coords)
     white = f"White is chance ({chance:.2g})." if chance != 0.5 else "White is chance."
     for x, y, reading in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stratalens.plugin.cli.analysis_options import as_options
 from stratalens.plugin.cli.output import emit_table, print_status
@@ -46,7 +46,7 @@ def answer_of(suite: Suite) -> dict[str, Any]:
         answer["best"] = [{name: _plain(row.get(name)) for name in COLUMNS} for row in best.to_dict("records")]
     projection = suite.results.get("projection")
     if projection is not None:
-        answer["order"] = _order(projection)
+        answer["order"] = _order(cast("xr.Dataset", projection))
     return answer
 
 

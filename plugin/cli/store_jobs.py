@@ -91,7 +91,7 @@ def _run_suite(ds: xr.Dataset, store: str, by: str | None, permutations: int | N
     from stratalens.analyses.suite import default_permutations, run_suite
 
     column = _by(ds, store, by)
-    nulls = {"probe_permutations": default_permutations(ds, column, options["site"], options["order"])}
+    nulls: dict[str, Any] = {"probe_permutations": default_permutations(ds, column, options["site"], options["order"])}
     if permutations is not None:
         nulls = {"probe_permutations": permutations, "permutations": permutations}
     try:
