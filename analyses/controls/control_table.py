@@ -220,13 +220,14 @@ def _positive(entry: xr.Dataset) -> xr.DataArray:
     """Rows of the positive class of each pair, with dims among (places, pair, entity)."""
     if "score" in entry and set(entry["right"].dims) <= set(entry["score"].dims):
         # The class by which a row was judged, which is not its label where labels were shuffled.
-        return (entry["score"] > 0) == (entry["right"] > 0)
+        judged: xr.DataArray = (entry["score"] > 0) == (entry["right"] > 0)
+        return judged
     target = entry.attrs.get("target", "")
     if target not in entry.coords:
         raise InputError(f"a result without scores needs the label column {target!r} to compute its AUC")
     labels = entry[target].astype(str)
-    positive: xr.DataArray = (entry["pair_second"].astype(str) == labels) & (entry["tested"] > 0)
-    return positive
+    labelled: xr.DataArray = (entry["pair_second"].astype(str) == labels) & (entry["tested"] > 0)
+    return labelled
 
 
 def _placements(
