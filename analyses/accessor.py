@@ -160,7 +160,7 @@ class Strata:
 
     def fdr(self, *args: Any, **kwargs: Any) -> Any:
         """Adjust p-values for the false discovery rate; see `stratalens.fdr`."""
-        from stratalens.analyses.stats.bootstrap import fdr
+        from stratalens.analyses.stats.permutation import fdr
 
         return fdr(self._data, *args, **kwargs)
 

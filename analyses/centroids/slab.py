@@ -24,7 +24,8 @@ from stratalens.analyses.centroids.projection import (
 from stratalens.analyses.centroids.resampling import Halves, Slots, halves
 from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.slabs import Slab
-from stratalens.analyses.stats.bootstrap import interval, p_value
+from stratalens.analyses.stats.bootstrap import interval
+from stratalens.analyses.stats.permutation import p_value
 from stratalens.store.errors import InputError
 
 SUM_ROWS = 512  # rows that are summed in float32 before they are added in float64

@@ -29,7 +29,7 @@ from stratalens.analyses.probes.slab import (
     stack_tokens,
 )
 from stratalens.analyses.stats import scores as scoring
-from stratalens.analyses.stats.bootstrap import p_value
+from stratalens.analyses.stats.permutation import p_value
 from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError
 

@@ -8,7 +8,8 @@ centroid_map       centroids of groups without an order, in their principal comp
 group_recall       share of each group's rows that a probe of all groups recognises
 probes             probe scores by layer; a probe next to its controls
 matrices           heat maps of pairs, cosines and scalars
-stages             change over training: directions, centroids, forgetting
+stages             change over training: directions, centroids, unseen groups
+forgetting         a statistic by the number of stages since training
 distributions      recorded statistics by group; training loss
 spec               descriptions of figures that need no drawing
 drawn_parts        parts of a result that a figure draws where it has too many groups
@@ -28,11 +29,12 @@ from stratalens.analyses.plots.centroid_map import centroid_map
 from stratalens.analyses.plots.centroids import centroid_path, entity_scatter
 from stratalens.analyses.plots.colors import stage_colors
 from stratalens.analyses.plots.distributions import loss_curves, statistic_distributions
+from stratalens.analyses.plots.forgetting import forgetting
 from stratalens.analyses.plots.group_recall import group_recall
 from stratalens.analyses.plots.matrices import cosine_matrix, layer_token_map, pair_matrix, stage_layer_map
 from stratalens.analyses.plots.probes import control_comparison, layer_sweep
 from stratalens.analyses.plots.save import save
-from stratalens.analyses.plots.stages import direction_drift, forgetting, probe_generalisation, stage_drift
+from stratalens.analyses.plots.stages import direction_drift, probe_generalisation, stage_drift
 from stratalens.analyses.stats.quantiles import statistic_quantiles
 
 __all__ = [

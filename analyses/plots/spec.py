@@ -248,3 +248,19 @@ def pad_limits(low: float, high: float, share: float = 0.08) -> tuple[float, flo
         return (0.0, 1.0)
     span = (high - low) or max(abs(high), 1.0) * 0.2
     return (low - share * span, high + share * span)
+
+
+def line_segments(x: np.ndarray, y: np.ndarray, colors: list[str]) -> Table:
+    """Return the segments of one line a row; x and y have the shape (lines, points)."""
+    return {
+        "x0": x[:, :-1].ravel(),
+        "y0": y[:, :-1].ravel(),
+        "x1": x[:, 1:].ravel(),
+        "y1": y[:, 1:].ravel(),
+        "color": repeat_values(colors, y.shape[1] - 1),
+    }
+
+
+def repeat_values(values: list[str], count: int) -> list[str]:
+    """Repeat each value `count` times, in order."""
+    return [value for value in values for _ in range(count)]

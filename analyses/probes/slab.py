@@ -18,8 +18,8 @@ from stratalens.analyses.estimators.probes import Prepare, Probes, Settings, cho
 from stratalens.analyses.probes.plan import Plan
 from stratalens.analyses.probes.quality import Variables, measures, quality_values, score_quality
 from stratalens.analyses.stats import scores as scoring
-from stratalens.analyses.stats.bootstrap import p_value
 from stratalens.analyses.stats.max_t import SHUFFLED, SHUFFLED_ROWS
+from stratalens.analyses.stats.permutation import p_value
 from stratalens.store.errors import InputError
 
 __all__ = ["ProbeSlab", "Variables", "probe_token", "score_quality", "stack_tokens"]

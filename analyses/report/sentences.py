@@ -9,9 +9,10 @@ from scipy.stats import rankdata
 
 from stratalens.analyses.data.training_order import group_names, result_order
 from stratalens.analyses.directions.directions import drift, stage_steps
+from stratalens.analyses.plots.forgetting import before_training_mask
 from stratalens.analyses.plots.probes import is_multiclass, main_pair, multiclass_label, plain_measure
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues, lookup, plain_text, values_of
-from stratalens.analyses.plots.stages import before_training_mask, in_training_order, random_cosine_band
+from stratalens.analyses.plots.stages import in_training_order, random_cosine_band
 from stratalens.analyses.plots.wording import group_words
 from stratalens.analyses.report.phrases import (
     Sentence,

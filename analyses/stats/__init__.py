@@ -1,6 +1,7 @@
 """Statistics: resampling, moments, scores, intervals.
 
-bootstrap    cluster bootstrap, permutation tests, false discovery rate
+bootstrap    cluster bootstrap
+permutation  permutation of labels, p-values, false discovery rate
 intervals    intervals of cross-validated measures
 max_t        p of the largest statistic over all places
 best_places  table of the best places

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from stratalens.analyses.stats.bootstrap import needed_permutations
 from stratalens.analyses.stats.estimates import estimate, judged_measure
+from stratalens.analyses.stats.permutation import needed_permutations
 from stratalens.store.errors import InputError
 
 PLACES = ("stage", "layer", "token", "pair")

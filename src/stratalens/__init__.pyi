@@ -22,7 +22,7 @@ from .analyses.probes.generalise import generalise as generalise
 from .analyses.probes.probe import probe as probe
 from .analyses.probes.shuffled_probes import shuffled_probes as shuffled_probes
 from .analyses.report.report import report as report
-from .analyses.stats.bootstrap import fdr as fdr
+from .analyses.stats.permutation import fdr as fdr
 from .analyses.sweep.cache import clear_results as clear_results
 from .analyses.sweep.run import sweep as sweep
 from .plugin.capture.callback import RecordingCallback as RecordingCallback

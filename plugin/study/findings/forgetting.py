@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stratalens.analyses.plots.stages import forgetting_table
+from stratalens.analyses.plots.forgetting import forgetting_table
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings, probe_halves, select_template
 from stratalens.plugin.study.findings.correlation import correlate_within_strata

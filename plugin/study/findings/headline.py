@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stratalens.analyses.stats.bootstrap import cluster_bootstrap, p_value
+from stratalens.analyses.stats.bootstrap import cluster_bootstrap
 from stratalens.analyses.stats.estimates import estimate
+from stratalens.analyses.stats.permutation import p_value
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stratalens.analyses.stats.bootstrap import permuted_labels
+from stratalens.analyses.stats.permutation import permuted_labels
 from stratalens.plugin.study.config.settings import UNTRAINED
 from stratalens.plugin.study.findings.headline import Row, format_estimate, format_p, share_row
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import xarray as xr
 
-from stratalens.analyses.plots.stages import forgetting_table
+from stratalens.analyses.plots.forgetting import forgetting_table
 from stratalens.analyses.report.report import report
 from stratalens.analyses.stats.quantiles import statistic_quantiles
 from stratalens.store.errors import InputError

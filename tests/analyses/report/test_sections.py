@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from stratalens.analyses.plots.stages import forgetting_table
+from stratalens.analyses.plots.forgetting import forgetting_table
 from stratalens.analyses.report.report import report
 from stratalens.analyses.report.sections import build_sections
 from stratalens.analyses.stats.quantiles import statistic_quantiles

@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 
 from stratalens.analyses.probes.probe import probe
-from stratalens.analyses.stats.bootstrap import p_value
 from stratalens.analyses.stats.max_t import p_max
+from stratalens.analyses.stats.permutation import p_value
 from stratalens.store import open_store
 from support.planted import planted
 from support.stores import make_store
