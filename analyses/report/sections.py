@@ -14,6 +14,7 @@ from stratalens.analyses.data.training_order import is_ordered
 from stratalens.analyses.plots.centroid_map import centroid_components, centroid_map_spec
 from stratalens.analyses.plots.centroids import centroid_path_spec
 from stratalens.analyses.plots.distributions import loss_curves_spec, statistic_distributions_spec
+from stratalens.analyses.plots.forgetting import forgetting_spec
 from stratalens.analyses.plots.group_recall import group_recall_spec
 from stratalens.analyses.plots.html_page import PageFigure
 from stratalens.analyses.plots.matrices import accuracy_limits, cosine_matrix_spec, pair_matrix_spec, scalar_map_spec
@@ -28,7 +29,6 @@ from stratalens.analyses.plots.probes import (
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues, plain_text, values_of
 from stratalens.analyses.plots.stages import (
     direction_drift_spec,
-    forgetting_spec,
     probe_generalisation_spec,
     stage_drift_spec,
 )
