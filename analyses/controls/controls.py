@@ -313,8 +313,9 @@ def controls(
         elif name == "weighted":
             results[name] = weighted_probe(ds, target, statistics, C=C, folds=folds, **shared)
         elif name == "conditional":
-            more = {"permutations": permutations, "C": C, "folds": folds}
-            results[name] = conditional_test(ds, target, statistics, **more, **shared)
+            results[name] = conditional_test(
+                ds, target, statistics, C=C, folds=folds, permutations=permutations, **shared
+            )
         elif name.startswith("residual"):
             kind = name.removeprefix("residual_")
             results[name] = residual_probe(ds, target, statistics, kind, C=C, folds=folds, **shared)

@@ -95,7 +95,7 @@ class MatchedSlab:
         n_tokens = values.shape[1]
         used = np.isfinite(values).all(axis=0) & ~self.matched
         for t in range(n_tokens):  # statistics that are only compared may have rows without a value
-            used[t, self.matched] = usable_statistics(values[:, t, self.matched], names[self.matched], where)
+            used[t, self.matched] = usable_statistics(values[:, t, self.matched], names[self.matched].tolist(), where)
         to_match = used & self.matched
         if not to_match.any():
             raise InputError(

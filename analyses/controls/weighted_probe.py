@@ -205,7 +205,7 @@ class WeightedSlab:
             return blank_values(self.probe_token(noise_like(X), noise))
         plan, settings = self.plan, self.settings
         n_pairs, count = plan.contrasts.signs.shape[1], len(self.statistics.names)
-        used = np.isfinite(values).all(axis=0)
+        used = np.asarray(np.isfinite(values).all(axis=0))
         odds = pair_log_odds(values[:, used], plan)
         penalty = choose_penalties(X, plan.contrasts.signs, plan.codes, plan.fold, plan.folds, plan.trainable, settings)
         fits = [[self._fit(X, odds[p], p, k, penalty[p, k]) for k in range(plan.folds + 1)] for p in range(n_pairs)]
@@ -227,12 +227,11 @@ class WeightedSlab:
                 balance[p, used, at] = propensity.weighted_difference(values[rows][:, used], sign[rows], weights[rows])
             if _is_separate(support[p], balance[p, used, 1], effective[p]):
                 tested[p] = 0.0
-        balance = balance.reshape(n_pairs, -1, count, 2)
         return self._measure(score, tested) | {
             "score": (("pair", "entity"), score),
             "tested": (("pair", "entity"), tested.astype(np.float32)),
             "propensity": (("pair", "entity"), (1 / (1 + np.exp(-odds))).astype(np.float32)),
-            "balance": (("pair", "statistic", "balance_at"), _largest(balance)),
+            "balance": (("pair", "statistic", "balance_at"), _largest(balance.reshape(n_pairs, -1, count, 2))),
             "support": (("pair",), support),
             "effective_rows": (("pair",), effective),
             "coef": (("pair", "feature"), coef[:, -1].astype(np.float32)),
