@@ -71,7 +71,7 @@ def estimate(data: xr.Dataset, name: str | None = None, chance: float | None = N
         - p (...): float64.
     """
     name = judged_measure(data) if name is None else name
-    array = data[name] if name in data else data[f"{name}_mean"]
+    array = (data[name] if name in data else data[f"{name}_mean"]).compute()
     replicate = [d for d in REPLICATES if d in array.dims]
     value = array.mean(replicate) if replicate else array
     if f"{name}_mean" in data:  # over all held-out rows, like the interval

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from stratalens.plugin.capture.batching import out_of_memory
 from stratalens.plugin.capture.spec import CaptureSpec
 from stratalens.plugin.check.check import VERSIONS, run_checks
 from stratalens.plugin.check.report import CheckReport, Finding
@@ -39,7 +40,7 @@ def check_before_recording(adapter: Adapter, spec: CaptureSpec, storage: Storage
         storage: where the store is or will be.
 
     Returns:
-        The verdict for the store, or None if the check is off or was run for this store before.
+        The verdict for the store; None if the check is off, was run for this store before, or ran out of memory.
 
     Raises:
         InputError: a recorded site differs from what the model computes, and `check` is "raise".
@@ -50,7 +51,12 @@ def check_before_recording(adapter: Adapter, spec: CaptureSpec, storage: Storage
     versions = {name: version(name) for name in VERSIONS}
     if mode is False or _was_checked(storage, versions):
         return None
-    findings = _findings(adapter, spec, versions)
+    try:
+        findings = _findings(adapter, spec, versions)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return None  # a batch of the capture may be smaller than the sample of the check
     report = CheckReport(tuple(f for f in findings if f.check not in _ONLY_FOR_OTHER_LOOPS), versions=versions)
     if not report.ok:
         message = _message(report)

@@ -118,6 +118,7 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
     """
     hooks = hooks_to_check(adapter, sites)
     wanted = {place: hook for place, hook in hooks.items() if not only or hook in set(sites)}
+    has_own_hooks = any(point.fwd_hooks for point in adapter.points.values())  # an intervention breaks every sum
     modules = find_modules(adapter) if isinstance(adapter, BridgeAdapter) else HFModules()
     with evaluation_mode(adapter.model):
 
@@ -127,11 +128,14 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
 
         longest, shortest_row = alone(0, modules), len(sample.rows) - 1
         singles = {0: longest, shortest_row: alone(shortest_row, HFModules())}
-        by_site = [*check_residual_stream(adapter, longest, hooks)]
-        if isinstance(adapter, BridgeAdapter):
-            by_site += check_modules(adapter, longest, hooks, modules)
-        yield from (finding for finding in by_site if not only or (finding.site, finding.layer) in wanted)
-        yield from check_logits(adapter, longest, last_residual(longest, hooks, adapter.n_layers))
+        if has_own_hooks:
+            yield Finding("sites", "", None, "not checkable", note="hooks of your own are on the model")
+        else:
+            by_site = [*check_residual_stream(adapter, longest, hooks)]
+            if isinstance(adapter, BridgeAdapter):
+                by_site += check_modules(adapter, longest, hooks, modules)
+            yield from (finding for finding in by_site if not only or (finding.site, finding.layer) in wanted)
+            yield from check_logits(adapter, longest, last_residual(longest, hooks, adapter.n_layers))
         yield from check_invariance(adapter, sample, wanted, singles)
 
 

@@ -29,11 +29,12 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 TEXT_COLUMNS = ("prompt", "prompt_id", "entity", "entity_id", "answer")
 
 
-def read_frame(path: str | Path) -> pd.DataFrame:
+def read_frame(path: str | Path, *, fill: bool = False) -> pd.DataFrame:
     """Read a table with one row per prompt.
 
     Args:
         path: file that ends in .csv, .tsv, .jsonl, .ndjson or .parquet.
+        fill: read an empty field of a text label in a csv file as '', with a warning, and not as missing.
 
     Raises:
         InputError: no such file, a folder, an unknown suffix, an encoding other
@@ -49,7 +50,7 @@ def read_frame(path: str | Path) -> pd.DataFrame:
         raise InputError(f"{file} is a folder; give one file that ends in {', '.join(SUFFIXES)}")
     suffix = file.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return _read_csv(file, "\t" if suffix == ".tsv" else ",")
+        return _read_csv(file, "\t" if suffix == ".tsv" else ",", fill)
     if suffix in (".jsonl", ".ndjson"):
         return _read_jsonl(file)
     if suffix == ".parquet":
@@ -73,7 +74,7 @@ def _read_text(file: Path) -> str:
         ) from None
 
 
-def _read_csv(file: Path, separator: str) -> pd.DataFrame:
+def _read_csv(file: Path, separator: str, fill: bool) -> pd.DataFrame:
     text = _read_text(file)
     if not text.strip():
         raise InputError(f"{file} is empty; a table has a header line with a column 'prompt' and one line per prompt")
@@ -100,7 +101,7 @@ def _read_csv(file: Path, separator: str) -> pd.DataFrame:
     for name in frame.columns:
         if name not in TEXT_COLUMNS:
             values = typed_values(frame[name])
-            frame[name] = values if name in edges else _fill_text(values, file)
+            frame[name] = _fill_text(values, file) if fill and name not in edges else values
     return frame
 
 

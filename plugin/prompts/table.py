@@ -118,7 +118,7 @@ class PromptTable:
             InputError: the file or the table is not valid; the message names the line or row
                 and the remedy.
         """
-        return cls(read_frame(path), source=str(path))
+        return cls(read_frame(path, fill=True), source=str(path))
 
     def __len__(self) -> int:
         return len(self._content["prompt"])

@@ -36,6 +36,6 @@ def test_probes_of_residuals_are_not_applied_to_raw_activations(ds: xr.Dataset) 
     """Their directions belong to activations without the statistics, so that other data gives wrong scores."""
     half = np.isin(ds.entity_id.values, np.unique(ds.entity_id.values)[:60])
     probes = residual_probe(ds.isel(entity=half), statistics=("resid_post_l2",), **QUIET)
-    with pytest.raises(InputError, match="statistics regressed out"):
+    with pytest.raises(InputError, match="probes of residual_probe cannot score other data"):
         generalise(probes, ds.isel(entity=~half), progress=False)
     assert generalise(probes, ds.isel(entity=half), draws=10).sizes["group"] == 3

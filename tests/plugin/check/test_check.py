@@ -165,3 +165,12 @@ def test_the_report_as_text_table_and_json() -> None:
 )
 def test_relative_difference(value: list[float], reference: list[float], expected: float) -> None:
     assert relative_difference(torch.tensor(value), torch.tensor(reference)) == expected
+
+
+def test_a_hook_of_the_users_own_is_no_fault() -> None:
+    """Whoever changes activations on purpose records what the changed model computes."""
+    model = models.bridge("llama")
+    model.add_hook("blocks.1.hook_resid_post", lambda value, hook: value * 1.5)
+    report = check(model, models.table(4))
+    assert report.ok, str(report)
+    assert "hooks of your own are on the model" in set(report.table.note)

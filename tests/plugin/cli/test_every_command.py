@@ -42,6 +42,7 @@ TABLE: dict[str, tuple[list[str], set[str]]] = {
     "commit": (["STORE", "OUT/run.icechunk"], {"store", "repository", "committed"}),
 }
 ELSEWHERE = {
+    "check",  # takes a model; it has its own test in test_check.py
     "demo",  # `study` with a preset; its weights have a hundred megabytes
     "explore",  # serves until Ctrl-C; has its own test below
 }
