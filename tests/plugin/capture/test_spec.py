@@ -94,7 +94,7 @@ def test_models_without_hooks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="tokenizer"):
         capture(TwoLayers(), table(3), tmp_path / "run.zarr", forward=run_two_layers)
     with pytest.raises(
-        InputError, match="needs logits of the next token, but the forward pass of this TwoLayers returns no tensor"
+        InputError, match="but the forward pass of this TwoLayers returns no tensor"
     ):
         capture(
             TwoLayers(),
