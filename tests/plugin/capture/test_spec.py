@@ -93,9 +93,7 @@ def test_models_without_hooks(tmp_path: Path) -> None:
         capture({"a": 3}, table(3), tmp_path / "run.zarr")
     with pytest.raises(InputError, match="tokenizer"):
         capture(TwoLayers(), table(3), tmp_path / "run.zarr", forward=run_two_layers)
-    with pytest.raises(
-        InputError, match="but the forward pass of this TwoLayers returns no tensor"
-    ):
+    with pytest.raises(InputError, match="but the forward pass of this TwoLayers returns no tensor"):
         capture(
             TwoLayers(),
             table(3),
