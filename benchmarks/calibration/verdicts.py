@@ -39,6 +39,11 @@ def interval(name: str, ds: xr.Dataset, seed: int, **options: Any) -> dict[str, 
     return {CLAIM: claims(function(name)(ds, GROUP, STATISTICS, seed=seed, **options, **RUN))}
 
 
+def default(ds: xr.Dataset, seed: int) -> dict[str, npt.NDArray[Any]]:
+    """Judge as the sentences of a report do first: by the weighted probe with its own choice of statistics."""
+    return {CLAIM: claims(function("weighted_probe")(ds, GROUP, seed=seed, **RUN))}
+
+
 def conditional(ds: xr.Dataset, seed: int) -> dict[str, npt.NDArray[Any]]:
     """Judge by the p-values of the conditional test."""
     values = conditional_p(function("conditional_test")(ds, GROUP, STATISTICS, permutations=99, seed=seed, **RUN))
@@ -47,7 +52,8 @@ def conditional(ds: xr.Dataset, seed: int) -> dict[str, npt.NDArray[Any]]:
 
 # Heading, and function of (data, seed) that returns claims by their words; the first one is the default verdict.
 CONTROLS: dict[str, tuple[str, Control]] = {
-    "default": ("default verdict: matched_probe with its defaults", matched),
+    "default": ("default verdict: weighted_probe with its defaults", default),
+    "matched-default": ("matched_probe with its defaults", matched),
     "matched-bins": ("matched_probe, 10 bins of both statistics", partial(matched, statistics=STATISTICS, bins=10)),
     "matched-nearest": ("matched_probe, nearest", partial(matched, statistics=STATISTICS, method="nearest")),
     "residual-linear": ("residual_probe, linear", partial(interval, "residual_probe", kind="linear")),
