@@ -51,3 +51,11 @@ def test_it_depends_on_names_dtypes_shapes_and_values() -> None:
     tall.register_buffer("x", torch.ones(2, 3))
     wide.register_buffer("x", torch.ones(3, 2))
     assert weights_fingerprint(tall) != weights_fingerprint(wide)
+
+
+def test_a_config_with_infinities_has_a_fingerprint() -> None:
+    """Mamba2 limits its time step by infinity, which JSON cannot rebuild."""
+    model = bridge("llama")
+    before = weights_fingerprint(adapt(model))
+    model.original_model.config.time_step_limit = (0.0, float("inf"))
+    assert weights_fingerprint(adapt(model)) == before
