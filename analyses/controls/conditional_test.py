@@ -108,8 +108,8 @@ def conditional_test(
         - null_low, null_high (stage, layer, token, pair): float64, central 95 % of the draws.
         - p (stage, layer, token, pair): float64, one-sided, (1 + draws at least as accurate) / (1 + permutations).
         - accuracy_null, accuracy_p (stage, layer, token, pair): float64, the same as null_mean and p.
-        - auc_null, auc_p (stage, layer, token, pair): float64, the same for the mean AUC of the folds. Classes of
-          unequal size are judged by these.
+        - auc_null, auc_p (stage, layer, token, pair): float64, the same for auc_mean. Classes of unequal size are
+          judged by these.
         - support (stage, layer, token, pair): float64, share of the entities whose propensity is in the range of
           both classes.
 
@@ -203,9 +203,8 @@ class ConditionalSlab:
         variables = probe_token(X, self.plan, self.settings)
         drawn, support = self._draw(values)
         accuracy, area = self._null(X, drawn)
-        observed = {"accuracy": np.asarray(variables["accuracy_mean"][1], dtype=np.float64)}
-        with np.errstate(invalid="ignore"):
-            observed["auc"] = np.asarray(variables["auc"][1], dtype=np.float64).mean(axis=1)
+        # The AUC of pooled folds, as in the null: the mean of the folds' AUCs would be another statistic.
+        observed = {name: np.asarray(variables[f"{name}_mean"][1], dtype=np.float64) for name in ("accuracy", "auc")}
         low, high = np.quantile(accuracy, (0.025, 0.975), axis=0)
         out: Variables = {"support": (("pair",), support), "null_low": (("pair",), low), "null_high": (("pair",), high)}
         for name, null in (("accuracy", accuracy), ("auc", area)):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stratalens.analyses.controls.conditional_test import conditional_test
+from stratalens.analyses.controls.conditional_test import ConditionalSlab, conditional_test
 from stratalens.analyses.probes.probe import probe
 from stratalens.store.errors import InputError
 from support.planted import confounded
@@ -21,6 +21,21 @@ def test_the_null_is_what_the_statistics_alone_would_give_this_probe() -> None:
     assert abs(float(result.accuracy_mean - result.null_mean)) < 0.05
     assert float(result.p) > 0.025
     assert float(result.null_low) <= float(result.null_mean) <= float(result.null_high)
+
+
+def test_the_probe_and_its_null_are_measured_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels that are drawn as they are give the numbers of the probe, also in folds of unequal sizes."""
+    ds = confounded("shift", 37, real=1.0)
+
+    def draw_own(self: ConditionalSlab, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        signs = self.plan.contrasts.signs
+        return np.repeat(signs[None], self.draws, axis=0), np.ones(signs.shape[1])
+
+    monkeypatch.setattr(ConditionalSlab, "_draw", draw_own)
+    result = conditional_test(ds, "age", ds.statistics, permutations=9, **QUIET).squeeze()
+    assert float(result.null_mean) == pytest.approx(float(result.accuracy_mean), abs=1e-9)
+    assert float(result.auc_null) == pytest.approx(float(result.auc_mean), abs=1e-4)
+    assert float(result.p) == 1.0
 
 
 def test_an_effect_beside_the_statistics_exceeds_them() -> None:
