@@ -24,7 +24,6 @@ from stratalens.analyses.probes.slab import (
     blank_values,
     is_constant,
     noise_like,
-    normalize_rows,
     probe_token,
     stack_tokens,
 )
@@ -92,7 +91,7 @@ def conditional_test(
         normalize: as in `probe`; the statistics are those of the activations as stored.
         standardize: as in `probe`.
         tokens: as in `probe`.
-        resamples: of the cluster bootstrap.
+        resamples: no effect, as in `probe`.
         skip_missing: leave unrecorded rows out instead of refusing them.
         cache: see `RunOptions`; None = next to the store where possible.
         scheduler: see `RunOptions`.
@@ -179,11 +178,7 @@ class ConditionalSlab:
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         """Compute the variables of `conditional_test` for one slab."""
-        activations = slab.values()
-        slab.refuse_nonfinite(activations)
-        values = self.statistics.values(slab, activations)
-        if self.normalize:
-            activations = normalize_rows(activations, slab.where)
+        activations, values = self.statistics.read(slab, self.normalize)
         function = replace(self, plan=self.plan.take(slab.rows))
         names = self.statistics.names * (values.shape[1] if self.plan.joint else 1)
         tokens = []

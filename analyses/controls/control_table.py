@@ -9,10 +9,11 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from stratalens.analyses.controls.intervals import Resampler, divide, fold_factor, fold_placements
+from stratalens.analyses.controls.intervals import Resampler, fold_factor, fold_placements
 from stratalens.analyses.data.array_types import Codes, Doubles, Mask
 from stratalens.analyses.data.results import boosting_result
 from stratalens.analyses.stats.bootstrap import bootstrap_weights
+from stratalens.analyses.stats.scores import ratio
 from stratalens.store.errors import InputError, suggest
 
 TAILS = (0.025, 0.975)
@@ -200,8 +201,8 @@ def _resample(
     flat_right = right.transpose(*order).values.reshape(flat_tested.shape).astype(np.float64)
     resampler = Resampler(units, draws)
     if measure == "accuracy":
-        value = divide(flat_right.sum(axis=1), flat_tested.sum(axis=1))
-        resampled = divide(resampler.sums(flat_right), resampler.sums(flat_tested))
+        value = ratio(flat_right.sum(axis=1), flat_tested.sum(axis=1))
+        resampled = ratio(resampler.sums(flat_right), resampler.sums(flat_tested))
     else:
         positive = np.broadcast_to(_positive(entry).broadcast_like(right).transpose(*order).values, right.shape)
         positive = positive.reshape(flat_tested.shape)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stratalens.analyses.data.array_types import Codes, Doubles, Floats, Mask
+from stratalens.analyses.stats.scores import ratio, sum_by_unit
 
 
 def placements(score: Floats, positive: Mask, weights: Doubles) -> Doubles:
@@ -93,8 +94,7 @@ class Resampler:
 
     def sums(self, rows: npt.NDArray[np.generic]) -> Doubles:
         """Sum rows (columns, n) in every resample: float64 array of shape (resamples, columns)."""
-        n_units = self.draws.shape[1]
-        by_unit = np.stack([np.bincount(self.units, np.asarray(row, np.float64), n_units) for row in rows])
+        by_unit = sum_by_unit(rows, self.units, self.draws.shape[1])
         return np.asarray(self.draws.astype(np.float64) @ by_unit.T, dtype=np.float64)
 
     def mean(
@@ -104,8 +104,8 @@ class Resampler:
         limits: tuple[float, float] = (0.0, 1.0),
     ) -> tuple[Doubles, Doubles, Doubles]:
         """Compute sum(top) / sum(weight) with its 95 % interval; arrays (columns, n), results (columns,)."""
-        value = divide(np.asarray(top, np.float64).sum(axis=1), np.asarray(weight, np.float64).sum(axis=1))
-        return value, *self.bounds(divide(self.sums(top), self.sums(weight)), value, limits)
+        value = ratio(np.asarray(top, np.float64).sum(axis=1), np.asarray(weight, np.float64).sum(axis=1))
+        return value, *self.bounds(ratio(self.sums(top), self.sums(weight)), value, limits)
 
     def auc(
         self, top: npt.NDArray[np.generic], weight: npt.NDArray[np.generic], positive: Mask
@@ -125,8 +125,8 @@ class Resampler:
         value, resampled = np.zeros(len(positive)), np.zeros((len(self.draws), len(positive)))
         for side in (positive, ~positive):
             tops, weights = np.where(side, top, 0.0), np.where(side, weight, 0.0)
-            value += divide(tops.sum(axis=1), weights.sum(axis=1)) / 2
-            resampled += divide(self.sums(tops), self.sums(weights))
+            value += ratio(tops.sum(axis=1), weights.sum(axis=1)) / 2
+            resampled += ratio(self.sums(tops), self.sums(weights))
         return value, resampled - value
 
     def bounds(self, resampled: Doubles, value: Doubles, limits: tuple[float, float]) -> tuple[Doubles, Doubles]:
@@ -138,10 +138,3 @@ class Resampler:
             at = value[defined]
             low[defined], high[defined] = np.clip(at + self.factor * (ends - at), *limits)
         return low, high
-
-
-def divide(top: Doubles, bottom: Doubles) -> Doubles:
-    """top / bottom, NaN where bottom is 0."""
-    out = np.full(np.shape(top), np.nan)
-    np.divide(top, bottom, out=out, where=np.asarray(bottom) > 0)
-    return out

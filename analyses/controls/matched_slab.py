@@ -23,7 +23,6 @@ from stratalens.analyses.probes.slab import (
     blank_values,
     is_constant,
     noise_like,
-    normalize_rows,
     stack_tokens,
 )
 from stratalens.analyses.stats import scores as scoring
@@ -62,11 +61,7 @@ class MatchedSlab:
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         """Compute the variables of `matched_probe` for one slab."""
-        activations = slab.values()
-        slab.refuse_nonfinite(activations)
-        values = self.statistics.values(slab, activations)
-        if self.normalize:
-            activations = normalize_rows(activations, slab.where)
+        activations, values = self.statistics.read(slab, self.normalize)
         function = replace(self, plan=self.plan.take(slab.rows), held_out=self.held_out[:, slab.rows])
         n_tokens = activations.shape[1]
         labels = slab.array.coords["token"].values if "token" in slab.array.coords else range(n_tokens)

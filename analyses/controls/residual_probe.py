@@ -23,7 +23,7 @@ from stratalens.analyses.estimators.backend import thread_count
 from stratalens.analyses.estimators.probes import Settings, choose_device
 from stratalens.analyses.probes.plan import Plan, make_plan
 from stratalens.analyses.probes.probe import label_result
-from stratalens.analyses.probes.slab import normalize_rows, probe_token, stack_tokens
+from stratalens.analyses.probes.slab import probe_token, stack_tokens
 from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError, suggest
 
@@ -90,7 +90,7 @@ def residual_probe(
         order: groups wanted, in order; None = all.
         normalize: as in `probe`; the statistics are those of the activations as stored.
         standardize: as in `probe`.
-        resamples: of the cluster bootstrap.
+        resamples: no effect, as in `probe`.
         skip_missing: leave unrecorded rows out instead of refusing them.
         cache: see `RunOptions`; None = next to the store where possible.
         scheduler: see `RunOptions`.
@@ -107,7 +107,7 @@ def residual_probe(
           the hat matrix; mean over features).
         - accuracy, auc (stage, layer, token, pair, fold): float64, on the test rows of each fold.
         - accuracy_mean (stage, layer, token, pair): float64, over all test rows.
-        - accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
+        - accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % interval as in `probe`.
         - accuracy_null (stage, layer, token, pair): float64, mean over shuffled labels; only with permutations.
         - accuracy_p (stage, layer, token, pair): float64, one-sided permutation p; only with permutations.
         - score (stage, layer, token, pair, entity): float32, out-of-fold score of every entity in any group.
@@ -189,12 +189,8 @@ class _ResidualSlab:
         self.kind, self.normalize = kind, normalize
 
     def __call__(self, slab: Slab) -> xr.Dataset:
-        activations = slab.values()
-        slab.refuse_nonfinite(activations)
         plan = self.plan.take(slab.rows)
-        values = self.statistics.values(slab, activations)
-        if self.normalize:
-            activations = normalize_rows(activations, slab.where)
+        activations, values = self.statistics.read(slab, self.normalize)
         names = self.statistics.names * (values.shape[1] if plan.joint else 1)
         tokens = []
         for X, columns in zip(plan.features(activations), plan.features(values), strict=True):

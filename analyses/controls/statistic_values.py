@@ -10,6 +10,7 @@ import xarray as xr
 
 from stratalens.analyses.data.array_types import Data, Doubles, Floats, Mask
 from stratalens.analyses.data.slabs import SiteData, Slab, read_float32
+from stratalens.analyses.probes.slab import normalize_rows
 from stratalens.analyses.sweep.cache import digest
 from stratalens.store.errors import InputError, suggest
 from stratalens.store.format.schema import AXES
@@ -124,6 +125,25 @@ class Statistics:
     def identity(self) -> dict[str, list[str]]:
         """Names and sources of the statistics, for a cache to hash."""
         return {"statistics": self.names, "statistic_parts": [_identify(source) for source in self._sources]}
+
+    def read(self, slab: Slab, normalize: bool) -> tuple[Floats, Doubles]:
+        """Read the activations of a slab and its statistics, which are of the activations before normalisation.
+
+        Args:
+            slab: stage, layer and rows.
+            normalize: divide activation vectors by their L2 norm.
+
+        Returns:
+            activations: float32 array of shape (rows, token, d).
+            values: float64 array of shape (rows, token, statistic), see `values`.
+
+        Raises:
+            NonFiniteError: NaN or infinity among the activations.
+        """
+        activations = slab.values()
+        slab.refuse_nonfinite(activations)
+        values = self.values(slab, activations)
+        return (normalize_rows(activations, slab.where) if normalize else activations), values
 
     def values(self, slab: Slab, activations: Floats | None = None) -> Doubles:
         """Compute or read the statistics of the rows of a slab.

@@ -73,7 +73,7 @@ def statistics_probe(
         permutations: as in `probe`; with "both", of the logistic regression alone.
         seed: of folds, shuffles and resamples.
         order: groups wanted, in order; None = all.
-        resamples: of the cluster bootstrap.
+        resamples: no effect, as in `probe`.
         skip_missing: leave unrecorded rows out instead of refusing them.
         cache: see `RunOptions`; None = next to the store where possible.
         scheduler: see `RunOptions`.
@@ -89,7 +89,7 @@ def statistics_probe(
           first token) and was left out. Where none is left, accuracies are NaN.
         - accuracy, auc (stage, layer, token, pair, fold): float64, on the test rows of each fold.
         - accuracy_mean (stage, layer, token, pair): float64, over all test rows.
-        - accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % cluster bootstrap over entities.
+        - accuracy_low, accuracy_high (stage, layer, token, pair): float64, 95 % interval as in `probe`.
         - accuracy_null (stage, layer, token, pair): float64, mean over shuffled labels; only with permutations.
         - accuracy_p (stage, layer, token, pair): float64, one-sided permutation p; only with permutations.
         - score (stage, layer, token, pair, entity): float32, out-of-fold score of every entity in any group.

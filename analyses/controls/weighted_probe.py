@@ -11,7 +11,7 @@ import xarray as xr
 from sklearn.linear_model import LogisticRegression
 
 from stratalens.analyses.controls import propensity
-from stratalens.analyses.controls.intervals import Resampler, divide, fold_factor, fold_placements
+from stratalens.analyses.controls.intervals import Resampler, fold_factor, fold_placements
 from stratalens.analyses.controls.statistic_values import Statistics, usable_statistics
 from stratalens.analyses.data.array_types import Codes, Data, Doubles, Floats, Mask, Signs
 from stratalens.analyses.data.slabs import SiteData, Slab
@@ -24,9 +24,9 @@ from stratalens.analyses.probes.slab import (
     blank_values,
     is_constant,
     noise_like,
-    normalize_rows,
     stack_tokens,
 )
+from stratalens.analyses.stats.scores import ratio
 from stratalens.analyses.sweep.run import RunOptions, run_slabs
 from stratalens.store.errors import InputError
 
@@ -179,11 +179,7 @@ class WeightedSlab:
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         """Compute the variables of `weighted_probe` for one slab."""
-        activations = slab.values()
-        slab.refuse_nonfinite(activations)
-        values = self.statistics.values(slab, activations)
-        if self.normalize:
-            activations = normalize_rows(activations, slab.where)
+        activations, values = self.statistics.read(slab, self.normalize)
         function = replace(self, plan=self.plan.take(slab.rows))
         names = self.statistics.names * (values.shape[1] if self.plan.joint else 1)
         tokens = []
@@ -262,7 +258,7 @@ class WeightedSlab:
         balanced = [np.zeros((len(score), plan.folds)) for _ in range(2)]
         for side in (positive, ~positive):
             for total, top in zip(balanced, (right, tested * place), strict=True):
-                total += divide((top * side) @ member, (tested * side) @ member) / 2
+                total += ratio((top * side) @ member, (tested * side) @ member) / 2
         resampler = Resampler(plan.units, plan.bootstrap_weights(), fold_factor(plan.folds))
         out: Variables = {"right": (("pair", "entity"), right.astype(np.float32))}
         numbers = {"accuracy": resampler.mean(right, tested), "auc": resampler.auc(tested * place, tested, positive)}

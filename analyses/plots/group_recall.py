@@ -22,6 +22,7 @@ from stratalens.analyses.plots.spec import (
 )
 from stratalens.analyses.plots.wording import column_of
 from stratalens.analyses.stats.intervals import share_interval
+from stratalens.analyses.stats.scores import sum_by_unit
 
 
 def group_recall(probes: xr.Dataset, dynamic: bool | None = None) -> Figure:
@@ -112,7 +113,8 @@ def recall_by_group(probes: xr.Dataset) -> xr.Dataset:
     for i, name in enumerate(names):
         members = np.flatnonzero(label_groups.codes == own.index(name))
         _, unit = np.unique(units[members], return_inverse=True)
-        right_rows, all_rows = (_sum_by_unit(x[..., members].reshape(-1, len(members)), unit) for x in (hits, tested))
+        flat = (x[..., members].reshape(-1, len(members)) for x in (hits, tested))
+        right_rows, all_rows = (sum_by_unit(x, unit, int(unit.max(initial=-1)) + 1) for x in flat)
         rows[i] = int((tested[..., members] > 0).reshape(-1, len(members)).any(axis=0).sum())
         with np.errstate(invalid="ignore"):
             recall[..., i] = (right_rows.sum(axis=1) / all_rows.sum(axis=1)).reshape(shape)
@@ -129,10 +131,3 @@ def recall_by_group(probes: xr.Dataset) -> xr.Dataset:
         coords={**coords, "group": np.array(names, dtype=object)},
         attrs=probes.attrs,
     )
-
-
-def _sum_by_unit(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """Sum columns of an array (places, rows) by the unit of each row."""
-    out = np.zeros((len(values), int(unit.max(initial=-1)) + 1))
-    np.add.at(out.T, unit, values.T)
-    return out

@@ -16,9 +16,7 @@ from stratalens.plugin.check.sample import choose_sample
 from stratalens.plugin.models.adapters import Adapter
 from stratalens.plugin.stages.label_warnings import caller_level
 from stratalens.store.errors import CheckWarning, InputError
-from stratalens.store.format.metadata import ROOT
-from stratalens.store.state.manifest import load
-from stratalens.store.storage.base import Storage
+from stratalens.store.state.manifest import Store
 
 MODES = ("raise", "warn", False)
 
@@ -28,7 +26,7 @@ _ONLY_FOR_OTHER_LOOPS = ("left padding",)
 _verdicts: dict[str, tuple[Finding, ...]] = {}  # architecture, sites and versions -> findings, for this process
 
 
-def check_before_recording(adapter: Adapter, spec: CaptureSpec, storage: Storage) -> dict[str, Any] | None:
+def check_before_recording(adapter: Adapter, spec: CaptureSpec, store: Store | None) -> dict[str, Any] | None:
     """Check the recorded sites on at most four rows and 64 tokens of the table.
 
     The findings are cached in this process by architecture, sites and versions, and not repeated for a store that was
@@ -37,7 +35,7 @@ def check_before_recording(adapter: Adapter, spec: CaptureSpec, storage: Storage
     Args:
         adapter: the model of the first stage.
         spec: what the store records.
-        storage: where the store is or will be.
+        store: the store if it exists.
 
     Returns:
         The verdict for the store; None if the check is off, was run for this store before, or ran out of memory.
@@ -49,7 +47,7 @@ def check_before_recording(adapter: Adapter, spec: CaptureSpec, storage: Storage
     if mode not in MODES:
         raise InputError(f"check={mode!r}: valid are 'raise', 'warn' and False.")
     versions = {name: version(name) for name in VERSIONS}
-    if mode is False or _was_checked(storage, versions):
+    if mode is False or (store is not None and _was_checked(store, versions)):
         return None
     try:
         findings = _findings(adapter, spec, versions)
@@ -95,10 +93,8 @@ def _findings(adapter: Adapter, spec: CaptureSpec, versions: Mapping[str, str]) 
     return findings
 
 
-def _was_checked(storage: Storage, versions: Mapping[str, str]) -> bool:
-    if storage.kind() != "folder" or storage.get(ROOT) is None:
-        return False
-    verdict = load(storage).recorded_with.get("check")
+def _was_checked(store: Store, versions: Mapping[str, str]) -> bool:
+    verdict = store.recorded_with.get("check")
     return isinstance(verdict, Mapping) and bool(verdict.get("ok")) and verdict.get("versions") == dict(versions)
 
 

@@ -150,10 +150,11 @@ def open_for_recording(
     shared: bool,
 ) -> RecordingStore:
     """Create or open the store of a capture; arguments and errors are those of `create_store`."""
-    spec = CaptureSpec.from_model(table, adapter, options, existing_store(path) if options.resume else None)
+    existing = existing_store(path)
+    spec = CaptureSpec.from_model(table, adapter, options, existing if options.resume else None)
     if not options.force:
         check_room(path, spec, stages)
-    verdict = check_before_recording(adapter, spec, storage_at(path))
+    verdict = check_before_recording(adapter, spec, existing)
     store = create(
         path,
         entities=table.labels(),
