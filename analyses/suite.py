@@ -46,7 +46,10 @@ STEPS = {
 }
 
 # Permutations, and the largest number of activations times probes of a row for which they take about a minute.
-WORK_OF_PERMUTATIONS = ((99, 3e5), (19, 2e6))
+WORK_OF_PERMUTATIONS = ((99, 3e5), (19, 2e6))  # most numbers in all probes of pairs
+# Most seconds of the fits of one probe of all groups, and the seconds of a fit as measured for 38 to 2,000 rows: a
+# constant, and a share of rows x features x groups.
+SECONDS_OF_PERMUTATIONS, SECONDS_OF_FIT, SECONDS_OF_NUMBER = 90, 0.015, 3e-7
 MAX_PAIRED_GROUPS = 12  # probes of all pairs of more groups take too long, and are too many to read
 MAX_CONTROL_PAIRS = 6  # pairs of groups without an order that the controls average over
 
@@ -145,7 +148,7 @@ def run_suite(
         label_groups.pairs(choice.pairs)
     label_groups.require(classes=2)
     run = _Run(ds, label_groups, clusters(ds, choice.groups), site, seed, choice, tell or (lambda line: None))
-    several = not label_groups.ordered and len(label_groups) > 2
+    several = _has_probe_of_all(label_groups)
     unused = {"multiclass"} if not several else set()
     unused |= {"plane"} if not label_groups.ordered else set()
     names = [name for verb in VERBS if verb in verbs for name in STEPS[verb] if name not in unused]
@@ -183,8 +186,10 @@ def check_verbs(verbs: Sequence[str]) -> None:
         raise InputError(f"verbs is empty: name one or more of {', '.join(VERBS)}")
 
 
-def default_permutations(ds: xr.Dataset, by: str, site: str | None = None, order: Any = None) -> int:
-    """Choose the number of permutations of the probes: as many as about a minute allows.
+def default_permutations(
+    ds: xr.Dataset, by: str, site: str | None = None, order: Any = None, pairs: Any = None, folds: int = 5
+) -> int:
+    """Choose the number of permutations of the probes: as many as about a minute and a half allows.
 
     Every permutation fits all probes again, so that a large store and many groups have none. 19 permutations are the
     fewest for p = .05.
@@ -194,18 +199,30 @@ def default_permutations(ds: xr.Dataset, by: str, site: str | None = None, order
         by: label column.
         site: site to analyse; None = the first one recorded.
         order: as in `SuiteOptions`.
+        pairs: as in `SuiteOptions`.
+        folds: as in `SuiteOptions`.
 
     Returns:
         99, 19 or 0.
     """
-    sizes = ds[_choose_site(ds, site)].sizes
+    sizes = dict(ds[_choose_site(ds, site)].sizes)
     label_groups = groups(ds, by, order)
     count = len(label_groups)
     if count > MAX_PAIRED_GROUPS:
         return 0
+    if pairs is None and _has_probe_of_all(label_groups):
+        d = sizes.popitem()[1]
+        rows = sizes.pop("entity")
+        fits = folds * np.prod([float(n) for n in sizes.values()])
+        seconds = fits * (SECONDS_OF_FIT + SECONDS_OF_NUMBER * rows * d * count)
+        return next((n for n, _ in WORK_OF_PERMUTATIONS if (n + 1) * seconds <= SECONDS_OF_PERMUTATIONS), 0)
     probes = count - 1 if label_groups.ordered else count  # a row is in that many probes
     numbers = probes * np.prod([float(n) for n in sizes.values()])
-    return next((permutations for permutations, most in WORK_OF_PERMUTATIONS if numbers <= most), 0)
+    return next((n for n, most in WORK_OF_PERMUTATIONS if numbers <= most), 0)
+
+
+def _has_probe_of_all(label_groups: Groups) -> bool:
+    return not label_groups.ordered and len(label_groups) > 2
 
 
 def control_pairs(

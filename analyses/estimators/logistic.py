@@ -154,7 +154,8 @@ def fit_softmax(
         scale[scale == 0] = 1
         train -= mean
         train /= scale
-        model = logistic_estimator(backend, C=float(C[k]), tol=tol, max_iter=max_iter)
+        size = n_classes * X.shape[1]
+        model = logistic_estimator(backend, C=float(C[k]), tol=tol, max_iter=max_iter, coefficients=size)
         model.fit(backend.asarray(train), backend.asarray(codes[rows]))
         w, b = to_numpy(model.coef_), to_numpy(model.intercept_)
         if len(w) == 1:  # for two classes, libraries return one direction; half of it is each class's score

@@ -91,7 +91,8 @@ def _run_suite(ds: xr.Dataset, store: str, by: str | None, permutations: int | N
     from stratalens.analyses.suite import default_permutations, run_suite
 
     column = _by(ds, store, by)
-    nulls: dict[str, Any] = {"probe_permutations": default_permutations(ds, column, options["site"], options["order"])}
+    chosen = {name: options[name] for name in ("site", "order", "pairs", "folds") if name in options}
+    nulls: dict[str, Any] = {"probe_permutations": default_permutations(ds, column, **chosen)}
     if permutations is not None:
         nulls = {"probe_permutations": permutations, "permutations": permutations}
     try:

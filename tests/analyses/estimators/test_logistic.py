@@ -155,14 +155,15 @@ def test_one_class_is_refused() -> None:
         fit_logistic(np.ones((4, 2)), np.ones((4, 1), dtype=np.int8))
 
 
-def test_softmax_agrees_with_scikit_learn() -> None:
-    X, _ = activations(n=240, d=12)
+@pytest.mark.parametrize("d", [12, 150])  # each is fitted by another solver
+def test_softmax_agrees_with_scikit_learn(d: int) -> None:
+    X, _ = activations(n=240, d=d)
     codes = np.arange(240) % 3
     X[:, :3] += np.eye(3)[codes] * 2
     inside = np.ones((240, 2), dtype=bool)
     inside[:60, 1] = False
     fit = fit_softmax(X, codes, inside, C=np.array([0.1, 0.1]), backend=resolve_backend("cpu"))
-    coef, intercept = fit.coef.reshape(3, 2, 12), fit.intercept.reshape(3, 2)
+    coef, intercept = fit.coef.reshape(3, 2, d), fit.intercept.reshape(3, 2)
     for k in range(2):
         expected = LogisticRegression(C=0.1, tol=1e-10, max_iter=5000, solver="newton-cg").fit(
             X[inside[:, k]] - 5, codes[inside[:, k]]
