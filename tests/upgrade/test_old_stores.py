@@ -558,8 +558,8 @@ def test_an_old_store_is_joined_with_one_of_other_prompts_that_is_recorded_now(
 
 # --- analyses ---------------------------------------------------------------
 
-# Intervals cover more than in version 0.1.0, and the p of the inner order tests another null. The iterations of a solver
-# depend on the processor.
+# Intervals cover more than in version 0.1.0, and the p of the inner order tests another null. Iterations depend on the
+# processor.
 CHANGED = ("_low", "_high", "inner_rank_correlation_p", "inner_rank_correlation_null", "iterations")
 
 
