@@ -32,6 +32,7 @@ from stratalens.analyses.data.label_columns import check_label_column, default_l
 from stratalens.analyses.directions.directions import cosines
 from stratalens.analyses.probes.generalise import generalise
 from stratalens.analyses.probes.probe import probe
+from stratalens.analyses.probes.shuffled_probes import shuffled_probes
 from stratalens.analyses.stats.quantiles import statistic_quantiles
 from stratalens.store.errors import InputError, join_names, no_site_error, suggest
 
@@ -51,6 +52,7 @@ WORK_OF_PERMUTATIONS = ((99, 3e5), (19, 2e6))  # most numbers in all probes of p
 # constant, and a share of rows x features x groups.
 SECONDS_OF_PERMUTATIONS, SECONDS_OF_FIT, SECONDS_OF_NUMBER = 90, 0.015, 3e-7
 MAX_PAIRED_GROUPS = 12  # probes of all pairs of more groups take too long, and are too many to read
+COSINE_DRAWS = 10  # shuffles of the labels for the null of the cosines
 MAX_CONTROL_PAIRS = 6  # pairs of groups without an order that the controls average over
 
 
@@ -324,12 +326,17 @@ class _Run:
                 f"of all groups replaces them. Choose some with pairs=[...], or pairs='rest'"
             )
             return
+        affordable = bool(permutations)
         if several and self.choice.pairs is None:
             arguments["permutations"] = 0
         probes = self._attempt("probes", probe, self.ds, pairs=pairs, **arguments)
         if probes is None:
             return
-        self._attempt("cosines", cosines, probes, over="pair")
+        null = None
+        if affordable and probes.sizes["pair"] > 1:
+            shared = {key: value for key, value in arguments.items() if key not in ("permutations", "folds")}
+            null = shuffled_probes(self.ds, pairs=pairs, draws=COSINE_DRAWS, **shared)
+        self._attempt("cosines", cosines, probes, over="pair", null=null)
         self._attempt("generalise", generalise, probes, self.ds, skip_missing=self.choice.skip_missing)
 
     def _probe_pairs(self, names: list[object]) -> tuple[Any, str]:

@@ -119,7 +119,8 @@ def project(
         permutations: of labels over entities, for p-values of a difference between groups; 0 = none.
         seed: of splits, bootstrap, permutations and orders, the same at every stage and layer.
         order: groups wanted, in order; None = all.
-        bootstrap: resamples of entities, for the 95 % intervals; 0 = none.
+        bootstrap: most resamples of entities, for the 95 % intervals; 0 = none. Groups with more entities in all
+            leave out blocks of them.
         groups_by: column with the entity of each row. An entity may have rows in several groups.
         skip_missing: leave unrecorded rows out instead of refusing them.
         cache: see `RunOptions`; None = next to the store where possible.
@@ -148,7 +149,9 @@ def project(
           full width) / (total squared deviation); needs no order.
         - coordinate (stage, layer, token, group, component): float64, held-out centroids along component = w1, w2,
           centred on their mean.
-        - <name>_low, <name>_high: float64, 95 % interval of each variable above but inner_rank, with the same dims.
+        - <name>_low, <name>_high: float64, 95 % interval of each variable above but inner_rank, with the same dims: a
+          jackknife over entities on the logit scale (r2) or Fisher's z scale (correlations), which is 1.3 to 2 times
+          as wide as needed; for coordinates a bootstrap over entities.
         - <name>_p (stage, layer, token): float64, of rank_correlation, kendall, exact_order and r2: one-sided
           permutation p of "no difference between groups".
         - <name>_null (stage, layer, token): float64, mean under permuted labels (inner_rank_correlation: under random

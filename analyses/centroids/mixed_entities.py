@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 import numpy as np
 import scipy.sparse
 
+from stratalens.analyses.centroids.jackknife import Jackknife
 from stratalens.analyses.centroids.resampling import BATCH_BYTES, Halves
 from stratalens.analyses.data.array_types import Array, Codes
 from stratalens.analyses.data.splits import entity_strata
@@ -51,7 +52,17 @@ class MixedSlots:
         sizes = np.bincount(strata)
         strata = np.where(sizes[strata] < self.halves.cells, len(sizes), strata)
         weights = bootstrap_weights(strata, draws, int(rng.integers(2**31)))
-        for start in range(0, draws, size := self._batch_size(table)):
+        return self.weighted(table, weights)
+
+    def jackknife(self, replicates: int, rng: np.random.Generator) -> Jackknife:
+        """Leave out entities with all of their rows, among those of the same groups, in about so many replicates."""
+        entities = [len(np.unique(self.units[self.codes == g])) for g in range(self.groups)]
+        share = 1.0 if min(entities) > self.halves.least else 0.5
+        return Jackknife.of(entity_strata(self.codes, self.units), replicates, share, rng)
+
+    def weighted(self, table: Array, weights: Array) -> Iterator[Array]:
+        """Slot sums of weighted entities, in batches (b, Q, G * C, features), from weights (draws, entities)."""
+        for start in range(0, len(weights), size := self._batch_size(table)):
             of_rows = weights[start : start + size][:, self.units]
             slots = np.broadcast_to(self.slots, (len(of_rows), *self.slots.shape))
             yield self._sums(slots, of_rows, table)

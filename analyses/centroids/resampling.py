@@ -1,4 +1,4 @@
-"""Resampled sums of entities: splits, cluster bootstrap and label permutation without reading rows again.
+"""Resampled sums of entities: splits, bootstrap, jackknife and label permutation without reading rows again.
 
 A random partition divides every group into cells; a slot is one (group, cell), and each side of a split is a union of
 cells. Every split, bootstrap sample and permutation is then a small sum over slots, and thousands of them cost a few
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stratalens.analyses.centroids.jackknife import Jackknife
 from stratalens.analyses.data.array_types import Array
 from stratalens.store.errors import InputError
 
@@ -118,18 +119,29 @@ class Slots:
         Entities are drawn with replacement inside each group. A copy stays in the cell of its original, so that no
         entity is on both sides of a split.
         """
+        weights = np.empty((draws, self.entities), np.float32)
+        for n, (a, z) in zip(self.sizes, itertools.pairwise(self.group_starts), strict=True):
+            drawn = rng.integers(0, n, (draws, n)) + (np.arange(draws) * n)[:, None]
+            weights[:, self.orders[0, a:z]] = np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n)
+        self._replace_incomplete(weights, rng)
+        return self.weighted(sums, weights)
+
+    def jackknife(self, replicates: int, rng: np.random.Generator) -> Jackknife:
+        """Leave out entities of one group at a time, in about so many replicates."""
+        labels = np.empty(self.entities, np.int64)
+        labels[self.orders[0]] = np.repeat(np.arange(self.groups), self.sizes)
+        share = 1.0 if self.sizes.min() > self.halves.least else 0.5
+        return Jackknife.of(labels, replicates, share, rng)
+
+    def weighted(self, sums: Array, weights: Array) -> Iterator[Array]:
+        """Slot sums of weighted entities, in batches (b, Q, G * C, features), from weights (draws, entities)."""
         size = self._batch_size(sums.shape[1])
         ordered = [np.ascontiguousarray(sums[order]) for order in self.orders]
-        for start in range(0, draws, size):
-            b = min(size, draws - start)
-            out = np.empty((len(self.orders), len(self.slot_sizes), b, sums.shape[1]), np.float32)
-            weights = np.empty((b, self.entities), np.float32)
-            for n, (a, z) in zip(self.sizes, itertools.pairwise(self.group_starts), strict=True):
-                drawn = rng.integers(0, n, (b, n)) + (np.arange(b) * n)[:, None]
-                weights[:, self.orders[0, a:z]] = np.bincount(drawn.ravel(), minlength=b * n).reshape(b, n)
-            self._replace_incomplete(weights, rng)
+        for start in range(0, len(weights), size):
+            batch = weights[start : start + size]
+            out = np.empty((len(self.orders), len(self.slot_sizes), len(batch), sums.shape[1]), np.float32)
             for q, order in enumerate(self.orders):
-                in_slot_order = np.ascontiguousarray(weights[:, order])
+                in_slot_order = np.ascontiguousarray(batch[:, order])
                 for s, (a, z) in enumerate(itertools.pairwise(self.starts)):
                     np.matmul(in_slot_order[:, a:z], ordered[q][a:z], out=out[q, s])
             yield out.transpose(2, 0, 1, 3)

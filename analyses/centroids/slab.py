@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse
 import xarray as xr
 
+from stratalens.analyses.centroids.jackknife import correlation_bounds, share_bounds, smallest_step
 from stratalens.analyses.centroids.mixed_entities import MixedSlots
 from stratalens.analyses.centroids.projection import (
     ORDER_STATISTICS,
@@ -29,9 +30,7 @@ from stratalens.analyses.stats.permutation import p_value
 from stratalens.store.errors import InputError
 
 SUM_ROWS = 512  # rows that are summed in float32 before they are added in float64
-COORDINATE_DRAWS = 250  # least number of resamples for intervals of coordinates, which cost most
-BOUNDS = {"r2": (0.0, 1.0), "exact_order": (0.0, 1.0), "coordinate": (-np.inf, np.inf)}
-CORRELATION_BOUNDS = (-1.0, 1.0)
+COORDINATE_DRAWS = 250  # most bootstrap samples for intervals of coordinates, which cost most
 DIMS = {"coordinate": ("token", "group", "component"), "inner_rank": ("token", "group")}
 
 
@@ -95,7 +94,7 @@ class Projection:
         holdout: fraction of the entities to hold out.
         repeats: number of splits.
         permutations: number of permutations of labels.
-        bootstrap: number of bootstrap samples.
+        bootstrap: number of replicates of the jackknife, and of bootstrap samples up to `COORDINATE_DRAWS`; 0 = none.
         seed: of splits, bootstrap and permutations.
         ordered: measure the order of the groups; False leaves NaN in its place.
         principal: coordinates are those of principal components, not of `axis`.
@@ -114,7 +113,7 @@ class Projection:
     seed: int
     ordered: bool = True
     principal: bool = False
-    version: int = 2
+    version: int = 3
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         """Compute all estimates (token), their intervals, p-values and null means, and coordinates of one slab."""
@@ -134,11 +133,10 @@ class Projection:
 
         observed = self._measure(slots.observed(table)[None], splits, tokens, with_coordinates=True, with_ranks=True)
         reference = observed.pop("reference", None)
-        drawn: dict[str, list[Array]] = {name: [] for name in observed}
-        for batch in slots.bootstrap(table, self.bootstrap, boot_rng):
-            need_coordinates = sum(map(len, drawn["coordinate"])) < COORDINATE_DRAWS
-            for name, values in self._measure(batch, splits, tokens, need_coordinates, reference=reference).items():
-                drawn[name].append(values)
+        bounds: dict[str, tuple[Array, Array]] = {}
+        if self.bootstrap:
+            entities = min(len(np.unique(units[codes == g])) for g in range(self.groups))
+            bounds = self._bounds(slots, table, splits, observed, boot_rng, reference, entities)
         tested = [name for name in STATISTICS if name in observed and name != "inner_rank_correlation"]
         null: dict[str, list[Array]] = {name: [] for name in tested}
         for batch in slots.permuted(table, self.permutations, null_rng):
@@ -151,8 +149,8 @@ class Projection:
             estimate = observations[0]
             estimate[constant] = np.nan
             out[name] = (dims, estimate)
-            if self.bootstrap and name != "inner_rank":
-                low, high = self._interval(name, drawn[name], estimate)
+            if name in bounds:
+                low, high = (np.where(np.isnan(estimate), np.nan, bound) for bound in bounds[name])
                 out[f"{name}_low"], out[f"{name}_high"] = (dims, low), (dims, high)
             if self.permutations and name in tested:
                 draws = np.concatenate(null[name])
@@ -160,15 +158,40 @@ class Projection:
                 out[f"{name}_p"], out[f"{name}_null"] = (dims, p_value(draws, estimate)), (dims, mean)
         return xr.Dataset(out if self.ordered else out | self._no_order(tokens))
 
-    def _interval(self, name: str, drawn: list[Array], estimate: Array) -> tuple[Array, Array]:
-        """95 % interval of one variable; NaN for the share of splits in exact order.
+    def _bounds(
+        self,
+        slots: Slots | MixedSlots,
+        table: Array,
+        splits: Halves,
+        observed: dict[str, Array],
+        rng: np.random.Generator,
+        reference: Array | None,
+        entities: int,
+    ) -> dict[str, tuple[Array, Array]]:
+        """95 % intervals: by the jackknife, and of coordinates by the bootstrap; NaN for the share in exact order.
 
-        Resamples have ties, and so less often an exact order than the sample has. No interval of this share from one
-        bootstrap covers it.
+        The share of splits in exact order is near 1 or far from it by one entity; neither method covers it.
         """
-        if name == "exact_order":
-            return np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
-        return interval(np.concatenate(drawn), estimate, bounds=BOUNDS.get(name, CORRELATION_BOUNDS))
+        tokens = observed["r2"].shape[1]
+        jackknife = slots.jackknife(self.bootstrap, rng)
+        replicates: dict[str, list[Array]] = {}
+        for batch in slots.weighted(table, jackknife.weights):
+            for name, values in self._measure(batch, splits, tokens, with_coordinates=False).items():
+                replicates.setdefault(name, []).append(values)
+        out = {}
+        for name, values in replicates.items():
+            estimate, error = observed[name][0], jackknife.standard_error(np.concatenate(values))
+            if name == "exact_order":
+                out[name] = (np.full_like(estimate, np.nan), np.full_like(estimate, np.nan))
+            elif name == "r2":
+                out[name] = share_bounds(estimate, error)
+            else:
+                out[name] = correlation_bounds(estimate, error, smallest_step(name, self.groups), entities)
+        drawn = [
+            self._measure(batch, splits, tokens, with_coordinates=True, reference=reference)["coordinate"]
+            for batch in slots.bootstrap(table, min(self.bootstrap, COORDINATE_DRAWS), rng)
+        ]
+        return out | {"coordinate": interval(np.concatenate(drawn), observed["coordinate"][0])}
 
     def _no_order(self, tokens: int) -> dict[str, tuple[tuple[str, ...], Array]]:
         """Variables of the order of groups that have none: NaN."""

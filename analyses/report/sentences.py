@@ -8,7 +8,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from stratalens.analyses.data.training_order import group_names, result_order
-from stratalens.analyses.directions.directions import drift, stage_steps
+from stratalens.analyses.directions.directions import SHUFFLED, drift, stage_steps
 from stratalens.analyses.plots.forgetting import before_training_mask
 from stratalens.analyses.plots.probes import is_multiclass, main_pair, multiclass_label, plain_measure
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues, lookup, plain_text, values_of
@@ -191,8 +191,12 @@ def cosine_sentence(cosines: xr.DataArray, spec: FigureSpec) -> Sentence:
 
     spread, signed = float(cosines.attrs.get("random_sd", np.nan)), cosines.attrs.get("ordered", True)
     expected = np.sqrt(2 / np.pi) * spread if not signed else 0.0  # mean size of a normal variable
-    null = f"Unrelated directions have a mean of {expected:.2g}" if np.isfinite(expected) else ""
+    measured = str(cosines.attrs.get("random_from", "")) == SHUFFLED
+    kind_of_null = "Probes of shuffled labels" if measured else "Isotropic random directions"
+    null = f"{kind_of_null} have a mean of {expected:.2g}" if np.isfinite(expected) else ""
     null += f", single ones are within ±{1.96 * spread:z.2f}." if np.isfinite(spread) else "." if null else ""
+    if null and not measured:
+        null += " Unrelated probes exceed this where a few directions have most of the variance."
 
     def sentence(slider_values: SliderValues) -> str:
         value = read(slider_values)

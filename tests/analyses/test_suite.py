@@ -45,6 +45,7 @@ def test_all_analyses_run_once_and_are_cached(tmp_path: Path, monkeypatch: pytes
     assert {"matched: matched", "untrained_stage"} <= names
     assert table.sizes["stage"] == 1
     assert table.sizes["pair"] == 1
+    assert suite.results["cosines"].attrs["random_from"] == "isotropic directions"
 
     def compute(function: object, slab: Slab) -> None:
         raise AssertionError(f"{type(function).__name__}: {slab.where} was computed again")

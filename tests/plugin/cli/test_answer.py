@@ -50,6 +50,8 @@ def test_the_best_places_are_printed_and_json_has_the_same_numbers(store: Path, 
     assert (answer["by"], answer["ordered"], answer["permutations"]) == ("habitat", False, 19)
     assert [round(row["estimate"], 2) for row in answer["best"]] == [float(row.split("\t")[4]) for row in rows]
     assert "multiclass.zarr" in answer["results"]
+    cosines = xr.open_zarr(tmp_path / "r" / "cosines.zarr", consolidated=False)
+    assert cosines["cosine"].attrs["random_from"] == "shuffled labels"
 
 
 def test_too_few_permutations_are_said(store: Path, invoke: Any, tmp_path: Path) -> None:
