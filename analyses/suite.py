@@ -337,7 +337,8 @@ class _Run:
             shared = {key: value for key, value in arguments.items() if key not in ("permutations", "folds")}
             null = shuffled_probes(self.ds, pairs=pairs, draws=COSINE_DRAWS, **shared)
         self._attempt("cosines", cosines, probes, over="pair", null=null)
-        self._attempt("generalise", generalise, probes, self.ds, skip_missing=self.choice.skip_missing)
+        scored = {"order": self.choice.order, "skip_missing": self.choice.skip_missing}
+        self._attempt("generalise", generalise, probes, self.ds, **scored)
 
     def _probe_pairs(self, names: list[object]) -> tuple[Any, str]:
         """Pairs of the probes and their description; no pairs where there are too many of them."""

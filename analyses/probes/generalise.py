@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def generalise(
     scheduler: Any = "auto",
     workers: int | None = None,
     progress: bool | None = None,
+    order: Sequence[object] | None = None,
 ) -> xr.DataArray:
     """Average the scores of every group along each probe, on unseen entities.
 
@@ -47,6 +49,7 @@ def generalise(
         scheduler: see `RunOptions`.
         workers: see `RunOptions`.
         progress: see `RunOptions`.
+        order: groups wanted, in order, as in `probe`; None = all.
 
     Returns:
         DataArray mean_score (stage, layer, token, pair, group): float64, in score units; positive = towards the second
@@ -54,7 +57,7 @@ def generalise(
 
         - low, high (stage, layer, token, pair, group): float64, 95 % cluster bootstrap over entities.
         - order_kept (stage, layer, token, pair): float64, Spearman's correlation of the means with the order of the
-          groups outside the pair; NaN with fewer than three.
+          groups outside the pair; NaN with fewer than three, and for groups without an order.
 
     Raises:
         InputError: no scores of pairs, data without the stages, layers or tokens of the probes, no unseen entity, or
@@ -65,7 +68,7 @@ def generalise(
     by = by or str(probes.attrs.get("target", "trained_stage"))
     check_data(ds)
     ds = plain_entities(ds)
-    label_groups = groups(ds, by)
+    label_groups = groups(ds, by, order)
     used = label_groups.codes >= 0
     if _same_rows(probes, ds):
         score = probes["score"]
@@ -91,12 +94,13 @@ def generalise(
         with np.errstate(invalid="ignore"):
             mean[..., g] = _nanmean(values[rows])
     coords = {k: c for k, c in score.coords.items() if "entity" not in c.dims}
+    kept = _order_outside(probes, mean, [str(name) for name in label_groups.names])
     out = xr.DataArray(mean, dims=(*dims, "group"), coords=coords, name="mean_score")
     out = out.assign_coords(
         group=label_groups.names,
         low=((*dims, "group"), low),
         high=((*dims, "group"), high),
-        order_kept=(dims, _order_outside(probes, mean, [str(n) for n in label_groups.names])),
+        order_kept=(dims, kept if label_groups.ordered else np.full_like(kept, np.nan)),
     )
     return out.assign_attrs({**carried_attrs(probes), "by": by, "ordered": label_groups.ordered})
 

@@ -39,3 +39,19 @@ def test_probes_of_residuals_are_not_applied_to_raw_activations(ds: xr.Dataset) 
     with pytest.raises(InputError, match="probes of residual_probe cannot score other data"):
         generalise(probes, ds.isel(entity=~half), progress=False)
     assert generalise(probes, ds.isel(entity=half), draws=10).sizes["group"] == 3
+
+
+def test_groups_have_the_order_that_the_call_names_or_none() -> None:
+    rng = np.random.default_rng(0)
+    colours = np.repeat(["red", "blue", "green", "black", "white"], 20)
+    x = rng.normal(size=(100, 1, 4)) + np.repeat(np.arange(5), 20)[:, None, None]
+    da = xr.DataArray(x, dims=("entity", "token", "d_model"), coords={"colour": ("entity", colours.astype(object))})
+    order = ["white", "black", "green", "blue", "red"]
+    probes = probe(da, "colour", pairs=[("black", "white")], order=order, folds=2, progress=False)
+    unordered = generalise(probes, da)
+    assert np.isnan(unordered.order_kept).all()
+    ordered = generalise(probes, da, order=order)
+    assert ordered.group.values.tolist() == order
+    assert bool((ordered.order_kept == 1).all())
+    same = unordered.sel(group=order)
+    np.testing.assert_array_equal(ordered.values, same.values)
