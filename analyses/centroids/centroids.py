@@ -147,6 +147,9 @@ def project(
         - exact_order (stage, layer, token): float64, share of splits in exact order. Its interval is NaN.
         - r2 (stage, layer, token): float64, 1 - (squared distances of the held-out centroids from their best line in
           full width) / (total squared deviation); needs no order.
+        - r2_corrected (stage, layer, token): float64, the same for the expected centroids, without their noise, which
+          pulls r2 towards that of random points: from products of centroids of different entities. NaN where more than
+          half of the squared deviation of the held-out centroids is noise.
         - coordinate (stage, layer, token, group, component): float64, held-out centroids along component = w1, w2,
           centred on their mean.
         - <name>_low, <name>_high: float64, 95 % interval of each variable above but inner_rank, with the same dims: a

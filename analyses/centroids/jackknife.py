@@ -18,7 +18,7 @@ from stratalens.analyses.stats.bootstrap import LEVEL
 
 # Upper 95 % limit of the expected number of events if none was seen (Hanley and Lippman-Hand, 1983).
 RULE_OF_THREE = 3.0
-# A straightness nearer to 0 or 1 has no finite logit.
+# A straightness nearer to 0 or 1, or a correlation nearer to -1 or 1, is too far out on the transformed scale.
 SMALLEST_SHARE = 1e-3
 
 
@@ -98,7 +98,7 @@ def correlation_bounds(
         level: coverage.
     """
     z = float(ndtri((1 + level) / 2))
-    unseen = min(step * RULE_OF_THREE / entities, 0.5)
+    unseen = np.clip(step * RULE_OF_THREE / entities, SMALLEST_SHARE, 0.5)
     inside = np.clip(estimate, unseen - 1, 1 - unseen)
     half = z * np.maximum(error, unseen / z) / (1 - inside**2)
     middle = np.arctanh(inside)

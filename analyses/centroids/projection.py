@@ -116,6 +116,35 @@ def statistics(inner: InnerProducts, first: int, last: int, ordered: bool = True
     return {name: np.where(undefined, np.nan, values).mean(axis=-1) for name, values in each_split.items()}
 
 
+def corrected_straightness(inner: InnerProducts, least: float = 0.0) -> Array:
+    """Share of the squared deviation of the expected centroids along their best line, without the noise of centroids.
+
+    The mean over the splits of the inner products of one part's centroids with the other part's is an unbiased estimate
+    of those of the expected centroids, because the parts share no entity (as in the cross-validated distances of
+    Walther et al., 2016, "Reliability of dissimilarity measures for multi-voxel pattern analysis"). Its largest
+    eigenvalue over its trace is too large, by .1 in simulations, where most of the squared deviation is noise.
+
+    Args:
+        inner: inner products of centroids.
+        least: smallest trace, as a share of the squared deviation of the held-out centroids.
+
+    Returns:
+        Array of shape (...), at most 1; NaN where the trace is smaller.
+    """
+    centred, observed = (_centred(products.mean(axis=-3)) for products in (inner.cross, inner.shown))
+    trace = np.einsum("...gg->...", centred)
+    undefined = ~np.isfinite(centred).all(axis=(-1, -2)) | ~(trace > least * np.einsum("...gg->...", observed))
+    largest = np.linalg.eigvalsh(np.where(undefined[..., None, None], 0.0, centred))[..., -1]
+    return np.where(undefined, np.nan, np.minimum(largest / np.where(undefined, 1, trace), 1))
+
+
+def _centred(products: Array) -> Array:
+    """Symmetric inner products (..., G, G) around the mean of the points."""
+    products = (products + np.swapaxes(products, -1, -2)) / 2
+    products = products - products.mean(axis=-1, keepdims=True)
+    return np.asarray(products - products.mean(axis=-2, keepdims=True))
+
+
 def inner_ranks(inner: InnerProducts, first: int, last: int) -> Array:
     """Mean rank over the splits of each group along w1, from 1, among the groups that do not define the axis.
 

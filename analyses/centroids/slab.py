@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import xarray as xr
+from scipy.special import ndtri
 
 from stratalens.analyses.centroids.jackknife import correlation_bounds, share_bounds, smallest_step
 from stratalens.analyses.centroids.mixed_entities import MixedSlots
@@ -15,6 +16,7 @@ from stratalens.analyses.centroids.projection import (
     ORDER_STATISTICS,
     STATISTICS,
     coordinates,
+    corrected_straightness,
     gram,
     inner_products,
     inner_ranks,
@@ -25,12 +27,13 @@ from stratalens.analyses.centroids.projection import (
 from stratalens.analyses.centroids.resampling import Halves, Slots, halves
 from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.slabs import Slab
-from stratalens.analyses.stats.bootstrap import interval
+from stratalens.analyses.stats.bootstrap import LEVEL, interval
 from stratalens.analyses.stats.permutation import p_value
 from stratalens.store.errors import InputError
 
 SUM_ROWS = 512  # rows that are summed in float32 before they are added in float64
 COORDINATE_DRAWS = 250  # most bootstrap samples for intervals of coordinates, which cost most
+LEAST_SIGNAL = 0.5  # least share of the squared deviation of centroids that is not noise, for a straightness without it
 DIMS = {"coordinate": ("token", "group", "component"), "inner_rank": ("token", "group")}
 
 
@@ -113,7 +116,7 @@ class Projection:
     seed: int
     ordered: bool = True
     principal: bool = False
-    version: int = 3
+    version: int = 4
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         """Compute all estimates (token), their intervals, p-values and null means, and coordinates of one slab."""
@@ -140,7 +143,7 @@ class Projection:
         tested = [name for name in STATISTICS if name in observed and name != "inner_rank_correlation"]
         null: dict[str, list[Array]] = {name: [] for name in tested}
         for batch in slots.permuted(table, self.permutations, null_rng):
-            measured = self._measure(batch, splits, tokens, with_coordinates=False)
+            measured = self._measure(batch, splits, tokens, with_coordinates=False, corrected=False)
             for name in tested:
                 null[name].append(measured[name])
         out = {}
@@ -183,6 +186,9 @@ class Projection:
             estimate, error = observed[name][0], jackknife.standard_error(np.concatenate(values))
             if name == "exact_order":
                 out[name] = (np.full_like(estimate, np.nan), np.full_like(estimate, np.nan))
+            elif name == "r2_corrected":  # often 1, which is on no logit scale
+                half = float(ndtri((1 + LEVEL) / 2)) * error
+                out[name] = (np.clip(estimate - half, 0, 1), np.clip(estimate + half, 0, 1))
             elif name == "r2":
                 out[name] = share_bounds(estimate, error)
             else:
@@ -209,6 +215,7 @@ class Projection:
         with_coordinates: bool,
         with_ranks: bool = False,
         reference: Array | None = None,
+        corrected: bool = True,
     ) -> dict[str, Array]:
         """Measure resamples, averaged over the partitions into cells.
 
@@ -217,8 +224,10 @@ class Projection:
             splits: the splits.
             tokens: number of tokens.
             with_coordinates: include the coordinates.
-            with_ranks: include the mean ranks of the inner groups, and the orientation of principal components.
+            with_ranks: include the mean ranks of the inner groups, and the orientation of principal components; these
+                are the sums of the sample itself.
             reference: orientation of principal components (1, tokens, groups, 2); None = that of these sums.
+            corrected: include the straightness without the noise of centroids.
 
         Returns:
             Every statistic (draws, tokens), coordinate (draws, tokens, groups, 2), inner_rank (draws, tokens, groups)
@@ -233,6 +242,8 @@ class Projection:
             slot_gram = gram(flat[..., t * features : (t + 1) * features])
             inner = inner_products(slot_gram, rows, splits, unit=self.normalize == "centroids")
             values = statistics(inner, *self.axis, ordered=self.ordered)
+            if corrected:
+                values["r2_corrected"] = corrected_straightness(inner, LEAST_SIGNAL if with_ranks else 0.0)
             if with_ranks and self.ordered:
                 values["inner_rank"] = inner_ranks(inner, *self.axis)
             if with_coordinates and self.principal:

@@ -19,6 +19,7 @@ from benchmarks.calibration.runner import main
 
 STATISTICS = {
     "r2": "R2",
+    "r2_corrected": "R2 without noise",
     "rank_correlation": "rank correlation",
     "kendall": "Kendall's correlation",
     "inner_rank_correlation": "inner rank correlation",

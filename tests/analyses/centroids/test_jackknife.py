@@ -85,3 +85,22 @@ def test_intervals_cover_the_expected_value(sizes: tuple[int, ...], step: float)
         truth = float(result[name].mean())
         covered = (result[f"{name}_low"] <= truth) & (truth <= result[f"{name}_high"])
         assert float(covered.mean()) >= 0.9, name
+
+
+def test_the_corrected_straightness_is_that_of_the_expected_centroids() -> None:
+    """R2 of the held-out centroids of a perfect line is .69 here, because most of their deviation across it is noise."""
+    order = [f"g{g}" for g in range(6)]
+    straight = data(6, 12, (60,) * 6, 0.45)
+    bend = xr.DataArray(0.15 * (np.array([int(name[1:]) for name in straight.x.values]) - 2.5) ** 2, dims="entity")
+    bent = straight + bend * xr.DataArray(np.eye(6)[1], dims="d_model")
+    means = np.stack([0.45 * np.arange(6), 0.15 * (np.arange(6) - 2.5) ** 2])
+    values = np.linalg.eigvalsh(np.cov(means))
+    for x, expected in ((straight, 1.0), (bent.transpose(*straight.dims), values[-1] / values.sum())):
+        result = project(x, "x", order=order, permutations=0, bootstrap=60, progress=False)
+        assert float(result.r2_corrected.mean()) == pytest.approx(expected, abs=0.05)
+        assert float(result.r2.mean()) < expected - 0.08
+        covered = (result.r2_corrected_low <= expected + 1e-9) & (expected <= result.r2_corrected_high + 1e-9)
+        assert float(covered.mean()) >= 0.8
+    noise = project(data(7, 4, (12,) * 6, 0.1), "x", order=order, permutations=0, bootstrap=60, progress=False)
+    assert np.isnan(noise.r2_corrected).all()
+    assert np.isnan(noise.r2_corrected_low).all()
