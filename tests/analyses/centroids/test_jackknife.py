@@ -88,7 +88,7 @@ def test_intervals_cover_the_expected_value(sizes: tuple[int, ...], step: float)
 
 
 def test_the_corrected_straightness_is_that_of_the_expected_centroids() -> None:
-    """R2 of the held-out centroids of a perfect line is .69 here, because most of their deviation across it is noise."""
+    """R2 of held-out centroids on a perfect line is .69 here, because their deviation across it is noise."""
     order = [f"g{g}" for g in range(6)]
     straight = data(6, 12, (60,) * 6, 0.45)
     bend = xr.DataArray(0.15 * (np.array([int(name[1:]) for name in straight.x.values]) - 2.5) ** 2, dims="entity")
