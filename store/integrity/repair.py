@@ -16,7 +16,7 @@ from stratalens.store.integrity.report import VerifyReport
 from stratalens.store.state import commit_log as commits
 from stratalens.store.state.history import drop_torn_lines
 from stratalens.store.state.manifest import Store, load
-from stratalens.store.state.publish import commit_root
+from stratalens.store.state.publish import commit_root, sync_names
 from stratalens.store.storage.base import TEMPORARY, Storage
 from stratalens.store.storage.local_locks import busy_error
 from stratalens.store.writing.quantization_error import update_quantization_errors
@@ -35,7 +35,9 @@ def repair_store(storage: Storage, report: VerifyReport) -> list[str]:
     lock = storage.writer_lock()
     if not lock.try_acquire():
         raise busy_error(storage.root, lock.holder())
+    storage.guards.append(lock.check)
     try:
+        sync_names(storage)
         repairs: list[str] = []
         store = _restore_root(storage, repairs)
         kinds = {d.kind for d in report.damaged}
@@ -49,6 +51,7 @@ def repair_store(storage: Storage, report: VerifyReport) -> list[str]:
         update_quantization_errors(store)
         return repairs
     finally:
+        storage.guards.remove(lock.check)
         lock.release()
 
 
@@ -111,7 +114,8 @@ def _remove_blocks(store: Store, report: VerifyReport, repairs: list[str]) -> No
     for (stage, group, block), sites in sorted(damaged.items()):
         stage_key = commits.stage_key(stage, group)
         if storage.get(stage_key) is not None:
-            digests = commits.read_stage(storage, stage, group, store.geometry.blocks)
+            name = store.stages[stage].name
+            digests = commits.read_stage(storage, stage, group, store.geometry.blocks, name=name)
             for blocks in digests.values():
                 blocks.pop(block, None)
             _put_record(store, stage, group, stage_key, digests, None)

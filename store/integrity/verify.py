@@ -72,7 +72,9 @@ def _committed_files(store: Store, report: VerifyReport, damaged_records: set[st
     records = commits.block_records(store.storage)
     for stage, entry in enumerate(store.stages):
         for group, variables in enumerate(store.groups):
-            digests = commits.read_stage(store.storage, stage, group, blocks, ignore=damaged_records, singles=records)
+            digests = commits.read_stage(
+                store.storage, stage, group, blocks, name=entry.name, ignore=damaged_records, singles=records
+            )
             for block in range(blocks):
                 if all(block in digests.get(v.name, {}) for v in variables):
                     report.blocks += 1

@@ -122,6 +122,7 @@ def read_stage(
     group: int,
     blocks: int,
     *,
+    name: str,
     ignore: Collection[str] = (),
     singles: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, dict[int, int]]:
@@ -132,6 +133,7 @@ def read_stage(
         stage: index of the stage.
         group: number of the group of variables.
         blocks: number of row blocks.
+        name: name of the stage; a record of another stage does not count.
         ignore: names of records to skip.
         singles: result of `block_records`, if the caller has it already.
 
@@ -140,7 +142,7 @@ def read_stage(
     """
     if singles is None:
         singles = block_records(storage)
-    columns = _columns(storage, stage, group, blocks, None, singles, ignore)
+    columns = _columns(storage, stage, group, blocks, name, singles, ignore)
     return {
         variable: {b: int(column[8 * b : 8 * b + 8], 16) for b in np.flatnonzero(_committed(column)).tolist()}
         for variable, column in columns.items()
@@ -177,7 +179,7 @@ def _columns(
     stage: int,
     group: int,
     blocks: int,
-    stage_name: str | None,
+    stage_name: str,
     singles: Mapping[str, Sequence[str]],
     ignore: Collection[str] = (),
 ) -> dict[str, bytearray]:
@@ -194,7 +196,7 @@ def _columns(
         where = str(storage.path(f"{FOLDER}/{name}"))
         payload = decode(data, where)
         check(payload, name, where)
-        if stage_name is not None and payload["stage_name"] != stage_name:
+        if payload["stage_name"] != stage_name:
             continue
         start = 8 * int(payload.get("block", 0))
         for variable, column in payload["files"].items():

@@ -21,7 +21,7 @@ from stratalens.store.format.schema import AXES, RESERVED_LABELS, Variable, reco
 from stratalens.store.state.history import append_history
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.provenance import check_axes, check_provenance, new_variables
-from stratalens.store.state.publish import add_group, commit_root
+from stratalens.store.state.publish import add_group, commit_root, sync_names
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Storage
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.writing.label_columns import (
@@ -108,14 +108,12 @@ def create(
     if storage.kind() == "file":
         raise StoreExistsError(f"{storage.root} is a file, a store is a folder: choose another path")
     _refuse_foreign(storage)
-    try:
-        storage.make_folders([TEMPORARY, f"{PRIVATE}/commits", f"{PRIVATE}/claims"])
-    except OSError as error:
-        raise InputError(f"{storage.root} cannot be written ({error.strerror}): choose another path") from error
+    storage.make_folders([TEMPORARY, f"{PRIVATE}/commits", f"{PRIVATE}/claims"])
     with storage.structure_lock():
         if storage.get(metadata.ROOT) is not None:
             if not exist_ok:
                 raise StoreExistsError(f"{storage.root} holds a store already: choose another path, or resume it")
+            sync_names(storage)
             return _extend(load(storage), store, columns)
         if storage.list(f"{PRIVATE}/commits"):
             raise DamagedError(
@@ -123,6 +121,7 @@ def create(
                 "the copy that the store keeps"
             )
         _clear_interrupted(storage)
+        sync_names(storage)
         write_labels(store, columns)
         store = commit_root(store)
         append_history(storage, "created")
