@@ -32,12 +32,11 @@ from stratalens.analyses.sweep.cache_files import (
     is_group,
     read_group,
     remove_leftovers,
-    root_bytes,
     set_aside,
     slab_checksum,
     write_files,
 )
-from stratalens.store.errors import CacheWarning, InputError, StratalensError
+from stratalens.store.errors import CacheWarning, InputError
 from stratalens.store.storage.local import LocalStorage
 from stratalens.store.storage.local_locks import FileLock
 
@@ -293,5 +292,3 @@ def _check_zarr_can_store(result: xr.Dataset) -> None:
     times = [str(name) for name, v in result.variables.items() if v.dtype.kind in "mM"]
     if times:
         raise InputError(f"times ({times[0]!r}) cannot be cached; return numbers or text, or leave cache= out")
-
-

@@ -11,7 +11,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -137,38 +138,9 @@ def read_group(folder: Path) -> xr.Dataset:
     whole = {key: data for key, data in files.items() if data is not None}
     if len(whole) != len(files) or _seal(root, whole) != stored:
         raise DamagedError(f"documents or labels in {folder} differ from their checksum")
-    # Files that were interrupted or put there by others are no part of the group.
-    visible = {ROOT: root_bytes(root), **whole}
-    names = {key.partition("/")[0] for key in whole}
-    return _open(folder, visible, names)
-
-
-def root_bytes(root: Mapping[str, Any]) -> bytes:
-    """Encode a root document."""
-    return json.dumps(root, ensure_ascii=False).encode()
-
-
-def _open(folder: Path, documents: Mapping[str, bytes], names: Iterable[str]) -> xr.Dataset:
-    """Open the arrays `names` of a group; nothing else in the folder is looked at, so that it causes no warning."""
-    root = json.loads(documents[ROOT])
-    metadata = {name: json.loads(documents[f"{name}/{ROOT}"]) for name in names}
-    root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
-    return xr.open_zarr(_Documents(folder, json.dumps(root).encode()), chunks=None, consolidated=True)
-
-
-def _Documents(folder: Path, root: bytes) -> Any:  # noqa: N802 - a class that needs zarr
-    from zarr.core.buffer import cpu
-    from zarr.storage import LocalStore
-
-    class Documents(LocalStore):
-        """A folder whose root document is the given one."""
-
-        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-            if key == ROOT:
-                return cpu.Buffer.from_bytes(root)
-            return await super().get(key, prototype, byte_range)
-
-    return Documents(folder, read_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # zarr names files that are no part of the group
+        return xr.open_zarr(folder, chunks=None, consolidated=False)
 
 
 def slab_checksum(position: tuple[int, int], values: Sequence[Array]) -> int:

@@ -59,7 +59,8 @@ def export_array(
         stages = [str(name) for name, row in zip(ds["stage"].values, recorded, strict=True) if not row.all()]
         raise NotRecordedError(
             f"{store}: rows of stage {', '.join(stages)} were never recorded; "
-            "finish the capture (stratalens capture RUN.yaml --resume), then export"
+            "finish the capture (stratalens capture RUN.yaml --resume), then export. "
+            f"{'; '.join(ds['recorded'].attrs.get('missing', []))}"
         )
     description = {
         "dims": list(map(str, array.dims)),

@@ -15,7 +15,6 @@ from stratalens.store.errors import InputError, NoSpaceError, StratalensError
 from stratalens.store.files import fsync_folder
 from stratalens.store.storage.base import Buffer
 
-
 OPEN_FILES = 128  # of one staged write; the usual limit of a process is 1024
 
 

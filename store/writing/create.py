@@ -17,7 +17,14 @@ from stratalens.store.format import label_codec as labels
 from stratalens.store.format import metadata
 from stratalens.store.format.int8 import with_scale_arrays
 from stratalens.store.format.layout import MEMORY_LIMIT, choose_geometry
-from stratalens.store.format.schema import AXES, RESERVED_LABELS, Variable, recorded_variable, with_recorded_flag
+from stratalens.store.format.schema import (
+    AXES,
+    RESERVED_LABELS,
+    Variable,
+    check_name,
+    recorded_variable,
+    with_recorded_flag,
+)
 from stratalens.store.state.history import append_history
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.provenance import check_axes, check_provenance, new_variables
@@ -123,8 +130,8 @@ def create(
         _clear_interrupted(storage)
         sync_names(storage)
         write_labels(store, columns)
+        append_history(storage, "created")  # before the root, so that a store without a history has lost it
         store = commit_root(store)
-        append_history(storage, "created")
         return store
 
 
@@ -161,6 +168,9 @@ def _group_variables(variables: Sequence[Variable], group: int, array_names: Seq
         group: number of the group.
         array_names: names of label columns and of variables of other groups.
     """
+    for variable in variables:
+        for name in (variable.name, *variable.dims):
+            check_name(name, "variable")
     names: set[str] = {*array_names, *RESERVED_LABELS, *AXES}
     flag = recorded_variable(group)
     check_case_collisions([*array_names, *RESERVED_LABELS, *(v.name for v in variables), flag.name])

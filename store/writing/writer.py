@@ -20,6 +20,7 @@ from stratalens.store.state.history import append_history, drop_torn_lines
 from stratalens.store.state.manifest import StageEntry, Store, load
 from stratalens.store.state.provenance import check_stage
 from stratalens.store.state.publish import add_stage, commit_root, compact, sync_names
+from stratalens.store.state.store_files import check_store_files, has_private_folder, no_private_folder_error
 from stratalens.store.storage.base import PRIVATE, Lock, StagedWrite, Storage
 from stratalens.store.storage.local_locks import busy_error
 from stratalens.store.storage.resolve import storage_at
@@ -55,6 +56,8 @@ class ActivationWriter:
         self.store = store if isinstance(store, Store) else load(storage_at(store))
         self.shared = shared
         self._storage = self.store.storage
+        if not has_private_folder(self._storage):
+            raise no_private_folder_error(self._storage)
         self._lock = self._take_lock()
         self._claims: dict[tuple[int, int], Lock] = {}
         self._claims_lock = threading.Lock()  # the commit thread removes claims while the caller adds others
@@ -212,6 +215,7 @@ class ActivationWriter:
         The caller holds the exclusive and the structure lock.
         """
         storage = self._storage
+        check_store_files(load(storage))
         sync_names(storage)
         storage.remove_temporaries(own_only=False)
         drop_torn_lines(storage)
