@@ -5,5 +5,6 @@ tasks        one slab as a task for a worker
 assemble     slab results into one Dataset
 cache        finished slabs next to the store
 cache_files  their files, checksums and verification
+cache_checks verification of cached results
 threads      number of workers, BLAS threads
 """

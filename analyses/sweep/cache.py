@@ -148,6 +148,11 @@ class SlabCache:
             raise ValueError(f"slab {position} differs from its checksum")
         return result
 
+    @property
+    def finished(self) -> int:
+        """Number of finished slabs."""
+        return 0 if self._done is None else int(self._done.sum())
+
     def damaged_slabs(self) -> list[tuple[int, int]]:
         """Read all finished slabs and list the positions (stage, layer) of those that are damaged."""
         damaged = []

@@ -9,7 +9,7 @@ import yaml
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from stratalens.store.errors import InputError, suggest
+from stratalens.store.errors import InputError, quote, suggest
 from stratalens.store.files import user_path, write_text_atomic
 from stratalens.store.names import check_distinct, parse_yaml
 from stratalens.store.storage.base import PRIVATE
@@ -224,12 +224,12 @@ def _explain(path: str | Path, error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             key = str(problem["loc"][-1])
             valid = StageEntry.model_fields if problem["loc"][0] == "stages" else RunFile.model_fields
-            lines.append(f"  {where}: unknown key {key!r}; {suggest(key, valid)}")
+            lines.append(f"  {where}: unknown key {quote(key)}; {suggest(key, valid)}")
         elif problem["type"] == "missing":
             lines.append(f"  {where}: missing; add a line `{problem['loc'][-1]}: ...`")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"  {where}: {message} (got {problem['input']!r})" if problem["loc"] else f"  {message}")
+            lines.append(f"  {where}: {message} (got {quote(problem['input'])})" if problem["loc"] else f"  {message}")
     return "\n".join(dict.fromkeys(lines))
 
 

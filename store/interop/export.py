@@ -17,6 +17,7 @@ from stratalens.store.errors import InputError, NotRecordedError, no_site_error
 from stratalens.store.files import remove_file, replaced_file, user_path
 from stratalens.store.format.checksum import extend
 from stratalens.store.reading.open import open_store
+from stratalens.store.state.missing_rows import reasons_for
 
 SUFFIXES = (".npy", ".safetensors")
 
@@ -59,8 +60,8 @@ def export_array(
         stages = [str(name) for name, row in zip(ds["stage"].values, recorded, strict=True) if not row.all()]
         raise NotRecordedError(
             f"{store}: rows of stage {', '.join(stages)} were never recorded; "
-            "finish the capture (stratalens capture RUN.yaml --resume), then export. "
-            f"{'; '.join(ds['recorded'].attrs.get('missing', []))}"
+            "finish the capture (stratalens capture RUN.yaml --resume), then export"
+            f"{reasons_for(ds['recorded'].attrs, stages)}"
         )
     description = {
         "dims": list(map(str, array.dims)),

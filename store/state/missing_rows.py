@@ -5,7 +5,7 @@ Commit records say which blocks exist. The history says why others do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,6 +77,22 @@ def missing_rows(store: Store, commits: Commits) -> list[MissingRows]:
                 by_reason.setdefault(reason, []).append(block)
             result += [MissingRows(entry.name, reason, _ranges(store, b)) for reason, b in sorted(by_reason.items())]
     return result + [MissingRows(name, "not started") for name in missing_stages(store)]
+
+
+def reasons_for(attrs: Mapping[Any, Any], stages: Iterable[object]) -> str:
+    """Return the reasons for missing rows of some stages, to be appended to a message; "" without reasons.
+
+    Args:
+        attrs: attributes of the variable `recorded`.
+        stages: names of the stages that miss rows.
+
+    Example:
+        >>> reasons_for({"missing": ["stage 'a': interrupted", "stage 'b': repaired"]}, ["b"])
+        ". stage 'b': repaired"
+    """
+    starts = tuple(f"stage {str(stage)!r}" for stage in stages)
+    lines = [line for line in attrs.get("missing", ()) if line.startswith(starts)]
+    return f". {'; '.join(lines[:5])}" if lines else ""
 
 
 def lost_records(store: Store, commits: Commits) -> list[tuple[int, int, int]]:

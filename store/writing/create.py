@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata as packages
 from typing import Any
@@ -29,6 +30,7 @@ from stratalens.store.state.history import append_history
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.provenance import check_axes, check_provenance, new_variables
 from stratalens.store.state.publish import add_group, commit_root, sync_names
+from stratalens.store.state.store_files import no_private_folder_error
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Storage
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.writing.label_columns import (
@@ -202,6 +204,9 @@ def _refuse_foreign(storage: Storage) -> None:
     if PRIVATE in names or not names:
         return
     if metadata.ROOT in names:
+        with suppress(InputError):
+            load(storage)
+            raise no_private_folder_error(storage)
         raise StoreExistsError(
             f"{storage.root} holds a zarr hierarchy that stratalens did not write: choose another path"
         )
