@@ -127,6 +127,8 @@ def _rebuild_record(store: Store, stage: int, group: int, single: int | None, re
         if not any(check.faults for check in checks.values()):
             for variable, check in checks.items():
                 digests[variable][block] = check.digest
+        elif any(check.nbytes for check in checks.values()):
+            append_history(storage, "block removed", stage=store.stages[stage].name, group=group, block=block)
     _put_record(store, stage, group, key, digests, single)
     intact = len(next(iter(digests.values())))
     name = key.rpartition("/")[2]
