@@ -32,6 +32,9 @@ _UNFINISHED = (
 )
 
 _DIFFERS = "differs from the root metadata"
+_HISTORY_ATTEMPTS = 20  # while labels are changing
+
+
 _ATTEMPTS = 3  # to read metadata that a writer may be replacing at this moment
 
 
@@ -197,13 +200,13 @@ def check_labels(store: Store, report: VerifyReport) -> None:
         report.add_damage("label", store.path, what, "label columns")
 
 
-def check_history(store: Store, report: VerifyReport) -> None:
+def check_history(roots: Roots, report: VerifyReport) -> None:
     """Compare every line of the history with its checksum, and the store with its events.
 
     An event is written after the change that it names is durable. A store without the change was replaced by an
     older copy of itself.
     """
-    storage = store.storage
+    storage = roots.store.storage
     raw = storage.get(HISTORY)
     if raw is None:
         if has_private_folder(storage):
@@ -213,7 +216,7 @@ def check_history(store: Store, report: VerifyReport) -> None:
         if not is_complete_line(line):
             name = f"line {number} of the history"
             report.add_damage("history", storage.path(HISTORY), "differs from its checksum", name)
-    if older := _changes_that_were_lost(store):
+    if older := _lost_changes(storage):
         report.add_damage(
             "metadata",
             storage.path(metadata.ROOT),
@@ -223,10 +226,21 @@ def check_history(store: Store, report: VerifyReport) -> None:
         )
 
 
-def _changes_that_were_lost(store: Store) -> list[str]:
-    """Name changes of the history that the store does not have."""
+def _lost_changes(storage: Storage) -> list[str]:
+    """Name changes of the history that the root and its copy do not have."""
+    lost: list[str] = []
+    for _ in range(_HISTORY_ATTEMPTS):
+        events = read_events(storage)  # before the root, so that the root has the changes of a writer at work
+        roots, _damage = read_roots(storage)
+        lost = [] if roots is None else _missing_events(roots.ahead or roots.store, events)
+        if not lost:
+            break
+    return lost
+
+
+def _missing_events(store: Store, events: list[dict[str, Any]]) -> list[str]:
     lost, digest = [], ""
-    for event in read_events(store.storage):
+    for event in events:
         if event["event"] == "stage added" and store.stage_index(str(event.get("stage"))) is None:
             lost.append(f"stage {event.get('stage')!r}")
         elif event["event"] == "variables added":
@@ -242,7 +256,7 @@ def check_lost_records(store: Store, report: VerifyReport) -> None:
     if report.damaged and not has_private_folder(store.storage):
         return
     try:
-        lost = lost_records(store, store.commits())
+        lost = lost_records(store)
     except DamagedError:  # `check_records` names the damaged record
         return
     groups: dict[tuple[int, int], list[int]] = {}

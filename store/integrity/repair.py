@@ -111,7 +111,7 @@ def _rebuild_records(store: Store, report: VerifyReport, repairs: list[str]) -> 
 
 def _lost_records(store: Store) -> list[tuple[int, int, int]]:
     try:
-        return lost_records(store, store.commits())
+        return lost_records(store)
     except DamagedError:  # `_rebuild_records` rebuilds the damaged one, which also covers its stage
         return []
 

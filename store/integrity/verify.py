@@ -54,7 +54,7 @@ def verify_store(
     roots, report = _check_metadata(storage)
     if roots is not None:
         store = roots.store
-        metadata_checks.check_history(store, report)
+        metadata_checks.check_history(roots, report)
         metadata_checks.check_lost_records(store, report)
         report.notes = list_unused_files(roots)
         damaged_records = metadata_checks.check_records(roots, report)

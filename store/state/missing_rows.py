@@ -65,6 +65,8 @@ def missing_rows(store: Store, commits: Commits) -> list[MissingRows]:
     if absent.any():
         events = read_events(store.storage)
         repaired, complete = _repaired_blocks(store, events), _complete_groups(store, events)
+        commits = store.commits()  # after the history, so that a writer at work seems to have lost no record
+        absent = ~commits.present.all(axis=0)
         for stage, entry in enumerate(store.stages):
             by_reason: dict[Reason, list[int]] = {}
             for block in np.flatnonzero(absent[stage]).tolist():
@@ -95,15 +97,16 @@ def reasons_for(attrs: Mapping[Any, Any], stages: Iterable[object]) -> str:
     return f". {'; '.join(lines[:5])}" if lines else ""
 
 
-def lost_records(store: Store, commits: Commits) -> list[tuple[int, int, int]]:
+def lost_records(store: Store) -> list[tuple[int, int, int]]:
     """List blocks without a commit record although the history calls their stage complete and their files exist.
 
     Returns:
         (stage, group, block) of each.
     """
+    events = read_events(store.storage)  # before the records, so that a writer at work loses none
+    commits = store.commits()
     if commits.present.all():
         return []
-    events = read_events(store.storage)
     repaired = _repaired_blocks(store, events)
     sizes = {name: store.storage.sizes(name) for name in store.layouts}
     lost = []

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.store.errors import DamagedError, InputError, StratalensError
+from stratalens.store.files import fsync_folder
 from stratalens.store.storage.base import OBJECT_LIMIT, PRIVATE, TEMPORARY, Buffer, ByteRange, Kind
 from stratalens.store.storage.disk import (
     DiskOperations,
@@ -251,7 +252,7 @@ class LocalStorage:
             fsync_folders(self._disk, [folder for folder in folders if folder.is_dir()])
             for folder in Path(os.path.abspath(self.root)).parents if self.root in folders else ():  # noqa: PTH100
                 with suppress(OSError):
-                    DiskOperations().fsync_folder(folder)  # not a change of the store
+                    fsync_folder(folder)
 
     def kind(self) -> Kind:
         """Return whether the root is a folder, a file or nothing."""
@@ -322,11 +323,11 @@ class LocalStorage:
             descriptor = os.open(path, flags, 0o666)
             try:
                 os.write(descriptor, line)
-                self._disk.fsync(descriptor, path)
+                os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             if status is None:
-                self._disk.fsync_folder(path.parent)
+                fsync_folder(path.parent)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects durably; ignore those that do not exist."""

@@ -206,7 +206,9 @@ def create_store(root: Path, ack: Ack) -> None:
 def relabelling(columns: Mapping[str, list[str]], drop: Collection[str] = ()) -> Callable[[Path, Ack], None]:
     def act(root: Path, ack: Ack) -> None:
         stored = open_store(store_of(root), chunks=None)
-        relabel(store_of(root), {"entity": labels()["entity"], **columns}, drop=[n for n in drop if n in stored.coords])
+        present = [name for name in drop if name in stored.coords]
+        if columns or present:
+            relabel(store_of(root), {"entity": labels()["entity"], **columns}, drop=present)
         ack("labelled")
         open_writer(store_of(root))
 
