@@ -78,7 +78,15 @@ def parse_json(text: str, source: str = "") -> Any:
         check_distinct([name for name, _ in pairs], "key", source)
         return dict(pairs)
 
-    return json.loads(text, object_pairs_hook=as_dict)
+    try:
+        return json.loads(text, object_pairs_hook=as_dict)
+    except json.JSONDecodeError:
+        raise
+    except (InputError, RecursionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{source or 'the text'} is not readable as JSON: {reason}") from error
 
 
 def parse_yaml(text: str, source: str) -> Any:

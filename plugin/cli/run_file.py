@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from stratalens.plugin.capture.spec import CaptureOptions
 
 
+def _checked_path(value: Any) -> Any:
+    """Refuse a text that no file system takes as a path."""
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        raise ValueError("has a character that no path can have")
+    return value
+
+
 class StageEntry(BaseModel):
     """One stage of a run file: a checkpoint folder, a hub revision of the model, or a LoRA adapter.
 
@@ -31,7 +38,12 @@ class StageEntry(BaseModel):
     path: Path | None = None
     revision: str | None = None
     adapter: Path | None = None
-    order: int | None = None
+    order: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+
+    @field_validator("path", "adapter", mode="before")
+    @classmethod
+    def _check_path(cls, value: Any) -> Any:
+        return _checked_path(value)
 
     @field_validator("name", mode="before")
     @classmethod
@@ -97,7 +109,13 @@ class RunFile(BaseModel):
         """Keep a URL as text; a Path would drop one of its slashes."""
         if not isinstance(value, str | Path) or not str(value):
             raise ValueError("must be a folder, or a URL such as s3://bucket/run.zarr")
+        _checked_path(value)
         return str(value) if is_url(str(value)) else Path(str(value).removeprefix("file://"))
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _check_prompts(cls, value: Any) -> Any:
+        return _checked_path(value)
 
     @field_validator("stages", mode="before")
     @classmethod

@@ -55,6 +55,7 @@ def check_root_state(state: Mapping[str, Any]) -> None:
 def _check_groups(groups: Any, rows: int) -> set[str]:
     """Check the variables; return the names of all arrays that are no label columns."""
     _require(bool(_sequence(groups, "groups")), "groups", groups)
+    dims: dict[str, int] = {}
     arrays: set[str] = {"stage", "stage_order", "weights_fingerprint", "layer", "token"}
     for group in groups:
         for document in _sequence(group, "groups"):
@@ -69,9 +70,13 @@ def _check_groups(groups: Any, rows: int) -> set[str]:
             _require(nbytes <= MAX_FILE, f"shape of {variable.name}", shape)
             _require(variable.name not in arrays, "groups", variable.name)
             arrays.add(variable.name)
-            for dim, size in zip(variable.feature_dims, variable.shape, strict=True):
-                _require(dim not in variable.coords or len(variable.coords[dim]) == size, "coords", dim)
-    return arrays
+            sizes = dict(zip(variable.feature_dims, variable.shape, strict=True))
+            for dim, values in variable.coords.items():
+                _require(sizes.get(dim) == len(values), "coords", dim)
+            for dim, size in sizes.items():
+                _require(dims.setdefault(dim, size) == size, f"size of {quote(dim)}", size)
+    _require(arrays.isdisjoint(dims), "groups", sorted(arrays.intersection(dims)))
+    return arrays | set(dims)
 
 
 def _check_labels(columns: Any, arrays: set[str]) -> None:
