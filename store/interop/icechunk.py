@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pathlib
 import re
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -122,7 +123,7 @@ def _check_place(place: str | os.PathLike[str]) -> None:
         if text.startswith("s3://") and not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket):
             raise InputError(f"{quote(text)} names no bucket: give s3://bucket/prefix")
         return
-    path = Path(text)
+    path = pathlib.Path(text)
     if not text or "\0" in text:
         raise InputError(f"{quote(text)} is no path of a repository: give a folder, or s3://bucket/prefix")
     if path.exists() and not path.is_dir():
