@@ -152,7 +152,8 @@ def write_error(root: Path, error: OSError) -> StratalensError:
     if error.errno == errno.ELOOP:
         return InputError(f"{error.filename or root} is a link: stratalens does not write through links; remove it")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(root).free if root.is_dir() else 0
+        folder = root if root.is_dir() else root.parent
+        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
         return NoSpaceError(
             f"no space left for {root} ({error.strerror}; {free / 1e6:.0f} MB free). Committed data is safe. "
             "Free some space and run the same call again; it resumes."
