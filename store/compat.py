@@ -1,4 +1,4 @@
-"""Private interfaces of xarray and dask that have no public counterpart.
+"""Private interfaces of xarray, dask and Bokeh that have no public counterpart.
 
 Every function says why the public interface does not suffice. A test named after it fails when the library changes.
 """
@@ -31,6 +31,15 @@ def is_in_memory(variable: xr.Variable) -> bool:
     Private: `Variable._in_memory`. Every public attribute that could tell reads the values first.
     """
     return bool(variable._in_memory)
+
+
+def tornado_application(server: Any) -> Any:
+    """Return the tornado application of a Bokeh server.
+
+    Private: `BaseServer._tornado`. The public parameters of the server check the origin of websockets, and nothing
+    checks the Host of requests.
+    """
+    return server._tornado
 
 
 def has_dask_callbacks() -> bool:

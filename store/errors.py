@@ -7,14 +7,68 @@ The command line ends with exit code 2 for an `InputError` and with 1 for every 
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+MESSAGE_LIMIT = 4000  # characters of one message
+
+
+VALUE_LIMIT = 200  # characters of one quoted value
+
+
+# Controls (C0 without tab and newline, DEL, C1) and marks that change the direction of text.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Escape characters that a terminal would obey: escape sequences, C1 controls and lone surrogates.
+
+    >>> print(printable("a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    return _UNPRINTABLE.sub(lambda match: ascii(match.group())[1:-1], text)
+
+
+def quote(value: Any, limit: int = VALUE_LIMIT) -> str:
+    """Quote a value of a user for a message, and cut a long one.
+
+    >>> quote("a" * 1000, 20), quote([1, 2, 3])
+    ("'aaaaaaa...aaaaaaa'", '[1, 2, 3]')
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = limit
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = short.maxfrozenset = short.maxarray = 10
+    text = short.repr(value)
+    if len(text) > max(limit, 3):
+        half = max(1, (limit - 3) // 2)
+        text = f"{text[:half]}...{text[-half:]}"
+    return text
+
+
+def cut(message: str, limit: int = MESSAGE_LIMIT) -> str:
+    """Cut the middle out of a message that is too long, because its start and its remedy at the end matter.
+
+    >>> cut("abcdefghij", 6), cut("abc", 6)
+    ('abcd (4 characters left out) ij', 'abc')
+    """
+    if len(message) <= limit:
+        return message
+    head = limit * 2 // 3
+    tail = limit - head
+    return f"{message[:head]} ({len(message) - limit} characters left out) {message[-tail:]}"
 
 
 class StratalensError(Exception):
     """Base class of all exceptions that stratalens raises on purpose; exit code 1.
 
-    Catch it to handle every expected failure. Any other exception is a bug: please report it.
+    Catch it to handle every expected failure. Any other exception is a bug: please report it. Messages contain no
+    control characters, and long ones are cut.
     """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(cut(arg)) if isinstance(arg, str) else arg for arg in args))
 
 
 class InputError(StratalensError, ValueError):
@@ -85,6 +139,13 @@ class LabelWarning(UserWarning):
     """A label that is probably misspelled, such as one that is almost the name of a stage.
 
     Correct the label in the table. If it is meant, filter the warning.
+    """
+
+
+class CacheWarning(UserWarning):
+    """A cached result that is damaged, so that it is computed again.
+
+    Nothing has to be done. If it happens often, check the disk.
     """
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from stratalens.store.errors import InputError
+from stratalens.store.errors import InputError, cut, quote
 
 _SHOWN = 5  # repeated names in one message
 _STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
@@ -50,7 +50,7 @@ def check_distinct(
         places.setdefault(name, []).append(index if numbers is None else numbers[index])
         if blanks and isinstance(name, str) and name.strip() and name != name.strip():
             at = f" ({place} {places[name][0]})" if place else ""
-            raise InputError(f"{where}{what} {name!r}{at} has blanks around it; write {name.strip()!r}")
+            raise InputError(f"{where}{what} {quote(name)}{at} has blanks around it; write {quote(name.strip())}")
     repeated = {name: rows for name, rows in places.items() if len(rows) > 1}
     if repeated:
         texts = [_repetition(name, rows, place) for name, rows in list(repeated.items())[:_SHOWN]]
@@ -63,7 +63,7 @@ def _repetition(name: Any, rows: Sequence[int], place: str) -> str:
     count = "twice" if len(rows) == 2 else f"{len(rows)} times"
     more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
     at = f" ({place}s {', '.join(map(str, rows[:8]))}{more})" if place else ""
-    return f"{name!r} is listed {count}{at}"
+    return f"{quote(name)} is listed {count}{at}"
 
 
 def parse_json(text: str, source: str = "") -> Any:
@@ -78,7 +78,15 @@ def parse_json(text: str, source: str = "") -> Any:
         check_distinct([name for name, _ in pairs], "key", source)
         return dict(pairs)
 
-    return json.loads(text, object_pairs_hook=as_dict)
+    try:
+        return json.loads(text, object_pairs_hook=as_dict)
+    except json.JSONDecodeError:
+        raise
+    except (InputError, RecursionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{source or 'the text'} is not readable as JSON: {reason}") from error
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -108,7 +116,7 @@ def parse_yaml(text: str, source: str) -> Any:
             loader.dispose()
     except InputError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise InputError(f"{source} is not readable as YAML: {error}") from error
 
 
@@ -125,7 +133,7 @@ def _check_keys(node: Any, source: str, seen: set[int], path: str = "") -> None:
         for key in keys:
             if key.tag != _STRING:
                 raise InputError(
-                    f"{source}, line {key.start_mark.line + 1}: YAML reads the name {key.value} as "
+                    f"{source}, line {key.start_mark.line + 1}: YAML reads the name {cut(key.value, 200)} as "
                     f"{_yaml_kind(key.tag)}, not as text; write it in quotes: {json.dumps(key.value)}"
                 )
         lines = [key.start_mark.line + 1 for key in keys]

@@ -21,6 +21,7 @@ from stratalens.analyses.data.results import RESULT_DIMS, find_variable
 from stratalens.store.compat import is_in_memory
 from stratalens.store.errors import InputError, NonFiniteError, NotRecordedError, no_site_error, not_floats_error
 from stratalens.store.format.schema import AXES, site_names
+from stratalens.store.state.missing_rows import reasons_for
 
 BLOCK_BYTES = 32 * 2**20  # rows read at a time where the array has no chunks of its own
 
@@ -240,6 +241,7 @@ class SiteData:
             raise NotRecordedError(
                 f"{self.site!r} is not recorded for all rows; missing at stage {counts}. Resume the capture, narrow "
                 f"the stages with .sel(stage=...), or leave these rows out with skip_missing=True"
+                f"{self._reasons([stage for stage, k in zip(stages, missing, strict=True) if k])}"
             )
         empty = [str(stage) for stage, used in zip(stages, use, strict=True) if not used.any()]
         if empty:
@@ -280,6 +282,11 @@ class SiteData:
         if "stage" not in known.dims:
             known = known.expand_dims("stage")
         return np.asarray(read_float32(known.transpose("stage", "entity")), dtype=bool)
+
+    def _reasons(self, stages: list[Any]) -> str:
+        """Reasons for the missing rows of some stages, as far as the store says them."""
+        recorded = find_variable(self.data, "recorded")
+        return "" if recorded is None else reasons_for(recorded.attrs, stages)
 
     def _has_all_positions(self) -> Mask:
         """Rows that have every token position: bool array of shape (stage, entity)."""

@@ -45,6 +45,7 @@ def explore(
 
     from stratalens.analyses.explorer.app import page
     from stratalens.analyses.explorer.data import ExplorerData
+    from stratalens.analyses.explorer.host_check import refuse_other_hosts
     from stratalens.analyses.explorer.result_cache import ResultCache
 
     port = free_port(port)
@@ -68,6 +69,8 @@ def explore(
         threaded=False,
         verbose=False,
     )
+
+    refuse_other_hosts(server)
 
     def announce() -> None:
         if tell is not None:

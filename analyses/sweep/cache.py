@@ -1,6 +1,7 @@
 """Cached results next to the store (`run.zarr.results/`), with which an interrupted sweep resumes.
 
 Each analysis with its parameters has one labelled zarr group with one chunk a stage; `done` marks the finished slabs.
+A slab that differs from its checksum in `done_crc32c` is computed again.
 The name of the group is a hash of everything the results depend on, so that results of other data or parameters are
 never used. The store itself is never written to.
 """
@@ -13,23 +14,35 @@ import os
 import re
 import shutil
 import time
-import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from stratalens.analyses.data.array_types import Array, Mask
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.sweep.assemble import ResultBuffer, multi_indexed, with_text_as_objects
-from stratalens.store.errors import InputError
+from stratalens.analyses.sweep.cache_files import (
+    CHECKSUMS,
+    DONE,
+    SEAL,
+    GroupWriter,
+    is_group,
+    read_group,
+    remove_leftovers,
+    set_aside,
+    slab_checksum,
+    write_files,
+)
+from stratalens.store.errors import CacheWarning, InputError
+from stratalens.store.storage.local import LocalStorage
 from stratalens.store.storage.local_locks import FileLock
 
 FLUSH_SECONDS = 2.0
 FLUSH_SHARE = 0.05  # largest share of the time that writing may take, for large results
-FORMAT = 2  # increase it when the meaning of any cached result changes
+FORMAT = 3  # increase it when the meaning of any cached result changes
 
 
 class SlabCache:
@@ -49,12 +62,15 @@ class SlabCache:
         self.identity = identity
         self.labels = labels or {}
         self._open: xr.Dataset | None = None
+        self._writer: GroupWriter | None = None
+        self._damaged = False  # the group on disk has to be replaced
         self._done: Mask | None = None  # (stage, layer), once the shape is known
+        self._checksums: Array | None = None  # (stage, layer), as they are on disk
         self._stages: set[int] = set()  # stages with slabs that are not written yet
         self._flushed = time.monotonic()
         self._pause = FLUSH_SECONDS
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
-        if path.exists():
+        if is_group(path):
             self._load()
 
     @classmethod
@@ -111,12 +127,47 @@ class SlabCache:
         """Result of one slab; None where it is not finished."""
         if self._open is None or self._done is None or not self._done[slab.position]:
             return None
-        result = self._open.isel(stage=slab.position[0], layer=slab.position[1])
-        result = result.drop_vars(["done", *self._open.attrs.get("added_labels", [])]).load()
+        try:
+            result = self._read(self._open, slab.position)
+        except Exception as error:  # libraries raise anything when bytes are damaged
+            self._done[slab.position] = False
+            self._warn(error)
+            return None
+        return result
+
+    def _read(self, group: xr.Dataset, position: tuple[int, int]) -> xr.Dataset:
+        """Read the result of one slab, and compare it with its checksum."""
+        result = group.isel(stage=position[0], layer=position[1])
+        result = result.drop_vars([DONE, CHECKSUMS, *group.attrs.get("added_labels", [])]).load()
         names: list[str] = result.attrs.get("variables", list(result.data_vars))
-        result = result[names]  # zarr lists variables in any order
-        result.attrs = {k: v for k, v in result.attrs.items() if k not in ("identity", "added_labels", "variables")}
-        return with_text_as_objects(result)
+        result = with_text_as_objects(result[names])  # zarr lists variables in any order
+        own = ("identity", "added_labels", "variables", *SEAL)
+        result.attrs = {k: v for k, v in result.attrs.items() if k not in own}
+        values = [result[name].values for name in names]
+        if self._checksums is None or slab_checksum(position, values) != self._checksums[position]:
+            raise ValueError(f"slab {position} differs from its checksum")
+        return result
+
+    @property
+    def finished(self) -> int:
+        """Number of finished slabs."""
+        return 0 if self._done is None else int(self._done.sum())
+
+    def damaged_slabs(self) -> list[tuple[int, int]]:
+        """Read all finished slabs and list the positions (stage, layer) of those that are damaged."""
+        damaged = []
+        for position in map(tuple, np.argwhere(self._done).tolist()) if self._done is not None else ():
+            try:
+                assert self._open is not None
+                self._read(self._open, position)
+            except Exception:  # as in `get`
+                damaged.append(position)
+        return damaged
+
+    def _warn(self, error: Exception) -> None:
+        warnings.warn(
+            f"cached results in {self.path} are damaged ({error}); they are computed again", CacheWarning, stacklevel=2
+        )
 
     def put(self, slab: Slab, results: ResultBuffer) -> None:
         """Mark one slab of `results` as finished; `flush` writes it, at the latest after a few seconds.
@@ -136,20 +187,33 @@ class SlabCache:
         """Write all new slabs; `done` is written last, so that every slab marked in it is complete."""
         if not self._stages or self._done is None:
             return
-        self.path.parent.mkdir(exist_ok=True)
         start = time.monotonic()
-        if not self._lock.acquired and not self._lock.try_acquire():
-            return  # another process runs the same analysis and writes its results
-        if not self.path.exists():
-            self._create(results)
-        group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
-        for name, values in zip(results.layout.names, results.arrays, strict=True):
-            for stage in self._stages:
+        if not self._lock.acquired:
+            LocalStorage(self.path.parent).make_folders([""])
+            if not self._lock.try_acquire():
+                return  # another process runs the same analysis and writes its results
+            remove_leftovers(self.path)
+        if self._damaged:
+            set_aside(self.path)
+            self._damaged = False
+        if self._writer is None:
+            self._writer = self._group(results)
+        exists = is_group(self.path)
+        files: dict[str, bytes] = {} if exists else dict(self._writer.files)
+        marks: dict[str, bytes] = {}
+        for stage in sorted(self._stages):
+            done, checksums = self._done[stage], np.zeros(len(self._done[stage]), np.uint32)
+            for layer in np.flatnonzero(done).tolist():
+                checksums[layer] = slab_checksum((stage, layer), [a[stage, layer] for a in results.arrays])
+            for name, values in zip(results.layout.names, results.arrays, strict=True):
                 finished = values[stage].copy()
-                finished[~self._done[stage]] = "" if values.dtype.kind in ("O", "T") else 0
-                _array(group, name)[stage] = finished
-        for stage in self._stages:
-            _array(group, "done")[stage] = self._done[stage]
+                finished[~done] = "" if values.dtype.kind in ("O", "T") else 0
+                files |= self._writer.chunk(name, stage, finished)
+            marks |= self._writer.chunk(CHECKSUMS, stage, checksums) | self._writer.chunk(DONE, stage, done)
+        write_files(self.path, files)
+        write_files(self.path, marks)
+        if not exists:
+            write_files(self.path, {"zarr.json": self._writer.root})
         self._stages = set()
         self._flushed = time.monotonic()
         self._pause = max(FLUSH_SECONDS, (self._flushed - start) / FLUSH_SHARE)
@@ -162,25 +226,30 @@ class SlabCache:
         finally:
             self._lock.release(unlink=True)
 
-    def _create(self, results: ResultBuffer) -> None:
-        """Create an empty group of the right shape; one rename puts it into place."""
+    def _group(self, results: ResultBuffer) -> GroupWriter:
+        """Return the writer of a group of the right shape."""
         blank = [np.full(a.shape, "" if a.dtype.kind in ("O", "T") else 0, a.dtype) for a in results.arrays]
         empty = results.layout.dataset(blank).assign_attrs(variables=results.layout.names)
-        empty["done"] = (("stage", "layer"), np.zeros(results.shape, bool))
+        empty[DONE] = (("stage", "layer"), np.zeros(results.shape, bool))
+        empty[CHECKSUMS] = (("stage", "layer"), np.zeros(results.shape, np.uint32))
         added = {d: v for d, v in self.labels.items() if d not in empty.coords and empty.sizes.get(d) == len(v)}
         empty = empty.assign_coords(added).assign_attrs(added_labels=list(added))
         empty.attrs["identity"] = json.dumps(self.identity, sort_keys=True, default=str)
-        chunks = {str(n): {"chunks": (1, *(max(1, s) for s in v.shape[1:]))} for n, v in empty.data_vars.items()}
-        temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
-        empty.to_zarr(temporary, mode="w-", zarr_format=3, consolidated=False, encoding=chunks)
-        temporary.rename(self.path)
+        return GroupWriter(empty)
 
     def _load(self) -> None:
-        self._open = xr.open_zarr(self.path, chunks=None, consolidated=False)
-        stored = self._open.attrs.get("identity")
-        if stored != json.dumps(self.identity, sort_keys=True, default=str):
+        """Open the group; a damaged one is replaced by the next flush."""
+        try:
+            group = read_group(self.path)
+            checksums = np.array(group[CHECKSUMS].values)
+            done = np.array(group[DONE].values) & (checksums != 0)
+        except Exception as error:  # libraries raise anything when bytes are damaged
+            self._damaged = True
+            self._warn(error)
+            return
+        if group.attrs.get("identity") != json.dumps(self.identity, sort_keys=True, default=str):
             raise InputError(f"{self.path} belongs to another analysis; remove this folder")
-        self._done = np.array(self._open["done"].values)
+        self._open, self._done, self._checksums = group, done, checksums
 
 
 def results_folder(store: str | Path) -> Path:
@@ -220,15 +289,11 @@ def _check_zarr_can_store(result: xr.Dataset) -> None:
             f"a result with the MultiIndex {levels[0]!r} cannot be cached; end the function with "
             f".reset_index({levels[0]!r}), or leave cache= out"
         )
-    if "done" in result.variables:
-        raise InputError("a result with a variable 'done' cannot be cached, as the cache uses this name; rename it")
+    for name in (DONE, CHECKSUMS):
+        if name in result.variables:
+            raise InputError(
+                f"a result with a variable {name!r} cannot be cached, as the cache uses this name; rename it"
+            )
     times = [str(name) for name, v in result.variables.items() if v.dtype.kind in "mM"]
     if times:
         raise InputError(f"times ({times[0]!r}) cannot be cached; return numbers or text, or leave cache= out")
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    array = group[name]
-    if not isinstance(array, zarr.Array):
-        raise TypeError(f"{name!r} in {group.store_path} is not an array")
-    return array

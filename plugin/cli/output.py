@@ -21,7 +21,15 @@ from rich.text import Text
 
 from stratalens.plugin.progress import wrap_message
 from stratalens.store.display import human_bytes
-from stratalens.store.errors import CheckWarning, InputError, LabelWarning, StratalensError
+from stratalens.store.errors import (
+    CacheWarning,
+    CheckWarning,
+    InputError,
+    LabelWarning,
+    StratalensError,
+    cut,
+    printable,
+)
 
 P = ParamSpec("P")
 
@@ -39,7 +47,7 @@ EXIT_INTERRUPTED = 130
 
 def print_status(message: str) -> None:
     """Print a message to standard error, wrapped to the width of a terminal."""
-    print(wrap_message(message), file=sys.stderr, flush=True)  # noqa: T201
+    print(wrap_message(printable(message)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
@@ -52,7 +60,7 @@ def print_warnings() -> Iterator[None]:
         show = warnings.showwarning
 
         def print_one(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-            if issubclass(category, LabelWarning | CheckWarning):
+            if issubclass(category, LabelWarning | CheckWarning | CacheWarning):
                 print_status(f"warning: {message}")
             else:
                 show(message, category, *rest)
@@ -60,6 +68,7 @@ def print_warnings() -> Iterator[None]:
         warnings.showwarning = print_one  # type: ignore[assignment]
         warnings.simplefilter("always", LabelWarning)
         warnings.simplefilter("always", CheckWarning)
+        warnings.simplefilter("always", CacheWarning)
         yield
 
 
@@ -70,12 +79,12 @@ def emit_json(value: Mapping[str, Any]) -> None:
 
 def emit_text(text: str) -> None:
     """Print result text to standard output."""
-    print(text)  # noqa: T201
+    print(printable(text))  # noqa: T201
 
 
 def emit_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, borders: bool = True) -> None:
     """Print a table: drawn on a terminal, without borders where it has many columns; tab-separated when piped."""
-    lines = [[str(cell) for cell in row] for row in rows]
+    title, lines = printable(title), [[printable(str(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         emit_text(f"# {title}")
         for line in [list(columns), *lines]:
@@ -114,7 +123,7 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except StratalensError as error:
-            _show(error, str(error))
+            _show(error, cut(str(error)))
             raise typer.Exit(EXIT_WRONG_INPUT if isinstance(error, InputError) else EXIT_FAILED) from None
         except OSError as error:
             _show(error, _explain(error))
@@ -221,5 +230,7 @@ def show_verified(report: Mapping[str, Any]) -> None:
         emit_text(f"missing\t{gap}")
     for change in report["unfinished"]:
         emit_text(f"unfinished\t{change}")
+    for note in report["notes"]:
+        emit_text(f"note\t{note}")
     read = f"{report['blocks']:,} blocks, {report['files']:,} files, {human_bytes(report['bytes'])} read"
     emit_text(f"ok: {read}" if report["ok"] else f"{len(report['damaged'])} damaged: {read}")

@@ -9,7 +9,7 @@ import yaml
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from stratalens.store.errors import InputError, suggest
+from stratalens.store.errors import InputError, quote, suggest
 from stratalens.store.files import user_path, write_text_atomic
 from stratalens.store.names import check_distinct, parse_yaml
 from stratalens.store.storage.base import PRIVATE
@@ -17,6 +17,13 @@ from stratalens.store.storage.resolve import is_url
 
 if TYPE_CHECKING:
     from stratalens.plugin.capture.spec import CaptureOptions
+
+
+def _checked_path(value: Any) -> Any:
+    """Refuse a text that no file system takes as a path."""
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        raise ValueError("has a character that no path can have")
+    return value
 
 
 class StageEntry(BaseModel):
@@ -31,7 +38,12 @@ class StageEntry(BaseModel):
     path: Path | None = None
     revision: str | None = None
     adapter: Path | None = None
-    order: int | None = None
+    order: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+
+    @field_validator("path", "adapter", mode="before")
+    @classmethod
+    def _check_path(cls, value: Any) -> Any:
+        return _checked_path(value)
 
     @field_validator("name", mode="before")
     @classmethod
@@ -97,7 +109,13 @@ class RunFile(BaseModel):
         """Keep a URL as text; a Path would drop one of its slashes."""
         if not isinstance(value, str | Path) or not str(value):
             raise ValueError("must be a folder, or a URL such as s3://bucket/run.zarr")
+        _checked_path(value)
         return str(value) if is_url(str(value)) else Path(str(value).removeprefix("file://"))
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _check_prompts(cls, value: Any) -> Any:
+        return _checked_path(value)
 
     @field_validator("stages", mode="before")
     @classmethod
@@ -224,12 +242,12 @@ def _explain(path: str | Path, error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             key = str(problem["loc"][-1])
             valid = StageEntry.model_fields if problem["loc"][0] == "stages" else RunFile.model_fields
-            lines.append(f"  {where}: unknown key {key!r}; {suggest(key, valid)}")
+            lines.append(f"  {where}: unknown key {quote(key)}; {suggest(key, valid)}")
         elif problem["type"] == "missing":
             lines.append(f"  {where}: missing; add a line `{problem['loc'][-1]}: ...`")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"  {where}: {message} (got {problem['input']!r})" if problem["loc"] else f"  {message}")
+            lines.append(f"  {where}: {message} (got {quote(problem['input'])})" if problem["loc"] else f"  {message}")
     return "\n".join(dict.fromkeys(lines))
 
 

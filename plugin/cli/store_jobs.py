@@ -26,17 +26,24 @@ if TYPE_CHECKING:
 
 
 def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
-    """Verify a store with a progress bar.
+    """Verify a store, or a folder of cached results, with a progress bar.
 
     Args:
-        store: path or URL of the store.
+        store: path or URL of the store, or a folder such as run.zarr.results.
         repair: mark damaged shards as missing first.
 
     Returns:
         The `VerifyReport` as a dict.
     """
+    from stratalens.analyses.sweep.cache_checks import is_results_folder, verify_results
+    from stratalens.store.files import user_path
     from stratalens.store.integrity.verify import verify_store
 
+    if not is_url(store) and is_results_folder(user_path(store)):
+        report = verify_results(user_path(store), repair=repair)
+        for line in report.repaired:
+            print_status(line)
+        return report.to_json()
     with tqdm(unit="B", unit_scale=True, desc="verify", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
 
         def advance(done: int, total: int) -> None:

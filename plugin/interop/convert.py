@@ -14,6 +14,7 @@ from stratalens.plugin.interop.torch_reader import ArrayReader, as_tensor, is_na
 from stratalens.store.errors import InputError, NotRecordedError, no_site_error, not_floats_error, suggest
 from stratalens.store.format.schema import site_names
 from stratalens.store.reading.selection import stored_selection
+from stratalens.store.state.missing_rows import reasons_for
 
 
 def torch_dataset(
@@ -216,6 +217,7 @@ def _recorded_rows(
     raise NotRecordedError(
         f"{site} of {_source(ds)}: rows were not recorded at stage {gaps}; select the recorded rows, for example "
         "ds.sel(stage=[...]), or in torch_dataset leave the others out with skip_missing=True"
+        f"{reasons_for(ds['recorded'].attrs if 'recorded' in ds else {}, stages)}"
     )
 
 

@@ -107,13 +107,30 @@ def encode_chunks(values: NDArray[Any], chunk: int) -> list[bytes]:
         labels = values[start : start + chunk]
         if len(labels) < chunk:
             labels = np.concatenate([labels, np.full(chunk - len(labels), padding, dtype=labels.dtype)])
-        raw = bytes(_ZSTD.encode(_STRINGS.encode(labels))) if dtype == "string" else labels.tobytes()
+        raw = _encode_strings(labels) if dtype == "string" else labels.tobytes()
         files.append(raw + crc32c(raw).to_bytes(4, "little"))
     return files
 
 
-def decode_chunk(raw: bytes | None, dtype: str, where: str) -> NDArray[Any]:
+def _encode_strings(values: NDArray[Any]) -> bytes:
+    text = _STRINGS.encode(values)
+    raw = bytes(_ZSTD.encode(text))
+    if len(text) > _most_bytes(len(raw)):
+        raise InputError(
+            f"{len(values)} labels of one column have {len(text) / 1e6:.0f} MB of text that repeats itself: shorten "
+            "them, or keep the texts in a file of your own"
+        )
+    return raw
+
+
+def decode_chunk(raw: bytes | None, dtype: str, where: str, rows: int | None = None) -> NDArray[Any]:
     """Check one chunk file against its crc32c and return its values.
+
+    Args:
+        raw: bytes of the file, None if it is missing.
+        dtype: zarr data type.
+        where: name of the file for messages.
+        rows: number of values that the file must have; None if the caller does not know it.
 
     Raises:
         DamagedError: the file is missing, or differs from its checksum.
@@ -124,10 +141,57 @@ def decode_chunk(raw: bytes | None, dtype: str, where: str) -> NDArray[Any]:
         raise DamagedError(
             f"{where} differs from its checksum: restore it, or run the capture again with the same prompts"
         )
-    if dtype == "string":
-        decoded: NDArray[Any] = _STRINGS.decode(_ZSTD.decode(raw[:-4]))
-        return decoded
-    return np.frombuffer(raw[:-4], dtype=np.dtype(dtype).newbyteorder("<"))
+    try:
+        if dtype == "string":
+            return _decode_strings(raw[:-4], rows)
+        values = np.frombuffer(raw[:-4], dtype=np.dtype(dtype).newbyteorder("<"))
+        if rows is not None and len(values) != rows:
+            raise ValueError(f"it has {len(values)} values instead of {rows}")
+    except (ValueError, RuntimeError, UnicodeDecodeError) as error:
+        raise DamagedError(
+            f"{where} has a correct checksum, but its content is not that of a label file ({error}): restore it, or "
+            "run the capture again with the same prompts"
+        ) from error
+    return values
+
+
+def _decode_strings(data: bytes, rows: int | None) -> NDArray[Any]:
+    """Decompress and decode strings; sizes and counts are checked before memory is taken.
+
+    Raises:
+        ValueError: the sizes or counts are not those of a label file.
+        RuntimeError: the bytes are no zstd frame.
+    """
+    nbytes = frame_content_size(data)
+    if nbytes is None or nbytes < 4 or nbytes > _most_bytes(len(data)):
+        raise ValueError(f"{len(data)} compressed bytes would become {nbytes}")
+    text = bytes(_ZSTD.decode(data))
+    count = int.from_bytes(text[:4], "little")
+    if count > len(text) // 4 or (rows is not None and count != rows):
+        raise ValueError(f"it has {count} values" + ("" if rows is None else f" instead of {rows}"))
+    decoded: NDArray[Any] = _STRINGS.decode(text)
+    return decoded
+
+
+def _most_bytes(compressed: int) -> int:
+    """Return how many bytes a label file of `compressed` bytes may have before compression."""
+    return max(512 << 20, 1024 * compressed)
+
+
+def frame_content_size(data: bytes) -> int | None:
+    """Return the decompressed size that a zstd frame declares; None if it declares none, or is no frame.
+
+    >>> frame_content_size(bytes(_ZSTD.encode(b"a" * 1000)))
+    1000
+    """
+    if len(data) < 6 or data[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    single_segment = data[4] >> 5 & 1
+    width = (1 if single_segment else 0, 2, 4, 8)[data[4] >> 6]
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[data[4] & 3]
+    if not width or len(data) < start + width:
+        return None
+    return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
 
 
 def digest(columns: Mapping[str, NDArray[Any]]) -> str:

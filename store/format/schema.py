@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stratalens.store.errors import InputError, suggest
+from stratalens.store.errors import InputError, quote, suggest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,9 +40,16 @@ PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 97, 99)
 
 _NAME = re.compile(r"(?!__)(?![.])[^/\\\x00-\x1f\x7f]{1,200}")
 
+_CONTROLS = re.compile(r"[\x80-\x9f\ud800-\udfff]")  # an older version let these names pass
+
+
+def is_folder_name(name: object) -> bool:
+    """Return whether a name that was read from a store stays in the folder of the store."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name != "zarr.json"
+
 
 def check_name(name: str, what: str) -> str:
-    """Return `name` if an array of a store can have it.
+    """Return `name` if a new array of a store can have it.
 
     A name becomes the name of a folder.
 
@@ -53,9 +60,9 @@ def check_name(name: str, what: str) -> str:
         >>> check_name("resid_post", "site")
         'resid_post'
     """
-    if not _NAME.fullmatch(str(name)) or name == "zarr.json":
+    if not is_folder_name(name) or _CONTROLS.search(name):
         raise InputError(
-            f"{what} {name!r} cannot name an array of a store: use 1 to 200 characters without slashes or "
+            f"{what} {quote(name)} cannot name an array of a store: use 1 to 200 characters without slashes or "
             "control characters, not starting with '.' or '__'. Rename it."
         )
     return name
@@ -93,7 +100,9 @@ class Variable:
     compression: str = "none"
 
     def __post_init__(self) -> None:
-        check_name(self.name, "variable")
+        for name in (self.name, *self.dims, *self.coords):
+            if not is_folder_name(name):
+                check_name(name, "variable")
         if self.dtype not in DTYPES:
             raise InputError(f"variable {self.name!r} has dtype {self.dtype!r}: {suggest(self.dtype, DTYPES)}")
         if self.compression not in COMPRESSIONS:

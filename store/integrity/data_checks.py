@@ -46,8 +46,10 @@ def check_file(storage: Storage, layout: ArrayLayout, key: str) -> FileCheck:
         if size != layout.file_nbytes and not layout.compressed:
             return FileCheck(0, ((None, f"the file has {size} bytes instead of {layout.file_nbytes}"),), size)
         handle.expect(0, size)
+        if size < layout.index_nbytes + CRC_BYTES:
+            return FileCheck(0, ((None, TOO_SHORT),), size)
         index = np.empty(layout.index_nbytes, dtype=np.uint8)
-        if size < layout.index_nbytes + CRC_BYTES or not handle.read_into([index], size - layout.index_nbytes):
+        if not handle.read_into([index], size - layout.index_nbytes):
             return FileCheck(0, ((None, TOO_SHORT),), size)
         extents = parse_index(layout, index.tobytes(), size)
         if not layout.compressed:

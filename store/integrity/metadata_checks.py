@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from stratalens.store.errors import DamagedError, InputError
+from stratalens.store.errors import DamagedError, InputError, join_names
 from stratalens.store.format import label_codec as labels
 from stratalens.store.format import metadata
 from stratalens.store.format.metadata import Json
 from stratalens.store.integrity.report import Damage, VerifyReport
 from stratalens.store.state import commit_log as commits
-from stratalens.store.state.history import HISTORY, is_complete_line
+from stratalens.store.state.history import HISTORY, is_complete_line, read_events
 from stratalens.store.state.manifest import Store, load
-from stratalens.store.storage.base import Storage
+from stratalens.store.state.missing_rows import lost_records
+from stratalens.store.state.store_files import check_row_count, has_private_folder, no_private_folder_error
+from stratalens.store.storage.base import PRIVATE, Storage
 from stratalens.store.storage.resolve import no_store_error
 
 _UNFINISHED = (
@@ -30,6 +32,9 @@ _UNFINISHED = (
 )
 
 _DIFFERS = "differs from the root metadata"
+_HISTORY_ATTEMPTS = 20  # while labels are changing
+
+
 _ATTEMPTS = 3  # to read metadata that a writer may be replacing at this moment
 
 
@@ -114,6 +119,10 @@ def open_roots(storage: Storage, report: VerifyReport) -> Roots | None:
         if roots is None or (roots.ahead is None and not damaged):
             break
     report.damaged += damaged
+    if roots is not None and not has_private_folder(storage):
+        what = str(no_private_folder_error(storage))
+        report.add_damage("commit", storage.path(PRIVATE), what, "commit records")
+        return roots
     if roots is not None and roots.ahead is not None:
         report.unfinished.append(_UNFINISHED.format(_name_changes(roots.store, roots.ahead)))
     return roots
@@ -167,6 +176,11 @@ def check_labels(store: Store, report: VerifyReport) -> None:
     """Compare label files with their checksums, and all labels with the root."""
     columns: dict[str, Any] = {}
     chunk = store.label_chunk
+    try:
+        check_row_count(store)
+    except DamagedError as error:
+        report.add_damage("label", store.path, str(error), "label columns")
+        return
     for name, data_type in store.label_types.items():
         chunks = []
         for number in range(-(-store.entities // chunk)):
@@ -174,7 +188,7 @@ def check_labels(store: Store, report: VerifyReport) -> None:
             rows = (number * chunk, min((number + 1) * chunk, store.entities))
             where = f"label column {name!r}, entity rows {rows[0]} to {rows[1] - 1}"
             try:
-                chunks.append(labels.decode_chunk(store.storage.get(key), data_type, where)[: rows[1] - rows[0]])
+                chunks.append(labels.decode_chunk(store.storage.get(key), data_type, where, chunk)[: rows[1] - rows[0]])
             except DamagedError as error:
                 what = str(error).removeprefix(f"{where} ")  # the name of the damage repeats it
                 report.add_damage("label", store.storage.path(key), what, where, site=name, rows=rows)
@@ -186,12 +200,73 @@ def check_labels(store: Store, report: VerifyReport) -> None:
         report.add_damage("label", store.path, what, "label columns")
 
 
-def check_history(storage: Storage, report: VerifyReport) -> None:
-    """Compare every line of the history with its checksum."""
-    for number, line in enumerate((storage.get(HISTORY) or b"").splitlines(keepends=True), 1):
+def check_history(roots: Roots, report: VerifyReport) -> None:
+    """Compare every line of the history with its checksum, and the store with its events.
+
+    An event is written after the change that it names is durable. A store without the change was replaced by an
+    older copy of itself.
+    """
+    storage = roots.store.storage
+    raw = storage.get(HISTORY)
+    if raw is None:
+        if has_private_folder(storage):
+            report.add_damage("history", storage.path(HISTORY), "the file is missing", "the history")
+        return
+    for number, line in enumerate(raw.splitlines(keepends=True), 1):
         if not is_complete_line(line):
             name = f"line {number} of the history"
             report.add_damage("history", storage.path(HISTORY), "differs from its checksum", name)
+    if older := _lost_changes(storage):
+        report.add_damage(
+            "metadata",
+            storage.path(metadata.ROOT),
+            f"is older than the history, which names {join_names(older, 5)}: an older copy of the metadata was put "
+            "here. Restore the newer one, or record and label again",
+            "root metadata",
+        )
+
+
+def _lost_changes(storage: Storage) -> list[str]:
+    """Name changes of the history that the root and its copy do not have."""
+    lost: list[str] = []
+    for _ in range(_HISTORY_ATTEMPTS):
+        events = read_events(storage)  # before the root, so that the root has the changes of a writer at work
+        roots, _damage = read_roots(storage)
+        lost = [] if roots is None else _missing_events(roots.ahead or roots.store, events)
+        if not lost:
+            break
+    return lost
+
+
+def _missing_events(store: Store, events: list[dict[str, Any]]) -> list[str]:
+    lost, digest = [], ""
+    for event in events:
+        if event["event"] == "stage added" and store.stage_index(str(event.get("stage"))) is None:
+            lost.append(f"stage {event.get('stage')!r}")
+        elif event["event"] == "variables added":
+            names = event.get("names")
+            lost += [f"variable {name!r}" for name in names or () if name not in store.layouts]
+        elif event["event"] in ("labels change", "labels changed"):
+            digest = str(event.get("digest", "")) if event["event"] == "labels changed" else ""
+    return [*lost, "other labels"] if digest and digest != store.label_digest else lost
+
+
+def check_lost_records(store: Store, report: VerifyReport) -> None:
+    """Report blocks whose commit record was deleted: the history calls their stage complete, and their files exist."""
+    if report.damaged and not has_private_folder(store.storage):
+        return
+    try:
+        lost = lost_records(store)
+    except DamagedError:  # `check_records` names the damaged record
+        return
+    groups: dict[tuple[int, int], list[int]] = {}
+    for stage, group, block in lost:
+        groups.setdefault((stage, group), []).append(block)
+    for (stage, group), blocks in groups.items():
+        key = commits.stage_key(stage, group)
+        what = f"the record of {len(blocks)} of {store.geometry.blocks} blocks is missing, although the data exists"
+        name = f"commit record of stage {store.stages[stage].name!r}"
+        report.add_damage("commit", store.storage.path(key), what, name, stage=store.stages[stage].name)
 
 
 def check_records(roots: Roots, report: VerifyReport) -> set[str]:

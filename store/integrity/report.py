@@ -40,6 +40,7 @@ class VerifyReport:
         damaged: one entry for each damaged inner chunk, index, record or document.
         missing: data that was never recorded, by stage and entity rows; then stages that a capture planned and did not
             start.
+        notes: files that belong to nothing, and superseded files; they are no damage and are not checked.
         unfinished: changes of stages, variables or labels that were interrupted or are in progress; they are no damage.
         repaired: the repairs, in words.
         nbytes: bytes that were read.
@@ -50,6 +51,7 @@ class VerifyReport:
     damaged: list[Damage] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     nbytes: int = 0
     files: int = 0

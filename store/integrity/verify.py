@@ -7,18 +7,25 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from stratalens.store.errors import StratalensError
 from stratalens.store.format.layout import ArrayLayout
 from stratalens.store.integrity import metadata_checks
 from stratalens.store.integrity.data_checks import check_file, chunk_damage
+from stratalens.store.integrity.metadata_checks import Roots
 from stratalens.store.integrity.repair import repair_store
 from stratalens.store.integrity.report import Damage, VerifyReport
+from stratalens.store.integrity.unused_files import list_unused_files
 from stratalens.store.state import commit_log as commits
 from stratalens.store.state.capture_plan import missing_stages
-from stratalens.store.state.manifest import Store
+from stratalens.store.state.manifest import Store, load
+from stratalens.store.state.store_files import has_private_folder
+from stratalens.store.storage.base import Storage
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.threads import cores
 
 Progress = Callable[[int, int], None]
+
+_ATTEMPTS = 20  # to check metadata that a writer is replacing
 
 CommittedFile = tuple[int, int, ArrayLayout, int | None]  # stage, block, layout, digest in the commit record
 
@@ -44,22 +51,45 @@ def verify_store(
         StoreBusyError: with `repair`, another process writes the store.
     """
     storage = storage_at(path)
-    report = VerifyReport()
-    roots = metadata_checks.open_roots(storage, report)
+    roots, report = _check_metadata(storage)
     if roots is not None:
         store = roots.store
-        metadata_checks.check_documents(roots, report)
-        metadata_checks.check_labels(store, report)
-        metadata_checks.check_history(storage, report)
+        metadata_checks.check_history(roots, report)
+        metadata_checks.check_lost_records(store, report)
+        report.notes = list_unused_files(roots)
         damaged_records = metadata_checks.check_records(roots, report)
         files = _committed_files(store, report, damaged_records)
         _check_files(store, files, report, progress, workers or cores())
         report.missing += [f"stage {name!r}, planned and not started" for name in missing_stages(store)]
-    if repair and (report.damaged or report.unfinished):
+    if repair and (report.damaged or report.unfinished or not has_private_folder(storage)):
         repairs = repair_store(storage, report)
         report = verify_store(path, progress=progress, workers=workers)
         report.repaired = repairs
     return report
+
+
+def _check_metadata(storage: Storage) -> tuple[Roots | None, VerifyReport]:
+    """Check documents, coordinates and labels against one state of the root.
+
+    Repeat the check if a writer replaced the root meanwhile: what differs may belong to the new state.
+    """
+    for _ in range(_ATTEMPTS):
+        report = VerifyReport()
+        roots = metadata_checks.open_roots(storage, report)
+        if roots is None:
+            return roots, report
+        metadata_checks.check_documents(roots, report)
+        metadata_checks.check_labels(roots.store, report)
+        if report.ok or not _root_changed(storage, roots.store):
+            break
+    return roots, report
+
+
+def _root_changed(storage: Storage, store: Store) -> bool:
+    try:
+        return load(storage).checksum != store.checksum
+    except StratalensError:
+        return False
 
 
 def _committed_files(store: Store, report: VerifyReport, damaged_records: set[str]) -> list[CommittedFile]:
@@ -72,7 +102,9 @@ def _committed_files(store: Store, report: VerifyReport, damaged_records: set[st
     records = commits.block_records(store.storage)
     for stage, entry in enumerate(store.stages):
         for group, variables in enumerate(store.groups):
-            digests = commits.read_stage(store.storage, stage, group, blocks, ignore=damaged_records, singles=records)
+            digests = commits.read_stage(
+                store.storage, stage, group, blocks, name=entry.name, ignore=damaged_records, singles=records
+            )
             for block in range(blocks):
                 if all(block in digests.get(v.name, {}) for v in variables):
                     report.blocks += 1

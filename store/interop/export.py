@@ -5,16 +5,19 @@ Values are written stage by stage and block by block, so memory stays small for 
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import xarray as xr
 
 from stratalens.store.errors import InputError, NotRecordedError, no_site_error
-from stratalens.store.files import user_path
+from stratalens.store.files import remove_file, replaced_file, user_path
+from stratalens.store.format.checksum import extend
 from stratalens.store.reading.open import open_store
+from stratalens.store.state.missing_rows import reasons_for
 
 SUFFIXES = (".npy", ".safetensors")
 
@@ -28,7 +31,11 @@ def export_array(
 
     The array has dims (stage, entity, token, features...). bfloat16 becomes float32; other dtypes stay as stored. A
     .safetensors file has the tensor `site`, with dims, stages, entities, tokens and hook name as JSON in its metadata.
-    The same JSON is written next to a .npy file as `<file>.json`.
+    The same JSON is written next to a .npy file as `<file>.json`, with the bytes and the crc32c of the file.
+
+    A file is replaced atomically and durably. The two files of a .npy export cannot change at the same moment: the old
+    JSON is removed before the array is replaced, and the new one appears last. A JSON file therefore always describes
+    the array next to it; after an interruption it may be missing, and the same call writes it again.
 
     Args:
         store: path of the store.
@@ -54,6 +61,7 @@ def export_array(
         raise NotRecordedError(
             f"{store}: rows of stage {', '.join(stages)} were never recorded; "
             "finish the capture (stratalens capture RUN.yaml --resume), then export"
+            f"{reasons_for(ds['recorded'].attrs, stages)}"
         )
     description = {
         "dims": list(map(str, array.dims)),
@@ -64,17 +72,20 @@ def export_array(
         "entity": [str(v) for v in ds["entity"].values],
         "token": [v.item() if isinstance(v, np.generic) else str(v) for v in ds["token"].values],
     }
-    temporary = target.with_name(target.name + ".part")
-    try:
-        if target.suffix == ".npy":
-            _fill(np.lib.format.open_memmap(temporary, mode="w+", dtype=array.dtype, shape=array.shape), array)
-            json_file = target.with_name(target.name + ".json")
-            json_file.write_text(json.dumps(description), encoding="utf-8")
-        else:
-            _fill(_map_safetensors(temporary, site, array, description), array)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if target.suffix == ".safetensors":
+        with replaced_file(target) as file:
+            _write(file, _safetensors_header(site, array, description), array)
+        return
+    # Two files cannot be replaced at once. While the array is replaced, no description exists that could be wrong.
+    json_file = target.with_name(target.name + ".json")
+    with replaced_file(json_file) as description_file:
+        with replaced_file(target) as file:
+            checksum = _write(file, _npy_header(array), array)
+            file.flush()
+            os.fsync(file.fileno())
+            remove_file(json_file)
+        facts = {**description, "bytes": target.stat().st_size, "crc32c": f"{checksum:08x}"}
+        description_file.write(json.dumps(facts).encode())
 
 
 def _select_layer(ds: xr.Dataset, site: str, layer: int | None) -> xr.DataArray:
@@ -94,16 +105,32 @@ def _select_layer(ds: xr.Dataset, site: str, layer: int | None) -> xr.DataArray:
     return array.isel(layer=layers.index(layer))
 
 
-def _fill(out: np.memmap, array: xr.DataArray) -> None:
+def _write(file: BinaryIO, header: bytes, array: xr.DataArray) -> int:
+    """Write a header and the values of an array in C order; return the crc32c of all bytes."""
+    file.write(header)
+    checksum = extend(0, np.frombuffer(header, dtype=np.uint8))
     for stage in range(array.shape[0]):
         for start in range(0, array.shape[1], _ROWS):
-            rows = slice(start, start + _ROWS)
-            out[stage, rows] = array[stage, rows].values
-    out.flush()
+            values = np.ascontiguousarray(array[stage, start : start + _ROWS].values)
+            data = values.reshape(-1).view(np.uint8)
+            file.write(data.data)
+            checksum = extend(checksum, data)
+    return checksum
 
 
-def _map_safetensors(path: Path, name: str, array: xr.DataArray, description: object) -> np.memmap:
-    """Create a .safetensors file of one tensor and map its data for writing.
+def _npy_header(array: xr.DataArray) -> bytes:
+    header = io.BytesIO()
+    description = {
+        "descr": np.lib.format.dtype_to_descr(array.dtype),
+        "fortran_order": False,
+        "shape": tuple(array.shape),
+    }
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
+
+
+def _safetensors_header(name: str, array: xr.DataArray, description: object) -> bytes:
+    """Return the header of a .safetensors file of one tensor.
 
     `save_file` of the library needs the whole tensor in memory. The format is 8 bytes of header length, a JSON header
     padded with blanks, and the data.
@@ -115,7 +142,4 @@ def _map_safetensors(path: Path, name: str, array: xr.DataArray, description: ob
     }
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        file.truncate(8 + len(raw) + array.nbytes)
-    return np.memmap(path, dtype=array.dtype, mode="r+", offset=8 + len(raw), shape=array.shape)
+    return len(raw).to_bytes(8, "little") + raw

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pathlib
+import re
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +21,7 @@ import xarray as xr
 from zarr.abc.store import Store as ZarrStore
 from zarr.buffer import default_buffer_prototype
 
-from stratalens.store.errors import DamagedError, InputError, suggest
+from stratalens.store.errors import DamagedError, InputError, quote, suggest
 from stratalens.store.format import metadata
 from stratalens.store.integrity.data_checks import check_file, chunk_damage
 from stratalens.store.state.manifest import Store, load
@@ -98,6 +100,39 @@ def _repository(place: Path | icechunk.Storage, *, create: bool) -> Any:
     except ImportError as error:
         raise InputError('icechunk is not installed: pip install "stratalens[icechunk]"') from error
     storage: Any = place
+    if isinstance(place, str | os.PathLike):
+        _check_place(place)
+    try:
+        return _open_repository(icechunk, storage, place, create=create)
+    except InputError:
+        raise
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        raise InputError(
+            f"{place} cannot be opened as an icechunk repository ({type(error).__name__}: {error}): give a folder that "
+            "does not exist or is empty, an existing repository, or s3://bucket/prefix"
+        ) from error
+
+
+def _check_place(place: str | os.PathLike[str]) -> None:
+    """Raise unless a place is a URL, or a folder that is absent, empty or a repository."""
+    text = os.fspath(place)
+    if is_url(text):
+        bucket = text.removeprefix("s3://").partition("/")[0]
+        if text.startswith("s3://") and not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket):
+            raise InputError(f"{quote(text)} names no bucket: give s3://bucket/prefix")
+        return
+    path = pathlib.Path(text)
+    if not text or "\0" in text:
+        raise InputError(f"{quote(text)} is no path of a repository: give a folder, or s3://bucket/prefix")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, but a repository is a folder: choose another path")
+    if path.is_dir() and any(path.iterdir()) and not (path / "refs").is_dir() and not (path / "repo").exists():
+        raise InputError(f"{path} holds other files and no icechunk repository: choose another path")
+
+
+def _open_repository(icechunk: Any, storage: Any, place: Any, *, create: bool) -> Any:
     if isinstance(place, str) and is_url(place):
         if not place.startswith("s3://"):
             raise InputError(f"{place} is no place for a repository: give a folder, s3://bucket/prefix or a Storage")

@@ -12,6 +12,7 @@ from numcodecs import zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from stratalens.store.format.checksum import extend
+from stratalens.store.format.label_codec import frame_content_size
 from stratalens.store.format.layout import CRC_BYTES, ArrayLayout, consecutive_runs
 from stratalens.store.format.shards import parse_index
 from stratalens.store.reading.indexing import RowRanges, Selection, row_ranges
@@ -235,13 +236,13 @@ class ChunkFile:
             raise ChunkError(number, TOO_SHORT)
         if not self.layout.compressed:
             return stored
+        size = frame_content_size(stored[:18].tobytes())
+        if size != self.layout.inner_nbytes:
+            raise ChunkError(number, f"it decompresses to {size} bytes instead of {self.layout.inner_nbytes}")
         try:
-            values = np.frombuffer(zstd.decompress(stored), dtype=np.uint8)
-        except RuntimeError as error:
+            return np.frombuffer(zstd.decompress(stored), dtype=np.uint8)
+        except (RuntimeError, ValueError) as error:
             raise ChunkError(number, f"it cannot be decompressed ({error})") from error
-        if values.size != self.layout.inner_nbytes:
-            raise ChunkError(number, f"it decompresses to {values.size} bytes instead of {self.layout.inner_nbytes}")
-        return values
 
     def _locate(self, number: int) -> tuple[int, int]:
         """Return the offset of an inner chunk and its stored bytes, crc32c included."""
@@ -250,8 +251,10 @@ class ChunkFile:
             return number * layout.inner_stride, layout.inner_stride
         if self._index is None:
             size = self.handle.size()
+            if size < layout.index_nbytes:
+                raise ChunkError(None, TOO_SHORT)
             raw = np.empty(layout.index_nbytes, dtype=np.uint8)
-            if size < layout.index_nbytes or not self.handle.read_into([raw], size - layout.index_nbytes):
+            if not self.handle.read_into([raw], size - layout.index_nbytes):
                 raise ChunkError(None, TOO_SHORT)
             self._index = parse_index(layout, raw.tobytes(), size)
         if self._index is None:

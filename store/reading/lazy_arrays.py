@@ -282,7 +282,7 @@ class LabelArray(LazyArray):
         self.staleness.check(now=True)  # after the read: the bytes are labels of this store, not of a later one
         for number, key in keys.items():
             where = f"label column {self.name!r} ({self.store.storage.path(key)})"
-            values = labels.decode_chunk(raw[number], self.data_type, where)
+            values = labels.decode_chunk(raw[number], self.data_type, where, self.chunk)
             inside = rows // self.chunk == number
             out[inside] = values[rows[inside] - number * self.chunk]
         return out

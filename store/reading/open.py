@@ -34,12 +34,16 @@ from stratalens.store.reading.lazy_arrays import (
     lazy_variable,
 )
 from stratalens.store.reading.slabs import SlabReader
-from stratalens.store.reading.staleness import StalenessCheck
+from stratalens.store.reading.staleness import LabelsChangedError, StalenessCheck
 from stratalens.store.state.manifest import Store, load
+from stratalens.store.state.missing_rows import missing_rows
 from stratalens.store.state.provenance import check_provenance, mismatch
+from stratalens.store.state.store_files import check_store_files
 from stratalens.store.storage.resolve import is_url, storage_at
 
 EAGER_LABELS = 200_000
+
+_ATTEMPTS = 10  # to read labels that another process is changing
 
 Path = str | os.PathLike[str]
 
@@ -53,6 +57,7 @@ class _OpenedStore:
     labels: dict[str, LazyArray]
     recorded: LazyArray
     key: str
+    missing: list[str]
 
 
 def open_store(
@@ -78,7 +83,8 @@ def open_store(
         Dataset with stages in the order of `stage_order`, every label column as a coordinate, and these variables:
 
         - sites and statistics (stage, layer, entity, token, features): each has some of these dims.
-        - recorded (stage, entity): bool, whether all variables of the row were recorded.
+        - recorded (stage, entity): bool, whether all variables of the row were recorded. If some were not, the
+          attribute `missing` lists them with the reason: not started, interrupted, repaired or damaged.
         - exposure (stage, entity): float32, if there is a label column `trained_stage`.
 
     Raises:
@@ -98,6 +104,17 @@ def open_store(
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
         raise InputError("path is an empty list: give open_store a folder, or a list of folders")
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _open_stores(paths, chunks=chunks, verify=verify, dtype=dtype)
+        except LabelsChangedError:  # a relabel finished while the labels were read
+            if attempt + 1 == _ATTEMPTS:
+                raise
+    raise AssertionError
+
+
+def _open_stores(paths: Sequence[Path], *, chunks: str | None, verify: bool, dtype: str) -> xr.Dataset:
+    """Open stores as one Dataset, as `open_store` describes."""
     stores = [_open_one(load(storage_at(p)), verify=verify, dtype=dtype) for p in paths]
     _check_joinable(stores)
     rows = sum(opened.store.entities for opened in stores)
@@ -116,6 +133,7 @@ def open_store(
 
 def _open_one(store: Store, *, verify: bool, dtype: str) -> _OpenedStore:
     """Return the lazy arrays of one store."""
+    check_store_files(store)
     commits = store.commits()
     stages = _stage_order(store)
     staleness = StalenessCheck(store)
@@ -134,7 +152,8 @@ def _open_one(store: Store, *, verify: bool, dtype: str) -> _OpenedStore:
     flags = [variables[recorded_variable(group).name] for group in range(len(store.groups))]
     recorded = flags[0] if len(flags) == 1 else RecordedInAllGroups(flags)
     key = hashlib.sha256(f"{store.checksum} {commits.key}".encode()).hexdigest()
-    return _OpenedStore(store, variables, columns, recorded, key)
+    missing = [str(rows) for rows in missing_rows(store, commits)]
+    return _OpenedStore(store, variables, columns, recorded, key, missing)
 
 
 def _stage_order(store: Store) -> list[int]:
@@ -171,7 +190,10 @@ def _recorded_flags(stores: Sequence[_OpenedStore]) -> dict[str, xr.Variable]:
     """Return `recorded`, and `recorded_0`, `recorded_1`, ... of several groups."""
     dims = ("stage", "entity")
     recorded = concatenate([opened.recorded for opened in stores], 1)
-    flags = {"recorded": lazy_variable(dims, recorded, {"long_name": recorded_variable(0).doc})}
+    attrs: dict[str, Any] = {"long_name": recorded_variable(0).doc}
+    if missing := [rows for opened in stores for rows in opened.missing]:
+        attrs["missing"] = missing
+    flags = {"recorded": lazy_variable(dims, recorded, attrs)}
     groups = len(stores[0].store.groups)
     if groups > 1:
         for group in range(1, groups):

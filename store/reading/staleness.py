@@ -17,6 +17,10 @@ from stratalens.store.state.manifest import Store, load
 SECONDS = 10.0  # between two looks over a network
 
 
+class LabelsChangedError(MismatchError):
+    """Labels that were changed while a dataset is open."""
+
+
 class StalenessCheck:
     """Comparison of the root zarr.json of an open store with the one that was opened."""
 
@@ -51,7 +55,9 @@ class StalenessCheck:
         current = load(storage)
         if not current.extends(self._store):
             if current.extends(self._store, labels_too=True):
-                raise MismatchError(f"the labels of {storage.root} were changed since it was opened: open it again")
+                raise LabelsChangedError(
+                    f"the labels of {storage.root} were changed since it was opened: open it again"
+                )
             raise MismatchError(
                 f"another store was made at {storage.root} since it was opened: open it again; values read before "
                 "belong to the old store"

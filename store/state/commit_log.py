@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ FOLDER = f"{PRIVATE}/commits"
 
 
 _ABSENT = "--------"
+
+_COLUMN = re.compile("(?:[0-9a-f]{8}|-{8})*+")
 
 
 def block_key(stage: int, block: int, group: int) -> str:
@@ -53,8 +56,29 @@ def decode(raw: bytes, where: str) -> dict[str, Any]:
             f"commit record {where} differs from its checksum. `stratalens verify --repair` rebuilds it from the "
             "data it refers to, if that is intact."
         )
-    payload: dict[str, Any] = json.loads(body)
-    return payload
+    try:
+        payload = json.loads(body)
+        if not _is_record(payload):
+            raise ValueError("a field is missing or has another type")
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(
+            f"commit record {where} has a correct checksum, but its content is not that of a record ({error}). "
+            "`stratalens verify --repair` rebuilds it from the data it refers to, if that is intact."
+        ) from error
+    return dict(payload)
+
+
+def _is_record(payload: Any) -> bool:
+    """Return whether a document has the fields of a commit record."""
+    if not isinstance(payload, dict) or not isinstance(payload.get("files"), dict):
+        return False
+    numbers = [payload.get("stage"), payload.get("group"), payload.get("block", 0)]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 40 for n in numbers):
+        return False
+    columns = payload["files"].values()
+    return isinstance(payload.get("stage_name"), str) and all(
+        isinstance(column, str) and _COLUMN.fullmatch(column) for column in columns
+    )
 
 
 def block_record(stage: int, name: str, block: int, group: int, files: Mapping[str, int]) -> bytes:
@@ -96,7 +120,7 @@ def check(payload: Mapping[str, Any], name: str, where: str) -> None:
     Raises:
         DamagedError: the record was renamed or copied.
     """
-    own_name = f"{payload.get('stage', -1):04d}.{payload.get('group')}"
+    own_name = f"{payload['stage']:04d}.{payload['group']}"
     if "block" in payload:
         own_name += f".{payload['block']:07d}"
     if own_name != name:
@@ -122,6 +146,7 @@ def read_stage(
     group: int,
     blocks: int,
     *,
+    name: str,
     ignore: Collection[str] = (),
     singles: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, dict[int, int]]:
@@ -132,6 +157,7 @@ def read_stage(
         stage: index of the stage.
         group: number of the group of variables.
         blocks: number of row blocks.
+        name: name of the stage; a record of another stage does not count.
         ignore: names of records to skip.
         singles: result of `block_records`, if the caller has it already.
 
@@ -140,7 +166,7 @@ def read_stage(
     """
     if singles is None:
         singles = block_records(storage)
-    columns = _columns(storage, stage, group, blocks, None, singles, ignore)
+    columns = _columns(storage, stage, group, blocks, name, singles, ignore)
     return {
         variable: {b: int(column[8 * b : 8 * b + 8], 16) for b in np.flatnonzero(_committed(column)).tolist()}
         for variable, column in columns.items()
@@ -177,7 +203,7 @@ def _columns(
     stage: int,
     group: int,
     blocks: int,
-    stage_name: str | None,
+    stage_name: str,
     singles: Mapping[str, Sequence[str]],
     ignore: Collection[str] = (),
 ) -> dict[str, bytearray]:
@@ -194,7 +220,7 @@ def _columns(
         where = str(storage.path(f"{FOLDER}/{name}"))
         payload = decode(data, where)
         check(payload, name, where)
-        if stage_name is not None and payload["stage_name"] != stage_name:
+        if payload["stage_name"] != stage_name:
             continue
         start = 8 * int(payload.get("block", 0))
         for variable, column in payload["files"].items():

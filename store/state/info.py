@@ -14,6 +14,7 @@ from stratalens.store.format.int8 import summarize_errors
 from stratalens.store.format.metadata import FORMAT_VERSION
 from stratalens.store.state.capture_plan import missing_stages
 from stratalens.store.state.manifest import load
+from stratalens.store.state.store_files import check_store_files
 from stratalens.store.storage.resolve import storage_at
 
 
@@ -41,6 +42,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         - provenance, recorded_with: fields that must match, and fields for information.
     """
     store = load(storage_at(path))
+    check_store_files(store)
     state = store.commits()
     geometry = store.geometry
     block_rows = [stop - start for start, stop in map(geometry.rows, range(geometry.blocks))]

@@ -20,6 +20,7 @@ from stratalens.store.format.layout import ArrayLayout, Geometry
 from stratalens.store.format.metadata import FORMAT_VERSION, Json
 from stratalens.store.format.schema import Variable
 from stratalens.store.state import commit_log as commits
+from stratalens.store.state.root_checks import check_root_state
 from stratalens.store.storage.base import Storage
 from stratalens.store.storage.resolve import no_store_error
 
@@ -278,7 +279,8 @@ def _parse_root(root_document: _RootDocument, where: str, root: str) -> dict[str
         document = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise _NoStateError(f"it is not JSON ({error})") from error
-    state = document.get("attributes", {}).get("stratalens") if isinstance(document, dict) else None
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    state = attributes.get("stratalens") if isinstance(attributes, dict) else None
     if not isinstance(state, dict):
         raise _NoStateError
     version = str(state.get("format_version", ""))
@@ -288,6 +290,17 @@ def _parse_root(root_document: _RootDocument, where: str, root: str) -> dict[str
             "Install a newer one: pip install --upgrade stratalens"
         )
     state = metadata.decode_root(raw, where)["attributes"]["stratalens"]
+    try:
+        check_root_state(state)
+        return _store_fields(state)
+    except (InputError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise DamagedError(
+            f"{where} has a correct checksum, but its content is not that of a store: {error}"
+        ) from error
+
+
+def _store_fields(state: Json) -> dict[str, Any]:
+    """Return the fields of a `Store` from the attribute `stratalens` of its root."""
     return {
         "block_size": state["block_size"],
         "entities": state["entities"],

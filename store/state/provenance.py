@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from unicodedata import normalize
@@ -10,6 +11,9 @@ from unicodedata import normalize
 from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.format.schema import Variable
 from stratalens.store.state.manifest import StageEntry, Store
+
+_UNUSABLE = r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # in the name of a stage
+
 
 _REMEDIES = {
     "tokenizer_fingerprint": "load the tokenizer that the store was recorded with, or record to another store",
@@ -123,7 +127,7 @@ def check_stage(store: Store, entry: StageEntry, *, allow_same_weights: bool = F
         InputError: the name is unusable, or easy to confuse with that of another stage.
         MismatchError: the stage differs from the recorded one, or has the order or weights of another stage.
     """
-    if not entry.name.strip() or entry.name in (".", "..") or any(c in "/\\" or ord(c) < 32 for c in entry.name):
+    if not entry.name.strip() or entry.name in (".", "..") or re.search(_UNUSABLE, entry.name):
         raise InputError(
             f"stage name {entry.name!r} is not usable: choose a name without slashes and control characters that is "
             "not empty, '.' or '..'"

@@ -15,6 +15,7 @@ from stratalens.store.format import metadata
 from stratalens.store.format.schema import Variable
 from stratalens.store.state import commit_log as commits
 from stratalens.store.state.manifest import StageEntry, Store, load
+from stratalens.store.storage.base import PRIVATE, Storage
 
 
 def commit_root(store: Store, *, first: int = 0) -> Store:
@@ -38,6 +39,16 @@ def commit_root(store: Store, *, first: int = 0) -> Store:
     _put_if_changed(store, metadata.ROOT_COPY, new)
     _put_if_changed(store, metadata.ROOT, new)
     return load(storage)
+
+
+def sync_names(storage: Storage) -> None:
+    """Make all names in a store durable.
+
+    A killed process may have renamed files without making their names durable. Later calls find the files in place
+    and do not write them again.
+    """
+    arrays = [name for name in storage.list("") if storage.is_folder(name)]
+    storage.sync_folders(["", PRIVATE, commits.FOLDER, *arrays])
 
 
 def add_stage(store: Store, entry: StageEntry) -> Store:
@@ -81,10 +92,11 @@ def compact(store: Store, stage: int, group: int) -> bool:
     singles = records.get(f"{stage:04d}.{group}", [])
     if not singles:
         return False
-    digests = commits.read_stage(storage, stage, group, blocks, singles=records)
-    names = [v.name for v in store.groups[group]]
-    if all(len(digests.get(name, {})) == blocks for name in names):
-        record = commits.stage_record(stage, store.stages[stage].name, group, digests, blocks)
+    name = store.stages[stage].name
+    digests = commits.read_stage(storage, stage, group, blocks, name=name, singles=records)
+    variables = [v.name for v in store.groups[group]]
+    if all(len(digests.get(variable, {})) == blocks for variable in variables):
+        record = commits.stage_record(stage, name, group, digests, blocks)
         storage.put(commits.stage_key(stage, group), record)
         storage.delete(f"{commits.FOLDER}/{n}" for n in singles)
     return True

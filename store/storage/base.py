@@ -5,7 +5,7 @@ All other modules address objects by key, a path relative to the store.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
@@ -16,6 +16,9 @@ PRIVATE = ".stratalens"
 
 
 TEMPORARY = f"{PRIVATE}/tmp"
+
+
+OBJECT_LIMIT = 1 << 30  # bytes of an object that is read whole; larger ones are not ours
 
 
 ByteRange = tuple[int, int]  # offset, bytes
@@ -67,6 +70,9 @@ class Lock(Protocol):
     def try_acquire(self, *, shared: bool = False) -> bool:
         """Take the lock without waiting; return whether that succeeded."""
 
+    def check(self) -> None:
+        """Raise if the lock was lost: its file or lease was removed or replaced."""
+
     def note(self) -> None:
         """Write who holds the lock, for error messages of other processes."""
 
@@ -84,7 +90,13 @@ class Lock(Protocol):
 
 
 class Storage(Protocol):
-    """The backend of one store."""
+    """The backend of one store.
+
+    Attributes:
+        guards: functions that raise if a lock of the holder of this object was lost; every change calls them first.
+    """
+
+    guards: list[Callable[[], None]]
 
     @property
     def root(self) -> Any:
@@ -112,6 +124,9 @@ class Storage(Protocol):
     def make_folders(self, keys: Iterable[str]) -> None:
         """Create folders and their parents, durably."""
 
+    def sync_folders(self, keys: Iterable[str]) -> None:
+        """Make the names in folders durable, also those that a killed process left."""
+
     def remove_folder(self, key: str) -> None:
         """Remove an empty folder."""
 
@@ -133,8 +148,11 @@ class Storage(Protocol):
     def remove_temporaries(self, own_only: bool) -> None:
         """Remove temporary files of interrupted writes."""
 
-    def get(self, key: str) -> bytes | None:
-        """Return the content of an object, or None if it does not exist."""
+    def get(self, key: str, limit: int = OBJECT_LIMIT) -> bytes | None:
+        """Return the content of an object, or None if it does not exist.
+
+        An object of more than `limit` bytes raises DamagedError and is not read.
+        """
 
     def list(self, folder: str) -> list[str]:
         """List the names in a folder, sorted; empty if it does not exist."""

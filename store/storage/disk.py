@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from stratalens.store.errors import InputError, NoSpaceError, StratalensError
+from stratalens.store.files import fsync_folder
 from stratalens.store.storage.base import Buffer
+
+OPEN_FILES = 128  # of one staged write; the usual limit of a process is 1024
 
 
 class DiskOperations:
@@ -23,7 +26,7 @@ class DiskOperations:
 
     def open(self, path: Path) -> int:
         """Create or empty a file and return its descriptor."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write bytes and return how many were written."""
@@ -39,11 +42,7 @@ class DiskOperations:
 
     def fsync_folder(self, path: Path) -> None:
         """Make the names in a folder durable."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync_folder(path)
 
     def mkdir(self, path: Path) -> None:
         """Create a folder."""
@@ -60,15 +59,22 @@ class StagedFiles:
     Args:
         disk: performs the changes.
         root: folder of the store, for messages.
+        check: called before the files become visible; it raises if they must not.
     """
 
-    def __init__(self, disk: DiskOperations, root: Path) -> None:
+    def __init__(self, disk: DiskOperations, root: Path, check: Callable[[], None] = lambda: None) -> None:
         self._disk = disk
         self._root = root
         self._files: list[tuple[Path, Path, int]] = []
+        self._check = check
 
     def write(self, temporary: Path, target: Path, slices: Iterable[Buffer]) -> None:
-        """Write one file under its temporary name; the file stays open."""
+        """Write one file under its temporary name; the file stays open.
+
+        Files in excess of `OPEN_FILES` are made durable and closed, so that their number has no limit.
+        """
+        if len(self._files) % OPEN_FILES == OPEN_FILES - 1:
+            self._fsync()
         descriptor = self._disk.open(temporary)
         self._files.append((temporary, target, descriptor))
         for data in slices:
@@ -83,11 +89,10 @@ class StagedFiles:
         """
         disk = self._disk
         try:
-            run_concurrently([partial(disk.fsync, descriptor, temporary) for temporary, _, descriptor in self._files])
+            self._fsync()
+            self._check()
             folders: dict[Path, None] = {}
-            for position, (temporary, target, descriptor) in enumerate(self._files):
-                self._files[position] = (temporary, target, -1)
-                os.close(descriptor)
+            for temporary, target, _ in self._files:
                 disk.rename(temporary, target)
                 folders[target.parent] = None
             fsync_folders(disk, folders)
@@ -97,13 +102,22 @@ class StagedFiles:
                 raise write_error(self._root, error) from error
             raise
 
+    def _fsync(self) -> None:
+        """Make the content of all open files durable, and close them."""
+        fsync = self._disk.fsync
+        run_concurrently([partial(fsync, descriptor, path) for path, _, descriptor in self._files if descriptor >= 0])
+        for position, (temporary, target, descriptor) in enumerate(self._files):
+            if descriptor >= 0:
+                self._files[position] = (temporary, target, -1)
+                os.close(descriptor)
+
     def discard(self) -> None:
         """Remove all files that are still invisible."""
         while self._files:
             temporary, _, descriptor = self._files.pop()
             if descriptor >= 0:
                 os.close(descriptor)
-            with suppress(FileNotFoundError):  # already renamed
+            with suppress(OSError):  # already renamed, or the folder is gone
                 temporary.lstat()
                 self._disk.unlink(temporary)
 
@@ -124,10 +138,22 @@ def run_concurrently(calls: Sequence[Callable[[], None]]) -> None:
             future.result()
 
 
+@contextmanager
+def convert_write_errors(root: Path) -> Iterator[None]:
+    """Raise an OSError of the block as an error that names the store and its remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(root, error) from error
+
+
 def write_error(root: Path, error: OSError) -> StratalensError:
-    """Return the error for a store that cannot be written."""
+    """Return the error for a folder that cannot be written."""
+    if error.errno == errno.ELOOP:
+        return InputError(f"{error.filename or root} is a link: stratalens does not write through links; remove it")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(root).free if root.is_dir() else 0
+        folder = root if root.is_dir() else root.parent
+        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
         return NoSpaceError(
             f"no space left for {root} ({error.strerror}; {free / 1e6:.0f} MB free). Committed data is safe. "
             "Free some space and run the same call again; it resumes."

@@ -15,13 +15,14 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from stratalens.store.errors import StratalensError
+from stratalens.store.errors import MismatchError, StratalensError
 
 LEASE = 120.0  # seconds without renewal after which a holder counts as dead
 
@@ -46,6 +47,14 @@ class Objects(Protocol):
 
     def modified(self, key: str) -> datetime | None:
         """Return when an object was written, by the clock of the object store."""
+
+
+def clocks() -> tuple[float, float]:
+    """Return the time by the clock on the wall and by one that counts suspension where the system has it, in seconds.
+
+    Each may stand still or jump; a lease is over as soon as one of them says so.
+    """
+    return time.time(), time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _read(path: str) -> str:
@@ -80,6 +89,7 @@ class LeaseLock:
         self._objects, self._folder = objects, folder
         self._token = secrets.token_hex(8)
         self._own = ""
+        self._renewed = (0.0, 0.0)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -124,9 +134,10 @@ class LeaseLock:
             return False
         number = max((int(n[2:]) for n in old if n[2:].isdigit()), default=0) + 1
         key = self._key(f"x.{number:06d}")
+        started = clocks()
         if not self._objects.create(key, self._content()):
             return False
-        self._own = key
+        self._own, self._renewed = key, started
         dead = self._others("s.")
         if any(self._alive(n) for n in dead):
             self.release()
@@ -136,8 +147,10 @@ class LeaseLock:
         return True
 
     def _put(self, name: str) -> None:
+        started = clocks()
         self._own = self._key(name)
         self._objects.put(self._own, self._content())
+        self._renewed = started
         self._start_renewal()
 
     def _start_renewal(self) -> None:
@@ -157,7 +170,41 @@ class LeaseLock:
     def _renew(self, stop: threading.Event) -> None:
         while not stop.wait(LEASE / 6):
             with suppress(OSError, StratalensError):  # the next attempt comes long before the lease ends
-                self._objects.put(self._own, self._content())
+                self.renew()
+
+    def renew(self) -> None:
+        """Put the object of this holder again, unless the lease is over or another holder has taken the lock.
+
+        A machine that was suspended must not take back what its successor owns.
+        """
+        if not self._is_valid():
+            return
+        started = clocks()
+        self._objects.put(self._own, self._content())
+        self._renewed = started
+
+    def _is_valid(self) -> bool:
+        """Return whether the lease is not over and the object of this holder is the one that counts."""
+        if max(now - then for now, then in zip(clocks(), self._renewed, strict=True)) > LEASE:
+            return False
+        own = self._own.rpartition("/")[2]
+        names = self._objects.list(self._folder)
+        if own not in names:
+            return False
+        return own[:2] != "x." or not any(name.startswith("x.") and name > own for name in names)
+
+    def check(self) -> None:
+        """Raise if the lock was lost.
+
+        Raises:
+            MismatchError: the lease is over, or another holder has taken the lock.
+        """
+        if not self._is_valid():
+            raise MismatchError(
+                f"the lease {self._own} of this process is over or was taken by another process: the process stood "
+                f"still for more than {LEASE:.0f} s, for instance on a suspended machine. Nothing more was written. "
+                "Committed data is safe; run the same call again to resume"
+            )
 
     def note(self) -> None:
         """Do nothing: the object itself names its holder."""

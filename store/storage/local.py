@@ -6,8 +6,9 @@ import errno
 import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,8 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.store.errors import DamagedError, InputError, StratalensError
-from stratalens.store.storage.base import PRIVATE, TEMPORARY, Buffer, ByteRange, Kind
-from stratalens.store.storage.disk import DiskOperations, StagedFiles, fsync_folders, write_error
+from stratalens.store.files import fsync_folder
+from stratalens.store.storage.base import OBJECT_LIMIT, PRIVATE, TEMPORARY, Buffer, ByteRange, Kind
+from stratalens.store.storage.disk import (
+    DiskOperations,
+    StagedFiles,
+    convert_write_errors,
+    fsync_folders,
+    write_error,
+)
 from stratalens.store.storage.local_locks import FileLock, wait_for_lock
 
 T = TypeVar("T")
@@ -135,6 +143,28 @@ class ReadHandle:
                 os.posix_fadvise(self._descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
+def _open_regular(path: str) -> int:
+    """Open a regular file for reading; a named pipe or a device raises instead of blocking or never ending.
+
+    Raises:
+        DamagedError: the path is something else than a file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedError(f"{path} is no regular file: run `stratalens verify` to see which data it affects")
+    return descriptor
+
+
+def _read_whole(path: str, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes."""
+    with open(_open_regular(path), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise DamagedError(f"{path} has {size} bytes, more than the {limit} that a file of its kind can have")
+        return file.read(size)
+
+
 def _file_sizes(path: str) -> dict[str, int]:
     with os.scandir(path) as entries:
         return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
@@ -162,6 +192,8 @@ class LocalStorage:
         self._token = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._counter = itertools.count()
         self._nowait = NoWaitSupport()
+        self._real_folders: set[Path] = set()  # those in which this object has found no link
+        self.guards: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"LocalStorage({str(self.root)!r})"
@@ -173,12 +205,30 @@ class LocalStorage:
         """Return the path of a key."""
         return self.root / key if key else self.root
 
+    def check_guards(self) -> None:
+        """Raise if a lock that this object holds was lost; every change calls it first."""
+        for guard in list(self.guards):
+            guard()
+
+    def _check_folder(self, folder: Path) -> None:
+        """Raise if a folder is a link, or lies below one inside the store: a change would leave the store."""
+        while folder != self.root and folder not in self._real_folders:
+            if folder.is_symlink():
+                raise InputError(f"{folder} is a link: stratalens does not write through links; replace it by a folder")
+            self._real_folders.add(folder)
+            folder = folder.parent
+
     # -- folders ----------------------------------------------------------------
     def make_folders(self, keys: Iterable[str]) -> None:
         """Create folders and their parents, durably."""
+        with convert_write_errors(self.root):
+            self._make_folders(keys)
+
+    def _make_folders(self, keys: Iterable[str]) -> None:
         parents: dict[Path, None] = {}
         for key in keys:
             path = self.path(key)
+            self._check_folder(path)
             missing = []
             while not path.is_dir():
                 missing.append(path)
@@ -191,6 +241,18 @@ class LocalStorage:
                         raise InputError(f"{folder} is a file, expected a folder: choose another path") from None
                 parents[folder.parent] = None
         fsync_folders(self._disk, parents)
+
+    def sync_folders(self, keys: Iterable[str]) -> None:
+        """Make the names in folders durable, also those that a killed process left; skip folders that do not exist.
+
+        The key "" also covers the folders above the store, as far as this user may read them.
+        """
+        folders = {self.path(key): None for key in keys}
+        with convert_write_errors(self.root):
+            fsync_folders(self._disk, [folder for folder in folders if folder.is_dir()])
+            for folder in Path(os.path.abspath(self.root)).parents if self.root in folders else ():  # noqa: PTH100
+                with suppress(OSError):
+                    fsync_folder(folder)
 
     def kind(self) -> Kind:
         """Return whether the root is a folder, a file or nothing."""
@@ -214,7 +276,8 @@ class LocalStorage:
 
     def remove_folder(self, key: str) -> None:
         """Remove an empty folder."""
-        self.path(key).rmdir()
+        with convert_write_errors(self.root):
+            self.path(key).rmdir()
 
     # -- writing ------------------------------------------------------------------
     def put(self, key: str, data: Buffer) -> None:
@@ -231,11 +294,14 @@ class LocalStorage:
 
     def write_many(self, objects: Iterable[tuple[str, Iterable[Buffer]]]) -> StagedFiles:
         """Write objects under temporary names; the result publishes or discards them."""
-        staged = StagedFiles(self._disk, self.root)
+        self.check_guards()
+        staged = StagedFiles(self._disk, self.root, self.check_guards)
         try:
             for key, slices in objects:
-                temporary = self.path(f"{TEMPORARY}/{self._token}-{next(self._counter)}")
-                staged.write(temporary, self.path(key), slices)
+                temporary, target = self.path(f"{TEMPORARY}/{self._token}-{next(self._counter)}"), self.path(key)
+                self._check_folder(temporary.parent)
+                self._check_folder(target.parent)
+                staged.write(temporary, target, slices)
         except BaseException as error:
             staged.discard()
             if isinstance(error, OSError):
@@ -244,28 +310,43 @@ class LocalStorage:
         return staged
 
     def append(self, key: str, line: bytes) -> None:
-        """Append a line to a file; its checksum reveals a line that a loss of power has torn."""
+        """Append a line to a file, durably; its checksum reveals a line that a loss of power has torn."""
         path = self.path(key)
-        if path.exists() and path.stat().st_nlink > 1:  # a hard-linked copy of a store (cp -al) must not change
-            self.put(key, path.read_bytes() + line)
-            return
-        with path.open("ab", buffering=0) as file:
-            file.write(line)
+        self.check_guards()
+        with convert_write_errors(self.root):
+            self._check_folder(path.parent)
+            status = path.lstat() if os.path.lexists(path) else None
+            if status is not None and status.st_nlink > 1:  # a hard-linked copy of a store (cp -al) must not change
+                self.put(key, (self.get(key) or b"") + line)
+                return
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(path, flags, 0o666)
+            try:
+                os.write(descriptor, line)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if status is None:
+                fsync_folder(path.parent)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects durably; ignore those that do not exist."""
         folders: dict[Path, None] = {}
-        for key in keys:
-            path = self.path(key)
-            self._disk.unlink(path)
-            folders[path.parent] = None
-        fsync_folders(self._disk, (f for f in folders if f.is_dir()))
+        self.check_guards()
+        with convert_write_errors(self.root):
+            for key in keys:
+                path = self.path(key)
+                self._check_folder(path.parent)
+                self._disk.unlink(path)
+                folders[path.parent] = None
+            fsync_folders(self._disk, [f for f in folders if f.is_dir()])
 
     def remove_temporaries(self, own_only: bool) -> None:
         """Remove temporary files: only those of this object, or, under the exclusive lock, those of all writers."""
         folder = self.path(TEMPORARY)
-        if folder.is_dir():
-            for path in folder.iterdir():
+        with convert_write_errors(self.root):
+            self._check_folder(folder)
+            for path in folder.iterdir() if folder.is_dir() else ():
                 if not own_only or path.name.startswith(self._token + "-"):
                     self._disk.unlink(path)
 
@@ -280,9 +361,9 @@ class LocalStorage:
         except OSError as error:
             raise read_error(path, error) from error
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, limit: int = OBJECT_LIMIT) -> bytes | None:
         """Return the content of an object, or None if it does not exist."""
-        return self._read(key, lambda path: Path(path).read_bytes(), None)
+        return self._read(key, lambda path: _read_whole(path, limit), None)
 
     def list(self, folder: str) -> list[str]:
         """List the names in a folder, sorted; empty if it does not exist."""
@@ -302,23 +383,34 @@ class LocalStorage:
 
     def open_read(self, key: str) -> ReadHandle | None:
         """Open an object for positioned reads; None if it does not exist."""
-        flags = os.O_RDONLY | os.O_CLOEXEC
-        return self._read(key, lambda path: ReadHandle(os.open(path, flags), path, self._nowait), None)
+        return self._read(key, lambda path: ReadHandle(_open_regular(path), path, self._nowait), None)
 
     # -- locks ------------------------------------------------------------------------
     def writer_lock(self) -> FileLock:
         """Return the lock of the writers of the store."""
+        self._check_folder(self.path(PRIVATE))
         return FileLock(self.path(f"{PRIVATE}/lock"))
 
     def claim_lock(self, name: str) -> FileLock:
         """Return the lock of one block."""
+        self._check_folder(self.path(f"{PRIVATE}/claims"))
         return FileLock(self.path(f"{PRIVATE}/claims/{name}"))
 
     def clear_claims(self) -> None:
         """Remove the lock files of killed writers; only under the exclusive lock."""
-        for name in self.list(f"{PRIVATE}/claims"):
-            self.path(f"{PRIVATE}/claims/{name}").unlink(missing_ok=True)
+        with convert_write_errors(self.root):
+            self._check_folder(self.path(f"{PRIVATE}/claims"))
+            for name in self.list(f"{PRIVATE}/claims"):
+                self.path(f"{PRIVATE}/claims/{name}").unlink(missing_ok=True)
 
-    def structure_lock(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def structure_lock(self) -> Iterator[None]:
         """Return a context manager that holds the lock for changes of the root document."""
-        return wait_for_lock(FileLock(self.path(f"{PRIVATE}/structure.lock")), self.root)
+        self._check_folder(self.path(PRIVATE))
+        lock = FileLock(self.path(f"{PRIVATE}/structure.lock"))
+        with wait_for_lock(lock, self.root):
+            self.guards.append(lock.check)
+            try:
+                yield
+            finally:
+                self.guards.remove(lock.check)

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stratalens.store.errors import StoreBusyError, StratalensError
+from stratalens.store.errors import MismatchError, StoreBusyError, StratalensError
 from stratalens.store.storage.base import Lock
+from stratalens.store.storage.disk import convert_write_errors, write_error
 
 try:
     import fcntl
@@ -44,7 +45,11 @@ class FileLock:
             StratalensError: the file system has no flock.
         """
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            try:
+                descriptor = os.open(self.path, flags, 0o666)
+            except OSError as error:
+                raise write_error(self.path.parent, error) from error
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 # Another holder may have removed the file between open and flock.
@@ -67,41 +72,78 @@ class FileLock:
                 return True
             os.close(descriptor)
 
+    def check(self) -> None:
+        """Raise if the lock file is not that at its path any more: the folder was moved, removed or replaced.
+
+        Raises:
+            MismatchError: the lock was lost.
+        """
+        try:
+            here = self.path.stat()
+            own = os.fstat(self._descriptor)
+            same = (here.st_dev, here.st_ino) == (own.st_dev, own.st_ino)
+        except OSError:
+            same = False
+        if not same:
+            raise MismatchError(
+                f"the folder of {self.path} was moved, removed or replaced while this process wrote to it: nothing "
+                "more was written. Committed data is safe where the folder is now; run the same call again with "
+                "that path to resume"
+            )
+
     def note(self) -> None:
         """Write who holds the lock, for error messages of other processes."""
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, text, 0)
+        with convert_write_errors(self.path.parent):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, text, 0)
 
     def holder(self) -> str:
         """Describe the holder of the lock from its file."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            note = json.loads(self.path.read_text())
-            return f"process {note['pid']} on {note['host']}"
+            with self.path.open("rb") as file:
+                note = json.loads(file.read(4096))
+            pid, host = int(note["pid"]), str(note["host"])
+            if host == socket.gethostname() and not _is_alive(pid):
+                return f"a process that process {pid} on {host} started (process {pid} itself has ended)"
+            return f"process {pid} on {host}"
         return "another process"
 
     def downgrade(self) -> None:
         """Turn an exclusive lock into a shared one."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        with convert_write_errors(self.path.parent):
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def release(self, *, unlink: bool = False) -> None:
         """Release the lock; its empty file remains unless `unlink` is set."""
         if self._descriptor < 0:
             return
         if unlink:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # a lock file that stays means nothing
+                self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = -1
 
     def clear_note(self) -> None:
         """Empty the lock file, so that a finished store contains no trace of its writers."""
         if self._descriptor >= 0:
-            os.ftruncate(self._descriptor, 0)
+            with suppress(OSError):  # the note means nothing without the lock
+                os.ftruncate(self._descriptor, 0)
 
     @property
     def acquired(self) -> bool:
         """Whether this object holds the lock."""
         return self._descriptor >= 0
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def busy_error(path: object, holder: str) -> StoreBusyError:

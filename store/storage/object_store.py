@@ -7,9 +7,9 @@ fsspec.config). Several writers at the same time are experimental.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.store.errors import InputError, StratalensError
-from stratalens.store.storage.base import PRIVATE, TEMPORARY, Buffer, ByteRange, Kind
+from stratalens.store.storage.base import OBJECT_LIMIT, PRIVATE, TEMPORARY, Buffer, ByteRange, Kind
 from stratalens.store.storage.leases import LeaseLock
 from stratalens.store.storage.local_locks import wait_for_lock
 
@@ -33,6 +33,7 @@ class RemoteStorage:
     high_latency = True
 
     def __init__(self, url: str) -> None:
+        self.guards: list[Callable[[], None]] = []
         from fsspec.core import url_to_fs
 
         self.root = url.rstrip("/")
@@ -85,6 +86,15 @@ class RemoteStorage:
     def remove_folder(self, key: str) -> None:
         """Do nothing: there are no folders."""
 
+    def sync_folders(self, keys: Iterable[str]) -> None:
+        """Do nothing: an object is durable as soon as it is visible."""
+
+    def check_guards(self, key: str) -> None:
+        """Raise if a lock that this object holds was lost; every change but those of locks calls it first."""
+        if not key.startswith(LEASES):
+            for guard in list(self.guards):
+                guard()
+
     # -- writing --------------------------------------------------------------------------
     def put(self, key: str, data: Buffer) -> None:
         """Make one object durable under `key`; replace an existing one atomically."""
@@ -94,8 +104,10 @@ class RemoteStorage:
         """Upload objects, several at the same time, each with one put; all are durable when this returns."""
         with ThreadPoolExecutor(UPLOADS, thread_name_prefix="stratalens-put") as pool:
             jobs = []
-            for key, slices in objects:
+            for number, (key, slices) in enumerate(objects):
                 data = b"".join(part if isinstance(part, bytes) else part.data.cast("B") for part in slices)
+                if number % UPLOADS == 0:
+                    self.check_guards(key)
                 jobs.append(pool.submit(self._put, key, data))
             for job in jobs:
                 job.result()
@@ -123,11 +135,14 @@ class RemoteStorage:
 
     def append(self, key: str, line: bytes) -> None:
         """Append a line to an object; callers hold the structure lock."""
+        self.check_guards(key)
         self._put(key, (self.get(key) or b"") + line)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; ignore those that do not exist."""
-        for key in keys:
+        for number, key in enumerate(keys):
+            if number % UPLOADS == 0:
+                self.check_guards(key)
             try:
                 self._fs.rm_file(self._at(key))
             except (FileNotFoundError, KeyError):
@@ -139,7 +154,7 @@ class RemoteStorage:
         """Do nothing: an interrupted upload leaves no visible object."""
 
     # -- reading ----------------------------------------------------------------------------
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, limit: int = OBJECT_LIMIT) -> bytes | None:
         """Return the content of an object, or None if it does not exist."""
         try:
             return cast("bytes", self._fs.cat_file(self._at(key)))
@@ -228,9 +243,16 @@ class RemoteStorage:
                 names = self.list(f"{LEASES}/{folder}")
                 self.delete([f"{LEASES}/{folder}/{n}" for n in names] or [f"{LEASES}/{folder}"])
 
-    def structure_lock(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def structure_lock(self) -> Iterator[None]:
         """Return a context manager that holds the lock for changes of the root document."""
-        return wait_for_lock(LeaseLock(self, f"{LEASES}/structure"), self.root)
+        lock = LeaseLock(self, f"{LEASES}/structure")
+        with wait_for_lock(lock, self.root):
+            self.guards.append(lock.check)
+            try:
+                yield
+            finally:
+                self.guards.remove(lock.check)
 
     def _failed(self, action: str, key: str, error: OSError) -> StratalensError:
         return StratalensError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata as packages
 from typing import Any
@@ -17,11 +18,19 @@ from stratalens.store.format import label_codec as labels
 from stratalens.store.format import metadata
 from stratalens.store.format.int8 import with_scale_arrays
 from stratalens.store.format.layout import MEMORY_LIMIT, choose_geometry
-from stratalens.store.format.schema import AXES, RESERVED_LABELS, Variable, recorded_variable, with_recorded_flag
+from stratalens.store.format.schema import (
+    AXES,
+    RESERVED_LABELS,
+    Variable,
+    check_name,
+    recorded_variable,
+    with_recorded_flag,
+)
 from stratalens.store.state.history import append_history
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.provenance import check_axes, check_provenance, new_variables
-from stratalens.store.state.publish import add_group, commit_root
+from stratalens.store.state.publish import add_group, commit_root, sync_names
+from stratalens.store.state.store_files import no_private_folder_error
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Storage
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.writing.label_columns import (
@@ -108,14 +117,12 @@ def create(
     if storage.kind() == "file":
         raise StoreExistsError(f"{storage.root} is a file, a store is a folder: choose another path")
     _refuse_foreign(storage)
-    try:
-        storage.make_folders([TEMPORARY, f"{PRIVATE}/commits", f"{PRIVATE}/claims"])
-    except OSError as error:
-        raise InputError(f"{storage.root} cannot be written ({error.strerror}): choose another path") from error
+    storage.make_folders([TEMPORARY, f"{PRIVATE}/commits", f"{PRIVATE}/claims"])
     with storage.structure_lock():
         if storage.get(metadata.ROOT) is not None:
             if not exist_ok:
                 raise StoreExistsError(f"{storage.root} holds a store already: choose another path, or resume it")
+            sync_names(storage)
             return _extend(load(storage), store, columns)
         if storage.list(f"{PRIVATE}/commits"):
             raise DamagedError(
@@ -123,9 +130,10 @@ def create(
                 "the copy that the store keeps"
             )
         _clear_interrupted(storage)
+        sync_names(storage)
         write_labels(store, columns)
+        append_history(storage, "created")  # before the root, so that a store without a history has lost it
         store = commit_root(store)
-        append_history(storage, "created")
         return store
 
 
@@ -162,6 +170,9 @@ def _group_variables(variables: Sequence[Variable], group: int, array_names: Seq
         group: number of the group.
         array_names: names of label columns and of variables of other groups.
     """
+    for variable in variables:
+        for name in (variable.name, *variable.dims):
+            check_name(name, "variable")
     names: set[str] = {*array_names, *RESERVED_LABELS, *AXES}
     flag = recorded_variable(group)
     check_case_collisions([*array_names, *RESERVED_LABELS, *(v.name for v in variables), flag.name])
@@ -193,6 +204,9 @@ def _refuse_foreign(storage: Storage) -> None:
     if PRIVATE in names or not names:
         return
     if metadata.ROOT in names:
+        with suppress(InputError):
+            load(storage)
+            raise no_private_folder_error(storage)
         raise StoreExistsError(
             f"{storage.root} holds a zarr hierarchy that stratalens did not write: choose another path"
         )

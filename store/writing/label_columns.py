@@ -98,7 +98,7 @@ def write_labels(store: Store, columns: Columns, *, only_damaged: bool = False) 
 
 def _is_intact(store: Store, key: str, data_type: str) -> bool:
     try:
-        labels.decode_chunk(store.storage.get(key), data_type, key)
+        labels.decode_chunk(store.storage.get(key), data_type, key, store.label_chunk)
     except DamagedError:
         return False
     return True
@@ -120,7 +120,8 @@ def read_labels(store: Store, names: Iterable[str] | None = None) -> dict[str, N
         for number in range(-(-store.entities // store.label_chunk)):
             key = store.label_key(name, number)
             where = f"label column {name!r} ({store.storage.path(key)})"
-            chunks.append(labels.decode_chunk(store.storage.get(key), store.label_types[name], where))
+            raw = store.storage.get(key)
+            chunks.append(labels.decode_chunk(raw, store.label_types[name], where, store.label_chunk))
         columns[name] = np.concatenate(chunks)[: store.entities]
     return columns
 

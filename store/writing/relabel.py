@@ -95,8 +95,11 @@ def relabel(
                 label_orders=orders,
             )
             write_labels(relabelled, {name: merged[name] for name in changed})
+            # The first event tells an interrupted change from a root that an older copy has replaced.
+            append_history(storage, "labels change", digest=relabelled.label_digest)
             commit_root(relabelled, first=len(relabelled.stages))
-            append_history(storage, "labels changed", columns=sorted(changed), dropped=sorted(drop))
+            facts = {"columns": sorted(changed), "dropped": sorted(drop), "digest": relabelled.label_digest}
+            append_history(storage, "labels changed", **facts)
     return {**changed, **dict.fromkeys(drop, current.entities)}
 
 

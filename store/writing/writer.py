@@ -19,7 +19,8 @@ from stratalens.store.state import commit_log as commits
 from stratalens.store.state.history import append_history, drop_torn_lines
 from stratalens.store.state.manifest import StageEntry, Store, load
 from stratalens.store.state.provenance import check_stage
-from stratalens.store.state.publish import add_stage, commit_root, compact
+from stratalens.store.state.publish import add_stage, commit_root, compact, sync_names
+from stratalens.store.state.store_files import check_store_files, has_private_folder, no_private_folder_error
 from stratalens.store.storage.base import PRIVATE, Lock, StagedWrite, Storage
 from stratalens.store.storage.local_locks import busy_error
 from stratalens.store.storage.resolve import storage_at
@@ -55,14 +56,17 @@ class ActivationWriter:
         self.store = store if isinstance(store, Store) else load(storage_at(store))
         self.shared = shared
         self._storage = self.store.storage
+        if not has_private_folder(self._storage):
+            raise no_private_folder_error(self._storage)
         self._lock = self._take_lock()
         self._claims: dict[tuple[int, int], Lock] = {}
         self._claims_lock = threading.Lock()  # the commit thread removes claims while the caller adds others
+        self._storage.guards.append(self._lock.check)
         try:
             self.store = load(self._storage)
             self.background = WriteQueue(lambda: BlockMemory(self.store.layouts, allocate))
         except BaseException:
-            self._lock.release()
+            self._release_lock()
             raise
 
     @property
@@ -157,7 +161,7 @@ class ActivationWriter:
             if not self.shared:
                 self._lock.clear_note()
         finally:
-            self._lock.release()
+            self._release_lock()
             self.background.check()  # the first error explains more than those that follow from it
 
     def _repr_html_(self) -> str:
@@ -176,6 +180,10 @@ class ActivationWriter:
             if error is None or late is error:
                 raise
             error.add_note(f"and writing in the background failed: {late}")
+
+    def _release_lock(self) -> None:
+        self._storage.guards.remove(self._lock.check)
+        self._lock.release()
 
     def _take_lock(self) -> Lock:
         lock = self._storage.writer_lock()
@@ -207,6 +215,8 @@ class ActivationWriter:
         The caller holds the exclusive and the structure lock.
         """
         storage = self._storage
+        check_store_files(load(storage))
+        sync_names(storage)
         storage.remove_temporaries(own_only=False)
         drop_torn_lines(storage)
         storage.clear_claims()
@@ -214,7 +224,8 @@ class ActivationWriter:
         documents = store.arrays()
         stages = len(store.stages)
         for name in ("stage", "stage_order", "weights_fingerprint"):
-            uncommitted = [n for n in storage.list(name) if n.startswith("c.") and int(n[2:]) >= stages]
+            numbers = [n[2:] for n in storage.list(name) if n.startswith("c.") and n[2:].isdecimal()]
+            uncommitted = [f"c.{number}" for number in numbers if int(number) >= stages]
             storage.delete(f"{name}/{n}" for n in uncommitted)
         for name in storage.list(""):
             known = name in documents or name == PRIVATE
