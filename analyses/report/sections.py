@@ -100,7 +100,6 @@ def build_sections(
         numbers: headline numbers as sentences.
     """
     return [
-        recorded_section(results, known),
         order_section(results) if have_order(results) else groups_section(results),
         separability_section(results),
         location_section(results),
@@ -110,6 +109,7 @@ def build_sections(
         *forgetting_sections(results),
         *([Section("numbers", "Headline numbers", points=list(numbers))] if numbers else []),
         Section("unknown", "Limitations", points=[*caveats(results), *notes]),
+        recorded_section(results, known),
     ]
 
 
