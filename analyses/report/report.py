@@ -91,8 +91,8 @@ def report(
         title: heading of the page; None asks the question of the page, about the order of training or about the groups.
         quick: show a banner that the results are not meaningful.
         highlights: sentences of the box "Summary" at the top, in place of the verdict and its numbers. Default: the
-            statements of the path, the layer sweep and the controls after the last stage that trained a group, at the deepest layer
-            and the last token, and the first limitation.
+            statements of the path, the layer sweep and the controls after the last stage that trained a group, at the
+            deepest layer and the last token, and the first limitation.
 
     Returns:
         The path written.
