@@ -7,14 +7,29 @@ The command line ends with exit code 2 for an `InputError` and with 1 for every 
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class StratalensError(Exception):
     """Base class of all exceptions that stratalens raises on purpose; exit code 1.
 
-    Catch it to handle every expected failure. Any other exception is a bug: please report it.
+    Catch it to handle every expected failure. Any other exception is a bug: please report it. A notebook shows the
+    frames of the caller alone; `traceback.print_exception(error)` shows all.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows: the frames of the caller down to the first of this package."""
+        package = Path(__file__).parents[1]
+        frames = []
+        for frame in traceback.extract_tb(self.__traceback__):
+            if Path(frame.filename).is_relative_to(package):
+                break
+            if "IPython" not in Path(frame.filename).parts:
+                frames.append(frame)
+        lines = [*traceback.format_list(frames), *traceback.format_exception_only(self)]
+        return [line.rstrip("\n") for line in lines]
 
 
 class InputError(StratalensError, ValueError):

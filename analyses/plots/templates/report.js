@@ -201,7 +201,7 @@
     let screenTheme = theme;
     window.addEventListener("beforeprint", () => {
       screenTheme = theme;
-      document.querySelectorAll(".summary details").forEach((details) => { details.open = true; });
+      document.querySelectorAll(".summary details, .points details").forEach((details) => { details.open = true; });
       setTheme("light");
       /* Figures have a fixed size in pixels; scale them to paper of 18 cm instead of cutting them off. */
       document.querySelectorAll(".plot").forEach((plot) => plot.style.setProperty("--fit", String(Math.min(1, 660 / plot.clientWidth))));
