@@ -58,3 +58,10 @@ def test_every_page_of_the_first_page_exists() -> None:
     pages = [page for page in re.findall(r"\]\(([\w/.-]+\.md)\)", index) if not page.startswith("_generated")]
     assert len(pages) > 10
     assert [page for page in pages if not Path(DOCS / page).is_file()] == []
+
+
+def test_the_citation_has_the_version_of_the_project() -> None:
+    root = DOCS.parent
+    (version,) = re.findall(r'^version = "(.*)"', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"version = {{{version}}}" in (DOCS / "citation.md").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
