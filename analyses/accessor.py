@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.store.display import human_bytes, overview
+from stratalens.store.errors import InputError
 from stratalens.store.reading.json_text import as_mapping
 from stratalens.store.reading.open import open_store
 from stratalens.store.state.info import percent
@@ -269,7 +270,30 @@ def _result(data: xr.Dataset, attrs: dict[Any, Any]) -> str:
     }
     origin = [(str(k), v) for k, v in {**data.attrs, **attrs}.items() if k != "stratalens_key"]
     columns = ["dims", "smallest", "largest", "missing"]
-    return overview(f"result{site}", [("dims", _dims(data))], (columns, variables), {"Computed from": origin})
+    rows: list[tuple[str, object]] = [*_best_place(data.assign_attrs(attrs)), ("dims", _dims(data))]
+    return overview(f"result{site}", rows, (columns, variables), {"Computed from": origin})
+
+
+def _best_place(result: xr.Dataset) -> list[tuple[str, object]]:
+    """Return the best place of a result of probes or of `project` as one line; empty for other results."""
+    from stratalens.analyses.stats.best_places import best_places
+
+    if any(variable.chunks is not None for variable in result.data_vars.values()):
+        return []  # a look at a lazy result computes nothing
+    try:
+        table = best_places(result, 1)
+    except InputError:
+        return []
+    if not len(table):
+        return []
+    best = table.iloc[0]
+    place = [f"{dim} {best[dim]}" for dim in ("stage", "layer", "token", "pair") if best[dim] is not None]
+    text = f"{', '.join(place) or 'the only place'}: {best['measure']} {best['estimate']:.2f}"
+    if np.isfinite(best["low"]) and np.isfinite(best["high"]):
+        text += f" [{best['low']:.2f}, {best['high']:.2f}]"
+    text += f", null {best['null']:.2f}" if np.isfinite(best["null"]) else ""
+    text += f", p of the maximum over all places {best['p_max']:.2g}" if np.isfinite(best["p_max"]) else ""
+    return [("best place (the largest of all, so it is too high)", text)]
 
 
 def _range(array: xr.DataArray) -> list[str]:

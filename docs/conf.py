@@ -22,7 +22,14 @@ author = "The stratalens developers"
 project_copyright = "The stratalens developers, Apache-2.0"
 release = metadata.version("stratalens")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+extensions += ["sphinx_copybutton"] if importlib.util.find_spec("sphinx_copybutton") else []
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"  # every output on the pages comes from this build

@@ -181,8 +181,7 @@ def write(folder: Path) -> Path:
     """Draw every figure as SVG and write the page that shows them with their code."""
     folder.mkdir(parents=True, exist_ok=True)
     ds = planted()
-    parts = ["# Gallery\n\nEvery plot of a small synthetic data set, with its code. `ds` is the Dataset that "
-             "`sl.open_store` returns.\nThe numbers have no meaning.\n"]  # fmt: skip
+    sections, thumbs = [], []
     for title, function in DRAWN:
         name = function.__name__
         figure = function(ds)
@@ -190,7 +189,14 @@ def write(folder: Path) -> Path:
         body = inspect.getsource(function).split("-> Any:\n", 1)[1]
         code = inspect.cleandoc("\n" + body).replace("return ", "figure = ", 1)
         alt = f"{title}: {figure.stratalens_spec.heading(figure.stratalens_spec.default_values())}"
-        parts.append(f"## {title}\n\n```{{code-block}} python\n{code}\n```\n\n![{alt}]({name}.svg)\n")
+        target = f"gallery-{name.replace('_', '-')}"
+        thumbs.append(f":::{{container}} thumb\n\n[![{title}]({name}.svg)](#{target})\n\n[{title}](#{target})\n:::\n")
+        sections.append(f"({target})=\n\n## {title}\n\n```{{code-block}} python\n{code}\n```\n\n![{alt}]({name}.svg)\n")
+    start = (
+        "# Gallery\n\nEvery plot of a small synthetic data set, with its code. `ds` is the Dataset that "
+        "`sl.open_store` returns.\nThe numbers have no meaning.\n"
+    )
+    grid = "::::{container} thumbs\n\n" + "\n".join(thumbs) + "::::\n"
     page = folder / "index.md"
-    page.write_text("\n".join(parts), encoding="utf-8")
+    page.write_text("\n".join([start, grid, *sections]), encoding="utf-8")
     return page

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 MESSAGE_LIMIT = 4000  # characters of one message
@@ -64,11 +66,24 @@ class StratalensError(Exception):
     """Base class of all exceptions that stratalens raises on purpose; exit code 1.
 
     Catch it to handle every expected failure. Any other exception is a bug: please report it. Messages contain no
-    control characters, and long ones are cut.
+    control characters, and long ones are cut. A notebook shows the frames of the caller alone;
+    `traceback.print_exception(error)` shows all.
     """
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(printable(cut(arg)) if isinstance(arg, str) else arg for arg in args))
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows: the frames of the caller down to the first of this package."""
+        package = Path(__file__).parents[1]
+        frames = []
+        for frame in traceback.extract_tb(self.__traceback__):
+            if Path(frame.filename).is_relative_to(package):
+                break
+            if "IPython" not in Path(frame.filename).parts:
+                frames.append(frame)
+        lines = [*traceback.format_list(frames), *traceback.format_exception_only(self)]
+        return [line.rstrip("\n") for line in lines]
 
 
 class InputError(StratalensError, ValueError):

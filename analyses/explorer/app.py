@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import numpy as np
 import panel as pn
 import xarray as xr
 
+from stratalens.analyses.explorer.address import requested_state, show_in_address, state_of
 from stratalens.analyses.explorer.data import DIMS, ExplorerData, GroupPlane, Rows, ViewState
 from stratalens.analyses.explorer.on_demand import AnalysisPanel
 from stratalens.analyses.explorer.result_cache import ResultCache
@@ -27,12 +31,14 @@ from stratalens.analyses.explorer.widgets import (
     ValueSlider,
     button,
     drop_down,
+    file_button,
     text_field,
 )
 from stratalens.analyses.plots.spec import plain_text
 from stratalens.store.errors import StratalensError
 
 MAX_LISTED_ROWS = 100
+MAX_COUNTED_GROUPS = 8  # groups whose counts the caption of a selection names
 
 HINT = "Draw a box or a lasso around points, tap a point, or search rows by text. The selected rows are listed here."
 
@@ -58,10 +64,12 @@ class Explorer:
         self.by.disabled_options = [text for text in unusable if text != texts[0]]
         self.sliders = {dim: ValueSlider(label=dim, sizing_mode="stretch_width") for dim in DIMS}
         self._update_sliders()
+        self._apply(requested_state())
         self.status, self.legend, self.theme = StatusLine(sizing_mode="stretch_width"), Legend(), ThemeButton()
         self.table = RowTable(caption=HINT, sizing_mode="stretch_width")
         self.find = text_field("Find rows (prompt, entity or label; press Enter)", "text of a prompt, a name, a label")
         self.clear = button("Clear selection")
+        self.save = file_button("Save as CSV", "selected-rows.csv", self._selected_csv)
         self.selected = NO_ROWS
         self.scatter = Scatter(self.select, self._hover_texts)
         self.analyses = AnalysisPanel(cache, self.view, self._run_in_page, self._update_table)
@@ -134,6 +142,7 @@ class Explorer:
         if self.scatter.plane is not None and self.scatter.plane.view.by != plane.view.by:
             self.selected = NO_ROWS
         self.scatter.show(plane, colors, trained)
+        show_in_address(state_of(plane.view))
         self._update_legend()
         rows = plane.rows
         text = (
@@ -167,6 +176,18 @@ class Explorer:
             position = values.index(current) if current in values else max(0, len(values) - 1)
             slider.param.update(options=values, value=position, visible=bool(values))
 
+    def _apply(self, state: Mapping[str, str]) -> None:
+        """Set the widgets to the state of an address; names that the store does not have change nothing."""
+        if state.get("site") in self.data.sites:
+            self.site.value = state["site"]
+            self._update_sliders()
+        texts = {name: text for text, name in self._columns.items() if text not in self.by.disabled_options}
+        if state.get("by") in texts:
+            self.by.value = texts[state["by"]]
+        for dim, slider in self.sliders.items():
+            if state.get(dim) in slider.options:
+                slider.value = slider.options.index(state[dim])
+
     def _site_changed(self, event: Any) -> None:
         self._update_sliders()
         self.refresh()
@@ -180,6 +201,7 @@ class Explorer:
         self._show_errors(self._update_table)
 
     def _update_table(self) -> None:
+        self.save.disabled = not len(self.selected)
         if not len(self.selected):
             self.table.param.update(columns=[], rows=[], caption=HINT, focus=-1)
             return
@@ -192,8 +214,26 @@ class Explorer:
             for row, value in zip(table, values, strict=True):
                 row.insert(2, value)
         more = "" if len(self.selected) <= MAX_LISTED_ROWS else f", the first {MAX_LISTED_ROWS} listed"
-        caption = f"{len(self.selected):,} rows selected{more}; statistics of {view.description()}"
+        caption = f"{plural(len(self.selected), 'row')} selected{more}; statistics of {view.description()}"
+        caption += f". {self._group_counts()}"
         self.table.param.update(columns=columns, rows=table, caption=caption, focus=-1)
+
+    def _group_counts(self) -> str:
+        """Return the number of selected rows by group, the largest groups first."""
+        texts = Counter(self.data.label_texts(self.column, self.selected, 40)).most_common()
+        words = [f"{name} {count:,}" for name, count in texts[:MAX_COUNTED_GROUPS]]
+        more = len(texts) - len(words)
+        return f"By {plain_text(self.column)}: {', '.join(words)}{f' and {more:,} more' if more > 0 else ''}"
+
+    def _selected_csv(self) -> StringIO:
+        """Return the selected rows with labels and statistics as CSV."""
+        columns, table = self.data.row_details(self.view(), self.selected.tolist())
+        text = StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows(table)
+        text.seek(0)
+        return text
 
     def _search(self, text: str) -> None:
         if not text.strip():
@@ -240,8 +280,8 @@ class Explorer:
     def template(self) -> Any:
         """Return the page for Panel to serve."""
         path = Path(self.data.path)
-        nouns = {"stage": "stages", "layer": "layers", "entity": "rows", "token": "token positions"}
-        dims = ", ".join(f"{n:,} {nouns[str(d)]}" for d, n in self.data.ds.sizes.items() if d in nouns)
+        nouns = {"stage": "stage", "layer": "layer", "entity": "row", "token": "token position"}
+        dims = ", ".join(plural(n, nouns[str(d)]) for d, n in self.data.ds.sizes.items() if d in nouns)
         template: Any = pn.Template((ASSETS / "explorer.html").read_text(encoding="utf-8"))
         template.title = f"stratalens explorer: {plain_text(path.name)}"
         template.add_variable("style", (ASSETS / "explorer.css").read_text(encoding="utf-8"))
@@ -258,10 +298,19 @@ class Explorer:
         figure = pn.pane.Bokeh(self.scatter.figure, height=470, **wide)
         template.add_panel("rows", pn.Column(self.status, figure, self.legend, **wide))
         field = pn.Column(self.find, min_width=220, styles={"flex": "1 1 14rem"}, margin=0)  # wraps on a phone
-        find = pn.FlexBox(field, self.clear, align_items="end", **wide)
+        find = pn.FlexBox(field, self.clear, self.save, align_items="end", **wide)
         template.add_panel("selected", pn.Column(find, self.table, **wide))
         template.add_panel("analyses", self.analyses.panel())
         return template
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    >>> plural(1, "row"), plural(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def page(ds: xr.Dataset, shared: tuple[ExplorerData, ResultCache] | None = None, by: str | None = None) -> Explorer:

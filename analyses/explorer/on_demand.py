@@ -206,7 +206,7 @@ def _probe_figures(
     if grid is not None and int(grid.notnull().any("layer").sum()) > 1:
         label = {"ends": "accuracy of the first group against the last", "multiclass": "accuracy of all groups"}
         null = 0.5 if by_layer is None else round(float(estimate(by_layer)["null"].mean()), 3)
-        figures.append(_map(grid, label.get(request.pairs, "mean accuracy"), accuracy_limits(null), null))
+        figures.append(_map(grid, label.get(request.pairs, "mean accuracy"), accuracy_limits(null, grid), null))
     if not figures and result is not None:  # a site without layers has only its pairs
         figures.append(_pair_matrix(result))
     return figures

@@ -31,6 +31,8 @@ from stratalens.analyses.plots.spec import pad_limits
 
 IMAGE_SIZE = (700, 480)
 MAX_BOLD_RINGS = 60  # more bold rings would hide the points inside them
+MAX_RINGS = 500  # of more selected rows, the others fade instead
+FADED = 0.12  # opacity of rows outside a selection of more than `MAX_RINGS`
 NO_ROWS: Rows = np.empty(0, np.int64)
 
 
@@ -56,7 +58,7 @@ class Scatter:
         self._highlighted: int | None = None
         self.points = _source("x", "y", "color", "row", "group", "label")
         self.image = _source("image", "x", "y", "dw", "dh")
-        self.rings = _source("x", "y")
+        self.rings = _source("x", "y", "color")
         self.pointed = _source("x", "y", "text")
         self.means = _source("x", "y", "color", "name")
         self.path = _source("x", "y")
@@ -79,11 +81,12 @@ class Scatter:
             outline_line_color=None,
         )
         fig.toolbar.logo = None
-        fig.image_rgba("image", "x", "y", "dw", "dh", source=self.image, name="density")
+        self._density = fig.image_rgba("image", "x", "y", "dw", "dh", source=self.image, name="density")
         fig.line("x", "y", source=self.path, line_width=2.5, name="path")
         dots = {"size": 6, "fill_color": "color", "fill_alpha": 0.6, "line_color": None}
-        points = fig.scatter("x", "y", source=self.points, name="points", **dots)
-        self._rings = fig.scatter("x", "y", source=self.rings, size=11, fill_color=None, line_width=2, name="rings")
+        self._points = points = fig.scatter("x", "y", source=self.points, name="points", **dots)
+        circles = {"size": 11, "fill_color": "color", "fill_alpha": 0.0, "line_width": 2}
+        self._rings = fig.scatter("x", "y", source=self.rings, name="rings", **circles)
         diamonds = {"size": 17, "marker": "diamond", "fill_color": "color", "line_width": 1.5}
         means = fig.scatter("x", "y", source=self.means, name="means", **diamonds)
         fig.scatter("x", "y", source=self.pointed, size=20, fill_color=None, line_width=3, name="pointed")
@@ -211,10 +214,22 @@ class Scatter:
             self._fill()
 
     def _draw_rings(self) -> None:
-        xy = self._xy()[self._positions_of(self._selection)[:MAX_POINTS]]
+        positions = self._positions_of(self._selection)
+        fade = len(positions) > MAX_RINGS
+        drawn = positions[:: max(1, -(-len(positions) // MAX_POINTS))]  # evenly spaced ones of very many
+        xy = self._xy()[drawn]
         many = len(xy) > MAX_BOLD_RINGS
-        self._rings.glyph.update(size=8 if many else 11, line_width=1 if many else 2, line_alpha=0.7 if many else 1.0)
-        self.rings.data = {"x": xy[:, 0], "y": xy[:, 1]}
+        self._rings.glyph.update(
+            size=6 if fade else 8 if many else 11,
+            line_width=1 if many else 2,
+            line_alpha=0.0 if fade else 0.7 if many else 1.0,
+            fill_alpha=0.7 if fade else 0.0,
+        )
+        self._points.glyph.fill_alpha = FADED if fade else 0.6
+        self._density.glyph.global_alpha = 2 * FADED if fade else 1.0
+        colors = theme_colors(self._colors, self._trained, self.theme)
+        codes = np.empty(0, np.int64) if self.plane is None else self.plane.rows.codes[drawn]
+        self.rings.data = {"x": xy[:, 0], "y": xy[:, 1], "color": [colors[g] for g in codes]}
 
     def _density_image(self, plane: GroupPlane, view: np.ndarray, colors: Sequence[str]) -> dict[str, list[Any]]:
         """Draw all rows in view with datashader: opacity is density, colour is group."""

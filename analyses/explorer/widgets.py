@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,19 @@ def button(label: str, primary: bool = False) -> Any:
     """Return a button."""
     classes = ["x-primary"] if primary else []
     return pn.widgets.Button(label=label, css_classes=classes, stylesheets=[STYLE], align="end")
+
+
+def file_button(label: str, filename: str, content: Callable[[], Any]) -> Any:
+    """Return a button that saves a file; `content` returns the file when the button is pressed."""
+    return pn.widgets.FileDownload(
+        callback=content,
+        filename=filename,
+        label=label,
+        icon=None,
+        stylesheets=[STYLE],
+        align="end",
+        embed=False,
+    )
 
 
 def text_field(label: str, placeholder: str) -> Any:

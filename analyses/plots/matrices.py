@@ -68,6 +68,7 @@ def pair_matrix_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
     second = [groups.index(str(g)) for g in np.atleast_1d(probes["pair_second"].values)]
     sliders, fixed = split_dims(probes[name], ("pair",))
     columns, rows = np.array(second, dtype=float), -np.array(first, dtype=float)
+    clim = accuracy_limits(0.5, result["value"])
     read = {k: lookup(result[k], ("pair",) if "pair" in result.dims else ()) for k in PARTS}
     squares = _squares(columns, rows)
     one, other = ("earlier", "later") if words.ordered else ("one", "other")
@@ -77,7 +78,7 @@ def pair_matrix_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
         numbers = {k: np.atleast_1d(read[k](slider_values)) for k in PARTS}
         value = numbers["value"]
         differs = [differs_from_null(*(float(numbers[k][i]) for k in PARTS)) for i in range(len(first))]
-        colors = text_colors_on(value, 0, 1)
+        colors = text_colors_on(value, *clim)
         intervals = zip(numbers["low"], numbers["high"], strict=True)
         pairs = squares | {
             "value": value,
@@ -115,7 +116,7 @@ def pair_matrix_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
         sliders=sliders,
         fixed=fixed,
         site=site_of(probes),
-        clim=(0.0, 1.0),
+        clim=clim,
         palette=DIVERGING,
         colorbar=f"{name.replace('_', ' ')} (0.5: chance)",
         height=max(400, 14 * n),
@@ -316,16 +317,30 @@ def _accuracy_of(
     several = probes.sizes.get("pair", 1) > 1
     name = (f"mean {measure} over pairs" if several else measure) if label == "value" else label
     chance = float(result["null"].mean())
-    return result["value"].assign_attrs(probes.attrs), name, chance, accuracy_limits(chance)
+    value = result["value"]
+    return value.assign_attrs(probes.attrs), name, chance, accuracy_limits(chance, value)
 
 
-def accuracy_limits(chance: float) -> tuple[float, float]:
-    """Return limits of colours: 0 to 1 around a chance of one half, else from chance to 1.
+def accuracy_limits(chance: float, values: xr.DataArray | None = None) -> tuple[float, float]:
+    """Return limits of colours that show the differences of a map: around a chance of one half, else from chance up.
 
-    >>> accuracy_limits(0.5), accuracy_limits(0.25)
-    ((0.0, 1.0), (0.25, 1.0))
+    Args:
+        chance: level expected without any signal.
+        values: numbers of the map; they reach the end of the scale, rounded to the next multiple of 0.05, but a map of
+            small differences is at least 0.1 wide on each side. None = the whole range of accuracies.
+
+    Example:
+        >>> accuracy_limits(0.5), accuracy_limits(0.25)
+        ((0.0, 1.0), (0.25, 1.0))
+        >>> accuracy_limits(0.5, xr.DataArray([0.47, 0.67, np.nan])), accuracy_limits(0.25, xr.DataArray([0.51]))
+        ((0.3, 0.7), (0.25, 0.55))
     """
-    return (0.0, 1.0) if abs(chance - 0.5) < 0.01 else (chance, 1.0)
+    middle = abs(chance - 0.5) < 0.01
+    reach = max(chance, 1 - chance)
+    if values is not None and bool(np.isfinite(values).any()):
+        largest = float(np.nanmax(np.abs(values - chance)))
+        reach = min(max(0.1, float(np.ceil(round(20 * largest, 6)) / 20)), reach)
+    return (round(chance - reach, 6) if middle else chance, round(min(1.0, chance + reach), 6))
 
 
 def _squares(columns: np.ndarray, rows: np.ndarray) -> Table:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from bokeh.core.types import ID
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
+from bokeh.models import BasicTickFormatter, ColumnDataSource, FixedTicker, HoverTool, Range1d
 from bokeh.models.annotations import LabelSet
 from bokeh.plotting import figure
 from bokeh.transform import linear_cmap
@@ -22,6 +22,8 @@ from bokeh.transform import linear_cmap
 from stratalens.analyses.plots.colors import FOREGROUND, MUTED, NOT_A_NUMBER
 from stratalens.analyses.plots.spec import Axis, FigureSpec, Mark, Table
 
+# Ticks of log axes: Bokeh's own ones are multiples of five, of which a loss between 0.4 and 2 has none.
+LOG_TICKS = [round(m * 10.0**k, 6) for k in range(-5, 6) for m in (1, 2, 5)]
 FONT = "system-ui, sans-serif"
 
 
@@ -108,12 +110,12 @@ def bokeh_figure(spec: FigureSpec) -> Any:
         y_range=Range1d(start=y0, end=y1),
         y_axis_type="log" if spec.y.log else "linear",
         tools="box_zoom,reset,save",
+        toolbar_location="above",  # inside the frame it would cover the last column
         active_drag=None,
         background_fill_color=None,
         border_fill_color=None,
         outline_line_color=None,
     )
-    fig.toolbar_inner = True
     fig.toolbar.autohide = True
     fig.toolbar.logo = None
     tables = spec.tables(slider_values)
@@ -122,6 +124,9 @@ def bokeh_figure(spec: FigureSpec) -> Any:
             _draw(fig, mark, tables[mark.name], spec)
     for axis, axis_spec in ((fig.xaxis[0], spec.x), (fig.yaxis[0], spec.y)):
         _draw_axis(axis, axis_spec)
+    if spec.y.log and spec.y.ticks is None:
+        fig.yaxis[0].ticker = FixedTicker(ticks=LOG_TICKS)
+        fig.yaxis[0].formatter = BasicTickFormatter(use_scientific=False, precision="auto")
     if any(mark.kind == "cells" for mark in spec.marks) or spec.x.ticks == []:
         fig.grid.visible = False
     fig.grid.grid_line_alpha = 0.25

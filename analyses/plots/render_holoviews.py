@@ -14,6 +14,7 @@ from bokeh.models import HoverTool
 from bokeh.models.annotations import Legend, LegendItem
 
 from stratalens.analyses.plots.colors import FOREGROUND, MUTED
+from stratalens.analyses.plots.notebook_image import attach_image
 from stratalens.analyses.plots.spec import Axis, FigureSpec, Mark, SliderValues, Table
 from stratalens.store.display import in_notebook
 
@@ -60,9 +61,9 @@ def _select_backend() -> None:
 
 
 def attach_spec(obj: Any, spec: FigureSpec) -> Any:
-    """Attach the spec to a HoloViews object, because `save` needs it to write a page."""
+    """Attach the spec to a HoloViews object, because `save` needs it to write a page; add the image of a notebook."""
     obj.stratalens_spec = spec
-    return obj
+    return attach_image(obj, spec)
 
 
 def draw_overlay(spec: FigureSpec, slider_values: SliderValues) -> Any:

@@ -62,6 +62,16 @@ def save(
     return target
 
 
+def save_spec_image(spec: FigureSpec, target: Path, dpi: int) -> None:
+    """Save a figure at its initial slider values as PDF, SVG or PNG.
+
+    Raises:
+        InputError: Matplotlib is not installed.
+    """
+    with _matplotlib_lock:
+        _save_image(None, spec, target, {}, dpi)
+
+
 def _save_image(obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable], dpi: int) -> None:
     _load_matplotlib()
     import matplotlib as mpl

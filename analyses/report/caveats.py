@@ -114,7 +114,7 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
     sites = sorted({str(r.attrs.get("site")) for r in results.values() if hasattr(r, "attrs") and r.attrs.get("site")})
     if sites:
         points.append(
-            f"The run covers only the site{'s' if len(sites) > 1 else ''} {', '.join(map(plain_text, sites))} and the "
-            "recorded token positions."
+            f"The figures cover only the site{'s' if len(sites) > 1 else ''} {', '.join(map(plain_text, sites))} and "
+            "the recorded token positions."
         )
     return points

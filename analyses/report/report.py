@@ -25,6 +25,7 @@ from stratalens.analyses.report.header import (
     provenance_rows,
 )
 from stratalens.analyses.report.sections import Section, build_sections, have_order, words_of
+from stratalens.analyses.report.verdict import Tile, tiles, verdict
 from stratalens.store.errors import InputError
 from stratalens.store.files import user_path, write_text_atomic
 
@@ -46,6 +47,12 @@ RESULT_NAMES = (
     "control_table",
     "forgetting",
 )
+
+# Figures of the first screen, the first one that the page has: of ordered groups, and of groups without an order.
+KEY_FIGURES = {
+    True: ("centroid_path", "layer_sweep", "pair_matrix"),
+    False: ("layer_sweep", "centroid_map", "pair_matrix"),
+}
 
 # Figures whose statements form the summary, with the subject of each.
 SUMMARY_FIGURES = {
@@ -83,9 +90,9 @@ def report(
         numbers: headline numbers of the run as sentences, in their own section.
         title: heading of the page; None asks the question of the page, about the order of training or about the groups.
         quick: show a banner that the results are not meaningful.
-        highlights: sentences of the box "Summary" at the top. Default: the statements of the path, the layer sweep
-            and the controls after the last stage that trained a group, at the deepest layer and the last token,
-            and the first limitation.
+        highlights: sentences of the box "Summary" at the top, in place of the verdict and its numbers. Default: the
+            statements of the path, the layer sweep and the controls after the last stage that trained a group, at the
+            deepest layer and the last token, and the first limitation.
 
     Returns:
         The path written.
@@ -108,9 +115,18 @@ def report(
             subject = words.order if words.ordered else words.by
         title = f"Do activations encode {subject}?"
     sections = build_sections(results, notes, trained, numbers)
-    summary = [("", text) for text in highlights] or summary_sentences(sections, _last_trained_group(results))
+    stage = _last_trained_group(results)
+    summary = [("", text) for text in highlights] or summary_sentences(sections, stage)
     page = render_report(
-        sections, store_info, title=title, quick=quick, trained=trained, summary=summary, groups=_legend(results)
+        sections,
+        store_info,
+        title=title,
+        quick=quick,
+        trained=trained,
+        summary=summary,
+        groups=_legend(results),
+        answer="" if highlights else verdict(results, stage),
+        numbers=() if highlights else tiles(results, stage),
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     return write_text_atomic(target, page)
@@ -198,10 +214,13 @@ def render_report(
     trained: Sequence[str],
     summary: Sequence[tuple[str, str]],
     groups: Mapping[str, str],
+    answer: str = "",
+    numbers: Sequence[Tile] = (),
 ) -> str:
     """Return the complete page as text.
 
-    The arguments are those of `report`; `trained` are the names in order, `groups` the colour of each group.
+    The arguments are those of `report`; `trained` are the names in order, `groups` the colour of each group, `answer`
+    the verdict and `numbers` the tiles of the first screen.
     """
     figures: dict[str, PageFigure] = {}
     rendered = []
@@ -213,6 +232,8 @@ def render_report(
             names.append(f"{name}-nr-{same + 1}" if same else name)  # a section may have two figures of one kind
         figures.update(zip(names, section.figures, strict=True))
         rendered.append({"section": section, "names": names})
+    kinds = KEY_FIGURES[bool(trained) or not groups]
+    ranked = {kinds.index(f.spec.name): name for name, f in reversed(figures.items()) if _can_be_key(f, kinds)}
     return render_page(
         "report.html",
         figures,
@@ -223,8 +244,15 @@ def render_report(
         header=header_rows(store_info),
         provenance=provenance_rows(store_info),
         incomplete=plain_text(incomplete_notice(store_info), 600),
+        answer=plain_text(answer, 600),
+        tiles=numbers,
+        key=ranked[min(ranked)] if ranked else "",
         summary=[(subject, plain_text(text, 2000)) for subject, text in summary],
         completeness=completeness_table(store_info),
         groups=group_rows(store_info, groups),
         in_order=bool(trained),
     )
+
+
+def _can_be_key(figure: PageFigure, kinds: Sequence[str]) -> bool:
+    return figure.spec.name in kinds and not figure.spec.message

@@ -100,7 +100,6 @@ def build_sections(
         numbers: headline numbers as sentences.
     """
     return [
-        recorded_section(results, known),
         order_section(results) if have_order(results) else groups_section(results),
         separability_section(results),
         location_section(results),
@@ -110,6 +109,7 @@ def build_sections(
         *forgetting_sections(results),
         *([Section("numbers", "Headline numbers", points=list(numbers))] if numbers else []),
         Section("unknown", "Limitations", points=[*caveats(results), *notes]),
+        recorded_section(results, known),
     ]
 
 
@@ -251,7 +251,7 @@ def location_section(results: Results) -> Section:
         ("layer", "token", f"{white} The map has all recorded positions."),
     ):
         if {x, y} <= coords and max(scalar.sizes.get(x, 1), scalar.sizes.get(y, 1)) > 1:
-            section.add(*_map_figure(scalar, x, y, label, accuracy_limits(chance), chance), reading)
+            section.add(*_map_figure(scalar, x, y, label, accuracy_limits(chance, scalar), chance), reading)
     return section
 
 
@@ -263,7 +263,7 @@ def prompt_sections(results: Results) -> list[Section]:
     scalar, label, chance = _headline_scalar(probes)
     reading = "White is chance. Negative positions count from the end of the prompt."
     section = Section("prompt", "Tokens of the prompt")
-    section.add(*_map_figure(scalar, "layer", "token", label, accuracy_limits(chance), chance), reading)
+    section.add(*_map_figure(scalar, "layer", "token", label, accuracy_limits(chance, scalar), chance), reading)
     return [section]
 
 

@@ -140,8 +140,7 @@ def report_store(store: str, out: Path, *, by: str | None, **options: Any) -> Pa
     ds, facts = open_store(store), info(store)
     note_incomplete(facts)
     suite = _run_suite(ds, store, by, **options)
-    title = f"stratalens: {Path(store).name}"
-    return report(suite.results, out, store_info=facts, notes=suite.skipped, title=title)
+    return report(suite.results, out, store_info=facts, notes=suite.skipped)
 
 
 def explore_store(

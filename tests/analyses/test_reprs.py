@@ -10,6 +10,8 @@ import pytest
 import stratalens.analyses.accessor  # noqa: F401  # registers ds.strata
 from stratalens.analyses.centroids.centroids import centroids
 from stratalens.store import ActivationWriter, open_store
+from stratalens.store.errors import InputError
+from support import results
 from support.stores import make_store
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -85,3 +87,31 @@ def test_a_result_shows_its_origin(tmp_path: Path) -> None:
     assert page.words[at + 1 : at + 5] == ["stage, group", "4", "6", "0%"]
     array = Tags(result["centroid"].strata._repr_html_())
     assert "centroid" in array.words
+
+
+def test_a_result_of_probes_shows_its_best_place_first() -> None:
+    result = results.probes(("base", EVIL, "s2"), 2)
+    page = Tags(result.strata._repr_html_())
+    best = result.strata.best(1).iloc[0]
+    (line,) = [
+        word for word in page.words if word.startswith(f"stage {best['stage']}, layer {best['layer']}, token last")
+    ]
+    assert f"accuracy {best['estimate']:.2f} [{best['low']:.2f}, {best['high']:.2f}], null 0.50" in line
+    assert page.words.index(line) < page.words.index("dims")
+    lazy = Tags(result.chunk().strata._repr_html_())
+    assert not any(word.startswith("best place") for word in lazy.words)  # a look computes nothing
+
+
+def test_a_notebook_shows_the_frames_of_the_caller_alone(tmp_path: Path) -> None:
+    ds = open_store(store(tmp_path))
+
+    def cell() -> None:
+        ds.strata.centroids(by="trained_stag")
+
+    with pytest.raises(InputError, match="trained_stag") as caught:
+        cell()
+    lines = caught.value._render_traceback_()
+    assert any("in cell" in line and "test_reprs.py" in line for line in lines)
+    assert not any("centroids.py" in line or "accessor.py" in line for line in lines)
+    assert lines[-1].startswith("stratalens.store.errors.InputError: ")
+    assert "trained_stage" in "\n".join(lines)  # the valid names

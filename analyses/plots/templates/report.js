@@ -67,6 +67,48 @@
     }
   }
 
+  /* Numbers as CSV, with the slider values in the first columns; one block for each kind of mark. */
+  function csv(state) {
+    const quote = (v) => { const text = v === null ? "" : String(v); return /[",\n]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text; };
+    const sliders = state.spec.frames.sliders, place = sliders.map((s, i) => s.values[state.at[i]]);
+    const blocks = [];
+    for (const mark in state.spec.hover) {
+      const hover = state.spec.hover[mark], now = columns(state, mark), names = Object.keys(hover);
+      const lines = [[...sliders.map((s) => s.dim), ...names.map((n) => hover[n])].map(quote).join(",")];
+      (now[names[0]] || []).forEach((_, i) => lines.push([...place, ...names.map((n) => now[n][i])].map(quote).join(",")));
+      if (lines.length > 1) blocks.push(lines.join("\n"));
+    }
+    return blocks.join("\n\n") + "\n";
+  }
+
+  async function copy(text, status) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch (error) { /* a page from a file may have no clipboard */
+      const area = document.createElement("textarea");
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    status.textContent = "Copied " + (text.split("\n").length - 1) + " lines.";
+  }
+
+  function markSection() {
+    /* The contents show the section that is being read. */
+    const links = [...document.querySelectorAll(".report > nav a")];
+    if (!links.length || !window.IntersectionObserver) return;
+    const mark = () => {
+      const above = links.filter((link) => document.getElementById(link.hash.slice(1)).getBoundingClientRect().top < 150);
+      links.forEach((link) => link.removeAttribute("aria-current"));
+      if (above.length) above[above.length - 1].setAttribute("aria-current", "true");
+    };
+    const observer = new IntersectionObserver(mark, { rootMargin: "-150px 0px 0px 0px", threshold: [0, 1] });
+    links.forEach((link) => observer.observe(document.getElementById(link.hash.slice(1))));
+    mark();
+  }
+
   function move(state, dim, value) {
     const i = state.spec.frames.sliders.findIndex((slider) => slider.dim === dim);
     if (i < 0) return false;
@@ -94,7 +136,10 @@
       });
     });
     const details = state.element.querySelector("details");
-    if (details) details.addEventListener("toggle", () => { if (details.open) table(state, details); });
+    if (details) {
+      details.addEventListener("toggle", () => { if (details.open) table(state, details); });
+      details.querySelector(".copy").addEventListener("click", () => copy(csv(state), details.querySelector(".copied")));
+    }
   }
 
   function applyTheme(state) {
@@ -152,9 +197,11 @@
     dark.addEventListener("change", () => setTheme(preferred()));
     const button = document.getElementById("theme");
     if (button) button.addEventListener("click", () => setTheme(theme === "dark" ? "light" : "dark"));
+    markSection();
     let screenTheme = theme;
     window.addEventListener("beforeprint", () => {
       screenTheme = theme;
+      document.querySelectorAll(".summary details, .points details").forEach((details) => { details.open = true; });
       setTheme("light");
       /* Figures have a fixed size in pixels; scale them to paper of 18 cm instead of cutting them off. */
       document.querySelectorAll(".plot").forEach((plot) => plot.style.setProperty("--fit", String(Math.min(1, 660 / plot.clientWidth))));

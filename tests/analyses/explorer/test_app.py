@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stratalens.analyses.explorer.address import state_of
 from stratalens.analyses.explorer.app import HINT, Explorer, error_message, page
 from stratalens.analyses.explorer.on_demand import IDLE
 from stratalens.store import open_store
@@ -136,3 +137,39 @@ def test_groups_with_an_order_have_a_path_and_an_analysis_of_it(explorer: Explor
     assert len(explorer.scatter.path.data["x"]) == 3
     assert list(explorer.analyses.kind.options.values()) == ["probes", "order"]
     assert page(explorer.data.ds, by="lone").column == "lone"
+
+
+def test_a_selection_is_counted_by_group_and_saved_with_all_rows(explorer: Explorer) -> None:
+    explorer.select(np.arange(60))
+    assert explorer.table.caption.endswith("By trained_stage: s1 20, s2 20, s3 20")
+    assert not explorer.save.disabled
+    lines = explorer._selected_csv().read().splitlines()
+    assert len(lines) == 61
+    assert lines[0].startswith("row,trained_stage,")
+    explorer.select(np.arange(1))
+    assert explorer.table.caption.startswith("1 row selected; ")
+    explorer.select(np.empty(0, np.int64))
+    assert explorer.save.disabled
+
+
+def test_a_state_of_an_address_sets_the_widgets_that_it_knows(explorer: Explorer) -> None:
+    explorer._apply({"stage": "s2", "layer": "1", "token": "nothing", "by": "entity", "site": "<b>"})
+    assert explorer.view().coordinates() == {"stage": "s2", "layer": 1, "token": "last"}
+    state = state_of(explorer.view())
+    assert state == {"site": "resid_post", "by": "trained_stage", "stage": "s2", "layer": "1", "token": "last"}
+
+
+def test_many_selected_rows_fade_the_others_and_few_have_rings(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "run.zarr", 2, 1, 2400, ("last",), 4, planted=2.0)
+    many = page(open_store(path))
+    many.refresh()
+    rows = many.scatter.plane.rows.rows
+    many.select(rows[:3])
+    assert many.scatter._points.glyph.fill_alpha == 0.6
+    assert many.scatter._rings.glyph.line_alpha == 1.0
+    many.select(rows[:700])
+    assert many.scatter._points.glyph.fill_alpha < 0.2
+    assert many.scatter._rings.glyph.line_alpha == 0.0
+    assert len(many.scatter.rings.data["color"]) == 700
+    many.select(rows[:0])
+    assert many.scatter._points.glyph.fill_alpha == 0.6

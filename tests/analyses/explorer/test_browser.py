@@ -166,7 +166,7 @@ def test_a_box_selects_rows_and_a_row_points_back(opened: Opened) -> None:
 def test_rows_are_found_by_their_text_and_never_become_markup(opened: Opened) -> None:
     opened.page.get_by_role("textbox", name="Find rows").fill("window.pwned")
     opened.page.keyboard.press("Enter")
-    opened.says("1 rows selected")
+    opened.says("1 row selected")
     assert "onerror" in opened.page.locator(".x-rows td.prompt").inner_text()
     assert opened.page.evaluate("window.pwned") is None
     opened.page.get_by_role("textbox", name="Find rows").fill("nothing like it")
@@ -174,6 +174,38 @@ def test_rows_are_found_by_their_text_and_never_become_markup(opened: Opened) ->
     opened.says("No row contains 'nothing like it'.")
     opened.page.get_by_role("button", name="Clear selection").click()
     opened.says("Draw a box or a lasso")
+
+
+def test_a_reload_and_a_link_show_the_same_view(opened: Opened, browser: Any, address: str) -> None:
+    opened.slide("layer", "Home")
+    opened.says("rows, resid_post at stage s3, layer 0, token last")
+    opened.page.wait_for_url("**layer=0**")
+    opened.page.reload()
+    opened.says("rows, resid_post at stage s3, layer 0, token last")
+    link = "?site=resid_post&by=nothing&stage=s2&layer=1&token=%3Cb%3E"  # unknown names change nothing
+    other = browser.new_page()
+    other.goto(address + link)
+    other.get_by_text("rows, resid_post at stage s2, layer 1, token last").first.wait_for(timeout=60_000)
+    other.close()
+
+
+def test_a_lost_connection_is_shown(browser: Any, address: str) -> None:
+    sockets: list[Any] = []
+
+    def connect(route: Any) -> None:
+        sockets.append(route)
+        route.connect_to_server()
+
+    page = browser.new_page()
+    page.route_web_socket(re.compile("ws://"), connect)
+    page.goto(address)
+    page.get_by_text("rows, resid_post at stage s3").first.wait_for(timeout=60_000)
+    assert not page.locator("#lost").is_visible()
+    for route in sockets:
+        route.close()
+    page.locator("#lost").wait_for(state="visible")
+    assert "stratalens explore" in page.locator("#lost").inner_text()
+    page.close()
 
 
 def test_probes_are_computed_shown_and_kept(opened: Opened, browser: Any, address: str) -> None:

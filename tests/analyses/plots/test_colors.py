@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stratalens.analyses.plots.centroids import centroid_path_spec
-from stratalens.analyses.plots.colors import colors_at, ramp, stage_colors, text_color_on
+from stratalens.analyses.plots.colors import UNTRAINED, colors_at, ramp, stage_colors, text_color_on
+from stratalens.analyses.plots.palettes import QUALITATIVE
 from stratalens.analyses.plots.probes import layer_sweep_spec
 from stratalens.analyses.plots.stages import stage_drift_spec
 from support import results as planted
@@ -52,6 +53,49 @@ def test_ramps_get_lighter_and_stand_out_from_their_page(n: int) -> None:
     assert 1.05 / (max(map(luminance, light)) + 0.05) > 2.5
     assert (min(map(luminance, dark)) + 0.05) / (luminance("#1a1d23") + 0.05) > 2.0
     assert stage_colors(["a"], [str(i) for i in range(n)], ["a"]) == {"a": "#6f6f6f"}
+
+
+# Machado, Oliveira and Fernandes (2009), "A physiologically-based model for simulation of color vision deficiency".
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    ),
+}
+TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+)
+
+
+def lab(color: str, vision: str) -> np.ndarray:
+    """Return CIE 1976 Lab of a colour as a reader with this vision sees it."""
+    c = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    xyz = TO_XYZ @ np.clip(VISION[vision] @ linear, 0, 1) / TO_XYZ.sum(axis=1)
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def nearest(colors: list[str], vision: str) -> float:
+    seen = [lab(c, vision) for c in colors]
+    return min(float(np.linalg.norm(a - b)) for i, a in enumerate(seen) for b in seen[:i])
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize(("dark", "least"), [(False, 17), (True, 13)])
+def test_six_stages_are_distinct_for_colour_blind_readers(vision: str, dark: bool, least: float) -> None:
+    assert nearest(ramp(6, dark=dark), vision) > least
+    if not dark:
+        assert nearest([*ramp(6), UNTRAINED], vision) > 12
+        assert nearest(list(QUALITATIVE[:4]), vision) > least
+
+
+def test_stages_have_the_contrast_of_graphics() -> None:
+    """WCAG 2.1, success criterion 1.4.11: 3 : 1."""
+    assert 1.05 / (max(map(luminance, ramp(12))) + 0.05) >= 3
 
 
 @given(st.floats(0, 1))

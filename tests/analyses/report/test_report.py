@@ -17,13 +17,13 @@ from stratalens.store.errors import InputError
 from support.results import planted_results, store_info
 
 TITLES = [
-    "Recorded data",
     "Is there an order?",
     "Separability of the groups",
     "Layer, token and stage",
     "Controls",
     "Directions",
     "Limitations",
+    "Recorded data",  # metadata comes last
 ]
 
 

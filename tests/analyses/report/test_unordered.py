@@ -48,9 +48,9 @@ def test_no_word_of_the_page_claims_an_order(page: str) -> None:
     assert CLAIMS.findall(text_of(page)) == []
     assert re.findall(r"<h2 id=\"[\w-]+\">(.*?)</h2>", page)[:4] == [
         "Summary",
-        "Recorded data",
         "Groups of habitat",
         "Separability of the groups",
+        "Layer, token and stage",
     ]
 
 
@@ -59,8 +59,8 @@ def test_the_probe_of_all_groups_comes_first(page: str) -> None:
     assert "habitat, 4 groups (chance 0.25): accuracy" in summary
     figures = re.findall(r'<figure id="(fig-[\w-]+)"', page)
     assert figures[:4] == [
+        "fig-separable-layer-sweep",  # the figure of the first screen
         "fig-groups-centroid-map",
-        "fig-separable-layer-sweep",
         "fig-separable-group-recall",
         "fig-separable-pair-matrix",
     ]
