@@ -33,6 +33,7 @@ from .plugin.capture.store import relabel as relabel
 from .plugin.check.check import check as check
 from .plugin.interop.convert import to_activation_cache as to_activation_cache
 from .plugin.interop.convert import torch_dataset as torch_dataset
+from .plugin.interop.from_arrays import from_arrays as from_arrays
 from .plugin.prompts.table import PromptTable as PromptTable
 from .plugin.stages.checkpoints import Checkpoint as Checkpoint
 from .plugin.stages.checkpoints import LoraAdapter as LoraAdapter
