@@ -269,7 +269,9 @@ def _guess(
         if len(names) == len(shape):
             return names
     expected = " or ".join(f"({', '.join(names)})" for names in dict.fromkeys((full, short)))
-    raise InputError(f"{label} has {len(shape)} axes, of sizes {tuple(shape)}; expected {expected}. Name others with dims=")
+    raise InputError(
+        f"{label} has {len(shape)} axes, of sizes {tuple(shape)}; expected {expected}. Name others with dims="
+    )
 
 
 def _check_equal(name: str, leaves: Sequence[Leaf]) -> None:

@@ -221,7 +221,9 @@ def _site(name: str, source: ArraySource, layered: bool, dtype: str, sizes: dict
     """Describe the variable of a site; a feature dim of another size than before gets the name of the site."""
     shape = source.first.feature_shape
     if not shape:
-        raise InputError(f"{name} has no feature dim; activations have one or more after stage, layer, entity and token")
+        raise InputError(
+            f"{name} has no feature dim; activations have one or more after stage, layer, entity and token"
+        )
     features = []
     for dim, size in zip(source.first.feature_dims, shape, strict=True):
         features.append(dim if sizes.setdefault(dim, size) == size else f"{name}_{dim}")
@@ -229,7 +231,12 @@ def _site(name: str, source: ArraySource, layered: bool, dtype: str, sizes: dict
     own = "float32" if source.first.dtype == "float64" else source.first.dtype
     hook = SHORT_NAMES.get(name, (default,))[0]
     return schema.site_variable(
-        name, features, shape, own if dtype == "auto" else dtype, hook, doc=f"activations of {name} from existing arrays"
+        name,
+        features,
+        shape,
+        own if dtype == "auto" else dtype,
+        hook,
+        doc=f"activations of {name} from existing arrays",
     )
 
 

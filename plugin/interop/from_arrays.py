@@ -69,8 +69,8 @@ def from_arrays(
 
     Args:
         path: folder of the store, or an fsspec URL.
-        arrays: values by name. A value is an array of shape (stage, layer, entity, token, *features); or {stage: array},
-            {layer: array}, {stage: {layer: array}} of arrays without these dims. An array is anything with shape, dtype
+        arrays: values by name. A value is an array of shape (stage, layer, entity, token, *features); or
+            {stage: array}, {layer: array}, {stage: {layer: array}} of arrays without these dims. An array is anything with shape, dtype
             and slices: NumPy, a memory map, a torch tensor, dask, zarr, xarray. Dims of size one may be left out, all
             of them or none. Names are sites (`resid_post`, `z`, `ln_final`, or a name of your own), or statistics of
             the prompts (`loss`, `entropy`, `answer_loss`, `resid_post_l2`, ...) without features.
@@ -181,7 +181,9 @@ class _Import:
     entities: NDArray[Any]
     nonfinite: str
 
-    def write_stage(self, stage: StageWriter, number: int, total: int, progress: bool | ProgressFunction | None) -> None:
+    def write_stage(
+        self, stage: StageWriter, number: int, total: int, progress: bool | ProgressFunction | None
+    ) -> None:
         """Write the blocks of a stage that are not committed yet."""
         blocks = list(stage.pending())
         done = total - sum(map(len, blocks))
@@ -282,7 +284,9 @@ def _hash_values(sources: Sequence[ArraySource], layout: Layout, number: int, st
     for source in sources:
         layers = len(layout.layers) if source.layered else 1
         row = max(1, source.row_nbytes())
-        digest.update(f"{source.name} {source.first.feature_shape} {source.first.dtype} {layers} {layout.rows}".encode())
+        digest.update(
+            f"{source.name} {source.first.feature_shape} {source.first.dtype} {layers} {layout.rows}".encode()
+        )
         for rows in _sampled_rows(layout.rows, _SAMPLE_BYTES // max(1, row * layers * len(sources))):
             step = max(1, _READ_BYTES // (row * (rows.stop - rows.start)))
             for first in range(0, layers, step):

@@ -238,9 +238,7 @@ def _check_columns(frame: pd.DataFrame, source: str) -> dict[str, pd.Series[Any]
     return {name: frame[name] for name in names}
 
 
-def _prompt_ids(
-    columns: Mapping[str, pd.Series[Any]], texts: Mapping[str, NDArray[Any]], source: str
-) -> NDArray[Any]:
+def _prompt_ids(columns: Mapping[str, pd.Series[Any]], texts: Mapping[str, NDArray[Any]], source: str) -> NDArray[Any]:
     if "prompt_id" not in columns:
         return hashed_ids(texts)
     ids = text_values(columns["prompt_id"], source, required=True)

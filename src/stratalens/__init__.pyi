@@ -40,3 +40,4 @@ from .plugin.stages.checkpoints import LoraAdapter as LoraAdapter
 from .plugin.stages.checkpoints import Revision as Revision
 from .store import errors as errors
 from .store.integrity.verify import verify_store as verify_store
+from .store.interop.export_labels import export as export

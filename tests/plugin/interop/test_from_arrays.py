@@ -181,7 +181,7 @@ def test_other_values_are_refused(values: np.ndarray, tmp_path: Path) -> None:
     write(tmp_path, {"resid_post": values})
     changed = values.copy()
     changed[1, 2, 9, 1, 3] += 1
-    with pytest.raises(MismatchError, match="stage 's1' of .* has other values"):
+    with pytest.raises(MismatchError, match=r"stage 's1' of .* has other values"):
         write(tmp_path, {"resid_post": changed})
     with pytest.raises(MismatchError, match="source differs"):
         write(tmp_path, {"resid_post": values}, source="nnsight")

@@ -33,7 +33,12 @@ def test_equal_ids_get_the_name_of_their_store(pair: tuple[Path, Path], chunks: 
     with pytest.raises(MismatchError, match=r"'r000000' is in more than one .*one/run.zarr and .*pass ids='prefix'"):
         open_store(pair, chunks=chunks)
     both = open_store(pair, chunks=chunks, ids="prefix")
-    assert both.entity.values[[0, 5, 6, 11]].tolist() == ["run/r000000", "run/r000005", "run-2/r000000", "run-2/r000005"]
+    assert both.entity.values[[0, 5, 6, 11]].tolist() == [
+        "run/r000000",
+        "run/r000005",
+        "run-2/r000000",
+        "run-2/r000005",
+    ]
     assert both.entity_id.values.tolist() == [f"e{i // 2:05d}" for i in range(6)] * 2  # one entity in both stores
     one, two = (open_store(path) for path in pair)
     np.testing.assert_array_equal(both.resid_post.values, np.concatenate([one.resid_post, two.resid_post], axis=2))
