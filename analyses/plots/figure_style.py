@@ -22,7 +22,7 @@ _ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
-class FigureStyle:
+class FigureOptions:
     """What a caller of `save` chooses; None leaves the default of the figure.
 
     Attributes:
@@ -42,7 +42,7 @@ class FigureStyle:
     @property
     def is_default(self) -> bool:
         """Whether the caller chose nothing."""
-        return self == FigureStyle()
+        return self == FigureOptions()
 
     def check(self, is_page: bool) -> None:
         """Raise InputError for a value that no figure can have."""
@@ -62,7 +62,7 @@ class FigureStyle:
                 raise InputError(f"save: {name}={value!r}; give {low:g} to {high:g} {what}")
 
 
-def styled_spec(spec: FigureSpec, style: FigureStyle) -> FigureSpec:
+def styled_spec(spec: FigureSpec, style: FigureOptions) -> FigureSpec:
     """Return the figure of a page with the caller's title, height and legend."""
     if style.title is not None:
         spec = replace(spec, title=plain_text(style.title, 300), site="", fixed={})
@@ -73,7 +73,7 @@ def styled_spec(spec: FigureSpec, style: FigureStyle) -> FigureSpec:
     return spec
 
 
-def styled_page(page: str, style: FigureStyle) -> str:
+def styled_page(page: str, style: FigureOptions) -> str:
     """Return a page with the caller's width and font size.
 
     Args:
@@ -90,7 +90,7 @@ def styled_page(page: str, style: FigureStyle) -> str:
     return page.replace("</head>", f"<style>{''.join(rules)}</style>\n</head>", 1) if rules else page
 
 
-def style_matplotlib(figure: Any, style: FigureStyle) -> None:
+def style_matplotlib(figure: Any, style: FigureOptions) -> None:
     """Change a drawn Matplotlib figure: title, sizes of all text, legend, then width and height.
 
     Args:

@@ -12,7 +12,7 @@ import holoviews as hv
 
 from stratalens.analyses.plots.figure_style import (
     MARGIN,
-    FigureStyle,
+    FigureOptions,
     style_matplotlib,
     styled_page,
     styled_spec,
@@ -75,7 +75,7 @@ def save(
     if suffix not in (*IMAGE_SUFFIXES, ".html"):
         valid = ", ".join((*IMAGE_SUFFIXES, ".html"))
         raise InputError(f"save: unknown suffix {target.suffix!r} of {target}. Valid: {valid}.")
-    style = FigureStyle(title, fontsize, width, height, legend)
+    style = FigureOptions(title, fontsize, width, height, legend)
     style.check(is_page=suffix == ".html")
     spec = getattr(obj, "stratalens_spec", None)
     if place and not isinstance(spec, FigureSpec):
@@ -109,7 +109,9 @@ def _at_place(obj: Any, place: Mapping[str, Hashable]) -> Any:
     return obj.select(**place)
 
 
-def _save_image(obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable], dpi: int, style: FigureStyle) -> None:
+def _save_image(
+    obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable], dpi: int, style: FigureOptions
+) -> None:
     _load_matplotlib()
     import matplotlib as mpl
 

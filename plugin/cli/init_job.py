@@ -190,7 +190,7 @@ def run_file_text(
         "# stratalens forecast THIS-FILE    says how large and how long it becomes",
         "# stratalens capture THIS-FILE     records; repeat it to resume",
         "",
-        "# The prompts, one row for each. Columns: prompt, and if you like entity, entity_id, answer, and labels.",
+        "# The prompts, one row for each. Columns: prompt; if you like entity, entity_id, answer; labels.",
         f"prompts: {relative(prompts) if prompts else 'prompts.csv  # replace: there is no table yet'}",
         "store: run.zarr",
         "",

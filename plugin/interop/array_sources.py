@@ -95,7 +95,7 @@ class ArraySource:
 
     Attributes:
         name: name of the variable.
-        leaves: the arrays by stage; the key None stands for all stages.
+        leaves: the arrays by stage; the key None is for all stages.
         by_layer: whether each stage has one array for every layer.
     """
 

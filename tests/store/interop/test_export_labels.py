@@ -51,7 +51,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check_table(table: pd.DataFrame, path: Path) -> None:
     ds = open_store(path)
-    assert list(table)[0] == "prompt_id"
+    assert table.columns[0] == "prompt_id"
     assert table["prompt_id"].tolist() == ds.entity.values.tolist()
     for name in ("prompt", "entity_id", "trained_stage", "n", "flag", "note"):
         assert table[name].tolist() == ds[name].values.tolist(), name
