@@ -72,8 +72,8 @@ def from_arrays(
         arrays: values by name. A value is an array of shape (stage, layer, entity, token, *features); or
             {stage: array}, {layer: array}, {stage: {layer: array}} of arrays without these dims. An array is anything
             with shape, dtype and slices: NumPy, a memory map, a torch tensor, dask, zarr, xarray. Dims of size one may
-            be left out, all of them or none. Names are sites (`resid_post`, `z`, `ln_final`, or a name of your own), or statistics of
-            the prompts (`loss`, `entropy`, `answer_loss`, `resid_post_l2`, ...) without features.
+            be left out, all of them or none. Names are sites (`resid_post`, `z`, `ln_final`, or a name of your own), or
+            statistics of the prompts (`loss`, `entropy`, `answer_loss`, `resid_post_l2`, ...) without features.
         table: the prompts, one row for each row of the arrays in the same order: a PromptTable, a DataFrame, or a file.
         stages: names of the stages in training order. None: one stage, "model"; or those of the mappings.
         layers: block indices of the arrays. None: all from 0; or those of the mappings.
