@@ -383,7 +383,8 @@ def init(
     """Write a commented run file from a folder of checkpoints and a table of prompts."""
     from stratalens.plugin.cli.init_job import write_initial_run_file
 
-    facts = write_initial_run_file(folder, table, out, force=force)
+    with print_warnings():
+        facts = write_initial_run_file(folder, table, out, force=force)
     print_status(f"wrote {out}; look at it, then: stratalens forecast {out}")
     if as_json:
         emit_json(facts)

@@ -128,7 +128,7 @@ def _layer_keys(arrays: Mapping[str, Any]) -> list[int] | None:
 def _counted_layers(arrays: Mapping[str, Any], dims: Dims) -> list[int]:
     """Count the layers of the first array that has them all; no array has layers if no site is in the blocks."""
     for name, value in arrays.items():
-        if not in_blocks(name, dims):
+        if not in_blocks(name, dims) or _statistic_of(name, arrays) is not None:
             continue
         names, array = _dims_of(name, dims), _arrays_of(value)[0]
         if isinstance(array, xr.DataArray) and names is None:

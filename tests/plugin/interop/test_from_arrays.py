@@ -21,7 +21,6 @@ from hypothesis.extra import numpy as hnp
 import stratalens as sl
 from stratalens.plugin.interop import from_arrays as module
 from stratalens.store.errors import InputError, LabelWarning, MismatchError, NonFiniteError
-from stratalens.store.interop.export import export_array
 from stratalens.store.state.info import info
 
 STAGES, LAYERS, ROWS, TOKENS, D = ["s0", "s1"], [0, 3, 7], 13, ["first", "last"], 4
@@ -305,6 +304,11 @@ def test_a_store_with_numbered_rows_resumes(values: np.ndarray, tmp_path: Path) 
     assert ds.entity.values[1] == "r000001"
 
 
+def test_statistics_may_come_first(values: np.ndarray, tmp_path: Path) -> None:
+    arrays = {"resid_post_l2": np.linalg.norm(values, axis=-1), "loss": values[:, 0, :, :, 0], "resid_post": values}
+    assert write(tmp_path, arrays, layers=None).layer.values.tolist() == [0, 1, 2]
+
+
 def test_every_analysis_takes_it(tmp_path: Path) -> None:
     x = np.random.default_rng(5).standard_normal((1, 2, 40, 1, 5)).astype(np.float32)
     x[:, 1, ::2] += 2
@@ -342,5 +346,21 @@ def test_what_goes_in_comes_out(tmp_path: Path, x: np.ndarray, block_size: int) 
     assert ds.resid_post.dtype == x.dtype
     np.testing.assert_array_equal(ds.resid_post.values, x)
     layer = x.shape[1] - 1
-    export_array(path, site="resid_post", layer=layer, target=path.with_suffix(".npy"))
-    np.testing.assert_array_equal(np.load(path.with_suffix(".npy")), x[:, layer])
+    out = path.with_suffix("")
+    sl.export(path, out, site="resid_post", layer=layer)
+    exported = np.load(out / "resid_post.npy", mmap_mode="r")
+    np.testing.assert_array_equal(exported, x[:, layer])
+    again = sl.from_arrays(
+        out / "again.zarr",
+        {"resid_post": exported},
+        out / "rows.csv",
+        stages=stages,
+        layers=[layer],
+        tokens=tokens,
+        dims=("stage", "entity", "token", "d_model"),
+        progress=False,
+        allow_same_weights=True,
+    )
+    np.testing.assert_array_equal(again.resid_post.values, x[:, [layer]])
+    for name in ("entity", "entity_id", "prompt", "colour"):
+        assert again[name].values.tolist() == ds[name].values.tolist()
