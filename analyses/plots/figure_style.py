@@ -114,7 +114,7 @@ def style_matplotlib(figure: Any, style: FigureOptions) -> None:
             for ticks in (one.xaxis, one.yaxis):
                 size = next((label.get_fontsize() for label in ticks.get_ticklabels()), style.fontsize)
                 ticks.set_tick_params(labelsize=size, which="both")
-    _fit(figure, style.width, style.height)
+    _fit(figure, style.width, style.height, below=style.legend == "below")
 
 
 def _texts(figure: Any) -> Iterator[Any]:
@@ -142,14 +142,15 @@ def _place_legend(axis: Any, where: bool | str | None) -> None:
             handles=legend.legend_handles,
             labels=names,
             loc="upper center",
-            bbox_to_anchor=(0.5, -0.22),
+            bbox_to_anchor=(0.5, 0.0),
+            borderaxespad=0.0,
             ncols=columns,
             frameon=False,
             fontsize=size,
         )
 
 
-def _fit(figure: Any, width: float | None, height: float | None) -> None:
+def _fit(figure: Any, width: float | None, height: float | None, *, below: bool) -> None:
     """Change the size of the canvas and the shape of the plot until the drawing has the width and height.
 
     Long axis labels and titles are wrapped at the length of their axis.
@@ -158,6 +159,8 @@ def _fit(figure: Any, width: float | None, height: float | None) -> None:
     for _ in range(_ATTEMPTS):
         _place_color_bars(figure)
         _wrap(axis)
+        if below:
+            _move_legend_below(axis)
         drawn = _drawn_size(figure)
         wide = drawn[0] / (width - 2 * MARGIN) if width else 1.0
         high = drawn[1] / (height - 2 * MARGIN) if height else 1.0
@@ -176,6 +179,19 @@ def _fit(figure: Any, width: float | None, height: float | None) -> None:
             figure.set_size_inches(canvas[0], max(canvas[1], target * 1.6))
     _place_color_bars(figure)
     _wrap(axis)
+    if below:
+        _move_legend_below(axis)
+
+
+def _move_legend_below(axis: Any) -> None:
+    """Put the legend right below the tick labels and the label of the x axis."""
+    legend = axis.get_legend()
+    if legend is None:
+        return
+    axis.figure.canvas.draw()
+    plot, labels = axis.get_window_extent(), axis.xaxis.get_tightbbox()
+    gap = 0.05 * axis.figure.dpi + (plot.y0 - labels.y0 if labels is not None else 0)
+    legend.set_bbox_to_anchor((0.5, -gap / plot.height), transform=axis.transAxes)
 
 
 def _drawn_size(figure: Any) -> tuple[float, float]:
