@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -100,7 +101,7 @@ def import_files(
                 **options,
             )
         except InputError as error:
-            raise InputError(as_options(str(error))) from error
+            raise InputError(_as_import_options(str(error))) from error
     facts = info(out)
     sizes = facts["dims"]
     print_status(f"{out}: {sizes['stage']} stages, {sizes['entity']} rows of {', '.join(facts['sites'])}")
@@ -111,6 +112,27 @@ def import_files(
         "rows": facts["dims"]["entity"],
         **{key: facts[key] for key in ("complete", "bytes", "files")},
     }
+
+
+# Arguments of from_arrays in messages, and the options that replace them.
+_OPTIONS = (
+    (re.compile(r"\blayers=\[[^\]]*\]"), "--layers 0,1,2"),
+    (re.compile(r"\bstages=\[[^\]]*\]"), "--stages A,B"),
+    (re.compile(r"\bnonfinite='(\w+)'"), r"--nonfinite \1"),
+    (re.compile(r"\bdtype='(\w+)'"), r"--dtype \1"),
+    (re.compile(r"with dims="), "with --dims"),
+)
+
+
+def _as_import_options(message: str) -> str:
+    """Replace arguments of Python functions in a message by options of the command.
+
+    >>> _as_import_options("nonfinite='drop'; its layers cannot be counted; pass layers=[...]")
+    '--nonfinite drop; its layers cannot be counted; pass --layers 0,1,2'
+    """
+    for pattern, option in _OPTIONS:
+        message = pattern.sub(option, message)
+    return as_options(message)
 
 
 def _prompts(table: Path | None, columns: pd.DataFrame | None) -> PromptTable:

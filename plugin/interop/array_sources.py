@@ -31,12 +31,14 @@ class Layout:
         layers: block indices; empty if no array has layers.
         tokens: labels of the positions.
         rows: number of rows.
+        one_layer: whether the caller names a single layer, so that arrays without an axis for it belong to it.
     """
 
     stages: tuple[str, ...]
     layers: tuple[int, ...]
     tokens: tuple[Any, ...]
     rows: int
+    one_layer: bool = False
 
     def size(self, dim: str) -> int:
         """Return the size of one of the four dims."""

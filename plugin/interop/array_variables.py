@@ -60,19 +60,21 @@ def check_layout(
     for stage in stage_names:
         check_stage_name(stage)
     check_distinct(stage_names, "stage", remedy="give every stage its own name")
+    token_list = _checked_list("tokens", tokens, _coordinate(arrays, "token")) or ["last"]
     layer_list = _checked_list("layers", layers, _coordinate(arrays, "layer"))
     if layer_list is None:
-        layer_list = _layer_keys(arrays) or _counted_layers(arrays, dims)
+        single = [dim for dim, values in (("stage", stage_names), ("token", token_list)) if len(values) == 1]
+        layer_list = _layer_keys(arrays) or _counted_layers(arrays, dims, single)
     wrong = [n for n in layer_list if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0]
     if wrong:
         raise InputError(f"layers has {wrong[0]!r}: layers are block indices, 0 or more")
     check_distinct([int(n) for n in layer_list], "layer", remedy="give every layer once")
-    token_list = _checked_list("tokens", tokens, _coordinate(arrays, "token")) or ["last"]
     return Layout(
         stages=tuple(str(s) for s in stage_names),
         layers=tuple(int(n) for n in layer_list),
         tokens=tuple(int(t) if isinstance(t, np.integer) else t for t in token_list),
         rows=rows,
+        one_layer=layers is not None and len(layer_list) == 1,
     )
 
 
@@ -125,8 +127,14 @@ def _layer_keys(arrays: Mapping[str, Any]) -> list[int] | None:
     return None
 
 
-def _counted_layers(arrays: Mapping[str, Any], dims: Dims) -> list[int]:
-    """Count the layers of the first array that has them all; no array has layers if no site is in the blocks."""
+def _counted_layers(arrays: Mapping[str, Any], dims: Dims, single: Sequence[str]) -> list[int]:
+    """Count the layers of the first array that has them all; no array has layers if no site is in the blocks.
+
+    Args:
+        arrays: the arrays by name.
+        dims: names of their axes, if the caller gives them.
+        single: those of stage and token that have size one, and may be left out.
+    """
     for name, value in arrays.items():
         if not in_blocks(name, dims) or _statistic_of(name, arrays) is not None:
             continue
@@ -138,9 +146,10 @@ def _counted_layers(arrays: Mapping[str, Any], dims: Dims) -> list[int]:
                 return list(range(array.shape[list(names).index("layer")]))
             continue
         if is_array(array):
-            split = isinstance(value, Mapping)
-            if len(array.shape) == len(AXES) - split + len(features_of(name)):
-                return list(range(int(array.shape[0 if split else 1])))
+            full = [dim for dim in AXES if dim != "stage" or not isinstance(value, Mapping)]
+            for axes in (full, [dim for dim in full if dim not in single]):
+                if len(array.shape) == len(axes) + len(features_of(name)):
+                    return list(range(int(array.shape[axes.index("layer")])))
             raise InputError(
                 f"{name} has {len(array.shape)} axes, of sizes {tuple(array.shape)}, so its layers cannot be counted; "
                 "pass layers=[...]"
@@ -155,12 +164,16 @@ def _dims_of(name: str, dims: Dims) -> list[str] | None:
     return None if chosen is None else [str(dim) for dim in chosen]
 
 
-def in_blocks(name: str, dims: Dims) -> bool:
-    """Return whether a site has layers: all but embeddings, final norm, and own names whose dims have no layer."""
+def in_blocks(name: str, dims: Dims, one_layer: bool = False) -> bool:
+    """Return whether a site has layers.
+
+    Embeddings and the final norm have none, nor has a name of the caller's own whose dims have no layer, unless the
+    caller names the one layer.
+    """
     if name in OUTSIDE_BLOCKS or name in schema.OUTPUT_STATISTICS:
         return False
     chosen = _dims_of(name, dims)
-    return name in SHORT_NAMES or chosen is None or "layer" in chosen
+    return name in SHORT_NAMES or chosen is None or "layer" in chosen or one_layer
 
 
 def features_of(name: str) -> tuple[str, ...]:
@@ -200,7 +213,7 @@ def array_variables(
         if known is not None:
             axes, features = [d for d in known.dims if d in AXES], known.feature_dims
         else:
-            axes = [d for d in AXES if d != "layer" or in_blocks(name, dims)]
+            axes = [d for d in AXES if d != "layer" or in_blocks(name, dims, layout.one_layer)]
             features = features_of(name)
         source = as_source(name, arrays[name], layout, features, axes=axes, dims=chosen)
         if known is None:

@@ -78,7 +78,7 @@ def test_a_dataset_needs_no_table_and_what_was_exported_comes_in_again(folder: P
         (["step0.npy", "--table", "prompts.csv", "--layers", "0,1"], ["has 3 along layer", "names 2"]),
         (["step0.npy", "--table", "prompts.csv", "--layers", "a"], ["'a' is no block index"]),
         (["step0.npy", "--table", "prompts.csv", "--tokens", "a,,b"], ["a name is empty"]),
-        (["step0.npy", "--table", "prompts.csv", "--tokens", "a,b"], ["has 3 axes"]),
+        (["step0.npy", "--table", "prompts.csv", "--tokens", "a,b"], ["has 3 axes", "--layers 0,1,2"]),
         (["step0.npy", "--table", "prompts.csv", "--dims", "layer,entity"], ["has 3 axes", "names 2"]),
         (["step0.npy", "--table", "prompts.csv", "--dtype", "float8"], ["float8", "float32"]),
         (["step0.npy", "--table", "prompts.csv", "--nonfinite", "drop"], ["drop", "keep"]),

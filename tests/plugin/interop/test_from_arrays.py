@@ -107,6 +107,7 @@ def test_names_come_from_what_is_passed(values: np.ndarray, tmp_path: Path) -> N
         ((ROWS, D), {"layers": [5]}),
         ((1, ROWS, D), {"layers": [5], "dims": ("layer", "entity", "d_model")}),
         ((3, ROWS, D), {"layers": LAYERS}),
+        ((3, ROWS, D), {"layers": None}),
         ((ROWS, 3, D), {"dims": {"resid_post": ("entity", "layer", "d_model")}}),
         ((D, ROWS, 3), {"dims": ("d_model", "entity", "layer"), "layers": None}),
     ],
