@@ -18,7 +18,7 @@ _PAGE_FONT = 12  # pixels of the axis labels on a page
 _PAGE_FONTS = re.compile(r'(text_font_size":\s*(?:\{[^{}]*?"value":\s*)?")([\d.]+)px"')
 _INCHES, _PIXELS, _POINTS = (0.5, 100.0), (100, 10_000), (2, 72)
 MARGIN = 0.03  # inches around a figure
-_ATTEMPTS = 6
+_ATTEMPTS = 8
 
 
 @dataclass(frozen=True)
