@@ -57,6 +57,7 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_static_path = ["_static"]
+html_extra_path = ["llms.txt"]
 html_css_files = ["outputs.css"]
 html_title = f"stratalens {release}"
 html_copy_source = False

@@ -10,6 +10,13 @@ from typing import Any
 
 import holoviews as hv
 
+from stratalens.analyses.plots.figure_style import (
+    MARGIN,
+    FigureOptions,
+    style_matplotlib,
+    styled_page,
+    styled_spec,
+)
 from stratalens.analyses.plots.render_holoviews import draw_overlay
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 from stratalens.store.errors import InputError
@@ -22,7 +29,16 @@ _matplotlib_lock = threading.Lock()  # Matplotlib's settings belong to the proce
 
 
 def save(
-    obj: Any, path: str | os.PathLike[str], *, place: Mapping[str, Hashable] | None = None, dpi: int = 200
+    obj: Any,
+    path: str | os.PathLike[str],
+    title: str | None = None,
+    fontsize: float | None = None,
+    width: float | None = None,
+    height: float | None = None,
+    legend: bool | str | None = None,
+    *,
+    place: Mapping[str, Hashable] | None = None,
+    dpi: int = 200,
 ) -> Path:
     """Save a figure.
 
@@ -33,6 +49,12 @@ def save(
         obj: result of a function of `stratalens.analyses.plots`. Other HoloViews objects go to `holoviews.save`.
         path: `.pdf` and `.svg` (vector, fonts embedded), `.png`, or `.html` (all slider values, needs neither Python
             nor a network). A missing folder is created.
+        title: title instead of the figure's own, which names site, stage, layer and token; "" for none. The page of a
+            figure with sliders adds their values.
+        fontsize: size of the axis labels in points. Title, ticks, legend and labels in the figure change with it.
+        width: inches of a PDF, SVG or PNG, all text included; pixels of a page.
+        height: the same.
+        legend: False for none, "right" or "below" the plot of a PDF, SVG or PNG; None and True leave it where it is.
         place: slider values of a PDF, SVG or PNG, for example {"stage": "s6", "layer": 12}. Sliders that are not
             named stay at their initial value.
         dpi: resolution of a PNG.
@@ -41,23 +63,39 @@ def save(
         The path written.
 
     Raises:
-        InputError: the suffix or a slider value is unknown, or Matplotlib is not installed.
+        InputError: the suffix, a slider value, a size or the legend is not valid, or Matplotlib is not installed.
+
+    Example:
+        >>> figure = sl.plots.layer_sweep(probes)  # doctest: +SKIP
+        >>> sl.plots.save(figure, "sweep.pdf", title="Habitat", fontsize=9, width=3.3)  # doctest: +SKIP
+        PosixPath('sweep.pdf')
     """
     target = user_path(path)
     suffix = target.suffix.lower()
     if suffix not in (*IMAGE_SUFFIXES, ".html"):
         valid = ", ".join((*IMAGE_SUFFIXES, ".html"))
         raise InputError(f"save: unknown suffix {target.suffix!r} of {target}. Valid: {valid}.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    style = FigureOptions(title, fontsize, width, height, legend)
+    style.check(is_page=suffix == ".html")
     spec = getattr(obj, "stratalens_spec", None)
+    if place and not isinstance(spec, FigureSpec):
+        obj = _at_place(obj, place)
     if suffix != ".html":
         with _matplotlib_lock:
-            _save_image(obj, spec, target, place or {}, dpi)
+            _save_image(obj, spec, target, place or {}, dpi, style)
     elif isinstance(spec, FigureSpec):
         from stratalens.analyses.plots.html_page import figure_page
 
-        target.write_text(figure_page(spec), encoding="utf-8")
+        page = styled_page(figure_page(styled_spec(spec, style)), style)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8")
+    elif not style.is_default:
+        raise InputError(
+            "save: title, fontsize, width, height and legend of a page need a figure of stratalens.analyses.plots, and "
+            f"this is {type(obj).__name__} that was changed. Save the figure itself, or use .opts(...)"
+        )
     else:
+        target.parent.mkdir(parents=True, exist_ok=True)
         hv.save(obj, target, backend="bokeh", resources="inline")
     return target
 
@@ -69,10 +107,21 @@ def save_spec_image(spec: FigureSpec, target: Path, dpi: int) -> None:
         InputError: Matplotlib is not installed.
     """
     with _matplotlib_lock:
-        _save_image(None, spec, target, {}, dpi)
+        _save_image(None, spec, target, {}, dpi, FigureOptions())
 
 
-def _save_image(obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable], dpi: int) -> None:
+def _at_place(obj: Any, place: Mapping[str, Hashable]) -> Any:
+    """Select a frame of a HoloMap that was changed, and so does not remember its description."""
+    sliders = [str(dim) for dim in getattr(obj, "kdims", [])] if isinstance(obj, hv.HoloMap) else []
+    for dim in place:
+        if dim not in sliders:
+            raise InputError(f"save: this figure has no slider {dim!r}. Valid: {', '.join(sliders) or 'none'}.")
+    return obj.select(**place)
+
+
+def _save_image(
+    obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable], dpi: int, style: FigureOptions
+) -> None:
     _load_matplotlib()
     import matplotlib as mpl
 
@@ -80,7 +129,13 @@ def _save_image(obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable]
         obj = draw_overlay(spec, _all_values(spec, place))
     elif isinstance(obj, hv.HoloMap):
         obj = obj.last
+    target.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_MATPLOTLIB_SETTINGS):
+        if not style.is_default:
+            figure = hv.render(obj, backend="matplotlib")
+            style_matplotlib(figure, style)
+            figure.savefig(target, dpi=dpi, bbox_inches="tight", pad_inches=MARGIN)
+            return
         hv.save(obj, target, backend="matplotlib", fmt=target.suffix.lower()[1:], dpi=dpi)
 
 

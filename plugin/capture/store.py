@@ -22,6 +22,7 @@ from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFun
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import SHORT_NAMES
 from stratalens.plugin.prompts.entity_warnings import entity_warning
+from stratalens.plugin.prompts.prompt_ids import with_ids_of_store
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level, warn_about_label_typos
 from stratalens.store.errors import CheckWarning, InputError, LabelWarning
@@ -151,6 +152,8 @@ def open_for_recording(
 ) -> RecordingStore:
     """Create or open the store of a capture; arguments and errors are those of `create_store`."""
     existing = existing_store(path)
+    if isinstance(table, PromptTable):  # else the specification refuses it
+        table = with_ids_of_store(table, existing, stacklevel=caller_level() + 1)
     spec = CaptureSpec.from_model(table, adapter, options, existing if options.resume else None)
     if not options.force:
         check_room(path, spec, stages)
@@ -232,10 +235,11 @@ def relabel(store: str | os.PathLike[str], table: PromptTable, *, drop: Sequence
             f"relabel takes a PromptTable, not {type(table).__name__}. Use PromptTable.read(file) or "
             "PromptTable.from_dataframe(df)."
         )
-    columns = table.labels()
+    recorded = load(storage_at(store))
+    columns = with_ids_of_store(table, recorded, stacklevel=caller_level() + 1).labels()
     if not table.names_entities:
         del columns["entity_id"]
-    warn_about_label_typos(columns, [stage.name for stage in load(storage_at(store)).stages])
+    warn_about_label_typos(columns, [stage.name for stage in recorded.stages])
     return relabel_columns(store, columns, drop=drop, label_orders=table.label_orders)
 
 

@@ -64,9 +64,9 @@ def _options(
     show_traceback.set(debug)
 
 
-def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(example: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a subcommand that prints errors as one line, with an example below its help."""
-    return lambda function: app.command(epilog=f"Example: stratalens {example}")(handle_errors(function))
+    return lambda function: app.command(name, epilog=f"Example: stratalens {example}")(handle_errors(function))
 
 
 @command("demo --quick --out quick-demo")
@@ -297,21 +297,97 @@ def explore(
     explore_store(store, port=port, show=show, by=by, on_start=emit_json if as_json else None)
 
 
-@command("export run.zarr --site resid_post --layer 12 --to l12.npy")
+@command("export run.zarr --site resid_post --layer 12 --to layer12")
 def export(
     store: StorePath,
     site: Annotated[str, typer.Option(help="A recorded site, e.g. resid_post.")],
-    to: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors or .npy file.")],
+    to: Annotated[
+        Path, typer.Option(metavar="TARGET", help="A folder, or a .npy, .safetensors, .npz or .parquet file.")
+    ],
     layer: Annotated[int | None, typer.Option(help="Block index; leave out for sites outside the blocks.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one site at one layer, all stages, to a plain array file."""
-    from stratalens.store.interop.export import export_array
+    """Write one site at one layer, all stages, with the labels and prompts of its rows.
 
-    export_array(store, site=site, layer=layer, target=to)
-    print_status(f"wrote {to}")
+    A folder gets the array, rows.csv and README.md. Next to a .npy or
+    .safetensors file there is a .csv with a line for each row. A .npz file
+    and a .parquet file have the labels inside."""
+    from stratalens.store.interop.export_labels import export as export_with_labels
+
+    files = export_with_labels(store, to, site=site, layer=layer)
+    for file in files:
+        print_status(f"wrote {file}")
     if as_json:
-        emit_json({"store": store, "site": site, "layer": layer, "file": to, "bytes": to.stat().st_size})
+        size = files[0].stat().st_size
+        emit_json({"store": store, "site": site, "layer": layer, "file": files[0], "files": files, "bytes": size})
+
+
+@command("import step0.npy step600.npy --table prompts.csv -o run.zarr", name="import")
+def import_(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="npy, npz, safetensors, or a dataset folder. Or SITE:STAGE:LAYER=FILE, or its start.",
+        ),
+    ],
+    out: Annotated[str, typer.Option("-o", "--out", metavar="STORE", help="Folder or fsspec URL of the store.")],
+    table: Annotated[
+        Path | None, typer.Option(help="The prompts, one row for each row of the arrays, in the same order.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Site of arrays that nothing names; default: resid_post.")] = None,
+    stages: Annotated[
+        str | None, typer.Option(help="Stages in training order, by commas; default: the names of the files.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Block indices, by commas; default: all from 0.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Names of the positions, by commas; default: last.")] = None,
+    dims: Annotated[str | None, typer.Option(help="Axes of every array, by commas, e.g. entity,layer,d_model.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8.")] = "auto",
+    nonfinite: Annotated[str, typer.Option(help="raise or keep, for NaN and infinity.")] = "raise",
+    source: Annotated[str, typer.Option(help="Where the values came from; kept in the provenance.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write activations that exist already into a store; an interrupted import resumes.
+
+    Axes are (stage, layer, entity, token, features...). Those of size one may
+    be left out. Several files without a prefix are one stage each."""
+    from stratalens.plugin.cli.array_jobs import import_files
+
+    store = import_files(
+        files,
+        out,
+        table=table,
+        site=site,
+        stages=stages,
+        layers=layers,
+        tokens=tokens,
+        dims=dims,
+        dtype=dtype,
+        nonfinite=nonfinite,
+        source=source,
+    )
+    if as_json:
+        emit_json(store)
+
+
+@command("init checkpoints prompts.csv -o run.yaml")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with one folder for each checkpoint.")],
+    table: Annotated[
+        Path | None, typer.Argument(metavar="TABLE", help="The prompts, as csv, jsonl or parquet.")
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run file to write.")] = Path("run.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented run file from a folder of checkpoints and a table of prompts."""
+    from stratalens.plugin.cli.init_job import write_initial_run_file
+
+    with print_warnings():
+        facts = write_initial_run_file(folder, table, out, force=force)
+    print_status(f"wrote {out}; look at it, then: stratalens forecast {out}")
+    if as_json:
+        emit_json(facts)
 
 
 @command("commit run.zarr run.icechunk")

@@ -1,6 +1,10 @@
-"""A store as a torch Dataset or as an ActivationCache.
+"""A store as a torch Dataset or as an ActivationCache, and existing activations as a store.
 
-convert        torch_dataset() and to_activation_cache()
-torch_dataset  ActivationDataset and ShuffledBatches
-torch_reader   one lazy array read as samples
+convert          torch_dataset() and to_activation_cache()
+torch_dataset    ActivationDataset and ShuffledBatches
+torch_reader     one lazy array read as samples
+from_arrays      from_arrays(): existing activations into a store
+array_sources    arrays of NumPy, torch, dask, zarr and xarray, read by rows
+array_variables  what these arrays mean: dims, variables, rows
+array_files      npy, npz, safetensors and datasets on disk as arrays
 """

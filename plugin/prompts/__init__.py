@@ -1,6 +1,7 @@
 """Prompt tables, their token ids, and named positions in them.
 
 table            PromptTable: columns, defaults, validation
+prompt_ids       default names of rows
 columns          rules for one column
 files            csv, tsv, jsonl and parquet files
 spans            character spans of entities and span columns

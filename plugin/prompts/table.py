@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from stratalens.plugin.prompts.columns import category_order, check_names, label_values, name_rows, text_values
 from stratalens.plugin.prompts.files import read_frame
+from stratalens.plugin.prompts.prompt_ids import hashed_ids, numbered_ids
 from stratalens.plugin.prompts.spans import entity_spans, span_columns
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts, tokenize
 from stratalens.store.errors import InputError, suggest
@@ -27,7 +29,8 @@ class PromptTable:
     The columns are:
 
     - prompt: text that the model reads. Required.
-    - prompt_id: unique name of the row. Default: r000000, r000001, ...
+    - prompt_id: unique name of the row. Default: a hash of prompt, entity and entity_id,
+      so rows of different tables have different names.
     - entity: text that occurs in the prompt, for the positions entity_first and
       entity_last. Rows without an entity ('' or missing) need an `entity_id`.
     - entity_id: group of the row. Default: the row's entity. Without either
@@ -49,6 +52,7 @@ class PromptTable:
         names_entities: whether the table says which rows are about the same entity.
             Otherwise every row is about a separate one.
         label_names: columns that are labels, in the table's order.
+        has_default_ids: whether the table has no `prompt_id`, so that its rows have the default names.
         label_orders: for each label that is an ordered pandas Categorical, its categories in order, as text. The
             store keeps this order, and the analyses take it as the order of the groups.
 
@@ -60,7 +64,7 @@ class PromptTable:
         >>> len(table), table.label_names, table.spans["entity"].tolist()
         (2, ('group',), [[7, 10], [7, 9]])
         >>> table.labels()["entity"].tolist()
-        ['r000000', 'r000001']
+        ['pb490dc5143aa', 'pb3f22b70924e']
     """
 
     def __init__(self, frame: pd.DataFrame, source: str = "prompt table") -> None:
@@ -71,7 +75,11 @@ class PromptTable:
         if blank:
             raise InputError(f"{source}: the prompt of {name_rows(blank)} is empty; fill or drop these rows")
         texts = {name: text_values(columns[name], source, required=False) for name in SPECIAL if name in columns}
-        ids = _prompt_ids(columns, len(prompts), source)
+        ids = _prompt_ids(columns, texts, source)
+        self.has_default_ids: bool = "prompt_id" not in columns
+        """Whether the table has no `prompt_id`, so that its rows have the default names."""
+        self.warned_about_ids = False
+        """Whether a capture has said that an older store names the rows by their numbers; it warns once."""
         entities = texts.get("entity")
         spans, used = span_columns(columns, prompts, source)
         if entities is not None:
@@ -156,6 +164,19 @@ class PromptTable:
         coords.update({name: content[name] for name in self.label_names})
         return {name: values.copy() for name, values in coords.items()}
 
+    def with_numbered_ids(self) -> PromptTable:
+        """Return the same table with rows named by their numbers, r000000, r000001, ...
+
+        Stores of older versions have these names where the table has no `prompt_id`.
+        """
+        other = copy.copy(self)
+        content = dict(self._content)
+        content["prompt_id"] = numbered_ids(len(self))
+        if content["entity_id"].tolist() == self._content["prompt_id"].tolist():
+            content["entity_id"] = content["prompt_id"].copy()
+        other._content = content
+        return other
+
     def tokenize(self, tokenizer: Any, *, max_length: int | None = None) -> TokenizedPrompts:
         """Tokenise all rows, with the special tokens that the tokenizer adds.
 
@@ -217,15 +238,15 @@ def _check_columns(frame: pd.DataFrame, source: str) -> dict[str, pd.Series[Any]
     return {name: frame[name] for name in names}
 
 
-def _prompt_ids(columns: Mapping[str, pd.Series[Any]], count: int, source: str) -> NDArray[Any]:
+def _prompt_ids(columns: Mapping[str, pd.Series[Any]], texts: Mapping[str, NDArray[Any]], source: str) -> NDArray[Any]:
     if "prompt_id" not in columns:
-        return np.array([f"r{row:06d}" for row in range(count)], dtype=object)
+        return hashed_ids(texts)
     ids = text_values(columns["prompt_id"], source, required=True)
     blank = np.flatnonzero(ids == "")
     if len(blank):
         raise InputError(f"{source}: prompt_id is empty in {name_rows(blank)}; name them, or drop the column")
     remedy = (
-        "prompt ids must be unique: rename them, or drop the column to number the rows (rows about the same entity "
+        "prompt ids must be unique: rename them, or drop the column for default names (rows about the same entity "
         "share an entity_id, not a prompt_id)"
     )
     check_distinct(ids.tolist(), "prompt_id", source, place="row", remedy=remedy)

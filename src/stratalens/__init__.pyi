@@ -33,9 +33,11 @@ from .plugin.capture.store import relabel as relabel
 from .plugin.check.check import check as check
 from .plugin.interop.convert import to_activation_cache as to_activation_cache
 from .plugin.interop.convert import torch_dataset as torch_dataset
+from .plugin.interop.from_arrays import from_arrays as from_arrays
 from .plugin.prompts.table import PromptTable as PromptTable
 from .plugin.stages.checkpoints import Checkpoint as Checkpoint
 from .plugin.stages.checkpoints import LoraAdapter as LoraAdapter
 from .plugin.stages.checkpoints import Revision as Revision
 from .store import errors as errors
 from .store.integrity.verify import verify_store as verify_store
+from .store.interop.export_labels import export as export

@@ -1,6 +1,7 @@
 """A store as a lazy Dataset.
 
 open         open_store()
+joining      stores joined along entity
 lazy_arrays  lazy arrays: variables, label columns, computed values
 dask_arrays  dask arrays over stored variables
 selection    selections that are not read yet

@@ -11,17 +11,25 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from stratalens.store.errors import InputError, LabelWarning, MismatchError
+from stratalens.store.errors import InputError, LabelWarning
 from stratalens.store.format import metadata
 from stratalens.store.format.int8 import summarize_errors
 from stratalens.store.format.schema import Variable, recorded_variable
 from stratalens.store.reading.chunks import BFLOAT16
+from stratalens.store.reading.joining import (
+    Ids,
+    check_ids,
+    check_joinable,
+    check_unique_ids,
+    prefixed_columns,
+    store_prefixes,
+)
 from stratalens.store.reading.json_text import JsonText
 from stratalens.store.reading.lazy_arrays import (
     Exposure,
@@ -37,7 +45,6 @@ from stratalens.store.reading.slabs import SlabReader
 from stratalens.store.reading.staleness import LabelsChangedError, StalenessCheck
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.missing_rows import missing_rows
-from stratalens.store.state.provenance import check_provenance, mismatch
 from stratalens.store.state.store_files import check_store_files
 from stratalens.store.storage.resolve import is_url, storage_at
 
@@ -66,10 +73,11 @@ def open_store(
     chunks: Literal["auto"] | None = "auto",
     verify: bool = True,
     dtype: Literal["float32", "bfloat16", "bits"] = "float32",
+    ids: Ids = "keep",
 ) -> xr.Dataset:
     """Open a store as a lazy Dataset.
 
-    Several stores of one run with different entities are joined along entity.
+    Several stores of one run with different prompts are joined along entity.
 
     Args:
         path: folder or fsspec URL of a store, or a list of them to join along entity.
@@ -78,6 +86,8 @@ def open_store(
         verify: compare every chunk that is read with its crc32c. The first read of a few rows reads their chunks whole.
         dtype: dtype of sites stored as bfloat16: "float32" (exact), "bfloat16" (of ml_dtypes), or "bits" (uint16).
             Sites scaled to int8 are float32 too; with "bits" they are int8, to be multiplied by `<site>_scale`.
+        ids: prompt ids of joined stores. "keep" needs different ids in all stores. "prefix" puts the name of the
+            store before each id ("run-a/p1"), so equal rows may be in several stores.
 
     Returns:
         Dataset with stages in the order of `stage_order`, every label column as a coordinate, and these variables:
@@ -91,7 +101,7 @@ def open_store(
         InputError: there is no store at `path`, or a newer stratalens wrote it.
         DamagedError: metadata or a commit record is damaged. Reading values later raises it for a damaged chunk; the
             message names stage, site, layer and entity rows.
-        MismatchError: the stores do not belong together.
+        MismatchError: the stores do not belong together, or two of them have the same prompt id.
 
     Example:
         >>> ds = open_store("run.zarr")  # doctest: +SKIP
@@ -99,6 +109,7 @@ def open_store(
     """
     if dtype not in ("float32", "bfloat16", "bits"):
         raise InputError(f"dtype is {dtype!r}: use 'float32', 'bfloat16' or 'bits'")
+    check_ids(ids)
     if chunks not in ("auto", None):
         raise InputError(f"chunks is {chunks!r}: use 'auto' or None; ds.chunk(...) changes them afterwards")
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
@@ -106,17 +117,23 @@ def open_store(
         raise InputError("path is an empty list: give open_store a folder, or a list of folders")
     for attempt in range(_ATTEMPTS):
         try:
-            return _open_stores(paths, chunks=chunks, verify=verify, dtype=dtype)
+            return _open_stores(paths, chunks=chunks, verify=verify, dtype=dtype, ids=ids)
         except LabelsChangedError:  # a relabel finished while the labels were read
             if attempt + 1 == _ATTEMPTS:
                 raise
     raise AssertionError
 
 
-def _open_stores(paths: Sequence[Path], *, chunks: str | None, verify: bool, dtype: str) -> xr.Dataset:
+def _open_stores(paths: Sequence[Path], *, chunks: str | None, verify: bool, dtype: str, ids: str) -> xr.Dataset:
     """Open stores as one Dataset, as `open_store` describes."""
     stores = [_open_one(load(storage_at(p)), verify=verify, dtype=dtype) for p in paths]
-    _check_joinable(stores)
+    check_joinable([opened.store for opened in stores])
+    if ids == "prefix" and len(stores) > 1:
+        prefixes = store_prefixes([opened.store.path for opened in stores])
+        stores = [
+            replace(opened, labels=prefixed_columns(opened.labels, prefix), key=f"{opened.key} {prefix}")
+            for opened, prefix in zip(stores, prefixes, strict=True)
+        ]
     rows = sum(opened.store.entities for opened in stores)
     coords = _coordinates(stores[0].store) | _label_coordinates(stores, rows)
     data = _variables(stores, chunks) | _recorded_flags(stores)
@@ -127,7 +144,7 @@ def _open_stores(paths: Sequence[Path], *, chunks: str | None, verify: bool, dty
     if "trained_stage" in stores[0].store.label_types:
         data["exposure"] = _exposure(stores, coords["stage_order"].values)
     dataset = _assemble(data, coords, lazy_entity=rows > EAGER_LABELS, attrs=_attributes(stores))
-    _check_unique(stores)
+    check_unique_ids([opened.labels["entity"] for opened in stores], [opened.store.path for opened in stores])
     return dataset
 
 
@@ -278,50 +295,3 @@ def _attributes(stores: Sequence[_OpenedStore]) -> dict[str, Any]:
 
 def _absolute_path(path: str) -> str:
     return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - links stay as the user named them
-
-
-def _check_joinable(stores: Sequence[_OpenedStore]) -> None:
-    """Raise unless the stores belong together.
-
-    They need equal layers, positions, label columns, variables, stages and provenance.
-    """
-    first = stores[0].store
-    for other in (opened.store for opened in stores[1:]):
-        where = f" in {other.path}"
-        compared = {
-            "layers": (list(first.layers), list(other.layers)),
-            "positions": (list(first.tokens), list(other.tokens)),
-            "label columns": (dict(first.label_types), dict(other.label_types)),
-            "variables": (_variables_json(first), _variables_json(other)),
-            "stages": ([s.to_json() for s in first.stages], [s.to_json() for s in other.stages]),
-        }
-        for field, (expected, actual) in compared.items():
-            if expected != actual:
-                remedy = "open the stores separately; they do not belong together"
-                raise mismatch(first, field, expected, actual, remedy, where)
-        check_provenance(first, _without_prompts(first.provenance), _without_prompts(other.provenance), where)
-
-
-def _variables_json(store: Store) -> list[dict[str, Any]]:
-    return sorted((layout.variable.to_json() for layout in store.layouts.values()), key=lambda v: str(v["name"]))
-
-
-def _without_prompts(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the provenance without the digest of the prompts."""
-    return {k: v for k, v in provenance.items() if k != "token_ids_digest"}
-
-
-def _check_unique(stores: Sequence[_OpenedStore]) -> None:
-    """Raise if two stores have the same prompt id."""
-    if len(stores) < 2:
-        return
-    seen: set[str] = set()
-    for opened in stores:
-        names = opened.labels["entity"].select([slice(None)])
-        for name in names:
-            if name in seen:
-                raise MismatchError(
-                    f"prompt id {name!r} is in more than one of the stores: join stores of different prompts, or give "
-                    "the prompts other ids"
-                )
-            seen.add(name)

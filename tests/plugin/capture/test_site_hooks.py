@@ -138,7 +138,7 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
         "forward": spoilt,
         "statistics": False,
     }
-    with pytest.raises(NonFiniteError, match=r"stage 'model', site 'state', layer 0, entity 'r0000\d\d', token 'last'"):
+    with pytest.raises(NonFiniteError, match=r"stage 'model', site 'state', layer 0, entity 'p\w{12}', token 'last'"):
         capture(model, table(4), tmp_path / "a.zarr", **asked)
     unchecked = capture(model, table(4), tmp_path / "b.zarr", nonfinite="keep", **asked)
     assert unchecked.recorded.values.all()

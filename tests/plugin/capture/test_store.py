@@ -81,7 +81,7 @@ def test_a_label_is_corrected_and_the_capture_resumes(tmp_path: Path) -> None:
         record_table(path, stages, labelled(["week1", "week 1"] * 10))
     right = labelled(["week1"] * 20, colour=["red", "blue"] * 10)
     with pytest.raises(
-        MismatchError, match=r"'trained_stage' of 'r000001' .row 1. is 'week 1' in the store, 'week1' in"
+        MismatchError, match=r"'trained_stage' of 'p\w{12}' .row 1. is 'week 1' in the store, 'week1' in"
     ):
         record_table(path, {**stages, "week2": TwoLayers(2)}, right)
     before = open_store(path).load()

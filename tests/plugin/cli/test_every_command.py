@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from typer.main import get_command
@@ -36,8 +37,13 @@ TABLE: dict[str, tuple[list[str], set[str]]] = {
     "report": (["STORE", "-o", "OUT/report.html"], {"store", "report", "bytes"}),
     "export": (
         ["STORE", "--site", "resid_post", "--layer", "1", "--to", "OUT/a.npy"],
-        {"store", "site", "layer", "file", "bytes"},
+        {"store", "site", "layer", "file", "files", "bytes"},
     ),
+    "import": (
+        ["OUT/x.npy", "--table", "PROMPTS", "-o", "OUT/imported.zarr"],
+        {"store", "stages", "sites", "complete"},
+    ),
+    "init": (["OUT", "PROMPTS", "-o", "OUT/init.yaml"], {"run_file", "stages", "prompts", "by"}),
     "label": (["STORE", "PROMPTS"], {"store", "changed"}),
     "commit": (["STORE", "OUT/run.icechunk"], {"store", "repository", "committed"}),
 }
@@ -63,6 +69,7 @@ SMALL = {
 def words(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
     """A function that returns the command line of a command in the table, with paths filled in."""
     out = tmp_path_factory.mktemp("out")
+    np.save(out / "x.npy", np.ones((3, 36, 4), np.float32))
     study = out / "study.yaml"
     study.write_text(yaml.safe_dump({"model": str(save_base(out / "base")), **SMALL}))
     places = {"STORE": recorded, "RUN": recorded.parent / "run.yaml", "STUDY": study, "OUT": out}

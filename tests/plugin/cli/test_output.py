@@ -25,6 +25,8 @@ COMMANDS = (
     "export",
     "label",
     "commit",
+    "import",
+    "init",
 )
 
 

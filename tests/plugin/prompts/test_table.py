@@ -20,8 +20,8 @@ def table_of(**columns):
 def test_defaults():
     table = table_of(prompt=["a b", "c d"])
     labels = table.labels()
-    assert labels["entity"].tolist() == ["r000000", "r000001"]
-    assert labels["entity_id"].tolist() == ["r000000", "r000001"]
+    assert [name[0] + str(len(name)) for name in labels["entity"]] == ["p13", "p13"]
+    assert labels["entity_id"].tolist() == labels["entity"].tolist()
     assert labels["prompt"].tolist() == ["a b", "c d"]
     assert list(labels) == ["entity", "entity_id", "prompt"]
     assert dict(table.spans) == {}
@@ -138,7 +138,8 @@ def test_the_frame_is_not_changed_and_its_index_does_not_matter():
     before = frame.copy(deep=True)
     table = PromptTable.from_dataframe(frame)
     pd.testing.assert_frame_equal(frame, before)
-    assert table.labels()["entity"].tolist() == ["r000000", "r000001"]
+    again = PromptTable.from_dataframe(frame.reset_index(drop=True))
+    assert table.labels()["entity"].tolist() == again.labels()["entity"].tolist()
 
 
 def test_the_frame_makes_the_same_table_again():
