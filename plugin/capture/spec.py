@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stratalens.plugin.capture.store_defaults import recorded_statistics, warn_about_statistics
+from stratalens.plugin.capture.store_defaults import recorded_names, recorded_statistics, warn_about_statistics
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
@@ -149,7 +149,8 @@ class CaptureSpec:
         tokenizer = options.tokenizer if options.tokenizer is not None else adapter.tokenizer
         tokenized = table.tokenize(tokenizer, max_length=adapter.max_length)
         positions = resolve_positions(options.positions, table, tokenized, options.missing)
-        selection = resolve_sites(adapter, options.sites, options.layers, sample_ids(tokenized.ids))
+        ids = sample_ids(tokenized.ids)
+        selection = resolve_sites(adapter, options.sites, options.layers, ids, recorded_names(existing))
         with evaluation_mode(adapter.model):
             adapter.confirm_logits()
         has_logits = adapter.dry_run_result is not None
