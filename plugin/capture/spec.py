@@ -21,7 +21,7 @@ from stratalens.plugin.progress import ProgressFunction
 from stratalens.plugin.prompts.positions import ResolvedPositions, tokens_of_spans
 from stratalens.plugin.prompts.positions import resolve as resolve_positions
 from stratalens.plugin.prompts.table import PromptTable
-from stratalens.plugin.prompts.tokenization import TokenizedPrompts
+from stratalens.plugin.prompts.tokenization import TokenizedPrompts, fit_vocabulary
 from stratalens.store.errors import InputError, MismatchError, suggest
 from stratalens.store.format import schema
 from stratalens.store.format.layout import MEMORY_LIMIT
@@ -147,7 +147,7 @@ class CaptureSpec:
         if options.dtype == "int8" and options.nonfinite == "keep":
             raise InputError("nonfinite='keep' and dtype='int8': int8 has no NaN or infinity. Choose another dtype.")
         tokenizer = options.tokenizer if options.tokenizer is not None else adapter.tokenizer
-        tokenized = table.tokenize(tokenizer, max_length=adapter.max_length)
+        tokenized = fit_vocabulary(table.tokenize(tokenizer, max_length=adapter.max_length), adapter.embedding_rows)
         positions = resolve_positions(options.positions, table, tokenized, options.missing)
         ids = sample_ids(tokenized.ids)
         selection = resolve_sites(adapter, options.sites, options.layers, ids, recorded_names(existing))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -35,6 +36,20 @@ try:  # exists on the 3.9 line only; 4.x raises ImportError on access
     HookedTransformer: type[nn.Module] | None = transformer_lens.HookedTransformer
 except (ImportError, AttributeError):
     HookedTransformer = None
+
+
+@contextmanager
+def _embedding_errors(ids: Tensor) -> Iterator[None]:
+    """Raise the IndexError of an embedding, which names no value, as an InputError that does."""
+    try:
+        yield
+    except IndexError as error:
+        if "index out of range in self" not in str(error):
+            raise
+        raise InputError(
+            f"an embedding of this model has fewer rows than it needs: the token ids go up to {int(ids.max())}, the "
+            f"positions to {ids.shape[1] - 1}. Pass the tokenizer of this model as tokenizer=, or shorter prompts."
+        ) from error
 
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
@@ -149,9 +164,10 @@ class Adapter:
             output: "none" skips all work for logits that this kind of model can skip.
             stop_at_layer: first block to skip; needs `can_stop`.
         """
-        if self.forward is not None:
-            return self.forward(self.model, ids, mask)
-        return self.model(ids)
+        with _embedding_errors(ids):
+            if self.forward is not None:
+                return self.forward(self.model, ids, mask)
+            return self.model(ids)
 
     def dry_run(self, ids: Tensor, output: Output) -> None:
         """Run a short forward pass without padding; with logits, set `dry_run_result` and `no_logits`."""
@@ -202,6 +218,11 @@ class Adapter:
             self.dry_run_result = None
 
     @property
+    def embedding_rows(self) -> int | None:
+        """Number of token ids that the model can embed, None if unknown."""
+        return self.size("d_vocab")
+
+    @property
     def vocabulary_sizes(self) -> set[int]:
         """Sizes that the last axis of logits may have: that of the config, or the rows of the token embedding."""
         size = self.size("d_vocab")
@@ -243,6 +264,13 @@ class BridgeAdapter(Adapter):
         sizes = {getattr(self.text_config, "vocab_size", None), self.size("d_vocab")}
         head = getattr(getattr(self.model, "unembed", None), "original_component", None)
         return {*(size for size in sizes if size), *([head.out_features] if isinstance(head, nn.Linear) else [])}
+
+    @property
+    def embedding_rows(self) -> int | None:
+        """Rows of the token embedding; they may be more than the vocabulary of the config."""
+        embedding = getattr(self.hf, "get_input_embeddings", lambda: None)()
+        rows = getattr(getattr(embedding, "weight", None), "shape", None)
+        return int(rows[0]) if rows else getattr(self.text_config, "vocab_size", None)
 
     def _refuse_logits(self, output: Any, ids: Tensor) -> str:
         if is_headless(self.hf):
@@ -294,7 +322,8 @@ class BridgeAdapter(Adapter):
         if output == "none" and "logits_to_keep" in self._accepts:
             # An empty index: no position reaches the head. The number 0 would mean all positions.
             kwargs["logits_to_keep"] = torch.empty(0, dtype=torch.long, device=ids.device)
-        return self.model(ids, attention_mask=mask, **kwargs)
+        with _embedding_errors(ids):
+            return self.model(ids, attention_mask=mask, **kwargs)
 
     def head(self, hidden: Tensor) -> Tensor | None:
         """Apply the wrapped output layer, then the logit scaling and softcapping of the config."""

@@ -150,19 +150,19 @@ def _stack_prefixes(adapter: Adapter) -> dict[str, str]:
     """Return the prefixes of variable names for the stacks of blocks that have sites of the same plain name.
 
     Returns:
-        What stands in front of the block index -> prefix. TransformerLens' own stack `blocks` has none.
+        Path in front of the block index -> prefix. TransformerLens' own stack `blocks` has none.
     """
     templates = {hook for hook, block in map(template_of, adapter.points) if block is not None}
     stacks: dict[str, set[str]] = {}
     for template in templates:
         stack, _, tail = template.partition("{layer}")
         stacks.setdefault(stack, set()).add(tail)
-    alike = {
+    shared = {
         stack
         for stack, tails in stacks.items()
         if any(stack != other and not tails.isdisjoint(others - {""}) for other, others in stacks.items())
     }
-    short = {stack: _GENERIC.sub("", stack.strip(".")).replace(".", "_") for stack in alike - {"blocks."}}
+    short = {stack: _GENERIC.sub("", stack.strip(".")).replace(".", "_") for stack in shared - {"blocks."}}
     prefixes = {}
     for stack, name in short.items():
         is_unique = name and list(short.values()).count(name) == 1
