@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -12,8 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stratalens.plugin.capture.store_defaults import recorded_names, recorded_statistics, warn_about_statistics
-from stratalens.plugin.models.adapters import Adapter, ForwardFunction
+from stratalens.plugin.capture.store_defaults import (
+    recorded_names,
+    recorded_processing,
+    recorded_statistics,
+    warn_about_statistics,
+)
+from stratalens.plugin.models.adapters import Adapter, ForwardFunction, differing_flags
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import Site, SiteSelection
@@ -106,7 +111,8 @@ class CaptureSpec:
             of shape (rows, 2), both 0 where a row has no entity; None if the table or the tokenizer has no spans.
         options: the options of the capture.
         entities: prompt ids, for messages.
-        processing: TransformerLens processing flags of the models.
+        processing: TransformerLens processing flags of the first model, or of the store that exists.
+        known_processing: the same, with the flags that later models could answer and the first one could not.
         model: architecture and sizes, the same at every stage.
     """
 
@@ -121,6 +127,7 @@ class CaptureSpec:
     entities: NDArray[Any]
     processing: Mapping[str, Any]
     model: Mapping[str, Any]
+    known_processing: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_model(
@@ -177,8 +184,9 @@ class CaptureSpec:
             entity_tokens=entity_tokens if "entity_loss" in outputs else None,
             options=options,
             entities=table.labels()["entity"],
-            processing=adapter.processing,
+            processing=recorded_processing(existing, adapter.processing),
             model=describe_model(adapter),
+            known_processing=dict(adapter.processing),
         )
 
     @property
@@ -247,10 +255,10 @@ class CaptureSpec:
         Raises:
             MismatchError: processing flags, architecture or a site differ.
         """
-        pairs: list[tuple[str, Any, Any]] = [
-            ("processing flags", dict(self.processing), adapter.processing),
-            ("architecture or sizes", dict(self.model), describe_model(adapter)),
-        ]
+        pairs: list[tuple[str, Any, Any]] = [("architecture or sizes", dict(self.model), describe_model(adapter))]
+        if differing_flags(self.known_processing, adapter.processing):
+            pairs.insert(0, ("processing flags", dict(self.known_processing), adapter.processing))
+        self.known_processing.update({**adapter.processing, **self.known_processing})
         for site, other in zip(self.selection.sites, selection.sites, strict=True):
             pairs.append((f"hook, shape or dtype of site {site.name!r}", _describe_site(site), _describe_site(other)))
         for subject, expected, actual in pairs:

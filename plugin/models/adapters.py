@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
@@ -126,8 +126,8 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        """The device of the first parameter, to which token ids must be moved."""
-        return next((p.device for p in self.weights_module.parameters()), torch.device("cpu"))
+        """The device of the first parameter, to which token ids must be moved; offloaded parameters are skipped."""
+        return next((p.device for p in self.weights_module.parameters() if not p.is_meta), torch.device("cpu"))
 
     @property
     def max_length(self) -> int | None:
@@ -409,30 +409,66 @@ def adapt(model: Any, forward: ForwardFunction | None = None) -> Adapter:
 
 
 def _measured_processing(model: Any) -> dict[str, bool]:
-    """Return whether norms are folded and weights centred, measured on the weights.
+    """Return how the weights were processed, measured on the weights.
 
-    TransformerLens does not record the flags of loading a model. Folding leaves no
-    weight (HookedTransformer) or a weight of ones (bridge) in the first norm.
-    Centring leaves columns with a mean of zero.
+    TransformerLens does not record the flags of loading a model. Folding a norm leaves no weight (HookedTransformer) or
+    a weight of ones (bridge) in it. Centring leaves columns with a mean of zero. Folding the value biases leaves zeros
+    there and a bias in the output. Refactoring the attention matrices leaves orthonormal rows in W_O.
+
+    Returns:
+        The flags that this model can answer. `value_biases_folded` is absent where no bias of the first block differs
+        from zero: folding changes nothing there, and training may still change the biases.
     """
     flags: dict[str, bool] = {}
     blocks = getattr(model, "blocks", None)
     first = blocks[0] if blocks is not None and len(blocks) else None
+    attention = getattr(first, "attn", None)
     norm = getattr(first, "ln1", None)
     if norm is not None:
         weight = getattr(norm, "w", None) if hasattr(norm, "w") else getattr(norm, "weight", None)
-        flags["norms_folded"] = weight is None or bool((weight == weight.new_ones(())).all())
+        if weight is None or not weight.is_meta:
+            flags["norms_folded"] = weight is None or bool((weight == weight.new_ones(())).all())
     with torch.no_grad():
         for flag, module, name in (
             ("writing_centred", getattr(first, "mlp", None), "W_out"),
             ("unembed_centred", model, "W_U"),
         ):
-            try:
-                matrix = getattr(module, name)
-            except (AttributeError, NotImplementedError):
-                continue  # mixtures of experts, models without a head
-            if isinstance(matrix, Tensor) and matrix.ndim == 2:
+            matrix = _weight(module, name)
+            if matrix is not None and matrix.ndim == 2:
                 rows = matrix[:64].float()  # all rows are centred or none is, so a few are enough
                 mean, spread = rows.mean(-1).abs().max(), rows.std()
                 flags[flag] = bool(mean <= 1e-4 * spread)
+        value_bias, output_bias = _weight(attention, "b_V"), _weight(attention, "b_O")
+        if value_bias is not None and bool(value_bias.any()):
+            flags["value_biases_folded"] = False
+        elif value_bias is not None and output_bias is not None and bool(output_bias.any()):
+            flags["value_biases_folded"] = True
+        output = _weight(attention, "W_O")
+        if output is not None and output.ndim == 3 and output.shape[1] <= output.shape[2]:
+            head = output[0].float()
+            gap = (head @ head.T - torch.eye(len(head), device=head.device)).abs().max()
+            flags["attention_refactored"] = bool(gap <= _ORTHONORMAL.get(output.dtype, 1e-3))
     return flags
+
+
+# Largest entry of W_O @ W_O.T - 1 that rounding explains.
+_ORTHONORMAL = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def _weight(module: Any, name: str) -> Tensor | None:
+    """Return a weight under its TransformerLens name; None where there is none, or none to compute with."""
+    try:
+        weight = getattr(module, name)
+    except (AttributeError, NotImplementedError, RuntimeError):  # mixtures of experts, no head, no bias
+        return None
+    is_dense = isinstance(weight, Tensor) and not (weight.is_meta or hasattr(weight, "__tensor_flatten__"))
+    return weight if is_dense else None
+
+
+def differing_flags(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return the processing flags in which two models differ; a flag that one of them cannot answer does not count.
+
+    >>> differing_flags({"norms_folded": True, "compatibility_mode": True}, {"norms_folded": False})
+    ['norms_folded']
+    """
+    return [flag for flag in first if flag in second and first[flag] != second[flag]]

@@ -79,7 +79,7 @@ def test_a_model_loaded_in_float16_should_be_loaded_in_bfloat16(tmp_path: Path, 
 def test_the_position_is_named_where_all_are_recorded(tmp_path: Path) -> None:
     """Batches of short rows have no first columns; the label is still that of the token."""
     model = models.bridge("gpt2")
-    prompts = ["one two three"] * 4 + [" ".join(["word"] * 10)] * 4
+    prompts = [f"one two {i}" for i in range(4)] + [" ".join([f"word{i}"] * 9) for i in range(4)]
     table = sl.PromptTable.from_dataframe(pd.DataFrame({"prompt": prompts, "entity_id": range(8)}))
 
     def change(x: Tensor, hook: Any) -> Tensor:
