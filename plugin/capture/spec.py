@@ -14,7 +14,6 @@ from torch import Tensor
 
 from stratalens.plugin.capture.store_defaults import (
     recorded_names,
-    recorded_processing,
     recorded_statistics,
     warn_about_statistics,
 )
@@ -111,7 +110,7 @@ class CaptureSpec:
             of shape (rows, 2), both 0 where a row has no entity; None if the table or the tokenizer has no spans.
         options: the options of the capture.
         entities: prompt ids, for messages.
-        processing: TransformerLens processing flags of the first model, or of the store that exists.
+        processing: TransformerLens processing flags of the first model.
         known_processing: the same, with the flags that later models could answer and the first one could not.
         model: architecture and sizes, the same at every stage.
     """
@@ -184,7 +183,7 @@ class CaptureSpec:
             entity_tokens=entity_tokens if "entity_loss" in outputs else None,
             options=options,
             entities=table.labels()["entity"],
-            processing=recorded_processing(existing, adapter.processing),
+            processing=adapter.processing,
             model=describe_model(adapter),
             known_processing=dict(adapter.processing),
         )

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
-from stratalens.plugin.models.adapters import differing_flags
 from stratalens.plugin.stages.label_warnings import caller_level
 from stratalens.store.errors import LabelWarning, StratalensError, join_names
 from stratalens.store.format.metadata import ROOT
@@ -28,17 +25,6 @@ def recorded_names(store: Store | None) -> dict[str, str]:
     """Return the variable name of every site that a store records, by TransformerLens name."""
     variables = [variable for group in store.groups for variable in group] if store is not None else []
     return {str(v.attrs["hook"]): v.name for v in variables if v.attrs.get("kind") == "site" and "hook" in v.attrs}
-
-
-def recorded_processing(store: Store | None, processing: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the processing flags of a store; those of a model where there is no store, or where they differ.
-
-    A store of an earlier version has fewer flags, and keeps them.
-    """
-    recorded = store.provenance.get("processing") if store is not None else None
-    if not isinstance(recorded, Mapping) or differing_flags(recorded, processing):
-        return processing
-    return dict(recorded)
 
 
 def recorded_statistics(store: Store) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,15 @@ def test_the_position_is_named_where_all_are_recorded(tmp_path: Path) -> None:
 
     def change(x: Tensor, hook: Any) -> Tensor:
         x = x.clone()
-        x[:, -2, 0] = float("inf")
+        x[:, 0, 0] = float("inf")
         return x
 
     model.add_hook("blocks.0.hook_resid_post", change)
     options: dict[str, Any] = {"positions": "all", "statistics": False, "check": False, "layers": [0]}
-    with pytest.raises(NonFiniteError, match=r"token -2, feature \[0\]"):
+    with pytest.raises(NonFiniteError, match=r"feature \[0\]") as error:
         sl.capture(model, table, tmp_path / "run.zarr", **options)
+    place = re.search(r"entity 'r00000(\d)', token (-\d+),", str(error.value))
+    assert place is not None
+    row = int(place.group(1))
+    assert row < 4  # one of the short rows
+    assert int(place.group(2)) == -len(models.tokenizer()(prompts[row]).input_ids)
