@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import UntypedStorage, nn
+    from torch import Tensor, UntypedStorage, nn
     from transformer_lens.hook_points import HookPoint
 
 _WRAPPED = "_original_component"
@@ -71,6 +71,31 @@ def mark_headless(hf_model: Any) -> None:
 def is_headless(hf_model: Any) -> bool:
     """Return whether `mark_headless` was called for a model."""
     return bool(getattr(hf_model, "_stratalens_headless", False))
+
+
+def offloaded_weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """Return functions that read the weights which Accelerate keeps on disk or in host memory, by name.
+
+    Their parameters are on the meta device between two forward passes. Accelerate (1.x) keeps a hook in `_hf_hook` of
+    the module, and the values in `weights_map` of this hook. The public `get_state_dict_offloaded_model` knows neither
+    the names of a TransformerBridge nor memory limits.
+    """
+    readers: dict[str, Callable[[], Tensor]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        hook = module.__dict__.get("_hf_hook")
+        for one in getattr(hook, "hooks", (hook,)):  # a SequentialHook has several
+            weights = getattr(one, "weights_map", None)
+            if weights is None:
+                continue
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.is_meta:
+                    readers[unwrapped_name(f"{prefix}.{name}")] = partial(weights.__getitem__, name)
+    return readers
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is one shard of several processes: `torch.distributed.tensor.DTensor` (PyTorch 2.4)."""
+    return type(tensor).__name__ == "DTensor"
 
 
 def remove_forward_wrapper(model: nn.Module) -> None:

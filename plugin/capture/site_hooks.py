@@ -149,7 +149,8 @@ class SiteHooks:
             Tensors on the model's device by variable; missing positions are NaN. Activations have shape
             (layers, rows, tokens, features) in storage dtype, without layers for a site outside the blocks. A
             statistic loses the last feature axis. `<site>/finite` and `<site>/overflow` tell the host whether to look
-            for values that are not finite.
+            for values that are not finite; `<site>/overflow_at` is the place of the first value beyond the range,
+            where values that are not finite are kept.
 
         Raises:
             InputError: a site did not fire once per recorded layer.
@@ -177,12 +178,25 @@ class SiteHooks:
                     _fill(statistic, missing, len(site.feature_shape) - 1, torch.nan)
                 values[f"{site.name}_{name}"] = statistic
             cast = x.to(TORCH_DTYPES[self.spec.dtypes[site.name]])
-            values[f"{site.name}/overflow"] = torch.isinf(extremes.to(cast.dtype)).any()
+            if self.spec.options.nonfinite == "keep" and cast.dtype != x.dtype:
+                values[f"{site.name}/overflow"], values[f"{site.name}/overflow_at"] = _find_overflow(x, cast)
+            else:
+                values[f"{site.name}/overflow"] = torch.isinf(extremes.to(cast.dtype)).any()
             if any_missing:
                 cast = _fill(cast.clone() if cast is x else cast, missing, len(site.feature_shape), torch.nan)
             values[site.name] = cast
         self._batch = None
         return values
+
+
+def _find_overflow(x: Tensor, cast: Tensor) -> tuple[Tensor, Tensor]:
+    """Find finite values that a cast made infinite, among values that may be NaN or infinite themselves.
+
+    Returns:
+        Whether there is one (bool), and the index of the first one in the flat tensor (int64).
+    """
+    overflow = (torch.isinf(cast) & torch.isfinite(x)).reshape(-1)
+    return overflow.any(), overflow.to(torch.uint8).argmax()
 
 
 def _fill(x: Tensor, missing: Tensor, feature_ndim: int, value: float) -> Tensor:
@@ -241,22 +255,33 @@ def check_finite(
     """
     for site in spec.selection.sites:
         finite, overflow = bool(values[f"{site.name}/finite"]), bool(values[f"{site.name}/overflow"])
-        if (finite or spec.options.nonfinite == "keep") and not (finite and overflow):
+        is_exact = f"{site.name}/overflow_at" in values  # else an infinity of the model counts as overflow too
+        overflow = overflow and (finite or is_exact)
+        if not overflow and (finite or spec.options.nonfinite == "keep"):
             continue
         array = values[site.name]
         if spec.dtypes[site.name] == "bfloat16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         layered = array if site.in_blocks else array[None]
-        recorded = (index >= 0).reshape(1, *index.shape, *(1,) * len(site.feature_shape))
-        place = np.argwhere(~np.isfinite(layered) & recorded)[0]
+        if overflow and is_exact:
+            place = np.array(np.unravel_index(int(values[f"{site.name}/overflow_at"]), layered.shape))
+        else:
+            recorded = (index >= 0).reshape(1, *index.shape, *(1,) * len(site.feature_shape))
+            place = np.argwhere(~np.isfinite(layered) & recorded)[0]
+        token = spec.labels[len(spec.labels) - index.shape[1] + place[2]]  # the first columns may be absent
         layer = f"layer {spec.selection.layers[place[0]]}" if site.in_blocks else "no layer"
-        if finite:
+        if overflow:
             value = f"beyond the range of {spec.dtypes[site.name]}"
             remedy = "Record with dtype='float32' or 'bfloat16'."
         else:
             value = str(layered[tuple(place)])
             remedy = "Pass nonfinite='keep' to record it unchanged."
+            if site.dtype == torch.float16:
+                remedy = (
+                    "The model computes in float16, whose largest value is 65504: load it in bfloat16 (dtype='bfloat16'"
+                    f" in from_pretrained, boot_transformers or Checkpoint). {remedy}"
+                )
         raise NonFiniteError(
             f"stage {stage!r}, site {site.name!r}, {layer}, entity {spec.entities[rows[place[1]]]!r}, token "
-            f"{spec.labels[place[2]]!r}, feature {place[3:].tolist()}: the activation is {value}. {remedy}"
+            f"{token!r}, feature {place[3:].tolist()}: the activation is {value}. {remedy}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -12,8 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stratalens.plugin.capture.store_defaults import recorded_statistics, warn_about_statistics
-from stratalens.plugin.models.adapters import Adapter, ForwardFunction
+from stratalens.plugin.capture.store_defaults import (
+    recorded_names,
+    recorded_statistics,
+    warn_about_statistics,
+)
+from stratalens.plugin.models.adapters import Adapter, ForwardFunction, differing_flags
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import Site, SiteSelection
@@ -21,7 +25,7 @@ from stratalens.plugin.progress import ProgressFunction
 from stratalens.plugin.prompts.positions import ResolvedPositions, tokens_of_spans
 from stratalens.plugin.prompts.positions import resolve as resolve_positions
 from stratalens.plugin.prompts.table import PromptTable
-from stratalens.plugin.prompts.tokenization import TokenizedPrompts
+from stratalens.plugin.prompts.tokenization import TokenizedPrompts, fit_vocabulary
 from stratalens.store.errors import InputError, MismatchError, suggest
 from stratalens.store.format import schema
 from stratalens.store.format.layout import MEMORY_LIMIT
@@ -106,7 +110,8 @@ class CaptureSpec:
             of shape (rows, 2), both 0 where a row has no entity; None if the table or the tokenizer has no spans.
         options: the options of the capture.
         entities: prompt ids, for messages.
-        processing: TransformerLens processing flags of the models.
+        processing: TransformerLens processing flags of the first model.
+        known_processing: the same, with the flags that later models could answer and the first one could not.
         model: architecture and sizes, the same at every stage.
     """
 
@@ -121,6 +126,7 @@ class CaptureSpec:
     entities: NDArray[Any]
     processing: Mapping[str, Any]
     model: Mapping[str, Any]
+    known_processing: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_model(
@@ -147,9 +153,10 @@ class CaptureSpec:
         if options.dtype == "int8" and options.nonfinite == "keep":
             raise InputError("nonfinite='keep' and dtype='int8': int8 has no NaN or infinity. Choose another dtype.")
         tokenizer = options.tokenizer if options.tokenizer is not None else adapter.tokenizer
-        tokenized = table.tokenize(tokenizer, max_length=adapter.max_length)
+        tokenized = fit_vocabulary(table.tokenize(tokenizer, max_length=adapter.max_length), adapter.embedding_rows)
         positions = resolve_positions(options.positions, table, tokenized, options.missing)
-        selection = resolve_sites(adapter, options.sites, options.layers, sample_ids(tokenized.ids))
+        ids = sample_ids(tokenized.ids)
+        selection = resolve_sites(adapter, options.sites, options.layers, ids, recorded_names(existing))
         with evaluation_mode(adapter.model):
             adapter.confirm_logits()
         has_logits = adapter.dry_run_result is not None
@@ -178,6 +185,7 @@ class CaptureSpec:
             entities=table.labels()["entity"],
             processing=adapter.processing,
             model=describe_model(adapter),
+            known_processing=dict(adapter.processing),
         )
 
     @property
@@ -246,10 +254,10 @@ class CaptureSpec:
         Raises:
             MismatchError: processing flags, architecture or a site differ.
         """
-        pairs: list[tuple[str, Any, Any]] = [
-            ("processing flags", dict(self.processing), adapter.processing),
-            ("architecture or sizes", dict(self.model), describe_model(adapter)),
-        ]
+        pairs: list[tuple[str, Any, Any]] = [("architecture or sizes", dict(self.model), describe_model(adapter))]
+        if differing_flags(self.known_processing, adapter.processing):
+            pairs.insert(0, ("processing flags", dict(self.known_processing), adapter.processing))
+        self.known_processing.update({**adapter.processing, **self.known_processing})
         for site, other in zip(self.selection.sites, selection.sites, strict=True):
             pairs.append((f"hook, shape or dtype of site {site.name!r}", _describe_site(site), _describe_site(other)))
         for subject, expected, actual in pairs:

@@ -68,7 +68,7 @@ class RecordingStore(AbstractContextManager["RecordingStore"]):
         if adapter is not self.first:
             selection, ids = self.spec.selection, sample_ids(self.spec.tokenized.ids)
             block = selection.layers[0] if selection.layers else 0
-            names = [s.name if s.name in SHORT_NAMES else s.hook_at(block) for s in selection.sites]
+            names = [s.name if s.hook in SHORT_NAMES.get(s.name, ()) else s.hook_at(block) for s in selection.sites]
             sites = resolve_sites(adapter, names, selection.layers or None, ids)
             self.spec.check_model(adapter, sites, stage)
         self.first = None

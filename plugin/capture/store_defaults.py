@@ -21,6 +21,12 @@ def existing_store(path: str | os.PathLike[str]) -> Store | None:
         return None
 
 
+def recorded_names(store: Store | None) -> dict[str, str]:
+    """Return the variable name of every site that a store records, by TransformerLens name."""
+    variables = [variable for group in store.groups for variable in group] if store is not None else []
+    return {str(v.attrs["hook"]): v.name for v in variables if v.attrs.get("kind") == "site" and "hook" in v.attrs}
+
+
 def recorded_statistics(store: Store) -> set[str]:
     """Return the names of the statistics that a store records: of its sites, and of the output."""
     variables = [variable for group in store.groups for variable in group]

@@ -22,6 +22,7 @@ from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFun
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.sites import hook_of
 from stratalens.plugin.prompts.table import PromptTable
+from stratalens.plugin.prompts.tokenization import check_token_ids
 
 #: Sites that are checked, where the model has them.
 SITES = (
@@ -166,6 +167,8 @@ def _sample(adapter: Adapter, table: PromptTable | None, tokenizer: Any) -> Samp
         rows = [np.asarray(tokenizer(text).input_ids, dtype=np.int64) for text in TEXTS]
     else:
         rows = random_rows(vocabulary)
+    if adapter.embedding_rows is not None:
+        check_token_ids(rows, adapter.embedding_rows)
     return choose_sample(rows, vocabulary, adapter.max_length)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel
 
 from stratalens.plugin.compat import has_processed_weights, is_headless
 from stratalens.store.errors import InputError
@@ -35,6 +37,20 @@ try:  # exists on the 3.9 line only; 4.x raises ImportError on access
     HookedTransformer: type[nn.Module] | None = transformer_lens.HookedTransformer
 except (ImportError, AttributeError):
     HookedTransformer = None
+
+
+@contextmanager
+def _embedding_errors(ids: Tensor) -> Iterator[None]:
+    """Raise the IndexError of an embedding, which names no value, as an InputError that does."""
+    try:
+        yield
+    except IndexError as error:
+        if "index out of range in self" not in str(error):
+            raise
+        raise InputError(
+            f"an embedding of this model has fewer rows than it needs: the token ids go up to {int(ids.max())}, the "
+            f"positions to {ids.shape[1] - 1}. Pass the tokenizer of this model as tokenizer=, or shorter prompts."
+        ) from error
 
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
@@ -111,8 +127,8 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        """The device of the first parameter, to which token ids must be moved."""
-        return next((p.device for p in self.weights_module.parameters()), torch.device("cpu"))
+        """The device of the first parameter, to which token ids must be moved; offloaded parameters are skipped."""
+        return next((p.device for p in self.weights_module.parameters() if not p.is_meta), torch.device("cpu"))
 
     @property
     def max_length(self) -> int | None:
@@ -149,9 +165,10 @@ class Adapter:
             output: "none" skips all work for logits that this kind of model can skip.
             stop_at_layer: first block to skip; needs `can_stop`.
         """
-        if self.forward is not None:
-            return self.forward(self.model, ids, mask)
-        return self.model(ids)
+        with _embedding_errors(ids):
+            if self.forward is not None:
+                return self.forward(self.model, ids, mask)
+            return self.model(ids)
 
     def dry_run(self, ids: Tensor, output: Output) -> None:
         """Run a short forward pass without padding; with logits, set `dry_run_result` and `no_logits`."""
@@ -202,6 +219,11 @@ class Adapter:
             self.dry_run_result = None
 
     @property
+    def embedding_rows(self) -> int | None:
+        """Number of token ids that the model can embed, None if unknown."""
+        return self.size("d_vocab")
+
+    @property
     def vocabulary_sizes(self) -> set[int]:
         """Sizes that the last axis of logits may have: that of the config, or the rows of the token embedding."""
         size = self.size("d_vocab")
@@ -243,6 +265,13 @@ class BridgeAdapter(Adapter):
         sizes = {getattr(self.text_config, "vocab_size", None), self.size("d_vocab")}
         head = getattr(getattr(self.model, "unembed", None), "original_component", None)
         return {*(size for size in sizes if size), *([head.out_features] if isinstance(head, nn.Linear) else [])}
+
+    @property
+    def embedding_rows(self) -> int | None:
+        """Rows of the token embedding; they may be more than the vocabulary of the config."""
+        embedding = getattr(self.hf, "get_input_embeddings", lambda: None)()
+        rows = getattr(getattr(embedding, "weight", None), "shape", None)
+        return int(rows[0]) if rows else getattr(self.text_config, "vocab_size", None)
 
     def _refuse_logits(self, output: Any, ids: Tensor) -> str:
         if is_headless(self.hf):
@@ -294,7 +323,8 @@ class BridgeAdapter(Adapter):
         if output == "none" and "logits_to_keep" in self._accepts:
             # An empty index: no position reaches the head. The number 0 would mean all positions.
             kwargs["logits_to_keep"] = torch.empty(0, dtype=torch.long, device=ids.device)
-        return self.model(ids, attention_mask=mask, **kwargs)
+        with _embedding_errors(ids):
+            return self.model(ids, attention_mask=mask, **kwargs)
 
     def head(self, hidden: Tensor) -> Tensor | None:
         """Apply the wrapped output layer, then the logit scaling and softcapping of the config."""
@@ -372,38 +402,111 @@ def adapt(model: Any, forward: ForwardFunction | None = None) -> Adapter:
         adapter = Adapter(model, forward)
         adapter.kind = type(model).__name__
         return adapter
-    wrap = "TransformerBridge.boot_transformers(name_or_folder, hf_model=model, tokenizer=tokenizer)"
-    raise InputError(
-        f"{type(model).__name__} has no TransformerLens hooks. Valid: a TransformerBridge, a HookedTransformer "
-        f"(TransformerLens 3.9) or a HookedRootModule. Wrap a Hugging Face model with {wrap}."
+    raise InputError(_not_hooked(model))
+
+
+def _is_hooked(model: Any) -> bool:
+    return isinstance(model, TransformerBridge | HookedRootModule)
+
+
+def _not_hooked(model: Any) -> str:
+    """Explain that a model has no hooks, and how to get one that has: the attribute to pass, or the call that wraps."""
+    kind = type(model).__name__
+    if path := _find_inside(model, _is_hooked):
+        unwrap = ", or accelerator.unwrap_model(model)" if path.startswith("model.module") else ""
+        return f"{kind} wraps a hooked model. Pass {path}{unwrap}: hooks do not fire through the wrapper."
+    valid = (
+        f"{kind} has no TransformerLens hooks. Valid: a TransformerBridge, a HookedTransformer (TransformerLens 3.9) or "
+        "a HookedRootModule."
     )
+    if path := _find_inside(model, lambda module: hasattr(module, "merge_and_unload")):
+        inner = f"{path}.merge_and_unload()"
+        note = " The adapters of PEFT have to be merged into the weights, which changes the model; copy it first."
+    else:
+        inner = _find_inside(model, lambda module: isinstance(module, PreTrainedModel)) or "model"
+        note = ""
+    wrap = f"TransformerBridge.boot_transformers(name_or_folder, hf_model={inner}, tokenizer=tokenizer)"
+    return f"{valid} Wrap a Hugging Face model with {wrap}.{note}"
+
+
+def _find_inside(model: Any, is_wanted: Callable[[Any], bool]) -> str:
+    """Return the path of attributes to a module, `model` itself or at most three levels inside; "" if there is none."""
+    paths = {"model": model}
+    for _ in range(4):
+        for path, module in paths.items():
+            if is_wanted(module):
+                return path
+        paths = {
+            f"{path}.{name}": child
+            for path, module in paths.items()
+            if isinstance(module, nn.Module)
+            for name, child in module.named_children()
+            if name.isidentifier()
+        }
+    return ""
 
 
 def _measured_processing(model: Any) -> dict[str, bool]:
-    """Return whether norms are folded and weights centred, measured on the weights.
+    """Return how the weights were processed, measured on the weights.
 
-    TransformerLens does not record the flags of loading a model. Folding leaves no
-    weight (HookedTransformer) or a weight of ones (bridge) in the first norm.
-    Centring leaves columns with a mean of zero.
+    TransformerLens does not record the flags of loading a model. Folding a norm leaves no weight (HookedTransformer) or
+    a weight of ones (bridge) in it. Centring leaves columns with a mean of zero. Folding the value biases leaves zeros
+    there and a bias in the output. Refactoring the attention matrices leaves orthonormal rows in W_O.
+
+    Returns:
+        The flags that this model can answer. `value_biases_folded` is absent where no bias of the first block differs
+        from zero: folding changes nothing there, and training may still change the biases.
     """
     flags: dict[str, bool] = {}
     blocks = getattr(model, "blocks", None)
     first = blocks[0] if blocks is not None and len(blocks) else None
+    attention = getattr(first, "attn", None)
     norm = getattr(first, "ln1", None)
     if norm is not None:
         weight = getattr(norm, "w", None) if hasattr(norm, "w") else getattr(norm, "weight", None)
-        flags["norms_folded"] = weight is None or bool((weight == weight.new_ones(())).all())
+        if weight is None or not weight.is_meta:
+            flags["norms_folded"] = weight is None or bool((weight == weight.new_ones(())).all())
     with torch.no_grad():
         for flag, module, name in (
             ("writing_centred", getattr(first, "mlp", None), "W_out"),
             ("unembed_centred", model, "W_U"),
         ):
-            try:
-                matrix = getattr(module, name)
-            except (AttributeError, NotImplementedError):
-                continue  # mixtures of experts, models without a head
-            if isinstance(matrix, Tensor) and matrix.ndim == 2:
+            matrix = _weight(module, name)
+            if matrix is not None and matrix.ndim == 2:
                 rows = matrix[:64].float()  # all rows are centred or none is, so a few are enough
                 mean, spread = rows.mean(-1).abs().max(), rows.std()
                 flags[flag] = bool(mean <= 1e-4 * spread)
+        value_bias, output_bias = _weight(attention, "b_V"), _weight(attention, "b_O")
+        if value_bias is not None and bool(value_bias.any()):
+            flags["value_biases_folded"] = False
+        elif value_bias is not None and output_bias is not None and bool(output_bias.any()):
+            flags["value_biases_folded"] = True
+        output = _weight(attention, "W_O")
+        if output is not None and output.ndim == 3 and output.shape[1] <= output.shape[2]:
+            head = output[0].float()
+            gap = (head @ head.T - torch.eye(len(head), device=head.device)).abs().max()
+            flags["attention_refactored"] = bool(gap <= _ORTHONORMAL.get(output.dtype, 1e-3))
     return flags
+
+
+# Largest entry of W_O @ W_O.T - 1 that rounding explains.
+_ORTHONORMAL = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def _weight(module: Any, name: str) -> Tensor | None:
+    """Return a weight under its TransformerLens name; None where there is none, or none to compute with."""
+    try:
+        weight = getattr(module, name)
+    except (AttributeError, NotImplementedError, RuntimeError):  # mixtures of experts, no head, no bias
+        return None
+    is_dense = isinstance(weight, Tensor) and not (weight.is_meta or hasattr(weight, "__tensor_flatten__"))
+    return weight if is_dense else None
+
+
+def differing_flags(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return the processing flags in which two models differ; a flag that one of them cannot answer does not count.
+
+    >>> differing_flags({"norms_folded": True, "compatibility_mode": True}, {"norms_folded": False})
+    ['norms_folded']
+    """
+    return [flag for flag in first if flag in second and first[flag] != second[flag]]

@@ -8,7 +8,7 @@ and the position axis: a dry run of different lengths shows them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,17 +17,16 @@ from torch import Tensor
 from stratalens.plugin.models.adapters import Adapter, Output
 from stratalens.plugin.models.hooks import evaluation_mode, observed
 from stratalens.plugin.models.sites import (
-    SHORT_NAMES,
     Site,
     SiteSelection,
     available_names,
     has_hook,
     hook_of,
+    name_sites,
+    template_of,
     variable_name,
 )
-from stratalens.store.errors import InputError, suggest
-
-_INDEX = re.compile(r"(^|\.)(\d+)(?=\.|$)")
+from stratalens.store.errors import InputError, join_names, suggest
 
 
 class SiteName(NamedTuple):
@@ -36,12 +35,10 @@ class SiteName(NamedTuple):
     Attributes:
         name: name of the variable in the store.
         hook: TransformerLens name, with `{layer}` if the site is in every block.
-        block: block index in the requested name, or None.
     """
 
     name: str
     hook: str
-    block: int | None
 
     def hooks(self, layers: Sequence[int]) -> list[str]:
         """Return the TransformerLens names of the site at some layers."""
@@ -51,7 +48,11 @@ class SiteName(NamedTuple):
 
 
 def resolve(
-    adapter: Adapter, sites: Sequence[str] | str, layers: Sequence[int] | None, sample_ids: Tensor
+    adapter: Adapter,
+    sites: Sequence[str] | str,
+    layers: Sequence[int] | None,
+    sample_ids: Tensor,
+    existing: Mapping[str, str] | None = None,
 ) -> SiteSelection:
     """Find the hooks of site names, and their shapes in short forward passes.
 
@@ -59,9 +60,11 @@ def resolve(
         adapter: the model.
         sites: short names (`SHORT_NAMES`) or full TransformerLens names. A full name with a
             block index selects its site in all `layers`. If every name has a block index and
-            `layers` is None, these blocks are the layers.
+            `layers` is None, these blocks are the layers: two blocks of one site are one site in
+            two layers.
         layers: block indices; negative ones count from the end; None selects all.
         sample_ids: at least four valid token ids, int64 tensor of shape (n,).
+        existing: hook -> variable name in the store that exists.
 
     Raises:
         InputError: an unknown site or layer; a site that has no position axis, never fires, or
@@ -69,42 +72,78 @@ def resolve(
     """
     requested = [sites] if isinstance(sites, str) else list(sites)
     if not requested:
-        valid = ", ".join(available_names(adapter))
-        raise InputError(f"no sites given. Valid: {valid}, or a full TransformerLens name.")
-    names = [_parse_name(adapter, name) for name in requested]
-    templates = [name.hook for name in names]
-    if repeated := sorted({hook for hook in templates if templates.count(hook) > 1}):
+        raise InputError(f"no sites given. Valid: {_valid_names(adapter, sample_ids)}, or a full TransformerLens name.")
+    parsed = [_parse_name(adapter, name, sample_ids) for name in requested]
+    if repeated := next((pair for pair in parsed if parsed.count(pair) > 1), None):
         raise InputError(f"site {repeated[0]!r} is requested twice, as {requested}. Name every site once.")
-    blocks = {name.block for name in names if name.block is not None}
-    if layers is None and blocks and all(name.block is not None or "{layer}" not in name.hook for name in names):
+    templates = list(dict.fromkeys(hook for hook, _ in parsed))
+    blocks = {block for _, block in parsed if block is not None}
+    if layers is None and blocks and all(block is not None or "{layer}" not in hook for hook, block in parsed):
         layers = sorted(blocks)
+    names = name_sites(adapter, templates, existing)
+    if len(templates) < len(parsed) and any((hook, None) in parsed for hook, block in parsed if block is not None):
+        remedy = f"sites={[names[hook] for hook in templates]}, layers={sorted(blocks)}"
+        raise InputError(f"{requested} requests a site twice, with a block index and without one. Pass {remedy}.")
     block_layers = _parse_layers(adapter, layers) if any("{layer}" in hook for hook in templates) else ()
     if outside := sorted(blocks - set(block_layers)):
         raise InputError(
             f"a site is named with block {outside[0]}, which is not among layers={list(block_layers)}. "
             "Name sites without a block index, or add the layer."
         )
-    for name in names:
-        _check_present(adapter, name, block_layers)
-    return SiteSelection(tuple(_dry_run(adapter, names, block_layers, sample_ids)), block_layers)
+    chosen = [SiteName(names[hook], hook) for hook in templates]
+    for site in chosen:
+        _check_present(adapter, site, block_layers)
+    return SiteSelection(tuple(_dry_run(adapter, chosen, block_layers, sample_ids)), block_layers)
 
 
-def _parse_name(adapter: Adapter, name: str) -> SiteName:
+def _parse_name(adapter: Adapter, name: str, sample_ids: Tensor) -> tuple[str, int | None]:
+    """Return the TransformerLens name of a requested site, with `{layer}` in every block, and its block index."""
     if not isinstance(name, str):
-        raise InputError(f"site {name!r} is not a name. Valid: {', '.join(available_names(adapter))}.")
+        raise InputError(f"site {name!r} is not a name. Valid: {_valid_names(adapter, sample_ids)}.")
     if hook := hook_of(adapter, name):
-        return SiteName(name, hook, None)
-    match = _INDEX.search(name)
-    hook = name if match is None else name[: match.start(2)] + "{layer}" + name[match.end(2) :]
-    if match is not None and name not in adapter.points and has_hook(adapter, hook):
-        last = (adapter.n_layers or 1) - 1
-        raise InputError(f"site {name!r}: this model has no block {match.group(2)}. Valid blocks: 0 to {last}.")
+        return hook, None
+    hook, block = (name, None) if "{layer}" in name else template_of(name)
     if has_hook(adapter, hook):
-        block = int(match.group(2)) if match else None
-        short_name = next((short for short in SHORT_NAMES if hook_of(adapter, short) == hook), None)
-        return SiteName(short_name or variable_name(hook), hook, block)
-    valid = [*available_names(adapter), *sorted({_INDEX.sub(r"\1{layer}", point) for point in adapter.points})]
-    raise InputError(f"unknown site {name!r} on this {adapter.kind}: {suggest(name, valid, limit=40)}")
+        if block is not None and name not in adapter.points:
+            last = (adapter.n_layers or 1) - 1
+            raise InputError(f"site {name!r}: this model has no block {block}. Valid blocks: 0 to {last}.")
+        return hook, block
+    firing = [hook for hook in _firing(adapter, sample_ids) if hook != name]
+    shown = _short_names_of(adapter, firing)
+    valid = [*shown, *(hook for hook in firing if hook not in {hook_of(adapter, short) for short in shown})]
+    raise InputError(f"unknown site {name!r} on this {adapter.kind}: {suggest(name, valid, limit=_LISTED)}")
+
+
+_LISTED = 10  # names in a message
+
+
+def _valid_names(adapter: Adapter, sample_ids: Tensor) -> str:
+    """Write the first short names of sites that fire, as part of a message."""
+    return join_names(_short_names_of(adapter, _firing(adapter, sample_ids)), _LISTED)
+
+
+def _short_names_of(adapter: Adapter, firing: Sequence[str]) -> list[str]:
+    """Return the short names of this model, those alone that fire where any hook does."""
+    return [name for name in available_names(adapter) if not firing or hook_of(adapter, name) in firing]
+
+
+def _firing(adapter: Adapter, ids: Tensor) -> list[str]:
+    """Return the hooks that hold activations in one short pass, with `{layer}` in every block.
+
+    Only messages need them. Where the pass fails, the list is empty and the message names no hooks.
+    """
+    length = _pass_lengths(adapter)[1]
+    try:
+        fired = _observe(adapter, list(adapter.points), ids, length, "logits")
+    except Exception:
+        return []
+    templates = (
+        template_of(hook)[0]
+        for hook, values in fired.items()
+        if len(values) == 1 and isinstance(values[0], Tensor) and values[0].ndim >= 3 and values[0].shape[1] == length
+        if values[0].is_floating_point()
+    )
+    return sorted(set(templates))
 
 
 def _parse_layers(adapter: Adapter, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -137,6 +176,15 @@ def _check_present(adapter: Adapter, site: SiteName, layers: Sequence[int]) -> N
 
 # The passes of the dry run have two sequences, of three and of four tokens: only the position axis differs.
 _BATCH, _SHORT, _LONG = 2, 3, 4
+
+
+def _pass_lengths(adapter: Adapter) -> tuple[int, int]:
+    """Return the lengths of the two passes: 3 and 4 tokens, or the two longest in a shorter context.
+
+    In a context of one token there is one length.
+    """
+    longest = min(_LONG, adapter.max_length or _LONG)
+    return max(1, longest - 1), longest
 
 
 _DISTINCT_LENGTHS = (5, 7, 11, 13, 17, 19)  # rarely the size of another axis
@@ -174,7 +222,7 @@ def _dry_run(adapter: Adapter, names: Sequence[SiteName], layers: Sequence[int],
             raise InputError(
                 f"site {site.name!r} differs in shape between layers ({listing}). Record layers of one shape at a time."
             )
-        feature_dims = _feature_dims(adapter, site.hook, shapes[0])
+        feature_dims = _feature_dims(adapter, site, shapes[0])
         for axis, (dim, size) in enumerate(zip(feature_dims, shapes[0], strict=True)):
             if dims.setdefault(dim, size) != size:  # a dim has one size in a store
                 feature_dims[axis] = f"{site.name}_{dim}"
@@ -208,13 +256,16 @@ def _two_passes(
 
     Late hooks fire only if the output layer runs.
     """
-    hooks = list(sites_by_hook)
-    short = _observe(adapter, hooks, ids, _SHORT, "none")
-    long = _observe(adapter, hooks, ids, _LONG, "logits")
+    hooks, (fewer, more) = list(sites_by_hook), _pass_lengths(adapter)
+    short = _observe(adapter, hooks, ids, fewer, "none")
+    long = _observe(adapter, hooks, ids, more, "logits")
     late_hooks = [hook for hook in hooks if len(short[hook]) != len(long[hook]) or _has_empty(short[hook])]
     if late_hooks:  # the first pass skipped the output layer, which these hooks need
-        short |= _observe(adapter, late_hooks, ids, _SHORT, "logits")
-    values = {hook: _check_axes(site.name, hook, short[hook], long[hook]) for hook, site in sites_by_hook.items()}
+        short |= _observe(adapter, late_hooks, ids, fewer, "logits")
+    values = {
+        hook: _check_axes(site.name, hook, short[hook], long[hook], (fewer, more))
+        for hook, site in sites_by_hook.items()
+    }
     return values, {sites_by_hook[hook].hook for hook in late_hooks}
 
 
@@ -251,8 +302,10 @@ def _observe(adapter: Adapter, hooks: Sequence[str], ids: Tensor, length: int, o
     return fired
 
 
-def _check_axes(name: str, hook: str, short: list[Any], long: list[Any]) -> Tensor:
+def _check_axes(name: str, hook: str, short: list[Any], long: list[Any], lengths: tuple[int, int]) -> Tensor:
     """Return the activation of the longer pass, of shape (batch, position, ...).
+
+    In a context of one token both passes have this length, and an axis of one in the second place counts as positions.
 
     Raises:
         InputError: a value of another shape or type, or not exactly one value.
@@ -271,24 +324,27 @@ def _check_axes(name: str, hook: str, short: list[Any], long: list[Any]) -> Tens
         kind = str(after.dtype) if isinstance(after, Tensor) else type(after).__name__
         raise InputError(f"site {name!r} ({hook}) holds {kind}, not floating-point activations. Choose another site.")
     changed = [axis for axis, (m, n) in enumerate(zip(before.shape, after.shape, strict=False)) if m != n]
-    aligned = after.ndim >= 3 and changed == [1] and (before.shape[1], after.shape[1]) == (_SHORT, _LONG)
+    expected = [1] if lengths[0] != lengths[1] else []
+    aligned = after.ndim >= 3 and changed == expected and (before.shape[1], after.shape[1]) == lengths
     if not aligned or after.shape[0] not in (1, _BATCH):
         raise InputError(
             f"site {name!r} ({hook}) has no position axis after the batch axis: its shape is {list(after.shape)} for "
-            f"{_BATCH} sequences of {_LONG} tokens, so positions cannot be taken from it. "
+            f"{_BATCH} sequences of {lengths[1]} tokens, so positions cannot be taken from it. "
             "Choose a site of shape (batch, position, ...)."
         )
     return after
 
 
-def _feature_dims(adapter: Adapter, hook: str, shape: Sequence[int]) -> list[str]:
+def _feature_dims(adapter: Adapter, site: SiteName, shape: Sequence[int]) -> list[str]:
     """Name the axes after batch and position, from their sizes and the name of the hook."""
+    hook = site.hook
+    own = site.name if hook.endswith("{layer}") else variable_name(hook)  # for axes of no known size
     sizes = {name: adapter.size(name) for name in ("d_model", "d_mlp", "d_head", "n_heads", "n_key_value_heads")}
     tail = hook.split("{layer}.")[-1].removeprefix("attn.").replace("hook_", "")
     if len(shape) == 1:
         is_mlp = tail in ("mlp.pre", "mlp.post", "mlp.pre_linear")
         candidates = ["d_mlp", "d_model", "d_head"] if is_mlp else ["d_model", "d_mlp", "d_head"]
-        return [next((dim for dim in candidates if sizes[dim] == shape[0]), f"{variable_name(hook)}_dim")]
+        return [next((dim for dim in candidates if sizes[dim] == shape[0]), f"{own}_dim")]
     if len(shape) == 2:
         is_key_value = bool(_KEY_VALUE_SITE.search(tail))
         head_dim = "kv_head" if is_key_value else "head"
@@ -297,4 +353,4 @@ def _feature_dims(adapter: Adapter, hook: str, shape: Sequence[int]) -> list[str
             return [head_dim, last]
         if is_key_value or tail in ("z", "q", "result"):
             return [head_dim, "d_head"]
-    return [f"{variable_name(hook)}_dim{axis}" for axis in range(len(shape))]
+    return [f"{own}_dim{axis}" for axis in range(len(shape))]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from transformer_lens.hook_points import HookPoint
 
 from stratalens.plugin.models.adapters import Adapter
+from stratalens.store.format.schema import AXES, COORDINATES, FEATURE_DIMS, OUTPUT_STATISTICS, STATISTICS
+
+_INDEX = re.compile(r"(^|\.)(\d+)(?=\.|$)")
+
+# The last component of the path of a stack of blocks, which every stack has.
+_GENERIC = re.compile(r"(?:^|[._])(?:blocks?|layers?|h)$")
+
+# Variables, dims and coordinates of a store that are not sites.
+_RESERVED = {*AXES, *COORDINATES, *FEATURE_DIMS, *OUTPUT_STATISTICS}
 
 
 @dataclass(frozen=True)
@@ -81,13 +91,88 @@ def _is_before_blocks(site: Site) -> bool:
 
 
 def variable_name(hook: str) -> str:
-    """Return the variable name of a site without a short name.
+    """Return the plain variable name of a site without a short name.
 
-    >>> variable_name("blocks.{layer}.ln1.hook_normalized")
-    'ln1_normalized'
+    >>> variable_name("blocks.{layer}.ln1.hook_normalized"), variable_name("encoder.h.{layer}")
+    ('ln1_normalized', 'h')
     """
-    tail = hook.split("{layer}.")[-1]
+    stack, _, tail = hook.rpartition("{layer}")
+    tail = tail.strip(".") or stack.strip(".").rpartition(".")[2] or hook
     return "_".join(component.removeprefix("hook_") for component in tail.split("."))
+
+
+def template_of(name: str) -> tuple[str, int | None]:
+    """Return a hook name with `{layer}` instead of its first index, and that index.
+
+    >>> template_of("blocks.3.hook_resid_post"), template_of("hook_embed")
+    (('blocks.{layer}.hook_resid_post', 3), ('hook_embed', None))
+    """
+    match = _INDEX.search(name)
+    if match is None:
+        return name, None
+    return name[: match.start(2)] + "{layer}" + name[match.end(2) :], int(match.group(2))
+
+
+def name_sites(adapter: Adapter, hooks: Iterable[str], existing: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Choose the variable names of sites, so that no two names collide.
+
+    A hook keeps the name that the store already has for it. Other hooks get their short name, or else the plain name
+    (`variable_name`). In a model with several stacks of blocks, such as an encoder and a decoder, the name of the stack
+    comes first: `encoder_resid_post`. A name that is still taken keeps the prefixes `hook_` of its components.
+
+    Args:
+        adapter: the model.
+        hooks: TransformerLens names, with `{layer}` in every block.
+        existing: hook -> variable name in the store that exists.
+
+    Returns:
+        Hook -> variable name; neither a name nor its statistics are names of other variables of the store.
+    """
+    hooks = list(hooks)
+    names = {hook: name for hook, name in (existing or {}).items() if hook in hooks}
+    for short in SHORT_NAMES:
+        if (hook := hook_of(adapter, short)) in hooks:
+            names.setdefault(str(hook), short)
+    prefixes = _stack_prefixes(adapter)
+    taken = {variable for name in names.values() for variable in _variables_of(name)} | _RESERVED
+    for hook in sorted(set(hooks) - set(names)):
+        prefix = prefixes.get(hook.partition("{layer}")[0], "") if "{layer}" in hook else ""
+        whole = hook.replace("{layer}", "").strip(".").replace("..", ".").replace(".", "_")
+        tail = hook.rpartition("{layer}")[2].strip(".").replace(".", "_") or whole
+        candidates = [f"{prefix}{variable_name(hook)}", f"{prefix}{tail}", whole, f"{whole}_site"]
+        free = (name for name in candidates if taken.isdisjoint(_variables_of(name)))
+        names[hook] = next(free, f"{whole}_{len(names)}")
+        taken |= _variables_of(names[hook])
+    return {hook: names[hook] for hook in hooks}
+
+
+def _stack_prefixes(adapter: Adapter) -> dict[str, str]:
+    """Return the prefixes of variable names for the stacks of blocks that have sites of the same plain name.
+
+    Returns:
+        Path in front of the block index -> prefix. TransformerLens' own stack `blocks` has none.
+    """
+    templates = {hook for hook, block in map(template_of, adapter.points) if block is not None}
+    stacks: dict[str, set[str]] = {}
+    for template in templates:
+        stack, _, tail = template.partition("{layer}")
+        stacks.setdefault(stack, set()).add(tail)
+    shared = {
+        stack
+        for stack, tails in stacks.items()
+        if any(stack != other and not tails.isdisjoint(others - {""}) for other, others in stacks.items())
+    }
+    short = {stack: _GENERIC.sub("", stack.strip(".")).replace(".", "_") for stack in shared - {"blocks."}}
+    prefixes = {}
+    for stack, name in short.items():
+        is_unique = name and list(short.values()).count(name) == 1
+        prefixes[stack] = f"{name if is_unique else stack.strip('.').replace('.', '_')}_"
+    return prefixes
+
+
+def _variables_of(site: str) -> set[str]:
+    """Return the names of all variables that a store may have for one site."""
+    return {site, f"{site}_scale", f"{site}_error", *(f"{site}_{statistic}" for statistic in STATISTICS)}
 
 
 #: Short name -> TransformerLens names in order of preference. A model uses the first one that it has.

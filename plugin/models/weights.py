@@ -8,6 +8,8 @@ Face model agree. Names of files and folders have no effect.
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -16,8 +18,15 @@ import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
-from stratalens.plugin.compat import is_headless, is_wrapped_name, unwrapped_name
+from stratalens.plugin.compat import (
+    is_headless,
+    is_sharded,
+    is_wrapped_name,
+    offloaded_weights,
+    unwrapped_name,
+)
 from stratalens.plugin.models.adapters import Adapter
+from stratalens.store.errors import InputError, join_names
 
 _PREFIX = b"stratalens weights 2"
 
@@ -33,21 +42,38 @@ def weights_fingerprint(model: Adapter | nn.Module) -> str:
     weights. Buffers that the model saves count; buffers that it does not save (rotary tables)
     do not. Several threads hash the weights, and shared weights are hashed once.
 
+    Weights that Accelerate keeps on disk or in host memory are read from there. Quantised
+    tensors are hashed as the tensors that they consist of.
+
+    Raises:
+        InputError: the values of some tensors cannot be read: they are on no device, sharded over
+            processes, or of a type without bytes.
+
     >>> a, b = nn.Linear(2, 1), nn.Linear(2, 1)
     >>> b.load_state_dict(a.state_dict())
     <All keys matched successfully>
     >>> weights_fingerprint(a) == weights_fingerprint(b)
     True
     """
-    tensors = _own_state(model.weights_module if isinstance(model, Adapter) else model)
-    unique = {_identity(tensor): tensor for tensor in tensors.values()}
+    module = model.weights_module if isinstance(model, Adapter) else model
+    tensors = _own_state(module)
+    offloaded = offloaded_weights(module) if any(tensor.is_meta for tensor in tensors.values()) else {}
+    sources = {name: offloaded.get(name) if tensor.is_meta else None for name, tensor in tensors.items()}
+    if unreadable := sorted(n for n, t in tensors.items() if (t.is_meta and sources[n] is None) or is_sharded(t)):
+        raise InputError(
+            f"the weights of {len(unreadable)} tensors cannot be read: {join_names(unreadable)}. They are on the meta "
+            "device or sharded over processes. Load the whole model, or let Accelerate offload it (device_map=)."
+        )
+    keys = {name: (name,) if tensor.is_meta else _identity(tensor) for name, tensor in tensors.items()}
+    unique = {keys[name]: name for name in tensors}
     with ThreadPoolExecutor() as pool:
-        digests = dict(zip(unique, pool.map(_digest, unique.values()), strict=True))
+        values = pool.map(lambda name: _digest(name, tensors[name], sources[name]), unique.values())
+        digests = dict(zip(unique, values, strict=True))
     whole = blake3(_PREFIX)
     for name in sorted(tensors):
         tensor = tensors[name]
         shape = ",".join(map(str, tensor.shape))
-        whole.update(f"{name}|{tensor.dtype!s}|{shape}|{digests[_identity(tensor)]}\n".encode())
+        whole.update(f"{name}|{tensor.dtype!s}|{shape}|{digests[keys[name]]}\n".encode())
     return whole.hexdigest()
 
 
@@ -57,8 +83,8 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
     A bridge wraps modules in place, renames them and adds split copies of joint
     projections. A model of the same class on the meta device has only its own names.
     """
-    state_dict = module.state_dict()
-    state = {unwrapped_name(name): value for name, value in state_dict.items() if isinstance(value, Tensor)}
+    state_dict = _tensors(module.state_dict())
+    state = {unwrapped_name(name): value for name, value in state_dict.items()}
     kind: Any = type(module)
     config = getattr(module, "config", None)
     if is_headless(module):  # the head is random, and differs each time
@@ -66,7 +92,19 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
     if config is None or getattr(kind, "config_class", None) is None or not any(map(is_wrapped_name, state_dict)):
         return state
     own = _own_names(kind, _Config(config))
+    if getattr(config, "quantization_config", None) is not None:  # its layers may hold `qweight` for `weight`
+        layers = tuple(f"{name.rpartition('.')[0]}." for name in own - set(state))
+        own |= {name for name in state if layers and name.startswith(layers)}
     return {name: value for name, value in state.items() if name in own}
+
+
+def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, those in the packed parameters of a quantised layer included."""
+    tensors = {name: value for name, value in state_dict.items() if isinstance(value, Tensor)}
+    for name, value in state_dict.items():
+        if isinstance(value, tuple) and any(isinstance(part, Tensor) and part.is_quantized for part in value):
+            tensors |= {f"{name}.{i}": part for i, part in enumerate(value) if isinstance(part, Tensor)}
+    return tensors
 
 
 class _Config:
@@ -93,12 +131,49 @@ def _own_names(kind: Any, config: _Config) -> frozenset[str]:
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    if hasattr(tensor, "__tensor_flatten__") or tensor.is_quantized:  # has no address of its own
+        return (id(tensor),)
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
-def _digest(tensor: Tensor) -> str:
+def _digest(name: str, tensor: Tensor, read: Callable[[], Tensor] | None = None) -> str:
+    """Return the hash of a tensor, or of the value that `read` gives for a tensor on the meta device."""
     digest = blake3()
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor
-    for start in range(0, flat.numel(), _CHUNK_BYTES):
-        digest.update(flat[start : start + _CHUNK_BYTES].cpu().numpy().data)
+    if read is not None:
+        tensor = read().to(tensor.dtype)
+    try:
+        for part in _parts(tensor):
+            if isinstance(part, str):
+                digest.update(part.encode())
+                continue
+            flat = part.detach().contiguous().reshape(-1).view(torch.uint8) if part.numel() else part
+            for start in range(0, flat.numel(), _CHUNK_BYTES):
+                digest.update(flat[start : start + _CHUNK_BYTES].cpu().numpy().data)
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"the weights of {name!r} cannot be read: a {type(tensor).__name__} of dtype {tensor.dtype} has no bytes "
+            f"({' '.join(str(error).split())[:200]}). Load the model without this quantisation."
+        ) from error
     return digest.hexdigest()
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor | str]:
+    """Split a tensor into dense tensors and descriptions; a dense tensor is its own only part.
+
+    Tensor subclasses (torchao) name their inner tensors with PyTorch's protocol `__tensor_flatten__`.
+    """
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if tensor.is_quantized:
+        yield from (f"quantized {tensor.dtype}", tensor.dequantize())
+    elif flatten is not None:
+        names, context = flatten()
+        yield f"{type(tensor).__name__} {_ADDRESS.sub('', repr(context))}"
+        for name in names:
+            inner = getattr(tensor, name)
+            yield f"{name} {inner.dtype} {tuple(inner.shape)}"
+            yield from _parts(inner)
+    else:
+        yield tensor

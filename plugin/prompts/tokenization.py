@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -50,6 +50,19 @@ class RaggedArray(Sequence[Ids]):
             return [self[index] for index in range(len(self))[row]]
         index = range(len(self))[row]
         return self._values[self._starts[index] : self._starts[index + 1]]
+
+    def first_row_above(self, limit: int) -> tuple[int, int] | None:
+        """Find the first item above a limit: its row and its value, None if there is none.
+
+        Example:
+            >>> RaggedArray([np.array([5, 6, 7, 8])], [2, 1, 1]).first_row_above(6)
+            (1, 7)
+        """
+        places = np.flatnonzero(self._values > limit)
+        if not len(places):
+            return None
+        row = int(np.searchsorted(self._starts, places[0], side="right")) - 1
+        return row, int(self._values[places[0]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,3 +291,43 @@ def _split_settings(serialised: str) -> tuple[dict[str, Any], str]:
     if not all(name in state for name in _LEFT_OUT):  # they come after the vocabulary
         state, rest = json.loads(serialised), ""
     return {name: value for name, value in state.items() if name not in _LEFT_OUT}, rest
+
+
+def fit_vocabulary(tokenized: TokenizedPrompts, vocabulary: int | None) -> TokenizedPrompts:
+    """Check that a model can embed every token id; a GPU would end the process at a higher one.
+
+    Args:
+        tokenized: the prompts.
+        vocabulary: number of token ids of the model, None if unknown.
+
+    Returns:
+        The prompts, padded with id 0 where the model has no row for the padding token of the tokenizer.
+
+    Raises:
+        InputError: a prompt or an answer has an id that the model does not have.
+    """
+    if vocabulary is None:
+        return tokenized
+    for rows, subject in ((tokenized.ids, ""), (tokenized.answer_ids, "the answer of ")):
+        if rows is not None:
+            check_token_ids(rows, vocabulary, subject)
+    return tokenized if tokenized.pad_id < vocabulary else replace(tokenized, pad_id=0)
+
+
+def check_token_ids(rows: Sequence[Ids], vocabulary: int, subject: str = "") -> None:
+    """Check that every id is below the number of token ids of a model.
+
+    Raises:
+        InputError: an id is higher. `subject` goes in front of the number of its row.
+    """
+    if isinstance(rows, RaggedArray):
+        place = rows.first_row_above(vocabulary - 1)
+    else:
+        above = ((row, int(ids.max())) for row, ids in enumerate(rows) if ids.max(initial=0) >= vocabulary)
+        place = next(above, None)
+    if place is not None:
+        row, token = place
+        raise InputError(
+            f"{subject}row {row}: token id {token}, but the model has {vocabulary} (ids 0 to {vocabulary - 1}). "
+            "Pass the tokenizer of this model as tokenizer=, or enlarge the model with resize_token_embeddings."
+        )

@@ -5,20 +5,31 @@ Weights are read from safetensors only.
 
 from __future__ import annotations
 
+import difflib
+import json
+import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from stratalens.plugin.compat import mark_headless
-from stratalens.store.errors import InputError, UnreachableError, join_names
+from stratalens.plugin.stages.label_warnings import caller_level
+from stratalens.store.errors import CheckWarning, InputError, StratalensError, UnreachableError, join_names
 from stratalens.store.files import user_path
 
 # The root of all errors of the HTTP library that huggingface_hub uses. That library differs between its versions
@@ -48,7 +59,8 @@ class Checkpoint:
         check_checkpoint(folder)
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             return LoraAdapter(folder, dtype=self.dtype).load(tokenizer, device)
-        return boot(_from_pretrained(str(folder), self.dtype), str(folder), tokenizer, device)
+        with translate_load_errors(folder):
+            return boot(_from_pretrained(str(folder), self.dtype), str(folder), tokenizer, device)
 
 
 @dataclass(frozen=True)
@@ -125,8 +137,12 @@ class LoraAdapter:
         if Path(base).is_dir():
             check_checkpoint(Path(base))
         with translate_errors(f"base model {base!r} of adapter {str(folder)!r}"):
-            plain = _from_pretrained(base, self.dtype)
-            with warnings.catch_warnings():  # peft reads a deprecated attribute of transformers
+            with translate_load_errors(Path(base)) if Path(base).is_dir() else nullcontext():
+                plain = _from_pretrained(base, self.dtype)
+            with (
+                translate_load_errors(folder),
+                warnings.catch_warnings(),
+            ):  # peft reads a deprecated attribute of transformers
                 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
                 merged = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
             return boot(merged, base, tokenizer, device)
@@ -159,6 +175,64 @@ def check_checkpoint(folder: Path) -> None:
             f"checkpoint folder {str(folder)!r} has no safetensors weights{others}. "
             "Save them with model.save_pretrained(folder, safe_serialization=True)."
         )
+
+
+@contextmanager
+def translate_load_errors(folder: Path) -> Iterator[None]:
+    """Raise errors of loading a checkpoint folder as an InputError that names the file or the reason."""
+    try:
+        yield
+    except StratalensError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, StrictDataclassError) as error:
+        for file in sorted(folder.glob("*.json")):
+            if reason := _invalid_json(file):
+                raise InputError(
+                    f"checkpoint {str(folder)!r}: {file.name} cannot be read: {reason}. Copy the folder again, or save "
+                    "it again with save_pretrained()."
+                ) from error
+        for file in sorted(folder.glob("*.safetensors")):
+            if reason := _invalid_safetensors(file):
+                raise InputError(
+                    f"checkpoint {str(folder)!r}: {file.name} is damaged or incomplete: {reason}. Copy the file again, "
+                    "or save it again with save_pretrained()."
+                ) from error
+        if "for this kind of AutoModel" in str(error):
+            raise InputError(
+                f"checkpoint {str(folder)!r} is of type {_model_type(folder)!r}, which transformers does not load as a "
+                "language model (AutoModelForCausalLM). Load it with its own class, hook it with "
+                "TransformerBridge.boot_transformers(folder, hf_model=model, tokenizer=tokenizer), and pass the result."
+            ) from error
+        if "model type" in str(error) or "model_type" in str(error):
+            raise InputError(
+                f"checkpoint {str(folder)!r}: config.json has model_type {_model_type(folder)!r}, which transformers "
+                f"{version('transformers')} does not know. Correct it, or install a newer transformers."
+            ) from error
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"checkpoint {str(folder)!r} could not be loaded: {type(error).__name__}: {reason[:300]}"
+            f"{'...' if len(reason) > 300 else ''}. Check that AutoModelForCausalLM.from_pretrained loads the folder."
+        ) from error
+
+
+def _invalid_json(file: Path) -> str:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return f"{error}"
+    return "" if isinstance(document, dict) or file.name != "config.json" else "it is not a JSON object"
+
+
+def _invalid_safetensors(file: Path) -> str:
+    try:
+        with safe_open(file, framework="pt"):
+            return ""
+    except (OSError, SafetensorError) as error:
+        return str(error)
+
+
+def _model_type(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
 
 
 @contextmanager
@@ -206,6 +280,7 @@ def _from_pretrained(name: str, dtype: str, **kwargs: Any) -> Any:
         options: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True, **kwargs}
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     model, loading = loaded
+    _warn_about_blocks(name, model, loading["unexpected_keys"])
     mismatched = sorted(str(entry[0]) for entry in loading["mismatched_keys"])
     if mismatched:
         raise InputError(
@@ -223,6 +298,24 @@ def _from_pretrained(name: str, dtype: str, **kwargs: Any) -> Any:
     if missing:
         mark_headless(model)
     return model.eval()
+
+
+_INDEX = re.compile(r"\.\d+\.")
+
+
+def _warn_about_blocks(name: str, model: Any, unexpected: Iterable[str]) -> None:
+    """Warn that a checkpoint has blocks that its config leaves out."""
+    known = {_INDEX.sub(".0.", tensor) for tensor in model.state_dict() if _INDEX.search(tensor)}
+    if beyond := sorted(
+        tensor for tensor in unexpected if _INDEX.search(tensor) and _INDEX.sub(".0.", tensor) in known
+    ):
+        warnings.warn(
+            f"checkpoint {name!r} has {len(beyond)} tensors of blocks that its config.json leaves out: "
+            f"{join_names(beyond, 3)}. They are not part of the recorded model. Save the model and its config together "
+            "with save_pretrained().",
+            CheckWarning,
+            stacklevel=caller_level(),
+        )
 
 
 def _head_names(model: Any) -> list[str]:
@@ -268,7 +361,19 @@ def boot(
             raise InputError(f"folder {name!r} has no tokenizer. Save one there, or pass tokenizer=.")
         tokenizer = AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
     hf_model = hf_model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    bridge: nn.Module = TransformerBridge.boot_transformers(
-        name, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype
-    )
+    try:
+        bridge: nn.Module = TransformerBridge.boot_transformers(
+            name, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype
+        )
+    except ValueError as error:
+        known = re.findall(r"'(\w+)'", str(error))
+        if "architecture" not in str(error) or len(known) < 10:
+            raise
+        kind = type(hf_model).__name__
+        similar = difflib.get_close_matches(kind, known, n=5, cutoff=0)
+        raise InputError(
+            f"TransformerLens {version('transformer-lens')} cannot hook {kind} ({name!r}). It knows {len(known)} "
+            f"architectures; those with the most similar names are {join_names(similar)}. Install a TransformerLens "
+            "that knows it, or put HookPoints into a HookedRootModule of your own."
+        ) from error
     return bridge

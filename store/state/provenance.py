@@ -44,15 +44,24 @@ def mismatch(
 
 
 def check_provenance(store: Store, stored: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> None:
-    """Check that all fields are equal.
+    """Check that all fields are equal; of `processing`, the flags that both have.
+
+    A store of an earlier version has fewer flags, and some models cannot answer all of them.
 
     Raises:
         MismatchError: names the first different field in sorted order. `token_ids_digest` comes last, because it
             depends on other fields.
     """
     for field in sorted({*stored, *new}, key=lambda name: (name == "token_ids_digest", name)):
-        if field not in stored or field not in new or stored[field] != new[field]:
+        is_same = field in stored and field in new and stored[field] == new[field]
+        if not is_same and not (field == "processing" and _flags_agree(stored.get(field), new.get(field))):
             raise mismatch(store, field, stored.get(field), new.get(field), where=where)
+
+
+def _flags_agree(stored: Any, new: Any) -> bool:
+    if not isinstance(stored, Mapping) or not isinstance(new, Mapping):
+        return False
+    return all(stored[flag] == new[flag] for flag in stored if flag in new)
 
 
 def check_axes(store: Store, *, layers: Sequence[int], tokens: Sequence[Any]) -> None:
