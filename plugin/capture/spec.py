@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stratalens.plugin.capture.store_defaults import recorded_statistics, warn_about_statistics
+from stratalens.plugin.capture.tokens import tokenize_table
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
@@ -46,6 +47,7 @@ class CaptureOptions:
         dtype: storage dtype, "auto" for the model's own.
         statistics: True for all, False for none, or names.
         tokenizer: None takes the model's.
+        prepend_bos: True for one BOS token in front of every prompt, False for none, None for what the tokenizer adds.
         missing: "raise" or "nan" for positions that a prompt does not have.
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.
         forward: forward function for your own HookedRootModule.
@@ -68,6 +70,7 @@ class CaptureOptions:
     dtype: str = "auto"
     statistics: bool | Sequence[str] = True
     tokenizer: Any = None
+    prepend_bos: bool | None = None
     missing: Literal["raise", "nan"] = "raise"
     nonfinite: Literal["raise", "keep"] = "raise"
     forward: ForwardFunction | None = None
@@ -108,6 +111,7 @@ class CaptureSpec:
         entities: prompt ids, for messages.
         processing: TransformerLens processing flags of the models.
         model: architecture and sizes, the same at every stage.
+        tokenizer: the tokenizer of the ids.
     """
 
     selection: SiteSelection
@@ -121,6 +125,7 @@ class CaptureSpec:
     entities: NDArray[Any]
     processing: Mapping[str, Any]
     model: Mapping[str, Any]
+    tokenizer: Any = None
 
     @classmethod
     def from_model(
@@ -132,7 +137,7 @@ class CaptureSpec:
             table: the prompts.
             adapter: the model of the first stage.
             options: the choices of the caller.
-            existing: the store that is there already, whose statistics `statistics=True` then means.
+            existing: the store that is there already. `statistics=True` and `prepend_bos=None` mean what it records.
 
         Raises:
             InputError: an option does not fit the model or the table.
@@ -146,8 +151,7 @@ class CaptureSpec:
             raise InputError(f"nonfinite={options.nonfinite!r}: {suggest(str(options.nonfinite), ('raise', 'keep'))}")
         if options.dtype == "int8" and options.nonfinite == "keep":
             raise InputError("nonfinite='keep' and dtype='int8': int8 has no NaN or infinity. Choose another dtype.")
-        tokenizer = options.tokenizer if options.tokenizer is not None else adapter.tokenizer
-        tokenized = table.tokenize(tokenizer, max_length=adapter.max_length)
+        tokenized, tokenizer = tokenize_table(table, adapter, options, existing)
         positions = resolve_positions(options.positions, table, tokenized, options.missing)
         selection = resolve_sites(adapter, options.sites, options.layers, sample_ids(tokenized.ids))
         with evaluation_mode(adapter.model):
@@ -178,6 +182,7 @@ class CaptureSpec:
             entities=table.labels()["entity"],
             processing=adapter.processing,
             model=describe_model(adapter),
+            tokenizer=tokenizer,
         )
 
     @property

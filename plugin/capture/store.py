@@ -18,13 +18,14 @@ from stratalens.plugin.capture.checks import check_before_recording
 from stratalens.plugin.capture.session import HookedModel
 from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions, sample_ids
 from stratalens.plugin.capture.store_defaults import existing_store
+from stratalens.plugin.capture.tokens import RULE, explain_other_tokens, warn_about_repeated_tokens
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import SHORT_NAMES
 from stratalens.plugin.prompts.entity_warnings import entity_warning
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level, warn_about_label_typos
-from stratalens.store.errors import CheckWarning, InputError, LabelWarning
+from stratalens.store.errors import CheckWarning, InputError, LabelWarning, MismatchError
 from stratalens.store.files import user_path
 from stratalens.store.format.layout import MEMORY_LIMIT, Forecast
 from stratalens.store.format.layout import forecast as store_forecast
@@ -93,6 +94,7 @@ def create_store(
     statistics: bool | Sequence[str] = True,
     resume: bool = True,
     tokenizer: Any = None,
+    prepend_bos: bool | None = None,
     missing: Literal["raise", "nan"] = "raise",
     nonfinite: Literal["raise", "keep"] = "raise",
     check: Literal["raise", "warn", False] = "raise",
@@ -116,7 +118,10 @@ def create_store(
         dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.
         statistics: True for all (of an existing store: for those that it records), False for none, or names.
         resume: False refuses an existing store.
-        tokenizer: None takes the model's.
+        tokenizer: None takes the tokenizer of the model's checkpoint. The ids of a prompt are
+            `tokenizer(prompt).input_ids`; `Recorder` refuses a loop that runs other ids.
+        prepend_bos: True for one BOS token in front of every prompt, False for none, None for what the tokenizer adds
+            (of an existing store: for the ids that it records).
         missing: "raise" or "nan" for positions that a prompt does not have.
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.
         check: compare the sites with what the model computes, on a few tokens (`stratalens.check`), and "raise" or
@@ -155,20 +160,27 @@ def open_for_recording(
     if not options.force:
         check_room(path, spec, stages)
     verdict = check_before_recording(adapter, spec, existing)
-    store = create(
-        path,
-        entities=table.labels(),
-        layers=spec.selection.layers,
-        tokens=spec.labels,
-        variables=spec.variables(),
-        provenance=spec.provenance(),
-        memory_limit=options.memory_limit,
-        block_size=options.block_size,
-        exist_ok=options.resume,
-        recorded_with={"model": adapter.name} | ({"check": verdict} if verdict is not None else {}),
-        compression=options.compression,
-        label_orders=table.label_orders,
-    )
+    recorded_with = {"model": adapter.name, RULE: spec.tokenized.describe(spec.tokenizer)}
+    try:
+        store = create(
+            path,
+            entities=table.labels(),
+            layers=spec.selection.layers,
+            tokens=spec.labels,
+            variables=spec.variables(),
+            provenance=spec.provenance(),
+            memory_limit=options.memory_limit,
+            block_size=options.block_size,
+            exist_ok=options.resume,
+            recorded_with=recorded_with | ({"check": verdict} if verdict is not None else {}),
+            compression=options.compression,
+            label_orders=table.label_orders,
+        )
+    except MismatchError as error:
+        if existing is not None and (note := explain_other_tokens(existing, spec.tokenized)) is not None:
+            error.add_note(note)
+        raise
+    warn_about_repeated_tokens(table, spec.tokenized, spec.tokenizer)
     warn_about_missing_entities(table)
     warn_about_missing_logits(adapter, options)
     allocate = pinned if adapter.device.type == "cuda" else None

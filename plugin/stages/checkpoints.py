@@ -5,6 +5,7 @@ Weights are read from safetensors only.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
-from stratalens.plugin.compat import mark_headless
+from stratalens.plugin.compat import for_transformer_lens, mark_headless, mark_tokenizer
 from stratalens.store.errors import InputError, UnreachableError, join_names
 from stratalens.store.files import user_path
 
@@ -252,12 +253,12 @@ def boot(
     Args:
         hf_model: the model; the bridge puts its hooks into this very object.
         name: model name or folder, from which the tokenizer is loaded if `tokenizer` is None.
-        tokenizer: the tokenizer, or None.
+        tokenizer: the tokenizer, or None. It need not be saved anywhere, and it is not changed.
         device: device of the model; None takes a GPU where there is one.
         revision: of the tokenizer.
 
     Raises:
-        InputError: `tokenizer` is None and the folder has none.
+        InputError: `tokenizer` is None and the folder has none, or it is not a Hugging Face tokenizer.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
@@ -266,9 +267,18 @@ def boot(
         folder = Path(name)
         if folder.is_dir() and not any(folder.glob("tokenizer*")):
             raise InputError(f"folder {name!r} has no tokenizer. Save one there, or pass tokenizer=.")
-        tokenizer = AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
+        own = AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
+        # TransformerLens loads a tokenizer with a BOS token again. It changes other ones in place where EOS is missing.
+        tokenizer = own if own.eos_token is not None else copy.deepcopy(own)
+    elif not hasattr(tokenizer, "init_kwargs"):
+        raise InputError(
+            f"tokenizer={tokenizer!r:.80} is not a Hugging Face tokenizer. Pass AutoTokenizer.from_pretrained(...)."
+        )
+    else:
+        own, tokenizer = tokenizer, for_transformer_lens(tokenizer)
     hf_model = hf_model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     bridge: nn.Module = TransformerBridge.boot_transformers(
         name, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype
     )
+    mark_tokenizer(bridge, own)
     return bridge
