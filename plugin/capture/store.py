@@ -58,6 +58,19 @@ class RecordingStore(AbstractContextManager["RecordingStore"]):
         """Folder of the store."""
         return str(self.writer.store.path)
 
+    def tokens(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the token ids of some rows, padded on the right, and their attention mask.
+
+        Args:
+            rows: n rows of the table.
+
+        Returns:
+            ids and mask: int64 tensors of shape (n, tokens), on the CPU; the mask is 0 on padding. Answers are left out.
+        """
+        lengths = self.spec.tokenized.lengths[np.asarray(rows, dtype=np.int64)]
+        ids, mask = self.spec.tokenized.batch(rows, int(lengths.max(initial=0)))
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
     def hooked_model(self, adapter: Adapter, stage: str) -> HookedModel:
         """Check that a stage's model fits the store, and prepare its hooks.
 

@@ -67,9 +67,7 @@ def tokenize_table(
     return first  # the store refuses it, and names the difference
 
 
-def _rules(
-    adapter: Adapter, options: CaptureOptions, existing: Store | None
-) -> Iterator[tuple[Any, bool | None]]:
+def _rules(adapter: Adapter, options: CaptureOptions, existing: Store | None) -> Iterator[tuple[Any, bool | None]]:
     """Yield functions that return a tokenizer, with `prepend_bos`: the rule of this call first, then older ones."""
 
     def own() -> Any:
@@ -114,9 +112,8 @@ def explain_other_tokens(store: Store, tokens: TokenizedPrompts) -> str | None:
         return None
     first = tokens.ids[0][:64].tolist()
     same = first == recorded.get("first_row")
-    return (
-        f"The store was recorded with {recorded.get('rule')}, this capture uses {tokens.rule}. "
-        + ("Row 0 is the same." if same else f"Row 0 is {recorded.get('first_row')} in the store, {first} here.")
+    return f"The store was recorded with {recorded.get('rule')}, this capture uses {tokens.rule}. " + (
+        "Row 0 is the same." if same else f"Row 0 is {recorded.get('first_row')} in the store, {first} here."
     )
 
 

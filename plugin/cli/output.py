@@ -148,6 +148,7 @@ def show_info(facts: dict[str, Any]) -> None:
         [
             ("dims", dims),
             ("tokens", ", ".join(map(str, facts["tokens"]))),
+            *_token_rule(facts["recorded_with"].get("tokenization")),
             ("size", f"{human_bytes(facts['bytes'])} in {facts['files']} files"),
             ("rows a block", facts["block_size"]),
             ("labels", ", ".join(facts["labels"])),
@@ -179,7 +180,18 @@ def show_info(facts: dict[str, Any]) -> None:
         + [(name, "", "not started", *("0%" for _ in sites)) for name in facts["lacking_stages"]],
     )
     for title, key in (("provenance (must match)", "provenance"), ("recorded with (may differ)", "recorded_with")):
-        emit_table(title, ["what", "value"], sorted((name, _one_line(value)) for name, value in facts[key].items()))
+        rows = sorted((name, _one_line(value)) for name, value in facts[key].items() if name != "tokenization")
+        emit_table(title, ["what", "value"], rows)
+
+
+def _token_rule(recorded: Any) -> list[tuple[str, str]]:
+    """Return rows about the token ids: their rule, and those of the first prompt with their texts."""
+    if not isinstance(recorded, Mapping):
+        return []
+    pairs = zip(recorded["first_row"], recorded["first_row_tokens"], strict=True)
+    more = recorded["first_row_length"] - len(recorded["first_row"])
+    first = " ".join(f"{number} {text!r}" for number, text in pairs) + (f" and {more} more" if more else "")
+    return [("token ids", str(recorded["rule"])), ("of row 0", first)]
 
 
 FORECAST = {

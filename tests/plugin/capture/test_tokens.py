@@ -1,0 +1,300 @@
+"""The same checkpoint, table and tokenizer give the same token ids, however the model comes in."""
+
+import copy
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from transformer_lens.model_bridge import TransformerBridge
+
+import stratalens as sl
+from stratalens.plugin.capture import store as capture_store
+from stratalens.plugin.capture.callback import RecordingCallback
+from stratalens.store.errors import InputError, MismatchError, TokenWarning
+from stratalens.store.state.info import info
+from support.models import ON_39, hf_model, hooked_transformer
+from support.tokenizers import (
+    byte_level,
+    byte_level_with_bos,
+    byte_level_with_eos,
+    byte_level_with_unused_bos,
+    pure_python,
+    wordpiece,
+)
+
+SAVED = {
+    "BOS added": byte_level_with_bos,
+    "BOS not added": byte_level_with_unused_bos,
+    "EOS added": byte_level_with_eos,
+    "no BOS": byte_level,
+    "CLS and SEP added": wordpiece,
+}
+PROMPTS = ["Who is Ann?", "The name of the river is Donau;", "Bob"]
+OPTIONS = {"statistics": False, "check": False, "progress": False, "positions": "all"}
+
+
+def prompts(texts=PROMPTS):
+    return sl.PromptTable.from_dataframe(
+        pd.DataFrame({"prompt": texts, "entity_id": [f"e{i}" for i in range(len(texts))]})
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A checkpoint with each tokenizer; all have the same weights."""
+    model, made = hf_model("llama"), {}
+    for name, make in SAVED.items():
+        made[name] = tmp_path_factory.mktemp("checkpoint")
+        model.save_pretrained(made[name])
+        make().save_pretrained(made[name])
+    return made
+
+
+def auto(folder):
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def boot(folder):
+    """A bridge as a user makes one; TransformerLens gives it a tokenizer that adds BOS where there is one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return TransformerBridge.boot_transformers(
+            str(folder), hf_model=hf_model("llama"), tokenizer=auto(folder), device="cpu"
+        )
+
+
+def by_callback(folder, tokenizer, path, **options):
+    how = {name: value for name, value in {**OPTIONS, **options}.items() if name != "progress"}
+    callback = RecordingCallback(prompts(), path, [0], **how)
+    state = transformers.TrainerState(global_step=0)
+    callback.on_train_begin(None, state, None, model=hf_model("llama"), processing_class=tokenizer)
+
+
+def by_loop(model, path, **options):
+    how = {name: value for name, value in {**OPTIONS, **options}.items() if name != "progress"}
+    with (
+        sl.create_store(path, prompts(), model, **how) as store,
+        sl.Recorder(model, store, "a") as recorder,
+    ):
+        rows = np.arange(3)
+        ids, mask = store.tokens(rows)
+        recorder.batch(rows)
+        with torch.no_grad():
+            model(ids, attention_mask=mask)
+
+
+def ways(folder, memory, tmp_path, **options):
+    """Record the table in every way and return the stores."""
+    names = ("folder", "tokenizer", "memory", "bridge", "bridge_tokenizer", "callback", "loop")
+    paths = {name: tmp_path / f"{name}.zarr" for name in names}
+    how = {**OPTIONS, **options}
+    bridge = boot(folder)
+    sl.capture({"a": folder}, prompts(), paths["folder"], **how)
+    sl.capture({"a": folder}, prompts(), paths["tokenizer"], tokenizer=auto(folder), **how)
+    sl.capture({"a": folder}, prompts(), paths["memory"], tokenizer=memory, **how)
+    sl.capture({"a": bridge}, prompts(), paths["bridge"], **how)
+    sl.capture({"a": bridge}, prompts(), paths["bridge_tokenizer"], tokenizer=auto(folder), **how)
+    by_callback(folder, auto(folder), paths["callback"], **options)
+    by_loop(bridge, paths["loop"], **options)
+    return paths
+
+
+def facts(path):
+    described = info(path)
+    return described["provenance"], described["recorded_with"]["tokenization"]
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_every_way_gives_the_ids_of_the_hugging_face_call(folders, tmp_path, name):
+    folder, memory = folders[name], SAVED[name]()
+    before = (memory.bos_token, memory.eos_token, memory.pad_token, len(memory), dict(memory.init_kwargs))
+    wanted = auto(folder)(PROMPTS).input_ids
+    values = {}
+    for way, path in ways(folder, memory, tmp_path).items():
+        provenance, rule = facts(path)
+        expected = prompts().tokenize(auto(folder))
+        assert [row.tolist() for row in expected.ids] == wanted
+        assert provenance["token_ids_digest"] == expected.digest, way
+        assert provenance["tokenizer_fingerprint"] == expected.tokenizer_fingerprint, way
+        assert (rule["rule"], rule["prepend_bos"]) == ("tokenizer(prompt)", None)
+        assert rule["first_row"] == wanted[0], way
+        assert rule["first_row_tokens"] == memory.convert_ids_to_tokens(wanted[0])
+        values[way] = sl.open_store(path).resid_post.values
+    for way, recorded in values.items():
+        np.testing.assert_array_equal(recorded, values["folder"], err_msg=way)
+    assert before == (memory.bos_token, memory.eos_token, memory.pad_token, len(memory), dict(memory.init_kwargs))
+
+
+@pytest.mark.parametrize("name", ["BOS added", "BOS not added", "EOS added"])
+@pytest.mark.parametrize("prepend", [True, False])
+def test_prepend_bos_means_the_same_in_every_way(folders, tmp_path, name, prepend):
+    folder, tokenizer = folders[name], auto(folders[name])
+    plain = tokenizer(PROMPTS[0]).input_ids
+    bare = [i for i in plain if i != tokenizer.bos_token_id]
+    wanted = [tokenizer.bos_token_id, *bare] if prepend else bare
+    digests = set()
+    for path in ways(folder, SAVED[name](), tmp_path, prepend_bos=prepend).values():
+        provenance, rule = facts(path)
+        assert rule["first_row"] == wanted
+        assert rule["prepend_bos"] is prepend
+        assert rule["rule"].startswith("tokenizer(prompt), with")
+        digests.add((provenance["token_ids_digest"], provenance["tokenizer_fingerprint"]))
+    assert len(digests) == 1
+
+
+def test_a_tokenizer_in_pure_python(folders, tmp_path):
+    python = pure_python()
+    python.bos_token = "<"
+    wanted = python(PROMPTS[0]).input_ids
+    bridge = boot(folders["no BOS"])
+    sl.capture({"a": folders["no BOS"]}, prompts(), tmp_path / "a.zarr", tokenizer=python, **OPTIONS)
+    sl.capture({"a": bridge}, prompts(), tmp_path / "b.zarr", tokenizer=python, **OPTIONS)
+    by_callback(folders["no BOS"], python, tmp_path / "c.zarr")
+    for name in "abc":
+        assert facts(tmp_path / f"{name}.zarr")[1]["first_row"] == wanted
+    assert (python.eos_token, python.pad_token) == (None, None)
+
+
+@pytest.mark.skipif(not ON_39, reason="HookedTransformer is in TransformerLens 3.9 only")
+@pytest.mark.parametrize("name", ["BOS added", "BOS not added", "EOS added"])
+def test_a_hooked_transformer_uses_the_tokenizer_of_the_checkpoint(folders, tmp_path, name):
+    model = hooked_transformer()
+    model.set_tokenizer(auto(folders[name]))
+    sl.capture(model, prompts(), tmp_path / "run.zarr", **OPTIONS)
+    assert facts(tmp_path / "run.zarr")[1]["first_row"] == auto(folders[name])(PROMPTS[0]).input_ids
+
+
+def test_prepend_bos_without_a_bos_token_is_refused(folders, tmp_path):
+    for stage in (folders["no BOS"], boot(folders["no BOS"])):  # TransformerLens calls EOS the BOS token there
+        with pytest.raises(InputError, match="no BOS token"):
+            sl.capture({"a": stage}, prompts(), tmp_path / "run.zarr", prepend_bos=True, **OPTIONS)
+    with pytest.raises(InputError, match="prepend_bos='yes': valid are None, True and False"):
+        sl.capture({"a": folders["BOS added"]}, prompts(), tmp_path / "run.zarr", prepend_bos="yes", **OPTIONS)
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_tokens_that_were_added_to_the_model_s_tokenizer_count(folders):
+    from stratalens.plugin.models.adapters import adapt
+    from stratalens.plugin.models.tokenizers import own_tokenizer
+
+    bridge = boot(folders["BOS not added"])
+    bridge.tokenizer.add_tokens(["Donau;"])
+    ids = own_tokenizer(adapt(bridge))("Ann Donau;").input_ids
+    assert ids[-1] == 400
+    assert ids[0] != bridge.tokenizer.bos_token_id
+
+
+def test_a_checkpoint_that_is_gone_is_refused_with_the_remedy(folders, tmp_path):
+    folder = tmp_path / "gone"
+    byte_level_with_unused_bos().save_pretrained(folder)
+    bridge = boot(folder)
+    for file in folder.iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match=r"tokenizer=model\.tokenizer to keep the BOS"):
+        sl.capture(bridge, prompts(), tmp_path / "run.zarr", **OPTIONS)
+    sl.capture(bridge, prompts(), tmp_path / "run.zarr", tokenizer=bridge.tokenizer, **OPTIONS)
+    assert facts(tmp_path / "run.zarr")[1]["first_row"][0] == bridge.tokenizer.bos_token_id
+
+
+def old_store(path, bridge, monkeypatch, stages=("a",)):
+    """A store as it was recorded before there was a rule: with the tokenizer of TransformerLens."""
+    describe = capture_store.create
+
+    def without_rule(*args, recorded_with, **kwargs):
+        return describe(*args, recorded_with={"model": recorded_with["model"]}, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(capture_store, "create", without_rule)
+        models = {name: copy.deepcopy(bridge) for name in stages}
+        sl.capture(models, prompts(), path, tokenizer=bridge.tokenizer, allow_same_weights=True, **OPTIONS)
+    assert "tokenization" not in info(path)["recorded_with"]
+
+
+@pytest.mark.parametrize("name", ["BOS not added", "EOS added"])
+def test_a_store_of_the_old_rule_keeps_it_with_one_warning(folders, tmp_path, monkeypatch, name):
+    path, bridge = tmp_path / "run.zarr", boot(folders[name])
+    old_store(path, bridge, monkeypatch)
+    before = sl.open_store(path).resid_post.values
+    for stages in ({"a": folders[name]}, {"a": folders[name], "b": bridge}):
+        with pytest.warns(TokenWarning, match="keeps the token ids") as caught:
+            sl.capture(stages, prompts(), path, allow_same_weights=True, **OPTIONS)
+        assert len(caught) == 1
+    values = sl.open_store(path).resid_post.values
+    np.testing.assert_array_equal(values[0], before[0])
+    np.testing.assert_array_equal(values[1], before[0])
+    with pytest.raises(MismatchError, match="token_ids_digest|tokenizer_fingerprint"):
+        sl.capture({"c": bridge}, prompts(), path, prepend_bos=False, allow_same_weights=True, **OPTIONS)
+
+
+def test_a_store_of_the_old_rule_with_the_same_ids_needs_no_warning(folders, tmp_path, monkeypatch):
+    path, bridge = tmp_path / "run.zarr", boot(folders["BOS added"])
+    old_store(path, bridge, monkeypatch)
+    sl.capture({"a": folders["BOS added"]}, prompts(), path, **OPTIONS)
+    old_store(tmp_path / "other.zarr", boot(folders["BOS not added"]), monkeypatch)
+    how = {**OPTIONS, "prepend_bos": True}  # what TransformerLens did
+    sl.capture({"a": folders["BOS not added"]}, prompts(), tmp_path / "other.zarr", **how)
+
+
+def test_a_store_recorded_with_prepend_bos_keeps_it(folders, tmp_path):
+    folder, path = folders["BOS not added"], tmp_path / "run.zarr"
+    sl.capture({"a": folder}, prompts(), path, prepend_bos=True, **OPTIONS)
+    with pytest.warns(TokenWarning, match="keeps the token ids"):
+        ds = sl.capture({"a": folder, "b": folder}, prompts(), path, allow_same_weights=True, **OPTIONS)
+    np.testing.assert_array_equal(ds.resid_post[0].values, ds.resid_post[1].values)
+    with pytest.raises(MismatchError) as error:
+        sl.capture({"c": folder}, prompts(), path, prepend_bos=False, allow_same_weights=True, **OPTIONS)
+    note = error.value.__notes__[0]
+    assert "with one BOS token in front" in note
+    assert "without a BOS token in front" in note
+    assert "Row 0 is [1, " in note
+
+
+def test_a_bos_in_the_prompt_and_again_in_front_is_warned_of_once(folders, tmp_path):
+    table = prompts(["Who is Ann?", "<|bos|>Bob", "<|bos|>"])
+    folder = folders["BOS added"]
+    with pytest.warns(TokenWarning, match=r"rows 1 and 2.*'<\|bos\|>'.*prepend_bos=False") as caught:
+        sl.capture({"a": folder}, table, tmp_path / "run.zarr", **OPTIONS)
+        sl.capture({"a": folder}, table, tmp_path / "again.zarr", **OPTIONS)
+    assert len(caught) == 1
+    sl.capture({"a": folder}, prompts(["<|bos|>Bob"]), tmp_path / "own.zarr", prepend_bos=False, **OPTIONS)
+    assert facts(tmp_path / "own.zarr")[1]["first_row"][0] == 1
+    with pytest.warns(TokenWarning, match=r"row 0.*\[SEP\]"):
+        sl.capture({"a": folders["CLS and SEP added"]}, prompts(["Ann [SEP]"]), tmp_path / "s.zarr", **OPTIONS)
+
+
+def test_info_shows_the_rule_and_the_first_row(folders, tmp_path, capsys):
+    from stratalens.plugin.cli.output import show_info
+
+    path = tmp_path / "run.zarr"
+    long = prompts(["The name of the river is Donau; " * 8])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sl.capture({"a": folders["BOS not added"]}, long, path, prepend_bos=True, **OPTIONS | {"positions": "last"})
+    described = json.loads(json.dumps(info(path)))
+    show_info(described)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "tokenizer(prompt), with one BOS token in front" in out
+    assert "1 '<|bos|>'" in out
+    rule = described["recorded_with"]["tokenization"]
+    assert (len(rule["first_row"]), rule["first_row_length"]) == (
+        64,
+        prompts(long.prompts).tokenize(byte_level()).lengths[0] + 1,
+    )
+    assert sl.open_store(path).attrs["recorded_with"]["tokenization"] == rule
+
+
+def test_a_run_file_says_prepend_bos(folders, tmp_path, monkeypatch):
+    from stratalens.plugin.cli.capture_jobs import capture_run
+    from stratalens.plugin.cli.run_file import read_run_file
+
+    pd.DataFrame({"prompt": PROMPTS, "entity_id": ["a", "b", "c"]}).to_csv(tmp_path / "p.csv", index=False)
+    text = f"prompts: p.csv\nstore: run.zarr\nmodel: {folders['BOS not added']}\nprepend_bos: true\nstatistics: false\n"
+    (tmp_path / "run.yaml").write_text(text)
+    capture_run(read_run_file(tmp_path / "run.yaml"))
+    assert facts(tmp_path / "run.zarr")[1]["first_row"][0] == 1
+    assert "prepend_bos: true" in Path(tmp_path / "run.zarr.run.yaml").read_text()
