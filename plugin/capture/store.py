@@ -65,7 +65,7 @@ class RecordingStore(AbstractContextManager["RecordingStore"]):
             rows: n rows of the table.
 
         Returns:
-            ids and mask: int64 tensors of shape (n, tokens), on the CPU; the mask is 0 on padding. Answers are left out.
+            ids and mask: int64 tensors of shape (n, tokens) on the CPU, without answers; the mask is 0 on padding.
         """
         lengths = self.spec.tokenized.lengths[np.asarray(rows, dtype=np.int64)]
         ids, mask = self.spec.tokenized.batch(rows, int(lengths.max(initial=0)))

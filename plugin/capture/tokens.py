@@ -1,7 +1,7 @@
 """The token ids of a capture: one rule for every way in which a model and its tokenizer come in.
 
-The ids of a prompt are `tokenizer(prompt).input_ids` of the tokenizer that was passed or that the checkpoint has, unless
-`prepend_bos` says otherwise. A store that exists keeps the rule that it was recorded under.
+The ids of a prompt are `tokenizer(prompt).input_ids` of the tokenizer that was passed or that the checkpoint has,
+unless `prepend_bos` says otherwise. A store that exists keeps the rule that it was recorded under.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class TokenizedPrompts:
     answer_ids: Sequence[Ids] | None
     tokenizer_fingerprint: str
     pad_id: int
-    special: SpecialTokens = SpecialTokens()
+    special: SpecialTokens = field(default_factory=SpecialTokens)
     prepend_bos: bool | None = None
     lengths: Ids = field(init=False)
     answer_lengths: Ids = field(init=False)
@@ -166,7 +166,8 @@ class TokenizedPrompts:
             tokenizer: the tokenizer of these ids.
 
         Returns:
-            rule (text), prepend_bos, first_row (at most 64 token ids), first_row_tokens (their texts), first_row_length.
+            rule (text), prepend_bos, first_row (at most 64 token ids), first_row_tokens (their texts) and
+            first_row_length.
         """
         first = self.ids[0][:64].tolist()
         return {
