@@ -42,8 +42,8 @@ from stratalens import PromptTable, capture
 from stratalens.plugin.capture.batching import length_buckets
 from stratalens.plugin.capture.spec import OUTPUT_STATISTICS, SITE_STATISTICS
 from stratalens.plugin.models.adapters import adapt
-from stratalens.plugin.models.tokenizers import own_tokenizer
 from stratalens.plugin.models.hooks import evaluation_mode
+from stratalens.plugin.models.tokenizers import own_tokenizer
 
 TITLE, THEME = "Cost of recording", "Capture"
 POSITIONS = ("last", "entity_last")

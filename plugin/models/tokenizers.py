@@ -31,26 +31,7 @@ def own_tokenizer(adapter: Adapter) -> Any:
         return tokenizer
     if tokenizer not in _originals:
         _originals[tokenizer] = _load_original(tokenizer)
-    return _originals[tokenizer]
-
-
-def _is_replaced(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "init_kwargs", {}).get("add_bos_token"))
-
-
-def _load_original(tokenizer: Any) -> Any:
-    from transformers import AutoTokenizer
-
-    name = tokenizer.init_kwargs.get("name_or_path") or tokenizer.name_or_path
-    try:
-        original: Any = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"the model's tokenizer adds a BOS token, and its checkpoint {str(name)!r} cannot be loaded to see whether "
-            f"that is its own or TransformerLens's: {reason} Pass the checkpoint's tokenizer as tokenizer=, or "
-            "tokenizer=model.tokenizer to keep the BOS token."
-        ) from error
+    original = _originals[tokenizer]
     if original.get_vocab() == tokenizer.get_vocab():
         return original
     if not (original.is_fast and tokenizer.is_fast):
@@ -58,3 +39,28 @@ def _load_original(tokenizer: Any) -> Any:
     changed = copy.deepcopy(tokenizer)  # tokens were added to it after it was loaded
     changed.backend_tokenizer.post_processor = original.backend_tokenizer.post_processor
     return changed
+
+
+def _is_replaced(tokenizer: Any) -> bool:
+    """Return whether TransformerLens may have loaded this tokenizer again; it needs the checkpoint's name for that."""
+    return bool(getattr(tokenizer, "init_kwargs", {}).get("add_bos_token") and _name(tokenizer))
+
+
+def _name(tokenizer: Any) -> str:
+    return str(tokenizer.init_kwargs.get("name_or_path") or getattr(tokenizer, "name_or_path", "") or "")
+
+
+def _load_original(tokenizer: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    name = _name(tokenizer)
+    try:
+        original: Any = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the model's tokenizer adds a BOS token, and its checkpoint {name!r} cannot be loaded to see whether "
+            f"that is its own or TransformerLens's: {reason} Pass the checkpoint's tokenizer as tokenizer=, or "
+            "tokenizer=model.tokenizer to keep the BOS token."
+        ) from error
+    return original

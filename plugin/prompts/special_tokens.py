@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self
 
 from stratalens.store.errors import InputError
@@ -30,15 +31,20 @@ class SpecialTokens:
             >>> from stratalens.plugin.prompts.special_tokens import SpecialTokens
             >>> class Words:
             ...     bos_token_id = 1
+            ...     def get_vocab(self):
+            ...         return {"a": 7}
             ...     def __call__(self, text, add_special_tokens):
             ...         return {"input_ids": [1, 7, 2] if add_special_tokens else [7]}
             >>> SpecialTokens.from_tokenizer(Words())
             SpecialTokens(before=(1,), after=(2,), bos=1)
         """
-        whole, text = (
-            [int(token) for token in tokenizer("a", add_special_tokens=special)["input_ids"]]
-            for special in (True, False)
-        )
+        whole: list[int] = []
+        text: list[int] = []
+        for sample in ("a", "0", *islice(tokenizer.get_vocab(), 50)):  # a small vocabulary may drop the first ones
+            text = [int(token) for token in tokenizer(sample, add_special_tokens=False)["input_ids"]]
+            if text:
+                whole = [int(token) for token in tokenizer(sample, add_special_tokens=True)["input_ids"]]
+                break
         starts = range(len(whole) - len(text) + 1)
         start = next((start for start in starts if whole[start : start + len(text)] == text), None)
         bos = bos_token_id(tokenizer)

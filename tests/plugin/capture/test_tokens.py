@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformer_lens.model_bridge import TransformerBridge
 
 import stratalens as sl
@@ -164,6 +165,30 @@ def test_prepend_bos_means_the_same_in_every_way(folders, tmp_path, name, prepen
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize("prepend", [True, False])
+def test_characters_follow_their_tokens(memory, prepend):
+    for name in ("BOS added", "BOS not added", "EOS added"):
+        plain = prompts().tokenize(memory[name])
+        other = prompts().tokenize(memory[name], prepend_bos=prepend)
+        for row in range(len(PROMPTS)):
+            pairs = [
+                [(i, *span) for i, span in zip(ids.tolist(), spans.tolist(), strict=True) if i != 1]
+                for ids, spans in ((plain.ids[row], plain.offsets[row]), (other.ids[row], other.offsets[row]))
+            ]
+            assert pairs[0] == pairs[1]
+            assert other.ids[row].tolist().count(1) == prepend
+            assert other.lengths[row] == len(other.ids[row])
+
+
+def test_special_tokens_of_a_vocabulary_without_letters():
+    words = Tokenizer(models.WordLevel({"<s>": 0, "7": 1, "+": 2}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    digits = transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>")
+    ids = [prompts(["7 + 7"]).tokenize(digits, prepend_bos=bos).ids[0].tolist() for bos in (None, True, False)]
+    assert ids == [[0, 1, 2, 1], [0, 1, 2, 1], [1, 2, 1]]
+
+
 def test_a_tokenizer_in_pure_python(folders, tmp_path):
     python = pure_python()
     python.bos_token = "<"
@@ -200,6 +225,7 @@ def test_tokens_that_were_added_to_the_model_s_tokenizer_count(folders):
     from stratalens.plugin.models.tokenizers import own_tokenizer
 
     bridge = boot(folders["BOS not added"])
+    assert own_tokenizer(adapt(bridge)) is own_tokenizer(adapt(bridge))
     bridge.tokenizer.add_tokens(["Donau;"])
     ids = own_tokenizer(adapt(bridge))("Ann Donau;").input_ids
     assert ids[-1] == 400
