@@ -41,9 +41,9 @@ class SpecialTokens:
         whole: list[int] = []
         text: list[int] = []
         for sample in ("a", "0", *islice(tokenizer.get_vocab(), 50)):  # a small vocabulary may drop the first ones
-            text = [int(token) for token in tokenizer(sample, add_special_tokens=False)["input_ids"]]
+            text = sample_ids(tokenizer, sample, special=False)
             if text:
-                whole = [int(token) for token in tokenizer(sample, add_special_tokens=True)["input_ids"]]
+                whole = sample_ids(tokenizer, sample, special=True)
                 break
         starts = range(len(whole) - len(text) + 1)
         start = next((start for start in starts if whole[start : start + len(text)] == text), None)
@@ -76,6 +76,20 @@ class SpecialTokens:
         elif prepend_bos is False and self.bos_index is not None:
             before = before[: self.bos_index] + before[self.bos_index + 1 :]
         return SpecialTokens(before, self.after, self.bos)
+
+
+def sample_ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    """Return the token ids of a short text, [] if the vocabulary has no token for it.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        text: the text.
+        special: whether the tokenizer adds its special tokens.
+    """
+    try:
+        return [int(token) for token in tokenizer(text, add_special_tokens=special)["input_ids"]]
+    except Exception:  # the library `tokenizers` raises this class where a character is not in the vocabulary
+        return []
 
 
 def bos_token_id(tokenizer: Any) -> int | None:

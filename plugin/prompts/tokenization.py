@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.plugin.prompts.columns import name_rows
-from stratalens.plugin.prompts.special_tokens import SpecialTokens, token_texts
+from stratalens.plugin.prompts.special_tokens import SpecialTokens, sample_ids, token_texts
 from stratalens.store.errors import InputError
 
 _BATCH = 4096  # prompts in one call of the tokenizer: limits its memory and costs no speed
@@ -335,8 +335,7 @@ def fingerprint(tokenizer: Any) -> str:
     else:
         state = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     for special in (True, False):
-        ids = tokenizer("a", add_special_tokens=special)["input_ids"]
-        state[f"a, special tokens {special}"] = [int(token) for token in ids]
+        state[f"a, special tokens {special}"] = sample_ids(tokenizer, "a", special=special)
     text = json.dumps(state, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(f"{text}\n{rest}".encode()).hexdigest()
 

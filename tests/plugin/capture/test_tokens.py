@@ -138,7 +138,9 @@ def test_every_way_gives_the_ids_of_the_hugging_face_call(folders, memory, tmp_p
         assert rule["first_row_tokens"] == tokenizer.convert_ids_to_tokens(wanted[0])
         values[way] = sl.open_store(path).resid_post.values
     for way, recorded in values.items():
-        np.testing.assert_array_equal(recorded, values["folder"], err_msg=way)
+        # The loop pads all rows to one length, which changes the last bit.
+        tolerance = 1e-6 if way == "loop" else 0
+        np.testing.assert_allclose(recorded, values["folder"], rtol=0, atol=tolerance, err_msg=way)
     assert before == state(tokenizer)
 
 
@@ -180,8 +182,10 @@ def test_characters_follow_their_tokens(memory, prepend):
             assert other.lengths[row] == len(other.ids[row])
 
 
-def test_special_tokens_of_a_vocabulary_without_letters():
-    words = Tokenizer(models.WordLevel({"<s>": 0, "7": 1, "+": 2}))
+@pytest.mark.parametrize("kind", [models.WordLevel, models.BPE])
+def test_special_tokens_of_a_vocabulary_without_letters(kind):
+    vocabulary = {"<s>": 0, "7": 1, "+": 2}  # other characters raise an error (WordLevel), or are dropped (BPE)
+    words = Tokenizer(kind(vocabulary) if kind is models.WordLevel else kind(vocabulary, []))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     digits = transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>")
@@ -246,10 +250,10 @@ def test_a_checkpoint_that_is_gone_is_refused_with_the_remedy(folders, tmp_path)
 
 def old_store(path, bridge, monkeypatch, stages=("a",)):
     """A store as it was recorded before there was a rule: with the tokenizer of TransformerLens."""
-    describe = capture_store.create
+    create = capture_store.create
 
     def without_rule(*args, recorded_with, **kwargs):
-        return describe(*args, recorded_with={"model": recorded_with["model"]}, **kwargs)
+        return create(*args, recorded_with={"model": recorded_with["model"]}, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(capture_store, "create", without_rule)

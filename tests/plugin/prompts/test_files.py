@@ -187,7 +187,7 @@ BAD_FILES = {
     "wide.tsv": (b"prompt\tkind\na, b\tx\nc\td\te\tf\n", ["line 3: 4 fields, but the header has 2"]),
     "semicolons.csv": (b"prompt;kind\na, b;c\n", ["separated by semicolons, not by commas", "sep=';'"]),
     "quoted.semicolons.csv": (b'"id";"prompt"\n"1";"a"\n', ["separated by semicolons", "save the file with commas"]),
-    "tabs.csv": (b"kind\tprompt\na\tb\n", ["separated by tabs, not by commas", r"sep='\\t'"]),
+    "tabs.csv": (b"kind\tprompt\na\tb\n", ["separated by tabs, not by commas", r"sep='\t'"]),
     "commas.tsv": (b"prompt,kind\na,b\n", ["separated by commas, not by tabs", "sep=','"]),
     "utf16.csv": ("prompt,kind\na,b\n".encode("utf-16"), ["is UTF-16", "encoding='utf-16'"]),
     "utf16be.jsonl": ('{"prompt": "caf\u00e9"}\n'.encode("utf-16-be"), ["is UTF-16", "save it as UTF-8"]),
