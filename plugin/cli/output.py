@@ -21,7 +21,7 @@ from rich.text import Text
 
 from stratalens.plugin.progress import wrap_message
 from stratalens.store.display import human_bytes
-from stratalens.store.errors import CheckWarning, InputError, LabelWarning, StratalensError
+from stratalens.store.errors import CheckWarning, InputError, LabelWarning, StratalensError, TokenWarning
 
 P = ParamSpec("P")
 
@@ -42,9 +42,12 @@ def print_status(message: str) -> None:
     print(wrap_message(message), file=sys.stderr, flush=True)  # noqa: T201
 
 
+_OWN_WARNINGS = (LabelWarning, CheckWarning, TokenWarning)
+
+
 @contextmanager
 def print_warnings() -> Iterator[None]:
-    """Print warnings about labels and sites as one line each, without their place in the code.
+    """Print warnings about labels, sites and tokens as one line each, without their place in the code.
 
     `catch_warnings` restores `warnings.showwarning` at the end.
     """
@@ -52,14 +55,14 @@ def print_warnings() -> Iterator[None]:
         show = warnings.showwarning
 
         def print_one(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-            if issubclass(category, LabelWarning | CheckWarning):
+            if issubclass(category, _OWN_WARNINGS):
                 print_status(f"warning: {message}")
             else:
                 show(message, category, *rest)
 
         warnings.showwarning = print_one  # type: ignore[assignment]
-        warnings.simplefilter("always", LabelWarning)
-        warnings.simplefilter("always", CheckWarning)
+        for category in _OWN_WARNINGS:
+            warnings.simplefilter("always", category)
         yield
 
 

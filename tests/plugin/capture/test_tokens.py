@@ -335,7 +335,7 @@ def test_a_long_first_row_is_shortened():
     assert rule["first_row_length"] == tokenized.lengths[0] > 64
 
 
-def test_a_run_file_says_prepend_bos(folders, tmp_path, monkeypatch):
+def test_a_run_file_says_prepend_bos(folders, tmp_path, capsys):
     from stratalens.plugin.cli.capture_jobs import capture_run
     from stratalens.plugin.cli.run_file import read_run_file
 
@@ -345,3 +345,9 @@ def test_a_run_file_says_prepend_bos(folders, tmp_path, monkeypatch):
     capture_run(read_run_file(tmp_path / "run.yaml"))
     assert facts(tmp_path / "run.zarr")[1]["first_row"][0] == 1
     assert "prepend_bos: true" in Path(tmp_path / "run.zarr.run.yaml").read_text()
+    (tmp_path / "run.yaml").write_text(text.replace("prepend_bos: true\n", ""))
+    capsys.readouterr()
+    capture_run(read_run_file(tmp_path / "run.yaml"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 1
+    assert "keeps the token ids" in lines[0]
