@@ -6,6 +6,7 @@ Libraries are imported when a function is called, so that this module costs noth
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -96,6 +97,29 @@ def offloaded_weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is one shard of several processes: `torch.distributed.tensor.DTensor` (PyTorch 2.4)."""
     return type(tensor).__name__ == "DTensor"
+
+
+def mark_tokenizer(bridge: Any, tokenizer: Any) -> None:
+    """Note on a hooked model the tokenizer that its checkpoint has; valid until the model gets another tokenizer."""
+    bridge._stratalens_tokenizer = (tokenizer, bridge.tokenizer)
+
+
+def checkpoint_tokenizer(model: Any) -> Any:
+    """Return the tokenizer of `mark_tokenizer`, or None."""
+    own, of_transformer_lens = getattr(model, "_stratalens_tokenizer", (None, None))
+    return own if of_transformer_lens is getattr(model, "tokenizer", None) else None
+
+
+def for_transformer_lens(tokenizer: Any) -> Any:
+    """Copy a tokenizer so that TransformerLens takes it as it is.
+
+    `get_tokenizer_with_bos` (TransformerLens 3.9 and 4.x) loads a tokenizer that has a BOS token again from
+    `init_kwargs["name_or_path"]`, unless `init_kwargs["add_bos_token"]` is set. A tokenizer that was made in memory has
+    no such path. TransformerLens also sets missing special tokens in place, so it gets a copy.
+    """
+    twin = copy.deepcopy(tokenizer)
+    twin.init_kwargs = {"name_or_path": "", **twin.init_kwargs, "add_bos_token": True}
+    return twin
 
 
 def remove_forward_wrapper(model: nn.Module) -> None:

@@ -171,6 +171,13 @@ class CheckWarning(UserWarning):
     """
 
 
+class TokenWarning(UserWarning):
+    """Token ids that are probably not the intended ones, such as two BOS tokens in front of a prompt.
+
+    The message names the rows. Change the prompts or `prepend_bos=`. If the ids are meant, filter the warning.
+    """
+
+
 def suggest(name: str, valid: Iterable[str], limit: int = 8) -> str:
     """Name the valid values that are closest to `name`, as part of a message.
 

@@ -43,6 +43,7 @@ from stratalens.plugin.capture.batching import length_buckets
 from stratalens.plugin.capture.spec import OUTPUT_STATISTICS, SITE_STATISTICS
 from stratalens.plugin.models.adapters import adapt
 from stratalens.plugin.models.hooks import evaluation_mode
+from stratalens.plugin.models.tokenizers import own_tokenizer
 
 TITLE, THEME = "Cost of recording", "Capture"
 POSITIONS = ("last", "entity_last")
@@ -88,7 +89,7 @@ class Workload:
         self.model: Any = smollm2() if model is None else model
         self.adapter = adapt(self.model)
         self.table, self.batch = prompts(count), batch
-        tokenized = self.table.tokenize(self.model.tokenizer)
+        tokenized = self.table.tokenize(own_tokenizer(self.adapter))
         from stratalens.plugin.prompts.positions import resolve
 
         index = resolve(POSITIONS, self.table, tokenized).index

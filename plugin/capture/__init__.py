@@ -5,6 +5,7 @@ recorder        Recorder: hooks inside a `with`, for your own loop
 callback        RecordingCallback for transformers.Trainer
 store           create_store() and relabel(); the open store of a capture
 store_defaults  defaults that mean what an existing store records
+tokens          the rule of the token ids, in new and in existing stores
 session         HookedModel: one model with its hooks; writes a batch into a block
 checks          the check of the sites before a recording
 spec            CaptureOptions and CaptureSpec: sites, positions, dtypes, statistics, provenance

@@ -37,10 +37,11 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             Step 0 is before the first update.
         start: record step 0 as well (only with an int).
         end: record the last step as well.
-        tokenizer: of the model; None takes the Trainer's processing_class.
+        tokenizer: of the model; None takes the Trainer's processing_class. The token ids of a prompt are
+            `tokenizer(prompt).input_ids`, as in training data that the same call has made.
         name: stage name for a step; must differ from step to step.
-        **options: further arguments of `stratalens.capture` (sites, layers, positions, dtype, statistics, batch_size,
-            device, ...).
+        **options: further arguments of `stratalens.capture` (sites, layers, positions, dtype, statistics, prepend_bos,
+            batch_size, device, ...).
 
     Raises:
         InputError: there is no tokenizer, two steps have the same stage name, the weights are sharded over processes,
@@ -118,17 +119,20 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 "RecordingCallback needs the model's tokenizer. Pass tokenizer=, or Trainer(processing_class=)."
             )
         model = context["model"]
+        is_fast = bool(getattr(tokenizer, "is_fast", False))
         cpu, devices = torch.get_rng_state(), _cuda_states()
         try:
             with TemporaryDirectory() as folder, warnings.catch_warnings():
-                tokenizer.save_pretrained(folder)  # TransformerLens loads it from a folder
+                if is_fast:
+                    tokenizer.save_pretrained(folder)  # TransformerLens loads it from a folder
                 # The stages of later steps do not exist yet, so their labels would look wrong.
                 warnings.filterwarnings("ignore", "label column", LabelWarning)
                 capture(
-                    {stage: lambda: _hooked_copy(model, folder)},
+                    {stage: lambda: _hooked_copy(model, folder, None if is_fast else tokenizer)},
                     self.table,
                     self.path,
                     progress=False,
+                    tokenizer=tokenizer,
                     **self.options,
                 )
         finally:
@@ -142,8 +146,8 @@ def _cuda_states() -> list[torch.Tensor]:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
 
-def _hooked_copy(model: nn.Module, tokenizer_folder: str) -> nn.Module:
-    """Copy the model's current weights into a separate hooked model."""
+def _hooked_copy(model: nn.Module, tokenizer_folder: str, tokenizer: Any) -> nn.Module:
+    """Copy the model's current weights into a separate hooked model; the folder counts where `tokenizer` is None."""
     inner = getattr(model, "module", model)  # without the wrapper of DataParallel or DistributedDataParallel
     for name, parameter in inner.named_parameters():
         if type(parameter.data) is not torch.Tensor or (parameter.numel() == 0 and parameter.ndim == 1):
@@ -158,6 +162,6 @@ def _hooked_copy(model: nn.Module, tokenizer_folder: str) -> nn.Module:
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
     twin.train(False)
-    hooked: Any = boot(twin, tokenizer_folder, None, None)
+    hooked: Any = boot(twin, tokenizer_folder, tokenizer, None)
     hooked.cfg.model_name = str(getattr(twin.config, "name_or_path", "") or type(twin).__name__)
     return cast(nn.Module, hooked)

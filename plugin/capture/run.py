@@ -53,6 +53,7 @@ def capture(
     statistics: bool | Sequence[str] = True,
     resume: bool = True,
     tokenizer: Any = None,
+    prepend_bos: bool | None = None,
     device: str | torch.device | None = None,
     missing: Literal["raise", "nan"] = "raise",
     nonfinite: Literal["raise", "keep"] = "raise",
@@ -87,7 +88,12 @@ def capture(
             `stratalens.plugin.capture.spec`). `running_loss` needs the output layer at every token, `entity_loss` at
             the tokens of the entity, the others at the recorded positions only.
         resume: False refuses an existing store.
-        tokenizer: None takes the first model's.
+        tokenizer: None takes that of the first model's checkpoint. However the model came in, the token ids of a prompt
+            are `tokenizer(prompt).input_ids`: the Hugging Face call with the special tokens that the tokenizer adds.
+            `TransformerBridge` and `HookedTransformer` add a BOS token to most prompts where this call does not.
+        prepend_bos: True for one BOS token in front of every prompt, as TransformerLens's `to_tokens` puts it; False
+            for none; None for what the tokenizer adds, or for the ids that an existing store records. Rule and first
+            row are in `ds.attrs["recorded_with"]["tokenization"]` and in `stratalens info`.
         device: None runs models where they are, and checkpoints on a GPU where there is one.
         missing: "raise" or "nan" for positions that a prompt does not have.
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.

@@ -17,6 +17,7 @@ from stratalens.plugin.capture.store_defaults import (
     recorded_statistics,
     warn_about_statistics,
 )
+from stratalens.plugin.capture.tokens import tokenize_table
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, differing_flags
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
@@ -50,6 +51,7 @@ class CaptureOptions:
         dtype: storage dtype, "auto" for the model's own.
         statistics: True for all, False for none, or names.
         tokenizer: None takes the model's.
+        prepend_bos: True for one BOS token in front of every prompt, False for none, None for what the tokenizer adds.
         missing: "raise" or "nan" for positions that a prompt does not have.
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.
         forward: forward function for your own HookedRootModule.
@@ -72,6 +74,7 @@ class CaptureOptions:
     dtype: str = "auto"
     statistics: bool | Sequence[str] = True
     tokenizer: Any = None
+    prepend_bos: bool | None = None
     missing: Literal["raise", "nan"] = "raise"
     nonfinite: Literal["raise", "keep"] = "raise"
     forward: ForwardFunction | None = None
@@ -113,6 +116,7 @@ class CaptureSpec:
         processing: TransformerLens processing flags of the first model.
         known_processing: the same, with the flags that later models could answer and the first one could not.
         model: architecture and sizes, the same at every stage.
+        tokenizer: the tokenizer of the ids.
     """
 
     selection: SiteSelection
@@ -127,6 +131,7 @@ class CaptureSpec:
     processing: Mapping[str, Any]
     model: Mapping[str, Any]
     known_processing: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Any = None
 
     @classmethod
     def from_model(
@@ -138,7 +143,7 @@ class CaptureSpec:
             table: the prompts.
             adapter: the model of the first stage.
             options: the choices of the caller.
-            existing: the store that is there already, whose statistics `statistics=True` then means.
+            existing: the store that is there already. `statistics=True` and `prepend_bos=None` mean what it records.
 
         Raises:
             InputError: an option does not fit the model or the table.
@@ -152,8 +157,8 @@ class CaptureSpec:
             raise InputError(f"nonfinite={options.nonfinite!r}: {suggest(str(options.nonfinite), ('raise', 'keep'))}")
         if options.dtype == "int8" and options.nonfinite == "keep":
             raise InputError("nonfinite='keep' and dtype='int8': int8 has no NaN or infinity. Choose another dtype.")
-        tokenizer = options.tokenizer if options.tokenizer is not None else adapter.tokenizer
-        tokenized = fit_vocabulary(table.tokenize(tokenizer, max_length=adapter.max_length), adapter.embedding_rows)
+        tokenized, tokenizer = tokenize_table(table, adapter, options, existing)
+        tokenized = fit_vocabulary(tokenized, adapter.embedding_rows)
         positions = resolve_positions(options.positions, table, tokenized, options.missing)
         ids = sample_ids(tokenized.ids)
         selection = resolve_sites(adapter, options.sites, options.layers, ids, recorded_names(existing))
@@ -186,6 +191,7 @@ class CaptureSpec:
             processing=adapter.processing,
             model=describe_model(adapter),
             known_processing=dict(adapter.processing),
+            tokenizer=tokenizer,
         )
 
     @property

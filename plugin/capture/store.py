@@ -18,6 +18,7 @@ from stratalens.plugin.capture.checks import check_before_recording
 from stratalens.plugin.capture.session import HookedModel
 from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions, sample_ids
 from stratalens.plugin.capture.store_defaults import existing_store
+from stratalens.plugin.capture.tokens import RULE, explain_other_tokens, warn_about_repeated_tokens
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import SHORT_NAMES
@@ -25,7 +26,7 @@ from stratalens.plugin.prompts.entity_warnings import entity_warning
 from stratalens.plugin.prompts.prompt_ids import with_ids_of_store
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level, warn_about_label_typos
-from stratalens.store.errors import CheckWarning, InputError, LabelWarning
+from stratalens.store.errors import CheckWarning, InputError, LabelWarning, MismatchError
 from stratalens.store.files import user_path
 from stratalens.store.format.layout import MEMORY_LIMIT, Forecast
 from stratalens.store.format.layout import forecast as store_forecast
@@ -57,6 +58,19 @@ class RecordingStore(AbstractContextManager["RecordingStore"]):
     def path(self) -> str:
         """Folder of the store."""
         return str(self.writer.store.path)
+
+    def tokens(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the token ids of some rows, padded on the right, and their attention mask.
+
+        Args:
+            rows: n rows of the table.
+
+        Returns:
+            ids and mask: int64 tensors of shape (n, tokens) on the CPU, without answers; the mask is 0 on padding.
+        """
+        lengths = self.spec.tokenized.lengths[np.asarray(rows, dtype=np.int64)]
+        ids, mask = self.spec.tokenized.batch(rows, int(lengths.max(initial=0)))
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def hooked_model(self, adapter: Adapter, stage: str) -> HookedModel:
         """Check that a stage's model fits the store, and prepare its hooks.
@@ -94,6 +108,7 @@ def create_store(
     statistics: bool | Sequence[str] = True,
     resume: bool = True,
     tokenizer: Any = None,
+    prepend_bos: bool | None = None,
     missing: Literal["raise", "nan"] = "raise",
     nonfinite: Literal["raise", "keep"] = "raise",
     check: Literal["raise", "warn", False] = "raise",
@@ -117,7 +132,10 @@ def create_store(
         dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.
         statistics: True for all (of an existing store: for those that it records), False for none, or names.
         resume: False refuses an existing store.
-        tokenizer: None takes the model's.
+        tokenizer: None takes the tokenizer of the model's checkpoint. The ids of a prompt are
+            `tokenizer(prompt).input_ids`; `Recorder` refuses a loop that runs other ids.
+        prepend_bos: True for one BOS token in front of every prompt, False for none, None for what the tokenizer adds
+            (of an existing store: for the ids that it records).
         missing: "raise" or "nan" for positions that a prompt does not have.
         nonfinite: "raise" or "keep" for activations that are NaN or infinite.
         check: compare the sites with what the model computes, on a few tokens (`stratalens.check`), and "raise" or
@@ -158,20 +176,27 @@ def open_for_recording(
     if not options.force:
         check_room(path, spec, stages)
     verdict = check_before_recording(adapter, spec, existing)
-    store = create(
-        path,
-        entities=table.labels(),
-        layers=spec.selection.layers,
-        tokens=spec.labels,
-        variables=spec.variables(),
-        provenance=spec.provenance(),
-        memory_limit=options.memory_limit,
-        block_size=options.block_size,
-        exist_ok=options.resume,
-        recorded_with={"model": adapter.name} | ({"check": verdict} if verdict is not None else {}),
-        compression=options.compression,
-        label_orders=table.label_orders,
-    )
+    recorded_with = {"model": adapter.name, RULE: spec.tokenized.describe(spec.tokenizer)}
+    try:
+        store = create(
+            path,
+            entities=table.labels(),
+            layers=spec.selection.layers,
+            tokens=spec.labels,
+            variables=spec.variables(),
+            provenance=spec.provenance(),
+            memory_limit=options.memory_limit,
+            block_size=options.block_size,
+            exist_ok=options.resume,
+            recorded_with=recorded_with | ({"check": verdict} if verdict is not None else {}),
+            compression=options.compression,
+            label_orders=table.label_orders,
+        )
+    except MismatchError as error:
+        if existing is not None and (note := explain_other_tokens(existing, spec.tokenized)) is not None:
+            error.add_note(note)
+        raise
+    warn_about_repeated_tokens(table, spec.tokenized, spec.tokenizer)
     warn_about_missing_entities(table)
     warn_about_missing_logits(adapter, options)
     allocate = pinned if adapter.device.type == "cuda" else None

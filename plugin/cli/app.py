@@ -146,8 +146,8 @@ def capture(
     """Record the activations of every stage of a run file.
 
     Keys: prompts, store, stages or model; and sites, layers, positions, dtype,
-    compression, batch_size, device, statistics, allow_same_weights, by. The
-    complete run file is written next to the store."""
+    compression, batch_size, device, statistics, prepend_bos, allow_same_weights,
+    by. The complete run file is written next to the store."""
     from stratalens.plugin.cli.capture_jobs import capture_run
     from stratalens.plugin.cli.run_file import read_run_file
 

@@ -27,6 +27,7 @@ from stratalens.store.errors import (
     InputError,
     LabelWarning,
     StratalensError,
+    TokenWarning,
     cut,
     printable,
 )
@@ -50,9 +51,12 @@ def print_status(message: str) -> None:
     print(wrap_message(printable(message)), file=sys.stderr, flush=True)  # noqa: T201
 
 
+_OWN_WARNINGS = (LabelWarning, CheckWarning, TokenWarning, CacheWarning)
+
+
 @contextmanager
 def print_warnings() -> Iterator[None]:
-    """Print warnings about labels and sites as one line each, without their place in the code.
+    """Print warnings about labels, sites and tokens as one line each, without their place in the code.
 
     `catch_warnings` restores `warnings.showwarning` at the end.
     """
@@ -60,15 +64,14 @@ def print_warnings() -> Iterator[None]:
         show = warnings.showwarning
 
         def print_one(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-            if issubclass(category, LabelWarning | CheckWarning | CacheWarning):
+            if issubclass(category, _OWN_WARNINGS):
                 print_status(f"warning: {message}")
             else:
                 show(message, category, *rest)
 
         warnings.showwarning = print_one  # type: ignore[assignment]
-        warnings.simplefilter("always", LabelWarning)
-        warnings.simplefilter("always", CheckWarning)
-        warnings.simplefilter("always", CacheWarning)
+        for category in _OWN_WARNINGS:
+            warnings.simplefilter("always", category)
         yield
 
 
@@ -157,6 +160,7 @@ def show_info(facts: dict[str, Any]) -> None:
         [
             ("dims", dims),
             ("tokens", ", ".join(map(str, facts["tokens"]))),
+            *_token_rule(facts["recorded_with"].get("tokenization")),
             ("size", f"{human_bytes(facts['bytes'])} in {facts['files']} files"),
             ("rows a block", facts["block_size"]),
             ("labels", ", ".join(facts["labels"])),
@@ -188,7 +192,18 @@ def show_info(facts: dict[str, Any]) -> None:
         + [(name, "", "not started", *("0%" for _ in sites)) for name in facts["lacking_stages"]],
     )
     for title, key in (("provenance (must match)", "provenance"), ("recorded with (may differ)", "recorded_with")):
-        emit_table(title, ["what", "value"], sorted((name, _one_line(value)) for name, value in facts[key].items()))
+        rows = sorted((name, _one_line(value)) for name, value in facts[key].items() if name != "tokenization")
+        emit_table(title, ["what", "value"], rows)
+
+
+def _token_rule(recorded: Any) -> list[tuple[str, str]]:
+    """Return rows about the token ids: their rule, and those of the first prompt with their texts."""
+    if not isinstance(recorded, Mapping):
+        return []
+    pairs = zip(recorded["first_row"], recorded["first_row_tokens"], strict=True)
+    more = recorded["first_row_length"] - len(recorded["first_row"])
+    first = " ".join(f"{number} {text!r}" for number, text in pairs) + (f" and {more} more" if more else "")
+    return [("token ids", str(recorded["rule"])), ("of row 0", first)]
 
 
 FORECAST = {

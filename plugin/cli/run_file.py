@@ -84,6 +84,7 @@ class RunFile(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     device: str | None = None
     statistics: bool | tuple[str, ...] = True
+    prepend_bos: bool | None = None
     allow_same_weights: bool = False
     by: str = "trained_stage"
 
@@ -100,6 +101,7 @@ class RunFile(BaseModel):
             compression=self.compression,
             batch_size=self.batch_size,
             device=self.device,
+            prepend_bos=self.prepend_bos,
             allow_same_weights=self.allow_same_weights,
         )
 

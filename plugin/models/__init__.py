@@ -5,4 +5,5 @@ hooks            hooks that observe, and evaluation mode
 sites            Site, SiteSelection and the short names
 site_resolution  site names as hooks, with shapes and dtypes
 weights          fingerprint of the weights
+tokenizers       the tokenizer of the model's checkpoint
 """

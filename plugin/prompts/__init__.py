@@ -6,6 +6,7 @@ columns          rules for one column
 files            csv, tsv, jsonl and parquet files
 spans            character spans of entities and span columns
 tokenization     token ids, offsets and digests
+special_tokens   special tokens around a prompt, and prepend_bos
 positions        named positions as token indices
 entity_warnings  warnings about rows that may share an entity
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,12 @@ def text_values(column: pd.Series[Any], source: str, *, required: bool) -> NDArr
             values[row] = str(value)
         elif isinstance(value, int | np.integer) and not isinstance(value, bool):
             values[row] = str(int(value))
+        elif _is_chat(value):
+            raise InputError(
+                f"{source}: {name_rows([row])}, column {name!r}: {value!r:.80} is a chat, not a text; make it a text "
+                f"with the chat template: df[{name!r}] = [tokenizer.apply_chat_template(chat, tokenize=False) for chat "
+                f"in df[{name!r}]]. Then pass prepend_bos=False where the template writes BOS itself"
+            )
         else:
             raise InputError(
                 f"{source}: {name_rows([row])}, column {name!r}: {value!r} is a {type(value).__name__}, "
@@ -151,6 +157,14 @@ def text_values(column: pd.Series[Any], source: str, *, required: bool) -> NDArr
             )
     _check_text(values, name, source)
     return values
+
+
+def _is_chat(value: object) -> bool:
+    """Return whether a value is a conversation: a message {"role": ..., "content": ...}, or a sequence of them."""
+    messages = [value] if isinstance(value, Mapping) else value
+    if not isinstance(messages, list | tuple | np.ndarray) or not len(messages):
+        return False
+    return all(isinstance(message, Mapping) and "role" in message for message in messages)
 
 
 def label_values(column: pd.Series[Any], source: str) -> NDArray[Any]:

@@ -7,6 +7,7 @@ A column of a csv file becomes numbers only where that loses nothing (`typed_val
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -64,6 +65,11 @@ def read_frame(path: str | Path, *, fill: bool = False) -> pd.DataFrame:
 def _read_text(file: Path) -> str:
     """Decode a file as UTF-8, with or without a byte-order mark."""
     data = file.read_bytes()
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or data[:64].count(0) >= 8:
+        raise InputError(
+            f"{file} is UTF-16 (or UTF-32), not UTF-8; save it as UTF-8, or read it yourself: "
+            "PromptTable.from_dataframe(pd.read_csv(path, encoding='utf-16'))"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -81,6 +87,7 @@ def _read_csv(file: Path, separator: str, fill: bool) -> pd.DataFrame:
     # pandas would rename the second of two equal columns
     header = next((row for row in csv.reader(io.StringIO(text), delimiter=separator) if any(row)), [])
     check_distinct(header, "column", str(file))
+    _check_separator(header, separator, file)
     options: dict[str, Any] = {
         "sep": separator,
         "keep_default_na": False,
@@ -93,8 +100,9 @@ def _read_csv(file: Path, separator: str, fill: bool) -> pd.DataFrame:
             warnings.simplefilter("error", pd.errors.ParserWarning)  # an extra field in every line
             frame: pd.DataFrame = pd.read_csv(io.StringIO(text), **options)
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        problem = _surplus_fields(text, separator) or f": {str(error).strip()}"
         raise InputError(
-            f"{file}: {str(error).strip()}; every line must have as many fields as the header, and a field that "
+            f"{file}{problem}; every line must have as many fields as the header, and a field that "
             'holds the separator, a quote or a line break is written in "..."'
         ) from None
     edges = {f"{name}_{edge}" for name in span_names(frame.columns) for edge in ("start", "end")}
@@ -103,6 +111,35 @@ def _read_csv(file: Path, separator: str, fill: bool) -> pd.DataFrame:
             values = typed_values(frame[name])
             frame[name] = _fill_text(values, file) if fill and name not in edges else values
     return frame
+
+
+def _check_separator(header: list[str], separator: str, file: Path) -> None:
+    """Refuse a file whose header has a column 'prompt' only with another separator."""
+    if "prompt" in (name.strip() for name in header):
+        return
+    line = separator.join(header)
+    names = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+    for other, name in names.items():
+        if other != separator and "prompt" in (field.strip(' "') for field in line.split(other)):
+            raise InputError(
+                f"{file}: the fields are separated by {name}, not by {names[separator]}; save the file with "
+                f"{names[separator]}, or read it yourself: PromptTable.from_dataframe(pd.read_csv(path, sep={other!r}))"
+            )
+
+
+def _surplus_fields(text: str, separator: str) -> str:
+    """Name the first line that has more fields than the header; '' if there is none, or the file is not readable."""
+    reader = csv.reader(io.StringIO(text), delimiter=separator)
+    width = start = 0
+    try:
+        for row in reader:
+            if width and len(row) > width:
+                return f", line {start + 1}: {len(row)} fields, but the header has {width}"
+            width = width or len(row)
+            start = reader.line_num
+    except csv.Error:
+        pass
+    return ""
 
 
 def _fill_text(column: pd.Series[Any], file: Path) -> pd.Series[Any]:

@@ -16,6 +16,7 @@ from stratalens.store.errors import InputError
 
 Spans = NDArray[np.int64]
 
+_JOINERS = "\u200c\u200d"
 _WHOLE_NUMBER = re.compile(r"[0-9]+\.0")
 
 
@@ -134,7 +135,8 @@ def entity_spans(prompts: NDArray[Any], entities: NDArray[Any], edges: Spans | N
 def find_entity(prompt: str, entity: str) -> int:
     """Return the start of an entity in its prompt, or -1.
 
-    This is the last occurrence as a whole word, else the last occurrence.
+    This is the last occurrence as a whole word, else the last occurrence. Combining marks, such as accents and the
+    vowel signs of Indic scripts, belong to the word of the letter before them.
 
     >>> find_entity("Ann met Anna. Who is Ann?", "Ann"), find_entity("Who is Anna?", "Ann")
     (21, 7)
@@ -142,12 +144,26 @@ def find_entity(prompt: str, entity: str) -> int:
     last = start = prompt.rfind(entity)
     while start >= 0:
         end = start + len(entity)
-        joined_before = start > 0 and prompt[start - 1].isalnum() and entity[0].isalnum()
-        joined_after = end < len(prompt) and prompt[end].isalnum() and entity[-1].isalnum()
+        joined_before = start > 0 and _joined(prompt[start - 1], entity[0])
+        joined_after = end < len(prompt) and _joined(entity[-1], prompt[end])
         if not joined_before and not joined_after:
             return start
         start = prompt.rfind(entity, 0, end - 1)
     return last
+
+
+def _joined(left: str, right: str) -> bool:
+    """Return whether two neighbouring characters belong to one word.
+
+    >>> _joined("a", "1"), _joined("a", " "), _joined("e", "\u0301")
+    (True, False, True)
+    """
+    return _extends(right) or left in _JOINERS or ((left.isalnum() or _extends(left)) and right.isalnum())
+
+
+def _extends(character: str) -> bool:
+    """Return whether a character belongs to the one before it: combining marks (M*) and zero-width joiners."""
+    return character in _JOINERS or unicodedata.category(character)[0] == "M"
 
 
 def _hint(prompt: str, entity: str) -> str:

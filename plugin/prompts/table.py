@@ -93,6 +93,8 @@ class PromptTable:
         """Whether the table says which rows are about the same entity; otherwise each row counts as its own entity."""
         self.warned_about_entities = False
         """Whether a capture has looked for rows that may share an entity; it warns once for each table."""
+        self.warned_about_special_tokens = False
+        """Whether a capture has looked for prompts that repeat special tokens; it warns once for each table."""
         if "answer" in texts:
             content["answer"] = texts["answer"]
         self.label_names: tuple[str, ...] = tuple(n for n in columns if n not in SPECIAL and n not in used)
@@ -177,19 +179,25 @@ class PromptTable:
         other._content = content
         return other
 
-    def tokenize(self, tokenizer: Any, *, max_length: int | None = None) -> TokenizedPrompts:
-        """Tokenise all rows, with the special tokens that the tokenizer adds.
+    def tokenize(
+        self, tokenizer: Any, *, max_length: int | None = None, prepend_bos: bool | None = None
+    ) -> TokenizedPrompts:
+        """Tokenise all rows: the ids of a prompt are `tokenizer(prompt).input_ids`.
 
         Args:
             tokenizer: a Hugging Face tokenizer.
             max_length: the model's context length in tokens, for prompt and answer together.
+            prepend_bos: True for one BOS token in front of every prompt, False for none, None for what the tokenizer
+                adds.
 
         Raises:
-            InputError: a prompt without tokens, or longer than the context.
+            InputError: a prompt without tokens, or longer than the context; or the tokenizer has no BOS token.
         """
         answers = self._content.get("answer")
         texts = None if answers is None else [str(text) for text in answers]
-        return tokenize(self.prompts, texts, tokenizer, max_length=max_length, source=self.source)
+        return tokenize(
+            self.prompts, texts, tokenizer, max_length=max_length, source=self.source, prepend_bos=prepend_bos
+        )
 
     def __repr__(self) -> str:
         entities = len(set(self._content["entity_id"].tolist()))

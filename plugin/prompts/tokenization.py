@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.plugin.prompts.columns import name_rows
+from stratalens.plugin.prompts.special_tokens import SpecialTokens, sample_ids, token_texts
 from stratalens.store.errors import InputError
 
 _BATCH = 4096  # prompts in one call of the tokenizer: limits its memory and costs no speed
@@ -64,14 +65,45 @@ class RaggedArray(Sequence[Ids]):
         row = int(np.searchsorted(self._starts, places[0], side="right")) - 1
         return row, int(self._values[places[0]])
 
+    def with_first(self, item: Any) -> RaggedArray:
+        """Return rows with an item in front of each.
+
+        >>> [row.tolist() for row in RaggedArray([np.array([5, 6, 7])], [2, 1]).with_first(1)]
+        [[1, 5, 6], [1, 7]]
+        """
+        lengths = np.diff(self._starts) + 1
+        return RaggedArray([np.insert(self._values, self._starts[:-1], item, axis=0)], lengths.tolist())
+
+    def without(self, index: int) -> RaggedArray:
+        """Return rows without the item at an index that every row has.
+
+        >>> [row.tolist() for row in RaggedArray([np.array([5, 6, 7, 8])], [2, 2]).without(0)]
+        [[6], [8]]
+        """
+        lengths = np.diff(self._starts) - 1
+        return RaggedArray([np.delete(self._values, self._starts[:-1] + index, axis=0)], lengths.tolist())
+
+    def rows_with(self, items: Sequence[int], start: int) -> Ids:
+        """Return the rows that have these items from index `start` on; a negative start counts from the end.
+
+        >>> RaggedArray([np.array([1, 1, 7, 1, 8])], [3, 2]).rows_with([1], 1).tolist()
+        [0]
+        """
+        lengths = np.diff(self._starts)
+        starts = np.where(start < 0, lengths, 0) + start
+        fits = np.flatnonzero((starts >= 0) & (starts + len(items) <= lengths))
+        places = (self._starts[:-1] + starts)[fits, None] + np.arange(len(items))
+        rows: Ids = fits[(self._values[places] == np.asarray(items)).all(axis=1)]
+        return rows
+
 
 @dataclass(frozen=True, eq=False)
 class TokenizedPrompts:
     """The token ids of a prompt table under one tokenizer; rows are those of the table.
 
     Attributes:
-        ids: for each prompt an int64 array of shape (length,), with the special
-            tokens that the tokenizer adds.
+        ids: for each prompt an int64 array of shape (length,): `tokenizer(prompt).input_ids`,
+            unless `prepend_bos` says otherwise.
         offsets: for each prompt an int64 array of shape (length, 2), the characters
             [start, end) of each token, (0, 0) for special tokens. None if the
             tokenizer has no offsets (a pure Python one).
@@ -79,6 +111,8 @@ class TokenizedPrompts:
             tokens, empty for a row without an answer. None if the table has no `answer`.
         tokenizer_fingerprint: sha256 of everything that decides the ids (`fingerprint`).
         pad_id: token id of the padding after the end; attention never reaches it.
+        special: the special tokens around every prompt.
+        prepend_bos: whether a BOS token in front was asked for; None takes what the tokenizer adds.
         lengths: int64 array of shape (rows,), tokens of each prompt.
         answer_lengths: int64 array of shape (rows,), tokens of each answer.
     """
@@ -88,6 +122,8 @@ class TokenizedPrompts:
     answer_ids: Sequence[Ids] | None
     tokenizer_fingerprint: str
     pad_id: int
+    special: SpecialTokens = field(default_factory=SpecialTokens)
+    prepend_bos: bool | None = None
     lengths: Ids = field(init=False)
     answer_lengths: Ids = field(init=False)
 
@@ -120,6 +156,40 @@ class TokenizedPrompts:
                 sha.update(len(sequence).to_bytes(8, "little"))
                 sha.update(np.ascontiguousarray(sequence, dtype="<i8").tobytes())
         return sha.hexdigest()
+
+    @cached_property
+    def repeated_special(self) -> Ids:
+        """Rows whose text repeats the special tokens that are added around it, int64 array of shape (n,)."""
+        rows = self.ids if isinstance(self.ids, RaggedArray) else RaggedArray(list(self.ids), self.lengths.tolist())
+        before, after, none = self.special.before, self.special.after, np.empty(0, dtype=np.int64)
+        first = rows.rows_with(before, len(before)) if before else none
+        last = rows.rows_with(after, -2 * len(after)) if after else none
+        return np.union1d(first, last)
+
+    @property
+    def rule(self) -> str:
+        """The rule of the ids in words."""
+        bos = {None: "", True: ", with one BOS token in front", False: ", without a BOS token in front"}
+        return f"tokenizer(prompt){bos[self.prepend_bos]}"
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """Describe the rule of the tokens and the first row, as JSON.
+
+        Args:
+            tokenizer: the tokenizer of these ids.
+
+        Returns:
+            rule (text), prepend_bos, first_row (at most 64 token ids), first_row_tokens (their texts) and
+            first_row_length.
+        """
+        first = self.ids[0][:64].tolist()
+        return {
+            "rule": self.rule,
+            "prepend_bos": self.prepend_bos,
+            "first_row": first,
+            "first_row_tokens": token_texts(tokenizer, first),
+            "first_row_length": int(self.lengths[0]),
+        }
 
     def batch(self, rows: Sequence[int] | Ids, pad_to: int, *, answers: bool = False) -> tuple[Ids, Ids]:
         """Return right-padded token ids and the attention mask of some rows.
@@ -158,6 +228,7 @@ def tokenize(
     *,
     max_length: int | None = None,
     source: str = "prompts",
+    prepend_bos: bool | None = None,
 ) -> TokenizedPrompts:
     """Tokenise all prompts and answers.
 
@@ -170,6 +241,7 @@ def tokenize(
         max_length: the model's context length in tokens, for prompt and answer
             together; None checks nothing.
         source: name of the prompts, for messages.
+        prepend_bos: True for one BOS token in front of every prompt, False for none, None for what the tokenizer adds.
 
     Raises:
         InputError: an object that is not a tokenizer, a prompt without tokens, or one
@@ -178,10 +250,18 @@ def tokenize(
     _check_tokenizer(tokenizer)
     is_fast = bool(getattr(tokenizer, "is_fast", False))
     ids, offsets = _encode(prompts, tokenizer, special=True, offsets=is_fast)
+    own = SpecialTokens.from_tokenizer(tokenizer)
+    special = own.changed_by(prepend_bos)
+    if len(special.before) > len(own.before):
+        ids, offsets = ids.with_first(special.bos), None if offsets is None else offsets.with_first(0)
+    elif len(special.before) < len(own.before) and own.bos_index is not None:
+        ids, offsets = ids.without(own.bos_index), None if offsets is None else offsets.without(own.bos_index)
     answer_ids = None
     if answers is not None:
         answer_ids, _ = _encode(answers, tokenizer, special=False, offsets=False)
-    tokenized = TokenizedPrompts(ids, offsets, answer_ids, fingerprint(tokenizer), _pad_id(tokenizer))
+    tokenized = TokenizedPrompts(
+        ids, offsets, answer_ids, fingerprint(tokenizer), _pad_id(tokenizer), special, prepend_bos
+    )
     empty = np.flatnonzero(tokenized.lengths == 0)
     if len(empty):
         raise InputError(
@@ -268,8 +348,7 @@ def fingerprint(tokenizer: Any) -> str:
     else:
         state = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     for special in (True, False):
-        ids = tokenizer("a", add_special_tokens=special)["input_ids"]
-        state[f"a, special tokens {special}"] = [int(token) for token in ids]
+        state[f"a, special tokens {special}"] = sample_ids(tokenizer, "a", special=special)
     text = json.dumps(state, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(f"{text}\n{rest}".encode()).hexdigest()
 

@@ -5,6 +5,7 @@ Weights are read from safetensors only.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -27,7 +28,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from stratalens.plugin.compat import mark_headless
+from stratalens.plugin.compat import for_transformer_lens, mark_headless, mark_tokenizer
 from stratalens.plugin.stages.label_warnings import caller_level
 from stratalens.store.errors import CheckWarning, InputError, StratalensError, UnreachableError, join_names
 from stratalens.store.files import user_path
@@ -345,12 +346,12 @@ def boot(
     Args:
         hf_model: the model; the bridge puts its hooks into this very object.
         name: model name or folder, from which the tokenizer is loaded if `tokenizer` is None.
-        tokenizer: the tokenizer, or None.
+        tokenizer: the tokenizer, or None. It need not be saved anywhere, and it is not changed.
         device: device of the model; None takes a GPU where there is one.
         revision: of the tokenizer.
 
     Raises:
-        InputError: `tokenizer` is None and the folder has none.
+        InputError: `tokenizer` is None and the folder has none, or it is not a Hugging Face tokenizer.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
@@ -359,7 +360,15 @@ def boot(
         folder = Path(name)
         if folder.is_dir() and not any(folder.glob("tokenizer*")):
             raise InputError(f"folder {name!r} has no tokenizer. Save one there, or pass tokenizer=.")
-        tokenizer = AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
+        own = AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
+        # TransformerLens loads a tokenizer with a BOS token again. It changes other ones in place where EOS is missing.
+        tokenizer = own if own.eos_token is not None else copy.deepcopy(own)
+    elif not hasattr(tokenizer, "init_kwargs"):
+        raise InputError(
+            f"tokenizer={tokenizer!r:.80} is not a Hugging Face tokenizer. Pass AutoTokenizer.from_pretrained(...)."
+        )
+    else:
+        own, tokenizer = tokenizer, for_transformer_lens(tokenizer)
     hf_model = hf_model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     try:
         bridge: nn.Module = TransformerBridge.boot_transformers(
@@ -376,4 +385,5 @@ def boot(
             f"architectures; those with the most similar names are {join_names(similar)}. Install a TransformerLens "
             "that knows it, or put HookPoints into a HookedRootModule of your own."
         ) from error
+    mark_tokenizer(bridge, own)
     return bridge

@@ -112,3 +112,17 @@ def pure_python() -> Any:
             return chr(index)
 
     return Characters()
+
+
+def byte_level_with_unused_bos(size: int = 400) -> Any:
+    """Return byte-level BPE that has a BOS token and does not add it, as in GPT-2 and SmolLM2."""
+    return PreTrainedTokenizerFast(tokenizer_object=_bpe(size), bos_token="<|bos|>", eos_token="<|end|>")
+
+
+def byte_level_with_eos(size: int = 400) -> Any:
+    """Return byte-level BPE that has a BOS token and adds only an EOS token, behind every prompt, as in OLMo."""
+    backend = _bpe(size)
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A <|end|>", special_tokens=[("<|end|>", backend.token_to_id("<|end|>"))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|end|>")

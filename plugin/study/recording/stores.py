@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,18 @@ def record_store(plan: StorePlan, path: Path, settings: StudySettings, progress:
     table = sl.PromptTable.from_dataframe(plan.prompts)
     with warnings.catch_warnings(), suppress_progress_bars():
         warnings.simplefilter("ignore", LabelWarning)
-        return sl.capture(stages, table, path, device=settings.device, progress=report_rows, **plan.options)
+        options = {"device": settings.device, "prepend_bos": _prepend_bos(stages[0].source), **plan.options}
+        return sl.capture(stages, table, path, progress=report_rows, **options)
+
+
+def _prepend_bos(folder: Path) -> bool | None:
+    """Return True if the tokenizer of a checkpoint has a BOS token: studies record prompts with BOS in front.
+
+    The published results were recorded so. Training and answers use the tokenizer alone, which may add no BOS.
+    """
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return True if settings.get("bos_token") else None
 
 
 def _stages_to_record(plan: StorePlan, path: Path) -> list[Stage]:

@@ -190,6 +190,14 @@ def test_spans_may_be_missing_in_some_rows():
         ("日本日本", "日本", 2),
         ("nothing", "Bo", -1),
         ("(Bo), Boa", "Bo", 1),
+        ("राम और रामायण", "राम", 0),
+        ("राम और सीताराम", "राम", 0),
+        ("Jose is not Jose\u0301", "Jose", 0),
+        ("Jose\u0301 is not Jose\u0301s", "Jose\u0301", 0),
+        ("שלום is not שלום\u05b0", "שלום", 0),
+        ("\u0645\u06cc is in \u0645\u06cc\u200c\u062e\u0648", "\u0645\u06cc", 0),
+        ("👩 and 👩\u200d🚀", "👩", 0),
+        ("🚀 and 👩\u200d🚀", "🚀", 0),
     ],
 )
 def test_find_entity(prompt, entity, start):
