@@ -67,7 +67,7 @@ class ForwardCalls:
     """Hooks that tell a listener about every forward pass of a model.
 
     Attributes:
-        running: whether a pass has begun and not ended.
+        running: whether a pass has started and not ended.
     """
 
     def __init__(self, adapter: Adapter, listener: Listener) -> None:
@@ -79,7 +79,7 @@ class ForwardCalls:
 
     @property
     def running(self) -> bool:
-        """Whether a pass has begun and not ended."""
+        """Whether a pass has started and not ended."""
         return self._outermost is not None
 
     def reset(self) -> None:

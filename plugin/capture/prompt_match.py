@@ -83,7 +83,7 @@ def _difference(ids: Ids, expected: Ids) -> str:
         return f"the ids differ from the table's at token {place}: the model received {seen}, the table has {wanted}"
     note = ""
     if np.array_equal(ids[1 : 1 + len(expected)], expected):
-        note = " (one token more stands in front, such as a BOS token)"
+        note = " (one token more is in front, such as a BOS token)"
     elif len(expected) > 1 and np.array_equal(ids[: len(expected) - 1], expected[1:]):
         note = " (the first token of the table is missing, such as a BOS token)"
     elif _starts_later(ids, expected):

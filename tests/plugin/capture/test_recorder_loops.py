@@ -165,7 +165,7 @@ def _one_too_many(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
             _reversed,
             r"row \d \('.*'\): the ids differ from the table's at token \d+: the model received \d+, the table",
         ),
-        (_with_bos, r"row 0 \('.*'\): the ids do not start where the table's do: .*one token more stands in front"),
+        (_with_bos, r"row 0 \('.*'\): the ids do not start where the table's do: .*one token more is in front"),
         (_without_first, r"row 0 .*the ids do not start where the table's do.*the first token of the table is missing"),
         (_truncated, r"row 0 .*the sequence ends after 5 tokens, but its prompt in the table has \d+"),
         (_hole, r"row 0 .*the attention mask is 0 on token 2 of the prompt"),
