@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import getclosurevars
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +38,35 @@ def remove_forward_hook(point: HookPoint, handle: Any) -> None:
     """
     handle.hook.remove()
     point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+
+def hook_function(hook: Any) -> Any:
+    """Return the function that a caller gave to `HookPoint.add_hook`, or the hook itself if it is another one.
+
+    TransformerLens (3.9 and 4.x) wraps it in a local function `full_hook`, which has it in its closure. Only 4.x also
+    keeps it in its handle.
+    """
+    if getattr(hook, "__qualname__", "") == "HookPoint.add_hook.<locals>.full_hook":
+        return getclosurevars(hook).nonlocals.get("hook", hook)
+    return hook
+
+
+def forward_hooks(module: nn.Module) -> list[Any]:
+    """Return the forward hooks and forward pre-hooks of a module.
+
+    PyTorch (2.4 and later) has no public list of them.
+    """
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def in_backward_pass() -> bool:
+    """Return whether autograd runs now, as it does where gradient checkpointing computes activations again.
+
+    PyTorch (2.4 and later) shows this only in `torch._C._current_graph_task_id`.
+    """
+    import torch
+
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def has_processed_weights(bridge: Any) -> bool:

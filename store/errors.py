@@ -178,6 +178,13 @@ class TokenWarning(UserWarning):
     """
 
 
+class RecordingWarning(UserWarning):
+    """A step of a training run that `RecordingCallback` did not record, or hooks that a `Recorder` does not see.
+
+    The message names the step and the reason. `RecordingCallback(..., on_error="raise")` raises the error instead.
+    """
+
+
 def suggest(name: str, valid: Iterable[str], limit: int = 8) -> str:
     """Name the valid values that are closest to `name`, as part of a message.
 

@@ -2,7 +2,11 @@
 
 run             capture(): all stages of a table into one store
 recorder        Recorder: hooks inside a `with`, for your own loop
+stage_recording the running state of a Recorder: announced batch, open blocks
+forward_calls   where each forward pass of your own loop begins and ends
+prompt_match    finds the prompts of the table in the token ids of your own loop
 callback        RecordingCallback for transformers.Trainer
+training_copy   a hooked copy of a model in training
 store           create_store() and relabel(); the open store of a capture
 store_defaults  defaults that mean what an existing store records
 tokens          the rule of the token ids, in new and in existing stores

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformers import TrainerCallback, TrainerState
 
-from stratalens.plugin.capture.run import capture
-from stratalens.plugin.compat import remove_forward_wrapper
+from stratalens.plugin.capture.run import capture_stages
+from stratalens.plugin.capture.spec import CaptureOptions
+from stratalens.plugin.capture.training_copy import hooked_copy
 from stratalens.plugin.prompts.table import PromptTable
-from stratalens.plugin.stages.checkpoints import boot
+from stratalens.plugin.stages.label_warnings import caller_level
 from stratalens.plugin.stages.stage import check_stage_name
-from stratalens.store.errors import InputError, LabelWarning
+from stratalens.store.errors import InputError, LabelWarning, MismatchError, RecordingWarning, suggest
 
 Steps = int | Sequence[int] | Callable[[int], bool]
+OnError = Literal["raise", "warn"]
 
 
 class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -29,6 +30,12 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     It hooks, records and frees a copy of the weights in evaluation mode, and restores the random state. A run with this
     callback therefore ends in the same weights as a run without it. A resumed run skips the stages that the store has
     already.
+
+    Every stage has the weights of the step in its name. The last step is recorded before `load_best_model_at_end` loads
+    the best model. A step that did not change the weights (learning rate 0, a skipped update) is recorded as it is.
+
+    A run that starts at step 0 again is another run. It is not recorded into the stages of the first one: give it
+    another `path`, or a `name` that differs. A resumed run continues the stages of the first one.
 
     Args:
         table: the prompts to record.
@@ -40,12 +47,20 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         tokenizer: of the model; None takes the Trainer's processing_class. The token ids of a prompt are
             `tokenizer(prompt).input_ids`, as in training data that the same call has made.
         name: stage name for a step; must differ from step to step.
+        on_error: "warn" lets the training continue after a step that could not be recorded, with a RecordingWarning;
+            `failures` keeps the reason. "raise" raises the error, which ends the training.
         **options: further arguments of `stratalens.capture` (sites, layers, positions, dtype, statistics, prepend_bos,
-            batch_size, device, ...).
+            batch_size, device, ...). `allow_same_weights` is True unless you pass it.
+
+    Attributes:
+        recorded: stage name to step, of the current run.
+        failures: step to the reason why it was not recorded, of the current run.
 
     Raises:
-        InputError: there is no tokenizer, two steps have the same stage name, the weights are sharded over processes,
-            or `capture` refuses its arguments.
+        InputError: an argument is not valid. With on_error="raise", also: there is no tokenizer, two steps have the
+            same stage name, the weights are sharded over processes, the model puts virtual tokens before the prompts
+            (prompt tuning), or `capture` refuses its arguments.
+        MismatchError: with on_error="raise", the store has the stages of another run.
 
     Example (not run here: it needs a model and data)::
 
@@ -64,6 +79,7 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         end: bool = True,
         tokenizer: Any = None,
         name: Callable[[int], str] = "step{}".format,
+        on_error: OnError = "warn",
         **options: Any,
     ) -> None:
         if isinstance(steps, int) and steps < 1:
@@ -71,6 +87,18 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 f"steps={steps} is not valid. Pass a positive number of steps, a list of steps, or a function of the "
                 "step."
             )
+        if on_error not in ("raise", "warn"):
+            raise InputError(f"on_error={on_error!r}: {suggest(str(on_error), ('raise', 'warn'))}")
+        # What is wrong here is raised here: in the training it would only be a warning.
+        if not isinstance(table, PromptTable):
+            raise InputError(
+                f"the table is {type(table).__name__}, not a PromptTable. "
+                "Read it with stratalens.PromptTable.read('prompts.csv')."
+            )
+        names = [field.name for field in fields(CaptureOptions)]
+        for option in options:
+            if option not in names:
+                raise InputError(f"unknown argument {option!r} of RecordingCallback: {suggest(option, names, 40)}")
         self.table = table
         self.path = path
         self.steps = steps
@@ -78,8 +106,14 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.end = end
         self.tokenizer = tokenizer
         self.name = name
-        self.options = options
+        self.on_error = on_error
+        self.options = CaptureOptions(**{"progress": False, "allow_same_weights": True, **options})
         self.recorded: dict[str, int] = {}
+        self.failures: dict[int, str] = {}
+        self._identity: tuple[str, str] | None = None  # path and name of step 0 of the current run
+        self._running = False
+        self._resumed = False
+        self._refused = False  # this run is another one than that of the store
 
     def is_chosen(self, step: int) -> bool:
         """Decide whether `step` is one of the chosen steps."""
@@ -90,21 +124,92 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         return step in self.steps
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Record at a chosen step: before the first update, at the first step of a resumed run, or after an update."""
-        if self.is_chosen(state.global_step):
-            self._record(state, kwargs)
+        """Record before the first update, or at the first step of a resumed run, if it is a chosen step."""
+        if state.is_world_process_zero:
+            self._running = True
+            self._guard(int(state.global_step), self._start_run)
+        self._record(state, kwargs, is_last=False)
 
-    on_step_end = on_train_begin
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Record after an update, if it is a chosen step or the last one."""
+        self._record(state, kwargs, control.should_training_stop or 0 < state.max_steps <= state.global_step)
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Record the last step where another callback ends the training early."""
+        if self.end and control.should_training_stop:
+            self._record(state, kwargs, is_last=True)
+
+    on_evaluate = on_epoch_end
+    on_save = on_epoch_end
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Record after the last step."""
-        if self.end:
-            self._record(state, kwargs)
-
-    def _record(self, state: TrainerState, context: dict[str, Any]) -> None:
-        if not state.is_world_process_zero:
-            return
+        """Record the last step if that has not happened, unless the Trainer has loaded other weights since."""
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
         step = int(state.global_step)
+        if best is None or str(best).endswith(f"-{step}"):
+            self._record(state, kwargs, is_last=True)
+        elif self.end and self._wants(state) and step not in self.recorded.values():
+            self._guard(step, _refuse_best_model)
+        self._running = False
+
+    def _start_run(self, step: int) -> None:
+        """Forget the stages of an earlier `train()`, and refuse to mix them with those of another run.
+
+        Raises:
+            MismatchError: this callback has recorded another run under the same names.
+        """
+        try:
+            first_name = self.name(0)
+        except Exception:  # a name of the chosen steps alone
+            first_name = ""
+        identity = (os.fspath(self.path), first_name)
+        # A Trainer that searches for its batch size starts again at step 0 with the same weights.
+        is_restart = not any(self.recorded.values()) and self.is_chosen(0)
+        is_other_run = step == 0 and identity == self._identity and bool(self.recorded) and not is_restart
+        self.recorded, self.failures, self._identity = {}, {}, identity
+        self._resumed, self._refused = step > 0, is_other_run
+        if is_other_run:
+            raise MismatchError(
+                f"this callback has recorded another run into {self.path}. Set another callback.path, or a "
+                "callback.name that differs from run to run, before each trainer.train()."
+            )
+
+    def _wants(self, state: TrainerState) -> bool:
+        """Whether this process records, and has not been refused at this step or in this run."""
+        is_open = self._running and not self._refused and int(state.global_step) not in self.failures
+        return bool(state.is_world_process_zero) and is_open
+
+    def _record(self, state: TrainerState, context: dict[str, Any], is_last: bool) -> None:
+        if not self._wants(state):
+            return
+
+        def record(step: int) -> None:
+            if (is_last and self.end) or self.is_chosen(step):
+                self._record_step(step, context)
+
+        self._guard(int(state.global_step), record)
+
+    def _guard(self, step: int, function: Callable[[int], None]) -> None:
+        """Call a function of the step; an error of it becomes a warning unless the caller wants it raised."""
+        try:
+            function(step)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            self._refused = self._refused or (isinstance(error, MismatchError) and not self._resumed)
+            scope = "this run is not recorded from here on" if self._refused else f"step {step} was not recorded"
+            self.failures[step] = reason
+        else:
+            return
+        # Here and not in the except clause, whose traceback still holds the copy of the weights.
+        warnings.warn(
+            f"{scope}, the training continues. {reason} (RecordingCallback(..., on_error='raise') raises the error.)",
+            RecordingWarning,
+            stacklevel=caller_level(),
+        )
+
+    def _record_step(self, step: int, context: dict[str, Any]) -> None:
         stage = check_stage_name(self.name(step))
         if stage in self.recorded:
             if self.recorded[stage] == step:
@@ -127,14 +232,9 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                     tokenizer.save_pretrained(folder)  # TransformerLens loads it from a folder
                 # The stages of later steps do not exist yet, so their labels would look wrong.
                 warnings.filterwarnings("ignore", "label column", LabelWarning)
-                capture(
-                    {stage: lambda: _hooked_copy(model, folder, None if is_fast else tokenizer)},
-                    self.table,
-                    self.path,
-                    progress=False,
-                    tokenizer=tokenizer,
-                    **self.options,
-                )
+                options = replace(self.options, tokenizer=tokenizer)
+                twin = lambda: hooked_copy(model, folder, None if is_fast else tokenizer)  # noqa: E731
+                capture_stages({stage: twin}, self.table, self.path, options)
         finally:
             torch.set_rng_state(cpu)
             if devices:
@@ -142,26 +242,12 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.recorded[stage] = step
 
 
+def _refuse_best_model(step: int) -> None:
+    raise InputError(
+        f"the training ended after an evaluation at step {step}, and the Trainer has loaded the best model since. Put "
+        "RecordingCallback after the callback that ends the training (callbacks=[EarlyStoppingCallback(), recording])."
+    )
+
+
 def _cuda_states() -> list[torch.Tensor]:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-
-
-def _hooked_copy(model: nn.Module, tokenizer_folder: str, tokenizer: Any) -> nn.Module:
-    """Copy the model's current weights into a separate hooked model; the folder counts where `tokenizer` is None."""
-    inner = getattr(model, "module", model)  # without the wrapper of DataParallel or DistributedDataParallel
-    for name, parameter in inner.named_parameters():
-        if type(parameter.data) is not torch.Tensor or (parameter.numel() == 0 and parameter.ndim == 1):
-            raise InputError(
-                f"parameter {name!r} is sharded over processes, so no process has the whole model to record. "
-                "Save checkpoints instead and record them with stratalens.capture."
-            )
-    twin: Any = copy.deepcopy(inner)
-    remove_forward_wrapper(twin)
-    if hasattr(twin, "merge_and_unload"):  # adapters such as LoRA: merge them into the weights
-        twin = twin.merge_and_unload()
-    for parameter in twin.parameters():
-        parameter.requires_grad_(False)
-    twin.train(False)
-    hooked: Any = boot(twin, tokenizer_folder, tokenizer, None)
-    hooked.cfg.model_name = str(getattr(twin.config, "name_or_path", "") or type(twin).__name__)
-    return cast(nn.Module, hooked)

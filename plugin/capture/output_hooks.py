@@ -6,6 +6,7 @@ shows whether the output layer can run separately in this architecture; if not, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,7 @@ class OutputHooks:
         self.split = bool(names) and head_is_separable(adapter)
         self._hidden: Tensor | None = None
         self._handle: Any = None
+        self.listens: Callable[[], bool] | None = None  # decides whether the hook keeps what it sees
 
     def attach(self) -> None:
         """Put a hook on the final norm where the output layer can run separately."""
@@ -81,7 +83,13 @@ class OutputHooks:
             self._handle = None
         self._hidden = None
 
+    def abandon(self) -> None:
+        """Drop what a forward pass that failed has left."""
+        self._hidden = None
+
     def _keep_hidden(self, module: Any, inputs: Any, output: Any) -> None:
+        if self.listens is not None and not self.listens():
+            return
         self._hidden = output[0] if isinstance(output, tuple) else output
 
     @property

@@ -283,7 +283,7 @@ class _ForwardPasses:
             values = self._try_batch(rows, bucket.pad_to)
             if values is None:
                 # Here and not in the except clause, whose traceback still holds the tensors.
-                self.hooked_model.site_hooks.abandon()
+                self.hooked_model.abandon()
                 _free_memory()
                 continue
             yield rows, values

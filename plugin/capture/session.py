@@ -47,6 +47,11 @@ class HookedModel:
     def __exit__(self, *error: object) -> None:
         self._hooks.close()
 
+    def abandon(self) -> None:
+        """Drop the batch after a forward pass that failed."""
+        self.site_hooks.abandon()
+        self.outputs.abandon()
+
     def values(
         self, stage: str, rows: NDArray[np.int64], batch: Sequences, logits: Tensor | None
     ) -> dict[str, NDArray[Any]]:

@@ -57,6 +57,7 @@ class SiteHooks:
         self.spec = spec
         self._buffers: dict[str, Tensor] = {}  # one flat tensor per site, reused from batch to batch
         self._batch: _Batch | None = None
+        self.listens: Callable[[], bool] | None = None  # decides whether a hook records what it sees
 
     def attached(self) -> AbstractContextManager[None]:
         """Put a hook on every point of every site while the context is open; all or none."""
@@ -80,19 +81,36 @@ class SiteHooks:
         """Drop the batch after a forward pass that failed."""
         self._batch = None
 
+    @property
+    def has_fired(self) -> bool:
+        """Whether a hook has recorded something of the announced batch."""
+        return self._batch is not None and bool(self._batch.fired)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every hook has recorded the announced batch."""
+        if self._batch is None:
+            return False
+        return all(self._batch.fired.get(site.name, 0) >= self._layers(site) for site in self.spec.selection.sites)
+
+    def _layers(self, site: Site) -> int:
+        return len(self.spec.selection.layers) if site.in_blocks else 1
+
     def _announced(self) -> _Batch:
         if self._batch is None:
             raise InputError(
-                "the model ran inside the recorder without an announced batch. "
-                "Call rec.batch(rows, positions) before every forward pass."
+                "the model ran inside the recorder without an announced batch. Call rec.batch(rows, positions) before "
+                "every forward pass, or run it inside `with rec.paused():` to leave it out."
             )
         return self._batch
 
     def _hook(self, site: Site, layer: int) -> Callable[[Tensor], None]:
         """Make the hook of one site at the layer with this number in the selection."""
-        layers = len(self.spec.selection.layers) if site.in_blocks else 1
+        layers = self._layers(site)
 
         def gather(value: Tensor) -> None:
+            if self.listens is not None and not self.listens():
+                return
             batch = self._announced()
             rows, columns = batch.index.shape
             if value.shape[0] not in (1, rows) or value.ndim != 2 + len(site.feature_shape):
@@ -159,7 +177,7 @@ class SiteHooks:
         missing = torch.from_numpy(batch.index < 0).to(self.adapter.device)
         any_missing = bool((batch.index < 0).any())
         for site in self.spec.selection.sites:
-            expected = len(self.spec.selection.layers) if site.in_blocks else 1
+            expected = self._layers(site)
             if batch.fired.get(site.name, 0) != expected:
                 raise InputError(
                     f"site {site.name!r} fired {batch.fired.get(site.name, 0)} times in a forward pass, expected "

@@ -24,6 +24,7 @@ _REMEDIES = {
     "positions": "request the same positions, or record to another store",
     "hooks": "record through the same hook points, or to another store",
     "dtype": "request the same dtype, or record to another store",
+    "user_hooks": "put the same hooks on the model as when the stage was recorded, or record to another store",
     "compression": "request the same compression, or record to another store",
 }
 

@@ -37,6 +37,34 @@ def test_remove_forward_hook_leaves_other_hooks() -> None:
     assert len(point.fwd_hooks) == 1, "HookPoint.fwd_hooks still lists a hook that was removed"
 
 
+def test_hook_function_is_the_one_that_the_caller_gave() -> None:
+    point = bridge("gpt2").hook_dict["blocks.0.hook_resid_pre"]
+
+    def of_the_caller(tensor: Any, hook: Any) -> None: ...
+
+    point.add_hook(of_the_caller)
+    hooks = compat.forward_hooks(point)
+    message = "HookPoint.add_hook no longer wraps its function in a local function `full_hook` with a variable `hook`"
+    assert [compat.hook_function(hook) for hook in hooks] == [of_the_caller], message
+    assert compat.hook_function(of_the_caller) is of_the_caller
+
+
+def test_forward_hooks_lists_both_kinds() -> None:
+    module = torch.nn.Linear(2, 2)
+    module.register_forward_hook(print)
+    module.register_forward_pre_hook(repr)
+    assert compat.forward_hooks(module) == [repr, print], "PyTorch no longer keeps hooks in `_forward_hooks`"
+
+
+def test_in_backward_pass_is_true_in_hooks_of_gradients_alone() -> None:
+    seen: list[bool] = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda gradient: seen.append(compat.in_backward_pass()))
+    assert not compat.in_backward_pass()
+    (x * 2).sum().backward()
+    assert seen == [True], "torch._C._current_graph_task_id no longer shows a backward pass"
+
+
 def test_has_processed_weights_is_set_by_process_weights() -> None:
     model = bridge("gpt2")
     assert hasattr(model, "_weights_processed"), "TransformerBridge._weights_processed does not exist any more"

@@ -83,7 +83,9 @@ def test_a_lora_run_records_the_merged_weights(parts, tmp_path):
 
 def test_one_name_for_two_steps_is_refused(parts, tmp_path):
     tokenizer, _, table = parts
-    callback = RecordingCallback(table, tmp_path / "run.zarr", steps=2, tokenizer=tokenizer, name=lambda step: "now")
+    callback = RecordingCallback(
+        table, tmp_path / "run.zarr", steps=2, tokenizer=tokenizer, name=lambda step: "now", on_error="raise"
+    )
     with pytest.raises(InputError, match="steps 0 and 2 have the same stage name"):
         run(parts, tmp_path / "train", callback)
 
@@ -92,4 +94,4 @@ def test_no_tokenizer_and_no_steps_are_refused(parts, tmp_path):
     with pytest.raises(InputError, match="positive number"):
         RecordingCallback(parts[2], tmp_path / "run.zarr", steps=0)
     with pytest.raises(InputError, match="tokenizer="):
-        run(parts, tmp_path / "train", RecordingCallback(parts[2], tmp_path / "run.zarr", steps=1))
+        run(parts, tmp_path / "train", RecordingCallback(parts[2], tmp_path / "run.zarr", steps=1, on_error="raise"))
