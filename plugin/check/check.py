@@ -20,27 +20,12 @@ from stratalens.plugin.check.sample import TEXTS, Sample, choose_sample, random_
 from stratalens.plugin.check.traces import Trace, trace
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
-from stratalens.plugin.models.sites import hook_of
+from stratalens.plugin.models.sites import SHORT_NAMES, hook_of
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import check_token_ids
 
-#: Sites that are checked, where the model has them.
-SITES = (
-    "resid_pre",
-    "resid_mid",
-    "resid_post",
-    "attn_out",
-    "mlp_out",
-    "mlp_pre",
-    "mlp_post",
-    "q",
-    "k",
-    "v",
-    "z",
-    "embed",
-    "pos_embed",
-    "ln_final",
-)
+#: Sites that are checked, where the model has them. `result` needs a flag that changes the computation.
+SITES = tuple(name for name in SHORT_NAMES if name != "result")
 VERSIONS = ("torch", "transformers", "transformer-lens", "stratalens")
 
 

@@ -252,7 +252,8 @@ class BridgeAdapter(Adapter):
         bridge: Any = model
         self.hf = bridge.original_model
         blocks = getattr(model, "blocks", None)
-        self.n_layers = len(blocks) if blocks is not None else None
+        if blocks is not None:  # an encoder-decoder has two stacks; the longer one counts
+            self.n_layers = len(blocks)
         self.can_stop = forward is None and blocks is not None
         self.final_norm = _final_norm(model)
         self.text_config: Any = self.hf.config.get_text_config() if hasattr(self.hf, "config") else None
@@ -276,6 +277,11 @@ class BridgeAdapter(Adapter):
         if is_headless(self.hf):
             return "the checkpoint has no output layer, so the one of this model is random"
         return super()._refuse_logits(output, ids)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model has an encoder that reads the prompt and a decoder."""
+        return bool(getattr(getattr(self.hf, "config", None), "is_encoder_decoder", False))
 
     @property
     def takes_cache(self) -> bool:
@@ -308,6 +314,8 @@ class BridgeAdapter(Adapter):
             "compatibility_mode": compatible,
             "weights_processed": processed,
             **measured,
+            # TransformerLens' rule where no decoder ids are passed: the decoder at position i reads token i - 1.
+            **({"decoder_input": "prompt, shifted right"} if self.is_encoder_decoder and self.forward is None else {}),
         }
 
     def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:
