@@ -100,7 +100,8 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
         adapter: the model.
         sample: rows to run.
         sites: further sites to check, full TransformerLens names.
-        only: report on `sites` alone; the other sites still serve the sums that `sites` are parts of.
+        only: report on `sites` alone, as they are recorded: without padding on the left. The other sites still serve
+            the sums that `sites` are parts of.
     """
     hooks = hooks_to_check(adapter, sites)
     wanted = {place: hook for place, hook in hooks.items() if not only or hook in set(sites)}
@@ -122,7 +123,7 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
                 by_site += check_modules(adapter, longest, hooks, modules)
             yield from (finding for finding in by_site if not only or (finding.site, finding.layer) in wanted)
             yield from check_logits(adapter, longest, last_residual(longest, hooks, adapter.n_layers))
-        yield from check_invariance(adapter, sample, wanted, singles)
+        yield from check_invariance(adapter, sample, wanted, singles, left=not only)
 
 
 def hooks_to_check(adapter: Adapter, sites: Sequence[str] = ()) -> dict[tuple[str, int | None], str]:
