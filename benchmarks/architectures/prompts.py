@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import stratalens as sl
 
@@ -26,7 +27,16 @@ def table() -> Any:
 
 @cache
 def tokenizer(bos: bool) -> Any:
-    """Return a byte-level tokenizer of at most 300 ids; `bos` puts a BOS token in front of every prompt."""
+    """Return a byte-level tokenizer of at most 300 ids; `bos` puts a BOS token in front of every prompt.
+
+    It is loaded from a folder, because TransformerLens looks for the name that this gives it.
+    """
+    with TemporaryDirectory() as folder:
+        _train(bos).save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def _train(bos: bool) -> Any:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -203,7 +203,10 @@ def make_config(architecture: str, **changes: Any) -> Any:
             if name in (alias, original):
                 sizes.pop(alias, None)
                 sizes.pop(original, None)
-    return config_class(**{**sizes, **special, **changes})
+    config = config_class(**{**sizes, **special, **changes})
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0  # checkpoints have it, defaults do not
+    return config
 
 
 def make_model(architecture: str, seed: int = 0, **changes: Any) -> Any:

@@ -278,6 +278,16 @@ class BridgeAdapter(Adapter):
             return "the checkpoint has no output layer, so the one of this model is random"
         return super()._refuse_logits(output, ids)
 
+    def _decoder_input(self) -> dict[str, str]:
+        """Say what the decoder of an encoder-decoder reads; TransformerLens derives it from the prompt.
+
+        With a start token the decoder at position i reads token i - 1, otherwise token i.
+        """
+        if not self.is_encoder_decoder or self.forward is not None:
+            return {}
+        start = getattr(self.hf.config, "decoder_start_token_id", None)
+        return {"decoder_input": "prompt" if start is None else "prompt, shifted right"}
+
     @property
     def is_encoder_decoder(self) -> bool:
         """Whether the model has an encoder that reads the prompt and a decoder."""
@@ -314,8 +324,7 @@ class BridgeAdapter(Adapter):
             "compatibility_mode": compatible,
             "weights_processed": processed,
             **measured,
-            # TransformerLens' rule where no decoder ids are passed: the decoder at position i reads token i - 1.
-            **({"decoder_input": "prompt, shifted right"} if self.is_encoder_decoder and self.forward is None else {}),
+            **self._decoder_input(),
         }
 
     def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 
 import stratalens as sl
+from stratalens.plugin.models.adapters import adapt
 from stratalens.store.format.schema import OUTPUT_STATISTICS
 from support import models
 
@@ -114,6 +115,14 @@ def test_both_stacks_of_an_encoder_decoder(kind: str, tmp_path: Path) -> None:
 def test_the_full_name_of_a_stack_is_its_short_name(tmp_path: Path) -> None:
     ds = record(bridge("t5"), models.table(2), tmp_path / "run.zarr", sites=["decoder_blocks.2.hook_resid_post"])
     assert ds.decoder_resid_post.layer.values.tolist() == [2]
+
+
+@pytest.mark.parametrize(("start", "shifted"), [(0, "prompt, shifted right"), (None, "prompt")])
+def test_what_the_decoder_reads_is_known(start: int | None, shifted: str) -> None:
+    model = bridge("t5")
+    model.original_model.config.decoder_start_token_id = start
+    assert adapt(model).processing["decoder_input"] == shifted
+    assert "decoder_input" not in adapt(model, forward=lambda model, ids, mask: None).processing
 
 
 def test_a_layer_that_one_stack_has_not(tmp_path: Path) -> None:
