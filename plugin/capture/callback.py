@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -233,7 +234,7 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 # The stages of later steps do not exist yet, so their labels would look wrong.
                 warnings.filterwarnings("ignore", "label column", LabelWarning)
                 options = replace(self.options, tokenizer=tokenizer)
-                twin = lambda: hooked_copy(model, folder, None if is_fast else tokenizer)  # noqa: E731
+                twin = partial(hooked_copy, model, folder, None if is_fast else tokenizer)
                 capture_stages({stage: twin}, self.table, self.path, options)
         finally:
             torch.set_rng_state(cpu)

@@ -20,9 +20,6 @@ from stratalens.store.state.manifest import Store
 
 MODES = ("raise", "warn", False)
 
-# Checks that say nothing about a capture, which pads on the right.
-_ONLY_FOR_OTHER_LOOPS = ("left padding",)
-
 _verdicts: dict[str, tuple[Finding, ...]] = {}  # architecture, sites and versions -> findings, for this process
 
 
@@ -55,7 +52,7 @@ def check_before_recording(adapter: Adapter, spec: CaptureSpec, store: Store | N
         if not out_of_memory(error):
             raise
         return None  # a batch of the capture may be smaller than the sample of the check
-    report = CheckReport(tuple(f for f in findings if f.check not in _ONLY_FOR_OTHER_LOOPS), versions=versions)
+    report = CheckReport(findings, versions=versions)
     if not report.ok:
         message = _message(report)
         if mode == "raise":

@@ -78,7 +78,8 @@ def capture(
         table: the prompts.
         path: folder of the store, or an fsspec URL (s3://bucket/run.zarr).
         sites: short names (`resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `mlp_post`, `z`, `q`, `k`,
-            `v`, `embed`, `ln_final`) or full TransformerLens names.
+            `v`, `embed`, `ln_final`; in encoder-decoders with `encoder_` or `decoder_` in front, such as
+            `decoder_resid_post`) or full TransformerLens names.
         layers: block indices, None for all.
         positions: `last`, `-1` .. `-k`, `entity_first`, `entity_last`, `<span>_first`, `<span>_last`, or "all".
         dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.

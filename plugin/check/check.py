@@ -20,27 +20,12 @@ from stratalens.plugin.check.sample import TEXTS, Sample, choose_sample, random_
 from stratalens.plugin.check.traces import Trace, trace
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
-from stratalens.plugin.models.sites import hook_of
+from stratalens.plugin.models.sites import SHORT_NAMES, hook_of
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import check_token_ids
 
-#: Sites that are checked, where the model has them.
-SITES = (
-    "resid_pre",
-    "resid_mid",
-    "resid_post",
-    "attn_out",
-    "mlp_out",
-    "mlp_pre",
-    "mlp_post",
-    "q",
-    "k",
-    "v",
-    "z",
-    "embed",
-    "pos_embed",
-    "ln_final",
-)
+#: Sites that are checked, where the model has them. `result` needs a flag that changes the computation.
+SITES = tuple(name for name in SHORT_NAMES if name != "result")
 VERSIONS = ("torch", "transformers", "transformer-lens", "stratalens")
 
 
@@ -115,7 +100,8 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
         adapter: the model.
         sample: rows to run.
         sites: further sites to check, full TransformerLens names.
-        only: report on `sites` alone; the other sites still serve the sums that `sites` are parts of.
+        only: report on `sites` alone, as they are recorded: without padding on the left. The other sites still serve
+            the sums that `sites` are parts of.
     """
     hooks = hooks_to_check(adapter, sites)
     wanted = {place: hook for place, hook in hooks.items() if not only or hook in set(sites)}
@@ -137,7 +123,7 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
                 by_site += check_modules(adapter, longest, hooks, modules)
             yield from (finding for finding in by_site if not only or (finding.site, finding.layer) in wanted)
             yield from check_logits(adapter, longest, last_residual(longest, hooks, adapter.n_layers))
-        yield from check_invariance(adapter, sample, wanted, singles)
+        yield from check_invariance(adapter, sample, wanted, singles, left=not only)
 
 
 def hooks_to_check(adapter: Adapter, sites: Sequence[str] = ()) -> dict[tuple[str, int | None], str]:

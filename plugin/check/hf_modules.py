@@ -6,6 +6,7 @@ that of the bridge, so that a site which the bridge takes from the wrong tensor 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,6 +36,7 @@ _PRE_MLP_NORM = (
     "mlp_norm",
 )
 _POST_MLP_NORM = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_STACK = re.compile(r"(?:^|\.)(encoder|decoder)\.(?:block|layers)$")
 _POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 
 
@@ -79,6 +81,9 @@ def find_modules(adapter: BridgeAdapter) -> HFModules:
             modules.add("pos_embed", None, "position embeddings", module, "output")
     if adapter.final_norm is not None:
         modules.modules["final norm"] = plain_module(adapter.final_norm)
+    if adapter.is_encoder_decoder:
+        _add_stacks(modules, adapter)
+        return modules
     has_middle = "blocks.0.hook_resid_mid" in adapter.points
     for layer, block in enumerate(_blocks(adapter)):
         _add_block(modules, layer, block, has_middle)
@@ -116,6 +121,19 @@ def _add_block(modules: HFModules, layer: int, block: nn.Module, has_middle: boo
     if (gate_up := child(mlp, _GATE_UP)) is not None and ("mlp_pre", layer) not in modules.sides:
         modules.modules[f"{at} gate and up"] = gate_up
         modules.halves[layer] = f"{at} gate and up"
+
+
+def _add_stacks(modules: HFModules, adapter: BridgeAdapter) -> None:
+    """Add the blocks of an encoder and of a decoder; what is inside them differs too much between models."""
+    for name, module in adapter.hf.named_modules():
+        match = _STACK.search(name)
+        if match is None or not isinstance(module, nn.ModuleList):
+            continue
+        stack = match.group(1)
+        for layer, block in enumerate(module):
+            at = f"{stack} block {layer}"
+            modules.add(f"{stack}_resid_pre", layer, at, block, "input")
+            modules.add(f"{stack}_resid_post", layer, at, block, "output")
 
 
 def _add_norms(

@@ -7,7 +7,7 @@ and in whether a norm follows, so each form is tried and the one that fits most 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +18,10 @@ from stratalens.plugin.check.traces import Trace
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter
 
 _PRE, _MID, _POST = "resid_pre", "resid_mid", "resid_post"
-_ATTN, _MLP = "attn_out", "mlp_out"
+_ATTN, _CROSS, _MLP = "attn_out", "cross_attn_out", "mlp_out"
+
+# Prefixes of the sites of each stack of blocks; an encoder-decoder has two.
+_STACKS = ("", "encoder_", "decoder_")
 UNKNOWN = "the blocks of this architecture add in a way that this check does not know"
 
 #: Values of one block by site.
@@ -53,6 +56,12 @@ def forms(adapter: Adapter) -> list[Form]:
             (_PRE, _ATTN, _MLP),
             "resid_post = resid_pre + attn_out + mlp_out",
             lambda b, _: b[_PRE] + b[_ATTN] + b[_MLP],
+        ),
+        Form(
+            _POST,
+            (_MID, _CROSS, _MLP),
+            "resid_post = resid_mid + cross_attn_out + mlp_out",
+            lambda b, _: b[_MID] + b[_CROSS] + b[_MLP],
         ),
     ]
     if scale is not None:
@@ -94,25 +103,29 @@ def check_residual_stream(
         single: pass of one row without padding.
         hooks: (site, layer) -> hook.
     """
-    blocks: dict[int, dict[str, Tensor]] = {}
-    for (site, layer), hook in hooks.items():
-        if layer is not None and site in (_PRE, _MID, _POST, _ATTN, _MLP) and hook in single.values:
-            blocks.setdefault(layer, {})[site] = single.values[hook]
     known = forms(adapter)
-    for site in (_MID, _POST):
-        yield from _check_sum(adapter, site, blocks, [form for form in known if form.site == site])
-    for layer in sorted(blocks):
-        following = blocks.get(layer + 1, {})
-        if _POST in blocks[layer] and _PRE in following:
-            yield compare(
-                "next block",
-                _PRE,
-                layer + 1,
-                following[_PRE],
-                blocks[layer][_POST],
-                adapter.dtype,
-                "resid_pre = resid_post of the block before",
-            )
+    for stack in _STACKS:
+        blocks: dict[int, dict[str, Tensor]] = {}
+        sites = {f"{stack}{site}": site for site in (_PRE, _MID, _POST, _ATTN, _CROSS, _MLP)}
+        for (name, layer), hook in hooks.items():
+            if layer is not None and name in sites and hook in single.values:
+                blocks.setdefault(layer, {})[sites[name]] = single.values[hook]
+        for site in (_MID, _POST):
+            candidates = [form for form in known if form.site == site]
+            for finding in _check_sum(adapter, site, blocks, candidates):
+                yield replace(finding, site=f"{stack}{site}")
+        for layer in sorted(blocks):
+            following = blocks.get(layer + 1, {})
+            if _POST in blocks[layer] and _PRE in following:
+                yield compare(
+                    "next block",
+                    f"{stack}{_PRE}",
+                    layer + 1,
+                    following[_PRE],
+                    blocks[layer][_POST],
+                    adapter.dtype,
+                    "resid_pre = resid_post of the block before",
+                )
 
 
 def _check_sum(adapter: Adapter, site: str, blocks: Mapping[int, Block], candidates: list[Form]) -> Iterator[Finding]:

@@ -253,7 +253,8 @@ class BridgeAdapter(Adapter):
         bridge: Any = model
         self.hf = bridge.original_model
         blocks = getattr(model, "blocks", None)
-        self.n_layers = len(blocks) if blocks is not None else None
+        if blocks is not None:  # an encoder-decoder has two stacks; the longer one counts
+            self.n_layers = len(blocks)
         self.can_stop = forward is None and blocks is not None
         self.final_norm = _final_norm(model)
         self.text_config: Any = self.hf.config.get_text_config() if hasattr(self.hf, "config") else None
@@ -277,6 +278,21 @@ class BridgeAdapter(Adapter):
         if is_headless(self.hf):
             return "the checkpoint has no output layer, so the one of this model is random"
         return super()._refuse_logits(output, ids)
+
+    def _decoder_input(self) -> dict[str, str]:
+        """Say what the decoder of an encoder-decoder reads; TransformerLens derives it from the prompt.
+
+        With a start token the decoder at position i reads token i - 1, otherwise token i.
+        """
+        if not self.is_encoder_decoder or self.forward is not None:
+            return {}
+        start = getattr(self.hf.config, "decoder_start_token_id", None)
+        return {"decoder_input": "prompt" if start is None else "prompt, shifted right"}
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model has an encoder that reads the prompt and a decoder."""
+        return bool(getattr(getattr(self.hf, "config", None), "is_encoder_decoder", False))
 
     @property
     def takes_cache(self) -> bool:
@@ -309,6 +325,7 @@ class BridgeAdapter(Adapter):
             "compatibility_mode": compatible,
             "weights_processed": processed,
             **measured,
+            **self._decoder_input(),
         }
 
     def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:
@@ -416,8 +433,8 @@ def _not_hooked(model: Any) -> str:
         unwrap = ", or accelerator.unwrap_model(model)" if path.startswith("model.module") else ""
         return f"{kind} wraps a hooked model. Pass {path}{unwrap}: hooks do not fire through the wrapper."
     valid = (
-        f"{kind} has no TransformerLens hooks. Valid: a TransformerBridge, a HookedTransformer (TransformerLens 3.9) or "
-        "a HookedRootModule."
+        f"{kind} has no TransformerLens hooks. Valid: a TransformerBridge, a HookedTransformer (TransformerLens 3.9) "
+        "or a HookedRootModule."
     )
     if path := _find_inside(model, lambda module: hasattr(module, "merge_and_unload")):
         inner = f"{path}.merge_and_unload()"

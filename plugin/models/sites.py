@@ -175,24 +175,44 @@ def _variables_of(site: str) -> set[str]:
     return {site, f"{site}_scale", f"{site}_error", *(f"{site}_{statistic}" for statistic in STATISTICS)}
 
 
+# Sites of TransformerLens' own stack `blocks`.
+_IN_BLOCKS: Mapping[str, str] = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "mlp_pre": "mlp.hook_pre",
+    "mlp_post": "mlp.hook_post",
+    "z": "attn.hook_z",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "result": "attn.hook_result",
+}
+
+
+def _stack_names(stack: str) -> dict[str, tuple[str, ...]]:
+    """Return the short names of an encoder or a decoder that has a stack of its own, as in T5 and BART."""
+    blocks = f"{stack}_blocks.{{layer}}."
+    names = {
+        f"{stack}_{name}": (f"{blocks}{hook}", *([f"{blocks}self_{hook}"] if hook.startswith("attn.") else []))
+        for name, hook in _IN_BLOCKS.items()
+        if name != "result"
+    }
+    return {**names, f"{stack}_ln_final": (f"{stack}_ln_final.hook_out",)}
+
+
 #: Short name -> TransformerLens names in order of preference. A model uses the first one that it has.
 SHORT_NAMES: Mapping[str, tuple[str, ...]] = {
-    "resid_pre": ("blocks.{layer}.hook_resid_pre",),
-    "resid_mid": ("blocks.{layer}.hook_resid_mid",),
-    "resid_post": ("blocks.{layer}.hook_resid_post",),
-    "attn_out": ("blocks.{layer}.hook_attn_out",),
-    "mlp_out": ("blocks.{layer}.hook_mlp_out",),
-    "mlp_pre": ("blocks.{layer}.mlp.hook_pre",),
-    "mlp_post": ("blocks.{layer}.mlp.hook_post",),
-    "z": ("blocks.{layer}.attn.hook_z",),
-    "q": ("blocks.{layer}.attn.hook_q",),
-    "k": ("blocks.{layer}.attn.hook_k",),
-    "v": ("blocks.{layer}.attn.hook_v",),
-    "result": ("blocks.{layer}.attn.hook_result",),
+    **{name: (f"blocks.{{layer}}.{hook}",) for name, hook in _IN_BLOCKS.items()},
     "embed": ("hook_embed",),
     "pos_embed": ("hook_pos_embed",),
     # Output of the final norm after its weights. HookedTransformer's ln_final.hook_normalized is before them.
     "ln_final": ("ln_final.hook_out", "unembed.hook_in", "ln_final.hook_normalized"),
+    **_stack_names("encoder"),
+    **_stack_names("decoder"),
+    "decoder_cross_attn_out": ("decoder_blocks.{layer}.hook_cross_attn_out",),
 }
 
 

@@ -274,12 +274,14 @@ def _from_pretrained(name: str, dtype: str, **kwargs: Any) -> Any:
         InputError: the checkpoint has no value, or one of another shape, for a tensor of the model. The output layer
             alone may be absent, as in a base model; the model is then marked as headless.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
+    config = AutoConfig.from_pretrained(name, **kwargs)
+    kind: Any = AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
     with _quiet(logging):  # its report of missing tensors is repeated in the error below
         options: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True, **kwargs}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
+        loaded: Any = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     model, loading = loaded
     _warn_about_blocks(name, model, loading["unexpected_keys"])
     mismatched = sorted(str(entry[0]) for entry in loading["mismatched_keys"])
@@ -322,8 +324,13 @@ def _warn_about_blocks(name: str, model: Any, unexpected: Iterable[str]) -> None
 def _head_names(model: Any) -> list[str]:
     """Return the names of the tensors that turn the last hidden state into logits.
 
-    They are those outside the base model: the output embeddings, and in encoders a transform before them.
+    They are those outside the base model: the output embeddings, and in encoders a transform before them. A model
+    without a base model of its own, such as T5, has its output embeddings alone.
     """
+    if not hasattr(model, model.base_model_prefix):
+        head = model.get_output_embeddings()
+        names = [name for name, module in model.named_modules() if module is head]
+        return [f"{name}.{tensor}" for name in names for tensor in head.state_dict()]
     base = f"{model.base_model_prefix}."
     return [name for name in model.state_dict() if not name.startswith(base)]
 

@@ -218,9 +218,26 @@ RESERVED_LABELS = ("stage", "stage_order", "weights_fingerprint", "layer", "toke
 
 
 # Sites that have a short name in TransformerLens. A prompt table is checked against them without loading torch.
+_BLOCK_SITES = (
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_out",
+    "mlp_pre",
+    "mlp_post",
+    "mlp_out",
+    "z",
+    "q",
+    "k",
+    "v",
+)
+
+
 SITE_NAMES = (
-    *("resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_pre", "mlp_post", "mlp_out"),
-    *("z", "q", "k", "v", "result", "pattern", "attn_scores", "embed", "pos_embed", "ln_final"),
+    *_BLOCK_SITES,
+    *("attn_in", "mlp_in", "result", "pattern", "attn_scores", "embed", "pos_embed", "ln_final"),
+    *(f"{stack}_{site}" for stack in ("encoder", "decoder") for site in (*_BLOCK_SITES, "ln_final")),
+    "decoder_cross_attn_out",
 )
 
 

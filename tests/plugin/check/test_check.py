@@ -32,6 +32,22 @@ def test_no_false_alarm(kind: str) -> None:
     assert report.tokens <= 64
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "neox", "gemma"])
+def test_no_false_alarm_in_half_precision(kind: str, dtype: torch.dtype) -> None:
+    report = check(models.bridge(kind, dtype=dtype), models.table(4))
+    assert report.ok, str(report)
+    assert {"Hugging Face module", "padded = unpadded"} <= set(report.table.check)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_fault_in_half_precision(dtype: torch.dtype) -> None:
+    adapter = adapt(models.bridge("llama", dtype=dtype))
+    adapter.points["blocks.1.hook_mlp_out"] = adapter.points["blocks.1.hook_attn_out"]
+    report = check(adapter, models.table(4))
+    assert {("mlp_out", 1)} <= {(f.site, f.layer) for f in report.failures if f.check == "Hugging Face module"}
+
+
 @pytest.mark.skipif(not models.ON_39, reason="HookedTransformer exists in TransformerLens 3.9 only")
 def test_no_false_alarm_on_a_hooked_transformer() -> None:
     report = check(models.hooked_transformer(), models.table(4))
