@@ -79,7 +79,7 @@ class Intervention:
             hooks.close()
 
     def _read_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._positions.read_call(args, kwargs)
+        self._positions.read_call(args, kwargs, getattr(self._adapter.tokenizer, "pad_token_id", None))
 
     def _apply(self, edit: Edit, name: str, value: Any, *, hook: Any) -> Tensor:
         if not isinstance(value, Tensor) or value.ndim < 3:

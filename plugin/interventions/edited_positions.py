@@ -38,7 +38,7 @@ class EditedPositions:
         self.names: tuple[str, ...] | None = None if names == ("all",) else names
         self._index: np.ndarray[Any, np.dtype[np.int64]] | None = None
         self._mask: Tensor | None = None
-        self._texts = False
+        self._may_be_padded = False
 
     @property
     def counts_from_the_end(self) -> bool:
@@ -67,16 +67,22 @@ class EditedPositions:
         """Take token indices of shape (batch, positions) for the next forward passes; -1 = missing."""
         self._index = index
 
-    def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Note the attention mask of a call of the model or of a block, where it has one."""
-        if args and isinstance(args[0], str | list | tuple):
-            self._texts = isinstance(args[0], list | tuple) and len(args[0]) > 1
-            self._mask = None
-        elif args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
-            self._texts, self._mask = False, None
+    def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], pad_id: int | None) -> None:
+        """Note the attention mask of a call of the model or of a block, and whether rows may be padded without one.
+
+        Args:
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+            pad_id: token id that the tokenizer pads with, or None.
+        """
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
-            self._texts, self._mask = False, mask
+            self._mask, self._may_be_padded = mask, False
+            return
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point():
+            self._mask = None
+            self._may_be_padded = len(ids) > 1 and pad_id is not None and bool((ids[:, -1] == pad_id).any())
 
     def select(self, value: Tensor, site: str) -> tuple[Tensor, Tensor, Tensor] | None:
         """Find the activations to change.
@@ -117,10 +123,10 @@ class EditedPositions:
                 f"where {join_names(map(repr, named))} is in a batch is not known; announce it before every forward "
                 "pass: with ... as steering: steering.batch({name: token indices of shape (batch,)})"
             )
-        if self._texts:
+        if self._may_be_padded:
             raise InputError(
-                "the model ran several texts, which it pads without a mask, so their last tokens are not known; pass "
-                "token ids with attention_mask="
+                "the model ran rows that end in the padding token, without a mask, so their last tokens are not known; "
+                "pass token ids with attention_mask="
             )
         rows, length = value.shape[:2]
         back = np.array([1 if name == "last" else -int(name) for name in self.names])
