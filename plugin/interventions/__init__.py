@@ -8,5 +8,6 @@ model_fit          whether directions fit a model: weights, site, width
 outcomes           what is measured: losses of answers, their difference, a function of the user's
 block_outputs      forward passes that start at a block, from the outputs of the blocks below it
 partial_results    finished parts of a job on disk, to resume it
+job                one stage of a job: clean passes, random directions, the sweep
 intervene          intervene(): a whole table, over stages, layers, directions and doses, with a null
 """

@@ -35,6 +35,7 @@ from .plugin.capture.store import relabel as relabel
 from .plugin.check.check import check as check
 from .plugin.interop.convert import to_activation_cache as to_activation_cache
 from .plugin.interop.convert import torch_dataset as torch_dataset
+from .plugin.interventions.intervene import intervene as intervene
 from .plugin.interventions.steer import ablate as ablate
 from .plugin.interventions.steer import patch as patch
 from .plugin.interventions.steer import steer as steer

@@ -399,6 +399,6 @@ def test_texts_without_a_mask_have_no_last_token() -> None:
             pytest.raises(InputError, match="token ids with attention_mask"),
         ):
             call(texts)
-    ids = torch.tensor([model.tokenizer(texts[1]).input_ids])
+    ids = model.to_tokens(texts[1])
     with sl.steer(model, axes(model), 5.0, positions="last"), torch.no_grad():
         assert torch.equal(model(texts[1]), model(ids))
