@@ -23,7 +23,7 @@ def random_directions(
     """Draw random unit vectors.
 
     A draw from the covariance is a random weighted sum of centred activations. With the same rows and seed, the weights
-    are the same at every layer, so that a draw stands for one meaningless feature of the rows.
+    are the same at every layer, so that a draw is one meaningless feature of the rows.
 
     Args:
         activations: float array of shape (rows, features).

@@ -17,7 +17,7 @@ import torch
 import stratalens as sl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from support.planted_model import Planted, axes, decoding, options, prompts, tokenizer  # noqa: E402
+from support.planted_model import Planted, axes, decoding, options, prompts, tokenizer
 
 CLAIM = "depends on this direction"
 
@@ -50,9 +50,8 @@ def main(seeds: int) -> None:
                 left["correlated"].append(float(share[1]))
     print("\n".join(wrong))
     print(f"distinguished: {right['steer']} of {seeds} by steering, {right['ablate']} of {seeds} by ablation")
-    print(
-        f"behaviour left, causal ablated: at most {max(left['causal']):.3f}; correlated: at least {min(left['correlated']):.3f}"
-    )
+    removed, intact = max(left["causal"]), min(left["correlated"])
+    print(f"behaviour left: at most {removed:.3f} with the causal one ablated, at least {intact:.3f} with the other")
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def _price(
 
 
 def _identity(plan: Plan, stages: list[str], table: PromptTable) -> str:
-    """Hash of everything that the values depend on, besides the weights."""
+    """Hash of everything that the values depend on, except the weights."""
     directions = plan.directions
     return identity_of(
         {

@@ -235,7 +235,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "same doses": ({"doses": (1.0, 1.0)}, "names a dose twice"),
     "no doses": ({"doses": ()}, "is empty"),
     "outcome": ({"outcome": "answer_los"}, "did you mean 'answer_loss'"),
-    "against": ({"outcome": "answer_difference", "against": "grup"}, "did you mean 'group'"),
+    "against": ({"outcome": "answer_difference", "against": "groop"}, "did you mean 'group'"),
     "positions": ({"positions": "lst"}, "unknown position 'lst'"),
     "long positions": ({"positions": "-40"}, "too short for position"),
     "random": ({"random": -1}, "random=-1"),

@@ -362,7 +362,7 @@ def test_bad_places_are_named(store: tuple[dict[str, Any], Any, xr.Dataset]) -> 
         ({"stage": "lat"}, "did you mean 'late'"),
         ({}, "choose one: stage='late'"),
         ({"stage": "late", "rows": 8}, "rows 0 to 7"),
-        ({"stage": "late", "rows": "nobody"}, "not in the store"),
+        ({"stage": "late", "rows": "r999999"}, "not in the store"),
         ({"stage": "late", "positions": "-2"}, "was not recorded"),
         ({"stage": "late", "layers": [4]}, "layer 4 was not recorded"),
     ):
