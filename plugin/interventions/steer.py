@@ -43,9 +43,8 @@ def steer(
     """Add dose x direction to the activations of a model, inside a `with` block.
 
     The hooks are on the model only inside, also where an exception ends the block. Generation is steered too: each
-    forward pass of it counts, so that "last" means the newest token; with a key-value cache, a pass after the prompt has
-    no other positions. Several directions are added together, and every
-    layer of the directions is steered.
+    forward pass of it counts, so that "last" means the newest token. With a key-value cache, a pass after the prompt
+    has no other position. Several directions are added together, and every layer of the directions is steered.
 
     Args:
         model: TransformerBridge, HookedTransformer or HookedRootModule.
