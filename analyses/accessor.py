@@ -75,6 +75,12 @@ class Strata:
 
         return generalise(self._data, *args, **kwargs)
 
+    def directions(self, *args: Any, **kwargs: Any) -> Any:
+        """Make named unit vectors of a result; see `stratalens.directions`."""
+        from stratalens.analyses.directions.direction_set import directions
+
+        return directions(self._data, *args, **kwargs)
+
     def shuffled_probes(self, *args: Any, **kwargs: Any) -> xr.Dataset:
         """Fit probes of shuffled labels; see `stratalens.shuffled_probes`."""
         from stratalens.analyses.probes.shuffled_probes import shuffled_probes

@@ -13,6 +13,8 @@ from .analyses.controls.statistics_probe import statistics_probe as statistics_p
 from .analyses.controls.weighted_probe import weighted_probe as weighted_probe
 from .analyses.directions.alignment import principal_angles as principal_angles
 from .analyses.directions.alignment import procrustes as procrustes
+from .analyses.directions.direction_set import Directions as Directions
+from .analyses.directions.direction_set import directions as directions
 from .analyses.directions.directions import agreement as agreement
 from .analyses.directions.directions import cosines as cosines
 from .analyses.directions.directions import drift as drift
@@ -34,6 +36,10 @@ from .plugin.check.check import check as check
 from .plugin.interop.convert import to_activation_cache as to_activation_cache
 from .plugin.interop.convert import torch_dataset as torch_dataset
 from .plugin.interop.from_arrays import from_arrays as from_arrays
+from .plugin.interventions.intervene import intervene as intervene
+from .plugin.interventions.steer import ablate as ablate
+from .plugin.interventions.steer import patch as patch
+from .plugin.interventions.steer import steer as steer
 from .plugin.prompts.table import PromptTable as PromptTable
 from .plugin.stages.checkpoints import Checkpoint as Checkpoint
 from .plugin.stages.checkpoints import LoraAdapter as LoraAdapter

@@ -1,0 +1,381 @@
+"""intervene(): an intervention along directions on a table of prompts, over stages, layers and doses, with a null."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from stratalens.analyses.data.array_types import Array, Data
+from stratalens.analyses.directions.direction_set import Directions
+from stratalens.analyses.directions.direction_set import directions as make_directions
+from stratalens.analyses.directions.effects import summarise_effects
+from stratalens.analyses.directions.random_directions import NULLS, NullKind
+from stratalens.plugin.check.sample import TEXTS
+from stratalens.plugin.interventions.job import Plan, StageJob
+from stratalens.plugin.interventions.model_fit import check_width, refuse_training, site_hooks, stage_of_weights
+from stratalens.plugin.interventions.outcomes import OUTCOMES, Outcome, OutcomeFunction, make_outcome
+from stratalens.plugin.interventions.partial_results import PartialResults, identity_of
+from stratalens.plugin.interventions.steer import PositionNames, finite_number, recorded_values
+from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
+from stratalens.plugin.models.hooks import evaluation_mode
+from stratalens.plugin.models.site_resolution import resolve as resolve_sites
+from stratalens.plugin.models.weights import weights_fingerprint
+from stratalens.plugin.progress import Progress, ProgressFunction
+from stratalens.plugin.prompts.positions import resolve as resolve_positions
+from stratalens.plugin.prompts.table import PromptTable
+from stratalens.plugin.prompts.tokenization import TokenizedPrompts
+from stratalens.plugin.stages.stage import loaded_model, parse_stages
+from stratalens.store.errors import InputError, MismatchError, join_names, suggest
+
+KINDS = ("steer", "ablate", "patch")
+
+
+def intervene(
+    stages: Any,
+    table: PromptTable,
+    directions: Directions | Data,
+    kind: Literal["steer", "ablate", "patch"] = "steer",
+    doses: Sequence[float] = (-2.0, -1.0, 1.0, 2.0),
+    outcome: str | OutcomeFunction = "answer_loss",
+    positions: PositionNames = "all",
+    random: int = 20,
+    seed: int = 0,
+    *,
+    null: NullKind = "covariance",
+    against: str = "other_answer",
+    to: float | None = None,
+    source: xr.Dataset | None = None,
+    source_stage: str | None = None,
+    source_rows: Sequence[int] | Sequence[str] | None = None,
+    unrelated: PromptTable | Sequence[str] | None = None,
+    other_stage: bool = False,
+    path: str | os.PathLike[str] | None = None,
+    tokenizer: Any = None,
+    forward: ForwardFunction | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str | torch.device | None = None,
+    progress: bool | ProgressFunction | None = None,
+) -> xr.Dataset:
+    """Measure what an intervention along directions does to the output of a model.
+
+    Every layer of the directions is changed alone. The same intervention along random directions is the null. Where an
+    architecture allows it, the blocks below the intervention run once for each batch; the results are equal bit for
+    bit, which the first pass of every batch checks.
+
+    Args:
+        stages: as for `capture`: one hooked model, or {name: model, function or checkpoint folder}.
+        table: the prompts. Their `answer` is what most outcomes need.
+        directions: result of `stratalens.directions`, or what it takes. Of several stages, a model is given those of
+            its own weights. Pass `entities=` there to score only entities that did not make the directions.
+        kind: "steer" adds dose x direction, "ablate" projects the direction out, "patch" replaces the coordinate
+            along it by that of a recorded activation.
+        doses: for steer: lengths of the added vector. The other kinds have the one dose 1.
+        outcome: "answer_loss" (nats per token of the answer), "answer_difference" (log probability of `answer` minus
+            that of `against`, in nats), "answer_probability", or a function `(logits, batch) -> (rows,)` of logits
+            (rows, positions, vocabulary); `batch` has rows, ids, lengths and table.
+        positions: "all", or names as for `capture`.
+        random: number of random directions, at least 19 for a verdict.
+        seed: of the random directions.
+        null: "covariance" draws them from the covariance of the clean activations at these positions, "isotropic"
+            without it, "orthogonal" from the covariance but orthogonal to the tested directions.
+        against: label column with the other answer.
+        to: for ablate: the coordinate along the direction; None projects it out.
+        source: for patch: result of `open_store`, with the same site and positions.
+        source_stage: for patch: stage of `source`; None if there is one.
+        source_rows: for patch: row of `source` for every row of the table.
+        unrelated: prompts for the price of the intervention, the KL divergence of the next token after them; None
+            takes four English sentences where the positions exist in them.
+        other_stage: accept directions of another checkpoint than the model's.
+        path: folder that ends in .zarr for the result. An interrupted job resumes with the same call; a complete one is
+            opened.
+        tokenizer: None takes the model's.
+        forward: your own forward function, as in `capture`.
+        batch_size: sequences in a forward pass, or "auto" by memory.
+        device: where models run; None leaves them where they are.
+        progress: as for `capture`.
+
+    Returns:
+        Dataset over stage, layer, direction and dose; a site outside the blocks has no layer:
+
+        - outcome (stage, layer, direction, dose, entity), clean (stage, entity): float64.
+        - effect, effect_low, effect_high, effect_p (stage, layer, direction, dose): mean of intervened minus clean, its
+          95 % interval over entities, and the share of directions as strong, random ones and this one.
+        - null (stage, layer, dose, random): effects of the random directions.
+        - slope, slope_low, slope_high, slope_p (stage, layer, direction), null_slope (stage, layer, random): effect per
+          unit of dose; only with several doses.
+        - p_max (stage, layer, direction): p of the largest effect over the doses, controlled over stages,
+          layers and doses.
+        - kl (stage, layer, direction, dose): nats, the price on unrelated prompts.
+
+        The attribute `verdict` says in one sentence for each direction what was tested and what it showed.
+
+    Raises:
+        InputError: an argument is invalid; prompts have no answers; a dose makes an activation NaN or infinite.
+            Nothing is written to `path` then.
+        MismatchError: the directions do not fit a model, or `path` belongs to another job.
+    """
+    parsed = parse_stages(stages)
+    chosen = make_directions(directions)
+    numbers = _check_arguments(kind, doses, random, null, to, source, source_rows, table)
+    job: _Job | None = None
+    for number, stage in enumerate(parsed):
+        with loaded_model(stage, tokenizer, device) as model:
+            adapter = adapt(model, forward)
+            refuse_training(adapter)
+            hooks = site_hooks(adapter, chosen.site, chosen.layer)
+            check_width(adapter, chosen)
+            fingerprint = weights_fingerprint(adapter)
+            tested = stage_of_weights(adapter, chosen, other_stage, fingerprint)
+            own_tokenizer = tokenizer if tokenizer is not None else adapter.tokenizer
+            with evaluation_mode(adapter.model):
+                if job is None:
+                    measured = make_outcome(outcome, table, own_tokenizer, adapter.max_length, against)
+                    where = resolve_positions(positions, table, measured.variants[0])
+                    names = ("all",) if where.is_all else tuple(str(name) for name in where.labels)
+                    recorded = None
+                    if kind == "patch":
+                        assert source is not None
+                        blocks = chosen.layer or None
+                        recorded, _ = recorded_values(source, chosen.site, source_stage, source_rows, names, blocks)
+                _dry_run(adapter, hooks, measured)
+                if job is None:
+                    index = None if where.is_all else where.index
+                    price = _price(unrelated, positions, own_tokenizer, adapter, kind)
+                    plan = Plan(
+                        kind=kind, directions=chosen, doses=numbers, positions=names, index=index, outcome=measured,
+                        random=random, null=null, seed=seed, target=to, source=recorded, batch_size=batch_size,
+                        price=price,
+                    )  # fmt: skip
+                    stages_named = [s.name for s in parsed]
+                    job = _Job(plan, table, stages_named, PartialResults(path, _identity(plan, stages_named, table)))
+                if (finished := job.finished(number, fingerprint)) is None:
+                    job.run(adapter, hooks, tested, fingerprint, progress)
+    assert job is not None
+    return finished if finished is not None else job.result()
+
+
+def _dry_run(adapter: Adapter, hooks: dict[int | None, str], measured: Outcome) -> None:
+    """Run a few tokens: the site must fire, and the output layer may turn out to run separately."""
+    ids = torch.from_numpy(np.concatenate([measured.variants[0].ids[0]] * 4))
+    resolve_sites(adapter, [next(iter(hooks.values()))], None, ids)
+
+
+def _check_arguments(
+    kind: str,
+    doses: Any,
+    random: Any,
+    null: str,
+    to: float | None,
+    source: Any,
+    source_rows: Any,
+    table: Any,
+) -> tuple[float, ...]:
+    """Check what no model is needed for; return the doses."""
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r}: {suggest(str(kind), KINDS)}")
+    if not isinstance(table, PromptTable):
+        raise InputError(
+            f"table is {type(table).__name__}; pass a PromptTable, such as PromptTable.read('prompts.csv')"
+        )
+    if null not in NULLS:
+        raise InputError(f"null={null!r}: {suggest(str(null), NULLS)}")
+    if isinstance(random, bool) or not isinstance(random, int | np.integer) or random < 0:
+        raise InputError(f"random={random!r} is not a number of random directions, from 0; 20 or more give a verdict")
+    if to is not None:
+        finite_number(to, "to")
+        if kind != "ablate":
+            raise InputError(f"to={to!r} is the coordinate that ablation sets; leave it out for kind={kind!r}")
+    if kind == "patch":
+        if source is None or source_rows is None:
+            raise InputError("kind='patch' needs source= (a store) and source_rows= (its row for every prompt)")
+        if len(source_rows) != len(table):
+            raise InputError(f"source_rows has {len(source_rows)} rows for {len(table)} prompts; give one for each")
+    elif source is not None or source_rows is not None:
+        raise InputError(f"source= is for kind='patch', not for kind={kind!r}")
+    if kind != "steer":
+        return (1.0,)
+    listed = [doses] if isinstance(doses, int | float | str) else list(doses)
+    numbers = tuple(finite_number(dose, "doses") for dose in listed)
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise InputError(f"doses={listed!r} is empty or names a dose twice; give different numbers")
+    return numbers
+
+
+def _price(
+    unrelated: PromptTable | Sequence[str] | None, positions: PositionNames, tokenizer: Any, adapter: Adapter, kind: str
+) -> tuple[TokenizedPrompts, NDArray[np.int64] | None] | None:
+    """Tokenise the unrelated prompts; None where there are none, or default ones without these positions."""
+    if kind == "patch" or adapter.dry_run_result is None:
+        return None  # recorded activations belong to the table, or the model returns no logits
+    if unrelated is None or isinstance(unrelated, PromptTable):
+        prompts = unrelated
+    else:
+        prompts = PromptTable.from_dataframe(pd.DataFrame({"prompt": list(unrelated)}))
+    own = prompts if prompts is not None else PromptTable.from_dataframe(pd.DataFrame({"prompt": list(TEXTS)}))
+    try:
+        tokenized = own.tokenize(tokenizer, max_length=adapter.max_length)
+        where = resolve_positions(positions, own, tokenized)
+    except InputError:
+        if prompts is None:
+            return None
+        raise
+    return tokenized, None if where.is_all else where.index
+
+
+def _identity(plan: Plan, stages: list[str], table: PromptTable) -> str:
+    """Hash of everything that the values depend on, except the weights."""
+    directions = plan.directions
+    return identity_of(
+        {
+            "version": 1,
+            "kind": plan.kind,
+            "site": directions.site,
+            "names": directions.names,
+            "layers": directions.layer,
+            "vectors": directions.vectors.values,
+            "doses": plan.doses,
+            "positions": plan.positions,
+            "index": plan.index if plan.index is not None else "all",
+            "outcome": plan.outcome.digest,
+            "random": [plan.random, plan.null, plan.seed],
+            "to": plan.target,
+            "source": plan.source if plan.source is not None else "",
+            "price": plan.price[0].digest if plan.price is not None else "",
+            "stages": stages,
+            "rows": [str(name) for name in table.labels()["entity"]],
+            "fingerprints": sorted(directions.fingerprints.values()),
+        }
+    )
+
+
+@dataclass(eq=False)
+class _Job:
+    """A job over all stages.
+
+    Attributes:
+        plan: what to do.
+        table: the prompts.
+        stages: names of the stages.
+        parts: what is finished.
+    """
+
+    plan: Plan
+    table: PromptTable
+    stages: list[str]
+    parts: PartialResults
+    fingerprints: list[str] = field(default_factory=list)
+    outcomes: list[Array] = field(default_factory=list)
+    cleans: list[Array] = field(default_factory=list)
+    prices: list[Array | None] = field(default_factory=list)
+    skipped: bool = True
+
+    def finished(self, number: int, fingerprint: str) -> xr.Dataset | None:
+        """Result of an earlier call, or None.
+
+        Raises:
+            MismatchError: it was computed with other weights at this stage.
+        """
+        result = self.parts.finished()
+        if result is not None and str(result["weights_fingerprint"].values[number]) != fingerprint:
+            raise MismatchError(
+                f"{self.parts.path} was computed with other weights at stage {self.stages[number]!r}; choose another "
+                "path"
+            )
+        return result
+
+    def run(
+        self,
+        adapter: Adapter,
+        hooks: dict[int | None, str],
+        tested: str | None,
+        fingerprint: str,
+        progress: bool | ProgressFunction | None,
+    ) -> None:
+        """Run one stage, or what an earlier call left of it."""
+        plan, name = self.plan, f"{len(self.outcomes)}-{fingerprint[:16]}"
+        sequences = len(plan.outcome.lengths)
+        shape = (len(hooks), len(plan.directions) + plan.random, len(plan.doses), sequences)
+        values, clean = self.parts.array(f"{name}-values", shape), self.parts.array(f"{name}-clean", (sequences,))
+        kl = None if plan.price is None else self.parts.array(f"{name}-kl", (shape[0], len(plan.directions), shape[2]))
+        job = StageJob(plan, adapter, hooks, tested, values, clean, kl, self.parts.flush)
+        total = shape[0] * sequences
+        try:
+            with Progress(self.stages[len(self.outcomes)], total - job.todo(), total, progress) as bar:
+                job.run(bar)
+        except InputError:
+            self.parts.discard()  # the same input will be refused again
+            raise
+        self.fingerprints.append(fingerprint)
+        self.outcomes.append(plan.outcome.combine(_untested(job.values)))
+        self.cleans.append(plan.outcome.combine(np.array(job.clean)))
+        self.prices.append(None if kl is None else _untested(kl))
+        self.skipped &= job.skipped
+
+    def result(self) -> xr.Dataset:
+        """Compute the effects, and write them where the caller gave a path."""
+        return self.parts.finish(self._assemble())
+
+    def _assemble(self) -> xr.Dataset:
+        plan, chosen, count = self.plan, self.plan.directions, len(self.plan.directions)
+        values = np.stack(self.outcomes)
+        labels = self.table.labels()
+        dims = ["stage", "layer", "direction", "dose", "entity"]
+        coords: dict[Any, Any] = {
+            "stage": np.array(self.stages, object),
+            "direction": np.array(chosen.names, object),
+            "dose": np.array(plan.doses),
+            "entity": labels.pop("entity"),
+        }
+        if chosen.layer:
+            coords["layer"] = list(chosen.layer)
+        coords |= {c: v for c, v in chosen.data.coords.items() if v.dims == ("direction",) and c != "direction"}
+        labels.pop("prompt")
+        coords |= {name: ("entity", value) for name, value in labels.items() if name not in coords}
+        tested = xr.DataArray(values[:, :, :count], dims=dims, name="outcome")
+        if not chosen.layer:
+            tested = tested.isel(layer=0)
+        tested = tested.assign_coords(coords)
+        clean = xr.DataArray(np.stack(self.cleans), dims=("stage", "entity"))
+        entity = np.array([str(name) for name in labels["entity_id"]])
+        seen = np.isin(entity, sorted(chosen.entities)) if chosen.entities else np.zeros(len(entity), bool)
+        scored = ~seen if not seen.all() else np.ones(len(entity), bool)
+        attrs = {
+            "kind": plan.kind,
+            "site": chosen.site,
+            "positions": join_names(plan.positions),
+            "outcome": plan.outcome.name,
+            "unit": OUTCOMES.get(plan.outcome.name, ""),
+            "null_kind": NULLS[plan.null],
+            "random": plan.random,
+            "seed": plan.seed,
+            "interval": "95 % over the entities whose outcome is scored",
+            "computed": "blocks above the intervention" if self.skipped else "all blocks",
+        }
+        attrs |= {
+            k: v for k, v in chosen.data.attrs.items() if k in ("method", "target", "by", "stratalens_key", "model")
+        }
+        attrs["entities_that_made_the_directions"] = len(np.unique(entity[seen]))
+        units = np.unique(entity, return_inverse=True)[1]
+        kl = None
+        if all(price is not None for price in self.prices):
+            kl = xr.DataArray(np.stack([p for p in self.prices if p is not None]), dims=dims[:4])
+            kl = kl if chosen.layer else kl.isel(layer=0)
+        result = summarise_effects(
+            tested, clean, values[:, :, count:], units=units, scored=scored, attrs=attrs, price=kl
+        )
+        return result.assign_coords(
+            scored=("entity", scored), weights_fingerprint=("stage", np.array(self.fingerprints, object))
+        )
+
+
+def _untested(values: Array) -> Array:
+    """Values with NaN where a direction has length zero."""
+    return np.where(np.isinf(values), np.nan, values)
