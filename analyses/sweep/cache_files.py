@@ -144,7 +144,7 @@ def read_group(folder: Path) -> xr.Dataset:
 
 
 def slab_checksum(position: tuple[int, int], values: Sequence[Array]) -> int:
-    """Compute the checksum of the result of one slab; never 0, which stands for a slab that is not finished.
+    """Compute the checksum of the result of one slab; never 0, which marks a slab that is not finished.
 
     Args:
         position: (stage, layer).
@@ -153,7 +153,7 @@ def slab_checksum(position: tuple[int, int], values: Sequence[Array]) -> int:
     crc = crc32c(f"{position[0]},{position[1]}".encode())
     for array in values:
         array = np.asarray(array)
-        if array.dtype.kind in "OTU":
+        if array.dtype.kind in ("O", "T", "U"):
             data = json.dumps([str(text) for text in array.ravel().tolist()]).encode()
         else:
             if array.dtype.kind in "fc":  # zarr and xarray keep no sign and no payload of NaN
