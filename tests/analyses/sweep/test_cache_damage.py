@@ -29,8 +29,8 @@ def sweep(store: Path) -> xr.Dataset:
 
 
 @pytest.fixture(scope="module")
-def whole(module_path: Path) -> Path:
-    store = make_store(module_path / "run.zarr", stages=2, layers=2, entities=8, statistics=False)
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = make_store(tmp_path_factory.mktemp("whole") / "run.zarr", stages=2, layers=2, entities=8, statistics=False)
     sweep(store)
     return store
 
