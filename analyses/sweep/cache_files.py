@@ -24,6 +24,7 @@ from zarr.storage import MemoryStore
 
 from stratalens.analyses.data.array_types import Array
 from stratalens.store.errors import DamagedError
+from stratalens.store.files import fsync_folder
 from stratalens.store.format.checksum import crc32c, extend
 from stratalens.store.storage.disk import DiskOperations, StagedFiles
 from stratalens.store.storage.local import LocalStorage
@@ -101,6 +102,14 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.parent.glob(f".{folder.name}.*"):
         if path.suffix != ".lock":
             remove(path)
+
+
+def make_names_durable(folder: Path) -> None:
+    """Make the names in a group durable, also those that a killed process left without an fsync of their folder."""
+    inside = [path for path in folder.rglob("*") if path.is_dir()] if folder.is_dir() else []
+    for path in (folder.parent.parent, folder.parent, *([folder] if folder.is_dir() else []), *inside):
+        with suppress(PermissionError):  # a folder above may not be readable
+            fsync_folder(path)
 
 
 def remove(path: Path) -> None:
