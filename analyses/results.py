@@ -11,13 +11,13 @@ import numpy as np
 import xarray as xr
 
 from stratalens.store.errors import InputError
-from stratalens.store.files import user_path
+from stratalens.store.files import fsync_folder, user_path
 
 
 def write_results(results: Mapping[str, xr.Dataset | xr.DataArray], folder: str | os.PathLike[str]) -> Path:
     """Write each result to `folder/<name>.zarr`.
 
-    A group appears only when it is complete.
+    A group appears only when it is complete and durable.
 
     Args:
         results: labelled results by name.
@@ -37,9 +37,21 @@ def write_results(results: Mapping[str, xr.Dataset | xr.DataArray], folder: str 
         target, temporary = folder / f"{name}.zarr", folder / f"{name}.zarr.part"
         shutil.rmtree(temporary, ignore_errors=True)
         _to_zarr_types(result, name).to_zarr(temporary, zarr_format=3, consolidated=False)
-        shutil.rmtree(target, ignore_errors=True)
+        _make_durable(temporary)
+        previous = folder / f"{name}.zarr.old"
+        shutil.rmtree(previous, ignore_errors=True)
+        if target.exists():
+            target.rename(previous)
         temporary.rename(target)
+        fsync_folder(folder)
+        shutil.rmtree(previous, ignore_errors=True)
     return folder
+
+
+def _make_durable(group: Path) -> None:
+    """Make the content and the names of all files of a group durable."""
+    for path in (group, *group.rglob("*")):
+        fsync_folder(path)  # a file, too: both are opened for reading
 
 
 def read_results(folder: str | os.PathLike[str]) -> dict[str, xr.Dataset]:

@@ -30,6 +30,7 @@ from stratalens.analyses.sweep.cache_files import (
     SEAL,
     GroupWriter,
     is_group,
+    make_names_durable,
     read_group,
     remove_leftovers,
     set_aside,
@@ -193,6 +194,7 @@ class SlabCache:
             if not self._lock.try_acquire():
                 return  # another process runs the same analysis and writes its results
             remove_leftovers(self.path)
+            make_names_durable(self.path)
         if self._damaged:
             set_aside(self.path)
             self._damaged = False

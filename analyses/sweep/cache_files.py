@@ -24,6 +24,7 @@ from zarr.storage import MemoryStore
 
 from stratalens.analyses.data.array_types import Array
 from stratalens.store.errors import DamagedError
+from stratalens.store.files import fsync_folder
 from stratalens.store.format.checksum import crc32c, extend
 from stratalens.store.storage.disk import DiskOperations, StagedFiles
 from stratalens.store.storage.local import LocalStorage
@@ -103,6 +104,14 @@ def remove_leftovers(folder: Path) -> None:
             remove(path)
 
 
+def make_names_durable(folder: Path) -> None:
+    """Make the names in a group durable, also those that a killed process left without an fsync of their folder."""
+    inside = [path for path in folder.rglob("*") if path.is_dir()] if folder.is_dir() else []
+    for path in (folder.parent.parent, folder.parent, *([folder] if folder.is_dir() else []), *inside):
+        with suppress(PermissionError):  # a folder above may not be readable
+            fsync_folder(path)
+
+
 def remove(path: Path) -> None:
     """Remove a file or folder, as far as possible."""
     if path.is_dir() and not path.is_symlink():
@@ -144,7 +153,7 @@ def read_group(folder: Path) -> xr.Dataset:
 
 
 def slab_checksum(position: tuple[int, int], values: Sequence[Array]) -> int:
-    """Compute the checksum of the result of one slab; never 0, which stands for a slab that is not finished.
+    """Compute the checksum of the result of one slab; never 0, which marks a slab that is not finished.
 
     Args:
         position: (stage, layer).
@@ -153,7 +162,7 @@ def slab_checksum(position: tuple[int, int], values: Sequence[Array]) -> int:
     crc = crc32c(f"{position[0]},{position[1]}".encode())
     for array in values:
         array = np.asarray(array)
-        if array.dtype.kind in "OTU":
+        if array.dtype.kind in ("O", "T", "U"):
             data = json.dumps([str(text) for text in array.ravel().tolist()]).encode()
         else:
             if array.dtype.kind in "fc":  # zarr and xarray keep no sign and no payload of NaN

@@ -204,6 +204,10 @@ def _check_device(device: str | torch.device | None) -> None:
         ) from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={str(device)!r}, but PyTorch sees no CUDA device. Leave it out to use the CPU.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"device={str(device)!r}, but PyTorch sees no MPS device. Leave it out to use the CPU.")
+    if kind == "meta":
+        raise InputError("device='meta' computes no values. Pass a device such as 'cpu', 'cuda' or 'cuda:1'.")
 
 
 def _call_source(stage: Stage, device: str | torch.device | None) -> nn.Module:

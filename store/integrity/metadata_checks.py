@@ -119,6 +119,12 @@ def open_roots(storage: Storage, report: VerifyReport) -> Roots | None:
         if roots is None or (roots.ahead is None and not damaged):
             break
     report.damaged += damaged
+    if roots is not None:
+        try:
+            check_row_count(roots.store)
+        except DamagedError as error:  # nothing else can be checked: every count depends on the rows
+            report.add_damage("metadata", storage.path(metadata.ROOT), str(error), "root metadata")
+            return None
     if roots is not None and not has_private_folder(storage):
         what = str(no_private_folder_error(storage))
         report.add_damage("commit", storage.path(PRIVATE), what, "commit records")
@@ -176,11 +182,6 @@ def check_labels(store: Store, report: VerifyReport) -> None:
     """Compare label files with their checksums, and all labels with the root."""
     columns: dict[str, Any] = {}
     chunk = store.label_chunk
-    try:
-        check_row_count(store)
-    except DamagedError as error:
-        report.add_damage("label", store.path, str(error), "label columns")
-        return
     for name, data_type in store.label_types.items():
         chunks = []
         for number in range(-(-store.entities // chunk)):

@@ -19,7 +19,7 @@ from stratalens.store.state.history import HISTORY, append_history, drop_torn_li
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.missing_rows import lost_records
 from stratalens.store.state.publish import commit_root, sync_names
-from stratalens.store.state.store_files import has_private_folder
+from stratalens.store.state.store_files import check_row_count, has_private_folder
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Storage
 from stratalens.store.storage.local_locks import busy_error
 from stratalens.store.writing.quantization_error import update_quantization_errors
@@ -44,6 +44,7 @@ def repair_store(storage: Storage, report: VerifyReport) -> list[str]:
         sync_names(storage)
         repairs: list[str] = []
         store = _restore_root(storage, repairs)
+        check_row_count(store)
         kinds = {d.kind for d in report.damaged}
         if kinds & {"metadata", "coordinate"} or report.unfinished:
             store = commit_root(store)

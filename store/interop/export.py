@@ -14,10 +14,11 @@ import numpy as np
 import xarray as xr
 
 from stratalens.store.errors import InputError, NotRecordedError, no_site_error
-from stratalens.store.files import remove_file, replaced_file, user_path
+from stratalens.store.files import user_path
 from stratalens.store.format.checksum import extend
 from stratalens.store.reading.open import open_store
 from stratalens.store.state.missing_rows import reasons_for
+from stratalens.store.storage.atomic_files import remove_file, replaced_file
 
 SUFFIXES = (".npy", ".safetensors")
 

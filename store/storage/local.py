@@ -211,7 +211,7 @@ class LocalStorage:
             guard()
 
     def _check_folder(self, folder: Path) -> None:
-        """Raise if a folder is a link, or lies below one inside the store: a change would leave the store."""
+        """Raise if a folder is a link, or is below one inside the store: a change would leave the store."""
         while folder != self.root and folder not in self._real_folders:
             if folder.is_symlink():
                 raise InputError(f"{folder} is a link: stratalens does not write through links; replace it by a folder")

@@ -48,7 +48,7 @@ class Recorder:
             self.log.append(("ack", what))
 
     def _key(self, path: Any) -> str | None:
-        """Return a path relative to the folder, or None if it lies elsewhere."""
+        """Return a path relative to the folder, or None if it is elsewhere."""
         if isinstance(path, int):
             return None
         text = os.path.abspath(os.fsdecode(os.fspath(path)))  # noqa: PTH100 - links stay

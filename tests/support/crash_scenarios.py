@@ -136,7 +136,8 @@ def check_store(
             _check_values(ds, store, name, f"complete {name}" in acks)
     if check_labels is not None:
         check_labels(ds)
-    damaged = verify_store(path).damaged
+    # A crash may tear the last line of the history; `verify` says so, and the next writer drops the line.
+    damaged = [damage for damage in verify_store(path).damaged if damage.kind != "history"]
     require(not (whole and damaged), f"verify says damaged: {damaged[:1]}")
 
 

@@ -29,8 +29,8 @@ def sweep(store: Path) -> xr.Dataset:
 
 
 @pytest.fixture(scope="module")
-def whole(module_path: Path) -> Path:
-    store = make_store(module_path / "run.zarr", stages=2, layers=2, entities=8, statistics=False)
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = make_store(tmp_path_factory.mktemp("whole") / "run.zarr", stages=2, layers=2, entities=8, statistics=False)
     sweep(store)
     return store
 
@@ -55,23 +55,23 @@ def test_a_flipped_bit_or_a_lost_file_changes_no_result(store: Path, expected: x
     generator, warned = random.Random(0), 0
     for number, path in enumerate(files(store)):
         data = path.read_bytes()
-        for change in ("flip", "lose", "empty", "cut")[number % 2 :: 2]:
-            if change == "flip":
-                damaged = bytearray(data)
-                damaged[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
-                path.write_bytes(damaged)
-            elif change == "lose":
-                path.unlink()
-            else:
-                path.write_bytes(b"" if change == "empty" else data[: len(data) // 2])
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                xr.testing.assert_identical(sweep(store), expected)
-            assert {w.category for w in caught} <= {CacheWarning}
-            warned += bool(caught)
-            assert verify_results(results_folder(store)).ok
-            path.write_bytes(data)
+        change = ("flip", "lose", "empty", "cut")[number % 4]
+        if change == "flip":
+            damaged = bytearray(data)
+            damaged[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+            path.write_bytes(damaged)
+        elif change == "lose":
+            path.unlink()
+        else:
+            path.write_bytes(b"" if change == "empty" else data[: len(data) // 2])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            xr.testing.assert_identical(sweep(store), expected)
+        assert {w.category for w in caught} <= {CacheWarning}
+        warned += bool(caught)
+        path.write_bytes(data)
     assert warned > len(files(store)) // 2
+    assert verify_results(results_folder(store)).ok
 
 
 def test_an_intact_cache_is_used_and_says_nothing(store: Path, expected: xr.Dataset) -> None:
@@ -98,7 +98,7 @@ def test_verify_names_and_removes_damaged_results(store: Path) -> None:
     assert not is_results_folder(store)
     report = verify_results(folder)
     assert (report.ok, report.files, report.blocks) == (True, 1, 4)
-    chunk = next(path for path in files(store) if path.parent.name == "1" or "mean/c/1" in str(path))
+    chunk = next(path for path in files(store) if "mean/c/1" in str(path))
     chunk.write_bytes(chunk.read_bytes()[:-3])
     damaged = verify_results(folder).damaged
     assert [d.name.split(", ", 1)[1] for d in damaged] == ["stage 1, layer 0", "stage 1, layer 1"]

@@ -90,7 +90,7 @@ def test_a_suspended_writer_of_an_object_store_stops(monkeypatch: pytest.MonkeyP
     block = next(stage.pending())
     buffer = fill(stage, old, block, "s0")
     filesystem = fsspec.filesystem("memory")
-    for key in filesystem.find("/suspended.zarr/.stratalens/leases"):  # the machine stands still for a long time
+    for key in filesystem.find("/suspended.zarr/.stratalens/leases"):  # the machine is suspended for a long time
         filesystem.store[key].modified = filesystem.store[key].modified.replace(year=2000)
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(leases, "_machine", lambda: ["another machine"])
