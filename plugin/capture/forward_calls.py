@@ -47,7 +47,7 @@ class ForwardCall:
         if self.cached is None:
             return self.ids.shape[1] == 1
         length = ids.shape[1]
-        return self.ids.shape[1] > length and torch.equal(self.ids[:, :length], ids)
+        return self.ids.shape[1] > length and torch.equal(self.ids[:, :length].cpu(), ids.cpu())
 
 
 class Listener(Protocol):

@@ -71,8 +71,7 @@ def recorded(path: Path, stage: str = "s") -> np.ndarray[Any, Any]:
 
 
 @every_model
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("extra", [0, 3])
+@pytest.mark.parametrize(("side", "extra"), [("left", 0), ("right", 3)])
 def test_positions_are_found_behind_padding_and_before_other_tokens(
     kind: str, side: str, extra: int, tmp_path: Path
 ) -> None:
@@ -157,33 +156,31 @@ def _one_too_many(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     return torch.cat([ids, ids[:1]]), None
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            _reversed,
-            r"row \d \('.*'\): the ids differ from the table's at token \d+: the model received \d+, the table",
-        ),
-        (_with_bos, r"row 0 \('.*'\): the ids do not start where the table's do: .*one token more is in front"),
-        (_without_first, r"row 0 .*the ids do not start where the table's do.*the first token of the table is missing"),
-        (_truncated, r"row 0 .*the sequence ends after 5 tokens, but its prompt in the table has \d+"),
-        (_hole, r"row 0 .*the attention mask is 0 on token 2 of the prompt"),
-        (_changed, r"row 0 .*the ids differ from the table's at token 4: the model received 399"),
-        (_left_without_mask, r"row 0 .*the ids do not start.*behind padding that no attention mask marks"),
-        (_one_too_many, r"the model ran 7 sequences in a batch announced with 6 rows"),
-    ],
-)
-def test_other_ids_are_refused_and_the_rows_can_be_run_again(
-    kind: str, change: Callable[..., Any], message: str, tmp_path: Path
-) -> None:
+OTHER_IDS = [
+    (
+        _reversed,
+        r"row \d \('.*'\): the ids differ from the table's at token \d+: the model received \d+, the table",
+    ),
+    (_with_bos, r"row 0 \('.*'\): the ids do not start where the table's do: .*one token more is in front"),
+    (_without_first, r"row 0 .*the ids do not start where the table's do.*the first token of the table is missing"),
+    (_truncated, r"row 0 .*the sequence ends after 5 tokens, but its prompt in the table has \d+"),
+    (_hole, r"row 0 .*the attention mask is 0 on token 2 of the prompt"),
+    (_changed, r"row 0 .*the ids differ from the table's at token 4: the model received 399"),
+    (_left_without_mask, r"row 0 .*the ids do not start.*behind padding that no attention mask marks"),
+    (_one_too_many, r"the model ran 7 sequences in a batch announced with 6 rows"),
+]
+
+
+@every_model
+def test_other_ids_are_refused_and_the_rows_can_be_run_again(kind: str, tmp_path: Path) -> None:
     model, rows = model_of(kind), range(ROWS)
     ids, mask, index = batch_of(rows)
-    wrong, its_mask = change(ids, mask)
     with store_at(tmp_path / "a.zarr", model) as store, Recorder(model, store, "s") as rec, torch.no_grad():
-        rec.batch(rows)
-        with pytest.raises(InputError, match=message):
-            model(wrong, attention_mask=its_mask)
+        for change, message in OTHER_IDS:
+            wrong, its_mask = change(ids, mask)
+            rec.batch(rows)
+            with pytest.raises(InputError, match=message):
+                model(wrong, attention_mask=its_mask)
         rec.batch(rows)
         model(ids, attention_mask=mask)
     np.testing.assert_allclose(recorded(tmp_path / "a.zarr"), values_of(model, ids, mask, index), rtol=1e-5, atol=1e-6)
@@ -241,7 +238,7 @@ def test_two_recorders_and_a_capture_on_one_model(kind: str, tmp_path: Path) -> 
     model = model_of(kind)
     halves = [[0, 1, 2], [3, 4, 5]]
     outer, inner = store_at(tmp_path / "a.zarr", model), store_at(tmp_path / "b.zarr", model, sites="mlp_out")
-    options: dict[str, Any] = {"positions": POSITIONS, "statistics": False, "tokenizer": tokenizer(), "batch_size": 2}
+    options: dict[str, Any] = {"positions": POSITIONS, "statistics": False, "tokenizer": tokenizer(), "check": False}
     alone = capture(model, PROMPTS, tmp_path / "alone.zarr", **options)
     with outer, inner, torch.no_grad(), Recorder(model, outer, "s") as first, Recorder(model, inner, "s") as second:
         first.batch(halves[0])
