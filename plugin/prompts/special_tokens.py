@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Self
@@ -31,8 +32,6 @@ class SpecialTokens:
             >>> from stratalens.plugin.prompts.special_tokens import SpecialTokens
             >>> class Words:
             ...     bos_token_id = 1
-            ...     def get_vocab(self):
-            ...         return {"a": 7}
             ...     def __call__(self, text, add_special_tokens):
             ...         return {"input_ids": [1, 7, 2] if add_special_tokens else [7]}
             >>> SpecialTokens.from_tokenizer(Words())
@@ -40,7 +39,7 @@ class SpecialTokens:
         """
         whole: list[int] = []
         text: list[int] = []
-        for sample in ("a", "0", *islice(tokenizer.get_vocab(), 50)):  # a small vocabulary may drop the first ones
+        for sample in _samples(tokenizer):
             text = sample_ids(tokenizer, sample, special=False)
             if text:
                 whole = sample_ids(tokenizer, sample, special=True)
@@ -76,6 +75,13 @@ class SpecialTokens:
         elif prepend_bos is False and self.bos_index is not None:
             before = before[: self.bos_index] + before[self.bos_index + 1 :]
         return SpecialTokens(before, self.after, self.bos)
+
+
+def _samples(tokenizer: Any) -> Iterator[str]:
+    """Yield short texts; a small vocabulary may have no token for the first ones."""
+    yield from ("a", "0")
+    special = set(tokenizer.all_special_tokens)
+    yield from islice((token for token in sorted(tokenizer.get_vocab()) if token not in special), 50)
 
 
 def sample_ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
