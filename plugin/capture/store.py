@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stratalens.plugin.capture.checks import check_before_recording
+from stratalens.plugin.capture.checks import batch_note, check_before_recording
 from stratalens.plugin.capture.session import HookedModel
 from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions, sample_ids
 from stratalens.plugin.capture.store_defaults import existing_store
@@ -165,7 +165,9 @@ def open_for_recording(
         memory_limit=options.memory_limit,
         block_size=options.block_size,
         exist_ok=options.resume,
-        recorded_with={"model": adapter.name} | ({"check": verdict} if verdict is not None else {}),
+        recorded_with={"model": adapter.name}
+        | ({"check": verdict} if verdict is not None else {})
+        | batch_note(verdict),
         compression=options.compression,
         label_orders=table.label_orders,
     )

@@ -146,7 +146,36 @@ class Adapter:
 
         All stages of a store and resumed runs must agree on it.
         """
-        return {"kind": self.kind}
+        return {"kind": self.kind, **self._splicing()}
+
+    @cached_property
+    def spliced(self) -> dict[str, nn.Module]:
+        """Modules in the place of a hook point that compute: sparse autoencoders that SAELens has spliced in, by hook.
+
+        SAELens keeps the autoencoder in the `__dict__` of its wrapper, where PyTorch does not list it.
+        """
+        modules: dict[str, nn.Module] = {}
+        for name, module in self.model.named_modules():
+            if not name.rpartition(".")[2].startswith("hook_") or isinstance(module, HookPoint):
+                continue
+            modules[name] = module
+            for inner in vars(module).values():
+                if isinstance(inner, nn.Module):
+                    modules[f"{name}.{type(inner).__name__}"] = inner
+        return modules
+
+    def _splicing(self) -> dict[str, Any]:
+        """Return the flag of the spliced modules with their settings; empty where there are none."""
+        if not self.spliced:
+            return {}
+        flags = []
+        for name, module in self.spliced.items():
+            settings = {
+                key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)
+            }
+            settings = {key: value for key, value in settings.items() if key != "training" and not key.startswith("_")}
+            flags.append(f"{name}: {type(module).__name__} {settings}")
+        return {"spliced": sorted(flags)}
 
     def setter_for(self, hook: str) -> str | None:
         """Return the `set_use_*` method that must be called before this hook fires, or None."""
@@ -284,6 +313,15 @@ class BridgeAdapter(Adapter):
         return "use_cache" in self._accepts
 
     @property
+    def shares_keys_and_values(self) -> bool:
+        """Whether blocks read the keys and values of an earlier block (`num_kv_shared_layers` in the config).
+
+        In some versions of transformers they read them from the cache, and compute something else without it.
+        """
+        settings = vars(self.text_config) if self.text_config is not None else {}
+        return any("kv_shar" in name and isinstance(value, int) and value > 0 for name, value in settings.items())
+
+    @property
     def weights_module(self) -> nn.Module:
         """The Hugging Face model inside the bridge."""
         module: nn.Module = self.hf
@@ -309,16 +347,20 @@ class BridgeAdapter(Adapter):
             "compatibility_mode": compatible,
             "weights_processed": processed,
             **measured,
+            **self._splicing(),
         }
 
     def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:
-        """Run a forward pass without a key-value cache; without logits the head gets no rows."""
+        """Run a forward pass without a key-value cache; without logits the head gets no rows.
+
+        A model that shares keys and values between blocks keeps its cache.
+        """
         if self.forward is not None:
             return self.forward(self.model, ids, mask)
         kwargs: dict[str, Any] = {}
         if stop_at_layer is not None:
             kwargs["stop_at_layer"] = stop_at_layer
-        if self.takes_cache:
+        if self.takes_cache and not self.shares_keys_and_values:
             kwargs["use_cache"] = False
         if output == "none" and "logits_to_keep" in self._accepts:
             # An empty index: no position reaches the head. The number 0 would mean all positions.
@@ -354,7 +396,7 @@ class HookedTransformerAdapter(Adapter):
     @cached_property
     def processing(self) -> dict[str, Any]:
         """How the weights were processed at load time."""
-        return {"kind": self.kind, **_measured_processing(self.model)}
+        return {"kind": self.kind, **_measured_processing(self.model), **self._splicing()}
 
     def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:
         """Run a forward pass; without logits it ends after the final norm."""
@@ -416,8 +458,8 @@ def _not_hooked(model: Any) -> str:
         unwrap = ", or accelerator.unwrap_model(model)" if path.startswith("model.module") else ""
         return f"{kind} wraps a hooked model. Pass {path}{unwrap}: hooks do not fire through the wrapper."
     valid = (
-        f"{kind} has no TransformerLens hooks. Valid: a TransformerBridge, a HookedTransformer (TransformerLens 3.9) or "
-        "a HookedRootModule."
+        f"{kind} has no TransformerLens hooks. Valid: a TransformerBridge, a HookedTransformer (TransformerLens 3.9) "
+        "or a HookedRootModule."
     )
     if path := _find_inside(model, lambda module: hasattr(module, "merge_and_unload")):
         inner = f"{path}.merge_and_unload()"
@@ -506,7 +548,10 @@ def _weight(module: Any, name: str) -> Tensor | None:
 def differing_flags(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Return the processing flags in which two models differ; a flag that one of them cannot answer does not count.
 
+    Models without the flag `spliced` have nothing spliced in.
+
     >>> differing_flags({"norms_folded": True, "compatibility_mode": True}, {"norms_folded": False})
     ['norms_folded']
     """
+    first, second = ({"spliced": [], **flags} for flags in (first, second))
     return [flag for flag in first if flag in second and first[flag] != second[flag]]
