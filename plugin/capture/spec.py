@@ -17,8 +17,9 @@ from stratalens.plugin.capture.store_defaults import (
     recorded_statistics,
     warn_about_statistics,
 )
-from stratalens.plugin.models.adapters import Adapter, ForwardFunction, differing_flags
+from stratalens.plugin.models.adapters import Adapter, ForwardFunction
 from stratalens.plugin.models.hooks import evaluation_mode
+from stratalens.plugin.models.processing import differing_flags
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import Site, SiteSelection
 from stratalens.plugin.progress import ProgressFunction
