@@ -325,7 +325,7 @@ def choose_statistics(
     valid = (*SITE_STATISTICS, *OUTPUT_STATISTICS)
     for name in names:
         if name not in valid:
-            raise InputError(f"unknown statistic {name!r}: {suggest(str(name), valid, limit=40)}, True or False.")
+            raise InputError(f"unknown statistic {name!r}: {suggest(str(name), valid, limit=10)}, True or False.")
         if name in OUTPUT_STATISTICS and not has_logits:
             raise InputError(
                 f"statistic {name!r} needs logits of the next token, but {no_logits}. "
