@@ -1,7 +1,8 @@
 """Batches: rows of similar length together, as many as fit into memory.
 
-The lengths of the rows of one block alone decide how far each row is padded. Batch size, interruption and resume
-therefore never change a recorded value.
+The lengths of the rows of one block alone decide how far each row is padded, whatever the batch size, an interruption
+or a resumption. A recorded value can therefore change only with a model that computes other bits in another batch, as
+mixtures of experts and state-space models do.
 """
 
 from __future__ import annotations

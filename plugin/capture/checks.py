@@ -61,6 +61,17 @@ def check_before_recording(adapter: Adapter, spec: CaptureSpec, store: Store | N
     return report.summary()
 
 
+def batch_note(verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the check saw of the batch size, for the facts about a store; empty without a check."""
+    checks = {} if verdict is None else verdict["checks"]
+    seen = {name: entry for name, entry in checks.items() if name.startswith("batch = single")}
+    if not seen:
+        return {}
+    changed = {name.partition(": ")[2]: entry for name, entry in seen.items() if entry["verdict"] != "equal"}
+    largest = max((entry.get("difference", 0.0) for entry in changed.values()), key=float, default=0.0)
+    return {"batch_size": {"changes_values": bool(changed), "largest_difference": largest, "sites": sorted(changed)}}
+
+
 def _findings(adapter: Adapter, spec: CaptureSpec, versions: Mapping[str, str]) -> tuple[Finding, ...]:
     sites = [
         hook

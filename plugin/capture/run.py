@@ -83,8 +83,9 @@ def capture(
         layers: block indices, None for all.
         positions: `last`, `-1` .. `-k`, `entity_first`, `entity_last`, `<span>_first`, `<span>_last`, or "all".
         dtype: "auto" (the model's own), "float32", "bfloat16", "float16", or "int8" scaled by row.
-        batch_size: rows per forward pass, or "auto" by memory; halved when memory runs out. It never changes a
-            recorded value.
+        batch_size: rows per forward pass, or "auto" by memory; halved when memory runs out. In dense models it changes
+            no value on most devices. In mixtures of experts and in state-space models it changes the last bits (1e-7 to
+            4e-6 of the value). `recorded_with["batch_size"]` of the store says what the check saw.
         statistics: True for all (of an existing store: for those that it records), False for none, or names (see
             `stratalens.plugin.capture.spec`). `running_loss` needs the output layer at every token, `entity_loss` at
             the tokens of the entity, the others at the recorded positions only.

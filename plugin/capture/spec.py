@@ -18,8 +18,9 @@ from stratalens.plugin.capture.store_defaults import (
     warn_about_statistics,
 )
 from stratalens.plugin.capture.tokens import tokenize_table
-from stratalens.plugin.models.adapters import Adapter, ForwardFunction, differing_flags
+from stratalens.plugin.models.adapters import Adapter, ForwardFunction
 from stratalens.plugin.models.hooks import evaluation_mode
+from stratalens.plugin.models.processing import differing_flags
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import Site, SiteSelection
 from stratalens.plugin.progress import ProgressFunction
@@ -330,7 +331,7 @@ def choose_statistics(
     valid = (*SITE_STATISTICS, *OUTPUT_STATISTICS)
     for name in names:
         if name not in valid:
-            raise InputError(f"unknown statistic {name!r}: {suggest(str(name), valid, limit=40)}, True or False.")
+            raise InputError(f"unknown statistic {name!r}: {suggest(str(name), valid, limit=10)}, True or False.")
         if name in OUTPUT_STATISTICS and not has_logits:
             raise InputError(
                 f"statistic {name!r} needs logits of the next token, but {no_logits}. "

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stratalens.plugin.capture.checks import check_before_recording
+from stratalens.plugin.capture.checks import batch_note, check_before_recording
 from stratalens.plugin.capture.session import HookedModel
 from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions, sample_ids
 from stratalens.plugin.capture.store_defaults import existing_store
@@ -176,7 +176,7 @@ def open_for_recording(
     if not options.force:
         check_room(path, spec, stages)
     verdict = check_before_recording(adapter, spec, existing)
-    recorded_with = {"model": adapter.name, RULE: spec.tokenized.describe(spec.tokenizer)}
+    recorded_with = {"model": adapter.name, RULE: spec.tokenized.describe(spec.tokenizer), **batch_note(verdict)}
     try:
         store = create(
             path,

@@ -2,6 +2,7 @@
 
 adapters         one interface to TransformerBridge, HookedTransformer and HookedRootModule
 hooks            hooks that observe, and evaluation mode
+processing       processed weights and spliced modules, as flags
 sites            Site, SiteSelection and the short names
 site_resolution  site names as hooks, with shapes and dtypes
 weights          fingerprint of the weights

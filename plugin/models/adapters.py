@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from stratalens.plugin.compat import has_processed_weights, is_headless
+from stratalens.plugin.models.processing import measured_processing, spliced_modules, splicing_flags
 from stratalens.store.errors import InputError
 
 #: Requested output of a forward pass: nothing, or logits at every position.
@@ -146,7 +147,12 @@ class Adapter:
 
         All stages of a store and resumed runs must agree on it.
         """
-        return {"kind": self.kind}
+        return {"kind": self.kind, **splicing_flags(self.spliced)}
+
+    @cached_property
+    def spliced(self) -> dict[str, nn.Module]:
+        """Modules in the place of a hook point that compute, such as sparse autoencoders, by hook."""
+        return spliced_modules(self.model)
 
     def setter_for(self, hook: str) -> str | None:
         """Return the `set_use_*` method that must be called before this hook fires, or None."""
@@ -300,6 +306,15 @@ class BridgeAdapter(Adapter):
         return "use_cache" in self._accepts
 
     @property
+    def shares_keys_and_values(self) -> bool:
+        """Whether blocks read the keys and values of an earlier block (`num_kv_shared_layers` in the config).
+
+        In some versions of transformers they read them from the cache, and compute something else without it.
+        """
+        settings = vars(self.text_config) if self.text_config is not None else {}
+        return any("kv_shar" in name and isinstance(value, int) and value > 0 for name, value in settings.items())
+
+    @property
     def weights_module(self) -> nn.Module:
         """The Hugging Face model inside the bridge."""
         module: nn.Module = self.hf
@@ -316,7 +331,7 @@ class BridgeAdapter(Adapter):
         """Whether compatibility mode is on, and how it has processed the weights."""
         compatible = bool(getattr(self.model, "compatibility_mode", False))
         processed = has_processed_weights(self.model)
-        measured = _measured_processing(self.model)
+        measured = measured_processing(self.model)
         if not (compatible or processed):
             # Nothing was folded. A new model has norms of ones as well, and training them must not look like a change.
             measured = dict.fromkeys(measured, False)
@@ -326,16 +341,20 @@ class BridgeAdapter(Adapter):
             "weights_processed": processed,
             **measured,
             **self._decoder_input(),
+            **splicing_flags(self.spliced),
         }
 
     def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:
-        """Run a forward pass without a key-value cache; without logits the head gets no rows."""
+        """Run a forward pass without a key-value cache; without logits the head gets no rows.
+
+        A model that shares keys and values between blocks keeps its cache.
+        """
         if self.forward is not None:
             return self.forward(self.model, ids, mask)
         kwargs: dict[str, Any] = {}
         if stop_at_layer is not None:
             kwargs["stop_at_layer"] = stop_at_layer
-        if self.takes_cache:
+        if self.takes_cache and not self.shares_keys_and_values:
             kwargs["use_cache"] = False
         if output == "none" and "logits_to_keep" in self._accepts:
             # An empty index: no position reaches the head. The number 0 would mean all positions.
@@ -371,7 +390,7 @@ class HookedTransformerAdapter(Adapter):
     @cached_property
     def processing(self) -> dict[str, Any]:
         """How the weights were processed at load time."""
-        return {"kind": self.kind, **_measured_processing(self.model)}
+        return {"kind": self.kind, **measured_processing(self.model), **splicing_flags(self.spliced)}
 
     def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:
         """Run a forward pass; without logits it ends after the final norm."""
@@ -461,69 +480,3 @@ def _find_inside(model: Any, is_wanted: Callable[[Any], bool]) -> str:
             if name.isidentifier()
         }
     return ""
-
-
-def _measured_processing(model: Any) -> dict[str, bool]:
-    """Return how the weights were processed, measured on the weights.
-
-    TransformerLens does not record the flags of loading a model. Folding a norm leaves no weight (HookedTransformer) or
-    a weight of ones (bridge) in it. Centring leaves columns with a mean of zero. Folding the value biases leaves zeros
-    there and a bias in the output. Refactoring the attention matrices leaves orthonormal rows in W_O.
-
-    Returns:
-        The flags that this model can answer. `value_biases_folded` is absent where no bias of the first block differs
-        from zero: folding changes nothing there, and training may still change the biases.
-    """
-    flags: dict[str, bool] = {}
-    blocks = getattr(model, "blocks", None)
-    first = blocks[0] if blocks is not None and len(blocks) else None
-    attention = getattr(first, "attn", None)
-    norm = getattr(first, "ln1", None)
-    if norm is not None:
-        weight = getattr(norm, "w", None) if hasattr(norm, "w") else getattr(norm, "weight", None)
-        if weight is None or not weight.is_meta:
-            flags["norms_folded"] = weight is None or bool((weight == weight.new_ones(())).all())
-    with torch.no_grad():
-        for flag, module, name in (
-            ("writing_centred", getattr(first, "mlp", None), "W_out"),
-            ("unembed_centred", model, "W_U"),
-        ):
-            matrix = _weight(module, name)
-            if matrix is not None and matrix.ndim == 2:
-                rows = matrix[:64].float()  # all rows are centred or none is, so a few are enough
-                mean, spread = rows.mean(-1).abs().max(), rows.std()
-                flags[flag] = bool(mean <= 1e-4 * spread)
-        value_bias, output_bias = _weight(attention, "b_V"), _weight(attention, "b_O")
-        if value_bias is not None and bool(value_bias.any()):
-            flags["value_biases_folded"] = False
-        elif value_bias is not None and output_bias is not None and bool(output_bias.any()):
-            flags["value_biases_folded"] = True
-        output = _weight(attention, "W_O")
-        if output is not None and output.ndim == 3 and output.shape[1] <= output.shape[2]:
-            head = output[0].float()
-            gap = (head @ head.T - torch.eye(len(head), device=head.device)).abs().max()
-            flags["attention_refactored"] = bool(gap <= _ORTHONORMAL.get(output.dtype, 1e-3))
-    return flags
-
-
-# Largest entry of W_O @ W_O.T - 1 that rounding explains.
-_ORTHONORMAL = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-
-def _weight(module: Any, name: str) -> Tensor | None:
-    """Return a weight under its TransformerLens name; None where there is none, or none to compute with."""
-    try:
-        weight = getattr(module, name)
-    except (AttributeError, NotImplementedError, RuntimeError):  # mixtures of experts, no head, no bias
-        return None
-    is_dense = isinstance(weight, Tensor) and not (weight.is_meta or hasattr(weight, "__tensor_flatten__"))
-    return weight if is_dense else None
-
-
-def differing_flags(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return the processing flags in which two models differ; a flag that one of them cannot answer does not count.
-
-    >>> differing_flags({"norms_folded": True, "compatibility_mode": True}, {"norms_folded": False})
-    ['norms_folded']
-    """
-    return [flag for flag in first if flag in second and first[flag] != second[flag]]

@@ -42,7 +42,8 @@ def weights_fingerprint(model: Adapter | nn.Module) -> str:
     weights. Buffers that the model saves count; buffers that it does not save (rotary tables)
     do not. Several threads hash the weights, and shared weights are hashed once.
 
-    Weights that Accelerate keeps on disk or in host memory are read from there. Quantised
+    Sparse autoencoders that are spliced into the model count. Weights that Accelerate keeps on
+    disk or in host memory are read from there. Quantised
     tensors are hashed as the tensors that they consist of.
 
     Raises:
@@ -57,6 +58,8 @@ def weights_fingerprint(model: Adapter | nn.Module) -> str:
     """
     module = model.weights_module if isinstance(model, Adapter) else model
     tensors = _own_state(module)
+    if isinstance(model, Adapter):
+        tensors |= _spliced_state(model, set(map(id, tensors.values())))
     offloaded = offloaded_weights(module) if any(tensor.is_meta for tensor in tensors.values()) else {}
     sources = {name: offloaded.get(name) if tensor.is_meta else None for name, tensor in tensors.items()}
     if unreadable := sorted(n for n, t in tensors.items() if (t.is_meta and sources[n] is None) or is_sharded(t)):
@@ -96,6 +99,18 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
         layers = tuple(f"{name.rpartition('.')[0]}." for name in own - set(state))
         own |= {name for name in state if layers and name.startswith(layers)}
     return {name: value for name, value in state.items() if name in own}
+
+
+def _spliced_state(adapter: Adapter, hashed: set[int]) -> dict[str, Tensor]:
+    """Return the tensors of the modules in the places of hook points, without those that are hashed already."""
+    known = hashed | {id(parameter.data) for parameter in adapter.weights_module.parameters()}
+    addresses = {parameter.data_ptr() for parameter in adapter.weights_module.parameters() if not parameter.is_meta}
+    return {
+        f"{name}.{key}": tensor
+        for name, module in adapter.spliced.items()
+        for key, tensor in _tensors(module.state_dict()).items()
+        if id(tensor) not in known and tensor.data_ptr() not in addresses
+    }
 
 
 def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:

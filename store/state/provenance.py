@@ -62,7 +62,8 @@ def check_provenance(store: Store, stored: Mapping[str, Any], new: Mapping[str, 
 def _flags_agree(stored: Any, new: Any) -> bool:
     if not isinstance(stored, Mapping) or not isinstance(new, Mapping):
         return False
-    return all(stored[flag] == new[flag] for flag in stored if flag in new)
+    before, after = {"spliced": [], **stored}, {"spliced": [], **new}  # without this flag nothing was spliced in
+    return all(before[flag] == after[flag] for flag in before if flag in after)
 
 
 def check_axes(store: Store, *, layers: Sequence[int], tokens: Sequence[Any]) -> None:

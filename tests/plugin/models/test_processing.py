@@ -96,13 +96,13 @@ def test_a_store_of_an_earlier_version_is_resumed(tmp_path: Path, monkeypatch: p
     """Its provenance has fewer flags. Those that it has still count."""
     from stratalens.plugin.models import adapters
 
-    measured = adapters._measured_processing
+    measured = adapters.measured_processing
     table, path = models.table(3), tmp_path / "run.zarr"
     options: dict[str, Any] = {"statistics": False, "check": False}
     with monkeypatch.context() as earlier:
         earlier.setattr(
             adapters,
-            "_measured_processing",
+            "measured_processing",
             lambda model: {
                 k: v for k, v in measured(model).items() if k not in ("value_biases_folded", "attention_refactored")
             },
