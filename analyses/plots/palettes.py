@@ -1,8 +1,9 @@
 """Colours of groups without an order: neighbours in the list differ most.
 
 The first eight follow Okabe and Ito (2008, Color Universal Design), darkened so that all have a contrast of 3 : 1 with
-the page; the first five are those that differ most for colour-blind readers. Each further colour is the one farthest from all before it (distance in Oklab, as seen with and without
-protanopia and deuteranopia), among those with enough contrast.
+the page. The first five are those that differ most for colour-blind readers. Each further colour is the one farthest
+from all before it (distance in Oklab, as seen with and without protanopia and deuteranopia), among those with enough
+contrast.
 """
 
 from __future__ import annotations
