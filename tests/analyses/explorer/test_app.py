@@ -160,7 +160,7 @@ def test_a_state_of_an_address_sets_the_widgets_that_it_knows(explorer: Explorer
 
 
 def test_many_selected_rows_fade_the_others_and_few_have_rings(tmp_path: Path) -> None:
-    path = make_store(tmp_path / "run.zarr", 2, 1, 2400, ("last",), 4, planted=2.0)
+    path = make_store(tmp_path / "run.zarr", 3, 1, 2400, ("last",), 4, planted=2.0)
     many = page(open_store(path))
     many.refresh()
     rows = many.scatter.plane.rows.rows

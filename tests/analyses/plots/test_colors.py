@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stratalens.analyses.plots.centroids import centroid_path_spec
 from stratalens.analyses.plots.colors import UNTRAINED, colors_at, ramp, stage_colors, text_color_on
-from stratalens.analyses.plots.palettes import QUALITATIVE
+from stratalens.analyses.plots.palettes import QUALITATIVE, QUALITATIVE_DARK
 from stratalens.analyses.plots.probes import layer_sweep_spec
 from stratalens.analyses.plots.stages import stage_drift_spec
 from support import results as planted
@@ -90,7 +90,12 @@ def test_six_stages_are_distinct_for_colour_blind_readers(vision: str, dark: boo
     assert nearest(ramp(6, dark=dark), vision) > least
     if not dark:
         assert nearest([*ramp(6), UNTRAINED], vision) > 12
-        assert nearest(list(QUALITATIVE[:4]), vision) > least
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize("palette", [QUALITATIVE, QUALITATIVE_DARK])
+def test_five_groups_without_an_order_are_distinct_for_colour_blind_readers(palette: tuple, vision: str) -> None:
+    assert nearest(list(palette[:5]), vision) > 15
 
 
 def test_stages_have_the_contrast_of_graphics() -> None:
