@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -315,7 +316,7 @@ def _open_dataset(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
             f"{path} is not the folder of a Hugging Face dataset ({hint}); datasets' save_to_disk makes one"
         )
     try:
-        import datasets
+        datasets = importlib.import_module("datasets")  # it has no type hints
     except ImportError:
         raise InputError(f"{path}: reading a Hugging Face dataset needs datasets: pip install datasets") from None
     dataset = datasets.load_from_disk(str(path))
