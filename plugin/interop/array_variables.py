@@ -101,13 +101,23 @@ def _arrays_of(value: Any) -> list[Any]:
 
 
 def _coordinate(arrays: Mapping[str, Any], dim: str) -> list[Any] | None:
-    """Return the coordinate of the first DataArray that has one."""
-    for value in arrays.values():
+    """Return the coordinate of the DataArrays that have one; it is the same in all of them.
+
+    Raises:
+        InputError: two arrays have different coordinates, or the same in another order.
+    """
+    named: tuple[str, list[Any]] | None = None
+    for name, value in arrays.items():
         for array in _arrays_of(value):
             if isinstance(array, xr.DataArray) and dim in array.dims and dim in array.coords:
                 values: list[Any] = array[dim].values.tolist()
-                return values
-    return None
+                if named is not None and values != named[1]:
+                    raise InputError(
+                        f"the coordinate {dim} of {name} is {join_names(values)}, that of {named[0]} is "
+                        f"{join_names(named[1])}; give all arrays the same, for example with .reindex({dim}=...)"
+                    )
+                named = named or (name, values)
+    return None if named is None else named[1]
 
 
 def _stage_keys(arrays: Mapping[str, Any]) -> list[str] | None:
@@ -121,7 +131,7 @@ def _layer_keys(arrays: Mapping[str, Any]) -> list[int] | None:
     for value in arrays.values():
         for child in value.values() if isinstance(value, Mapping) else ():
             if isinstance(child, Mapping):
-                return sorted(child)
+                return sorted(child) if all(isinstance(key, int | np.integer) for key in child) else list(child)
         if isinstance(value, Mapping) and value and all(isinstance(key, int | np.integer) for key in value):
             return sorted(int(key) for key in value)
     return None
@@ -136,9 +146,10 @@ def _counted_layers(arrays: Mapping[str, Any], dims: Dims, single: Sequence[str]
         single: those of stage and token that have size one, and may be left out.
     """
     for name, value in arrays.items():
-        if not in_blocks(name, dims) or _statistic_of(name, arrays) is not None:
+        leaves = _arrays_of(value)
+        if not in_blocks(name, dims) or _statistic_of(name, arrays) is not None or not leaves:
             continue
-        names, array = _dims_of(name, dims), _arrays_of(value)[0]
+        names, array = _dims_of(name, dims), leaves[0]
         if isinstance(array, xr.DataArray) and names is None:
             names = [str(dim) for dim in array.dims]
         if names is not None:
