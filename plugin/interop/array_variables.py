@@ -275,7 +275,9 @@ def check_rows(arrays: Mapping[str, Any], table: PromptTable, ids: Sequence[Any]
     Raises:
         InputError: names the first row that differs, and says whether only the order does.
     """
-    coordinate = None if table.has_default_ids else _coordinate(arrays, "entity")
+    coordinate = _coordinate(arrays, "entity")  # the arrays agree, also where the table does not name its rows
+    if table.has_default_ids:
+        coordinate = None
     for what, values in (("ids", None if ids is None else list(ids)), ("the coordinate entity", coordinate)):
         if values is None:
             continue
