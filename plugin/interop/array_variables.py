@@ -44,12 +44,7 @@ def check_layout(
     Raises:
         InputError: there are no arrays, or an argument is wrong.
     """
-    if not isinstance(arrays, Mapping) or not arrays:
-        raise InputError(
-            f"arrays is {type(arrays).__name__}: give a mapping from site to array, such as {{'resid_post': x}}"
-            if not isinstance(arrays, Mapping)
-            else "arrays is empty: give a mapping from site to array, such as {'resid_post': x}"
-        )
+    _check_mapping(arrays)
     if isinstance(dims, Mapping):
         for name in dims:
             if name not in arrays:
@@ -76,6 +71,12 @@ def check_layout(
         rows=rows,
         one_layer=layers is not None and len(layer_list) == 1,
     )
+
+
+def _check_mapping(arrays: Any) -> None:
+    if not isinstance(arrays, Mapping) or not arrays:
+        what = "empty" if isinstance(arrays, Mapping) else type(arrays).__name__
+        raise InputError(f"arrays is {what}: give a mapping from site to array, such as {{'resid_post': x}}")
 
 
 def _checked_list(name: str, values: Any, coordinate: list[Any] | None) -> list[Any] | None:
