@@ -50,12 +50,11 @@ class FigureOptions:
             raise InputError(f"save: title is {type(self.title).__name__}; give a text, '' for none")
         if self.legend not in (None, True, False, *LEGENDS):
             raise InputError(f"save: legend={self.legend!r}; {suggest(str(self.legend), LEGENDS)}, True, False")
+        sizes: list[tuple[str, Any, tuple[float, float], str]]
         unit, limits = ("pixels", _PIXELS) if is_page else ("inches", _INCHES)
-        for name, value, (low, high), what in (
-            ("fontsize", self.fontsize, _POINTS, "points"),
-            ("width", self.width, limits, unit),
-            ("height", self.height, limits, unit),
-        ):
+        sizes = [("fontsize", self.fontsize, _POINTS, "points")]
+        sizes += [("width", self.width, limits, unit), ("height", self.height, limits, unit)]
+        for name, value, (low, high), what in sizes:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

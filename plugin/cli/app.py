@@ -322,7 +322,7 @@ def export(
         emit_json({"store": store, "site": site, "layer": layer, "file": files[0], "files": files, "bytes": size})
 
 
-@command("import step0.npy step600.npy --table prompts.csv -o run.zarr", name="import")
+@command("import step0.npy step9.npy --table prompts.csv -o run.zarr", name="import")
 def import_(
     files: Annotated[
         list[str],

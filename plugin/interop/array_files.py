@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -175,7 +176,7 @@ def _by_stage(site: str, places: Mapping[tuple[str, int | None], StoredArray]) -
     by_stage: dict[str, Any] = {}
     for stage in stages:
         layers = {layer: stored.array for (name, layer), stored in places.items() if name == stage}
-        by_stage[stage] = dict(sorted(layers.items())) if layered == {True} else layers[None]  # type: ignore[type-var]
+        by_stage[stage] = dict(sorted(layers.items())) if layered == {True} else layers[None]
     return by_stage[""] if stages == [""] else by_stage
 
 
@@ -244,7 +245,7 @@ def _open_npz(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
             shape, fortran, dtype = read(raw)
             if dtype.hasobject:
                 raise InputError(f"{name!r} of {path} has dtype {dtype}; save the activations as an array of floats")
-            order = "F" if fortran else "C"
+            order: Literal["C", "F"] = "F" if fortran else "C"
             mapped = np.memmap(path, dtype=dtype, mode="r", offset=raw.tell(), shape=shape, order=order)
             yield name, _readable(mapped, f"{name!r} of {path}")
 
@@ -276,7 +277,7 @@ class SafetensorsArray:
 def _open_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
-    handle = safe_open(path, framework="pt")  # NumPy has no bfloat16
+    handle: Any = safe_open(path, framework="pt")  # NumPy has no bfloat16
     return {name: SafetensorsArray(path, handle, name) for name in handle.keys()}  # noqa: SIM118 - not a dict
 
 
@@ -315,7 +316,7 @@ def _open_dataset(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
             f"{path} is not the folder of a Hugging Face dataset ({hint}); datasets' save_to_disk makes one"
         )
     try:
-        import datasets
+        datasets = importlib.import_module("datasets")  # it has no type hints
     except ImportError:
         raise InputError(f"{path}: reading a Hugging Face dataset needs datasets: pip install datasets") from None
     dataset = datasets.load_from_disk(str(path))

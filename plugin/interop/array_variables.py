@@ -44,12 +44,7 @@ def check_layout(
     Raises:
         InputError: there are no arrays, or an argument is wrong.
     """
-    if not isinstance(arrays, Mapping) or not arrays:
-        raise InputError(
-            f"arrays is {type(arrays).__name__}: give a mapping from site to array, such as {{'resid_post': x}}"
-            if not isinstance(arrays, Mapping)
-            else "arrays is empty: give a mapping from site to array, such as {'resid_post': x}"
-        )
+    _check_mapping(arrays)
     if isinstance(dims, Mapping):
         for name in dims:
             if name not in arrays:
@@ -78,6 +73,12 @@ def check_layout(
     )
 
 
+def _check_mapping(arrays: Any) -> None:
+    if not isinstance(arrays, Mapping) or not arrays:
+        what = "empty" if isinstance(arrays, Mapping) else type(arrays).__name__
+        raise InputError(f"arrays is {what}: give a mapping from site to array, such as {{'resid_post': x}}")
+
+
 def _checked_list(name: str, values: Any, coordinate: list[Any] | None) -> list[Any] | None:
     """Return an argument as a list, or the coordinate of a DataArray; both must agree."""
     if values is None:
@@ -101,13 +102,23 @@ def _arrays_of(value: Any) -> list[Any]:
 
 
 def _coordinate(arrays: Mapping[str, Any], dim: str) -> list[Any] | None:
-    """Return the coordinate of the first DataArray that has one."""
-    for value in arrays.values():
+    """Return the coordinate of the DataArrays that have one; it is the same in all of them.
+
+    Raises:
+        InputError: two arrays have different coordinates, or the same in another order.
+    """
+    named: tuple[str, list[Any]] | None = None
+    for name, value in arrays.items():
         for array in _arrays_of(value):
             if isinstance(array, xr.DataArray) and dim in array.dims and dim in array.coords:
                 values: list[Any] = array[dim].values.tolist()
-                return values
-    return None
+                if named is not None and values != named[1]:
+                    raise InputError(
+                        f"the coordinate {dim} of {name} is {join_names(values)}, that of {named[0]} is "
+                        f"{join_names(named[1])}; give all arrays the same, for example with .reindex({dim}=...)"
+                    )
+                named = named or (name, values)
+    return None if named is None else named[1]
 
 
 def _stage_keys(arrays: Mapping[str, Any]) -> list[str] | None:
@@ -121,7 +132,7 @@ def _layer_keys(arrays: Mapping[str, Any]) -> list[int] | None:
     for value in arrays.values():
         for child in value.values() if isinstance(value, Mapping) else ():
             if isinstance(child, Mapping):
-                return sorted(child)
+                return sorted(child) if all(isinstance(key, int | np.integer) for key in child) else list(child)
         if isinstance(value, Mapping) and value and all(isinstance(key, int | np.integer) for key in value):
             return sorted(int(key) for key in value)
     return None
@@ -136,9 +147,10 @@ def _counted_layers(arrays: Mapping[str, Any], dims: Dims, single: Sequence[str]
         single: those of stage and token that have size one, and may be left out.
     """
     for name, value in arrays.items():
-        if not in_blocks(name, dims) or _statistic_of(name, arrays) is not None:
+        leaves = _arrays_of(value)
+        if not in_blocks(name, dims) or _statistic_of(name, arrays) is not None or not leaves:
             continue
-        names, array = _dims_of(name, dims), _arrays_of(value)[0]
+        names, array = _dims_of(name, dims), leaves[0]
         if isinstance(array, xr.DataArray) and names is None:
             names = [str(dim) for dim in array.dims]
         if names is not None:
@@ -264,7 +276,9 @@ def check_rows(arrays: Mapping[str, Any], table: PromptTable, ids: Sequence[Any]
     Raises:
         InputError: names the first row that differs, and says whether only the order does.
     """
-    coordinate = None if table.has_default_ids else _coordinate(arrays, "entity")
+    coordinate = _coordinate(arrays, "entity")  # the arrays agree, also where the table does not name its rows
+    if table.has_default_ids:
+        coordinate = None
     for what, values in (("ids", None if ids is None else list(ids)), ("the coordinate entity", coordinate)):
         if values is None:
             continue

@@ -291,7 +291,7 @@ def _hash_values(sources: Sequence[ArraySource], layout: Layout, number: int, st
             step = max(1, _READ_BYTES // (row * (rows.stop - rows.start)))
             for first in range(0, layers, step):
                 values = source.read(number, stage, slice(first, min(first + step, layers)), rows)
-                digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+                digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return f"values:{digest.hexdigest()}"
 
 

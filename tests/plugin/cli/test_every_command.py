@@ -43,7 +43,7 @@ TABLE: dict[str, tuple[list[str], set[str]]] = {
         ["OUT/x.npy", "--table", "PROMPTS", "-o", "OUT/imported.zarr"],
         {"store", "stages", "sites", "complete"},
     ),
-    "init": (["OUT", "PROMPTS", "-o", "OUT/init.yaml"], {"run_file", "stages", "prompts", "by"}),
+    "init": (["OUT", "PROMPTS", "-o", "OUT/init.yaml", "--force"], {"run_file", "stages", "prompts", "by"}),
     "label": (["STORE", "PROMPTS"], {"store", "changed"}),
     "commit": (["STORE", "OUT/run.icechunk"], {"store", "repository", "committed"}),
 }
@@ -118,7 +118,7 @@ def test_a_failing_command_prints_no_partial_object(command: str, tmp_path: Path
     failed = invoke(command, *arguments, "--json")
     assert (failed.exit_code, failed.stdout) == (2, "")
     assert failed.stderr.startswith("error: ")
-    assert "no." in failed.stderr
+    assert re.search(r"\bno[. ]", failed.stderr)  # a path of this test, or "has no checkpoint", "no such file"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

@@ -255,6 +255,8 @@ WRONG = [
     ({"arrays": {"resid_post": {"s0": np.zeros((3, ROWS, 2, D))}}}, "no stage 's1'; it has s0"),
     ({"arrays": {"resid_post": {0: np.zeros((2, ROWS, 2, D))}}}, "no layer 3; it has 0"),
     ({"arrays": {"resid_post": {}}}, "the mapping is empty"),
+    ({"arrays": {"resid_post": {}}, "layers": None}, "the mapping is empty"),
+    ({"arrays": {"resid_post": {"s0": {"a": np.zeros(3)}}}, "layers": None}, "layers has 'a'"),
     ({"arrays": {"loss": np.zeros((2, ROWS, 2, 3))}}, "has 4 axes"),
     (
         {"arrays": {"resid_post": {"s0": np.zeros((3, ROWS, 2, D)), "s1": np.zeros((3, ROWS, 2, D), np.float32)}}},
@@ -295,6 +297,15 @@ def test_ids_of_arrays_and_table(values: np.ndarray, tmp_path: Path) -> None:
         write(tmp_path, {"resid_post": named}, frame().iloc[::-1])
     ds = write(tmp_path, {"resid_post": values}, ids=[f"id{i}" for i in range(ROWS)])
     assert ds.entity.values[12] == "id12"
+
+
+@pytest.mark.parametrize("dim", ["stage", "layer", "token", "entity"])
+def test_two_arrays_in_different_orders_are_refused(dim: str, values: np.ndarray, tmp_path: Path) -> None:
+    named = as_kind("xarray", values, tmp_path)
+    reverse = named.isel({dim: slice(None, None, -1)})
+    with pytest.raises(InputError, match=rf"the coordinate {dim} of mlp_out is .* that of resid_post is"):
+        write(tmp_path, {"resid_post": named, "mlp_out": reverse}, stages=None, layers=None, tokens=None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_with_numbered_rows_resumes(values: np.ndarray, tmp_path: Path) -> None:
