@@ -67,7 +67,7 @@ def read_directions(path: str | os.PathLike[str]) -> xr.Dataset:
         raise InputError(f"{source} does not contain directions; write them with Directions.save(path)")
     if source.is_file():
         return _read_safetensors(source)
-    data = xr.open_zarr(source, chunks=None, consolidated=False).load()
+    data: xr.Dataset = xr.open_zarr(source, chunks=None, consolidated=False).load()
     texts = {name: v.astype(object) for name, v in data.coords.items() if v.dtype.kind == "T"}
     data = data.assign_coords(texts)
     for variable in data.variables.values():

@@ -117,4 +117,5 @@ def orthonormal(vectors: Tensor) -> Tensor:
     q, r = torch.linalg.qr(vectors.double().T)
     if len(vectors) > vectors.shape[1] or bool((r.diagonal().abs() < 1e-6).any()):
         raise ValueError("linearly dependent")
-    return q.T.to(vectors.dtype).contiguous()
+    basis: Tensor = q.T.to(vectors.dtype).contiguous()
+    return basis

@@ -86,7 +86,7 @@ class PartialResults:
         """The result of an earlier call, or None."""
         if self.path is None or not self.path.exists():
             return None
-        result = xr.open_zarr(self.path, chunks=None, consolidated=False).load()
+        result: xr.Dataset = xr.open_zarr(self.path, chunks=None, consolidated=False).load()
         texts = {name: v.astype(object) for name, v in result.coords.items() if v.dtype.kind == "T"}
         result = result.assign_coords(texts)
         for variable in result.variables.values():

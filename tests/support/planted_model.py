@@ -31,7 +31,7 @@ class Planted(HookedRootModule):
         tokens = tokenizer()
         self.embed = nn.Embedding(VOCABULARY, WIDTH)
         noise = torch.tensor(rng.normal(size=(VOCABULARY, WIDTH)), dtype=torch.float32)
-        vectors = 0.5 * noise @ rest.T @ rest
+        vectors = 1.5 * noise @ rest.T @ rest
         for text, sign in (("+", 1.0), ("-", -1.0)):
             (token,) = tokens(text).input_ids
             vectors[token] += sign * 4 * self.axes.sum(0)
