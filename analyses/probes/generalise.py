@@ -94,13 +94,13 @@ def generalise(
         with np.errstate(invalid="ignore"):
             mean[..., g] = _nanmean(values[rows])
     coords = {k: c for k, c in score.coords.items() if "entity" not in c.dims}
-    kept = _order_outside(probes, mean, [str(name) for name in label_groups.names])
+    correlation = _order_outside(probes, mean, [str(name) for name in label_groups.names])
     out = xr.DataArray(mean, dims=(*dims, "group"), coords=coords, name="mean_score")
     out = out.assign_coords(
         group=label_groups.names,
         low=((*dims, "group"), low),
         high=((*dims, "group"), high),
-        order_kept=(dims, kept if label_groups.ordered else np.full_like(kept, np.nan)),
+        order_kept=(dims, correlation if label_groups.ordered else np.full_like(correlation, np.nan)),
     )
     return out.assign_attrs({**carried_attrs(probes), "by": by, "ordered": label_groups.ordered})
 
