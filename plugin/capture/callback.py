@@ -108,7 +108,8 @@ class RecordingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.tokenizer = tokenizer
         self.name = name
         self.on_error = on_error
-        self.options = CaptureOptions(**{"progress": False, "allow_same_weights": True, **options})
+        chosen: dict[str, Any] = {"progress": False, "allow_same_weights": True, **options}
+        self.options = CaptureOptions(**chosen)
         self.recorded: dict[str, int] = {}
         self.failures: dict[int, str] = {}
         self._identity: tuple[str, str] | None = None  # path and name of step 0 of the current run

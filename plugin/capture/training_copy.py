@@ -82,12 +82,13 @@ def _with_output_layer(model: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    auto: Any = AutoModelForCausalLM
     kind, config = type(model), copy.deepcopy(model.config)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # encoders advise a decoder
     try:
         with torch.device("meta"):  # takes no memory and draws no random numbers
-            language_model: Any = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+            language_model: Any = auto.from_config(config, dtype=model.dtype)
     except ValueError as error:
         raise InputError(
             f"{kind.__name__} has no output layer, and transformers has no causal language model of its kind, which "
