@@ -176,7 +176,8 @@ def open_for_recording(
     if not options.force:
         check_room(path, spec, stages)
     verdict = check_before_recording(adapter, spec, existing)
-    recorded_with = {"model": adapter.name, RULE: spec.tokenized.describe(spec.tokenizer), **batch_note(verdict)}
+    recorded_with: dict[str, Any] = {"model": adapter.name, RULE: spec.tokenized.describe(spec.tokenizer)}
+    recorded_with |= batch_note(verdict)
     try:
         store = create(
             path,

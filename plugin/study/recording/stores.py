@@ -113,7 +113,11 @@ def record_store(plan: StorePlan, path: Path, settings: StudySettings, progress:
     table = sl.PromptTable.from_dataframe(plan.prompts)
     with warnings.catch_warnings(), suppress_progress_bars():
         warnings.simplefilter("ignore", LabelWarning)
-        options = {"device": settings.device, "prepend_bos": _prepend_bos(stages[0].source), **plan.options}
+        options: dict[str, Any] = {
+            "device": settings.device,
+            "prepend_bos": _prepend_bos(stages[0].source),
+            **plan.options,
+        }
         return sl.capture(stages, table, path, progress=report_rows, **options)
 
 

@@ -351,3 +351,10 @@ def test_a_run_file_says_prepend_bos(folders, tmp_path, capsys):
     err = " ".join(capsys.readouterr().err.split())
     assert err.count("warning: ") == 1
     assert "keeps the token ids" in err
+
+
+def test_studies_record_with_bos_where_the_tokenizer_has_one(folders, tmp_path):
+    from stratalens.plugin.study.recording.stores import _prepend_bos
+
+    assert [_prepend_bos(folders[name]) for name in ("BOS not added", "no BOS")] == [True, None]
+    assert _prepend_bos(tmp_path) is None
