@@ -59,7 +59,7 @@ def weights_fingerprint(model: Adapter | nn.Module) -> str:
     module = model.weights_module if isinstance(model, Adapter) else model
     tensors = _own_state(module)
     if isinstance(model, Adapter):
-        tensors |= _spliced_state(model, set(map(id, tensors.values())))
+        tensors |= _spliced_state(model, tensors)
     offloaded = offloaded_weights(module) if any(tensor.is_meta for tensor in tensors.values()) else {}
     sources = {name: offloaded.get(name) if tensor.is_meta else None for name, tensor in tensors.items()}
     if unreadable := sorted(n for n, t in tensors.items() if (t.is_meta and sources[n] is None) or is_sharded(t)):
@@ -101,15 +101,16 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name in own}
 
 
-def _spliced_state(adapter: Adapter, hashed: set[int]) -> dict[str, Tensor]:
-    """Return the tensors of the modules in the places of hook points, without those that are hashed already."""
-    known = hashed | {id(parameter.data) for parameter in adapter.weights_module.parameters()}
-    addresses = {parameter.data_ptr() for parameter in adapter.weights_module.parameters() if not parameter.is_meta}
+def _spliced_state(adapter: Adapter, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the modules in the places of hook points, without those that the model itself has."""
+    if not adapter.spliced:
+        return {}
+    addresses = {tensor.data_ptr() for tensor in own.values() if not tensor.is_meta}
     return {
         f"{name}.{key}": tensor
         for name, module in adapter.spliced.items()
         for key, tensor in _tensors(module.state_dict()).items()
-        if id(tensor) not in known and tensor.data_ptr() not in addresses
+        if tensor.data_ptr() not in addresses
     }
 
 

@@ -112,9 +112,4 @@ def test_its_activations_are_recorded(tmp_path: Path) -> None:
     seen: list[Tensor] = []
     autoencoder.hook_sae_acts_post.add_hook(lambda x, hook: seen.append(x))
     model(ids, torch.ones_like(ids))
-    np.testing.assert_array_equal(
-        ds.hook_state_sae_acts_post.values[0, 0, 0, 0]
-        if "hook_state_sae_acts_post" in ds
-        else ds.state_sae_acts_post.values[0, 0, 0, 0],
-        seen[0][0, -1].detach(),
-    )
+    np.testing.assert_array_equal(ds.state_sae_acts_post.values[0, 0, 0, 0], seen[0][0, -1].detach())

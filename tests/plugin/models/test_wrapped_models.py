@@ -28,8 +28,11 @@ WRAPPERS: dict[str, tuple[Any, str]] = {
         nn.DataParallel,
         r"DataParallel wraps a hooked model\. Pass model\.module, or accelerator\.unwrap",
     ),
-    "compile": (torch.compile, r"OptimizedModule wraps a hooked model\. Pass model\._orig_mod:"),
-    "both": (lambda m: nn.DataParallel(torch.compile(m)), r"Pass model\.module\._orig_mod"),
+    "compile": (
+        lambda m: torch.compile(m, backend="eager"),
+        r"OptimizedModule wraps a hooked model\. Pass model\._orig_mod:",
+    ),
+    "both": (lambda m: nn.DataParallel(torch.compile(m, backend="eager")), r"Pass model\.module\._orig_mod"),
     "policy": (Policy, r"Policy wraps a hooked model\. Pass model\.language_model:"),
 }
 
