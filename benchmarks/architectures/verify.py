@@ -122,7 +122,7 @@ def _record_right(
     adapter: BridgeAdapter, sites: list[str], layers: tuple[int, ...] | None, tokenizer: Any
 ) -> Iterator[tuple[str, float]]:
     """Record all positions with capture(), and compare them with run_with_cache on the same batch."""
-    table, order = prompts.table(), slice(None)
+    table = prompts.table()
     with tempfile.TemporaryDirectory() as folder:
         options = _options(sites, layers, tokenizer)
         ds = sl.capture(
@@ -157,7 +157,9 @@ def _record_left(
         options = _options(sites, layers, tokenizer)
         path = f"{folder}/run.zarr"
         with (
-            sl.create_store(path, table, adapter.model, positions=["last"], statistics=False, **options) as store,
+            sl.create_store(
+                path, table, adapter.model, positions=["last"], statistics=False, check=False, **options
+            ) as store,
             sl.Recorder(adapter.model, store, stage="model") as recorder,
         ):
             recorder.batch(np.arange(count), positions={"last": np.full(count, width - 1)})
