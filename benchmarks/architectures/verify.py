@@ -90,7 +90,7 @@ def _compare(adapter: BridgeAdapter, reference: Any) -> dict[str, Any]:
         "check": "ok" if report.ok else sorted({f"{f.check}: {f.note or f.site}" for f in report.failures}),
         "sites_by_modules": sorted(set(checked.site)),
         "left_padding": sorted(set(report.table[report.table.check == "left padding"].verdict)),
-        **_output_statistics(adapter, reference),
+        **_output_statistics(adapter, reference, groups),
     }
 
 
@@ -254,14 +254,14 @@ def _batch_size(adapter: BridgeAdapter, groups: Groups) -> float:
     return max(differences)
 
 
-def _output_statistics(adapter: BridgeAdapter, reference: Any) -> dict[str, Any]:
+def _output_statistics(adapter: BridgeAdapter, reference: Any, groups: Groups) -> dict[str, Any]:
     """Record the loss, and compare it with that of the plain model in float64."""
     tokenizer = prompts.tokenizer(True)
-    site = "embed" if hook_of(adapter, "embed") else available_names(adapter)[0]
+    layers, sites = next(iter(groups.items()))
     with tempfile.TemporaryDirectory() as folder:
         ds = sl.capture(
-            {"model": adapter.model}, prompts.table(), f"{folder}/run.zarr", sites=[site], batch_size=4, check=False,
-            positions=["last"], tokenizer=tokenizer, dtype="float32",
+            {"model": adapter.model}, prompts.table(), f"{folder}/run.zarr", batch_size=4, check=False, positions=["last"],
+            **_options(sites[:1], layers, tokenizer),
         ).load()  # fmt: skip
     if "loss" not in ds:
         return {"output_statistics": "none"}
