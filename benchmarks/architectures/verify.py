@@ -138,7 +138,7 @@ def _record_right(
         for number, value in _by_layer(ds[site]):
             hook = _hook(adapter, site, number)
             for place, row in enumerate(order):
-                recorded = torch.from_numpy(value[row, : lengths[row]])
+                recorded = torch.from_numpy(value[row, -lengths[row] :])  # the last token comes last in every row
                 expected = truth[hook].expand(len(order), *truth[hook].shape[1:])[place, : lengths[row]]
                 yield site, relative_difference(recorded, expected.reshape(recorded.shape).float())
 
@@ -225,6 +225,8 @@ def _against_hugging_face(adapter: BridgeAdapter, reference: Any) -> float:
     for site, hidden in states.items():
         if hidden is None or hook_of(adapter, site) is None:
             continue
+        if adapter.hf.config.is_encoder_decoder is False and len(hidden) != (adapter.n_layers or 0) + 1:
+            continue  # not one state before every block
         for layer in range(len(hidden) - 1):
             value = cache[_hook(adapter, site, layer)]
             if value.shape == hidden[layer].shape:
@@ -260,15 +262,15 @@ def _output_statistics(adapter: BridgeAdapter, reference: Any, groups: Groups) -
     layers, sites = next(iter(groups.items()))
     with tempfile.TemporaryDirectory() as folder:
         ds = sl.capture(
-            {"model": adapter.model}, prompts.table(), f"{folder}/run.zarr", batch_size=4, check=False, positions=["last"],
-            **_options(sites[:1], layers, tokenizer),
+            {"model": adapter.model}, prompts.table(), f"{folder}/run.zarr", batch_size=4, check=False,
+            positions=["last"], **_options(sites[:1], layers, tokenizer),
         ).load()  # fmt: skip
     if "loss" not in ds:
         return {"output_statistics": "none"}
     ids, mask, lengths = _batch(tokenizer)
     logits = _run_plain(reference, ids, mask).logits.double()
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-    expected = [float(losses[row, : length - 1].mean()) for row, length in enumerate(lengths)]
+    expected = [float(losses[row, length - 2]) for row, length in enumerate(lengths)]  # of the last token
     recorded = torch.from_numpy(ds.loss.values[0].reshape(-1))
     return {"output_statistics": "next token", "loss": _short(relative_difference(recorded, torch.tensor(expected)))}
 
