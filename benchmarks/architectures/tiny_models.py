@@ -1,6 +1,6 @@
 """A small random model of each text architecture that TransformerLens and transformers know, without any download.
 
-The sizes are set by the names that configs share. `SPECIAL` holds what one architecture needs besides.
+The sizes are set by the names that configs share. `SPECIAL` holds what one architecture needs too.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def verify(architecture: str) -> dict[str, Any]:
             document["status"] = "stratalens fails"
             document |= _compare(adapter, reference)
             document["status"] = "recorded"
-        except Exception as error:  # a row of the page says what failed; the other architectures go on
+        except Exception as error:  # a row of the page says what failed; the other architectures run
             document["reason"] = f"{type(error).__name__}: {_first_sentence(error)}"
     return document
 

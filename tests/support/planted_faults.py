@@ -154,7 +154,7 @@ FAULTS = (
         "position ids count the padding on the left",
         (),
         loop(positions_with_padding),
-        "Both passes of the check count alike. stratalens itself pads on the right.",
+        "Both passes of the check count in this way. stratalens itself pads on the right.",
     ),
     Fault(
         "the weights are not those of the checkpoint",
