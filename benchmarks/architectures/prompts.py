@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from functools import cache
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -31,9 +33,10 @@ def tokenizer(bos: bool) -> Any:
 
     It is loaded from a folder, because TransformerLens looks for the name that this gives it.
     """
-    with TemporaryDirectory() as folder:
-        _train(bos).save_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder)
+    folder = mkdtemp()  # TransformerLens reads it again at every start
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _train(bos).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def _train(bos: bool) -> Any:

@@ -90,7 +90,7 @@ def _compare(adapter: BridgeAdapter, reference: Any) -> dict[str, Any]:
         "check": "ok" if report.ok else sorted({f"{f.check}: {f.note or f.site}" for f in report.failures}),
         "sites_by_modules": sorted(set(checked.site)),
         "left_padding": sorted(set(report.table[report.table.check == "left padding"].verdict)),
-        **_output_statistics(adapter, reference),
+        **_output_statistics(adapter, reference, groups),
     }
 
 
@@ -122,7 +122,7 @@ def _record_right(
     adapter: BridgeAdapter, sites: list[str], layers: tuple[int, ...] | None, tokenizer: Any
 ) -> Iterator[tuple[str, float]]:
     """Record all positions with capture(), and compare them with run_with_cache on the same batch."""
-    table, order = prompts.table(), slice(None)
+    table = prompts.table()
     with tempfile.TemporaryDirectory() as folder:
         options = _options(sites, layers, tokenizer)
         ds = sl.capture(
@@ -138,7 +138,7 @@ def _record_right(
         for number, value in _by_layer(ds[site]):
             hook = _hook(adapter, site, number)
             for place, row in enumerate(order):
-                recorded = torch.from_numpy(value[row, : lengths[row]])
+                recorded = torch.from_numpy(value[row, -lengths[row] :])  # the last token comes last in every row
                 expected = truth[hook].expand(len(order), *truth[hook].shape[1:])[place, : lengths[row]]
                 yield site, relative_difference(recorded, expected.reshape(recorded.shape).float())
 
@@ -157,7 +157,9 @@ def _record_left(
         options = _options(sites, layers, tokenizer)
         path = f"{folder}/run.zarr"
         with (
-            sl.create_store(path, table, adapter.model, positions=["last"], statistics=False, **options) as store,
+            sl.create_store(
+                path, table, adapter.model, positions=["last"], statistics=False, check=False, **options
+            ) as store,
             sl.Recorder(adapter.model, store, stage="model") as recorder,
         ):
             recorder.batch(np.arange(count), positions={"last": np.full(count, width - 1)})
@@ -223,6 +225,8 @@ def _against_hugging_face(adapter: BridgeAdapter, reference: Any) -> float:
     for site, hidden in states.items():
         if hidden is None or hook_of(adapter, site) is None:
             continue
+        if adapter.hf.config.is_encoder_decoder is False and len(hidden) != (adapter.n_layers or 0) + 1:
+            continue  # not one state before every block
         for layer in range(len(hidden) - 1):
             value = cache[_hook(adapter, site, layer)]
             if value.shape == hidden[layer].shape:
@@ -252,21 +256,21 @@ def _batch_size(adapter: BridgeAdapter, groups: Groups) -> float:
     return max(differences)
 
 
-def _output_statistics(adapter: BridgeAdapter, reference: Any) -> dict[str, Any]:
+def _output_statistics(adapter: BridgeAdapter, reference: Any, groups: Groups) -> dict[str, Any]:
     """Record the loss, and compare it with that of the plain model in float64."""
     tokenizer = prompts.tokenizer(True)
-    site = "embed" if hook_of(adapter, "embed") else available_names(adapter)[0]
+    layers, sites = next(iter(groups.items()))
     with tempfile.TemporaryDirectory() as folder:
         ds = sl.capture(
-            {"model": adapter.model}, prompts.table(), f"{folder}/run.zarr", sites=[site], batch_size=4, check=False,
-            positions=["last"], tokenizer=tokenizer, dtype="float32",
+            {"model": adapter.model}, prompts.table(), f"{folder}/run.zarr", batch_size=4, check=False,
+            positions=["last"], **_options(sites[:1], layers, tokenizer),
         ).load()  # fmt: skip
     if "loss" not in ds:
         return {"output_statistics": "none"}
     ids, mask, lengths = _batch(tokenizer)
     logits = _run_plain(reference, ids, mask).logits.double()
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-    expected = [float(losses[row, : length - 1].mean()) for row, length in enumerate(lengths)]
+    expected = [float(losses[row, length - 2]) for row, length in enumerate(lengths)]  # of the last token
     recorded = torch.from_numpy(ds.loss.values[0].reshape(-1))
     return {"output_statistics": "next token", "loss": _short(relative_difference(recorded, torch.tensor(expected)))}
 

@@ -28,6 +28,8 @@ _GATE_UP = ("gate_up_proj", "Wi")
 _PRE_MLP_NORM = (
     "pre_feedforward_layernorm",
     "pre_ff_layernorm",
+    "pre_mlp_layernorm",
+    "feedforward_layernorm",
     "ln_2",
     "ln2",
     "ffn_norm",
@@ -166,8 +168,13 @@ def _add_norms(
         modules.add("mlp_out", layer, f"{at} mlp", mlp, "output")
     if has_middle:
         modules.add("resid_mid", layer, f"{at} norm before mlp", before_mlp, "input")
-        if mlp is not block:
+        if mlp is not block and _norms(block) <= {post_mlp, post_attention}:  # no norm is between the two
             modules.add("resid_mid", layer, f"{at} mlp", mlp, "input")
+
+
+def _norms(block: nn.Module) -> set[nn.Module | None]:
+    """Return the norms of a block, by their names."""
+    return {m for name, m in plain_module(block).named_children() if "norm" in name.lower() or name.startswith("ln")}
 
 
 def child(module: nn.Module | None, names: Sequence[str]) -> nn.Module | None:

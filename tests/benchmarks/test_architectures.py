@@ -24,6 +24,10 @@ def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
 
 
+DOCUMENTS = sorted((ROOT / "benchmarks" / "results" / "architectures").glob("*.json"))
+needs_documents = pytest.mark.skipif(not DOCUMENTS, reason="benchmarks.architectures.run_all has not run")
+
+
 def module(name: str) -> Any:
     return importlib.import_module(f"benchmarks.architectures.{name}")
 
@@ -43,12 +47,14 @@ def test_every_site_is_what_the_model_computes(architecture: str) -> None:
         assert document["loss"] < 1e-5
 
 
+@needs_documents
 def test_the_page_is_made_from_the_documents() -> None:
     page = module("page")
     documents = page.read_documents()
     assert page.PAGE.read_text() == page.page(documents)
 
 
+@needs_documents
 def test_the_documents_cover_every_family_on_both_lines() -> None:
     documents = module("page").read_documents()
     assert {line.partition(".")[0] for line in documents} == {"3", "4"}

@@ -26,7 +26,7 @@ from support.tokenizers import byte_level
 
 VOCABULARY = 400
 LAYERS = 3
-_COMMON = {
+COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -37,7 +37,7 @@ _COMMON = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-_GEMMA = {**_COMMON, "num_key_value_heads": 2, "head_dim": 8}
+_GEMMA = {**COMMON, "num_key_value_heads": 2, "head_dim": 8}
 BRIDGES = ("llama", "gpt2", "neox", "gemma2")
 ON_39 = HookedTransformer is not None
 
@@ -45,22 +45,22 @@ ON_39 = HookedTransformer is not None
 def config(kind: str, **changes: Any) -> Any:
     """Return the config of a tiny model."""
     if kind == "llama":
-        return transformers.LlamaConfig(**{**_COMMON, "num_key_value_heads": 2, "tie_word_embeddings": True, **changes})
+        return transformers.LlamaConfig(**{**COMMON, "num_key_value_heads": 2, "tie_word_embeddings": True, **changes})
     if kind == "gpt2":
         sizes = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64}
         return transformers.GPT2Config(**{**sizes, "bos_token_id": 0, "eos_token_id": 0, **changes})
     if kind == "neox":
-        return transformers.GPTNeoXConfig(**{**_COMMON, **changes})
+        return transformers.GPTNeoXConfig(**{**COMMON, **changes})
     if kind == "gemma":
         return transformers.GemmaConfig(**{**_GEMMA, "num_key_value_heads": 1, **changes})
     if kind == "gemma2":  # the cap is so low that it changes the logits
         special = {"sliding_window": 8, "final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8}
         return transformers.Gemma2Config(**{**_GEMMA, **special, **changes})
     if kind == "cohere":  # logits are scaled
-        return transformers.CohereConfig(**{**_COMMON, "num_key_value_heads": 2, "logit_scale": 0.25, **changes})
+        return transformers.CohereConfig(**{**COMMON, "num_key_value_heads": 2, "logit_scale": 0.25, **changes})
     if kind == "opt":  # a projection between the final norm and the output layer
         sizes = {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": True}
-        return transformers.OPTConfig(**{**_COMMON, **sizes, **changes})
+        return transformers.OPTConfig(**{**COMMON, **sizes, **changes})
     raise ValueError(kind)
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
 
 from stratalens.plugin.check.check import check
 from stratalens.plugin.check.report import relative_difference
@@ -46,6 +48,20 @@ def test_a_fault_in_half_precision(dtype: torch.dtype) -> None:
     adapter.points["blocks.1.hook_mlp_out"] = adapter.points["blocks.1.hook_attn_out"]
     report = check(adapter, models.table(4))
     assert {("mlp_out", 1)} <= {(f.site, f.layer) for f in report.failures if f.check == "Hugging Face module"}
+
+
+@pytest.mark.parametrize("name", ["Apertus", "Afmoe"])
+def test_no_false_alarm_where_a_norm_has_another_name(name: str) -> None:
+    """The norm before the MLP is feedforward_layernorm or pre_mlp_layernorm; its input is resid_mid."""
+    sizes = {**models.COMMON, "num_key_value_heads": 2, "head_dim": 8}
+    if name == "Afmoe":
+        sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "sliding_window": 8}
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes)).eval()
+    model.config.architectures = [f"{name}ForCausalLM"]
+    bridge = TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=models.tokenizer(), device="cpu")
+    report = check(bridge, models.table(4))
+    assert report.ok, str(report)
+    assert "resid_mid" in set(report.table[report.table.check == "Hugging Face module"].site)
 
 
 @pytest.mark.skipif(not models.ON_39, reason="HookedTransformer exists in TransformerLens 3.9 only")

@@ -76,6 +76,8 @@ def record(*args: Any, **options: Any) -> Any:
         return sl.capture(*args, **options)
 
 
+NO_T5 = pytest.mark.skipif(models.ON_39, reason="TransformerLens 3.9 cannot run T5 with transformers 5")
+KINDS = [pytest.param("t5", marks=NO_T5), "bart"]
 SITES = {
     "encoder_resid_post": "encoder_blocks.1.hook_out",
     "encoder_attn_out": "encoder_blocks.1.hook_attn_out",
@@ -87,7 +89,7 @@ SITES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_both_stacks_of_an_encoder_decoder(kind: str, tmp_path: Path) -> None:
     model, table = bridge(kind), models.table(4)
     cache, lengths = truth(model, table)
@@ -112,6 +114,7 @@ def test_both_stacks_of_an_encoder_decoder(kind: str, tmp_path: Path) -> None:
     assert set(OUTPUT_STATISTICS).isdisjoint(ds.variables), "the encoder reads the whole prompt"
 
 
+@NO_T5
 def test_the_full_name_of_a_stack_is_its_short_name(tmp_path: Path) -> None:
     ds = record(bridge("t5"), models.table(2), tmp_path / "run.zarr", sites=["decoder_blocks.2.hook_resid_post"])
     assert ds.decoder_resid_post.layer.values.tolist() == [2]
@@ -130,7 +133,7 @@ def test_a_layer_that_one_stack_has_not(tmp_path: Path) -> None:
         sl.capture(bridge("t5"), models.table(2), tmp_path / "run.zarr", sites=["encoder_resid_post"])
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_of_an_encoder_decoder(kind: str, tmp_path: Path) -> None:
     folder, table = save(kind, tmp_path / "model"), models.table(3)
     sites = {"sites": ["encoder_resid_post", "decoder_resid_post"], "layers": [0, 1]}
