@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import holoviews as hv
 
+from stratalens.analyses.plots.matplotlib_image import write_image
 from stratalens.analyses.plots.render_holoviews import draw_overlay
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 from stratalens.store.errors import InputError
 from stratalens.store.files import user_path
 
 IMAGE_SUFFIXES = (".pdf", ".svg", ".png")
-
-_MATPLOTLIB_SETTINGS: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "none", "font.size": 9}
-_matplotlib_lock = threading.Lock()  # Matplotlib's settings belong to the process
 
 
 def save(
@@ -51,8 +48,7 @@ def save(
     target.parent.mkdir(parents=True, exist_ok=True)
     spec = getattr(obj, "stratalens_spec", None)
     if suffix != ".html":
-        with _matplotlib_lock:
-            _save_image(obj, spec, target, place or {}, dpi)
+        write_image(lambda: _draw(obj, spec, place or {}), target, dpi)
     elif isinstance(spec, FigureSpec):
         from stratalens.analyses.plots.html_page import figure_page
 
@@ -62,40 +58,11 @@ def save(
     return target
 
 
-def save_spec_image(spec: FigureSpec, target: Path, dpi: int) -> None:
-    """Save a figure at its initial slider values as PDF, SVG or PNG.
-
-    Raises:
-        InputError: Matplotlib is not installed.
-    """
-    with _matplotlib_lock:
-        _save_image(None, spec, target, {}, dpi)
-
-
-def _save_image(obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable], dpi: int) -> None:
-    _load_matplotlib()
-    import matplotlib as mpl
-
+def _draw(obj: Any, spec: Any, place: Mapping[str, Hashable]) -> Any:
+    """Return the one frame that an image shows."""
     if isinstance(spec, FigureSpec):
-        obj = draw_overlay(spec, _all_values(spec, place))
-    elif isinstance(obj, hv.HoloMap):
-        obj = obj.last
-    with mpl.rc_context(_MATPLOTLIB_SETTINGS):
-        hv.save(obj, target, backend="matplotlib", fmt=target.suffix.lower()[1:], dpi=dpi)
-
-
-def _load_matplotlib() -> None:
-    """Load HoloViews' Matplotlib backend without making it the current one."""
-    backend = hv.Store.current_backend
-    try:
-        import holoviews.plotting.mpl  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "save: PDF, SVG and PNG need Matplotlib. Install it: pip install 'stratalens[figures]'"
-        ) from error
-    finally:
-        if backend != hv.Store.current_backend:
-            hv.Store.set_current_backend(backend)
+        return draw_overlay(spec, _all_values(spec, place))
+    return obj.last if isinstance(obj, hv.HoloMap) else obj
 
 
 def _all_values(spec: FigureSpec, place: Mapping[str, Hashable]) -> SliderValues:
