@@ -14,7 +14,9 @@ from types import MethodType
 from typing import Any
 from uuid import uuid4
 
-from stratalens.analyses.plots.matplotlib_image import write_image
+import holoviews as hv
+
+from stratalens.analyses.plots.matplotlib_backend import MATPLOTLIB_LOCK, MATPLOTLIB_SETTINGS, load_matplotlib
 from stratalens.store.errors import InputError
 
 DPI = 90
@@ -76,10 +78,14 @@ def with_image(data: dict[str, Any], image: bytes) -> dict[str, Any]:
 
 def png_of(draw: Callable[[], Any]) -> bytes:
     """Draw a HoloViews object as a PNG; empty without Matplotlib."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "figure.png"
+    with MATPLOTLIB_LOCK, tempfile.TemporaryDirectory() as folder:
         try:
-            write_image(draw, target, DPI)
+            load_matplotlib()
         except InputError:  # Matplotlib is an extra
             return b""
+        import matplotlib as mpl
+
+        target = Path(folder) / "figure.png"
+        with mpl.rc_context(MATPLOTLIB_SETTINGS):
+            hv.save(draw(), target, backend="matplotlib", fmt="png", dpi=DPI)
         return target.read_bytes()

@@ -9,7 +9,7 @@ from typing import Any
 
 import holoviews as hv
 
-from stratalens.analyses.plots.matplotlib_image import write_image
+from stratalens.analyses.plots.matplotlib_backend import MATPLOTLIB_LOCK, MATPLOTLIB_SETTINGS, load_matplotlib
 from stratalens.analyses.plots.render_holoviews import draw_overlay
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 from stratalens.store.errors import InputError
@@ -48,7 +48,8 @@ def save(
     target.parent.mkdir(parents=True, exist_ok=True)
     spec = getattr(obj, "stratalens_spec", None)
     if suffix != ".html":
-        write_image(lambda: _draw(obj, spec, place or {}), target, dpi)
+        with MATPLOTLIB_LOCK:
+            _save_image(obj, spec, target, place or {}, dpi)
     elif isinstance(spec, FigureSpec):
         from stratalens.analyses.plots.html_page import figure_page
 
@@ -58,11 +59,16 @@ def save(
     return target
 
 
-def _draw(obj: Any, spec: Any, place: Mapping[str, Hashable]) -> Any:
-    """Return the one frame that an image shows."""
+def _save_image(obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable], dpi: int) -> None:
+    load_matplotlib()
+    import matplotlib as mpl
+
     if isinstance(spec, FigureSpec):
-        return draw_overlay(spec, _all_values(spec, place))
-    return obj.last if isinstance(obj, hv.HoloMap) else obj
+        obj = draw_overlay(spec, _all_values(spec, place))
+    elif isinstance(obj, hv.HoloMap):
+        obj = obj.last
+    with mpl.rc_context(MATPLOTLIB_SETTINGS):
+        hv.save(obj, target, backend="matplotlib", fmt=target.suffix.lower()[1:], dpi=dpi)
 
 
 def _all_values(spec: FigureSpec, place: Mapping[str, Hashable]) -> SliderValues:
