@@ -284,6 +284,7 @@ class Explorer:
         nouns = {"stage": "stage", "layer": "layer", "entity": "row", "token": "token position"}
         dims = ", ".join(plural(n, nouns[str(d)]) for d, n in self.data.ds.sizes.items() if d in nouns)
         template: Any = pn.Template((ASSETS / "explorer.html").read_text(encoding="utf-8"))
+        template.location = True  # the template embeds it
         template.title = f"stratalens explorer: {plain_text(path.name)}"
         template.add_variable("style", (ASSETS / "explorer.css").read_text(encoding="utf-8"))
         template.add_variable("heading", template.title)
