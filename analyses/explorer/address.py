@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlencode
 
 import panel as pn
@@ -29,8 +30,12 @@ def state_of(view: ViewState) -> dict[str, str]:
     return {name: plain_text(value, 200) for name, value in values.items() if value is not None}
 
 
-def show_in_address(state: Mapping[str, str]) -> None:
-    """Put the state into the address of the page; nothing happens outside of a served page."""
-    location = pn.state.location
+def show_in_address(location: Any, state: Mapping[str, str]) -> None:
+    """Put the state into the address of the page.
+
+    Args:
+        location: Panel's location of the page; None outside of a served page, where nothing happens.
+        state: result of `state_of`.
+    """
     if location is not None:
         location.search = f"?{urlencode(state)}"

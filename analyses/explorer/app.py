@@ -56,6 +56,7 @@ class Explorer:
     def __init__(self, data: ExplorerData, cache: ResultCache) -> None:
         self.data = data
         self._document = pn.state.curdoc
+        self._location = pn.state.location  # callbacks of the page do not know it
         self.site = drop_down("Site", data.sites, data.sites[0])
         # The texts are the values, because Panel compares disabled options with the texts that the browser shows.
         self._columns, unusable = data.column_options()
@@ -142,7 +143,7 @@ class Explorer:
         if self.scatter.plane is not None and self.scatter.plane.view.by != plane.view.by:
             self.selected = NO_ROWS
         self.scatter.show(plane, colors, trained)
-        show_in_address(state_of(plane.view))
+        show_in_address(self._location, state_of(plane.view))
         self._update_legend()
         rows = plane.rows
         text = (
@@ -283,6 +284,7 @@ class Explorer:
         nouns = {"stage": "stage", "layer": "layer", "entity": "row", "token": "token position"}
         dims = ", ".join(plural(n, nouns[str(d)]) for d, n in self.data.ds.sizes.items() if d in nouns)
         template: Any = pn.Template((ASSETS / "explorer.html").read_text(encoding="utf-8"))
+        template.location = True  # the template embeds it
         template.title = f"stratalens explorer: {plain_text(path.name)}"
         template.add_variable("style", (ASSETS / "explorer.css").read_text(encoding="utf-8"))
         template.add_variable("heading", template.title)

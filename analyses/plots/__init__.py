@@ -18,6 +18,8 @@ colors             colours of stages, groups, scores and pages
 palettes           colours of groups without an order
 label_placement    positions of point labels
 render_holoviews   spec to HoloViews
+notebook_image     static image with a live figure in a notebook
+matplotlib_backend HoloViews' Matplotlib backend
 render_bokeh       spec to Bokeh, with the data of all slider values
 html_page          figures as a standalone page
 save               figures as files

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import base64
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
 from typing import Any
 from uuid import uuid4
 
-from stratalens.analyses.plots.spec import FigureSpec
+import holoviews as hv
+
+from stratalens.analyses.plots.matplotlib_backend import MATPLOTLIB_LOCK, MATPLOTLIB_SETTINGS, load_matplotlib
 from stratalens.store.errors import InputError
 
 DPI = 90
@@ -31,12 +34,12 @@ _HIDE = """(function () {
 })();"""
 
 
-def attach_image(obj: Any, spec: FigureSpec) -> Any:
+def attach_image(obj: Any, draw: Callable[[], Any]) -> Any:
     """Let a HoloViews object show a static image where no script runs; without Matplotlib it is unchanged.
 
     Args:
         obj: the object; its display in a notebook changes.
-        spec: the figure that the image shows.
+        draw: returns the frame that the image shows.
 
     Returns:
         The object.
@@ -48,7 +51,7 @@ def attach_image(obj: Any, spec: FigureSpec) -> Any:
         data, metadata = live if isinstance(live, tuple) else (live, {})
         if "text/html" not in data:  # no backend is loaded: the cell shows text
             return live
-        image = png_of(spec)
+        image = png_of(draw)
         return (with_image(data, image) if image else data), metadata
 
     obj._repr_mimebundle_ = MethodType(bundle, obj)
@@ -73,14 +76,16 @@ def with_image(data: dict[str, Any], image: bytes) -> dict[str, Any]:
     return {**data, "text/html": html, "image/png": code}
 
 
-def png_of(spec: FigureSpec) -> bytes:
-    """Draw a figure at its initial slider values as a PNG; empty without Matplotlib."""
-    from stratalens.analyses.plots.save import save_spec_image
-
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "figure.png"
+def png_of(draw: Callable[[], Any]) -> bytes:
+    """Draw a HoloViews object as a PNG; empty without Matplotlib."""
+    with MATPLOTLIB_LOCK, tempfile.TemporaryDirectory() as folder:
         try:
-            save_spec_image(spec, target, dpi=DPI)
+            load_matplotlib()
         except InputError:  # Matplotlib is an extra
             return b""
+        import matplotlib as mpl
+
+        target = Path(folder) / "figure.png"
+        with mpl.rc_context(MATPLOTLIB_SETTINGS):
+            hv.save(draw(), target, backend="matplotlib", fmt="png", dpi=DPI)
         return target.read_bytes()

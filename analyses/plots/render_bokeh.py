@@ -110,12 +110,12 @@ def bokeh_figure(spec: FigureSpec) -> Any:
         y_range=Range1d(start=y0, end=y1),
         y_axis_type="log" if spec.y.log else "linear",
         tools="box_zoom,reset,save",
-        toolbar_location="above",  # inside the frame it would cover the last column
         active_drag=None,
         background_fill_color=None,
         border_fill_color=None,
         outline_line_color=None,
     )
+    fig.toolbar_inner = True
     fig.toolbar.autohide = True
     fig.toolbar.logo = None
     tables = spec.tables(slider_values)

@@ -63,7 +63,7 @@ def _select_backend() -> None:
 def attach_spec(obj: Any, spec: FigureSpec) -> Any:
     """Attach the spec to a HoloViews object, because `save` needs it to write a page; add the image of a notebook."""
     obj.stratalens_spec = spec
-    return attach_image(obj, spec)
+    return attach_image(obj, lambda: draw_overlay(spec, spec.default_values()))
 
 
 def draw_overlay(spec: FigureSpec, slider_values: SliderValues) -> Any:

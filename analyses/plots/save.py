@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,13 @@ from stratalens.analyses.plots.figure_style import (
     styled_page,
     styled_spec,
 )
+from stratalens.analyses.plots.matplotlib_backend import MATPLOTLIB_LOCK, MATPLOTLIB_SETTINGS, load_matplotlib
 from stratalens.analyses.plots.render_holoviews import draw_overlay
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 from stratalens.store.errors import InputError
 from stratalens.store.files import user_path
 
 IMAGE_SUFFIXES = (".pdf", ".svg", ".png")
-
-_MATPLOTLIB_SETTINGS: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "none", "font.size": 9}
-_matplotlib_lock = threading.Lock()  # Matplotlib's settings belong to the process
 
 
 def save(
@@ -81,7 +78,7 @@ def save(
     if place and not isinstance(spec, FigureSpec):
         obj = _at_place(obj, place)
     if suffix != ".html":
-        with _matplotlib_lock:
+        with MATPLOTLIB_LOCK:
             _save_image(obj, spec, target, place or {}, dpi, style)
     elif isinstance(spec, FigureSpec):
         from stratalens.analyses.plots.html_page import figure_page
@@ -100,16 +97,6 @@ def save(
     return target
 
 
-def save_spec_image(spec: FigureSpec, target: Path, dpi: int) -> None:
-    """Save a figure at its initial slider values as PDF, SVG or PNG.
-
-    Raises:
-        InputError: Matplotlib is not installed.
-    """
-    with _matplotlib_lock:
-        _save_image(None, spec, target, {}, dpi, FigureOptions())
-
-
 def _at_place(obj: Any, place: Mapping[str, Hashable]) -> Any:
     """Select a frame of a HoloMap that was changed, and so does not remember its description."""
     sliders = [str(dim) for dim in getattr(obj, "kdims", [])] if isinstance(obj, hv.HoloMap) else []
@@ -122,7 +109,7 @@ def _at_place(obj: Any, place: Mapping[str, Hashable]) -> Any:
 def _save_image(
     obj: Any, spec: Any, target: Path, place: Mapping[str, Hashable], dpi: int, style: FigureOptions
 ) -> None:
-    _load_matplotlib()
+    load_matplotlib()
     import matplotlib as mpl
 
     if isinstance(spec, FigureSpec):
@@ -130,27 +117,13 @@ def _save_image(
     elif isinstance(obj, hv.HoloMap):
         obj = obj.last
     target.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(_MATPLOTLIB_SETTINGS):
+    with mpl.rc_context(MATPLOTLIB_SETTINGS):
         if not style.is_default:
             figure = hv.render(obj, backend="matplotlib")
             style_matplotlib(figure, style)
             figure.savefig(target, dpi=dpi, bbox_inches="tight", pad_inches=MARGIN)
             return
         hv.save(obj, target, backend="matplotlib", fmt=target.suffix.lower()[1:], dpi=dpi)
-
-
-def _load_matplotlib() -> None:
-    """Load HoloViews' Matplotlib backend without making it the current one."""
-    backend = hv.Store.current_backend
-    try:
-        import holoviews.plotting.mpl  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "save: PDF, SVG and PNG need Matplotlib. Install it: pip install 'stratalens[figures]'"
-        ) from error
-    finally:
-        if backend != hv.Store.current_backend:
-            hv.Store.set_current_backend(backend)
 
 
 def _all_values(spec: FigureSpec, place: Mapping[str, Hashable]) -> SliderValues:

@@ -1,6 +1,7 @@
 """A standalone HTML report.
 
 report             report()
+verdict            the answer in one line, and the numbers of the first screen
 sections           figures and tables, question by question
 sentences          one computed statement a figure
 control_sentences  the statements about controls
