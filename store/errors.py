@@ -40,6 +40,7 @@ def quote(value: Any, limit: int = VALUE_LIMIT) -> str:
     ("'aaaaaaa...aaaaaaa'", '[1, 2, 3]')
     """
     short = reprlib.Repr()
+    short.maxlevel = 2  # ten entries a level: deeper ones would make millions
     short.maxstring = short.maxother = short.maxlong = limit
     short.maxlist = short.maxtuple = short.maxdict = short.maxset = short.maxfrozenset = short.maxarray = 10
     text = short.repr(value)
