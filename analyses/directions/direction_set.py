@@ -232,14 +232,14 @@ def directions(
     if x.attrs.get("tokens") == "joint":
         raise InputError("a probe of joint tokens has no direction at one position; fit it with tokens='each'")
     attrs: dict[str, Any] = {**carried_attrs(x), "site": _site(x, site)}
-    lengths = None
+    lengths: xr.DataArray | None = None
     if isinstance(x, xr.Dataset) and "centroid" in x and "coef" not in x:
         array, features = _differences(x, pairs)
     else:
         array, listed = vectors(x)
         features = _feature_dims(array, listed)
         if isinstance(x, xr.Dataset) and "vector" in x and "variance" in x:
-            lengths = np.sqrt(x["variance"])
+            lengths = x["variance"] ** 0.5
     if entities is not None:
         attrs["entities"] = sorted({str(entity) for entity in entities})
     data = _arrange(array, features, lengths, name)
@@ -248,7 +248,7 @@ def directions(
 
 def _site(x: Data, site: str | None) -> str:
     if site is not None:
-        if not isinstance(site, str) or not site:
+        if not site:
             raise InputError(f"site={site!r} is not a name. Pass a short name such as 'resid_post'.")
         return site
     known = x.attrs.get("site") or (x.name if isinstance(x, xr.DataArray) and x.name in SITE_NAMES else None)
@@ -284,7 +284,7 @@ def _differences(
     else:
         chosen = []
         for pair in pairs:
-            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            if isinstance(pair, str) or len(pair) != 2:
                 raise InputError(f"pairs contains {pair!r}; pass a list of (from, to)")
             for group in pair:
                 if str(group) not in texts:

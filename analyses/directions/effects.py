@@ -124,7 +124,7 @@ def verdicts(result: xr.Dataset, entities: int) -> list[str]:
     sentences = []
     for name in result["direction"].values:
         own = result.sel(direction=name)
-        size = np.abs(own["effect"])
+        size = abs(own["effect"])
         if not bool(np.isfinite(size).any()):
             sentences.append(f"{name!r} was not tested: its length is zero at every place.")
             continue

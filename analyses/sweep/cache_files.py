@@ -149,7 +149,8 @@ def read_group(folder: Path) -> xr.Dataset:
         raise DamagedError(f"documents or labels in {folder} differ from their checksum")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # zarr names files that are no part of the group
-        return xr.open_zarr(folder, chunks=None, consolidated=False)
+        content: xr.Dataset = xr.open_zarr(folder, chunks=None, consolidated=False)
+        return content
 
 
 def slab_checksum(position: tuple[int, int], values: Sequence[Array]) -> int:

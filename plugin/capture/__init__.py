@@ -12,7 +12,8 @@ store_defaults  defaults that mean what an existing store records
 tokens          the rule of the token ids, in new and in existing stores
 session         HookedModel: one model with its hooks; writes a batch into a block
 checks          the check of the sites before a recording
-spec            CaptureOptions and CaptureSpec: sites, positions, dtypes, statistics, provenance
+options         CaptureOptions: the choices of a capture
+spec            CaptureSpec: sites, positions, dtypes, statistics, provenance
 site_hooks      SiteHooks: gathers activations at the recorded positions
 output_hooks    OutputHooks: losses and statistics of the next-token distribution
 statistics      statistics and losses as torch functions

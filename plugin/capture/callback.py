@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback, TrainerState
 
+from stratalens.plugin.capture.options import CaptureOptions
 from stratalens.plugin.capture.run import capture_stages
-from stratalens.plugin.capture.spec import CaptureOptions
 from stratalens.plugin.capture.training_copy import hooked_copy
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level

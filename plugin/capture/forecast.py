@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec
+from stratalens.plugin.capture.options import CaptureOptions
+from stratalens.plugin.capture.spec import CaptureSpec
 from stratalens.plugin.capture.store import store_size
 from stratalens.plugin.models.adapters import adapt
 from stratalens.plugin.models.hooks import evaluation_mode

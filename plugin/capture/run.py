@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from stratalens.analyses.accessor import open_store
 from stratalens.plugin.capture.batching import BatchSize, Bucket, length_buckets, out_of_memory
+from stratalens.plugin.capture.options import CaptureOptions, Positions
 from stratalens.plugin.capture.output_hooks import Sequences
 from stratalens.plugin.capture.session import HookedModel, write_batch
-from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions
+from stratalens.plugin.capture.spec import CaptureSpec
 from stratalens.plugin.capture.store import RecordingStore, open_for_recording
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode

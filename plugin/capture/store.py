@@ -15,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 
 from stratalens.plugin.capture.checks import batch_note, check_before_recording
+from stratalens.plugin.capture.options import CaptureOptions, Positions
 from stratalens.plugin.capture.session import HookedModel
-from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec, Positions, sample_ids
+from stratalens.plugin.capture.spec import CaptureSpec, sample_ids
 from stratalens.plugin.capture.store_defaults import existing_store
 from stratalens.plugin.capture.tokens import RULE, explain_other_tokens, warn_about_repeated_tokens
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import SHORT_NAMES
 from stratalens.plugin.prompts.entity_warnings import entity_warning
-from stratalens.plugin.prompts.prompt_ids import with_ids_of_store
+from stratalens.plugin.prompts.ids_of_store import with_ids_of_store
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level, warn_about_label_typos
 from stratalens.store.errors import CheckWarning, InputError, LabelWarning, MismatchError

@@ -21,7 +21,7 @@ from stratalens.store.errors import InputError, TokenWarning
 from stratalens.store.state.manifest import Store
 
 if TYPE_CHECKING:
-    from stratalens.plugin.capture.spec import CaptureOptions
+    from stratalens.plugin.capture.options import CaptureOptions
 
 RULE = "tokenization"  # key in `recorded_with` of a store
 

@@ -16,7 +16,7 @@ from stratalens.store.storage.base import PRIVATE
 from stratalens.store.storage.resolve import is_url
 
 if TYPE_CHECKING:
-    from stratalens.plugin.capture.spec import CaptureOptions
+    from stratalens.plugin.capture.options import CaptureOptions
 
 
 def _checked_path(value: Any) -> Any:
@@ -90,7 +90,7 @@ class RunFile(BaseModel):
 
     def capture_options(self) -> CaptureOptions:
         """Return the options of the capture that this file describes."""
-        from stratalens.plugin.capture.spec import CaptureOptions
+        from stratalens.plugin.capture.options import CaptureOptions
 
         return CaptureOptions(
             sites=self.sites,

@@ -2,6 +2,7 @@
 
 table            PromptTable: columns, defaults, validation
 prompt_ids       default names of rows
+ids_of_store     names of rows that an existing store has
 columns          rules for one column
 files            csv, tsv, jsonl and parquet files
 spans            character spans of entities and span columns

@@ -61,12 +61,12 @@ def missing_rows(store: Store, commits: Commits) -> list[MissingRows]:
         Missing rows in the order of the stages on disk, then the stages that were planned and not started.
     """
     result = []
-    absent = ~commits.present.all(axis=0)
+    absent = ~np.asarray(commits.present.all(axis=0))
     if absent.any():
         events = read_events(store.storage)
         repaired, complete = _repaired_blocks(store, events), _complete_groups(store, events)
         commits = store.commits()  # after the history, so that a writer at work seems to have lost no record
-        absent = ~commits.present.all(axis=0)
+        absent = ~np.asarray(commits.present.all(axis=0))
         for stage, entry in enumerate(store.stages):
             by_reason: dict[Reason, list[int]] = {}
             for block in np.flatnonzero(absent[stage]).tolist():
@@ -132,7 +132,7 @@ def _complete_groups(store: Store, events: Iterable[dict[str, Any]]) -> set[tupl
     """Return (stage, group) of every group that the history calls complete."""
     groups = set()
     for event in events:
-        stage, group = store.stage_index(str(event.get("stage"))), event.get("group")
+        stage, group = store.stage_index(str(event.get("stage"))), event.get("group", -1)
         if event["event"] == "stage complete" and stage is not None and group in range(len(store.groups)):
             groups.add((stage, int(group)))
     return groups

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stratalens.plugin.capture.options import CaptureOptions
 from stratalens.plugin.capture.run import capture
-from stratalens.plugin.capture.spec import CaptureOptions, CaptureSpec
+from stratalens.plugin.capture.spec import CaptureSpec
 from stratalens.plugin.capture.store import create_store, store_size
 from stratalens.plugin.cli.output import _dtype
 from stratalens.plugin.cli.run_file import read_run_file
