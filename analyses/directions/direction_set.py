@@ -246,9 +246,9 @@ def directions(
     return Directions(data.assign_attrs({k: v for k, v in attrs.items() if k in (*SOURCE_ATTRS, *_LISTS)}))
 
 
-def _site(x: Data, site: str | None) -> str:
+def _site(x: Data, site: Any) -> str:
     if site is not None:
-        if not site:
+        if not isinstance(site, str) or not site:
             raise InputError(f"site={site!r} is not a name. Pass a short name such as 'resid_post'.")
         return site
     known = x.attrs.get("site") or (x.name if isinstance(x, xr.DataArray) and x.name in SITE_NAMES else None)
@@ -283,8 +283,9 @@ def _differences(
         chosen = list(combinations(range(len(labels)), 2))
     else:
         chosen = []
-        for pair in pairs:
-            if isinstance(pair, str) or len(pair) != 2:
+        unchecked: Sequence[Any] = pairs
+        for pair in unchecked:
+            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
                 raise InputError(f"pairs contains {pair!r}; pass a list of (from, to)")
             for group in pair:
                 if str(group) not in texts:
