@@ -179,8 +179,8 @@ class Projection:
         jackknife = slots.jackknife(self.bootstrap, rng)
         replicates: dict[str, list[Array]] = {}
         for batch in slots.weighted(table, jackknife.weights):
-            for name, values in self._measure(batch, splits, tokens, with_coordinates=False).items():
-                replicates.setdefault(name, []).append(values)
+            for name, measured in self._measure(batch, splits, tokens, with_coordinates=False).items():
+                replicates.setdefault(name, []).append(measured)
         out = {}
         for name, values in replicates.items():
             estimate, error = observed[name][0], jackknife.standard_error(np.concatenate(values))

@@ -157,12 +157,12 @@ class SlabCache:
     def damaged_slabs(self) -> list[tuple[int, int]]:
         """Read all finished slabs and list the positions (stage, layer) of those that are damaged."""
         damaged = []
-        for position in map(tuple, np.argwhere(self._done).tolist()) if self._done is not None else ():
+        for stage, layer in np.argwhere(self._done).tolist() if self._done is not None else ():
             try:
                 assert self._open is not None
-                self._read(self._open, position)
+                self._read(self._open, (stage, layer))
             except Exception:  # as in `get`
-                damaged.append(position)
+                damaged.append((stage, layer))
         return damaged
 
     def _warn(self, error: Exception) -> None:

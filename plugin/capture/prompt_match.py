@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ _REMEDY = (
 
 
 def find_prompts(
-    tokenized: TokenizedPrompts, rows: Ids, ids: Ids, mask: Ids | None, names: Sequence[Any], *, answers: bool
+    tokenized: TokenizedPrompts, rows: Ids, ids: Ids, mask: Ids | None, names: NDArray[Any], *, answers: bool
 ) -> Ids:
     """Find the first token of every prompt, and check that the prompts are those of the table.
 

@@ -107,7 +107,7 @@ def _callers(adapter: Adapter) -> list[nn.Module]:
     inner = getattr(adapter.model, "original_model", None)
     modules = [adapter.model, inner] if isinstance(inner, nn.Module) else [adapter.model]
     if adapter.kind == "HookedTransformer":  # run_with_hooks does not call the model, but its forward method
-        modules += list(adapter.model.blocks)
+        modules += list(adapter.model.blocks.children())  # type: ignore[union-attr]
     return modules
 
 

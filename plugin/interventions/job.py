@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.directions.direction_set import Directions
-from stratalens.analyses.directions.random_directions import random_directions
+from stratalens.analyses.directions.random_directions import NullKind, random_directions
 from stratalens.plugin.capture.batching import BatchSize, length_buckets
 from stratalens.plugin.interventions.block_outputs import BlockOutputs
 from stratalens.plugin.interventions.edit_hooks import Intervention
@@ -58,7 +58,7 @@ class Plan:
     index: Ids | None
     outcome: Outcome
     random: int
-    null: str
+    null: NullKind
     seed: int
     target: float | None
     source: Array | None
@@ -178,10 +178,11 @@ class StageJob:
     def _pick(self, row: int, each: int, rng: np.random.Generator) -> Ids:
         """Token positions of a row from which random directions are drawn."""
         if self.plan.index is not None:
-            own = self.plan.index[row]
-            return own[own >= 0][:each] if each < len(own) else own[own >= 0]
+            own: Ids = self.plan.index[row]
+            own = own[own >= 0]
+            return own[:each]
         length = int(self.plan.outcome.variants[0].lengths[row])
-        return np.sort(rng.choice(length, size=min(each, length), replace=False))
+        return np.asarray(np.sort(rng.choice(length, size=min(each, length), replace=False)), dtype=np.int64)
 
     def _vectors(self, layer: int | None, sample: Array | None) -> Tensor:
         """Tested and random unit vectors at one layer, float32 tensor of shape (directions + random, features)."""
@@ -196,7 +197,7 @@ class StageJob:
             self.plan.random,
             self.plan.seed,
             self.plan.null,
-            tested,  # type: ignore[arg-type]
+            tested,
         )
         if not np.isfinite(drawn).all():
             raise InputError(

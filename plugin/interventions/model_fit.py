@@ -40,7 +40,7 @@ def site_hooks(adapter: Adapter, site: str, layers: Sequence[int]) -> dict[int |
             f"site {site!r} is in every block, but the directions have no layer; give the vectors a dim or coordinate "
             "'layer', for example vectors.expand_dims(layer=[5])"
         )
-    hooks = {layer: template.replace("{layer}", str(layer)) for layer in layers}
+    hooks: dict[int | None, str] = {layer: template.replace("{layer}", str(layer)) for layer in layers}
     for layer, hook in hooks.items():
         if hook not in adapter.points:
             raise InputError(
@@ -49,7 +49,7 @@ def site_hooks(adapter: Adapter, site: str, layers: Sequence[int]) -> dict[int |
             )
         if setter := adapter.setter_for(hook):
             raise InputError(f"site {site!r} ({hook}) fires only after model.{setter}(True)")
-    return {**hooks}
+    return hooks
 
 
 def check_width(adapter: Adapter, directions: Directions) -> None:

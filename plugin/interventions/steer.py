@@ -352,4 +352,5 @@ def _targets(to: Any, unit: torch.Tensor, basis: torch.Tensor, stage: str | None
     numbers = torch.tensor([finite_number(value, "to") for value in listed])
     if len(unit) == 1:
         return numbers
-    return torch.linalg.solve((unit @ basis.T).double(), numbers.double()).float()
+    solution: torch.Tensor = torch.linalg.solve((unit @ basis.T).double(), numbers.double())
+    return solution.float()

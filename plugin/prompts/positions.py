@@ -42,7 +42,7 @@ class ResolvedPositions:
 
 
 def resolve(
-    positions: Sequence[str | int] | str,
+    positions: Sequence[str | int] | str | int,
     table: PromptTable,
     tokenized: TokenizedPrompts,
     missing: Literal["raise", "nan"] = "raise",
@@ -94,7 +94,7 @@ def resolve(
     return ResolvedPositions(names, np.stack(columns, axis=1))
 
 
-def _position_names(positions: Sequence[str | int] | str) -> tuple[str, ...]:
+def _position_names(positions: Sequence[str | int] | str | int) -> tuple[str, ...]:
     listed: Iterable[Any] = [positions] if isinstance(positions, str | int) else positions
     names = tuple(str(name) for name in listed)
     if not names:
