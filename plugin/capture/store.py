@@ -22,7 +22,7 @@ from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFun
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import SHORT_NAMES
 from stratalens.plugin.prompts.entity_warnings import entity_warning
-from stratalens.plugin.prompts.prompt_ids import with_ids_of_store
+from stratalens.plugin.prompts.stored_ids import with_ids_of_store
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level, warn_about_label_typos
 from stratalens.store.errors import CheckWarning, InputError, LabelWarning

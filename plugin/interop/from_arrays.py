@@ -18,7 +18,7 @@ from stratalens.analyses.accessor import open_store
 from stratalens.plugin.interop.array_sources import ArraySource, Layout
 from stratalens.plugin.interop.array_variables import array_variables, check_layout, check_rows
 from stratalens.plugin.progress import Progress, ProgressFunction
-from stratalens.plugin.prompts.prompt_ids import with_ids_of_store
+from stratalens.plugin.prompts.stored_ids import with_ids_of_store
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.label_warnings import caller_level, warn_about_label_typos
 from stratalens.plugin.stages.stage import Stage, resolve_stage_order

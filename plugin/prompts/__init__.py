@@ -2,6 +2,7 @@
 
 table            PromptTable: columns, defaults, validation
 prompt_ids       default names of rows
+stored_ids       default names of rows in a store that exists
 columns          rules for one column
 files            csv, tsv, jsonl and parquet files
 spans            character spans of entities and span columns

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratalens.plugin.prompts.prompt_ids import hashed_ids, numbered_ids, with_ids_of_store
+from stratalens.plugin.prompts.prompt_ids import hashed_ids, numbered_ids
+from stratalens.plugin.prompts.stored_ids import with_ids_of_store
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.store.errors import LabelWarning
 from stratalens.store.writing.create import create
