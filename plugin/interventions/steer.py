@@ -192,7 +192,7 @@ def patch(
 
 
 def recorded_values(
-    ds: xr.Dataset,
+    ds: Any,
     site: str,
     stage: str | None,
     rows: int | str | Sequence[int] | Sequence[str] | None,
