@@ -1,9 +1,10 @@
 """Count how often a causal and a merely correlated direction are distinguished on planted models.
 
-    python -m benchmarks.interventions.planted [SEEDS]
+    python -m benchmarks.interventions.planted [SEEDS] [FIRST]
 
 Not part of the suite of benchmarks. A seed counts as right if the verdict claims an effect of the causal direction and
-none of the correlated one; both directions give the label of every prompt.
+none of the correlated one; both directions give the label of every prompt. The model was made with seeds 0 to 9;
+the count begins at seed 100.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ def right_answer(logits: torch.Tensor, batch: object) -> torch.Tensor:
     return torch.from_numpy(np.where(labels == "plus", 1.0, -1.0)) * (last[:, yes] - last[:, no])
 
 
-def main(seeds: int) -> None:
+def main(seeds: int, first: int) -> None:
     right = {"steer": 0, "ablate": 0}
     wrong: list[str] = []
     left: dict[str, list[float]] = {"causal": [], "correlated": []}
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         model, table = Planted(seed).eval(), prompts(seed)
         assert (decoding(model, table) == 1).all()
         directions = sl.directions(axes(model), site="layers.{layer}.hook_state").sel(layer=1)
@@ -55,4 +56,4 @@ def main(seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100, int(sys.argv[2]) if len(sys.argv) > 2 else 100)

@@ -14,6 +14,7 @@ from stratalens.plugin.prompts.table import PromptTable
 from support.models import VOCABULARY, tokenizer
 
 WIDTH = 24
+NOISE = 1.0  # length of the other features of an embedding, in standard deviations of each
 
 
 class Planted(HookedRootModule):
@@ -31,10 +32,10 @@ class Planted(HookedRootModule):
         tokens = tokenizer()
         self.embed = nn.Embedding(VOCABULARY, WIDTH)
         noise = torch.tensor(rng.normal(size=(VOCABULARY, WIDTH)), dtype=torch.float32)
-        vectors = 1.5 * noise @ rest.T @ rest
-        for text, sign in (("+", 1.0), ("-", -1.0)):
-            (token,) = tokens(text).input_ids
-            vectors[token] += sign * 4 * self.axes.sum(0)
+        vectors = NOISE * noise @ rest.T @ rest
+        signs = [tokens(text).input_ids[0] for text in "+-"]
+        for token, sign in zip(signs, (1.0, -1.0), strict=True):  # nothing else tells the labels from each other
+            vectors[token] = sign * 4 * self.axes.sum(0)
         self.embed.weight.data = vectors
         mix = torch.tensor(rng.normal(size=(WIDTH, WIDTH)) / np.sqrt(WIDTH), dtype=torch.float32)
         self.mix = nn.ParameterList([rest.T @ rest @ mix @ rest.T @ rest for _ in range(2)])

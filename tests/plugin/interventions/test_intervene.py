@@ -83,7 +83,13 @@ def test_a_dose_of_zero_and_a_direction_without_length_do_nothing() -> None:
     directions = axis(count=2)
     directions.data["vector"][0, 1] = np.nan
     result = sl.intervene(
-        bridge("gpt2"), table(4, answers=True), directions, doses=(0.0, 2.0), random=2, progress=False
+        bridge("gpt2"),
+        table(4, answers=True),
+        directions,
+        doses=(0.0, 2.0),
+        random=2,
+        unrelated=["ab", "cd"],
+        progress=False,
     )
     assert (result.effect.sel(dose=0, direction="axis 0") == 0).all()
     assert np.isnan(result.effect.sel(layer=0, direction="axis 1")).all()
