@@ -48,14 +48,6 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "more layers": (config(num_hidden_layers=5), r"no weights for \d+ tensors"),
     "invalid value": (config(hidden_size="big"), "could not be loaded: .*expected int, got str"),
     "unknown type": (config(model_type="foo"), "model_type 'foo', which transformers .* does not know"),
-    "encoder-decoder": (
-        replace_model(
-            lambda: transformers.LongT5ForConditionalGeneration(
-                transformers.LongT5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
-            )
-        ),
-        "is of type 'longt5', which transformers does not load as a language model",
-    ),
     "image model": (
         replace_model(lambda: transformers.ViTModel(transformers.ViTConfig(**SIZES))),
         "is of type 'vit', which transformers does not load as a language model",
