@@ -45,13 +45,14 @@ class Planted(HookedRootModule):
             head[token] += sign * 2 * self.axes[0]
         self.head = nn.Parameter(head)
         self.layers = nn.ModuleList(nn.ModuleDict({"hook_state": HookPoint()}) for _ in range(2))
+        self.rest = rest.T @ rest  # projection onto the other features, which a nonlinearity would leave
         self.setup()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return logits of shape (batch, position, vocab)."""
         x = self.embed(ids).cumsum(1) / torch.arange(1, ids.shape[1] + 1)[:, None] ** 0.5
         for mix, layer in zip(self.mix, self.layers, strict=True):
-            x = layer["hook_state"](x + torch.tanh(x @ mix))
+            x = layer["hook_state"](x + torch.tanh(x @ mix) @ self.rest)
         return (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6) * 3) @ self.head.T
 
 
