@@ -2,7 +2,7 @@
 
     python -m benchmarks.architectures.page [--to docs/architectures.md]
 
-Every statement on the page comes from a document.
+Not part of the suite of benchmarks. Every statement on the page comes from a document.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m benchmarks.architectures.run_all [--only NAME ...] [--again]
 
-A run takes about ten minutes of one core. It writes a document for each line of TransformerLens into
-benchmarks/results/architectures, after each architecture, so that a stopped run resumes.
+Not part of the suite of benchmarks. A run takes about ten minutes of one core. It writes a document for each
+line of TransformerLens into benchmarks/results/architectures, after each architecture, so that a stopped run resumes.
 `python -m benchmarks.architectures.page` writes docs/architectures.md.
 """
 
