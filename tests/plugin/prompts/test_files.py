@@ -190,7 +190,7 @@ BAD_FILES = {
     "tabs.csv": (b"kind\tprompt\na\tb\n", ["separated by tabs, not by commas", r"sep='\t'"]),
     "commas.tsv": (b"prompt,kind\na,b\n", ["separated by commas, not by tabs", "sep=','"]),
     "utf16.csv": ("prompt,kind\na,b\n".encode("utf-16"), ["is UTF-16", "encoding='utf-16'"]),
-    "utf16be.jsonl": ('{"prompt": "caf\u00e9"}\n'.encode("utf-16-be"), ["is UTF-16", "save it as UTF-8"]),
+    "utf16be.jsonl": ('{"prompt": "\u00e9t\u00e9"}\n'.encode("utf-16-be"), ["is UTF-16", "save it as UTF-8"]),
     "chat.jsonl": (
         b'{"prompt": [{"role": "user", "content": "Who is Ann?"}]}\n',
         ["row 0, column 'prompt'", "is a chat", "apply_chat_template", "prepend_bos=False"],
