@@ -39,7 +39,7 @@ def test_overflow_is_an_error_next_to_values_that_are_kept(tmp_path: Path, kind:
     else:
         add(model, 0, 1.0)
     add(model, 1, 1e6)
-    message = r"layer 1, entity 'r\d+', token 'last', feature \[3\]: the activation is beyond the range of float16"
+    message = r"layer 1, entity 'p\w+', token 'last', feature \[3\]: the activation is beyond the range of float16"
     with pytest.raises(NonFiniteError, match=message):
         sl.capture(model, models.table(4), tmp_path / "run.zarr", dtype="float16", **OPTIONS)
 
@@ -81,7 +81,9 @@ def test_the_position_is_named_where_all_are_recorded(tmp_path: Path) -> None:
     """Batches of short rows have no first columns; the label is still that of the token."""
     model = models.bridge("gpt2")
     prompts = [f"one two {i}" for i in range(4)] + [" ".join([f"word{i}"] * 9) for i in range(4)]
-    table = sl.PromptTable.from_dataframe(pd.DataFrame({"prompt": prompts, "entity_id": range(8)}))
+    table = sl.PromptTable.from_dataframe(
+        pd.DataFrame({"prompt": prompts, "prompt_id": [f"p{i}" for i in range(8)], "entity_id": range(8)})
+    )
 
     def change(x: Tensor, hook: Any) -> Tensor:
         x = x.clone()
@@ -92,7 +94,7 @@ def test_the_position_is_named_where_all_are_recorded(tmp_path: Path) -> None:
     options: dict[str, Any] = {"positions": "all", "statistics": False, "check": False, "layers": [0]}
     with pytest.raises(NonFiniteError, match=r"feature \[0\]") as error:
         sl.capture(model, table, tmp_path / "run.zarr", **options)
-    place = re.search(r"entity 'r00000(\d)', token (-\d+),", str(error.value))
+    place = re.search(r"entity 'p(\d)', token (-\d+),", str(error.value))
     assert place is not None
     row = int(place.group(1))
     assert row < 4  # one of the short rows
