@@ -240,13 +240,18 @@ def _lost_changes(storage: Storage) -> list[str]:
 
 
 def _missing_events(store: Store, events: list[dict[str, Any]]) -> list[str]:
-    lost, digest = [], ""
+    lost: list[str] = []
+    digest = ""
     for event in events:
         if event["event"] == "stage added" and store.stage_index(str(event.get("stage"))) is None:
             lost.append(f"stage {event.get('stage')!r}")
         elif event["event"] == "variables added":
             names = event.get("names")
             lost += [f"variable {name!r}" for name in names or () if name not in store.layouts]
+        elif event["event"] == "change reverted":
+            reverted = [f"stage {name!r}" for name in event.get("stages") or ()]
+            reverted += [f"variable {name!r}" for name in event.get("names") or ()]
+            lost = [name for name in lost if name not in reverted]
         elif event["event"] in ("labels change", "labels changed"):
             digest = str(event.get("digest", "")) if event["event"] == "labels changed" else ""
     return [*lost, "other labels"] if digest and digest != store.label_digest else lost

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from stratalens.store.errors import StratalensError
 from stratalens.store.format import metadata
 from stratalens.store.format.schema import Variable
 from stratalens.store.state import commit_log as commits
+from stratalens.store.state.history import append_history
 from stratalens.store.state.manifest import StageEntry, Store, load
 from stratalens.store.storage.base import PRIVATE, Storage
 
@@ -31,14 +33,32 @@ def commit_root(store: Store, *, first: int = 0) -> Store:
     """
     storage = store.storage
     current, new, copy = storage.get(metadata.ROOT), store.root(), storage.get(metadata.ROOT_COPY)
-    if current is not None and current != new:
-        if copy not in (current, new):
-            commit_root(load(storage), first=first)  # another change was interrupted: revert to the root first
+    if current is not None and copy not in (current, new):  # another change was interrupted: revert to the root first
+        if current == new:
+            _note_reverted(load(storage))
+        else:
+            commit_root(load(storage), first=first)
+    if current not in (None, new):
         _put_if_changed(store, metadata.ROOT_COPY, new)
     _put_arrays(store, first)
     _put_if_changed(store, metadata.ROOT_COPY, new)
     _put_if_changed(store, metadata.ROOT, new)
     return load(storage)
+
+
+def _note_reverted(root: Store) -> None:
+    """Write to the history which stages and variables of an interrupted change are reverted.
+
+    The history may name them as added. Without this event, their absence would look like an older root.
+    """
+    try:
+        copy = load(root.storage, copy=True)
+    except StratalensError:  # it has no copy, or a damaged one
+        return
+    stages = [entry.name for entry in copy.stages if root.stage_index(entry.name) is None]
+    names = [name for name in copy.layouts if name not in root.layouts]
+    if stages or names:
+        append_history(root.storage, "change reverted", stages=stages, names=names)
 
 
 def sync_names(storage: Storage) -> None:
