@@ -210,6 +210,7 @@ def run_file_text(
         "dtype: auto                   # that of the model; or float32, bfloat16, float16, int8",
         "compression: none             # or zstd: smaller and slower",
         "batch_size: auto",
+        "# prepend_bos: true           # one BOS token before each prompt; without this line, what the tokenizer adds",
         "# device: cuda                # a GPU is taken where there is one",
         "statistics: true              # norms, losses, entropy, ... of every row; the controls need them",
         "",
