@@ -52,7 +52,8 @@ def _superseded_labels(roots: Roots) -> Iterator[str]:
         current = {store.label_key(name, number).rpartition("/")[2] for number in range(chunks)}
         other = {f"c.{number}" for number in range(chunks)} | {str(number) for number in range(chunks)}
         if superseded := sorted((names & other) - current):
-            yield f"label column {quote(name)} has {len(superseded)} superseded files of the labels before a change"
+            files = "one file" if len(superseded) == 1 else f"{len(superseded)} files"
+            yield f"label column {quote(name)} has {files} of superseded labels"
         if foreign := sorted(names - other):
             yield _belongs_to_nothing(store, name, foreign)
 
