@@ -126,6 +126,7 @@ FAULTS = (
         "the loop passes no attention mask",
         ("left padding",),
         loop(lambda model, ids, mask: model(ids)),
+        "not seen by `capture`, which pads on the right",
     ),
     Fault(
         "the model looks at the padding (a mean over all tokens is added)",
