@@ -69,7 +69,7 @@ def from_arrays(
 
     Args:
         path: folder of the store, or an fsspec URL.
-        arrays: values by name. A value is an array of shape (stage, layer, entity, token, *features); or
+        arrays: values by name. A value is an array of shape (stage, layer, entity, token, features); or
             {stage: array}, {layer: array}, {stage: {layer: array}} of arrays without these dims. An array is anything
             with shape, dtype and slices: NumPy, a memory map, a torch tensor, dask, zarr, xarray. Dims of size one may
             be left out, all of them or none. Names are sites (`resid_post`, `z`, `ln_final`, or a name of your own), or
