@@ -38,10 +38,10 @@ def _foreign_names(roots: Roots) -> Iterator[str]:
     storage = roots.store.storage
     known = {*_documents(roots), PRIVATE, metadata.ROOT}
     if names := [quote(name) for name in storage.list("") if name not in known]:
-        yield f"{storage.root} also has {join_names(names, _SHOWN)}, which belong to nothing in the store"
+        yield f"{storage.root} also has {join_names(names, _SHOWN)}; no part of the store refers to it"
     folders = {"commits", "claims", "tmp"}
     if names := [quote(n) for n in storage.list(PRIVATE) if n not in _PRIVATE_NAMES | folders]:
-        yield f"{storage.path(PRIVATE)} also has {join_names(names, _SHOWN)}, which belong to nothing in the store"
+        yield f"{storage.path(PRIVATE)} also has {join_names(names, _SHOWN)}; no part of the store refers to it"
 
 
 def _superseded_labels(roots: Roots) -> Iterator[str]:

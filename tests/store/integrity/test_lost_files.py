@@ -104,7 +104,7 @@ def test_superseded_and_foreign_files_are_notes(store: Path) -> None:
     report = verify_store(store)
     assert report.ok
     notes = "\n".join(report.notes)
-    assert "label column 'trained_stage' has 1 superseded files" in notes
+    assert "label column 'trained_stage' has one file of superseded labels" in notes
     for name in ("'notes.txt'", "'extra'", "'c.9.0.0.0.0'"):
         assert name in notes
 
