@@ -36,20 +36,21 @@ def test_no_loss_of_power_after_a_kill_loses_anything(scenario: Scenario) -> Non
 def test_the_model_of_a_disk_loses_what_was_not_made_durable(tmp_path: Path) -> None:
     import random
 
-    recorder = Recorder(str(tmp_path))
-    start = tmp_path.parent / "empty"
+    place, start = tmp_path / "place", tmp_path / "empty"
+    place.mkdir()
     start.mkdir()
+    recorder = Recorder(str(place))
     with recorder.on():
-        (tmp_path / "a.part").write_bytes(b"new")
-        (tmp_path / "a.part").replace(tmp_path / "a")
-        with (tmp_path / "b").open("wb") as file:
+        (place / "a.part").write_bytes(b"new")
+        (place / "a.part").replace(place / "a")
+        with (place / "b").open("wb") as file:
             file.write(b"durable")
             file.flush()
             os.fsync(file.fileno())
-        folder = os.open(tmp_path, os.O_RDONLY)
+        folder = os.open(place, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
-        (tmp_path / "c").mkdir()
+        (place / "c").mkdir()
     disk = Disk(start)
     for operation in recorder.log:
         disk.apply(operation)
