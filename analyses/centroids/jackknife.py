@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import ndtri
 
 from stratalens.analyses.data.array_types import Array, Codes, Doubles
@@ -24,15 +25,15 @@ SMALLEST_SHARE = 1e-3
 
 @dataclass(frozen=True)
 class Jackknife:
-    """Weights of the entities in every replicate.
+    """Weights of the entities in every replicate; a slice of it is a float32 array of shape (replicates, entities).
 
     Attributes:
-        weights: float32 array of shape (replicates, entities), 1.0, and less for the entities that are left out.
+        left_out: int64 array of shape (entities,), the replicate that leaves each entity out.
         strata: int64 array of shape (replicates,), stratum of the entities that are left out.
         share: share of each of these that is left out: 1.0, or 0.5 where a group has too few entities to miss one.
     """
 
-    weights: Array
+    left_out: Codes
     strata: Codes
     share: float = 1.0
 
@@ -55,14 +56,23 @@ class Jackknife:
         if sizes.min() < 2:  # no spread inside it
             names, code, sizes = names[:1], np.zeros(len(strata), np.int64), np.array([len(strata)])
         most = max(2, replicates // len(names))
-        weights, strata_of_replicates = [], []
-        for stratum, size in enumerate(sizes):
-            members, blocks = rng.permutation(np.flatnonzero(code == stratum)), min(int(size), most)
-            replicate = np.ones((blocks, len(strata)), np.float32)
-            replicate[np.arange(size) % blocks, members] = 1 - share
-            weights.append(replicate)
-            strata_of_replicates.append(np.full(blocks, stratum, np.int64))
-        return cls(np.concatenate(weights), np.concatenate(strata_of_replicates), share)
+        left_out, blocks = np.empty(len(strata), np.int64), np.minimum(sizes, most)
+        for stratum, first in enumerate(np.cumsum(blocks) - blocks):
+            members = rng.permutation(np.flatnonzero(code == stratum))
+            left_out[members] = first + np.arange(len(members)) % blocks[stratum]
+        return cls(left_out, np.repeat(np.arange(len(sizes)), blocks), share)
+
+    def __len__(self) -> int:
+        return len(self.strata)
+
+    def __getitem__(self, replicates: slice) -> npt.NDArray[np.float32]:
+        numbers = np.arange(len(self))[replicates]
+        return np.where(self.left_out == numbers[:, None], np.float32(1 - self.share), np.float32(1))
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """The weights of all replicates at once."""
+        return self[:]
 
     def standard_error(self, replicates: Array) -> Doubles:
         """Standard error (...) of an estimate from its replicates (replicates, ...); NaN where one is undefined."""

@@ -60,7 +60,7 @@ class MixedSlots:
         share = 1.0 if min(entities) > self.halves.least else 0.5
         return Jackknife.of(entity_strata(self.codes, self.units), replicates, share, rng)
 
-    def weighted(self, table: Array, weights: Array) -> Iterator[Array]:
+    def weighted(self, table: Array, weights: Array | Jackknife) -> Iterator[Array]:
         """Slot sums of weighted entities, in batches (b, Q, G * C, features), from weights (draws, entities)."""
         for start in range(0, len(weights), size := self._batch_size(table)):
             of_rows = weights[start : start + size][:, self.units]

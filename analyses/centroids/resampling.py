@@ -133,7 +133,7 @@ class Slots:
         share = 1.0 if self.sizes.min() > self.halves.least else 0.5
         return Jackknife.of(labels, replicates, share, rng)
 
-    def weighted(self, sums: Array, weights: Array) -> Iterator[Array]:
+    def weighted(self, sums: Array, weights: Array | Jackknife) -> Iterator[Array]:
         """Slot sums of weighted entities, in batches (b, Q, G * C, features), from weights (draws, entities)."""
         size = self._batch_size(sums.shape[1])
         ordered = [np.ascontiguousarray(sums[order]) for order in self.orders]

@@ -178,7 +178,7 @@ class Projection:
         tokens = observed["r2"].shape[1]
         jackknife = slots.jackknife(self.bootstrap, rng)
         replicates: dict[str, list[Array]] = {}
-        for batch in slots.weighted(table, jackknife.weights):
+        for batch in slots.weighted(table, jackknife):
             for name, measured in self._measure(batch, splits, tokens, with_coordinates=False).items():
                 replicates.setdefault(name, []).append(measured)
         out = {}

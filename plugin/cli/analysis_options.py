@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -50,13 +51,13 @@ OPTIONS = (
 )
 
 
-def as_options(message: str) -> str:
+def as_options(message: str, more: Iterable[tuple[re.Pattern[str], str]] = ()) -> str:
     """Replace arguments of Python functions in a message by options of the command line.
 
     >>> as_options("Leave these groups out with order=[...], or use pairs='rest'")
     'Leave these groups out with --order A,B,C, or use --pairs rest'
     """
-    for pattern, option in OPTIONS:
+    for pattern, option in (*more, *OPTIONS):
         message = pattern.sub(option, message)
     return message
 

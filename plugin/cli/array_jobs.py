@@ -130,9 +130,7 @@ def _as_import_options(message: str) -> str:
     >>> _as_import_options("nonfinite='drop'; its layers cannot be counted; pass layers=[...]")
     '--nonfinite drop; its layers cannot be counted; pass --layers 0,1,2'
     """
-    for pattern, option in _OPTIONS:
-        message = pattern.sub(option, message)
-    return as_options(message)
+    return as_options(message, _OPTIONS)
 
 
 def _prompts(table: Path | None, columns: pd.DataFrame | None) -> PromptTable:

@@ -408,9 +408,5 @@ class LocalStorage:
         """Return a context manager that holds the lock for changes of the root document."""
         self._check_folder(self.path(PRIVATE))
         lock = FileLock(self.path(f"{PRIVATE}/structure.lock"))
-        with wait_for_lock(lock, self.root):
-            self.guards.append(lock.check)
-            try:
-                yield
-            finally:
-                self.guards.remove(lock.check)
+        with wait_for_lock(lock, self.root, self.guards):
+            yield

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -155,12 +155,13 @@ def busy_error(path: object, holder: str) -> StoreBusyError:
 
 
 @contextmanager
-def wait_for_lock(lock: Lock, where: object) -> Iterator[None]:
+def wait_for_lock(lock: Lock, where: object, guards: list[Callable[[], None]]) -> Iterator[None]:
     """Wait for the lock and hold it for a change of the root document.
 
     Args:
         lock: lock of the root document; other processes hold it for moments.
         where: path of the store, for the error message.
+        guards: of the storage; they have the check of this lock while it is held.
 
     Raises:
         StoreBusyError: the lock was not free for `PATIENCE` seconds.
@@ -174,6 +175,10 @@ def wait_for_lock(lock: Lock, where: object) -> Iterator[None]:
             )
         time.sleep(_STEP)
     try:
-        yield
+        guards.append(lock.check)
+        try:
+            yield
+        finally:
+            guards.remove(lock.check)
     finally:
         lock.release()

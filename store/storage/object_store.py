@@ -247,12 +247,8 @@ class RemoteStorage:
     def structure_lock(self) -> Iterator[None]:
         """Return a context manager that holds the lock for changes of the root document."""
         lock = LeaseLock(self, f"{LEASES}/structure")
-        with wait_for_lock(lock, self.root):
-            self.guards.append(lock.check)
-            try:
-                yield
-            finally:
-                self.guards.remove(lock.check)
+        with wait_for_lock(lock, self.root, self.guards):
+            yield
 
     def _failed(self, action: str, key: str, error: OSError) -> StratalensError:
         return StratalensError(

@@ -102,6 +102,16 @@ def bridge(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **chang
         )
 
 
+def hooked(kind: str) -> Any:
+    """A hooked model: a bridge, one in compatibility mode, or "hooked" for a HookedTransformer."""
+    if kind == "hooked":
+        return hooked_transformer()
+    model = bridge("gpt2" if kind == "compatibility" else kind)
+    if kind == "compatibility":
+        model.enable_compatibility_mode(disable_warnings=True)
+    return model
+
+
 def hooked_transformer(seed: int = 0, **changes: Any) -> Any:
     """Return a random HookedTransformer with grouped-query attention and softcapped logits; needs version 3.9."""
     sizes = {"n_layers": LAYERS, "d_model": 32, "n_heads": 4, "d_head": 8, "d_mlp": 48, "n_ctx": 64}

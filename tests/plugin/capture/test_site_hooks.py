@@ -11,7 +11,7 @@ from stratalens.plugin.capture.batching import length_buckets
 from stratalens.plugin.capture.run import capture
 from stratalens.plugin.models.sites import SHORT_NAMES
 from stratalens.store.errors import NonFiniteError
-from support.models import BRIDGES, ON_39, TwoLayers, bridge, hooked_transformer, run_two_layers, table, tokenizer
+from support.models import BRIDGES, ON_39, TwoLayers, bridge, hooked, run_two_layers, table, tokenizer
 
 SITES = (
     "resid_pre",
@@ -31,15 +31,6 @@ FULL = ("blocks.{layer}.ln2.hook_scale", "blocks.0.mlp.hook_pre")
 KINDS = [*BRIDGES, "compatibility", *(["hooked"] if ON_39 else [])]
 
 
-def make(kind: str) -> Any:
-    if kind == "hooked":
-        return hooked_transformer()
-    model = bridge("gpt2" if kind == "compatibility" else kind)
-    if kind == "compatibility":
-        model.enable_compatibility_mode(disable_warnings=True)
-    return model
-
-
 def without(kind: str) -> set[str]:
     return {"resid_mid"} if kind == "neox" else set()  # parallel attention has no resid_mid
 
@@ -48,7 +39,7 @@ def without(kind: str) -> set[str]:
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(kind, dataset of all tokens, {row: {site: array}} of run_with_cache at the same padding)."""
     kind = request.param
-    model, prompts = make(kind), table(9)
+    model, prompts = hooked(kind), table(9)
     sites = [s for s in SITES if s not in without(kind)]
     path = tmp_path_factory.mktemp(kind) / "run.zarr"
     ds = capture(model, prompts, path, sites=[*sites, *FULL], layers=[0, 1, 2], positions="all", statistics=False)

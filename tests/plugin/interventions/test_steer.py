@@ -15,7 +15,7 @@ from torch import Tensor
 import stratalens as sl
 from stratalens.plugin.models.adapters import adapt
 from stratalens.store.errors import InputError, MismatchError, NotRecordedError
-from support.models import BRIDGES, ON_39, TwoLayers, bridge, hooked_transformer, table
+from support.models import BRIDGES, ON_39, TwoLayers, bridge, hooked, table
 
 KINDS = [*BRIDGES, "compatibility", "two layers", *(["hooked"] if ON_39 else [])]
 IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
@@ -23,14 +23,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
 
 def make(kind: str) -> Any:
-    if kind == "two layers":
-        return TwoLayers()
-    if kind == "hooked":
-        return hooked_transformer()
-    model = bridge("gpt2" if kind == "compatibility" else kind)
-    if kind == "compatibility":
-        model.enable_compatibility_mode(disable_warnings=True)
-    return model
+    return TwoLayers() if kind == "two layers" else hooked(kind)
 
 
 def run(model: Any) -> Tensor:
