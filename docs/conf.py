@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from sphinx.util.inspect import TypeAliasForwardRef
 
@@ -16,6 +16,7 @@ TypeAliasForwardRef.__repr__ = lambda self: (
 )  # otherwise Sphinx shows its own object for an alias inside a Mapping
 
 HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # the modules of this folder, and the benchmarks
 
 project = "stratalens"
 author = "The stratalens developers"
@@ -28,8 +29,10 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
 ]
-extensions += ["sphinx_copybutton"] if importlib.util.find_spec("sphinx_copybutton") else []
+templates_path = ["_templates"]
+copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor output
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"  # every output on the pages comes from this build
@@ -82,13 +85,9 @@ def make_example() -> None:
 
 def make_gallery() -> None:
     """Draw the figures of the gallery and write its page, from the code that the page shows."""
-    spec = importlib.util.spec_from_file_location("gallery", HERE / "gallery.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gallery"] = module
-    spec.loader.exec_module(module)
-    module.write(HERE / "_generated" / "gallery")
+    import gallery
+
+    gallery.write(HERE / "_generated" / "gallery")
 
 
 def make_commands() -> None:
@@ -116,6 +115,14 @@ def make_commands() -> None:
     target.write_text("\n".join(parts), encoding="utf-8")
 
 
+def reference_context() -> dict[str, Any]:
+    """Return the examples and pictures of the pages that autosummary writes, one for each public name."""
+    import reference_pages
+
+    return reference_pages.context()
+
+
 make_example()
 make_gallery()
 make_commands()
+autosummary_context = reference_context()
