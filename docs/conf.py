@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -43,7 +44,7 @@ nb_execution_timeout = 300
 nb_output_stderr = "remove"  # progress bars of loading weights
 nb_merge_streams = True
 nb_execution_excludepatterns = ["_build/*"]
-exclude_patterns = ["_build", "_generated/commands.md"]
+exclude_patterns = ["_build", "_generated/commands.md", "_generated/extra"]
 root_doc = "index"
 suppress_warnings = ["toc.empty_glob", "mystnb.unknown_mime_type"]  # plots also have forms for a live kernel
 nitpicky = False
@@ -60,7 +61,7 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_static_path = ["_static"]
-html_extra_path = ["llms.txt"]
+html_extra_path = ["llms.txt", "_generated/extra"]  # extra: notebooks of the pages and live figures
 html_css_files = ["outputs.css"]
 html_title = f"stratalens {release}"
 html_copy_source = False
@@ -87,7 +88,26 @@ def make_gallery() -> None:
     """Draw the figures of the gallery and write its page, from the code that the page shows."""
     import gallery
 
-    gallery.write(HERE / "_generated" / "gallery")
+    gallery.write(HERE / "_generated" / "gallery", HERE / "_generated" / "extra" / "live")
+
+
+def make_benchmarks() -> None:
+    """Draw the charts of the benchmarks and write their page, from benchmarks/results."""
+    from benchmarks.harness import charts
+
+    charts.write(HERE / "_generated" / "benchmarks")
+
+
+def make_notebooks() -> dict[str, str]:
+    """Write the notebooks of the executed pages, copy examples/ to be executed as pages, and return all by page."""
+    import notebooks
+
+    extra = HERE / "_generated" / "extra" / "notebooks"
+    written = notebooks.write(extra)
+    for folder in (HERE / "_generated" / "examples", extra / "examples"):
+        shutil.copytree(HERE.parent / "examples", folder, dirs_exist_ok=True)
+    examples = (path.name for path in sorted((extra / "examples").glob("*.ipynb")))
+    return written | {f"_generated/examples/{Path(name).stem}": f"examples/{name}" for name in examples}
 
 
 def make_commands() -> None:
@@ -122,7 +142,22 @@ def reference_context() -> dict[str, Any]:
     return reference_pages.context()
 
 
+def add_notebook_link(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Put a link to the notebook of a page below its title."""
+    if page in NOTEBOOKS and "body" in context:
+        target = f"{'../' * page.count('/')}notebooks/{NOTEBOOKS[page]}"
+        link = f'<p class="notebook-link"><a href="{target}" download>Download this page as a notebook</a></p>'
+        context["body"] = context["body"].replace("</h1>", f"</h1>\n{link}", 1)
+
+
+def setup(app: Any) -> None:
+    """Connect the hooks of this file."""
+    app.connect("html-page-context", add_notebook_link)
+
+
 make_example()
 make_gallery()
+make_benchmarks()
 make_commands()
+NOTEBOOKS = make_notebooks()
 autosummary_context = reference_context()
