@@ -28,6 +28,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
@@ -135,6 +136,13 @@ def make_commands() -> None:
     target.write_text("\n".join(parts), encoding="utf-8")
 
 
+def make_inventories() -> dict[str, tuple[str, str]]:
+    """Write the inventories of other projects, so that links to their pages need no network."""
+    import inventories
+
+    return inventories.write(HERE / "_generated" / "inventories")
+
+
 def reference_context() -> dict[str, Any]:
     """Return the examples and pictures of the pages that autosummary writes, one for each public name."""
     import reference_pages
@@ -160,4 +168,5 @@ make_gallery()
 make_benchmarks()
 make_commands()
 NOTEBOOKS = make_notebooks()
+intersphinx_mapping = make_inventories()
 autosummary_context = reference_context()
