@@ -82,7 +82,7 @@ def test_the_examples_of_the_reference_run(
     assert Path("report.html").is_file()
     assert float(ran["drift"].sel(stage="base").max()) == 0
     assert float(ran["drift"].sel(stage="week2").min()) > 0
-    assert ran["control_table"].control.values.tolist() == ["probe", "loss alone"]
+    assert {"probe", "loss alone"} <= set(ran["control_table"].control.values.tolist())
     names = {f"stratalens.{name}" for name in examples} | {f"stratalens.plots.{name}" for name in examples}
     used = {name for name, shown in pages.examples().items() if shown["before"] == pages.EXAMPLE_STORE}
     assert used <= names
