@@ -147,6 +147,9 @@ def reference_context() -> dict[str, Any]:
     """Return the examples and pictures of the pages that autosummary writes, one for each public name."""
     import reference_pages
 
+    import stratalens as sl
+
+    sys.modules.setdefault("stratalens.plots", sl.plots)  # autodoc looks for `stratalens.plots.NAME` in such a module
     return reference_pages.context()
 
 

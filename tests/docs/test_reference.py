@@ -42,6 +42,8 @@ def test_every_public_name_has_one_page(pages: ModuleType) -> None:
     assert len(names) == len(set(names)) > 50
     assert set(names) == set(pages.public_names())
     assert set(pages.MEMBERS) <= set(names)
+    templates = re.findall(r":template: (\S+)", "".join(p.read_text() for p in (DOCS / "reference").glob("*.md")))
+    assert {(DOCS / "_templates" / name).is_file() for name in templates} == {True}, "Sphinx falls back in silence"
 
 
 def test_every_page_has_an_example_and_every_plot_a_picture(pages: ModuleType) -> None:
