@@ -57,9 +57,8 @@ def test_the_sentence_follows_the_numbers(charts: ModuleType) -> None:
 def test_the_page_has_each_chart_for_both_themes_and_a_link_to_its_table(charts: ModuleType, tmp_path: Path) -> None:
     page = charts.write(tmp_path).read_text(encoding="utf-8")
     full = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^### (.+)$", full, re.MULTILINE)
-    }
+    titles = re.findall(r"^### (.+)$", full, re.MULTILINE)
+    headings = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
     anchors = re.findall(r"benchmarks\.md#([\w-]+)\)", page)
     assert len(anchors) == 5
     assert set(anchors) <= headings
