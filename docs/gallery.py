@@ -177,7 +177,7 @@ def loss_curves(ds: xr.Dataset) -> Any:
     return sl.plots.loss_curves(losses)
 
 
-LIVE = ("layer_sweep", "centroid_map")  # figures that the page also shows with their sliders
+LIVE = ("layer_sweep", "centroid_map")  # figures that the page shows with their sliders
 
 
 def live_frame(figure: Any, name: str, title: str, live: Path) -> str:
@@ -185,8 +185,8 @@ def live_frame(figure: Any, name: str, title: str, live: Path) -> str:
     live.mkdir(parents=True, exist_ok=True)
     sl.plots.save(figure, live / f"{name}.html")
     return (
-        f'\n```{{raw}} html\n<iframe class="live" loading="lazy" title="{title}, with sliders" '
-        f'src="../../live/{name}.html"></iframe>\n```\n'
+        f'```{{raw}} html\n<iframe class="live" loading="lazy" title="{title}, with sliders" '
+        f'src="../../live/{name}.html"></iframe>\n```'
     )
 
 
@@ -204,10 +204,8 @@ def write(folder: Path, live: Path) -> Path:
         alt = f"{title}: {figure.stratalens_spec.heading(figure.stratalens_spec.default_values())}"
         target = f"gallery-{name.replace('_', '-')}"
         thumbs.append(f":::{{container}} thumb\n\n[![{title}]({name}.svg)](#{target})\n\n[{title}](#{target})\n:::\n")
-        frame = live_frame(figure, name, title, live) if name in LIVE else ""
-        sections.append(
-            f"({target})=\n\n## {title}\n\n```{{code-block}} python\n{code}\n```\n\n![{alt}]({name}.svg)\n{frame}"
-        )
+        image = live_frame(figure, name, title, live) if name in LIVE else f"![{alt}]({name}.svg)"
+        sections.append(f"({target})=\n\n## {title}\n\n```{{code-block}} python\n{code}\n```\n\n{image}\n")
     start = (
         "# Gallery\n\nEvery plot of a small synthetic data set, with its code. `ds` is the Dataset that "
         "`sl.open_store` returns.\nThe numbers have no meaning.\n"
