@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ TypeAliasForwardRef.__repr__ = lambda self: (
 )  # otherwise Sphinx shows its own object for an alias inside a Mapping
 
 HERE = Path(__file__).parent
+SCRIPT = re.compile(r"<script\b[^>]*>.*?</script>", re.DOTALL)
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # the modules of this folder, and the benchmarks
 
 project = "stratalens"
@@ -153,8 +155,13 @@ def reference_context() -> dict[str, Any]:
     return reference_pages.context()
 
 
-def add_notebook_link(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Put a link to the notebook of a page below its title."""
+def finish_body(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Remove scripts that would load others from a server, and put a link to the page's notebook below its title.
+
+    Such scripts are outputs that prepare a live notebook for HoloViews; the pages show the images of the figures.
+    """
+    if "body" in context:
+        context["body"] = SCRIPT.sub(lambda match: "" if "://cdn." in match[0] else match[0], context["body"])
     if page in NOTEBOOKS and "body" in context:
         target = f"{'../' * page.count('/')}notebooks/{NOTEBOOKS[page]}"
         link = f'<p class="notebook-link"><a href="{target}" download>Download this page as a notebook</a></p>'
@@ -163,7 +170,7 @@ def add_notebook_link(app: Any, page: str, template: str, context: dict[str, Any
 
 def setup(app: Any) -> None:
     """Connect the hooks of this file."""
-    app.connect("html-page-context", add_notebook_link)
+    app.connect("html-page-context", finish_body)
 
 
 make_example()
