@@ -57,6 +57,7 @@ class TrainSettings(_Block):
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
+    packing: bool = False  # several texts a row, without attention between them and almost without padding
     # auto: bfloat16 mixed precision where the processor multiplies it in hardware, else float32
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     save: Literal["no", "epoch"] = "no"  # epoch: an interrupted stage resumes after its last complete epoch
