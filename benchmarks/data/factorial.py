@@ -28,7 +28,6 @@ import yaml
 
 import stratalens as sl
 from stratalens.plugin.study.config.settings import StudySettings, validate_settings
-from stratalens.plugin.study.recording.stores import STORE
 from stratalens.plugin.study.run import run_study
 
 CELLS = Path(__file__).parents[2] / "docs" / "study-results" / "factorial" / "factorial.yaml"
