@@ -95,7 +95,7 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
             name: forecast(
                 [Stage(f"stage{number}", number, hooked) for number in range(len(plan.stages))],
                 PromptTable.from_dataframe(plan.prompts),
-                rows=round(len(plan.prompts) * (1 if name == stores.CONFLICT_STORE else scale)),
+                rows=_count_rows(name, plan, settings, scale),
                 **plan.options,
             )
             for name, plan in plans.items()
@@ -125,6 +125,17 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         "all_seeds_bytes": seeds * (store_bytes + checkpoint_bytes),
         "sampled_entities": SAMPLED_ENTITIES * settings.stages if sampled else None,
     }
+
+
+def _count_rows(name: str, plan: stores.StorePlan, settings: StudySettings, scale: float) -> int:
+    """Count the rows of a store of the whole study, from its plan for sampled entities."""
+    if name == stores.CONFLICT_STORE:
+        return len(plan.prompts)
+    rows = round(len(plan.prompts) * scale)
+    if name == stores.STORE and settings.record.sample is not None:
+        entities = min(settings.record.sample, settings.entities_per_stage)
+        rows = entities * settings.stages * len(settings.record.templates)
+    return rows
 
 
 def flatten_forecast(forecast: dict[str, Any]) -> dict[str, Any]:

@@ -176,7 +176,11 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
 
     with progress.phase("recording", "recording every stage on prompts never seen in training"):
         opened, answers = record(checkpoints)
-        ds = stores.with_order_of_run(opened[stores.STORE], (UNTRAINED, *settings.stage_names))
+        run_stages = (UNTRAINED, *settings.stage_names)
+        ds = stores.with_order_of_run(opened[stores.STORE], run_stages)
+        ends = None
+        if stores.ENDS_STORE in opened:
+            ends = stores.with_order_of_run(opened[stores.ENDS_STORE], run_stages)
         removed = remove_unneeded_weights(checkpoints, retained_stages(settings, list(checkpoints)))
         if removed:
             policy = f"keep_checkpoints: {settings.keep_checkpoints}"
@@ -190,7 +194,7 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
     from stratalens.plugin.study.findings.self_report import describe_self_report, self_report_rows
 
     with progress.phase("analyses", "analysing all layers and stages"):
-        findings = run_analyses(ds, settings, progress)
+        findings = run_analyses(ds, settings, progress, ends)
         if stores.LAST_STORE in opened:
             add_token_results(findings, opened[stores.LAST_STORE], settings)
         add_after_results(findings, settings)

@@ -145,6 +145,9 @@ class RecordSettings(_Block):
     positions: tuple[str, ...] = ("last", "entity_last")
     dtype: StoreDtype = "auto"
     stages: Literal["all", "ends"] = "all"  # ends: only the untrained and the last stage
+    # entities of each stage that are recorded at all stages; None: all. The untrained and the last stage are then also
+    # recorded with all entities, in ends.zarr, from which the headline numbers come
+    sample: Annotated[int, Field(ge=12)] | None = None
     statistics: bool = True
     # questions that every checkpoint answers, out of all answers: one of every entity, all of them, or none
     answers: Literal["one", "all", "none"] = "one"
@@ -161,6 +164,9 @@ class AnalysisSettings(_Block):
     sweep_permutations: NonNegativeInt = 200  # of the projection, at every stage, layer and token
     probe_permutations: NonNegativeInt = 200  # of the probes, for the headline numbers
     bins: Annotated[int, Field(ge=2)] = 5
+    statistic_sets: bool = True  # what each set of statistics leaves of the effect (controls.csv)
+    matching_bins: tuple[Annotated[int, Field(ge=2)], ...] = (2, 3, 5, 8)  # of each statistic, for statistic_sets
+    set_permutations: PositiveInt = 100  # labels drawn from the statistics, for statistic_sets
 
 
 class StudySettings(_Block):
