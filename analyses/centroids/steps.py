@@ -1,7 +1,7 @@
 """Steps between successive group centroids, without the noise of the centroids.
 
-Products of centroids of entities that share none are unbiased, so the squared length of a step is not inflated by noise,
-and the cosine of two successive steps is not pulled towards -1/2. Both steps of a pair contain the centroid between
+Products of centroids of different entities are unbiased, so noise does not inflate the squared length of a step, and
+does not pull the cosine of two successive steps towards -1/2. Both steps of a pair contain the centroid between
 them, with opposite signs: its noise alone makes steps of groups that do not differ look like sharp turns.
 """
 

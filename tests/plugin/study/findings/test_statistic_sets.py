@@ -23,7 +23,7 @@ SETTINGS = StudySettings(
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    """Activations that carry the stage through the loss over the name, and directly; the loss at the position is noise."""
+    """Activations carry the stage directly and through the loss over the name; the loss at the position is noise."""
     random = np.random.default_rng(0)
     stage = np.repeat(["s1", "s2", "s3"], ROWS)
     position = np.repeat([0.0, 0.5, 1.0], ROWS)
