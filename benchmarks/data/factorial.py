@@ -7,6 +7,7 @@ no other process works on.
     python -m benchmarks.data.factorial --out /tmp/factorial                 # all cells, in order
     python -m benchmarks.data.factorial --out /tmp/factorial --only blocks-12
     python -m benchmarks.data.factorial --out /tmp/factorial --table         # only the table of the finished cells
+    python -m benchmarks.data.factorial --out /tmp/factorial --table --controls   # and what statistics leave in each
 
 Not part of the suite: it trains for hours.
 """
@@ -27,7 +28,9 @@ import xarray as xr
 import yaml
 
 import stratalens as sl
-from stratalens.plugin.study.config.settings import StudySettings, validate_settings
+from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings, validate_settings
+from stratalens.plugin.study.findings.statistic_sets import describe_statistic_sets, measure_statistic_sets
+from stratalens.plugin.study.recording.stores import STORE, with_order_of_run
 from stratalens.plugin.study.run import run_study
 
 CELLS = Path(__file__).parents[2] / "docs" / "study-results" / "factorial" / "factorial.yaml"
@@ -100,6 +103,38 @@ def run_cell(name: str, settings: StudySettings, out: Path) -> None:
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
+def write_controls(name: str, settings: StudySettings, out: Path) -> None:
+    """Write what each set of statistics leaves of the effect of a finished cell to `<out>/<name>-controls.csv`."""
+    target = out / f"{name}-controls.csv"
+    if target.is_file():
+        return
+    ds = with_order_of_run(sl.open_store(out / name / STORE), (UNTRAINED, *settings.stage_names))
+    last = ds.sel(stage=[settings.stage_names[-1]], token=ds.token.values[:1]).isel(layer=[-1])
+    table = measure_statistic_sets(last, settings)
+    table.to_csv(target, index=False)
+    print(f"{name}: {describe_statistic_sets(table, 'the recorded template')}")
+
+
+def draw_learning_curves(out: Path) -> None:
+    """Draw accuracy over the entities that the probe has, one line a cell and one panel a place."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    results = {name: out / f"{name}.json" for name in read_cells() if (out / f"{name}.json").is_file()}
+    figure, axes = plt.subplots(1, len(PLACES), figsize=(9, 3.6), sharey=True, layout="constrained")
+    for axis, place in zip(axes, PLACES, strict=True):
+        for name, file in results.items():
+            curve = [r for r in json.loads(file.read_text(encoding="utf-8"))["learning_curve"] if r["place"] == place]
+            axis.plot([r["entities"] for r in curve], [r["value"] for r in curve], marker="o", markersize=3, label=name)
+        axis.axhline(0.5, color="0.6", linewidth=0.8)
+        axis.set(title=place, xscale="log", xlabel="entities of a stage that the probe has")
+    axes[0].set_ylabel("first v last accuracy")
+    axes[-1].legend(fontsize=7, frameon=False)
+    figure.savefig(out / "learning-curves.png", dpi=110)
+
+
 def make_table(out: Path) -> pd.DataFrame:
     """Make the table of the finished cells."""
     rows = []
@@ -138,6 +173,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=None, help="names of cells")
     parser.add_argument("--table", action="store_true", help="write the table of the finished cells and stop")
+    parser.add_argument("--controls", action="store_true", help="what statistics leave of the effect of finished cells")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, settings in read_cells().items() if not args.table else ():
@@ -151,7 +187,11 @@ def main() -> None:
             print(f"{name}: process {os.getpid()}", flush=True)
             run_cell(name, settings, args.out)
     table = make_table(args.out)
+    if args.controls:
+        for name in table["cell"] if len(table) else ():
+            write_controls(name, read_cells()[name], args.out)
     if len(table):
+        draw_learning_curves(args.out)
         lines = ["| " + " | ".join(map(str, row)) + " |" for row in (table.columns, *table.itertuples(index=False))]
         lines.insert(1, "|" + "---|" * len(table.columns))
         (args.out / "factorial.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
