@@ -1,6 +1,6 @@
 """The effect that sets of statistics leave: each set alone, matched, weighted, and compared with labels drawn from it.
 
-The sets are those that the paper balances, six statistics of the activations and seven of the logits, and four losses.
+The sets are those that the paper balances, six statistics of the activations and seven of the logits, and three losses.
 The notes on the paper name four of its seven logit statistics (entropy, largest logit, logsumexp, fourth moment); mean,
 standard deviation and skewness complete them here. Whether the paper balances a loss over the name is not visible.
 """
@@ -25,7 +25,7 @@ LOSS_SETS = {
     "loss over the name": ("entity_loss",),
     "loss over the prompt": ("running_loss",),
 }
-TOGETHER = "all of these"
+TOGETHER = "set of all of these"
 COLUMNS = (
     "statistics",
     "control",
@@ -55,8 +55,8 @@ def statistic_sets(ds: xr.Dataset, site: str = "resid_post") -> dict[str, tuple[
     Example:
         >>> x = (("entity", "token"), np.zeros((3, 1)))
         >>> sets = statistic_sets(xr.Dataset({"loss": x, "running_loss": x}))
-        >>> list(sets), sets["all of these"]
-        (['loss at the position', 'loss over the prompt', 'all of these'], ('loss', 'running_loss'))
+        >>> list(sets), sets["set of all of these"]
+        (['loss at the position', 'loss over the prompt', 'set of all of these'], ('loss', 'running_loss'))
     """
 
     def is_usable(name: str) -> bool:
@@ -65,8 +65,8 @@ def statistic_sets(ds: xr.Dataset, site: str = "resid_post") -> dict[str, tuple[
         return site in ds and name.startswith(f"{site}_")
 
     wanted = {
-        "six statistics of the activations": tuple(f"{site}_{name}" for name in ACTIVATION_SET),
-        "seven statistics of the logits": LOGIT_SET,
+        "set of six activation statistics": tuple(f"{site}_{name}" for name in ACTIVATION_SET),
+        "set of seven logit statistics": LOGIT_SET,
         **LOSS_SETS,
     }
     sets = {name: members for name, members in wanted.items() if all(map(is_usable, members))}
@@ -198,5 +198,5 @@ def describe_statistic_sets(table: pd.DataFrame, where: str) -> str:
     if len(known) > 1:
         single = known[known["statistics"] != TOGETHER]
         least = (single if len(single) else known).sort_values("left").iloc[0]
-        text += f" Of the single sets, the {least['statistics']} leave the least."
+        text += f" The least remains at an equal {least['statistics']}." if least["left"] < 1 else ""
     return text

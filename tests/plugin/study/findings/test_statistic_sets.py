@@ -43,7 +43,7 @@ def table() -> pd.DataFrame:
         },
     )
     assert list(statistic_sets(ds)) == [
-        "six statistics of the activations",
+        "set of six activation statistics",
         "loss at the position",
         "loss over the name",
         TOGETHER,
@@ -92,7 +92,10 @@ def test_rows_sentences_and_the_table_of_the_report(table):
     assert len(set(names)) == len(names)
     assert all(row["value"] is None or np.isfinite(row["value"]) for row in rows)
     text = describe_statistic_sets(table, "the recorded template")
-    assert "Of the single sets, the loss over the name leave the least." in text
+    weighted = table[(table["control"] == "weighted") & (table["statistics"] != TOGETHER)]
+    least = weighted.sort_values("left").iloc[0]
+    assert f"The least remains at an equal {least['statistics']}." in text
+    assert "from the loss over the name" in text
     shown = statistic_set_table(table)
     assert len(shown.rows) == len(table)
     assert shown.rows[0][0] == "none"
