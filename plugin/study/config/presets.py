@@ -65,6 +65,7 @@ PRESETS: dict[str, StudySettings] = {
         train=TrainSettings(epochs=4, batch_size=32, learning_rate=5e-4, save="epoch"),
         self_report=SelfReportSettings(),
         record=RecordSettings(positions=("last", "-2", "entity_last"), last=LastSettings()),
+        analysis=AnalysisSettings(statistic_sets=True),
     ),
     "paper": StudySettings(
         preset="paper",
@@ -76,6 +77,7 @@ PRESETS: dict[str, StudySettings] = {
         self_report=SelfReportSettings(),
         # int8 and bfloat16 keep stores and checkpoints of a seed under 20 GB (see `stratalens forecast`).
         record=RecordSettings(dtype="bfloat16", answers="all", last=LastSettings(dtype="int8")),
+        analysis=AnalysisSettings(statistic_sets=True),
         keep_checkpoints="last",
     ),
 }

@@ -164,7 +164,7 @@ class AnalysisSettings(_Block):
     sweep_permutations: NonNegativeInt = 200  # of the projection, at every stage, layer and token
     probe_permutations: NonNegativeInt = 200  # of the probes, for the headline numbers
     bins: Annotated[int, Field(ge=2)] = 5
-    statistic_sets: bool = True  # what each set of statistics leaves of the effect (controls.csv)
+    statistic_sets: bool = False  # what each set of statistics leaves of the effect (controls.csv)
     matching_bins: tuple[Annotated[int, Field(ge=2)], ...] = (2, 3, 5, 8)  # of each statistic, for statistic_sets
     set_permutations: PositiveInt = 100  # labels drawn from the statistics, for statistic_sets
 

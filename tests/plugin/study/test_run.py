@@ -112,7 +112,8 @@ def test_a_folder_with_other_things_is_left_alone(settings, tmp_path):
 def test_a_sample_is_recorded_at_all_stages_and_all_entities_at_the_ends(settings, tmp_path):
     """The headline numbers come from all entities, also if weights are removed after every stage."""
     record = RecordSettings(positions=("last",), sample=12)
-    sampled = settings.model_copy(update={"record": record, "keep_checkpoints": "last"})
+    analysis = ANALYSIS.model_copy(update={"statistic_sets": True, "matching_bins": (2,), "set_permutations": 5})
+    sampled = settings.model_copy(update={"record": record, "keep_checkpoints": "last", "analysis": analysis})
     done = run_study(sampled, tmp_path / "out", quiet=True)
     ds, ends = sl.open_store(done.store), sl.open_store(done.folder / "ends.zarr")
     assert ds.sizes["entity"] == 36
