@@ -7,6 +7,7 @@ import xarray as xr
 from stratalens import project
 
 GROUPS, FEATURES = 6, 24
+ENTITIES = 60  # of each group
 SAMPLES = 40  # independent data sets: the layers of one Dataset
 TURN = np.pi / 3
 
@@ -19,11 +20,11 @@ def path(turn: float, lengths: tuple[float, ...]) -> np.ndarray:
     return np.vstack([np.zeros(FEATURES), np.cumsum(steps * np.array(lengths)[:, None], axis=0)])
 
 
-def measure(centroids: np.ndarray, noise: float, entities: int = 60, seed: int = 0, **options) -> xr.Dataset:
+def measure(centroids: np.ndarray, noise: float, samples: int = SAMPLES, **options) -> xr.Dataset:
     """Project samples of the centroids, each with normal noise on every entity."""
-    random = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(len(centroids)), entities)
-    values = centroids[groups][None] + noise * random.normal(size=(SAMPLES, len(groups), FEATURES))
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(len(centroids)), ENTITIES)
+    values = centroids[groups][None] + noise * random.normal(size=(samples, len(groups), FEATURES))
     labels = np.array([f"g{g}" for g in groups])
     x = xr.DataArray(
         values.astype(np.float32), dims=("layer", "entity", "d_model"), coords={"x": ("entity", labels)}, name="a"
@@ -67,7 +68,7 @@ def test_groups_that_do_not_differ_have_no_angles() -> None:
 
 def test_intervals_of_steps_cover_their_true_values() -> None:
     lengths = (1.3, 1.3, 1.5, 2.0, 2.0)
-    result = measure(path(TURN, lengths), 1.0, bootstrap=60)
+    result = measure(path(TURN, lengths), 1.0, samples=20, bootstrap=48)
     expected = {"step_square": np.square(lengths), "step_cosine": np.full(4, 0.5), "step_cosine_mean": 0.5}
     for name, truth in expected.items():
         low, high = (result[f"{name}_{end}"].squeeze().values for end in ("low", "high"))

@@ -50,7 +50,7 @@ def test_a_forecast_counts_both_stores_of_a_run_with_a_sample(settings, monkeypa
     sampled = settings.model_copy(update={"entities_per_stage": 14, "record": record})
     whole = forecast_study(sampled)
     rows = {name: store["rows"] for name, store in whole["stores"].items()}
-    assert rows == {"run.zarr": 36, "ends.zarr": 42}
+    assert rows == {"run.zarr": 4 * 36, "ends.zarr": 2 * 42}
     monkeypatch.setattr(forecasting, "MAX_ENTITIES", 5)
     monkeypatch.setattr(forecasting, "SAMPLED_ENTITIES", 7)
     part = forecast_study(sampled)

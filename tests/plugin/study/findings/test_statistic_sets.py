@@ -15,9 +15,9 @@ from stratalens.plugin.study.findings.statistic_sets import (
     statistic_sets,
 )
 
-ROWS = 150  # of each stage
+ROWS = 110  # of each stage
 SETTINGS = StudySettings(
-    stages=3, entities_per_stage=ROWS, analysis=AnalysisSettings(matching_bins=(3, 200), set_permutations=20)
+    stages=3, entities_per_stage=ROWS, analysis=AnalysisSettings(matching_bins=(3, 200), set_permutations=12)
 )
 
 
