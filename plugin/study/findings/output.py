@@ -63,11 +63,10 @@ def headline_rows(findings: Findings, ds: xr.Dataset, settings: StudySettings) -
                     rows.append(headline_row(name + norm + suffix, result, "accuracy", n, 0.5, **place))
             plane = results.get(prefix + "plane" + suffix)
             if plane is not None:
-                rows += [
-                    headline_row(name + norm + suffix, plane, variable, everyone, chance, **place)
-                    for variable, name, chance in PROJECTION_ROWS
-                    if variable in plane
-                ]
+                for variable, name, chance in PROJECTION_ROWS:
+                    rows.append(headline_row(name + norm + suffix, plane, variable, everyone, chance, **place))
+                    if f"{variable}_null" not in plane and chance is None:
+                        rows[-1]["null"] = None  # permuted labels leave no distances to measure
     place = {"stage": final, "layer": block, "token": token}
     alone = "first v last accuracy from norms, losses and confidence alone"
     regressed_out = "first v last accuracy with norms, losses and confidence regressed out"
