@@ -168,6 +168,9 @@ def order_section(results: Results) -> Section:
         label = "rank correlation of inner groups" if name == inner else "rank correlation of the groups"
         reading = "A stage before training is a control: no order exists there yet."
         section.add(*_map_figure(rank, "stage", "layer", label, (-1.0, 1.0), 0.0), reading)
+    straightness = group_sentences.straightness_sentence(projection)
+    if straightness:
+        section.points.append(straightness)
     return section
 
 
@@ -284,6 +287,8 @@ def controls_section(results: Results) -> Section:
         section.missing = "sl.statistics_probe, sl.weighted_probe, sl.matched_probe and sl.residual_probe"
     if results.get("control_table") is not None:
         section.tables.append(control_table(results["control_table"]))
+    if isinstance(results.get("statistic_sets"), pd.DataFrame):
+        section.tables.append(statistic_set_table(results["statistic_sets"]))
     time_control = time_control_sentence(results.get("probes"))
     if time_control:
         section.points.append(time_control)
@@ -383,6 +388,32 @@ def control_table(table: xr.Dataset) -> Table:
         caption += ". The classes are unequal, so effects are AUC above 0.50"
         lost = "AUC lost"
     return Table(caption, ("control", "accuracy", lost, "remaining share of the effect"), tuple(rows))
+
+
+def statistic_set_table(table: pd.DataFrame) -> Table:
+    """Tabulate what each set of statistics leaves of the effect of the first against the last group.
+
+    Args:
+        table: columns statistics, control, bins, accuracy, accuracy_low, accuracy_high, null, left, left_low,
+            left_high, support.
+    """
+    rows = []
+    for entry in table.to_dict("records"):
+        label = str(entry["control"]) + (f", {entry['bins']} bins" if entry["bins"] else "")
+        numbers = [
+            f"{entry[key]:z.2f} ({entry[f'{key}_low']:z.2f} to {entry[f'{key}_high']:z.2f})"
+            if np.isfinite(entry[key])
+            else "not known"
+            for key in ("accuracy", "left")
+        ]
+        null, support = (f"{entry[key]:z.2f}" if np.isfinite(entry[key]) else "" for key in ("null", "support"))
+        rows.append((plain_text(str(entry["statistics"]) or "none"), plain_text(label), *numbers, null, support))
+    caption = (
+        "What sets of statistics leave of the effect; 95 % intervals over entities. Matching has a random subsample of "
+        "the same size next to it. Without common support nothing is known"
+    )
+    columns = ("statistics", "control", "accuracy", "remaining share of the effect", "null", "common support")
+    return Table(caption, columns, tuple(rows))
 
 
 def _cell(row: xr.Dataset, key: str) -> str:

@@ -57,6 +57,7 @@ class TrainSettings(_Block):
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
+    packing: bool = False  # several texts a row, without attention between them and almost without padding
     # auto: bfloat16 mixed precision where the processor multiplies it in hardware, else float32
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     save: Literal["no", "epoch"] = "no"  # epoch: an interrupted stage resumes after its last complete epoch
@@ -144,6 +145,9 @@ class RecordSettings(_Block):
     positions: tuple[str, ...] = ("last", "entity_last")
     dtype: StoreDtype = "auto"
     stages: Literal["all", "ends"] = "all"  # ends: only the untrained and the last stage
+    # entities of each stage that are recorded at all stages; None: all. The untrained and the last stage are then also
+    # recorded with all entities, in ends.zarr, from which the headline numbers come
+    sample: Annotated[int, Field(ge=12)] | None = None
     statistics: bool = True
     # questions that every checkpoint answers, out of all answers: one of every entity, all of them, or none
     answers: Literal["one", "all", "none"] = "one"
@@ -160,6 +164,9 @@ class AnalysisSettings(_Block):
     sweep_permutations: NonNegativeInt = 200  # of the projection, at every stage, layer and token
     probe_permutations: NonNegativeInt = 200  # of the probes, for the headline numbers
     bins: Annotated[int, Field(ge=2)] = 5
+    statistic_sets: bool = False  # what each set of statistics leaves of the effect (controls.csv)
+    matching_bins: tuple[Annotated[int, Field(ge=2)], ...] = (2, 3, 5, 8)  # of each statistic, for statistic_sets
+    set_permutations: PositiveInt = 100  # labels drawn from the statistics, for statistic_sets
 
 
 class StudySettings(_Block):

@@ -107,3 +107,22 @@ def test_a_folder_with_other_things_is_left_alone(settings, tmp_path):
     with pytest.raises(InputError, match=r"no run\.yaml"):
         run_study(settings, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_sample_is_recorded_at_all_stages_and_all_entities_at_the_ends(settings, tmp_path):
+    """The headline numbers come from all entities, also if weights are removed after every stage."""
+    record = RecordSettings(positions=("last",), sample=12)
+    analysis = ANALYSIS.model_copy(update={"statistic_sets": True, "matching_bins": (2,), "set_permutations": 5})
+    sampled = settings.model_copy(update={"record": record, "keep_checkpoints": "last", "analysis": analysis})
+    done = run_study(sampled, tmp_path / "out", quiet=True)
+    ds, ends = sl.open_store(done.store), sl.open_store(done.folder / "ends.zarr")
+    assert ds.sizes["entity"] == 36
+    assert (ends.sizes["entity"], ends.stage.values.tolist()) == (48, ["untrained", "s3"])
+    assert set(ds.entity_id.values) < set(ends.entity_id.values)
+    assert bool(ds.recorded.all() & ends.recorded.all())
+    rows = {row["name"]: row for row in json.loads(done.summary.read_text())}
+    last = with_order_of_run(ends, ("untrained", "s1", "s2", "s3")).sel(stage=["s3"], token=["last"]).isel(layer=[-1])
+    probes = sl.probe(last, target="trained_stage", pairs=[("s1", "s3")], C=0.1, folds=5, seed=0, progress=False)
+    assert rows["first v last accuracy"]["value"] == pytest.approx(float(probes.accuracy_mean.squeeze()))
+    table = (done.folder / "controls.csv").read_text()
+    assert "loss over the name,weighted" in table
