@@ -335,7 +335,7 @@ class BridgeAdapter(Adapter):
         A model that shares keys and values between blocks keeps its cache.
         """
         if self.forward is not None:
-            return self.forward(self.model, ids, mask)
+            return self.forward(self.model, ids, torch.ones_like(ids) if mask is None else mask)
         kwargs: dict[str, Any] = {}
         if stop_at_layer is not None:
             kwargs["stop_at_layer"] = stop_at_layer
