@@ -140,8 +140,8 @@ class PrefixRecorder:
                     raise ValueError("a block without keys and values")
                 blocks.append(tuple(x.take_along_dim(columns[:, None, :, None], 2) for x in (layer.keys, layer.values)))
         else:
-            for entry in self._cache.entries:
-                blocks.append(tuple(x.take_along_dim(columns[:, :, None, None], 1) for x in entry.seen))
+            at = columns[:, :, None, None]
+            blocks = [tuple(x.take_along_dim(at, 1) for x in entry.seen) for entry in self._cache.entries]
         self._cache = None
         if len(blocks) != self._adapter.n_layers:
             raise ValueError("a block without keys and values")

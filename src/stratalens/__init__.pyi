@@ -37,10 +37,10 @@ from .plugin.interop.convert import to_activation_cache as to_activation_cache
 from .plugin.interop.convert import torch_dataset as torch_dataset
 from .plugin.interop.from_arrays import from_arrays as from_arrays
 from .plugin.interventions.intervene import intervene as intervene
-from .plugin.interventions.text_outcome import GeneratedText as GeneratedText
 from .plugin.interventions.steer import ablate as ablate
 from .plugin.interventions.steer import patch as patch
 from .plugin.interventions.steer import steer as steer
+from .plugin.interventions.text_outcome import GeneratedText as GeneratedText
 from .plugin.prompts.table import PromptTable as PromptTable
 from .plugin.stages.checkpoints import Checkpoint as Checkpoint
 from .plugin.stages.checkpoints import LoraAdapter as LoraAdapter

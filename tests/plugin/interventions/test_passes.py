@@ -1,4 +1,4 @@
-"""Reuse of a clean pass gives the results of whole passes, at every site and position, and is refused where it does not."""
+"""Reuse of a clean pass gives the results of whole passes, and is refused where it does not."""
 
 from __future__ import annotations
 
