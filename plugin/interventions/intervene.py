@@ -264,8 +264,8 @@ def _scored(table: PromptTable, directions: Directions, null: Directions | None,
         InputError: there are none, or entities overlap and overlap="refuse".
     """
     entity = np.array([str(name) for name in table.labels()["entity_id"]])
-    made = directions.entities | (null.entities if null is not None else frozenset())
-    seen = np.isin(entity, sorted(made)) if made else np.zeros(len(entity), bool)
+    sources = directions.entities | (null.entities if null is not None else frozenset())
+    seen = np.isin(entity, sorted(sources)) if sources else np.zeros(len(entity), bool)
     names = join_names(np.unique(entity[seen]).tolist(), 5)
     remedy = (
         "Make the directions from other entities, such as half of them (ds.isel(entity=half)), or pass prompts about "
@@ -432,7 +432,7 @@ class _Job:
         clean = xr.DataArray(np.stack(self.cleans), dims=("stage", "entity"))
         entity = np.array([str(name) for name in labels["entity_id"]])
         scored = self.scored
-        made = np.isin(entity, sorted(chosen.entities)) if chosen.entities else np.zeros(len(entity), bool)
+        seen = np.isin(entity, sorted(chosen.entities)) if chosen.entities else np.zeros(len(entity), bool)
         least = min(int(values[0]) for values in self.reuse)  # of all stages
         attrs = {
             "kind": plan.kind,
@@ -451,8 +451,8 @@ class _Job:
         attrs |= {
             k: v for k, v in chosen.data.attrs.items() if k in ("method", "target", "by", "stratalens_key", "model")
         }
-        attrs["entities_that_made_the_directions"] = len(np.unique(entity[made]))
-        attrs["overlap"] = _overlap_words(chosen, made, scored)
+        attrs["entities_that_made_the_directions"] = len(np.unique(entity[seen]))
+        attrs["overlap"] = _overlap_words(chosen, seen, scored)
         units = np.unique(entity, return_inverse=True)[1]
         kl = None
         if all(price is not None for price in self.prices):
@@ -477,13 +477,13 @@ def _null_words(plan: Plan) -> str:
     return NULLS[plan.null]
 
 
-def _overlap_words(directions: Directions, made: NDArray[np.bool_], scored: NDArray[np.bool_]) -> str:
+def _overlap_words(directions: Directions, seen: NDArray[np.bool_], scored: NDArray[np.bool_]) -> str:
     """Say whether entities that are scored made the directions."""
     if not directions.entities:
         return "not known: the directions do not say which entities made them"
-    if not made.any():
+    if not seen.any():
         return "none: no entity of the prompts made the directions"
-    if (made & scored).any():
+    if (seen & scored).any():
         return "entities that made the directions are scored too"
     return "entities that made the directions are not scored"
 
