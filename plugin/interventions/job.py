@@ -16,6 +16,7 @@ from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.directions.direction_set import Directions
 from stratalens.analyses.directions.random_directions import NullKind, random_directions
 from stratalens.plugin.capture.batching import BatchSize, free_memory, length_buckets
+from stratalens.plugin.interventions.edit_hooks import check_activation
 from stratalens.plugin.interventions.edits import Add, Edit, Replace, SetCoordinate
 from stratalens.plugin.interventions.outcomes import Outcome
 from stratalens.plugin.interventions.output_readers import DivergenceReader, Reader
@@ -186,6 +187,7 @@ class StageJob:
             batch = self._batch(sequences, pad_to)
 
             def gather(hook: str, value: Tensor, sequences: Ids = sequences) -> None:
+                check_activation(value, hook, math.prod(plan.directions.feature_shape))
                 for i, sequence in enumerate(sequences.tolist()):
                     if sequence in picks:
                         chosen = value[i if value.shape[0] > 1 else 0].flatten(1)[torch.from_numpy(picks[sequence])]
