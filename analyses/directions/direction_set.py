@@ -243,8 +243,9 @@ def directions(
         features = _feature_dims(array, listed)
         if isinstance(x, xr.Dataset) and "vector" in x and "variance" in x:
             lengths = x["variance"] ** 0.5
-    if entities is None and isinstance(x, xr.Dataset) and "entity_fold" in x and "entity_id" in x.coords:
-        entities = x["entity_id"].values[x["entity_fold"].values >= 0].tolist()  # those that a probe was fitted on
+    if entities is None and isinstance(x, xr.Dataset) and {"entity_fold", "score", "entity_id"} <= set(x.variables):
+        fitted = x["score"].notnull().any([d for d in x["score"].dims if d != "entity"]) & (x["entity_fold"] >= 0)
+        entities = x["entity_id"].values[fitted.values].tolist()  # a probe scores the rows that it was fitted on
     if entities is not None:
         attrs["entities"] = sorted({str(entity) for entity in entities})
     data = _arrange(array, features, lengths, name)

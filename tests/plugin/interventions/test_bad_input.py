@@ -71,11 +71,11 @@ CASES: dict[str, Case] = {
     "position that is too far back": ({"positions": "-40"}, r"too short for position"),
     "site without positions": (
         OWN | {"directions": lambda: axis(12, None, "hook_total")},
-        r"hook_total has no positions",
+        r"hook_total.*positions cannot be taken from it. Choose a site",
     ),
     "position that was not recorded": (
         INTERCHANGE | {"source": lambda: source(("last",)), "positions": "-2"},
-        r"position '-2' was not recorded: valid: last",
+        r"position '-2' was not recorded: Valid: last",
     ),
     # doses
     "dose that overflows": (

@@ -82,7 +82,7 @@ def test_fewer_tokens_run_and_batches_do_not_matter() -> None:
         with hooked(model, "blocks.2.hook_out", count):
             outcomes.append(sl.intervene(model, prompts, directions, **options, **own).outcome)
         totals.append(sum(tokens))
-    assert totals[1] < totals[0] / 3
+    assert totals[1] < 0.6 * totals[0]  # with the check, and answers of up to twenty tokens
     np.testing.assert_allclose(outcomes[1], outcomes[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(outcomes[2], outcomes[0], rtol=1e-5, atol=1e-5)
 
