@@ -243,13 +243,26 @@ def directions(
         features = _feature_dims(array, listed)
         if isinstance(x, xr.Dataset) and "vector" in x and "variance" in x:
             lengths = x["variance"] ** 0.5
-    if entities is None and isinstance(x, xr.Dataset) and {"entity_fold", "score", "entity_id"} <= set(x.variables):
-        fitted = x["score"].notnull().any([d for d in x["score"].dims if d != "entity"]) & (x["entity_fold"] >= 0)
-        entities = x["entity_id"].values[fitted.values].tolist()  # a probe scores the rows that it was fitted on
+    if entities is None and isinstance(x, xr.Dataset):
+        entities = _fitted_entities(x)
     if entities is not None:
         attrs["entities"] = sorted({str(entity) for entity in entities})
     data = _arrange(array, features, lengths, name)
     return Directions(data.assign_attrs({k: v for k, v in attrs.items() if k in (*SOURCE_ATTRS, *_LISTS)}))
+
+
+def _fitted_entities(probes: xr.Dataset) -> list[str] | None:
+    """Entities that a probe was fitted on; None of another result. Of pairs of groups, those of these groups."""
+    if not {"entity_fold", "entity_id"} <= set(probes.variables):
+        return None
+    fitted = probes["entity_fold"].values >= 0
+    target = str(probes.attrs.get("target", ""))
+    if target in probes.coords and {"pair_first", "pair_second"} <= set(probes.coords):
+        labels = probes[target].values.astype(str)
+        ends = {str(g) for side in ("pair_first", "pair_second") for g in np.atleast_1d(probes[side].values)}
+        if ends <= set(labels.tolist()):  # not those of one group against the rest
+            fitted = fitted & np.isin(labels, sorted(ends))
+    return [str(entity) for entity in probes["entity_id"].values[fitted]]
 
 
 def _site(x: Data, site: Any) -> str:
