@@ -44,7 +44,7 @@ class _FixedEntry:
 
     def __init__(self, keys: Tensor, values: Tensor, copies: int) -> None:
         self._keys, self._values = keys, values
-        self.seen: tuple[Tensor, Tensor] | None = None
+        self.seen: tuple[Tensor | None, Tensor | None] = (None, None)
         rows, *rest = keys.shape
         self.past_keys = keys.new_empty(()).expand(rows * copies, *rest)  # HookedTransformer reads its shape
 
@@ -133,15 +133,15 @@ class PrefixRecorder:
         Raises:
             ValueError: a block keeps something else than the keys and values of every token.
         """
-        blocks = []
+        blocks: list[tuple[Tensor, Tensor]] = []
         if isinstance(self._adapter, BridgeAdapter):
-            for layer in self._cache.layers:
-                if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
-                    raise ValueError("a block without keys and values")
-                blocks.append(tuple(x.take_along_dim(columns[:, None, :, None], 2) for x in (layer.keys, layer.values)))
+            pairs, dim, at = [(layer.keys, layer.values) for layer in self._cache.layers], 2, columns[:, None, :, None]
         else:
-            at = columns[:, :, None, None]
-            blocks = [tuple(x.take_along_dim(at, 1) for x in entry.seen) for entry in self._cache.entries]
+            pairs, dim, at = [entry.seen for entry in self._cache.entries], 1, columns[:, :, None, None]
+        for keys, values in pairs:
+            if not isinstance(keys, Tensor) or not isinstance(values, Tensor):
+                raise ValueError("a block without keys and values")
+            blocks.append((keys.take_along_dim(at, dim), values.take_along_dim(at, dim)))
         self._cache = None
         if len(blocks) != self._adapter.n_layers:
             raise ValueError("a block without keys and values")
