@@ -181,7 +181,7 @@ def intervention_map_spec(effects: xr.Dataset) -> FigureSpec:
     grid_rows, grid_columns = np.divmod(np.arange(len(names) * len(layers)), len(layers))
     columns, rows = grid_columns.astype(float), -grid_rows.astype(float)
     limit = float(finite.max()) or 1.0
-    squares = {"x0": columns - 0.5, "y0": rows - 0.5, "x1": columns + 0.5, "y1": rows + 0.5}
+    squares: Table = {"x0": columns - 0.5, "y0": rows - 0.5, "x1": columns + 0.5, "y1": rows + 0.5}
     squares |= {
         "layer": [plain_text(layers[i]) for i in grid_columns],
         "direction": [names[i] for i in grid_rows],

@@ -105,9 +105,10 @@ class Stacked:
         """Return what each edit makes of its own rows."""
         assert rows is not None
         assert columns is not None
-        sizes = torch.bincount(rows // self.rows, minlength=len(self.edits)).tolist()
-        parts = zip(self.edits, x.split(sizes), rows.split(sizes), columns.split(sizes), strict=True)
-        return torch.cat([edit(own, row % self.rows, column) for edit, own, row, column in parts])
+        ends = torch.bincount(rows // self.rows, minlength=len(self.edits)).cumsum(0)[:-1].tolist()
+        own = (tensor.tensor_split(ends) for tensor in (x, rows, columns))
+        parts = zip(self.edits, *own, strict=True)
+        return torch.cat([edit(part, row % self.rows, column) for edit, part, row, column in parts])
 
 
 def _component(x: Tensor, basis: Tensor) -> Tensor:
