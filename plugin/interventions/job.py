@@ -116,9 +116,9 @@ class StageJob:
         with self._reader.attached():
             sample = self._clean_pass()
             vectors = [self._vectors(layer, sample.get(hook)) for layer, hook in self.hooks.items()]
-            wanted = np.isnan(self.values).any(axis=(1, 2))
+            wanted = np.asarray(np.isnan(self.values).any(axis=(1, 2)))
             self._choose(vectors, wanted)
-            for sequences, pad_to in self._batches(wanted.any(axis=0)):
+            for sequences, pad_to in self._batches(np.asarray(wanted.any(axis=0))):
                 self._run_batch(vectors, sequences, pad_to, wanted[:, sequences].sum(axis=1), progress)
         if self.kl is not None and np.isnan(self.kl).any():
             self._measure_price(vectors)
@@ -306,10 +306,10 @@ class StageJob:
         for first in range(0, len(edits), step):
             some = edits[first : first + step]
             scores = self._passes.scores(batch, layer, some)
-            for (v, d), edit, own in zip(places[first : first + step], some, scores, strict=True):
+            for (v, d), one, own in zip(places[first : first + step], some, scores, strict=True):
                 if not np.isfinite(own).all():
                     raise InputError(
-                        f"{edit.what} at {self.hooks[layer]} makes the outcome {plan.outcome.name!r} NaN or infinite; "
+                        f"{one.what} at {self.hooks[layer]} makes the outcome {plan.outcome.name!r} NaN or infinite; "
                         "use a smaller dose"
                     )
                 if self.tokens is not None and v < len(plan.directions):

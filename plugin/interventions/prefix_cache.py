@@ -22,21 +22,22 @@ def _append(prefix: Tensor, new: Tensor, dim: int) -> Tensor:
     rows = prefix.shape[0]
     copies = new.shape[0] // rows
     wide = prefix.expand(copies, *prefix.shape)
-    return torch.cat([wide, new.unflatten(0, (copies, rows))], dim=dim).flatten(0, 1)
+    return torch.cat([wide, new.reshape(copies, rows, *new.shape[1:])], dim=dim).flatten(0, 1)
 
 
 class _FixedLayer(DynamicLayer):
     """One block of a cache of Transformers that stays as it is."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._prefix = keys, values
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return the keys and values of the prefix and of the new tokens."""
-        return _append(self.keys, key_states, -2), _append(self.values, value_states, -2)
+        return _append(self._prefix[0], key_states, -2), _append(self._prefix[1], value_states, -2)
 
 
 class _FixedEntry:

@@ -46,9 +46,11 @@ class GeneratedText:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.new_tokens, bool) or not isinstance(self.new_tokens, int) or self.new_tokens < 1:
+        count: Any = self.new_tokens
+        temperature: Any = self.temperature
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"new_tokens={self.new_tokens!r} is not a number of tokens, from 1")
-        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < np.inf:
+        if not isinstance(temperature, int | float) or not 0 <= temperature < np.inf:
             raise InputError(f"temperature={self.temperature!r} is not a number from 0, which is greedy")
         if self.judge is not None and not callable(self.judge):
             raise InputError(f"judge={self.judge!r} is not a function (texts, batch)")
