@@ -153,6 +153,7 @@ def statistic_set_rows(table: pd.DataFrame, where: str, n: int, **place: Any) ->
         place: stage, layer, token and site of the rows.
     """
     rows = []
+    entry: Any  # a named tuple with the columns of the table
     for entry in table.itertuples(index=False):
         if entry.control == "none":
             continue
