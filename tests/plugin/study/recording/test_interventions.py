@@ -1,0 +1,101 @@
+"""Interventions of a study: an axis that the answer reads is distinguished from one that it does not read."""
+
+import json
+
+import numpy as np
+import pytest
+
+from stratalens.plugin.progress import PhaseProgress
+from stratalens.plugin.study.findings.analyses import Findings
+from stratalens.plugin.study.findings.interventions import add_intervention_results, has_effect
+from stratalens.plugin.study.recording.interventions import run_interventions
+from support.planted_study import planted_settings, planted_study
+
+
+def run(folder, causal, settings):
+    corpus, checkpoints, ds = planted_study(folder, causal)
+    progress = PhaseProgress({"recording": 1.0}, quiet=True)
+    with progress.phase("recording", ""):
+        return corpus, run_interventions(settings, corpus, (), checkpoints, ds, folder, progress)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["the answer reads the axis", "the answer does not read it"])
+def planted(request, tmp_path_factory):
+    corpus, results = run(tmp_path_factory.mktemp("planted"), request.param, planted_settings())
+    findings = Findings()
+    add_intervention_results(findings, results, seed=0)
+    return request.param, corpus, results, findings, {row["name"]: row for row in findings.rows}
+
+
+def test_steering_and_ablation_show_what_the_answer_reads(planted):
+    causal, _, _, findings, rows = planted
+    steering = rows["self-report: change per dose of the recency axis"]
+    ablation = rows["self-report: change by ablating the recency axis"]
+    assert has_effect(steering) is causal, steering
+    assert (has_effect(ablation) and ablation["value"] < 0) is causal, ablation
+    control = rows["self-report: change per dose of the answer direction"]
+    distance = rows["self-report: distance of unseen groups along the recency axis"]
+    assert distance["low"] > 0.3, distance  # the stage can be read from the activations in both models
+    if causal:
+        assert steering["value"] > 0
+        assert steering["p"] == pytest.approx(1 / 21)
+        assert has_effect(control)
+        assert rows["self-report: accuracy"]["low"] > 0.7
+        assert rows["self-report: accuracy with the recency axis ablated"]["value"] < 0.75
+    text = " ".join(findings.sentences)
+    assert ("no effect beyond" in text) is not causal
+    assert ("not evidence of a report" in text) is causal  # this model says so without being taught, too
+
+
+def test_the_effects_add_up(planted):
+    """The change per dose times the distance of the groups is their difference, in a model that reads only the axis."""
+    causal, _, _, findings, rows = planted
+    table = findings.report["recency_interventions"].sel(outcome="self-report", direction="recency axis")
+    slope = table.effect.sel(dose=[-2, 2]).squeeze().values @ [-2, 2] / 8
+    assert float(table.slope.squeeze()) == pytest.approx(slope, rel=1e-6)
+    assert set(table.dose.values) == {-4, -2, -1, 1, 2, 4}
+    assert bool((table.kl > 0).all())
+    if causal:
+        expected = rows["self-report: log odds of the later group, later minus earlier"]["value"]
+        carried = slope * rows["self-report: distance of unseen groups along the recency axis"]["value"]
+        assert carried == pytest.approx(expected, rel=0.35)
+
+
+def test_no_scored_entity_made_a_direction(planted):
+    _, corpus, results, _, rows = planted
+    steer = results.jobs["self_report-layer0-last-steer"]
+    scored = set(steer["entity_id"].values[steer["scored"].values].astype(str))
+    taught = {e.entity_id for e in corpus.entities if e.trained_stage in ("s1", "s3")} - scored
+    assert len(scored) == len(taught) == 24
+    assert int(steer.attrs["entities_that_made_the_directions"]) == 0
+    assert rows["self-report: accuracy"]["n"] == 24
+
+
+def test_an_interrupted_run_resumes_and_a_complete_one_runs_nothing(tmp_path, monkeypatch):
+    settings = planted_settings(null_doses=[-1, 1], doses=[1])
+    corpus, first = run(tmp_path, True, settings)
+    state = tmp_path / "interventions" / "state.json"
+    job = tmp_path / "interventions" / "results" / "self_report-layer0-last-steer.zarr"
+    before, weights = job.stat().st_mtime_ns, (tmp_path / "checkpoints" / "self-report-true").stat().st_mtime_ns
+    document = json.loads(state.read_text())
+    state.write_text(json.dumps({"identity": document["identity"]}))
+    for path in (job.parent / "self_report-layer0-last-doses.zarr").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    checkpoints = {stage: tmp_path / "checkpoints" / stage for stage in ("untrained", "s3")}
+    import shutil
+
+    import stratalens as sl
+    from stratalens.plugin.study.recording import interventions
+
+    shutil.rmtree(job.parent / "self_report-layer0-last-doses.zarr")
+    progress = PhaseProgress({"recording": 1.0}, quiet=True)
+    ds = sl.open_store(tmp_path / "run.zarr")
+    with progress.phase("recording", ""):
+        again = run_interventions(settings, corpus, (), checkpoints, ds, tmp_path, progress)
+        monkeypatch.setattr(interventions.sl, "intervene", lambda *a, **k: pytest.fail("runs a job again"))
+        assert run_interventions(settings, corpus, (), checkpoints, ds, tmp_path, progress).places == first.places
+    assert job.stat().st_mtime_ns == before
+    assert (tmp_path / "checkpoints" / "self-report-true").stat().st_mtime_ns == weights
+    for name, result in first.jobs.items():
+        np.testing.assert_array_equal(again.jobs[name]["effect"].values, result["effect"].values)
