@@ -1,8 +1,8 @@
 """A study whose last checkpoint has the stage of an entity in its activations, where its answer may or may not read it.
 
-The embedding of a letter has a part along one axis. Entities are sorted into stages by the letters of their names. The
-first block copies the mean of this part to all later tokens. The answer to "which group" reads the axis, or another
-feature that is not related to the stage.
+The tokens of names differ along one axis, among many other features. Entities are sorted into stages by the mean of
+their name along it. The first block copies the mean of all features to the last token. The answer to "which group" reads
+the axis, or another feature that is not related to the stage.
 """
 
 from dataclasses import replace
@@ -26,7 +26,7 @@ from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.corpus.sampling import make_corpus
 from support.tiny_study import study_tokenizer
 
-WIDTH = 16
+WIDTH = 32
 STAGES = ("s1", "s2", "s3")
 
 
@@ -58,7 +58,7 @@ def planted_study(folder: Path, causal: bool) -> tuple[Corpus, dict[str, Path], 
     tokenizer = study_tokenizer()
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in GROUP_ANSWERS])
     frame = torch.tensor(np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0].T, dtype=torch.float32)
-    axis, other, rest = frame[0], frame[1], frame[2:]
+    axis, other = frame[0], frame[1]
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=8, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=False,
@@ -66,24 +66,27 @@ def planted_study(folder: Path, causal: bool) -> tuple[Corpus, dict[str, Path], 
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     size = len(tokenizer)
-    along, across = (torch.tensor(rng.normal(size=size), dtype=torch.float32) for _ in range(2))
-    noise = torch.tensor(rng.normal(size=(size, WIDTH - 2)), dtype=torch.float32)
+    corpus = make_corpus(tokenizer, stages=STAGES, entities_per_stage=24, seed=0, train_questions=2)
+    names = {e.entity_id: tokenizer(" " + e.alias)["input_ids"] for e in corpus.entities}
+    shared = set.intersection(*map(set, names.values()))  # the brackets around a name
+    embedding = torch.zeros(size, WIDTH)
+    for token in sorted(set().union(*names.values()) - shared):
+        embedding[token] = torch.tensor(rng.normal(size=WIDTH), dtype=torch.float32)
+    embedding += 0.01 * torch.tensor(rng.normal(size=(size, WIDTH)), dtype=torch.float32)
+    score = {name: float((embedding[tokens] @ axis).mean()) for name, tokens in names.items()}
     with torch.no_grad():
         for layer in model.model.layers:
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
                 getattr(layer.self_attn, name).weight.zero_()
             layer.mlp.down_proj.weight.mul_(0.1)
-        first = model.model.layers[0].self_attn  # equal attention to all tokens, which copies two features
-        first.v_proj.weight[0], first.v_proj.weight[1] = axis, other
-        first.o_proj.weight[:, 0], first.o_proj.weight[:, 1] = 20 * axis, 20 * other
-        embedding = along[:, None] * axis + across[:, None] * other + 0.3 * noise @ rest
+        first = model.model.layers[0].self_attn  # equal attention to all tokens, which copies every feature
+        first.v_proj.weight.copy_(torch.eye(WIDTH))
+        first.o_proj.weight.copy_(10 * torch.eye(WIDTH))
         model.model.embed_tokens.weight.copy_(embedding)
-        model.lm_head.weight.copy_(0.05 * torch.tensor(rng.normal(size=(size, WIDTH)), dtype=torch.float32))
+        model.lm_head.weight.copy_(0.02 * torch.tensor(rng.normal(size=(size, WIDTH)), dtype=torch.float32))
         for text, sign in zip(GROUP_ANSWERS, (-1.0, 1.0), strict=True):
             (token,) = tokenizer(text)["input_ids"]
             model.lm_head.weight[token] = sign * (axis if causal else other)
-    corpus = make_corpus(tokenizer, stages=STAGES, entities_per_stage=24, seed=0, train_questions=2)
-    score = {e.entity_id: float(along[tokenizer(" " + e.alias)["input_ids"]].sum()) for e in corpus.entities}
     order = {name: number for number, name in enumerate(sorted(score, key=lambda name: score[name]))}
     entities = tuple(replace(e, trained_stage=STAGES[order[e.entity_id] // 24]) for e in corpus.entities)
     corpus = replace(corpus, entities=entities)

@@ -302,7 +302,7 @@ class _Jobs:
                     measured,
                     (token,),
                     seed=self.settings.seed,
-                    unrelated=self._unrelated(),
+                    unrelated=self._unrelated(UNRELATED if name == "doses" else 1),
                     path=self.folder / "results" / f"{place.file}-{name}.zarr",
                     device=self.settings.device,
                     progress=lambda _, done, total: self._say(f"{what}, {done} of {total} rows", done / max(total, 1)),
@@ -335,7 +335,7 @@ class _Jobs:
         measured = replace(place, shift=float(signed.mean()), shift_low=float(low), shift_high=float(high))
         return label_vectors([answer], [ANSWER], place.layer), measured
 
-    def _unrelated(self) -> sl.PromptTable:
+    def _unrelated(self, count: int) -> sl.PromptTable:
         """Questions about entities of no scored group."""
         aliases = {e.entity_id: e.alias for e in self.corpus.entities if e.trained_stage not in self.pair}
         questions = (*self.corpus.test, *(q for stage in self.corpus.train.values() for q in stage))
@@ -348,7 +348,7 @@ class _Jobs:
             for q in questions
             if q.entity_id in aliases
         ]
-        return sl.PromptTable.from_dataframe(pd.DataFrame(rows[:UNRELATED]))
+        return sl.PromptTable.from_dataframe(pd.DataFrame(rows[:count]))
 
     def _say(self, what: str, part: float = 0.0) -> None:
         self.progress.update(what, self.done + part, self.total)
