@@ -21,7 +21,7 @@ _PLACES = ("stage", "layer")
 # Dims of a caller's array that name directions, and are no features.
 _NAMES = ("direction", "entity", "random", "dose")
 _FEATURE_DIM = re.compile(r"d_\w+|head|kv_head|\w+_dim\d*")
-_LISTS = ("entities",)
+_LISTS = ("entities", "shuffled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +204,8 @@ def directions(
         site: short name of the site, or its full TransformerLens name; None takes that of `x`.
         pairs: of centroids: "all" pairs of groups, or a list of (from, to).
         name: name of the direction where `x` has a single one without a label.
-        entities: values of `entity_id` whose activations made `x`. An intervention then scores the other entities.
+        entities: values of `entity_id` whose activations made `x`; None takes those of a probe. An intervention then
+            scores the other entities.
 
     Returns:
         Directions. Dims stage and layer stay. The other labels are joined into the dim `direction`, whose names are
@@ -232,6 +233,8 @@ def directions(
     if x.attrs.get("tokens") == "joint":
         raise InputError("a probe of joint tokens has no direction at one position; fit it with tokens='each'")
     attrs: dict[str, Any] = {**carried_attrs(x), "site": _site(x, site)}
+    if "shuffled" in x.attrs:
+        attrs["shuffled"] = x.attrs["shuffled"]
     lengths: xr.DataArray | None = None
     if isinstance(x, xr.Dataset) and "centroid" in x and "coef" not in x:
         array, features = _differences(x, pairs)
@@ -240,6 +243,8 @@ def directions(
         features = _feature_dims(array, listed)
         if isinstance(x, xr.Dataset) and "vector" in x and "variance" in x:
             lengths = x["variance"] ** 0.5
+    if entities is None and isinstance(x, xr.Dataset) and "entity_fold" in x and "entity_id" in x.coords:
+        entities = x["entity_id"].values[x["entity_fold"].values >= 0].tolist()  # those that a probe was fitted on
     if entities is not None:
         attrs["entities"] = sorted({str(entity) for entity in entities})
     data = _arrange(array, features, lengths, name)

@@ -17,6 +17,7 @@ from stratalens.analyses.plots.distributions import loss_curves_spec, statistic_
 from stratalens.analyses.plots.forgetting import forgetting_spec
 from stratalens.analyses.plots.group_recall import group_recall_spec
 from stratalens.analyses.plots.html_page import PageFigure
+from stratalens.analyses.plots.interventions import dose_response_spec, intervention_map_spec
 from stratalens.analyses.plots.matrices import accuracy_limits, cosine_matrix_spec, pair_matrix_spec, scalar_map_spec
 from stratalens.analyses.plots.probes import (
     comparison_rows,
@@ -33,7 +34,7 @@ from stratalens.analyses.plots.stages import (
     stage_drift_spec,
 )
 from stratalens.analyses.plots.wording import GroupWords, group_words
-from stratalens.analyses.report import control_sentences, group_sentences, sentences
+from stratalens.analyses.report import control_sentences, group_sentences, intervention_sentences, sentences
 from stratalens.analyses.report.caveats import caveats, control_rows, time_control_sentence
 from stratalens.analyses.stats.estimates import estimate, pair_mean
 
@@ -107,6 +108,7 @@ def build_sections(
         controls_section(results),
         directions_section(results),
         *forgetting_sections(results),
+        *intervention_sections(results),
         *([Section("numbers", "Headline numbers", points=list(numbers))] if numbers else []),
         Section("unknown", "Limitations", points=[*caveats(results), *notes]),
         recorded_section(results, known),
@@ -345,6 +347,26 @@ def forgetting_sections(results: Results) -> list[Section]:
     section = Section("forgetting", "Forgetting")
     for table in tables.values():
         section.add(forgetting_spec(table), sentences.forgetting_sentence(table), reading)
+    return [section] if section.figures else []
+
+
+def intervention_sections(results: Results) -> list[Section]:
+    """Build the section on interventions, if the run has any."""
+    effects: Mapping[str, xr.Dataset] = results.get("interventions") or {}
+    section = Section("interventions", "Does the model use it?")
+    for result in effects.values():
+        spec = dose_response_spec(result)
+        section.add(
+            spec,
+            intervention_sentences.dose_sentence(result, spec),
+            "An effect counts if it lies outside the grey band of random directions. The sentences below judge the "
+            "largest effect over all places and doses.",
+        )
+        if result["effect"].sizes.get("layer", 1) > 1:
+            spec = intervention_map_spec(result)
+            reading = 'White is no effect; "n.s." is no stronger than random directions. The places are not corrected.'
+            section.add(spec, intervention_sentences.map_sentence(result, spec), reading)
+        section.points += str(result.attrs.get("verdict", "")).splitlines()
     return [section] if section.figures else []
 
 

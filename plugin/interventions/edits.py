@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,6 +87,27 @@ class Replace:
             return source
         basis = self.basis.to(x.device, x.dtype)
         return x + _component(source - x, basis)
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """Several edits in one batch, which has all its rows once for each of them.
+
+    Attributes:
+        edits: edits of activations at named positions.
+        rows: rows of the batch for each edit.
+    """
+
+    edits: Sequence[Edit]
+    rows: int
+
+    def __call__(self, x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        """Return what each edit makes of its own rows."""
+        assert rows is not None
+        assert columns is not None
+        sizes = torch.bincount(rows // self.rows, minlength=len(self.edits)).tolist()
+        parts = zip(self.edits, x.split(sizes), rows.split(sizes), columns.split(sizes), strict=True)
+        return torch.cat([edit(own, row % self.rows, column) for edit, own, row, column in parts])
 
 
 def _component(x: Tensor, basis: Tensor) -> Tensor:
