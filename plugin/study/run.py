@@ -265,7 +265,10 @@ def _claim_folder(folder: Path, settings: StudySettings, resume: bool) -> None:
     if not resume:
         raise InputError(f"{folder} holds a run already. Resume it with --resume, or give another folder.")
     earlier = read_settings(run_file)
-    if earlier != settings:
+    without = settings.model_copy(update={"interventions": None})
+    if earlier == without != settings:  # a finished run can be asked for interventions later
+        write_settings(settings, run_file)
+    elif earlier != settings:
         differences = [
             f"{name} was {getattr(earlier, name)!r}, now {getattr(settings, name)!r}"
             for name in StudySettings.model_fields

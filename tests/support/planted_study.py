@@ -1,8 +1,8 @@
 """A study whose last checkpoint has the stage of an entity in its activations, where its answer may or may not read it.
 
 The tokens of names differ along one axis, among many other features. Entities are sorted into stages by the mean of
-their name along it. The first block copies the mean of all features to the last token. The answer to "which group" reads
-the axis, or another feature that is not related to the stage.
+their name along it. The first block copies the mean of all features to the last token. The answer to "which group"
+reads the axis, or another feature that is not related to the stage.
 """
 
 from dataclasses import replace

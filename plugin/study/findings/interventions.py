@@ -21,7 +21,7 @@ from stratalens.plugin.study.recording.interventions import (
 )
 from stratalens.plugin.study.recording.recency_axis import ANSWER, AXIS, PROBE, SITE
 
-NULLS = ("random", "orthogonal", "shuffled labels")
+NULLS = ("random", "orthogonal", "shuffled")
 LEVEL = 0.05
 DIRECTIONS = (AXIS, PROBE, ANSWER)
 UNITS = {
@@ -67,23 +67,20 @@ def intervention_table(results: InterventionResults) -> xr.Dataset:
 
 def _effects_at(jobs: Mapping[str, xr.Dataset], place: Place) -> xr.Dataset:
     """Collect the effects at one place, in units of its dose."""
-    steer, orthogonal, doses = (_labelled(jobs[f"{place.file}-{job}"]) for job in ("steer", "orthogonal", "doses"))
-    names = [name for name in DIRECTIONS if name in steer["direction"].values]
-    shuffled = [name for name in steer["direction"].values if name not in DIRECTIONS]
+    doses = _labelled(jobs[f"{place.file}-doses"])
+    names = [str(name) for name in doses["direction"].values]
+    steer = [_labelled(jobs[f"{place.file}-steer_{null}"]) for null in NULLS]
     variables: dict[str, Any] = {"unit": place.unit}
     for name in ("slope", "slope_low", "slope_high"):
-        variables[name] = ("direction", steer[name].sel(direction=names).values * place.unit)
-    null = [steer["null_slope"], orthogonal["null_slope"], steer["slope"].sel(direction=shuffled)]
-    variables["null_slope"] = (("null", "draw"), np.stack([values.values for values in null]) * place.unit)
+        variables[name] = ("direction", steer[0][name].values * place.unit)
+    variables["null_slope"] = (("null", "draw"), np.stack([s["null_slope"].values for s in steer]) * place.unit)
     for name in ("effect", "effect_low", "effect_high", "kl"):
-        variables[name] = (("direction", "dose"), doses[name].sel(direction=names).transpose("direction", ...).values)
-    if f"{place.file}-ablate" in jobs:
-        ablate, orthogonal = (_labelled(jobs[f"{place.file}-{job}"]) for job in ("ablate", "ablate_orthogonal"))
-        for name, source in (("ablated", "effect"), ("ablated_low", "effect_low"), ("ablated_high", "effect_high")):
-            variables[name] = ("direction", ablate[source].sel(direction=names, dose=1.0).values)
-        null = [data["null"].sel(dose=1.0) for data in (ablate, orthogonal)]
-        null.append(ablate["effect"].sel(direction=shuffled, dose=1.0))
-        variables["null_ablated"] = (("null", "draw"), np.stack([values.values for values in null]))
+        variables[name] = (("direction", "dose"), doses[name].transpose("direction", ...).values)
+    if f"{place.file}-ablate_{NULLS[0]}" in jobs:
+        ablate = [_labelled(jobs[f"{place.file}-ablate_{null}"]).sel(dose=1.0) for null in NULLS]
+        for name in ("", "_low", "_high"):
+            variables[f"ablated{name}"] = ("direction", ablate[0][f"effect{name}"].values)
+        variables["null_ablated"] = (("null", "draw"), np.stack([one["null"].values for one in ablate]))
     coords = {"direction": names, "dose": np.round(doses["dose"].values / place.unit, 6), "null": list(NULLS)}
     return xr.Dataset(variables, coords=coords)
 
@@ -106,7 +103,7 @@ def _largest_p(value: xr.DataArray, null: xr.DataArray) -> xr.DataArray:
 
 
 def add_intervention_results(findings: Findings, results: InterventionResults, seed: int) -> None:
-    """Add the table for the report, rows and sentences.
+    """Add the figures of the report with their verdicts, and rows.
 
     Args:
         findings: receives them.
@@ -114,10 +111,46 @@ def add_intervention_results(findings: Findings, results: InterventionResults, s
         seed: seed of resamples.
     """
     table = intervention_table(results)
-    findings.report["recency_interventions"] = table
     rows = intervention_rows(results, table, seed)
     findings.rows += rows
-    findings.sentences += describe_interventions(rows, table)
+    findings.report["interventions"] = intervention_figures(table, rows)
+
+
+def intervention_figures(table: xr.Dataset, rows: Sequence[Row]) -> dict[str, xr.Dataset]:
+    """Make one result for each figure, of the form of `stratalens.intervene`; the band has all three nulls.
+
+    Args:
+        table: result of `intervention_table`.
+        rows: result of `intervention_rows`, from which the verdicts follow.
+
+    Returns:
+        {name of the figure: Dataset}
+    """
+    figures = {}
+    verdicts = describe_interventions(rows, table)
+    table = table.expand_dims(stage=[table.attrs["stage"]])
+    attrs = {"site": SITE, "null_kind": "of the same length, of three kinds"}
+    for outcome in (str(name) for name in table["outcome"].values):
+        own = table.sel(outcome=outcome, drop=True).dropna("direction", how="all", subset=["slope"])
+        null = own["null_slope"].stack(random=("null", "draw")).reset_index("random", drop=True)
+        steered = own[["effect", "effect_low", "effect_high", "slope", "slope_low", "slope_high", "slope_p", "kl"]]
+        steered = steered.assign(null=null * own["dose"], null_slope=null)
+        words = {"kind": "steer", "outcome": f"{UNITS[outcome]} ({outcome})", "unit": "nats"}
+        figures[outcome] = steered.assign_attrs({**attrs, **words, "verdict": verdicts.get(outcome, "")})
+        if outcome != SELF_REPORT:
+            continue
+        null = own["null_ablated"].stack(random=("null", "draw")).reset_index("random", drop=True)
+        parts = {
+            "effect": "ablated",
+            "effect_low": "ablated_low",
+            "effect_high": "ablated_high",
+            "effect_p": "ablated_p",
+        }
+        ablated = xr.Dataset({name: own[source].expand_dims(dose=[1.0]) for name, source in parts.items()})
+        words = {"kind": "ablate", "outcome": "log odds of the true group", "unit": "nats"}
+        ablated = ablated.assign(null=null.expand_dims(dose=[1.0]))
+        figures["ablation"] = ablated.assign_attrs({**attrs, **words, "verdict": verdicts["ablation"]})
+    return figures
 
 
 def intervention_rows(results: InterventionResults, table: xr.Dataset, seed: int) -> list[Row]:
@@ -132,7 +165,7 @@ def intervention_rows(results: InterventionResults, table: xr.Dataset, seed: int
     for place in results.places:
         at = table.sel(outcome=place.outcome, layer=place.layer, token=place.token)
         where = {"stage": results.stage, "layer": place.layer, "token": place.token, "site": SITE}
-        n = _scored(results.jobs[f"{place.file}-steer"])
+        n = _scored(results.jobs[f"{place.file}-doses"])
         for name, key in (("steering", "slope"), ("ablation", "ablated")):
             for direction in at["direction"].values if key in at else ():
                 own = at.sel(direction=direction)
@@ -143,12 +176,12 @@ def intervention_rows(results: InterventionResults, table: xr.Dataset, seed: int
                 rows.append(make_row(effect_name(place.outcome, name, str(direction)), **where, **numbers, n=n))
         if place.outcome == CONTRADICTIONS:
             continue
-        rows += _accuracy_rows(results.jobs[f"{place.file}-ablate"], place, where, seed)
+        rows += _accuracy_rows(results.jobs[f"{place.file}-ablate_random"], place, where, seed)
         shift = {"value": place.shift, "low": place.shift_low, "high": place.shift_high, "null": 0.0, "n": n}
         rows.append(make_row(f"{place.outcome}: distance of unseen groups along the {AXIS}", **where, **shift))
     for outcome in dict.fromkeys(place.outcome for place in results.places if place.outcome != CONTRADICTIONS):
         place = next(p for p in results.places if p.outcome == outcome)
-        rows += _clean_rows(results.jobs[f"{place.file}-ablate"], outcome, results.stage, seed)
+        rows += _clean_rows(results.jobs[f"{place.file}-ablate_random"], outcome, results.stage, seed)
     return rows
 
 
@@ -206,20 +239,22 @@ def has_effect(row: Mapping[str, Any]) -> bool:
     return bool(outside and row["p"] is not None and row["p"] <= LEVEL)
 
 
-def describe_interventions(rows: Sequence[Row], table: xr.Dataset) -> list[str]:
+def describe_interventions(rows: Sequence[Row], table: xr.Dataset) -> dict[str, str]:
     """Say what the interventions showed, from the rows alone.
 
     Args:
         rows: result of `intervention_rows`.
         table: result of `intervention_table`.
+
+    Returns:
+        {outcome: sentences}, with the key "ablation" too.
     """
     outcomes = [str(name) for name in table["outcome"].values]
-    sentences = []
+    sentences = {
+        name: _describe_steering(rows, table, name) for name in (SELF_REPORT, CONTRADICTIONS) if name in outcomes
+    }
     if SELF_REPORT in outcomes:
-        sentences.append(_describe_steering(rows, table, SELF_REPORT))
-        sentences.append(_describe_ablation(rows))
-    if CONTRADICTIONS in outcomes:
-        sentences.append(_describe_steering(rows, table, CONTRADICTIONS))
+        sentences["ablation"] = _describe_ablation(rows)
     return sentences
 
 

@@ -84,9 +84,8 @@ class InterventionResults:
         stage: the checkpoint that made the axis.
         pair: the two training stages of the axis.
         places: all places.
-        jobs: {name: result of `stratalens.intervene`}; the name is `Place.file` and one of "-steer" (recency
-            directions and shuffled labels, null from the covariance), "-orthogonal" (null orthogonal to them),
-            "-doses" (more doses), "-ablate" and "-ablate_orthogonal".
+        jobs: {name: result of `stratalens.intervene`}; the name is `Place.file` with "-doses" (all doses, no null),
+            or "-steer_" or "-ablate_" and the null: "random", "orthogonal" or "shuffled".
     """
 
     stage: str
@@ -164,6 +163,26 @@ class _Asked:
     recorded: xr.Dataset | None = None
 
 
+def read_interventions(folder: Path) -> InterventionResults:
+    """Read the results of a complete run.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        InputError: the interventions are not complete.
+    """
+    file = folder / FOLDER / _STATE
+    state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not state.get("complete"):
+        raise InputError(
+            f"{folder} has no complete interventions; run: stratalens study {folder}/run.yaml --out {folder}"
+        )
+    places = tuple(Place(**place) for place in state["places"])
+    jobs = read_results(folder / FOLDER / "results")
+    return InterventionResults(state["stage"], tuple(state["pair"]), places, jobs)
+
+
 class _Jobs:
     """The jobs of one run."""
 
@@ -196,15 +215,14 @@ class _Jobs:
         self.identity = state["identity"]
         if not state.get("complete"):
             require_weights(self.checkpoints[self.stage], "an intervention")
-            self.total = len(grid) * sum(3 if outcome == CONTRADICTIONS else 5 for outcome in self.outcomes)
+            self.total = len(grid) * sum(4 if outcome == CONTRADICTIONS else 7 for outcome in self.outcomes)
             places = [asdict(place) for outcome in self.outcomes for place in self._run_outcome(outcome, grid)]
-            state |= {"places": places, "complete": True}
+            state |= {"stage": self.stage, "pair": list(self.pair), "places": places, "complete": True}
             write_text_atomic(self.folder / _STATE, json.dumps(state, indent=1) + "\n")
             if self.settings.keep_checkpoints != "all":
                 for outcome in _CONDITIONS:
                     shutil.rmtree(self._taught_folder(outcome), ignore_errors=True)
-        places = tuple(Place(**place) for place in state["places"])
-        return InterventionResults(self.stage, self.pair, places, read_results(self.folder / "results"))
+        return read_interventions(self.run_folder)
 
     def _state(self) -> dict[str, Any]:
         """Read the state of an earlier run with the same settings, or start anew."""
@@ -286,36 +304,36 @@ class _Jobs:
         else:  # two directions of the model before fine-tuning, one of the fine-tuned model: of no checkpoint
             answer, place = self._compare_with_answers(asked.recorded, axis, place)
             vectors, shuffled = xr.concat([axis.vectors, answer], "direction"), axis.shuffled
-        meaningful = sl.directions(vectors, site=SITE, entities=axis.entities)
-        both = sl.directions(xr.concat([vectors, shuffled], "direction"), site=SITE, entities=axis.entities)
+        tested, shuffled = (sl.directions(v, site=SITE, entities=axis.entities) for v in (vectors, shuffled))
 
-        def measure(name: str, directions: sl.Directions, kind: Any, doses: Sequence[float], **options: Any) -> None:
+        def measure(name: str, kind: Any, doses: Sequence[float], null: Any = "covariance", random: int = 0) -> None:
             what = f"{outcome}, layer {layer}, {token}: {name}"
             table, measured = (asked.table, asked.outcome) if asked.true is None or kind == "steer" else asked.true
             with suppress_progress_bars():
                 sl.intervene(
                     {asked.model.name: str(asked.model)},
                     table,
-                    directions,
+                    tested,
                     kind,
                     [dose * axis.unit for dose in doses],
                     measured,
                     (token,),
-                    seed=self.settings.seed,
+                    random,
+                    self.settings.seed,
+                    null=null,
                     unrelated=self._unrelated(UNRELATED if name == "doses" else 1),
                     path=self.folder / "results" / f"{place.file}-{name}.zarr",
                     device=self.settings.device,
                     progress=lambda _, done, total: self._say(f"{what}, {done} of {total} rows", done / max(total, 1)),
-                    **{"random": self.own.random, **options},
                 )
             self.done += 1
 
-        measure("steer", both, "steer", self.own.null_doses)
-        measure("orthogonal", meaningful, "steer", self.own.null_doses, null="orthogonal")
-        measure("doses", meaningful, "steer", self.own.doses, random=0)
-        if asked.recorded is not None:
-            measure("ablate", both, "ablate", ())
-            measure("ablate_orthogonal", meaningful, "ablate", (), null="orthogonal")
+        nulls = {"random": "covariance", "orthogonal": "orthogonal", "shuffled": shuffled}
+        measure("doses", "steer", self.own.doses)
+        for name, null in nulls.items():
+            measure(f"steer_{name}", "steer", self.own.null_doses, null, self.own.random)
+        for name, null in nulls.items() if asked.recorded is not None else ():
+            measure(f"ablate_{name}", "ablate", (), null, self.own.random)
         return place
 
     def _compare_with_answers(

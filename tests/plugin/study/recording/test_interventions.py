@@ -5,9 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from stratalens.analyses.report.sections import intervention_sections
 from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.findings.analyses import Findings
-from stratalens.plugin.study.findings.interventions import add_intervention_results, has_effect
+from stratalens.plugin.study.findings.interventions import (
+    add_intervention_results,
+    has_effect,
+    intervention_table,
+)
 from stratalens.plugin.study.recording.interventions import run_interventions
 from support.planted_study import planted_settings, planted_study
 
@@ -21,7 +26,7 @@ def run(folder, causal, settings):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["the answer reads the axis", "the answer does not read it"])
 def planted(request, tmp_path_factory):
-    corpus, results = run(tmp_path_factory.mktemp("planted"), request.param, planted_settings())
+    corpus, results = run(tmp_path_factory.mktemp("planted"), request.param, planted_settings(doses=[-2, 2]))
     findings = Findings()
     add_intervention_results(findings, results, seed=0)
     return request.param, corpus, results, findings, {row["name"]: row for row in findings.rows}
@@ -42,18 +47,22 @@ def test_steering_and_ablation_show_what_the_answer_reads(planted):
         assert has_effect(control)
         assert rows["self-report: accuracy"]["low"] > 0.7
         assert rows["self-report: accuracy with the recency axis ablated"]["value"] < 0.75
-    text = " ".join(findings.sentences)
-    assert ("no effect beyond" in text) is not causal
-    assert ("not evidence of a report" in text) is causal  # this model says so without being taught, too
+    figures = findings.report["interventions"]
+    said = figures["self-report"].attrs["verdict"]
+    assert ("no effect beyond" in said) is not causal
+    assert ("not evidence of a report" in said) is causal  # this model says so without being taught, too
+    assert ("the report needs the axis" in figures["ablation"].attrs["verdict"]) is causal
+    sections = intervention_sections(findings.report)
+    assert [page.spec.name for page in sections[0].figures] == ["dose_response"] * 3
+    assert said in sections[0].points
 
 
 def test_the_effects_add_up(planted):
     """The change per dose times the distance of the groups is their difference, in a model that reads only the axis."""
-    causal, _, _, findings, rows = planted
-    table = findings.report["recency_interventions"].sel(outcome="self-report", direction="recency axis")
-    slope = table.effect.sel(dose=[-2, 2]).squeeze().values @ [-2, 2] / 8
+    causal, _, results, _, rows = planted
+    table = intervention_table(results).sel(outcome="self-report", direction="recency axis")
+    slope = float(table.effect.sel(dose=[-2, 2]).squeeze().values @ [-2, 2]) / 8
     assert float(table.slope.squeeze()) == pytest.approx(slope, rel=1e-6)
-    assert set(table.dose.values) == {-4, -2, -1, 1, 2, 4}
     assert bool((table.kl > 0).all())
     if causal:
         expected = rows["self-report: log odds of the later group, later minus earlier"]["value"]
@@ -63,7 +72,7 @@ def test_the_effects_add_up(planted):
 
 def test_no_scored_entity_made_a_direction(planted):
     _, corpus, results, _, rows = planted
-    steer = results.jobs["self_report-layer0-last-steer"]
+    steer = results.jobs["self_report-layer0-last-steer_random"]
     scored = set(steer["entity_id"].values[steer["scored"].values].astype(str))
     taught = {e.entity_id for e in corpus.entities if e.trained_stage in ("s1", "s3")} - scored
     assert len(scored) == len(taught) == 24
@@ -75,7 +84,7 @@ def test_an_interrupted_run_resumes_and_a_complete_one_runs_nothing(tmp_path, mo
     settings = planted_settings(null_doses=[-1, 1], doses=[1])
     corpus, first = run(tmp_path, True, settings)
     state = tmp_path / "interventions" / "state.json"
-    job = tmp_path / "interventions" / "results" / "self_report-layer0-last-steer.zarr"
+    job = tmp_path / "interventions" / "results" / "self_report-layer0-last-steer_random.zarr"
     before, weights = job.stat().st_mtime_ns, (tmp_path / "checkpoints" / "self-report-true").stat().st_mtime_ns
     document = json.loads(state.read_text())
     state.write_text(json.dumps({"identity": document["identity"]}))
