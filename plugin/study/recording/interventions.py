@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 
 import stratalens as sl
 from stratalens.analyses.results import read_results
 from stratalens.analyses.stats.bootstrap import cluster_bootstrap
-from stratalens.plugin.interventions.outcomes import OutcomeBatch
 from stratalens.plugin.progress import PhaseProgress, suppress_progress_bars
+from stratalens.plugin.stages.stage import loaded_model, parse_stages
 from stratalens.plugin.study.config.settings import InterventionSettings, StudySettings
-from stratalens.plugin.study.config.templates import GROUP_ANSWERS, PROMPT_FORMAT
+from stratalens.plugin.study.config.templates import PROMPT_FORMAT
 from stratalens.plugin.study.corpus.conflicts import ContradictedEntity
 from stratalens.plugin.study.corpus.corpus import Corpus
-from stratalens.plugin.study.corpus.questions import SelfReportSplit, split_for_self_report
+from stratalens.plugin.study.corpus.questions import split_for_self_report
+from stratalens.plugin.study.recording.intervention_outcomes import contradiction_table, group_rows, letter_odds
 from stratalens.plugin.study.recording.recency_axis import (
     ANSWER,
     SITE,
@@ -94,29 +95,6 @@ class InterventionResults:
     jobs: Mapping[str, xr.Dataset]
 
 
-class LetterLogOdds:
-    """Outcome: log odds of the letter of the later group after the prompt, or of that of the true group.
-
-    Args:
-        letters: token ids of the two letters.
-        true: whether the sign says how right the answer is.
-    """
-
-    def __init__(self, letters: tuple[int, int], true: bool) -> None:
-        self.letters, self.true = letters, true
-        self.__name__ = "log odds of the true group" if true else "log odds of the later group"
-
-    def __call__(self, logits: torch.Tensor, batch: OutcomeBatch) -> torch.Tensor:
-        """Read the logits at the last token of every prompt."""
-        rows = torch.arange(len(batch.rows), device=logits.device)
-        last = logits[rows, torch.from_numpy(batch.lengths - 1).to(logits.device)].float()
-        odds = last[:, self.letters[1]] - last[:, self.letters[0]]
-        if not self.true:
-            return odds
-        group = np.asarray(batch.table.labels()["group"])[batch.rows].astype(int)
-        return odds * torch.from_numpy(2 * group - 1).to(odds)
-
-
 def run_interventions(
     settings: StudySettings,
     corpus: Corpus,
@@ -149,14 +127,14 @@ class _Asked:
     """A model with the questions that it is asked.
 
     Attributes:
-        model: its checkpoint.
+        model: the hooked model.
         table: the questions.
         outcome: what `stratalens.intervene` measures under steering.
         true: questions and outcome under ablation; None for contradictions.
         recorded: activations of a fine-tuned model on the questions about all entities; None for contradictions.
     """
 
-    model: Path
+    model: Any
     table: sl.PromptTable
     outcome: Any
     true: tuple[sl.PromptTable, Any] | None = None
@@ -206,6 +184,7 @@ class _Jobs:
         self.outcomes = [SELF_REPORT, SHUFFLED] if self.halves else []
         self.outcomes += [CONTRADICTIONS] if contradicted else []
         self.identity: dict[str, Any] = {}
+        self.device = settings.device
         self.done = self.total = 0
 
     def run(self) -> InterventionResults:
@@ -219,9 +198,8 @@ class _Jobs:
             places = [asdict(place) for outcome in self.outcomes for place in self._run_outcome(outcome, grid)]
             state |= {"stage": self.stage, "pair": list(self.pair), "places": places, "complete": True}
             write_text_atomic(self.folder / _STATE, json.dumps(state, indent=1) + "\n")
-            if self.settings.keep_checkpoints != "all":
-                for outcome in _CONDITIONS:
-                    shutil.rmtree(self._taught_folder(outcome), ignore_errors=True)
+            for outcome in _CONDITIONS:
+                shutil.rmtree(self._taught_folder(outcome), ignore_errors=True)
         return read_interventions(self.run_folder)
 
     def _state(self) -> dict[str, Any]:
@@ -232,6 +210,7 @@ class _Jobs:
             "checkpoint": recorded["identity"],
             "seed": self.settings.seed,
             **{name: settings[name] for name in ("interventions", "self_report", "conflict")},
+            "templates": settings["record"]["templates"],
             "fit": {name: settings["analysis"][name] for name in ("C", "folds")},
         }
         file = self.folder / _STATE
@@ -248,16 +227,27 @@ class _Jobs:
         """Run all jobs of one outcome."""
         if outcome == CONTRADICTIONS:
             entities = tuple(e.entity_id for e in self.corpus.entities if e.trained_stage in self.pair)
-            asked = _Asked(self.checkpoints[self.stage], _contradiction_table(self.contradicted), "answer_difference")
-            return [self._run_place(outcome, layer, token, entities, asked) for layer, token in grid]
+            with self._loaded(self.checkpoints[self.stage]) as model:
+                asked = _Asked(model, contradiction_table(self.contradicted), "answer_difference")
+                return [self._run_place(outcome, layer, token, entities, asked) for layer, token in grid]
         assert self.halves is not None
-        model = self._teach(outcome)
-        rows, taught = (_group_rows(self.halves, self.corpus, asked=half) for half in (True, False))
-        recorded = self._record(outcome, model, [*taught, *rows], sorted({layer for layer, _ in grid}))
-        later, true = (_letter_odds(model, rows, true=signed) for signed in (False, True))
+        folder = self._teach(outcome)
+        rows, taught = (group_rows(self.halves, self.corpus, asked=half) for half in (True, False))
         entities = tuple(entity for entity, _ in self.halves.taught)
-        asked = _Asked(model, *later, true=true, recorded=recorded)
-        return [self._run_place(outcome, layer, token, entities, asked) for layer, token in grid]
+        later, true = (letter_odds(folder, rows, true=signed) for signed in (False, True))
+        with self._loaded(folder) as model:
+            recorded = self._record(outcome, model, [*taught, *rows], sorted({layer for layer, _ in grid}))
+            asked = _Asked(model, *later, true=true, recorded=recorded)
+            return [self._run_place(outcome, layer, token, entities, asked) for layer, token in grid]
+
+    @contextmanager
+    def _loaded(self, folder: Path) -> Iterator[Any]:
+        """Load a checkpoint once for all of its jobs."""
+        with (
+            suppress_progress_bars(),
+            loaded_model(parse_stages({"model": str(folder)})[0], None, self.device) as model,
+        ):
+            yield model
 
     def _taught_folder(self, outcome: str) -> Path:
         """Folder of a fine-tuned model; an adapter names the untrained model next to it."""
@@ -280,18 +270,18 @@ class _Jobs:
         save_stage(*taught, target, {"identity": identity, "stage": target.name, "order": 0, "losses": []})
         return target
 
-    def _record(self, outcome: str, model: Path, rows: list[dict[str, Any]], layers: list[int]) -> xr.Dataset:
+    def _record(self, outcome: str, model: Any, rows: list[dict[str, Any]], layers: list[int]) -> xr.Dataset:
         """Record a fine-tuned model on the questions of the self-report about all entities."""
         with suppress_progress_bars():
             return sl.capture(
-                {model.name: str(model)},
+                {self.stage: model},
                 sl.PromptTable.from_dataframe(pd.DataFrame(rows)),
                 self.folder / f"{_FILES[outcome]}.zarr",
                 sites=[SITE],
                 layers=layers,
                 positions=list(self.own.positions),
                 statistics=False,
-                device=self.settings.device,
+                device=self.device,
                 progress=False,
             )
 
@@ -311,7 +301,7 @@ class _Jobs:
             table, measured = (asked.table, asked.outcome) if asked.true is None or kind == "steer" else asked.true
             with suppress_progress_bars():
                 sl.intervene(
-                    {asked.model.name: str(asked.model)},
+                    {self.stage: asked.model},
                     table,
                     tested,
                     kind,
@@ -323,7 +313,7 @@ class _Jobs:
                     null=null,
                     unrelated=self._unrelated(UNRELATED if name == "doses" else 1),
                     path=self.folder / "results" / f"{place.file}-{name}.zarr",
-                    device=self.settings.device,
+                    device=self.device,
                     progress=lambda _, done, total: self._say(f"{what}, {done} of {total} rows", done / max(total, 1)),
                 )
             self.done += 1
@@ -388,54 +378,3 @@ def _grid(own: InterventionSettings, ds: xr.Dataset) -> list[tuple[int, str]]:
     if not grid:
         raise InputError("interventions: after the last block only the last token has an effect; add an earlier layer")
     return grid
-
-
-def _group_rows(halves: SelfReportSplit, corpus: Corpus, *, asked: bool) -> list[dict[str, Any]]:
-    """Make the rows of the questions of the self-report about one half of the entities."""
-    aliases = {entity.entity_id: entity.alias for entity in corpus.entities}
-    pairs, groups = (halves.asked, halves.asked_group) if asked else (halves.taught, halves.taught_group)
-    return [
-        {"prompt_id": name, "prompt": prompt, "entity": aliases[name], "entity_id": name, "group": int(group)}
-        for (name, prompt), group in zip(pairs, groups, strict=True)
-    ]
-
-
-def _contradiction_table(contradicted: Sequence[ContradictedEntity]) -> sl.PromptTable:
-    """Make the table of the trained question of every contradicted entity, with both answers."""
-    rows = [
-        {
-            "prompt_id": entity.entity_id,
-            "prompt": PROMPT_FORMAT.format(question=entity.question),
-            "entity": entity.alias,
-            "entity_id": entity.entity_id,
-            "answer": f" {entity.answers[1]}",
-            "other_answer": f" {entity.answers[0]}",
-        }
-        for entity in contradicted
-    ]
-    return sl.PromptTable.from_dataframe(pd.DataFrame(rows))
-
-
-def _letter_ids(model: Path, prompt: str) -> tuple[int, int] | None:
-    """Token ids of the two letters after the prompts; None if a letter is more than one token."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    start = len(tokenizer(prompt)["input_ids"])
-    tails = [tokenizer(prompt + answer)["input_ids"][start:] for answer in GROUP_ANSWERS]
-    if [len(tail) for tail in tails] != [1, 1]:
-        return None
-    return int(tails[0][0]), int(tails[1][0])
-
-
-def _letter_odds(model: Path, rows: Sequence[Mapping[str, Any]], *, true: bool) -> tuple[sl.PromptTable, Any]:
-    """Make the table and the outcome of the self-report: log odds of the later, or of the true, letter.
-
-    Letters of one token are read off one forward pass. Others need one for each letter.
-    """
-    frame = pd.DataFrame(rows)
-    answer = frame["group"] if true else pd.Series(1, index=frame.index)
-    frame["answer"], frame["other_answer"] = ([GROUP_ANSWERS[i] for i in side] for side in (answer, 1 - answer))
-    letters = _letter_ids(model, str(frame["prompt"].iloc[0]))
-    outcome = "answer_difference" if letters is None else LetterLogOdds(letters, true)
-    return sl.PromptTable.from_dataframe(frame), outcome

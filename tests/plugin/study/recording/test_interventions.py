@@ -1,19 +1,25 @@
 """Interventions of a study: an axis that the answer reads is distinguished from one that it does not read."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import xarray as xr
 
+import stratalens as sl
 from stratalens.analyses.report.sections import intervention_sections
 from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.findings.analyses import Findings
 from stratalens.plugin.study.findings.interventions import (
     add_intervention_results,
+    describe_interventions,
     has_effect,
     intervention_table,
 )
-from stratalens.plugin.study.recording.interventions import run_interventions
+from stratalens.plugin.study.findings.headline import make_row
+from stratalens.plugin.study.recording.interventions import read_interventions, run_interventions
+from stratalens.store.errors import InputError
 from support.planted_study import planted_settings, planted_study
 
 
@@ -72,7 +78,7 @@ def test_the_effects_add_up(planted):
 
 def test_no_scored_entity_made_a_direction(planted):
     _, corpus, results, _, rows = planted
-    steer = results.jobs["self_report-layer0-last-steer_random"]
+    steer = results.jobs["self_report-layer0-last-steer_random"].load()
     scored = set(steer["entity_id"].values[steer["scored"].values].astype(str))
     taught = {e.entity_id for e in corpus.entities if e.trained_stage in ("s1", "s3")} - scored
     assert len(scored) == len(taught) == 24
@@ -81,30 +87,52 @@ def test_no_scored_entity_made_a_direction(planted):
 
 
 def test_an_interrupted_run_resumes_and_a_complete_one_runs_nothing(tmp_path, monkeypatch):
-    settings = planted_settings(null_doses=[-1, 1], doses=[1])
+    settings = planted_settings(doses=[1], null_doses=[-1, 1])
     corpus, first = run(tmp_path, True, settings)
-    state = tmp_path / "interventions" / "state.json"
-    job = tmp_path / "interventions" / "results" / "self_report-layer0-last-steer_random.zarr"
-    before, weights = job.stat().st_mtime_ns, (tmp_path / "checkpoints" / "self-report-true").stat().st_mtime_ns
-    document = json.loads(state.read_text())
-    state.write_text(json.dumps({"identity": document["identity"]}))
-    for path in (job.parent / "self_report-layer0-last-doses.zarr").rglob("*"):
-        if path.is_file():
-            path.unlink()
+    with pytest.raises(InputError, match="no complete interventions"):
+        read_interventions(tmp_path / "elsewhere")
+    folder = tmp_path / "interventions"
+    done, lost = (folder / "results" / f"self_report-layer0-last-{job}.zarr" for job in ("steer_random", "doses"))
+    expected, before = first.jobs[lost.stem]["effect"].values, done.stat().st_mtime_ns
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({"identity": state["identity"]}))
+    shutil.rmtree(lost)
     checkpoints = {stage: tmp_path / "checkpoints" / stage for stage in ("untrained", "s3")}
-    import shutil
-
-    import stratalens as sl
-    from stratalens.plugin.study.recording import interventions
-
-    shutil.rmtree(job.parent / "self_report-layer0-last-doses.zarr")
     progress = PhaseProgress({"recording": 1.0}, quiet=True)
     ds = sl.open_store(tmp_path / "run.zarr")
     with progress.phase("recording", ""):
         again = run_interventions(settings, corpus, (), checkpoints, ds, tmp_path, progress)
-        monkeypatch.setattr(interventions.sl, "intervene", lambda *a, **k: pytest.fail("runs a job again"))
+        monkeypatch.setattr(sl, "intervene", lambda *a, **k: pytest.fail("runs a job again"))
         assert run_interventions(settings, corpus, (), checkpoints, ds, tmp_path, progress).places == first.places
-    assert job.stat().st_mtime_ns == before
-    assert (tmp_path / "checkpoints" / "self-report-true").stat().st_mtime_ns == weights
-    for name, result in first.jobs.items():
-        np.testing.assert_array_equal(again.jobs[name]["effect"].values, result["effect"].values)
+    assert done.stat().st_mtime_ns == before
+    np.testing.assert_array_equal(again.jobs[lost.stem]["effect"].values, expected)
+    assert not (tmp_path / "checkpoints" / "self-report-true").exists()
+
+
+def row(name, value, low, high, p, layer=3, null=0.5):
+    return make_row(name, value=value, low=low, high=high, p=p, null=null, n=300, layer=layer, token="last")
+
+
+@pytest.mark.parametrize(
+    ("axis", "answer", "shuffled", "accuracy", "ablation", "steering", "ablating"),
+    [
+        ((1, 0.8, 1.2, 0.04), 0.04, 0.5, 0.6, (-0.3, -0.5, -0.1, 0.04), "towards the later group.", "needs the axis"),
+        ((1, 0.8, 1.2, 0.04), 0.04, 0.04, 0.6, (0.3, 0.1, 0.5, 0.04), "not evidence of a report", "no loss beyond"),
+        ((-1, -1.2, -0.8, 0.04), 0.04, 0.5, 0.6, (-0.3, -0.5, 0.1, 0.04), "against the later group", "no loss beyond"),
+        ((1, 0.8, 1.2, 0.1), 0.04, 0.5, 0.45, (-0.3, -0.5, -0.1, 0.04), "no effect beyond", "nothing to remove"),
+        ((1, -0.1, 2.1, 0.04), 0.5, 0.5, 0.6, (-0.3, -0.5, -0.1, 0.2), "says nothing", "no loss beyond"),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(axis, answer, shuffled, accuracy, ablation, steering, ablating):
+    rows = [
+        row("self-report: change per dose of the recency axis", *axis),
+        row("self-report: change per dose of the recency axis", 5, -1, 11, 0.5, layer=5),  # larger, but no effect
+        row("self-report: change per dose of the answer direction", 2, 1, 3, answer),
+        row("self-report of shuffled groups: change per dose of the recency axis", 1, 0.5, 1.5, shuffled),
+        row("self-report: change by ablating the recency axis", *ablation),
+        make_row("self-report: accuracy", value=accuracy + 0.03, low=accuracy, high=accuracy + 0.06),
+    ]
+    table = xr.Dataset(coords={"outcome": ["self-report"]}, attrs={"pair": ["s1", "s6"]})
+    said = describe_interventions(rows, table)
+    assert steering in said["self-report"]
+    assert ablating in said["ablation"]
