@@ -11,13 +11,13 @@ import stratalens as sl
 from stratalens.analyses.report.sections import intervention_sections
 from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.findings.analyses import Findings
+from stratalens.plugin.study.findings.headline import make_row
 from stratalens.plugin.study.findings.interventions import (
     add_intervention_results,
     describe_interventions,
     has_effect,
     intervention_table,
 )
-from stratalens.plugin.study.findings.headline import make_row
 from stratalens.plugin.study.recording.interventions import read_interventions, run_interventions
 from stratalens.store.errors import InputError
 from support.planted_study import planted_settings, planted_study
