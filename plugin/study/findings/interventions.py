@@ -23,6 +23,7 @@ from stratalens.plugin.study.recording.recency_axis import ANSWER, AXIS, PROBE, 
 
 NULLS = ("random", "orthogonal", "shuffled")
 LEVEL = 0.05
+_DOSE = "dose (1 = distance between the two groups)"
 DIRECTIONS = (AXIS, PROBE, ANSWER)
 UNITS = {
     SELF_REPORT: "log odds of the later group",
@@ -39,12 +40,12 @@ def intervention_table(results: InterventionResults) -> xr.Dataset:
         results: results of all jobs.
 
     Returns:
-        Dataset over outcome, layer, token, direction, dose, null and draw; NaN where nothing was measured. Doses are in
-        distances between the two centroids.
+        Dataset over outcome, layer, token, direction, dose, null_kind and draw; NaN where nothing was measured. Doses
+        are in distances between the two centroids.
 
         - effect, effect_low, effect_high, kl (outcome, layer, token, direction, dose): change of the outcome, in nats.
-        - slope, slope_low, slope_high (outcome, layer, token, direction), null_slope (outcome, layer, token, null,
-          draw): change per dose.
+        - slope, slope_low, slope_high (outcome, layer, token, direction), null_slope (outcome, layer, token,
+          null_kind, draw): change per dose.
         - slope_p (outcome, layer, token, direction): the largest p of the three nulls, over all places of an outcome.
         - ablated, ablated_low, ablated_high, ablated_p, null_ablated: the same for the change of the log odds of the
           true group by ablation.
@@ -54,8 +55,7 @@ def intervention_table(results: InterventionResults) -> xr.Dataset:
     for place in results.places:
         part = _effects_at(results.jobs, place)
         parts.append(part.expand_dims(outcome=[place.outcome], layer=[place.layer], token=[place.token]))
-    table = xr.combine_by_coords(parts, combine_attrs="drop") if len(parts) > 1 else parts[0]
-    assert isinstance(table, xr.Dataset)
+    table = xr.merge(parts, join="outer", compat="no_conflicts")
     outcomes, tokens = (list(dict.fromkeys(getattr(p, key) for p in results.places)) for key in ("outcome", "token"))
     names = [name for name in DIRECTIONS if name in table["direction"].values]
     table = table.sel(outcome=outcomes, token=tokens, direction=names)
@@ -73,15 +73,15 @@ def _effects_at(jobs: Mapping[str, xr.Dataset], place: Place) -> xr.Dataset:
     variables: dict[str, Any] = {"unit": place.unit}
     for name in ("slope", "slope_low", "slope_high"):
         variables[name] = ("direction", steer[0][name].values * place.unit)
-    variables["null_slope"] = (("null", "draw"), np.stack([s["null_slope"].values for s in steer]) * place.unit)
+    variables["null_slope"] = (("null_kind", "draw"), np.stack([s["null_slope"].values for s in steer]) * place.unit)
     for name in ("effect", "effect_low", "effect_high", "kl"):
         variables[name] = (("direction", "dose"), doses[name].transpose("direction", ...).values)
     if f"{place.file}-ablate_{NULLS[0]}" in jobs:
         ablate = [_labelled(jobs[f"{place.file}-ablate_{null}"]).sel(dose=1.0) for null in NULLS]
         for name in ("", "_low", "_high"):
             variables[f"ablated{name}"] = ("direction", ablate[0][f"effect{name}"].values)
-        variables["null_ablated"] = (("null", "draw"), np.stack([one["null"].values for one in ablate]))
-    coords = {"direction": names, "dose": np.round(doses["dose"].values / place.unit, 6), "null": list(NULLS)}
+        variables["null_ablated"] = (("null_kind", "draw"), np.stack([one["null"].values for one in ablate]))
+    coords = {"direction": names, "dose": np.round(doses["dose"].values / place.unit, 6), "null_kind": list(NULLS)}
     return xr.Dataset(variables, coords=coords)
 
 
@@ -99,7 +99,7 @@ def _largest_p(value: xr.DataArray, null: xr.DataArray) -> xr.DataArray:
     """
     largest = abs(null).max(["layer", "token"])
     at_least = (largest >= abs(value) * (1 - 1e-9)).sum("draw")
-    return ((1 + at_least) / (1 + null.sizes["draw"])).max("null").where(np.isfinite(value))
+    return ((1 + at_least) / (1 + null.sizes["draw"])).max("null_kind").where(np.isfinite(value))
 
 
 def add_intervention_results(findings: Findings, results: InterventionResults, seed: int) -> None:
@@ -132,14 +132,14 @@ def intervention_figures(table: xr.Dataset, rows: Sequence[Row]) -> dict[str, xr
     attrs = {"site": SITE, "null_kind": "of the same length, of three kinds"}
     for outcome in (str(name) for name in table["outcome"].values):
         own = table.sel(outcome=outcome, drop=True).dropna("direction", how="all", subset=["slope"])
-        null = own["null_slope"].stack(random=("null", "draw")).reset_index("random", drop=True)
+        null = _pool(own["null_slope"])
         steered = own[["effect", "effect_low", "effect_high", "slope", "slope_low", "slope_high", "slope_p", "kl"]]
         steered = steered.assign(null=null * own["dose"], null_slope=null)
-        words = {"kind": "steer", "outcome": f"{UNITS[outcome]} ({outcome})", "unit": "nats"}
+        words = {"kind": "steer", "outcome": f"{UNITS[outcome]} ({outcome})", "unit": "nats", "dose": _DOSE}
         figures[outcome] = steered.assign_attrs({**attrs, **words, "verdict": verdicts.get(outcome, "")})
         if outcome != SELF_REPORT:
             continue
-        null = own["null_ablated"].stack(random=("null", "draw")).reset_index("random", drop=True)
+        null = _pool(own["null_ablated"])
         parts = {
             "effect": "ablated",
             "effect_low": "ablated_low",
@@ -151,6 +151,11 @@ def intervention_figures(table: xr.Dataset, rows: Sequence[Row]) -> dict[str, xr
         ablated = ablated.assign(null=null.expand_dims(dose=[1.0]))
         figures["ablation"] = ablated.assign_attrs({**attrs, **words, "verdict": verdicts["ablation"]})
     return figures
+
+
+def _pool(null: xr.DataArray) -> xr.DataArray:
+    """Join the three nulls along the dim `random`."""
+    return null.stack(random=("null_kind", "draw"), create_index=False).drop_vars("null_kind", errors="ignore")
 
 
 def intervention_rows(results: InterventionResults, table: xr.Dataset, seed: int) -> list[Row]:

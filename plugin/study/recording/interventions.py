@@ -28,7 +28,7 @@ from stratalens.plugin.study.config.templates import PROMPT_FORMAT
 from stratalens.plugin.study.corpus.conflicts import ContradictedEntity
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.corpus.questions import split_for_self_report
-from stratalens.plugin.study.recording.intervention_outcomes import contradiction_table, group_rows, letter_odds
+from stratalens.plugin.study.recording.intervention_questions import contradiction_table, group_rows, letter_table
 from stratalens.plugin.study.recording.recency_axis import (
     ANSWER,
     SITE,
@@ -128,16 +128,14 @@ class _Asked:
 
     Attributes:
         model: the hooked model.
-        table: the questions.
-        outcome: what `stratalens.intervene` measures under steering.
-        true: questions and outcome under ablation; None for contradictions.
+        table: the questions with their answers under steering.
+        true: the same under ablation; None for contradictions.
         recorded: activations of a fine-tuned model on the questions about all entities; None for contradictions.
     """
 
     model: Any
     table: sl.PromptTable
-    outcome: Any
-    true: tuple[sl.PromptTable, Any] | None = None
+    true: sl.PromptTable | None = None
     recorded: xr.Dataset | None = None
 
 
@@ -203,7 +201,7 @@ class _Jobs:
         return read_interventions(self.run_folder)
 
     def _state(self) -> dict[str, Any]:
-        """Read the state of an earlier run with the same settings, or start anew."""
+        """Read the state of an earlier run with the same settings, or start again from nothing."""
         recorded = json.loads((self.checkpoints[self.stage] / RECORD).read_text(encoding="utf-8"))
         settings = self.settings.model_dump(mode="json")
         identity = {
@@ -228,16 +226,16 @@ class _Jobs:
         if outcome == CONTRADICTIONS:
             entities = tuple(e.entity_id for e in self.corpus.entities if e.trained_stage in self.pair)
             with self._loaded(self.checkpoints[self.stage]) as model:
-                asked = _Asked(model, contradiction_table(self.contradicted), "answer_difference")
+                asked = _Asked(model, contradiction_table(self.contradicted))
                 return [self._run_place(outcome, layer, token, entities, asked) for layer, token in grid]
         assert self.halves is not None
         folder = self._teach(outcome)
         rows, taught = (group_rows(self.halves, self.corpus, asked=half) for half in (True, False))
         entities = tuple(entity for entity, _ in self.halves.taught)
-        later, true = (letter_odds(folder, rows, true=signed) for signed in (False, True))
+        later, true = (letter_table(rows, true=signed) for signed in (False, True))
         with self._loaded(folder) as model:
             recorded = self._record(outcome, model, [*taught, *rows], sorted({layer for layer, _ in grid}))
-            asked = _Asked(model, *later, true=true, recorded=recorded)
+            asked = _Asked(model, later, true, recorded)
             return [self._run_place(outcome, layer, token, entities, asked) for layer, token in grid]
 
     @contextmanager
@@ -294,11 +292,12 @@ class _Jobs:
         else:  # two directions of the model before fine-tuning, one of the fine-tuned model: of no checkpoint
             answer, place = self._compare_with_answers(asked.recorded, axis, place)
             vectors, shuffled = xr.concat([axis.vectors, answer], "direction"), axis.shuffled
-        tested, shuffled = (sl.directions(v, site=SITE, entities=axis.entities) for v in (vectors, shuffled))
+        tested = sl.directions(vectors, site=SITE, entities=axis.entities)
+        unlabelled = sl.directions(shuffled, site=SITE, entities=axis.entities)
 
         def measure(name: str, kind: Any, doses: Sequence[float], null: Any = "covariance", random: int = 0) -> None:
             what = f"{outcome}, layer {layer}, {token}: {name}"
-            table, measured = (asked.table, asked.outcome) if asked.true is None or kind == "steer" else asked.true
+            table = asked.table if asked.true is None or kind == "steer" else asked.true
             with suppress_progress_bars():
                 sl.intervene(
                     {self.stage: asked.model},
@@ -306,7 +305,7 @@ class _Jobs:
                     tested,
                     kind,
                     [dose * axis.unit for dose in doses],
-                    measured,
+                    "answer_difference",
                     (token,),
                     random,
                     self.settings.seed,
@@ -318,7 +317,7 @@ class _Jobs:
                 )
             self.done += 1
 
-        nulls = {"random": "covariance", "orthogonal": "orthogonal", "shuffled": shuffled}
+        nulls: dict[str, Any] = {"random": "covariance", "orthogonal": "orthogonal", "shuffled": unlabelled}
         measure("doses", "steer", self.own.doses)
         for name, null in nulls.items():
             measure(f"steer_{name}", "steer", self.own.null_doses, null, self.own.random)

@@ -5,16 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-import xarray as xr
 
 import stratalens as sl
 from stratalens.analyses.report.sections import intervention_sections
 from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.findings.analyses import Findings
-from stratalens.plugin.study.findings.headline import make_row
 from stratalens.plugin.study.findings.interventions import (
     add_intervention_results,
-    describe_interventions,
     has_effect,
     intervention_table,
 )
@@ -107,32 +104,3 @@ def test_an_interrupted_run_resumes_and_a_complete_one_runs_nothing(tmp_path, mo
     assert done.stat().st_mtime_ns == before
     np.testing.assert_array_equal(again.jobs[lost.stem]["effect"].values, expected)
     assert not (tmp_path / "checkpoints" / "self-report-true").exists()
-
-
-def row(name, value, low, high, p, layer=3, null=0.5):
-    return make_row(name, value=value, low=low, high=high, p=p, null=null, n=300, layer=layer, token="last")
-
-
-@pytest.mark.parametrize(
-    ("axis", "answer", "shuffled", "accuracy", "ablation", "steering", "ablating"),
-    [
-        ((1, 0.8, 1.2, 0.04), 0.04, 0.5, 0.6, (-0.3, -0.5, -0.1, 0.04), "towards the later group.", "needs the axis"),
-        ((1, 0.8, 1.2, 0.04), 0.04, 0.04, 0.6, (0.3, 0.1, 0.5, 0.04), "not evidence of a report", "no loss beyond"),
-        ((-1, -1.2, -0.8, 0.04), 0.04, 0.5, 0.6, (-0.3, -0.5, 0.1, 0.04), "against the later group", "no loss beyond"),
-        ((1, 0.8, 1.2, 0.1), 0.04, 0.5, 0.45, (-0.3, -0.5, -0.1, 0.04), "no effect beyond", "nothing to remove"),
-        ((1, -0.1, 2.1, 0.04), 0.5, 0.5, 0.6, (-0.3, -0.5, -0.1, 0.2), "says nothing", "no loss beyond"),
-    ],
-)
-def test_the_verdict_follows_from_the_numbers(axis, answer, shuffled, accuracy, ablation, steering, ablating):
-    rows = [
-        row("self-report: change per dose of the recency axis", *axis),
-        row("self-report: change per dose of the recency axis", 5, -1, 11, 0.5, layer=5),  # larger, but no effect
-        row("self-report: change per dose of the answer direction", 2, 1, 3, answer),
-        row("self-report of shuffled groups: change per dose of the recency axis", 1, 0.5, 1.5, shuffled),
-        row("self-report: change by ablating the recency axis", *ablation),
-        make_row("self-report: accuracy", value=accuracy + 0.03, low=accuracy, high=accuracy + 0.06),
-    ]
-    table = xr.Dataset(coords={"outcome": ["self-report"]}, attrs={"pair": ["s1", "s6"]})
-    said = describe_interventions(rows, table)
-    assert steering in said["self-report"]
-    assert ablating in said["ablation"]
