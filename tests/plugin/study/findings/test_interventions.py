@@ -87,7 +87,7 @@ def test_rows_figures_and_verdicts_of_all_outcomes():
     json.dumps(findings.rows, allow_nan=False)
     keys = [(row["name"], row["layer"], row["token"]) for row in findings.rows]
     assert len(keys) == len(set(keys))
-    rows = {key: row for key, row in zip(keys, findings.rows, strict=True)}
+    rows = dict(zip(keys, findings.rows, strict=True))
     one = rows["contradictions: change per dose of the recency axis", 3, "last"]
     assert (one["value"], one["low"], one["high"]) == pytest.approx((0.6, 0.5, 0.7))
     assert one["null"] == pytest.approx(0.3)
