@@ -127,7 +127,7 @@ def dose_response_spec(effects: xr.Dataset) -> FigureSpec:
         name="dose_response",
         title=title + drawn_note(len(names), every, "directions"),
         x=Axis("direction", ticks=list(enumerate(names)), rotate=len(names) > 4) if side_by_side else dose_axis,
-        y=Axis(f"effect{unit} (grey: 95 % of random directions)" if has_null else f"effect{unit}"),
+        y=Axis(f"effect{unit}; grey: random" if has_null else f"effect{unit}"),
         marks=[
             Mark("band", "segments", role="muted", width=10, alpha=0.3),
             Mark("edges", "segments", role="muted", width=1, dash="dashed"),

@@ -359,7 +359,7 @@ def intervention_sections(results: Results) -> list[Section]:
         section.add(
             spec,
             intervention_sentences.dose_sentence(result, spec),
-            "An effect counts if it lies outside the grey band of random directions. The sentences below judge the "
+            "An effect counts if it is outside the grey band of random directions. The sentences below judge the "
             "largest effect over all places and doses.",
         )
         if result["effect"].sizes.get("layer", 1) > 1:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from stratalens.plugin.check.sample import Batch
@@ -30,6 +31,26 @@ class Trace:
     values: dict[str, Tensor] = field(default_factory=dict)
     modules: dict[tuple[str, Side], Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
+
+    def at_tokens(self, batch: Batch, rows: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Return the values at the tokens of some rows, without the padding.
+
+        Args:
+            batch: the sequences of the pass.
+            rows: None for all rows.
+
+        Returns:
+            hook -> tensor of shape (tokens, ...), row by row.
+        """
+        rows = range(len(batch.ids)) if rows is None else rows
+        mask = batch.mask.bool()
+        columns = {row: mask[row].nonzero()[:, 0] for row in rows}
+        spans = {row: slice(int(own[0]), int(own[-1]) + 1) for row, own in columns.items()}  # tokens are in a row
+        # A value that all rows share, such as position embeddings, has one row.
+        return {
+            hook: torch.cat([value[row if value.shape[0] > 1 else 0, span] for row, span in spans.items()])
+            for hook, value in self.values.items()
+        }
 
 
 def trace(

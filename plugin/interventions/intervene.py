@@ -36,7 +36,7 @@ from stratalens.plugin.prompts.positions import resolve as resolve_positions
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts
 from stratalens.plugin.stages.stage import loaded_model, parse_stages
-from stratalens.store.errors import InputError, MismatchError, join_names, suggest
+from stratalens.store.errors import InputError, MismatchError, NonFiniteError, join_names, suggest
 
 KINDS = ("steer", "ablate", "patch")
 _REUSE: dict[str, Way] = {"auto": "positions", "blocks": "blocks", "nothing": "all"}
@@ -257,17 +257,15 @@ def _own_null(null: Any, tested: Directions) -> Directions:
     return own
 
 
-def _scored(table: Any, directions: Directions, null: Directions | None, overlap: str) -> NDArray[np.bool_]:
+def _scored(table: PromptTable, directions: Directions, null: Directions | None, overlap: str) -> NDArray[np.bool_]:
     """Rows whose outcome is scored: those of entities that did not make the directions.
 
     Raises:
         InputError: there are none, or entities overlap and overlap="refuse".
     """
-    if not isinstance(table, PromptTable):
-        return np.ones(0, bool)  # refused later
     entity = np.array([str(name) for name in table.labels()["entity_id"]])
-    made = directions.entities | (null.entities if null is not None else frozenset())
-    seen = np.isin(entity, sorted(made)) if made else np.zeros(len(entity), bool)
+    sources = directions.entities | (null.entities if null is not None else frozenset())
+    seen = np.isin(entity, sorted(sources)) if sources else np.zeros(len(entity), bool)
     names = join_names(np.unique(entity[seen]).tolist(), 5)
     remedy = (
         "Make the directions from other entities, such as half of them (ds.isel(entity=half)), or pass prompts about "
@@ -352,8 +350,7 @@ class _Job:
     cleans: list[Array] = field(default_factory=list)
     prices: list[Array | None] = field(default_factory=list)
     texts: list[tuple[Array, Array]] = field(default_factory=list)
-    ways: list[Way] = field(default_factory=list)
-    difference: float = 0.0
+    reuse: list[Array] = field(default_factory=list)
 
     def finished(self, number: int, fingerprint: str) -> xr.Dataset | None:
         """Result of an earlier call, or None.
@@ -383,6 +380,7 @@ class _Job:
         shape = (len(hooks), len(plan.directions) + plan.random, len(plan.doses), sequences)
         values, clean = self.parts.array(f"{name}-values", shape), self.parts.array(f"{name}-clean", (sequences,))
         kl = None if plan.price is None else self.parts.array(f"{name}-kl", (shape[0], len(plan.directions), shape[2]))
+        reuse = self.parts.array(f"{name}-reuse", (2,))
         tokens, stage = None, self.stages[len(self.outcomes)]
         if isinstance(plan.outcome, TextOutcome):
             each = (sequences, plan.outcome.new_tokens)
@@ -390,12 +388,12 @@ class _Job:
                 self.parts.array(f"{name}-tokens", (shape[0], len(plan.directions), shape[2], *each)),
                 self.parts.array(f"{name}-clean-tokens", each),
             )
-        job = StageJob(plan, adapter, hooks, stage, tested, values, clean, kl, tokens, self.parts.flush)
+        job = StageJob(plan, adapter, hooks, stage, tested, values, clean, kl, tokens, reuse, self.parts.flush)
         total = shape[0] * sequences
         try:
             with Progress(stage, total - job.todo(), total, progress) as bar:
                 job.run(bar)
-        except InputError:
+        except (InputError, NonFiniteError):
             self.parts.discard()  # the same input will be refused again
             raise
         self.fingerprints.append(fingerprint)
@@ -405,8 +403,7 @@ class _Job:
         if tokens is not None:
             assert isinstance(plan.outcome, TextOutcome)
             self.texts.append((plan.outcome.texts(tokens[0]), plan.outcome.texts(tokens[1])))
-        self.ways.append(job.way)
-        self.difference = max(self.difference, job.difference)
+        self.reuse.append(np.nan_to_num(np.array(reuse)))
 
     def result(self) -> xr.Dataset:
         """Compute the effects, and write them where the caller gave a path."""
@@ -435,7 +432,8 @@ class _Job:
         clean = xr.DataArray(np.stack(self.cleans), dims=("stage", "entity"))
         entity = np.array([str(name) for name in labels["entity_id"]])
         scored = self.scored
-        made = np.isin(entity, sorted(chosen.entities)) if chosen.entities else np.zeros(len(entity), bool)
+        seen = np.isin(entity, sorted(chosen.entities)) if chosen.entities else np.zeros(len(entity), bool)
+        least = min(int(values[0]) for values in self.reuse)  # of all stages
         attrs = {
             "kind": plan.kind,
             "site": chosen.site,
@@ -446,17 +444,15 @@ class _Job:
             "random": plan.random,
             "seed": plan.seed,
             "interval": "95 % over the entities whose outcome is scored",
-            "computed": "all blocks" if "all" in self.ways else "blocks above the intervention",
-            "computed_positions": (
-                "from the first changed token on" if set(self.ways) == {"positions"} else "all positions"
-            ),
-            "computed_difference": self.difference,
+            "computed": "all blocks" if least == 0 else "blocks above the intervention",
+            "computed_positions": "from the first changed token on" if least == 2 else "all positions",
+            "computed_difference": float(max(values[1] for values in self.reuse)),
         }
         attrs |= {
             k: v for k, v in chosen.data.attrs.items() if k in ("method", "target", "by", "stratalens_key", "model")
         }
-        attrs["entities_that_made_the_directions"] = len(np.unique(entity[made]))
-        attrs["overlap"] = _overlap_words(chosen, made, scored)
+        attrs["entities_that_made_the_directions"] = len(np.unique(entity[seen]))
+        attrs["overlap"] = _overlap_words(chosen, seen, scored)
         units = np.unique(entity, return_inverse=True)[1]
         kl = None
         if all(price is not None for price in self.prices):
@@ -481,13 +477,13 @@ def _null_words(plan: Plan) -> str:
     return NULLS[plan.null]
 
 
-def _overlap_words(directions: Directions, made: NDArray[np.bool_], scored: NDArray[np.bool_]) -> str:
+def _overlap_words(directions: Directions, seen: NDArray[np.bool_], scored: NDArray[np.bool_]) -> str:
     """Say whether entities that are scored made the directions."""
     if not directions.entities:
         return "not known: the directions do not say which entities made them"
-    if not made.any():
+    if not seen.any():
         return "none: no entity of the prompts made the directions"
-    if (made & scored).any():
+    if (seen & scored).any():
         return "entities that made the directions are scored too"
     return "entities that made the directions are not scored"
 

@@ -16,10 +16,11 @@ from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.directions.direction_set import Directions
 from stratalens.analyses.directions.random_directions import NullKind, random_directions
 from stratalens.plugin.capture.batching import BatchSize, free_memory, length_buckets
+from stratalens.plugin.interventions.edit_hooks import check_activation
 from stratalens.plugin.interventions.edits import Add, Edit, Replace, SetCoordinate
 from stratalens.plugin.interventions.outcomes import Outcome
 from stratalens.plugin.interventions.output_readers import DivergenceReader, Reader
-from stratalens.plugin.interventions.passes import Batch, NamedEdit, Passes, Way
+from stratalens.plugin.interventions.passes import WAYS, Batch, NamedEdit, Passes, Way
 from stratalens.plugin.models.adapters import Adapter
 from stratalens.plugin.models.hooks import observed
 from stratalens.plugin.progress import Progress
@@ -85,9 +86,9 @@ class StageJob:
         kl: float64 array of shape (layers, directions, doses), filled in place; None without unrelated prompts.
         tokens: float64 array of shape (layers, directions, doses, sequences, tokens) of generated token ids, filled in
             place, and one of shape (sequences, tokens) of the clean model; None where no text is generated.
+        reuse: float64 array of shape (2,), filled in place: how much of a clean pass was reused, as index into `WAYS`,
+            and the largest difference from whole passes in the check before the first batch.
         flush: called after every finished batch.
-        way: how much of a clean pass was reused.
-        difference: largest difference from whole passes in the check before the first batch.
     """
 
     plan: Plan
@@ -99,9 +100,8 @@ class StageJob:
     clean: NDArray[np.float64]
     kl: NDArray[np.float64] | None
     tokens: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+    reuse: NDArray[np.float64]
     flush: Callable[[], None]
-    way: Way = "all"
-    difference: float = 0.0
     _reader: Reader = field(init=False)
     _passes: Passes = field(init=False)
 
@@ -165,8 +165,10 @@ class StageJob:
                 NamedEdit(self._edit(number, own[v], dose, few % self.plan.outcome.rows), self._what(v, dose, layer))
                 for v, dose in sorted(pairs)
             ]
-        self._passes.choose(batch, edits, self.plan.compute)
-        self.way, self.difference = self._passes.way, self._passes.difference
+        if edits:
+            self._passes.choose(batch, edits, self.plan.compute)
+            used = np.array([WAYS.index(self._passes.way), self._passes.difference])
+            self.reuse[:] = np.fmax(self.reuse, used)  # also what an interrupted call has used
 
     def _clean_pass(self) -> dict[str, Array]:
         """Fill `clean`, and sample the activations at the edited positions, by hook."""
@@ -185,6 +187,7 @@ class StageJob:
             batch = self._batch(sequences, pad_to)
 
             def gather(hook: str, value: Tensor, sequences: Ids = sequences) -> None:
+                check_activation(value, hook, math.prod(plan.directions.feature_shape))
                 for i, sequence in enumerate(sequences.tolist()):
                     if sequence in picks:
                         chosen = value[i if value.shape[0] > 1 else 0].flatten(1)[torch.from_numpy(picks[sequence])]
@@ -277,7 +280,7 @@ class StageJob:
 
     def _layers_together(self, batch: Batch) -> int:
         """Layers whose clean outputs fit into memory at a time."""
-        if self.way != "blocks":
+        if self._passes.way != "blocks":
             return len(self.hooks)
         width = self.adapter.size("d_model") or 1024
         each = batch.ids.numel() * width * torch.finfo(self.adapter.dtype).bits // 8
@@ -328,13 +331,14 @@ class StageJob:
         batch = Batch(rows, torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), index)
         reader = DivergenceReader(self.adapter, tokenized.lengths)
         passes = Passes(self.adapter, reader, self.hooks, self.plan.positions, vectors[0].shape[1])
-        passes.way = self.way
+        passes.way = self._passes.way
         with reader.attached():
             passes.clean_scores(batch)
-            for number, layer in enumerate(self.hooks):
-                if not np.isnan(self.kl[number]).any():
-                    continue
-                passes.start(batch, [layer])
+            numbers = [number for number in range(len(self.hooks)) if np.isnan(self.kl[number]).any()]
+            layers = list(self.hooks)
+            passes.start(batch, [layers[number] for number in numbers])
+            for number in numbers:
+                layer = layers[number]
                 for v in range(len(self.plan.directions)):
                     if not bool(torch.isfinite(vectors[number][v]).all()):
                         self.kl[number, v] = np.inf

@@ -26,7 +26,7 @@ OUTCOMES = {
     "answer_difference": "nats",
     "answer_probability": "probability",
     "probe_score": "score",
-    "text": "share of texts with the answer",
+    "text": "share of texts",
 }
 
 

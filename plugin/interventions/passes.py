@@ -29,6 +29,8 @@ from stratalens.store.errors import InputError
 
 Ids = NDArray[np.int64]
 Way = Literal["all", "blocks", "positions"]
+#: All ways, the slowest first.
+WAYS: tuple[Way, ...] = ("all", "blocks", "positions")
 #: Largest difference between a pass with cached tokens and a whole one, in units of the outcome or of its size.
 TOLERANCE = 1e-4
 _TOKENS_CPU = 1024  # tokens in a pass of several interventions; more are no faster
@@ -285,5 +287,4 @@ class Passes:
 
 def _rank(ways: tuple[Way, ...], fastest: Way) -> int:
     """Number of ways that are faster than the fastest allowed one."""
-    allowed = ("positions", "blocks", "all")
-    return next(i for i, way in enumerate(ways) if allowed.index(way) >= allowed.index(fastest))
+    return next(i for i, way in enumerate(ways) if WAYS.index(way) <= WAYS.index(fastest))

@@ -56,7 +56,7 @@ def test_the_map_has_slopes_and_marks_what_is_no_stronger_than_random_directions
     assert "'acts' at" in map_sentence(effects, spec)({})
     alone = effects.drop_dims("random")
     assert "no random directions" in map_sentence(alone, intervention_map_spec(alone))({})
-    assert "(grey" not in dose_response_spec(alone).y.label
+    assert "grey" not in dose_response_spec(alone).y.label
 
 
 def test_what_the_figures_refuse_and_what_they_say_instead() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -115,8 +114,7 @@ def test_bad_input(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     options: dict[str, Any] = {"random": 2, "doses": (-3.0, 3.0), "progress": False, "positions": "last"} | arguments
 
     def call() -> None:
-        made: dict[str, Any] = {k: v() if isinstance(v, Callable) else v for k, v in options.items()}  # type: ignore[arg-type]
-        sl.intervene(model, **made)
+        sl.intervene(model, **{name: value() if callable(value) else value for name, value in options.items()})
 
     with pytest.raises(InputError, match=f"(?s){message}"):
         call()

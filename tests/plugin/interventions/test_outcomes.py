@@ -1,4 +1,4 @@
-"""Outcomes beside answers: a probe further up, generated text; directions of shuffled labels as the null."""
+"""Outcomes other than answers: a probe further up, generated text; directions of shuffled labels as the null."""
 
 from __future__ import annotations
 
