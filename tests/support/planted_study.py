@@ -28,13 +28,14 @@ from support.tiny_study import study_tokenizer
 
 WIDTH = 32
 STAGES = ("s1", "s2", "s3")
+STAGE_SIZE = 60
 
 
 def planted_settings(**interventions: Any) -> StudySettings:
     """Settings whose fine-tuning changes nothing, since the model reports the group already."""
     return StudySettings(
         stages=3,
-        entities_per_stage=24,
+        entities_per_stage=STAGE_SIZE,
         train_questions=2,
         device="cpu",
         train=TrainSettings(epochs=1, batch_size=24, learning_rate=1e-30, precision="float32", optimizer="sgd"),
@@ -66,13 +67,15 @@ def planted_study(folder: Path, causal: bool) -> tuple[Corpus, dict[str, Path], 
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     size = len(tokenizer)
-    corpus = make_corpus(tokenizer, stages=STAGES, entities_per_stage=24, seed=0, train_questions=2)
+    corpus = make_corpus(tokenizer, stages=STAGES, entities_per_stage=STAGE_SIZE, seed=0, train_questions=2)
     names = {e.entity_id: tokenizer(" " + e.alias)["input_ids"] for e in corpus.entities}
     shared = set.intersection(*map(set, names.values()))  # the brackets around a name
+    occurring = [token for tokens in names.values() for token in tokens if token not in shared]
     embedding = torch.zeros(size, WIDTH)
-    for token in sorted(set().union(*names.values()) - shared):
+    for token in sorted(set(occurring)):
         embedding[token] = torch.tensor(rng.normal(size=WIDTH), dtype=torch.float32)
-    embedding += 0.01 * torch.tensor(rng.normal(size=(size, WIDTH)), dtype=torch.float32)
+    embedding[sorted(set(occurring))] -= embedding[occurring].mean(dim=0)  # else one letter is likelier for all names
+    embedding += 0.005 * torch.tensor(rng.normal(size=(size, WIDTH)), dtype=torch.float32)
     score = {name: float((embedding[tokens] @ axis).mean()) for name, tokens in names.items()}
     with torch.no_grad():
         for layer in model.model.layers:
@@ -88,7 +91,7 @@ def planted_study(folder: Path, causal: bool) -> tuple[Corpus, dict[str, Path], 
             (token,) = tokenizer(text)["input_ids"]
             model.lm_head.weight[token] = sign * (axis if causal else other)
     order = {name: number for number, name in enumerate(sorted(score, key=lambda name: score[name]))}
-    entities = tuple(replace(e, trained_stage=STAGES[order[e.entity_id] // 24]) for e in corpus.entities)
+    entities = tuple(replace(e, trained_stage=STAGES[order[e.entity_id] // STAGE_SIZE]) for e in corpus.entities)
     corpus = replace(corpus, entities=entities)
     checkpoints = {}
     for stage in ("untrained", "s3"):

@@ -179,7 +179,7 @@ class _Jobs:
         self.stage = settings.stage_names[-1]
         self.pair = (settings.self_report.stages if settings.self_report else None) or settings.end_stages
         self.halves = split_for_self_report(corpus, self.pair, settings.seed) if settings.self_report else None
-        self.outcomes = [SELF_REPORT, SHUFFLED] if self.halves else []
+        self.outcomes = list(_CONDITIONS) if self.halves else []
         self.outcomes += [CONTRADICTIONS] if contradicted else []
         self.identity: dict[str, Any] = {}
         self.device = settings.device

@@ -15,9 +15,12 @@ from stratalens.plugin.study.findings.interventions import (
     has_effect,
     intervention_table,
 )
+from stratalens.plugin.study.recording import interventions
 from stratalens.plugin.study.recording.interventions import read_interventions, run_interventions
 from stratalens.store.errors import InputError
-from support.planted_study import planted_settings, planted_study
+from support.planted_study import STAGE_SIZE, planted_settings, planted_study
+
+SETTINGS = planted_settings(doses=[-2, 2])
 
 
 def run(folder, causal, settings):
@@ -27,12 +30,26 @@ def run(folder, causal, settings):
         return corpus, run_interventions(settings, corpus, (), checkpoints, ds, folder, progress)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["the answer reads the axis", "the answer does not read it"])
-def planted(request, tmp_path_factory):
-    corpus, results = run(tmp_path_factory.mktemp("planted"), request.param, planted_settings(doses=[-2, 2]))
+@pytest.fixture(scope="module")
+def reads_axis(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reads")
+    return folder, *run(folder, True, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def does_not_read_axis(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("does_not")
+    with pytest.MonkeyPatch.context() as patch:  # without the negative control, which the other model has
+        patch.delitem(interventions._CONDITIONS, interventions.SHUFFLED)
+        return folder, *run(folder, False, SETTINGS)
+
+
+@pytest.fixture(params=["reads_axis", "does_not_read_axis"])
+def planted(request):
+    _, corpus, results = request.getfixturevalue(request.param)
     findings = Findings()
     add_intervention_results(findings, results, seed=0)
-    return request.param, corpus, results, findings, {row["name"]: row for row in findings.rows}
+    return request.param == "reads_axis", corpus, results, findings, {row["name"]: row for row in findings.rows}
 
 
 def test_steering_and_ablation_show_what_the_answer_reads(planted):
@@ -56,7 +73,7 @@ def test_steering_and_ablation_show_what_the_answer_reads(planted):
     assert ("not evidence of a report" in said) is causal  # this model says so without being taught, too
     assert ("the report needs the axis" in figures["ablation"].attrs["verdict"]) is causal
     sections = intervention_sections(findings.report)
-    assert [page.spec.name for page in sections[0].figures] == ["dose_response"] * 3
+    assert [page.spec.name for page in sections[0].figures] == ["dose_response"] * len(figures)
     assert said in sections[0].points
 
 
@@ -70,7 +87,7 @@ def test_the_effects_add_up(planted):
     if causal:
         expected = rows["self-report: log odds of the later group, later minus earlier"]["value"]
         carried = slope * rows["self-report: distance of unseen groups along the recency axis"]["value"]
-        assert carried == pytest.approx(expected, rel=0.35)
+        assert 0.45 < carried / expected < 1.1  # the square of the cosine between the axis and what the answer reads
 
 
 def test_no_scored_entity_made_a_direction(planted):
@@ -78,29 +95,28 @@ def test_no_scored_entity_made_a_direction(planted):
     steer = results.jobs["self_report-layer0-last-steer_random"].load()
     scored = set(steer["entity_id"].values[steer["scored"].values].astype(str))
     taught = {e.entity_id for e in corpus.entities if e.trained_stage in ("s1", "s3")} - scored
-    assert len(scored) == len(taught) == 24
+    assert len(scored) == len(taught) == STAGE_SIZE
     assert int(steer.attrs["entities_that_made_the_directions"]) == 0
-    assert rows["self-report: accuracy"]["n"] == 24
+    assert rows["self-report: accuracy"]["n"] == STAGE_SIZE
 
 
-def test_an_interrupted_run_resumes_and_a_complete_one_runs_nothing(tmp_path, monkeypatch):
-    settings = planted_settings(doses=[1], null_doses=[-1, 1])
-    corpus, first = run(tmp_path, True, settings)
+def test_an_interrupted_run_resumes_and_a_complete_one_runs_nothing(reads_axis, monkeypatch, tmp_path):
+    run_folder, corpus, first = reads_axis
     with pytest.raises(InputError, match="no complete interventions"):
-        read_interventions(tmp_path / "elsewhere")
-    folder = tmp_path / "interventions"
+        read_interventions(tmp_path)
+    folder = run_folder / "interventions"
     done, lost = (folder / "results" / f"self_report-layer0-last-{job}.zarr" for job in ("steer_random", "doses"))
     expected, before = first.jobs[lost.stem]["effect"].values, done.stat().st_mtime_ns
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({"identity": state["identity"]}))
     shutil.rmtree(lost)
-    checkpoints = {stage: tmp_path / "checkpoints" / stage for stage in ("untrained", "s3")}
+    checkpoints = {stage: run_folder / "checkpoints" / stage for stage in ("untrained", "s3")}
     progress = PhaseProgress({"recording": 1.0}, quiet=True)
-    ds = sl.open_store(tmp_path / "run.zarr")
+    ds = sl.open_store(run_folder / "run.zarr")
     with progress.phase("recording", ""):
-        again = run_interventions(settings, corpus, (), checkpoints, ds, tmp_path, progress)
+        again = run_interventions(SETTINGS, corpus, (), checkpoints, ds, run_folder, progress)
         monkeypatch.setattr(sl, "intervene", lambda *a, **k: pytest.fail("runs a job again"))
-        assert run_interventions(settings, corpus, (), checkpoints, ds, tmp_path, progress).places == first.places
+        assert run_interventions(SETTINGS, corpus, (), checkpoints, ds, run_folder, progress).places == first.places
     assert done.stat().st_mtime_ns == before
     np.testing.assert_array_equal(again.jobs[lost.stem]["effect"].values, expected)
-    assert not (tmp_path / "checkpoints" / "self-report-true").exists()
+    assert not (run_folder / "checkpoints" / "self-report-true").exists()
