@@ -12,12 +12,12 @@ import numpy as np
 from torch import nn
 
 from stratalens.plugin.check.hf_modules import HFModules, find_modules
-from stratalens.plugin.check.invariance import check_invariance, needed_output, run_model, run_without_mask
+from stratalens.plugin.check.invariance import check_invariance, run_model
 from stratalens.plugin.check.modules import check_modules
 from stratalens.plugin.check.report import CheckReport, Finding
 from stratalens.plugin.check.residual_stream import check_logits, check_residual_stream, last_residual
-from stratalens.plugin.check.sample import MAX_ROWS, TEXTS, Sample, choose_sample, random_rows
-from stratalens.plugin.check.traces import trace
+from stratalens.plugin.check.sample import TEXT, Sample, choose_sample, random_row
+from stratalens.plugin.check.traces import Tracer
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.sites import SHORT_NAMES, hook_of
@@ -39,7 +39,7 @@ def check(
 ) -> CheckReport:
     """Check that the hooks of a model give what the model computes.
 
-    Two short sequences (at most 32 tokens in all) run through the model several times. The checks are:
+    A sequence of at most 12 tokens runs through the model a few times. The checks are:
 
     - residual sum: resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post, or the form of the
       architecture (parallel blocks, norms behind the sum, scaled residuals).
@@ -47,12 +47,13 @@ def check(
     - logits: the last residual stream gives the logits through the final norm and the head.
     - Hugging Face module: every site equals the input or output of the module that transformers names, read by a
       plain PyTorch hook (TransformerBridge only).
-    - padded = unpadded (the short row also without an attention mask), batch = single, twice = once, cache on = off
+    - padded = unpadded, batch = single (with another row and without an attention mask), twice = once, cache on = off
       (key-value cache), mask respected (tokens on the padding change nothing), left padding (the same on the left).
 
     Args:
         model: TransformerBridge, HookedTransformer or HookedRootModule.
-        table: prompts to sample; None uses two English sentences, or random token ids without a tokenizer.
+        table: prompts, of which the longest of the first four is used; None uses an English sentence, or random token
+            ids without a tokenizer.
         tokenizer: None takes the model's.
         forward: your own forward function, as in `capture`.
         sites: further sites to check, full TransformerLens names.
@@ -87,8 +88,8 @@ def check(
         findings=findings,
         model=adapter.name,
         versions={name: version(name) for name in VERSIONS},
-        rows=len(sample.rows),
-        tokens=sample.tokens,
+        rows=1,
+        tokens=len(sample.row),
         seconds=time.perf_counter() - start,
     )
 
@@ -98,7 +99,7 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
 
     Args:
         adapter: the model.
-        sample: rows to run.
+        sample: tokens to run.
         sites: further sites to check, full TransformerLens names.
         only: report on `sites` alone, as they are recorded: without padding on the left. The other sites still serve
             the sums that `sites` are parts of.
@@ -107,21 +108,17 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
     wanted = {place: hook for place, hook in hooks.items() if not only or hook in set(sites)}
     has_own_hooks = any(point.fwd_hooks for point in adapter.points.values())  # an intervention breaks every sum
     modules = find_modules(adapter) if isinstance(adapter, BridgeAdapter) else HFModules()
-    with evaluation_mode(adapter.model):
-        longest = trace(
-            adapter, sample.alone(0), hooks.values(), run=partial(run_model, adapter), modules=modules.modules
-        )
-        unmasked = partial(run_without_mask, adapter, output=needed_output(wanted))
-        short = trace(adapter, sample.alone(1), wanted.values(), run=unmasked)
+    with evaluation_mode(adapter.model), Tracer(adapter, hooks.values()) as tracer:
+        alone = tracer.trace(sample.alone(), hooks.values(), run=partial(run_model, adapter), modules=modules.modules)
         if has_own_hooks:
             yield Finding("sites", "", None, "not checkable", note="hooks of your own are on the model")
         else:
-            by_site = [*check_residual_stream(adapter, longest, hooks)]
+            by_site = [*check_residual_stream(adapter, alone, hooks)]
             if isinstance(adapter, BridgeAdapter):
-                by_site += check_modules(adapter, longest, hooks, modules)
+                by_site += check_modules(adapter, alone, hooks, modules)
             yield from (finding for finding in by_site if not only or (finding.site, finding.layer) in wanted)
-            yield from check_logits(adapter, longest, last_residual(longest, hooks, adapter.n_layers))
-        yield from check_invariance(adapter, sample, wanted, {0: longest, 1: short}, left=not only)
+            yield from check_logits(adapter, alone, last_residual(alone, hooks, adapter.n_layers))
+        yield from check_invariance(tracer, sample, wanted, alone, left=not only)
 
 
 def hooks_to_check(adapter: Adapter, sites: Sequence[str] = ()) -> dict[tuple[str, int | None], str]:
@@ -146,11 +143,11 @@ def _sample(adapter: Adapter, table: PromptTable | None, tokenizer: Any) -> Samp
     vocabulary = adapter.size("d_vocab") or _embedding_rows(adapter) or 4
     tokenizer = tokenizer if tokenizer is not None else adapter.tokenizer
     if table is not None:
-        rows = list(table.tokenize(tokenizer, max_length=adapter.max_length).ids[:MAX_ROWS])
+        rows = list(table.tokenize(tokenizer, max_length=adapter.max_length).ids[:4])
     elif tokenizer is not None:
-        rows = [np.asarray(tokenizer(text).input_ids, dtype=np.int64) for text in TEXTS]
+        rows = [np.asarray(tokenizer(TEXT).input_ids, dtype=np.int64)]
     else:
-        rows = random_rows(vocabulary)
+        rows = [random_row(vocabulary)]
     if adapter.embedding_rows is not None:
         check_token_ids(rows, adapter.embedding_rows)
     return choose_sample(rows, vocabulary, adapter.max_length)

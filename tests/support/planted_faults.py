@@ -154,7 +154,7 @@ FAULTS = (
     ),
     Fault(
         "an attention mask replaces the causal mask, so that tokens see later ones",
-        ("padded = unpadded",),
+        ("batch = single",),
         mask_replaces_the_causal_mask,
         "TransformerLens 4.3 does this to GPT-1",
     ),
