@@ -156,7 +156,8 @@ def read_interventions(folder: Path) -> InterventionResults:
         )
     places = tuple(Place(**place) for place in state["places"])
     jobs = read_results(folder / FOLDER / "results")
-    return InterventionResults(state["stage"], tuple(state["pair"]), places, jobs)
+    first, last = state["pair"]
+    return InterventionResults(state["stage"], (first, last), places, jobs)
 
 
 class _Jobs:
