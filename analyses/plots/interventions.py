@@ -122,7 +122,7 @@ def dose_response_spec(effects: xr.Dataset) -> FigureSpec:
         return (left - margin, right + margin, *pad_limits(float(y.min()), float(y.max())))
 
     hover = {"direction": "direction", "y": "effect", "interval": "95 %", "null": "random directions", "p": "p"}
-    dose_axis = Axis("dose (length of the added vector)")
+    dose_axis = Axis(plain_text(effects.attrs.get("dose", "dose (length of the added vector)")))
     return FigureSpec(
         name="dose_response",
         title=title + drawn_note(len(names), every, "directions"),

@@ -21,6 +21,7 @@ from stratalens.plugin.study.models.base_model import BaseModelSource
 from stratalens.plugin.study.models.smollm import find_gguf
 from stratalens.plugin.study.recording import stores
 from stratalens.plugin.study.recording.answers import ANSWERS_FOLDER, ask_checkpoints
+from stratalens.plugin.study.recording.interventions import run_interventions
 from stratalens.plugin.study.recording.self_report import run_self_report
 from stratalens.plugin.study.training.checkpoints import remove_unneeded_weights, retained_stages, stages_still_needed
 from stratalens.plugin.study.training.train import loss_curves, train_stages
@@ -210,6 +211,10 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
         ends = None
         if stores.ENDS_STORE in opened:
             ends = stores.with_order_of_run(opened[stores.ENDS_STORE], run_stages)
+        interventions = None
+        if settings.interventions is not None:
+            contradicted = source.contradicted
+            interventions = run_interventions(settings, corpus, contradicted, checkpoints, ds, folder, progress)
         removed = remove_unneeded_weights(checkpoints, retained_stages(settings, list(checkpoints)))
         if removed:
             policy = f"keep_checkpoints: {settings.keep_checkpoints}"
@@ -218,6 +223,7 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
     from stratalens.plugin.study.findings.analyses import run_analyses
     from stratalens.plugin.study.findings.conflicts import CONFLICT_TABLE, add_conflict_results
     from stratalens.plugin.study.findings.forgetting import add_forgetting_results
+    from stratalens.plugin.study.findings.interventions import add_intervention_results
     from stratalens.plugin.study.findings.output import FinishedSeed
     from stratalens.plugin.study.findings.positions import add_after_results, add_token_results
     from stratalens.plugin.study.findings.self_report import describe_self_report, self_report_rows
@@ -235,6 +241,8 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
             rows = self_report_rows(self_report, settings.seed)
             findings.rows += rows
             findings.sentences.append(describe_self_report(rows, self_report["groups"]))
+        if interventions is not None:
+            add_intervention_results(findings, interventions, settings.seed)
     model, limits = source.describe(checkpoints), describe_limits(settings, corpus)
     return FinishedSeed(settings, folder, ds, findings, losses, model, limits, progress)
 
@@ -290,7 +298,10 @@ def _claim_folder(folder: Path, settings: StudySettings, resume: bool) -> None:
     if not resume:
         raise InputError(f"{folder} holds a run already. Resume it with --resume, or give another folder.")
     earlier = read_settings(run_file)
-    if earlier != settings:
+    without = settings.model_copy(update={"interventions": None})
+    if earlier == without != settings:  # a finished run can be asked for interventions later
+        write_settings(settings, run_file)
+    elif earlier != settings:
         differences = [
             f"{name} was {getattr(earlier, name)!r}, now {getattr(settings, name)!r}"
             for name in StudySettings.model_fields

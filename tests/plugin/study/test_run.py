@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 
 import stratalens as sl
-from stratalens.plugin.study.config.settings import AnalysisSettings, RecordSettings, StudySettings, TrainSettings
+from stratalens.plugin.study.config.settings import (
+    AnalysisSettings,
+    InterventionSettings,
+    RecordSettings,
+    SelfReportSettings,
+    StudySettings,
+    TrainSettings,
+    read_settings,
+)
 from stratalens.plugin.study.recording.stores import with_order_of_run
-from stratalens.plugin.study.run import run_study
+from stratalens.plugin.study.run import _claim_folder, run_study
 from stratalens.store.errors import InputError
 from support.tiny_study import save_base
 
@@ -100,6 +108,18 @@ def test_other_settings_in_the_same_folder_are_refused(settings, done):
         run_study(settings.model_copy(update={"seed": 1}), done.folder)
     with pytest.raises(InputError, match="--resume"):
         run_study(settings, done.folder, resume=False)
+
+
+def test_interventions_are_added_to_a_finished_run_and_stay(settings, tmp_path):
+    plain = settings.model_copy(update={"self_report": SelfReportSettings()})
+    more = plain.model_copy(update={"interventions": InterventionSettings()})
+    _claim_folder(tmp_path / "out", plain, True)
+    _claim_folder(tmp_path / "out", more, True)
+    assert read_settings(tmp_path / "out" / "run.yaml") == more
+    with pytest.raises(InputError, match="interventions was"):
+        _claim_folder(tmp_path / "out", plain, True)
+    with pytest.raises(InputError, match="seed was 0, now 1"):
+        _claim_folder(tmp_path / "out", more.model_copy(update={"seed": 1}), True)
 
 
 def test_a_folder_with_other_things_is_left_alone(settings, tmp_path):
