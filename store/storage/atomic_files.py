@@ -1,8 +1,9 @@
-"""Atomic, durable replacement of single files next to a store."""
+"""Atomic, durable replacement of files and folders next to a store."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,56 @@ def replaced_file(target: Path) -> Iterator[BinaryIO]:
             fsync_folder(target.parent)
     finally:
         lock.release(unlink=not published)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Make a folder that appears complete and durable: yield its temporary name, rename it if the block succeeds.
+
+    The target is absent or an empty folder. `.<name>.lock` is locked meanwhile, so that two processes cannot mix their
+    files. A killed process leaves `.<name>.part` behind, and the next one removes it.
+
+    Raises:
+        StoreBusyError: another process is making the same folder.
+        StratalensError: as in `replaced_file`.
+    """
+    temporary = target.with_name(f".{target.name}.part")
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    if not lock.try_acquire():
+        raise StoreBusyError(f"{target} is being written by another process: wait until it has finished")
+    try:
+        with convert_write_errors(target):
+            remove_tree(temporary)
+            try:
+                temporary.mkdir()
+                yield temporary
+                fsync_tree(temporary)
+                if target.is_dir():
+                    target.rmdir()  # it is empty
+                temporary.replace(target)
+                fsync_folder(target.absolute().parent)
+            finally:
+                remove_tree(temporary)
+    finally:
+        lock.release(unlink=True)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with its files; do nothing if it does not exist."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def fsync_tree(folder: Path, since: int = 0) -> None:
+    """Make the files and folders below a folder durable.
+
+    Args:
+        folder: the folder; it is fsynced as well.
+        since: skip files and folders that have not changed since this time, in nanoseconds.
+    """
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        if path.stat().st_ctime_ns >= since:
+            fsync_folder(path)  # the call is the same for a file
 
 
 def remove_file(path: Path) -> None:
