@@ -164,6 +164,14 @@ class Counts:
     def has(self, name: str, twice: bool, seed: int) -> bool:
         return any((s["scenario"], s["twice"], s["seed"]) == (name, twice, seed) for s in self.shards)
 
+    def exhausted(self, name: str, twice: bool, seed: int) -> bool:
+        """Return whether the shard before had hardly a state that no other shard has."""
+        return any(
+            len(s["marks"]) < 5
+            for s in self.shards
+            if (s["scenario"], s["twice"], s["seed"]) == (name, twice, seed - 1)
+        )
+
     def add(self, shard: dict[str, Any]) -> None:
         self.shards.append(shard)
         if self._file is not None:
@@ -187,6 +195,8 @@ def main() -> int:
             if counts.has(name, twice, seed) or (arguments.names and name not in arguments.names):
                 continue
             before = counts.seen(name, twice)
+            if counts.exhausted(name, twice, seed):
+                continue
             seen = set(before)
             judged, faults = find_faults(scenario, arguments.states, seed, twice, seen)
             marks = sorted(seen - before)
