@@ -270,6 +270,8 @@ def arguments(seeds: Seeds, place: Path, choose: random.Random) -> list[str]:
 
 def _reseal(path: Path, choose: random.Random) -> None:
     """Spoil one place of the root document and of its copy, mostly with a correct checksum."""
+    if not (path / "zarr.json").is_file():
+        return
     document = json.loads((path / "zarr.json").read_bytes())
     if choose.random() < 0.8:
         state = document["attributes"]["stratalens"]
@@ -288,7 +290,7 @@ def _reseal(path: Path, choose: random.Random) -> None:
 
 
 def _record(path: Path, choose: random.Random) -> None:
-    place = choose.choice(sorted((path / ".stratalens" / "commits").iterdir()))
+    place = choose.choice(sorted(p for p in (path / ".stratalens" / "commits").iterdir() if p.is_file()))
     payload = spoil_value(commit_log.decode(place.read_bytes(), "record"), choose)
     place.write_bytes(commit_log.encode(payload if isinstance(payload, dict) else {"stage": payload}))
 
