@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from stratalens.store.errors import StoreBusyError
 from stratalens.store.files import fsync_folder
 from stratalens.store.storage.disk import convert_write_errors
-from stratalens.store.storage.local_locks import FileLock
+from stratalens.store.storage.local_locks import FileLock, try_flock
 
 
 @contextmanager
@@ -50,32 +50,56 @@ def replaced_file(target: Path) -> Iterator[BinaryIO]:
 def new_folder(target: Path) -> Iterator[Path]:
     """Make a folder that appears complete and durable: yield its temporary name, rename it if the block succeeds.
 
-    The target is absent or an empty folder. `.<name>.lock` is locked meanwhile, so that two processes cannot mix their
-    files. A killed process leaves `.<name>.part` behind, and the next one removes it.
+    The target is absent or an empty folder. The temporary folder `.<name>.part` is locked, so that two processes cannot
+    mix their files. A killed process leaves it behind, and the next one replaces it.
 
     Raises:
         StoreBusyError: another process is making the same folder.
         StratalensError: as in `replaced_file`.
     """
     temporary = target.with_name(f".{target.name}.part")
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
-    if not lock.try_acquire():
-        raise StoreBusyError(f"{target} is being written by another process: wait until it has finished")
-    try:
-        with convert_write_errors(target):
-            remove_tree(temporary)
+    with convert_write_errors(target):
+        lock = _locked_folder(temporary, target)
+        try:
+            _empty(temporary)
             try:
-                temporary.mkdir()
                 yield temporary
                 fsync_tree(temporary)
                 if target.is_dir():
                     target.rmdir()  # it is empty
                 temporary.replace(target)
-                fsync_folder(target.absolute().parent)
-            finally:
-                remove_tree(temporary)
-    finally:
-        lock.release(unlink=True)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            fsync_folder(target.absolute().parent)
+        finally:
+            os.close(lock)
+
+
+def _locked_folder(folder: Path, target: Path) -> int:
+    """Make a folder unless it exists, lock it and return its descriptor."""
+    while True:
+        with suppress(FileExistsError):
+            folder.mkdir()
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # its owner has just renamed it
+        if not try_flock(descriptor):
+            os.close(descriptor)
+            raise StoreBusyError(f"{target} is being written by another process: wait until it has finished")
+        with suppress(FileNotFoundError):
+            if folder.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def remove_tree(folder: Path) -> None:
