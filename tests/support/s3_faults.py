@@ -3,7 +3,7 @@
 Every writer is a forked process that records the store of the crash tests at an S3 URL. After each run the store is
 opened, compared with the truth and verified; then a writer without faults finishes it, and it must be complete.
 
-    PYTHONPATH=src:tests python -m support.s3_faults [--runs N] [--seed S] [KIND ...]
+    PYTHONPATH=src:tests python -m support.s3_faults [--runs N] [--seed S] [--counts FILE] [KIND ...]
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 KINDS = ("killed", "500", "503", "403", "lost", "cut", "paused", "two writers", "two ranks")
@@ -93,7 +95,8 @@ class Runs:
 
     def __init__(self, port: int, seed: int) -> None:
         self._endpoint = f"http://127.0.0.1:{port}"
-        self._seed, self._number = seed, 0
+        self._seed = seed
+        self._said = Path(tempfile.mkstemp()[1])  # what the last process said
         self._fork = multiprocessing.get_context("fork")
 
     def faults(self, kind: str, share: float = 0.0, seed: int = 0) -> None:
@@ -130,35 +133,35 @@ class Runs:
         client = {"retries": {"max_attempts": 1}, "read_timeout": 20}
         settings = {"key": "k", "secret": "s", "endpoint_url": self._endpoint, "config_kwargs": client}
         fsspec.config.conf["s3"] = settings
-        code = 0
+        code, text = 0, ""
         try:
             function(*arguments)
-        except StratalensError:
-            code = 3
+        except StratalensError as error:
+            code, text = 3, f"{type(error).__name__}: {error}"
         except BrokenPromiseError as error:
-            sys.stderr.write(f"{error}\n")
-            code = 6
+            code, text = 6, str(error)
         except BaseException:
-            traceback.print_exc()
-            code = 4
-        sys.stderr.flush()
+            code, text = 4, traceback.format_exc()
+        self._said.write_text(text)
         os._exit(code)
 
-    def run(self, kind: str) -> str:
-        """Run one case; return what is wrong, or ""."""
-        self._number += 1
-        choose = random.Random(f"{self._seed} {kind} {self._number}")
-        url = f"s3://strata/{kind.replace(' ', '-')}-{self._seed}-{self._number}/run.zarr"
+    def run(self, kind: str, number: int) -> str:
+        """Run the case of a kind and a number; return what is wrong, or ""."""
+        choose = random.Random(f"{self._seed} {kind} {number}")
+        url = f"s3://strata/{kind.replace(' ', '-')}-{self._seed}-{number}/run.zarr"
         codes = self._act(kind, url, choose)
         self.faults("")
-        if problem := _problem(codes, kind, "a writer"):
+        if problem := self._problem(codes, kind, "a writer"):
             return problem
-        if problem := _problem([self.call(check, url, False)], kind, "the check"):
+        if problem := self._problem([self.call(check, url, False)], "", "the check"):
             return problem
         time.sleep(LEASE if kind in ("killed", "paused") else 0)
-        if problem := _problem([self.call(finish, url)], "", "the last writer"):
-            return problem
-        return _problem([self.call(check, url, True)], "", "the last check")
+        return self._problem([self.call(finish_and_check, url)], "", "the last writer")
+
+    def _problem(self, codes: list[int], kind: str, who: str) -> str:
+        allowed = {0, 3, -signal.SIGKILL} if kind else {0}
+        bad = [code for code in codes if code not in allowed]
+        return f"{who} ended with {bad[0]}: {self._said.read_text()[-600:]}" if bad else ""
 
     def _act(self, kind: str, url: str, choose: random.Random) -> list[int]:
         if kind == "killed":
@@ -190,12 +193,6 @@ class Runs:
         return [int(writer.exitcode) for writer in writers]
 
 
-def _problem(codes: list[int], kind: str, who: str) -> str:
-    allowed = {0, 3, -signal.SIGKILL} if kind else {0}
-    bad = [code for code in codes if code not in allowed]
-    return f"{who} ended with {bad[0]}" if bad else ""
-
-
 def finish(url: str, rank: tuple[int, int] | None = None) -> None:
     """Record a stage, or what is missing of it; of two ranks each records its blocks."""
     from stratalens.store.writing.writer import ActivationWriter
@@ -216,6 +213,12 @@ def finish(url: str, rank: tuple[int, int] | None = None) -> None:
                     rows = range(block.start, block.stop)
                     buffer.write(variable, rows, true_values(variable, STAGES[0], block.index, writer.store))
             stage.submit(buffer)
+
+
+def finish_and_check(url: str) -> None:
+    """Record what is missing, and check that the store is complete."""
+    finish(url)
+    check(url, True)
 
 
 def finish_elsewhere(url: str) -> None:
@@ -308,20 +311,26 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", default=list(KINDS))
     parser.add_argument("--runs", type=int, default=50, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--counts", type=Path, help="file of results; runs that it has are not repeated")
     options = parser.parse_args()
-    failed = 0
+    lines = options.counts.read_text().splitlines() if options.counts and options.counts.exists() else []
+    results = {(kind, seed, number): problem for kind, seed, number, problem in map(json.loads, lines)}
     with running(options.seed) as runs:
-        for kind in options.kinds:
-            faults = 0
-            for number in range(options.runs):
-                if problem := runs.run(kind):
-                    faults += 1
+        for number in range(options.runs):
+            for kind in options.kinds:
+                if (place := (kind, options.seed, number)) in results:
+                    continue
+                results[place] = problem = runs.run(kind, number)
+                if options.counts:
+                    with options.counts.open("a") as file:
+                        file.write(json.dumps([*place, problem]) + "\n")
+                if problem:
                     sys.stdout.write(f"{kind}, run {number}: {problem}\n")
                     sys.stdout.flush()
-            failed += faults
-            sys.stdout.write(f"{kind}: {options.runs} runs, {faults} faults\n")
-            sys.stdout.flush()
-    return int(failed > 0)
+    for kind in options.kinds:
+        problems = [problem for (name, _, _), problem in results.items() if name == kind]
+        sys.stdout.write(f"{kind}: {len(problems)} runs, {sum(map(bool, problems))} faults\n")
+    return int(any(results.values()))
 
 
 if __name__ == "__main__":
