@@ -3,7 +3,7 @@
 A store of one layer and one number a row holds almost nothing but metadata. Four axes grow, each to a size that few
 stores reach: a million rows in 200 stages, 200 stages, 10,000 label columns, and prompt ids of a megabyte. Each store
 has its own process. The *metadata* job is what `verify` does before it reads data: documents, labels, history, commit
-records and unused files. *relabel* replaces one column. *repr* is the text of the opened dataset. Peak memory is the
+records and unused files. *relabel* replaces one column, *relabel all* every one. *repr* is the text of the opened dataset. Peak memory is the
 rise above that of the process when it has imported everything. The exponent is the slope of a least-squares line
 through log(CPU seconds) over log(size).
 
@@ -36,7 +36,7 @@ AXES: dict[str, dict[str, int]] = {  # the full size of each axis; the axis of t
     "columns": {"rows": 20, "stages": 2, "columns": 10_000, "ids": 10},
     "ids": {"rows": 50, "stages": 2, "columns": 1, "ids": 1_000_000},
 }
-JOBS = ("create", "record", "open", "labels", "info", "metadata", "verify", "relabel", "repr")
+JOBS = ("create", "record", "open", "labels", "info", "metadata", "verify", "relabel", "relabel all", "repr")
 
 
 def memory(key: str) -> float:
@@ -84,6 +84,9 @@ def jobs(path: Path, rows: int, stages: int, columns: int, ids: int) -> dict[str
         "metadata": lambda: check_metadata(storage_at(path)),
         "verify": lambda: verify_store(path),
         "relabel": lambda: relabel(path, {"entity": table["entity"], "label0": table["entity_id"][::-1]}),
+        "relabel all": lambda: relabel(
+            path, {name: column if name == "entity" else column[::-1] for name, column in table.items()}
+        ),
         "repr": lambda: repr(open_store(path)),
     }
 

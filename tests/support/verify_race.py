@@ -1,4 +1,4 @@
-"""`verify` next to a process that relabels, and next to one that writes: no run may report damage.
+"""`verify` and `open_store` next to a process that relabels, and next to one that writes: no run may report damage.
 
 The other process works without a pause: it changes labels back and forth, or makes a store, records two stages, adds a
 site, and starts the next store.
@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stratalens.store import relabel, verify_store
-from stratalens.store.errors import InputError
+from stratalens.store import open_store, relabel, verify_store
+from stratalens.store.errors import InputError, StratalensError
 from support.crash_scenarios import NEW_STAGES, labels, record, store_of
 
 PARTNERS = ("relabel", "writer")
@@ -75,8 +75,13 @@ def false_alarms(partner: str, folder: Path, runs: int) -> tuple[int, list[str]]
             before = _stamp(path)
             try:
                 report = verify_store(store_of(path), workers=1)
+                open_store(store_of(path))
             except InputError:
                 continue  # the store does not exist yet
+            except StratalensError as error:
+                alarms.append(f"{type(error).__name__}: {error}")
+                done += 1
+                continue
             done += 1
             changed += _stamp(path) != before
             alarms += [f"{damage.kind}: {damage}" for damage in report.damaged]
