@@ -3,9 +3,9 @@
 A store of one layer and one number a row holds almost nothing but metadata. Four axes grow, each to a size that few
 stores reach: a million rows in 200 stages, 200 stages, 10,000 label columns, and prompt ids of a megabyte. Each store
 has its own process. The *metadata* job is what `verify` does before it reads data: documents, labels, history, commit
-records and unused files. *relabel* replaces one column, *relabel all* every one. *repr* is the text of the opened dataset. Peak memory is the
-rise above that of the process when it has imported everything. The exponent is the slope of a least-squares line
-through log(CPU seconds) over log(size).
+records and unused files. *relabel* replaces one column, *relabel all* every one. *repr* is the text of the opened
+dataset. Peak memory is the rise above that of the process when it has imported everything. The exponent is the slope
+of a least-squares line through log(CPU seconds) over log(size).
 
     python -m benchmarks.store.metadata [FOLDER] [--parts 4 2 1] [--axes rows stages columns ids]
 """

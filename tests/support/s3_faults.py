@@ -114,7 +114,7 @@ class Runs:
     def call(self, function: Callable[..., object], *arguments: Any) -> int:
         """Run a function in a process and return its exit code."""
         process = self.start(function, *arguments)
-        process.join(120)
+        process.join(300)
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -173,7 +173,7 @@ class Runs:
             return [self.call(killed, url, choose.randrange(1, 150), choose.random() < 0.5)]
         if kind in ("500", "503", "403", "lost", "cut"):
             begun = choose.random() < 0.5 and self.call(killed, url, choose.randrange(20, 100), True)
-            self.faults(kind, choose.choice([0.02, 0.1, 0.5]), choose.randrange(10**6))
+            self.faults(kind, choose.choice([0.02, 0.1, 0.25]), choose.randrange(10**6))
             codes = [self.call(finish, url)]
             if choose.random() < 0.5:
                 codes.append(self.call(check, url, False))
