@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import random
@@ -212,10 +214,14 @@ def tables(seeds: Seeds, place: Path, choose: random.Random) -> list[str]:
         for _ in range(choose.randint(0, 3)):
             choose.choice(rows)[column] = choose.choice(VALUES)
         if suffix == "jsonl":
-            lines = [json.dumps(spoil_value(row, choose) if choose.random() < 0.1 else row) for row in rows]
-            text = "\n".join(lines)
+            objects = [spoil_value(row, choose) if choose.random() < 0.1 else row for row in rows]
+            text = "\n".join(map(json.dumps, objects))
         else:
-            text = pd.DataFrame(rows).to_csv(index=False, sep="," if suffix == "csv" else "\t", errors="surrogatepass")
+            file = io.StringIO()
+            names = list({name: None for row in rows for name in row})
+            lines = csv.writer(file, delimiter="," if suffix == "csv" else "\t")
+            lines.writerows([names, *([row.get(name, "") for name in names] for row in rows)])
+            text = file.getvalue()
         data = text.encode("utf-8", "surrogatepass")
         path.write_bytes(spoil_bytes(data, choose) if choose.random() < 0.6 else data)
     return choose.choice(
