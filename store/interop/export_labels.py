@@ -34,8 +34,8 @@ def export(
 ) -> list[Path]:
     """Write one site at one layer, all stages, with the labels and prompts of its rows.
 
-    Every file is complete or absent: it is written under a temporary name first. Where an array has files next to it, the
-    old ones are removed before the array is replaced, and the new ones appear after it. A file next to an array
+    Every file is complete or absent: it is written under a temporary name first. Where an array has files next to it,
+    the old ones are removed before the array is replaced, and the new ones appear after it. A file next to an array
     therefore always belongs to it; after an interruption it may be missing, and the same call writes it again.
 
     Args:

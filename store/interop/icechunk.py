@@ -44,15 +44,14 @@ _EQUAL_FIELDS = ("block_size", "entities", "layers", "tokens", "groups", "labels
 def commit_stages(store: Path, repository: Path | icechunk.Storage) -> list[str]:
     """Commit every complete stage that the repository does not have.
 
-    Stages are committed in the order in which the store added them.
+    Stages are committed in the order in which the store added them. Icechunk does not fsync. In a local folder this
+    function does, at its end: a commit is durable once this returns. A loss of power during a commit may leave a
+    repository that does not open; remove it and commit again from the store.
 
     Args:
         store: folder or URL of a store.
         repository: folder of the repository, `s3://bucket/prefix` (credentials from the environment), or an
             `icechunk.Storage`. A new repository is created if there is none.
-
-    Icechunk does not fsync. In a local folder this function does, at its end: what it returned is durable. A loss of power
-    during a commit may leave a repository that does not open; remove it and commit again from the store.
 
     Returns:
         Names of the newly committed stages.

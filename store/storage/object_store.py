@@ -267,8 +267,8 @@ class RemoteStorage:
             return error
         if type(error).__name__ in ("ParamValidationError", "NoCredentialsError", "PartialCredentialsError"):
             return InputError(
-                f"{self.path(key)} cannot be used: {' '.join(str(error).split())}. Check the URL, and the credentials and "
-                "the endpoint in FSSPEC_S3 or in the environment variables of the service"
+                f"{self.path(key)} cannot be used: {' '.join(str(error).split())}. Check the URL, and the credentials "
+                "and the endpoint in FSSPEC_S3 or in the environment variables of the service"
             )
         return StratalensError(
             f"{action} {self.path(key)} failed: {error}. Committed data is safe; run the same call again to resume."

@@ -75,9 +75,9 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _tree(folder: Path, without: Path) -> dict[str, bytes | None]:
-    """Return files and folders below a folder, except those in another one."""
-    paths = (path for path in sorted(folder.rglob("*")) if without not in (path, *path.parents))
+def _tree(folder: Path, *without: Path) -> dict[str, bytes | None]:
+    """Return files and folders below a folder, except those in some others."""
+    paths = (path for path in sorted(folder.rglob("*")) if not {path, *path.parents} & {*without})
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
@@ -114,8 +114,9 @@ def run_cases(kind: str, seeds: Seeds, work: Path, count: int, seed: int = 0, fi
     """
     here = Path.cwd()
     (work / "outside.txt").write_text("mine")
-    (work / "home").mkdir(exist_ok=True)
-    runner = CliRunner(env={"HOME": str(work / "home"), "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "NO_COLOR": "1"})
+    home = work / "home"  # libraries keep their settings there
+    home.mkdir(exist_ok=True)
+    runner = CliRunner(env={"HOME": str(home), "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "NO_COLOR": "1"})
     for number, (make_case, choose) in enumerate(cases(kind, seed)):
         if number >= first + count:
             return
@@ -125,7 +126,7 @@ def run_cases(kind: str, seeds: Seeds, work: Path, count: int, seed: int = 0, fi
         shutil.rmtree(work / "in", ignore_errors=True)
         seeds.copy_to(place)
         line = make_case(seeds, place, choose)
-        outside, memory = _tree(work, place), _peak_bytes()
+        outside, memory = _tree(work, place, home), _peak_bytes()
         os.chdir(place)
         try:
             with warnings.catch_warnings(), time_limit(SECONDS):
@@ -136,8 +137,8 @@ def run_cases(kind: str, seeds: Seeds, work: Path, count: int, seed: int = 0, fi
             fault = f"it takes more than {SECONDS} s"
         finally:
             os.chdir(here)
-        if not fault and _tree(work, place) != outside:
-            fault = f"files outside its folder: {sorted(set(_tree(work, place)) ^ set(outside))[:3]}"
+        if not fault and _tree(work, place, home) != outside:
+            fault = f"files outside its folder: {sorted(set(_tree(work, place, home)) ^ set(outside))[:3]}"
         yield Outcome(f"{kind} {seed}.{number}", line, result.exit_code, fault)
 
 

@@ -206,7 +206,10 @@ def tables(seeds: Seeds, place: Path, choose: random.Random) -> list[str]:
         data = arrow.table([*(data[name] for name in names), odd], names=[*names, column])
         if choose.random() < 0.1:
             data = data.rename_columns([choose.choice(TEXTS) for _ in data.column_names])
-        parquet.write_table(data, path)
+        try:
+            parquet.write_table(data, path)
+        except arrow.ArrowException:  # parquet has no such time
+            parquet.write_table(data.drop_columns([column]), path)
         if choose.random() < 0.2:
             path.write_bytes(spoil_bytes(path.read_bytes(), choose))
     else:
@@ -238,7 +241,6 @@ COMMANDS = {  # command: good arguments
     "commit": ["run.zarr", "run.icechunk"],
     "init": [".", "prompts.csv", "-o", "run.yaml"],
     "analyze": ["run.zarr", "--verbs", "centroids", "--by", "trained_stage"],
-    "report": ["run.zarr", "--permutations", "0", "--by", "trained_stage"],
     "forecast": ["--preset", "smoke"],
     "study": ["--preset", "nothing"],
     "explore": ["nowhere.zarr"],
@@ -247,8 +249,8 @@ COMMANDS = {  # command: good arguments
 
 def arguments(seeds: Seeds, place: Path, choose: random.Random) -> list[str]:
     """Return a command line with bad arguments; no argument has a zero byte, which no shell can give."""
-    many = [name for name in COMMANDS if name not in ("report", "analyze")]
-    name = choose.choice([*many, *many, *many, "report", "analyze"])
+    many = [name for name in COMMANDS if name != "analyze"]  # it takes a second
+    name = choose.choice([*many, *many, *many, "analyze"])
     line = [name, *COMMANDS[name]]
     flags = [flag for parameter in get_command(app).commands[name].params for flag in parameter.opts]  # type: ignore[attr-defined]
     flags = [flag for flag in flags if flag.startswith("-")]

@@ -172,12 +172,12 @@ class Runs:
         if kind == "killed":
             return [self.call(killed, url, choose.randrange(1, 150), choose.random() < 0.5)]
         if kind in ("500", "503", "403", "lost", "cut"):
-            begun = choose.random() < 0.5 and self.call(killed, url, choose.randrange(20, 100), True)
+            started = choose.random() < 0.5 and self.call(killed, url, choose.randrange(20, 100), True)
             self.faults(kind, choose.choice([0.02, 0.1, 0.25]), choose.randrange(10**6))
             codes = [self.call(finish, url)]
             if choose.random() < 0.5:
                 codes.append(self.call(check, url, False))
-            return [*codes, begun or 0]
+            return [*codes, started or 0]
         if kind == "paused":
             pipe, other = self._fork.Pipe()
             writer = self.start(paused, url, choose.randrange(30, 120), other)
@@ -186,7 +186,7 @@ class Runs:
                 time.sleep(LEASE * 1.5)
                 codes = [self.call(finish_elsewhere, url)]
                 os.kill(writer.pid, signal.SIGCONT)
-                pipe.send("go on")
+                pipe.send("continue")
             else:
                 codes = []
             writer.join(60)
@@ -282,7 +282,7 @@ def check(url: str, complete: bool) -> None:
 
     check_store(url, {"created", f"complete {STAGES[0]}"} if complete else ())  # type: ignore[arg-type]
     if complete:
-        require(open_store(url).recorded.values.all(), "the finished store lacks rows")
+        require(open_store(url).recorded.values.all(), "rows of the finished store are missing")
 
 
 @contextlib.contextmanager
