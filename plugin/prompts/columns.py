@@ -147,7 +147,8 @@ def text_values(column: pd.Series[Any], source: str, *, required: bool) -> NDArr
         elif _is_chat(value):
             raise InputError(
                 f"{source}: {name_rows([row])}, column {name!r}: {quote(value, 80)} is a chat, not a text; make it a "
-                f"text with the chat template: df[{name!r}] = [tokenizer.apply_chat_template(chat, tokenize=False) for chat "
+                f"text with the chat template: df[{name!r}] = "
+                "[tokenizer.apply_chat_template(chat, tokenize=False) for chat "
                 f"in df[{name!r}]]. Then pass prepend_bos=False where the template writes BOS itself"
             )
         else:
