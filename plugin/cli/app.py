@@ -147,7 +147,9 @@ def capture(
 
     Keys: prompts, store, stages or model; and sites, layers, positions, dtype,
     compression, batch_size, device, statistics, prepend_bos, allow_same_weights,
-    by. The complete run file is written next to the store."""
+    by. The complete run file is written next to the store. A store may be a
+    URL such as s3://bucket/run.zarr; an object store has leases instead of
+    locks, so run one writer at a time there."""
     from stratalens.plugin.cli.capture_jobs import capture_run
     from stratalens.plugin.cli.run_file import read_run_file
 
