@@ -1,6 +1,7 @@
 """The `stratalens` command.
 
 app           every command and its arguments
+analysis_commands  arguments of analyze, report and steer
 capture_jobs  the work of capture, forecast and study
 store_jobs    the work of verify, analyze, report and explore
 output        tables, JSON and exit codes

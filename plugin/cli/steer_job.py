@@ -23,7 +23,7 @@ def steer_store(
     *,
     by: str | None,
     pair: str | None,
-    kind: Literal["steer", "ablate"],
+    kind: str,
     stages: Sequence[str],
     layers: Sequence[int],
     doses: str,
