@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -246,7 +247,9 @@ def _on_threads(function: SlabFunction, slabs: Sequence[Slab], workers: int) -> 
         stack.callback(lambda: pool.shutdown(wait=True, cancel_futures=True))
         while True:
             while len(running) < workers and (slab := next(queue, None)) is not None:
-                running[pool.submit(run_slab_task, function, slab)] = slab
+                # The context tells a slab whether its caller has cancelled.
+                context = copy_context()
+                running[pool.submit(context.run, run_slab_task, function, slab)] = slab
             if not running:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -124,13 +124,14 @@ def _results(store: str) -> Path:
     return Path(f"{name.rsplit('/', 1)[1] if is_url(name) else name}.results")
 
 
-def report_store(store: str, out: Path, *, by: str | None, **options: Any) -> Path:
+def report_store(store: str, out: Path, *, by: str | None, title: str | None = None, **options: Any) -> Path:
     """Write the report of a store; reuse analyses whose results are cached next to it.
 
     Args:
         store: path or URL of the store.
         out: the page.
         by: label column; None = that of the run file, else `default_label_column`.
+        title: heading of the page; None = that of the run file, else a question about the groups.
         options: other arguments of `run_suite`.
     """
     from stratalens.analyses.accessor import open_store
@@ -140,7 +141,22 @@ def report_store(store: str, out: Path, *, by: str | None, **options: Any) -> Pa
     ds, facts = open_store(store), info(store)
     note_incomplete(facts)
     suite = _run_suite(ds, store, by, **options)
-    return report(suite.results, out, store_info=facts, notes=suite.skipped)
+    run = read_run_file_of(store)
+    if run is not None:
+        title = title or run.title
+        model = run.model or _common_folder([stage.path for stage in run.stages])
+        facts = facts | ({"model": model} if model else {})  # the store names the model of its last stage
+    return report(suite.results, out, store_info=facts, notes=suite.skipped, title=title)
+
+
+def _common_folder(paths: Sequence[Path | None]) -> str | None:
+    """Return the name of the folder that holds the checkpoints of all stages; None if there is no single one.
+
+    >>> _common_folder([Path("runs/animals/step0"), Path("runs/animals/step60")]), _common_folder([None])
+    ('animals', None)
+    """
+    folders = {path.parent for path in paths if path is not None}
+    return folders.pop().name or None if len(folders) == 1 and len(paths) > 1 else None
 
 
 def explore_store(
