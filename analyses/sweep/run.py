@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from tqdm.auto import tqdm
 
 from stratalens.analyses.data.array_types import Array, Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.sweep import threads
 from stratalens.analyses.sweep.assemble import Layout, ResultBuffer, as_dataset, noise_slab, unwrap
 from stratalens.analyses.sweep.cache import SlabCache, digest
+from stratalens.analyses.sweep.progress_bar import tqdm
 from stratalens.analyses.sweep.tasks import SharedContext, run_slab_task, run_slab_tasks
 from stratalens.store.errors import InputError, suggest
 from stratalens.store.reading.dask_arrays import default_dask_client

@@ -60,7 +60,7 @@ export function render({ model }) {
     mark();
     if (focused >= 0 && buttons[focused]) { buttons[focused].tabIndex = 0; buttons[focused].focus(); }
   };
-  for (const name of ["columns", "rows", "values", "colors", "caption"]) model.on(name, draw);
+  for (const name of ["columns", "rows", "values", "colors", "text_colors", "caption"]) model.on(name, draw);
   model.on("current", mark);
   draw();
   box.append(caption, scroll);
