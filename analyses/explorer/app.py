@@ -110,7 +110,7 @@ class Explorer:
             chosen[dim] = values[slider.value] if values else None
         directions = (self.x.value or "", self.y.value or "") if self.axes.value == "directions" else ("", "")
         position = (chosen["stage"], chosen["layer"], chosen["token"])
-        return ViewState(self.site.value, self.column, *position, self.axes.value, *directions)
+        return ViewState(self.site.value, self.column, *position, self.axes.value, *directions, self.data.seed)
 
     def refresh(self) -> None:
         """Show the current state of the widgets.

@@ -98,13 +98,14 @@ class ExplorerData:
     Args:
         ds: result of `open_store`.
         by: label column at the start; None = the most useful one.
+        seed: of halves, folds and shuffles.
 
     Raises:
         InputError: the store has no site or no label column.
     """
 
-    def __init__(self, ds: xr.Dataset, by: str | None = None) -> None:
-        self.ds = ds
+    def __init__(self, ds: xr.Dataset, by: str | None = None, seed: int = 0) -> None:
+        self.ds, self.seed = ds, seed
         self.sites = [str(k) for k, v in ds.data_vars.items() if v.attrs.get("kind") == "site"]
         if not self.sites:
             raise InputError("this Dataset has no recorded site; open a store with stratalens.open_store")

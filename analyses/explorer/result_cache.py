@@ -67,10 +67,12 @@ class ResultCache:
 
     Args:
         data: the store.
+        C: inverse strength of the penalty of logistic probes.
+        folds: number of folds over entities.
     """
 
-    def __init__(self, data: ExplorerData) -> None:
-        self.data = data
+    def __init__(self, data: ExplorerData, C: float = 0.1, folds: int = 5) -> None:
+        self.data, self.C, self.folds = data, C, folds
         self._results: dict[AnalysisRequest, dict[Position, xr.Dataset]] = {}
         self._numbers: dict[AnalysisRequest, dict[Position, tuple[float, float]]] = {}
         self._lock = threading.Lock()
@@ -102,12 +104,14 @@ class ResultCache:
         """Run an analysis at one stage, layer and token, or read it from the cache of the sweeps."""
         ds = self._select(request, key)
         options: dict[str, Any] = {"site": request.site, "cache": None, "progress": False, "skip_missing": True}
+        options["seed"] = self.data.seed
         if request.kind == "order":
             return project(ds, by=request.by, permutations=PERMUTATIONS, bootstrap=PERMUTATIONS, **options)
         pairs: Any = request.pairs
         if pairs == "ends":
             names = groups(ds, request.by).names
             pairs = [(names[0], names[-1])]
+        options |= {"C": self.C, "folds": self.folds}
         result = probe(ds, target=request.by, pairs=pairs, method=request.method, **options)
         return result.drop_vars(["coef", "intercept"], errors="ignore")
 

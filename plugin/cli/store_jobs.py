@@ -165,6 +165,7 @@ def explore_store(
     port: int,
     show: bool,
     by: str | None = None,
+    seed: int | None = None,
     on_start: Callable[[dict[str, str]], None] | None = None,
 ) -> None:
     """Serve the live page of a store until Ctrl-C.
@@ -176,6 +177,7 @@ def explore_store(
         port: port on 127.0.0.1; 0 takes any free one.
         show: open the page in the system's browser.
         by: label column at the start; None = that of the run file, else the most useful one.
+        seed: of halves, folds and shuffles; None = that of the study whose folder has the store, else 0.
         on_start: called with {store, url} when the page is ready.
     """
     from stratalens.analyses.accessor import open_store
@@ -190,8 +192,24 @@ def explore_store(
             on_start({"store": store, "url": f"http://{ADDRESS}:{port}"})
 
     with suppress(KeyboardInterrupt):
-        explore(ds, port, show=show, by=_preferred(ds, store, by), tell=announce)
+        explore(ds, port, show=show, by=_preferred(ds, store, by), tell=announce, **_fit_of(store, seed))
     print_status("the explorer has ended")
+
+
+def _fit_of(store: str, seed: int | None) -> dict[str, Any]:
+    """Return seed, C and folds of the study in whose folder the store is, so that the page repeats its report."""
+    from stratalens.plugin.study.config.settings import is_study_file, read_settings
+
+    fit: dict[str, Any] = {}
+    path = Path(store).parent / "run.yaml"
+    if not is_url(store) and path.is_file() and is_study_file(path):
+        try:
+            settings = read_settings(path)
+        except InputError:  # another program's file
+            return {} if seed is None else {"seed": seed}
+        fit = {"seed": settings.seed, "C": settings.analysis.C, "folds": settings.analysis.folds}
+        print_status(f"probes use the settings of the study: {', '.join(f'{k} {v:g}' for k, v in fit.items())}")
+    return fit if seed is None else fit | {"seed": seed}
 
 
 def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
