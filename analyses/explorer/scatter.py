@@ -1,6 +1,6 @@
 """The figure of single rows: points, or an image of their density while too many are in view.
 
-The view starts at the means of the groups, with their 95 % regions, if these are small beside the cloud of rows. A
+The view starts at the means of the groups, with their 95 % regions, if these are small next to the cloud of rows. A
 box or a lasso selects rows by position, so it works on points and on the image. Datashader draws the image when
 more than `MAX_POINTS` rows are in view; after zooming in, the rows are points again.
 """
@@ -60,7 +60,7 @@ class Scatter:
         self._selection = NO_ROWS
         self._highlighted: int | None = None
         self._isolated: int | None = None
-        self.zoom: bool | None = None  # to the means; None = where they are small beside the rows
+        self.zoom: bool | None = None  # to the means; None = where they are small next to the rows
         self.points = _source("x", "y", "color", "row", "group", "label")
         self.image = _source("image", "x", "y", "dw", "dh")
         self.rings = _source("x", "y", "color")
