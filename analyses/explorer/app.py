@@ -153,7 +153,7 @@ class Explorer:
     def _show(self, plane: GroupPlane) -> None:
         colors, trained = self.data.colors(plane)
         if self.scatter.plane is not None and self.scatter.plane.view.by != plane.view.by:
-            self.selected = NO_ROWS
+            self.selected, self._searched = NO_ROWS, ""
             self.legend.isolated = -1
         self.scatter.show(plane, colors, trained)
         self._update_address()

@@ -118,9 +118,9 @@ def _principal(values: Array) -> Array:
 
 
 def _discriminants(values: Array, codes: Codes) -> Array:
-    """Return unit vectors of shape (groups - 1, features), in the order of the groups' distances along them.
+    """Return unit vectors of shape (groups - 1, features); the groups differ most along the first.
 
-    They span the directions of LDA with Ledoit-Wolf shrinkage of each group against the rest, those of `sl.probe`.
+    They are the best combinations of the directions of each group against the rest, by LDA with Ledoit-Wolf shrinkage.
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
@@ -131,7 +131,7 @@ def _discriminants(values: Array, codes: Codes) -> Array:
     signs = np.where(codes[:, None] == groups, 1, -1).astype(np.int8)[:, :, None]
     fit = fit_closed_form(values, signs, codes, "lda")
     directions = fit.coef / np.linalg.norm(fit.coef, axis=1, keepdims=True)
-    if len(directions) > 1:  # their span has one dimension less than their number
+    if len(directions) > 1:
         reduced = (values - values.mean(axis=0)) @ directions.T
         order = LinearDiscriminantAnalysis(solver="svd").fit(reduced, codes).scalings_[:, : len(sizes) - 1]
         directions = order.T @ directions

@@ -101,7 +101,7 @@ def test_five_groups_without_an_order_are_distinct_for_colour_blind_readers(pale
 @pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_heat_maps_are_read_by_colour_blind_readers(vision: str, theme: str) -> None:
-    """The two sides of the null differ as much as each side differs from it, and lightness tells the distance on each side."""
+    """The two sides of the null differ from it and from each other; lightness tells the distance from it."""
     palette = heat_palette(True, theme)
     assert nearest([palette[0], palette[63], palette[127], palette[191], palette[-1]], vision) > 20
     low, high = (float(np.linalg.norm(lab(palette[i], vision) - lab(palette[127], vision))) for i in (0, -1))
