@@ -42,7 +42,7 @@ batch. {versions}
 - **output statistics**: "next token" with the largest difference of the loss from the plain model in float64; "none"
   where the output does not predict the next token, as in encoders, and in encoder-decoders, whose encoder reads the
   whole prompt.
-- **check**: whether `sl.check` finds all values as the model computes them.
+- **check**: whether `sl.check` finds all values as the model computes them, or else which check fails.
 
 Where the two lines differ, a cell has both.
 """
@@ -74,7 +74,7 @@ def cells(row: Row) -> list[str]:
     rounding = [f"{site} ({row['sites'][site]['difference']:.0e})" for site in verdicts["rounding"]]
     wrong = [f"**different: {site}**" for site in different]
     refused = [f"{site} ({reason_letter(reason)})" for site, reason in row["refused"].items()]
-    statistics = row["output_statistics"] + (f" ({row['loss']:.0e})" if row.get("loss") else "")
+    statistics = row["output_statistics"] + (f" ({number(row['loss'])})" if "loss" in row else "")
     return [
         str(len(verdicts["equal"])),
         ", ".join(rounding + wrong),
@@ -83,8 +83,16 @@ def cells(row: Row) -> list[str]:
         number(row["batch_size"]),
         ", ".join(row["left_padding"]) or "not checkable",
         statistics,
-        row["check"] if isinstance(row["check"], str) else "; ".join(row["check"]),
+        _failed_checks(row["check"]),
     ]
+
+
+def _failed_checks(check: str | list[str]) -> str:
+    """Return "ok", or each check that fails with the number of its sites."""
+    if isinstance(check, str):
+        return check
+    counts = Counter(failure.partition(": ")[0] for failure in check)
+    return ", ".join(f"**{name}: {count} sites**" for name, count in sorted(counts.items()))
 
 
 def reason_letter(reason: str) -> str:
@@ -149,6 +157,12 @@ def _summary(rows: dict[str, dict[str, Row]]) -> str:
             f"{sum(verdicts.values())} sites, {verdicts['equal']} equal `run_with_cache` bit for bit, "
             f"{verdicts['rounding']} within rounding, and {verdicts['different']} differ."
         )
+        wrong = sorted(name for name, row in own.items() if row["status"] == "recorded" and row["check"] != "ok")
+        if wrong:
+            sentences.append(
+                f"`sl.check` says that values are wrong in {', '.join(wrong)}, and `capture` refuses "
+                f"{'them' if len(wrong) > 1 else 'it'}."
+            )
     return " ".join(sentences)
 
 

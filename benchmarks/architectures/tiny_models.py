@@ -152,7 +152,12 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", FULL, "conv"], "num_dense_layers": 1},
     "Mamba2ForCausalLM": {"head_dim": 16, "n_groups": 1, "chunk_size": 8},
     "NemotronHForCausalLM": {"n_groups": 1, "layers_block_type": ["mamba", "attention", "moe"]},
-    "T5GemmaForConditionalGeneration": {"encoder": dict(_T5GEMMA), "decoder": dict(_T5GEMMA)},
+    # Its decoder masks padding, so a decoder must not start with it.
+    "T5GemmaForConditionalGeneration": {
+        "encoder": dict(_T5GEMMA),
+        "decoder": dict(_T5GEMMA),
+        "decoder_start_token_id": 1,
+    },
     "YoutuForCausalLM": {"num_key_value_heads": 4, "head_dim": 4},
     "Zamba2ForCausalLM": {
         "layer_types": ["mamba", "hybrid", "mamba"],
@@ -186,8 +191,13 @@ def text_architectures() -> list[str]:
 
 
 def _has_other_inputs(model_class: Any) -> bool:
-    parts = getattr(model_class.config_class, "sub_configs", {})
-    return any(word in part for part in parts for word in ("vision", "audio", "vq"))
+    return any(word in part for part in _parts(model_class.config_class) for word in ("vision", "audio", "vq"))
+
+
+def _parts(config_class: Any) -> list[str]:
+    """List the names of the configs inside a config, and of those inside them."""
+    parts: Mapping[str, Any] = getattr(config_class, "sub_configs", {})
+    return [*parts, *(name for part in parts.values() for name in _parts(part))]
 
 
 def make_config(architecture: str, **changes: Any) -> Any:

@@ -217,8 +217,9 @@ def _against_hugging_face(adapter: BridgeAdapter, reference: Any) -> float:
     with torch.no_grad():
         logits = adapter.run(ids, mask, "logits")
     differences = [relative_difference(logits[kept], plain.logits[kept])] if isinstance(logits, Tensor) else []
-    # The Mamba classes of transformers return the state after every block, and other classes the state before it.
-    site = "resid_post" if "mamba" in str(adapter.hf.config.model_type) else "resid_pre"
+    # Some classes of transformers return the state after every block, and the other classes the state before it.
+    after = any(name in str(adapter.hf.config.model_type) for name in ("mamba", "rwkv"))
+    site = "resid_post" if after else "resid_pre"
     states = {
         site: getattr(plain, "hidden_states", None),
         "encoder_resid_pre": getattr(plain, "encoder_hidden_states", None),

@@ -24,7 +24,7 @@ _verdicts: dict[str, tuple[Finding, ...]] = {}  # architecture, sites and versio
 
 
 def check_before_recording(adapter: Adapter, spec: CaptureSpec, store: Store | None) -> dict[str, Any] | None:
-    """Check the recorded sites on at most four rows and 64 tokens of the table.
+    """Check the recorded sites on at most 12 tokens of the table.
 
     The findings are cached in this process by architecture, sites and versions, and not repeated for a store that was
     checked with the same versions.

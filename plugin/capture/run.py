@@ -24,6 +24,7 @@ from stratalens.plugin.capture.spec import CaptureSpec
 from stratalens.plugin.capture.store import RecordingStore, open_for_recording
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
+from stratalens.plugin.models.user_hooks import user_hooks
 from stratalens.plugin.models.weights import weights_fingerprint
 from stratalens.plugin.progress import Progress, ProgressFunction
 from stratalens.plugin.prompts.table import PromptTable
@@ -232,10 +233,12 @@ class _CaptureRun(AbstractContextManager["_CaptureRun"]):
         token_memory = bytes_per_token(adapter, self.store.spec, hooked_model.outputs.split)
         size = BatchSize(self.options.batch_size, adapter, token_memory)
         rank, processes = self.options.rank
+        hooks = user_hooks(adapter)
         with self.store.writer.stage(
             stage.name,
             order=self.orders[stage.name],
             fingerprint=weights_fingerprint(adapter),
+            provenance={"user_hooks": hooks} if hooks else None,
             allow_same_weights=self.options.allow_same_weights,
         ) as writer:
             blocks = list(writer.pending(rank, processes))

@@ -16,8 +16,8 @@ from stratalens.plugin.check.invariance import check_invariance, run_model
 from stratalens.plugin.check.modules import check_modules
 from stratalens.plugin.check.report import CheckReport, Finding
 from stratalens.plugin.check.residual_stream import check_logits, check_residual_stream, last_residual
-from stratalens.plugin.check.sample import TEXTS, Sample, choose_sample, random_rows
-from stratalens.plugin.check.traces import Trace, trace
+from stratalens.plugin.check.sample import TEXT, Sample, choose_sample, random_row
+from stratalens.plugin.check.traces import Tracer
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.sites import SHORT_NAMES, hook_of
@@ -39,7 +39,7 @@ def check(
 ) -> CheckReport:
     """Check that the hooks of a model give what the model computes.
 
-    At most four short sequences (64 tokens in all) run through the model several times. The checks are:
+    A sequence of at most 12 tokens runs through the model a few times. The checks are:
 
     - residual sum: resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post, or the form of the
       architecture (parallel blocks, norms behind the sum, scaled residuals).
@@ -47,12 +47,13 @@ def check(
     - logits: the last residual stream gives the logits through the final norm and the head.
     - Hugging Face module: every site equals the input or output of the module that transformers names, read by a
       plain PyTorch hook (TransformerBridge only).
-    - padded = unpadded, batch = single, twice = once, cache on = off (key-value cache), mask respected (tokens on the
-      padding change nothing), left padding (the same on the left).
+    - padded = unpadded, batch = single (with another row and without an attention mask), twice = once, cache on = off
+      (key-value cache), mask respected (tokens on the padding change nothing), left padding (the same on the left).
 
     Args:
         model: TransformerBridge, HookedTransformer or HookedRootModule.
-        table: prompts to sample; None uses four English sentences, or random token ids without a tokenizer.
+        table: prompts, of which the longest of the first four is used; None uses an English sentence, or random token
+            ids without a tokenizer.
         tokenizer: None takes the model's.
         forward: your own forward function, as in `capture`.
         sites: further sites to check, full TransformerLens names.
@@ -87,8 +88,8 @@ def check(
         findings=findings,
         model=adapter.name,
         versions={name: version(name) for name in VERSIONS},
-        rows=len(sample.rows),
-        tokens=sample.tokens,
+        rows=1,
+        tokens=len(sample.row),
         seconds=time.perf_counter() - start,
     )
 
@@ -98,7 +99,7 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
 
     Args:
         adapter: the model.
-        sample: rows to run.
+        sample: tokens to run.
         sites: further sites to check, full TransformerLens names.
         only: report on `sites` alone, as they are recorded: without padding on the left. The other sites still serve
             the sums that `sites` are parts of.
@@ -107,23 +108,17 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
     wanted = {place: hook for place, hook in hooks.items() if not only or hook in set(sites)}
     has_own_hooks = any(point.fwd_hooks for point in adapter.points.values())  # an intervention breaks every sum
     modules = find_modules(adapter) if isinstance(adapter, BridgeAdapter) else HFModules()
-    with evaluation_mode(adapter.model):
-
-        def alone(row: int, hf_modules: HFModules) -> Trace:
-            run = partial(run_model, adapter)
-            return trace(adapter, sample.alone(row), hooks.values(), run=run, modules=hf_modules.modules)
-
-        longest, shortest_row = alone(0, modules), len(sample.rows) - 1
-        singles = {0: longest, shortest_row: alone(shortest_row, HFModules())}
+    with evaluation_mode(adapter.model), Tracer(adapter, hooks.values()) as tracer:
+        alone = tracer.trace(sample.alone(), hooks.values(), run=partial(run_model, adapter), modules=modules.modules)
         if has_own_hooks:
             yield Finding("sites", "", None, "not checkable", note="hooks of your own are on the model")
         else:
-            by_site = [*check_residual_stream(adapter, longest, hooks)]
+            by_site = [*check_residual_stream(adapter, alone, hooks)]
             if isinstance(adapter, BridgeAdapter):
-                by_site += check_modules(adapter, longest, hooks, modules)
+                by_site += check_modules(adapter, alone, hooks, modules)
             yield from (finding for finding in by_site if not only or (finding.site, finding.layer) in wanted)
-            yield from check_logits(adapter, longest, last_residual(longest, hooks, adapter.n_layers))
-        yield from check_invariance(adapter, sample, wanted, singles, left=not only)
+            yield from check_logits(adapter, alone, last_residual(alone, hooks, adapter.n_layers))
+        yield from check_invariance(tracer, sample, wanted, alone, left=not only)
 
 
 def hooks_to_check(adapter: Adapter, sites: Sequence[str] = ()) -> dict[tuple[str, int | None], str]:
@@ -150,9 +145,9 @@ def _sample(adapter: Adapter, table: PromptTable | None, tokenizer: Any) -> Samp
     if table is not None:
         rows = list(table.tokenize(tokenizer, max_length=adapter.max_length).ids[:4])
     elif tokenizer is not None:
-        rows = [np.asarray(tokenizer(text).input_ids, dtype=np.int64) for text in TEXTS]
+        rows = [np.asarray(tokenizer(TEXT).input_ids, dtype=np.int64)]
     else:
-        rows = random_rows(vocabulary)
+        rows = [random_row(vocabulary)]
     if adapter.embedding_rows is not None:
         check_token_ids(rows, adapter.embedding_rows)
     return choose_sample(rows, vocabulary, adapter.max_length)

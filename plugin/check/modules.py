@@ -89,6 +89,10 @@ def _explain(
         without = reference - stream if stream is not None and stream.shape == reference.shape else None
         scaled, factor = _scaled(value, reference)
         return closest([(without, f"{name} minus the residual stream"), (scaled, f"{factor:.4g} times the {name}")])
+    if site == "resid_mid":  # GPT-1 has a norm behind the MLP whose name says that it is in front
+        norm, mlp = module(f"block {layer} norm before mlp", "output"), module(f"block {layer} mlp", "input")
+        if norm is not None and mlp is not None and norm.shape == mlp.shape and not torch.equal(norm, mlp):
+            return closest([(mlp, f"input of block {layer} mlp, which has no norm in front")])
     if site == "embed":
         scaled, factor = _scaled(value, reference)
         after = module("block 0", "input")

@@ -70,7 +70,7 @@ def forms(adapter: Adapter) -> list[Form]:
             Form(_POST, (_MID, _MLP), f"resid_post = resid_mid + {scale:g} mlp_out", _scaled_sum(_MID, _MLP, scale)),
         ]
     blocks = getattr(adapter.model, "blocks", None)
-    if blocks is not None and len(blocks) and all(hasattr(blocks[0], name) for name in ("ln1", "ln2")):
+    if blocks is not None and len(blocks) and all(hasattr(block, n) for block in blocks for n in ("ln1", "ln2")):
         # BERT and other models with the norm behind the sum.
         candidates += [
             Form(

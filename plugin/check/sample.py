@@ -1,8 +1,8 @@
-"""The rows that a check runs: a few short sequences of different lengths, alone and padded."""
+"""The tokens that a check runs: one short sequence, alone, with another one, and padded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_ROWS = 4
-MAX_TOKENS = 64  # over all rows
+LENGTH = 12  # tokens; a pass over a few tokens takes as long as it takes to read the weights
+PADDING = 4
 
-TEXTS = (
-    "The river rose for three days, and then the bridge near the old mill was closed to all traffic.",
-    "Marie Curie was born in Warsaw and worked in Paris.",
-    "Two plus two is four.",
-    "Rain again.",
-)
+TEXT = "The river rose for three days, and then the bridge near the old mill was closed to all traffic."
 
 
 @dataclass(frozen=True)
@@ -33,78 +28,62 @@ class Batch:
     ids: Tensor
     mask: Tensor
 
-    def select(self, value: Tensor) -> Tensor:
-        """Return the vectors of a value at the tokens, of shape (tokens, ...), row by row."""
-        mask = self.mask.to(value.device).bool()
-        if value.shape[0] == 1 and len(mask) > 1:  # a value that all rows share, such as position embeddings
-            value = value.expand(len(mask), *value.shape[1:])
-        return value[mask]
-
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of different lengths.
+    """One sequence, and the batches in which its values must be the same.
 
     Attributes:
-        rows: int64 tensors of shape (length,), longest first.
+        row: int64 tensor of shape (length,).
+        padding: tokens of padding in a padded batch.
         vocabulary: number of token ids to fill padding with.
     """
 
-    rows: tuple[Tensor, ...]
+    row: Tensor
+    padding: int
     vocabulary: int
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of all rows."""
-        return sum(len(row) for row in self.rows)
-
-    def alone(self, row: int) -> Batch:
-        """Return one row as a batch without padding."""
-        ids = self.rows[row][None]
+    def alone(self) -> Batch:
+        """Return the row as a batch of one."""
+        ids = self.row[None]
         return Batch(ids, torch.ones_like(ids))
 
     def stacked(self) -> Batch:
-        """Return the longest row and a rotation of it, as a batch without padding."""
-        ids = torch.stack([self.rows[0], self.rows[0].roll(1)])
+        """Return the row and a rotation of it, as a batch without padding."""
+        ids = torch.stack([self.row, self.row.roll(1)])
         return Batch(ids, torch.ones_like(ids))
 
-    def padded(self, side: str = "right", fill: int = 0) -> Batch:
-        """Return all rows as one batch.
+    def padded(self, side: str = "right") -> Batch:
+        """Return the row twice, with different token ids on its padding.
+
+        One pass over this batch serves all comparisons of padding.
 
         Args:
             side: "right" or "left".
-            fill: number of the filling: different numbers put different token ids on the padding.
         """
-        length = len(self.rows[0])
-        generator = torch.Generator().manual_seed(fill)
-        ids = torch.randint(0, self.vocabulary, (len(self.rows), length), generator=generator)
+        length = len(self.row)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, self.vocabulary, (2, length + self.padding), generator=generator)
+        columns = slice(0, length) if side == "right" else slice(self.padding, None)
         mask = torch.zeros_like(ids)
-        for i, row in enumerate(self.rows):
-            columns = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
-            ids[i, columns] = row
-            mask[i, columns] = 1
+        ids[:, columns], mask[:, columns] = self.row, 1
         return Batch(ids, mask)
 
 
-def choose_sample(rows: Sequence[NDArray[np.int64]], vocabulary: int, max_length: int | None) -> Sample:
-    """Take at most 4 rows and 64 tokens, of lengths that need padding.
+def choose_sample(rows: Iterable[NDArray[np.int64]], vocabulary: int, max_length: int | None) -> Sample:
+    """Take the first tokens of the longest row.
 
     Args:
         rows: token ids of each prompt, int64 arrays of shape (length,), none empty.
         vocabulary: number of token ids of the model.
-        max_length: longest sequence of the model in tokens, None if unknown.
+        max_length: longest sequence of the model in tokens, None if unknown. The padding has to fit too.
     """
-    longest = min(MAX_TOKENS // MAX_ROWS, max_length or MAX_TOKENS)
-    chosen = [row[:longest] for row in rows[:MAX_ROWS]]
-    while len(chosen) < MAX_ROWS:  # a table with fewer rows: prefixes of them
-        chosen.append(chosen[len(chosen) % len(rows)])
-    chosen.sort(key=len, reverse=True)
-    # Rows of one length would need no padding, so later ones are cut.
-    lengths = [min(len(row), max(1, len(chosen[0]) * (MAX_ROWS - i) // MAX_ROWS)) for i, row in enumerate(chosen)]
-    return Sample(tuple(torch.from_numpy(row[:n].copy()) for row, n in zip(chosen, lengths, strict=True)), vocabulary)
+    limit = LENGTH + PADDING if max_length is None else max_length
+    length = min(LENGTH, max(1, limit * LENGTH // (LENGTH + PADDING)))
+    row = max((row[:length] for row in rows), key=len)
+    return Sample(torch.from_numpy(row.copy()), min(PADDING, max(0, limit - len(row))), vocabulary)
 
 
-def random_rows(vocabulary: int) -> list[NDArray[np.int64]]:
-    """Draw rows of token ids for a model without a tokenizer."""
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, vocabulary, length) for length in (16, 12, 8, 4)]
+def random_row(vocabulary: int) -> NDArray[np.int64]:
+    """Draw token ids for a model without a tokenizer."""
+    return np.random.default_rng(0).integers(0, vocabulary, LENGTH)

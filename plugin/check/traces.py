@@ -1,12 +1,14 @@
-"""Values of hook points and of plain modules in one forward pass."""
+"""Values of hook points and of plain modules in forward passes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from stratalens.plugin.check.sample import Batch
@@ -31,52 +33,95 @@ class Trace:
     modules: dict[tuple[str, Side], Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
 
+    def at_tokens(self, batch: Batch, rows: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Return the values at the tokens of some rows, without the padding.
 
-def trace(
-    adapter: Adapter,
-    batch: Batch,
-    hooks: Iterable[str],
-    *,
-    run: Callable[[Tensor, Tensor], Any],
-    modules: Mapping[str, nn.Module] | None = None,
-) -> Trace:
-    """Run one forward pass and copy the values of hooks and modules.
+        Args:
+            batch: the sequences of the pass.
+            rows: None for all rows.
 
-    Values are copied when the hook fires, as a recording does, because later code may change a tensor in place.
+        Returns:
+            hook -> tensor of shape (tokens, ...), row by row.
+        """
+        rows = range(len(batch.ids)) if rows is None else rows
+        mask = batch.mask.bool()
+        columns = {row: mask[row].nonzero()[:, 0] for row in rows}
+        spans = {row: slice(int(own[0]), int(own[-1]) + 1) for row, own in columns.items()}  # tokens are in a row
+        # A value that all rows share, such as position embeddings, has one row.
+        return {
+            hook: torch.cat([value[row if value.shape[0] > 1 else 0, span] for row, span in spans.items()])
+            for hook, value in self.values.items()
+        }
+
+
+class Tracer(AbstractContextManager["Tracer"]):
+    """Copies the values of hooks in every pass inside the `with`.
+
+    Values are copied when the hook fires, as a recording does, because later code may change a tensor in place. The
+    hooks are added once for all passes, because adding them takes as long as a short pass.
 
     Args:
         adapter: the model.
-        batch: the sequences.
         hooks: TransformerLens names.
-        run: the pass, (ids, mask) -> output, with tensors on the model's device.
-        modules: name -> module whose input and output are copied by plain PyTorch hooks.
     """
-    result = Trace()
 
-    def keep(name: str) -> Callable[[Any], None]:
-        def copy(value: Any) -> None:
-            aligned = isinstance(value, Tensor) and value.ndim >= 3 and value.shape[1] == batch.ids.shape[1]
-            if aligned and value.is_floating_point() and value.shape[0] in (1, len(batch.ids)):
-                result.values[name] = value.detach().clone()
+    def __init__(self, adapter: Adapter, hooks: Iterable[str]) -> None:
+        self.adapter = adapter
+        self._observed = observed((adapter.points[hook], partial(self._copy, hook)) for hook in hooks)
+        self._trace, self._batch = Trace(), Batch(torch.empty(0, 0), torch.empty(0, 0))
+        self._wanted: Container[str] = ()
 
-        return copy
+    def __enter__(self) -> Self:
+        self._observed.__enter__()
+        return self
 
-    def watch(name: str) -> Callable[..., None]:
-        def copy(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            for side, value in (("input", _first_tensor(args, kwargs)), ("output", _first_tensor((output,), {}))):
-                if value is not None:
-                    result.modules[name, side] = value.detach().clone()  # type: ignore[index]
+    def __exit__(self, *exception: Any) -> None:
+        self._observed.__exit__(*exception)
 
-        return copy
+    def _copy(self, hook: str, value: Any) -> None:
+        if hook not in self._wanted:
+            return
+        rows, length = self._batch.ids.shape
+        aligned = isinstance(value, Tensor) and value.ndim >= 3 and value.shape[1] == length
+        if aligned and value.is_floating_point() and value.shape[0] in (1, rows):
+            self._trace.values[hook] = value.detach().clone()
 
-    with ExitStack() as stack:
-        stack.enter_context(observed((adapter.points[hook], keep(hook)) for hook in hooks))
-        for name, module in (modules or {}).items():
-            stack.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
-        output = run(batch.ids.to(adapter.device), batch.mask.to(adapter.device))
-    if isinstance(output, Tensor) and output.ndim == 3 and output.is_floating_point():
-        result.logits = output.detach()
-    return result
+    def trace(
+        self,
+        batch: Batch,
+        hooks: Iterable[str],
+        *,
+        run: Callable[[Tensor, Tensor], Any],
+        modules: Mapping[str, nn.Module] | None = None,
+    ) -> Trace:
+        """Run one forward pass and copy the values of hooks and modules.
+
+        Args:
+            batch: the sequences.
+            hooks: TransformerLens names among those of the tracer.
+            run: the pass, (ids, mask) -> output, with tensors on the model's device.
+            modules: name -> module whose input and output are copied by plain PyTorch hooks.
+        """
+        self._trace = result = Trace()
+        self._batch, self._wanted = batch, set(hooks)
+
+        def watch(name: str) -> Callable[..., None]:
+            def copy(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                for side, value in (("input", _first_tensor(args, kwargs)), ("output", _first_tensor((output,), {}))):
+                    if value is not None:
+                        result.modules[name, side] = value.detach().clone()  # type: ignore[index]
+
+            return copy
+
+        with ExitStack() as stack:
+            for name, module in (modules or {}).items():
+                stack.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
+            device = self.adapter.device
+            output = run(batch.ids.to(device), batch.mask.to(device))
+        self._trace, self._wanted = Trace(), ()
+        if isinstance(output, Tensor) and output.ndim == 3 and output.is_floating_point():
+            result.logits = output.detach()
+        return result
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

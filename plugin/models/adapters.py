@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedModel
 
 from stratalens.plugin.compat import has_processed_weights, is_headless
+from stratalens.plugin.models.model_errors import embedding_errors, not_hooked_message
 from stratalens.plugin.models.processing import measured_processing, spliced_modules, splicing_flags
 from stratalens.store.errors import InputError
 
@@ -38,20 +37,6 @@ try:  # exists on the 3.9 line only; 4.x raises ImportError on access
     HookedTransformer: type[nn.Module] | None = transformer_lens.HookedTransformer
 except (ImportError, AttributeError):
     HookedTransformer = None
-
-
-@contextmanager
-def _embedding_errors(ids: Tensor) -> Iterator[None]:
-    """Raise the IndexError of an embedding, which names no value, as an InputError that does."""
-    try:
-        yield
-    except IndexError as error:
-        if "index out of range in self" not in str(error):
-            raise
-        raise InputError(
-            f"an embedding of this model has fewer rows than it needs: the token ids go up to {int(ids.max())}, the "
-            f"positions to {ids.shape[1] - 1}. Pass the tokenizer of this model as tokenizer=, or shorter prompts."
-        ) from error
 
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
@@ -171,7 +156,7 @@ class Adapter:
             output: "none" skips all work for logits that this kind of model can skip.
             stop_at_layer: first block to skip; needs `can_stop`.
         """
-        with _embedding_errors(ids):
+        with embedding_errors(ids):
             if self.forward is not None:
                 return self.forward(self.model, ids, mask)
             return self.model(ids)
@@ -344,7 +329,7 @@ class BridgeAdapter(Adapter):
             **splicing_flags(self.spliced),
         }
 
-    def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:
+    def run(self, ids: Tensor, mask: Tensor | None, output: Output = "none", stop_at_layer: int | None = None) -> Any:
         """Run a forward pass without a key-value cache; without logits the head gets no rows.
 
         A model that shares keys and values between blocks keeps its cache.
@@ -359,7 +344,7 @@ class BridgeAdapter(Adapter):
         if output == "none" and "logits_to_keep" in self._accepts:
             # An empty index: no position reaches the head. The number 0 would mean all positions.
             kwargs["logits_to_keep"] = torch.empty(0, dtype=torch.long, device=ids.device)
-        with _embedding_errors(ids):
+        with embedding_errors(ids):
             return self.model(ids, attention_mask=mask, **kwargs)
 
     def head(self, hidden: Tensor) -> Tensor | None:
@@ -438,45 +423,4 @@ def adapt(model: Any, forward: ForwardFunction | None = None) -> Adapter:
         adapter = Adapter(model, forward)
         adapter.kind = type(model).__name__
         return adapter
-    raise InputError(_not_hooked(model))
-
-
-def _is_hooked(model: Any) -> bool:
-    return isinstance(model, TransformerBridge | HookedRootModule)
-
-
-def _not_hooked(model: Any) -> str:
-    """Explain that a model has no hooks, and how to get one that has: the attribute to pass, or the call that wraps."""
-    kind = type(model).__name__
-    if path := _find_inside(model, _is_hooked):
-        unwrap = ", or accelerator.unwrap_model(model)" if path.startswith("model.module") else ""
-        return f"{kind} wraps a hooked model. Pass {path}{unwrap}: hooks do not fire through the wrapper."
-    valid = (
-        f"{kind} has no TransformerLens hooks. Valid: a TransformerBridge, a HookedTransformer (TransformerLens 3.9) "
-        "or a HookedRootModule."
-    )
-    if path := _find_inside(model, lambda module: hasattr(module, "merge_and_unload")):
-        inner = f"{path}.merge_and_unload()"
-        note = " The adapters of PEFT have to be merged into the weights, which changes the model; copy it first."
-    else:
-        inner = _find_inside(model, lambda module: isinstance(module, PreTrainedModel)) or "model"
-        note = ""
-    wrap = f"TransformerBridge.boot_transformers(name_or_folder, hf_model={inner}, tokenizer=tokenizer)"
-    return f"{valid} Wrap a Hugging Face model with {wrap}.{note}"
-
-
-def _find_inside(model: Any, is_wanted: Callable[[Any], bool]) -> str:
-    """Return the path of attributes to a module, `model` itself or at most three levels inside; "" if there is none."""
-    paths = {"model": model}
-    for _ in range(4):
-        for path, module in paths.items():
-            if is_wanted(module):
-                return path
-        paths = {
-            f"{path}.{name}": child
-            for path, module in paths.items()
-            if isinstance(module, nn.Module)
-            for name, child in module.named_children()
-            if name.isidentifier()
-        }
-    return ""
+    raise InputError(not_hooked_message(model))

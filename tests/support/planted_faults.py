@@ -79,6 +79,19 @@ def cache_changes_values() -> Planted:
     return model, None
 
 
+def mask_replaces_the_causal_mask() -> Planted:
+    model = models.bridge("llama")
+
+    def see_all(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is not None:
+            kwargs["attention_mask"] = mask[:, None, None, :].bool().expand(-1, 1, mask.shape[1], -1)
+        return args, kwargs
+
+    model.original_model.register_forward_pre_hook(see_all, with_kwargs=True)
+    return model, None
+
+
 def loop(forward: Any) -> Callable[[], Planted]:
     return lambda: (models.bridge("llama"), forward)
 
@@ -138,6 +151,12 @@ FAULTS = (
         "a pass is random (noise, dropout that evaluation mode does not end)",
         ("twice = once",),
         on_output(lambda x: x + 0.01 * torch.randn_like(x)),
+    ),
+    Fault(
+        "an attention mask replaces the causal mask, so that tokens see later ones",
+        ("batch = single",),
+        mask_replaces_the_causal_mask,
+        "TransformerLens 4.3 does this to GPT-1",
     ),
     Fault(
         "a row depends on the other rows of its batch",

@@ -19,6 +19,8 @@ from stratalens.plugin.capture.store import RecordingStore, create_store
 from stratalens.plugin.models.hooks import observed
 from stratalens.store.errors import InputError, MismatchError, RecordingWarning
 from stratalens.store.reading.open import open_store
+from stratalens.store.state.manifest import load
+from stratalens.store.storage.resolve import storage_at
 from support.models import ON_39, bridge, hooked_transformer, table, tokenizer
 
 ROWS = 6
@@ -407,6 +409,9 @@ def test_hooks_before_the_recorder_are_seen_and_those_inside_are_not(kind: str, 
                 model.run_with_hooks(ids, attention_mask=mask, fwd_hooks=[(point, add_one)])
         provenance = {entry.name: dict(entry.provenance) for entry in store.writer.store.stages}
         assert provenance == {"plain": {}, "before": {"user_hooks": [name]}, "inside": {}}
+        assert [dict(entry.provenance) for entry in load(storage_at(tmp_path / "b.zarr")).stages] == [
+            {"user_hooks": [name]}
+        ]
         with pytest.raises(
             MismatchError, match=r"user_hooks differs for stage 'before'.*put the same hooks on the model"
         ):

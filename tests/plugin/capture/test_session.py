@@ -10,6 +10,7 @@ from transformer_lens.hook_points import HookPoint
 from stratalens.plugin.capture.recorder import Recorder
 from stratalens.plugin.capture.run import capture
 from stratalens.plugin.capture.store import create_store
+from stratalens.store.errors import MismatchError
 from support.models import bridge, table
 
 
@@ -77,6 +78,9 @@ def test_after_a_failure_in_the_forward_pass(tmp_path: Path, error: type[BaseExc
         capture(model, table(8), tmp_path / "run.zarr", batch_size=1)
     model.hook_dict["blocks.2.hook_in"].remove_hooks()
     assert state(model) == before
+    with pytest.raises(MismatchError, match="user_hooks differs"):
+        capture(model, table(8), tmp_path / "run.zarr")
+    model.hook_dict["blocks.2.hook_in"].add_hook(lambda tensor, hook: None)
     done = capture(model, table(8), tmp_path / "run.zarr")  # the lock is free, the stage resumes
     assert done.recorded.values.all()
 

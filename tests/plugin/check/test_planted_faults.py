@@ -1,11 +1,15 @@
 """Every fault of the page is found by the checks that the page names, or by none if the page says so."""
 
+from pathlib import Path
+
 import pytest
 
+from stratalens.plugin.capture.run import capture
 from stratalens.plugin.check.check import check
+from stratalens.store.errors import InputError
 from support import models
 from support.paths import ROOT
-from support.planted_faults import FAULTS, Fault, table
+from support.planted_faults import FAULTS, Fault, mask_replaces_the_causal_mask, table
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.text for fault in FAULTS])
@@ -15,6 +19,13 @@ def test_the_checks_that_find_a_fault(fault: Fault) -> None:
     failures = {finding.check for finding in report.failures}
     assert set(fault.found_by) <= failures, str(report)
     assert bool(failures) == bool(fault.found_by), str(report)
+
+
+def test_capture_refuses_a_mask_that_replaces_the_causal_mask(tmp_path: Path) -> None:
+    model, _ = mask_replaces_the_causal_mask()
+    with pytest.raises(InputError, match="check 'batch = single'"):
+        capture(model, models.table(4), tmp_path / "run.zarr", sites=("resid_post",))
+    assert not (tmp_path / "run.zarr").exists()
 
 
 def test_the_page_has_this_table() -> None:
