@@ -11,6 +11,7 @@ from typing import Any
 from stratalens.plugin.capture.batching import out_of_memory
 from stratalens.plugin.capture.spec import CaptureSpec
 from stratalens.plugin.check.check import VERSIONS, run_checks
+from stratalens.plugin.check.components import CHECK as SAME_AS_TRANSFORMERS
 from stratalens.plugin.check.report import CheckReport, Finding
 from stratalens.plugin.check.sample import choose_sample
 from stratalens.plugin.models.adapters import Adapter
@@ -108,11 +109,16 @@ def _was_checked(store: Store, versions: Mapping[str, str]) -> bool:
 
 def _message(report: CheckReport) -> str:
     first = report.failures[0]
+    what = (
+        "TransformerLens does not compute what transformers computes"
+        if first.check == SAME_AS_TRANSFORMERS
+        else "the hooks do not give what the model computes"
+    )
     where = f" at layer {first.layer}" if first.layer is not None else ""
     sites = sorted({finding.site for finding in report.failures if finding.site})
     note = f" ({first.note})" if first.note else ""
     return (
-        f"{', '.join(sites) or 'the model'}: the hooks do not give what the model computes. First difference: check "
+        f"{', '.join(sites) or 'the model'}: {what}. First difference: check "
         f"{first.check!r}, site {first.site!r}{where}, {first.difference:.1e} of the largest value{note}. "
         "`stratalens.check(model)` shows all of it."
     )

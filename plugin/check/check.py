@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from stratalens.plugin.check.components import check_components, choose_parts, recorded_calls
 from stratalens.plugin.check.hf_modules import HFModules, find_modules
 from stratalens.plugin.check.invariance import check_invariance, run_model
 from stratalens.plugin.check.modules import check_modules
 from stratalens.plugin.check.report import CheckReport, Finding
 from stratalens.plugin.check.residual_stream import check_logits, check_residual_stream, last_residual
-from stratalens.plugin.check.sample import TEXT, Sample, choose_sample, random_row
+from stratalens.plugin.check.sample import TEXTS, Sample, choose_sample, random_row
 from stratalens.plugin.check.traces import Tracer
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
@@ -47,6 +48,8 @@ def check(
     - logits: the last residual stream gives the logits through the final norm and the head.
     - Hugging Face module: every site equals the input or output of the module that transformers names, read by a
       plain PyTorch hook (TransformerBridge only).
+    - same as transformers: attention, MLP and norms of a block give what the classes of transformers give for the same
+      input (TransformerBridge only; the first, the middle and the last block, and the first of each layer type).
     - padded = unpadded, batch = single (with another row and without an attention mask), twice = once, cache on = off
       (key-value cache), mask respected (tokens on the padding change nothing), left padding (the same on the left).
 
@@ -109,13 +112,17 @@ def run_checks(adapter: Adapter, sample: Sample, sites: Sequence[str] = (), *, o
     has_own_hooks = any(point.fwd_hooks for point in adapter.points.values())  # an intervention breaks every sum
     modules = find_modules(adapter) if isinstance(adapter, BridgeAdapter) else HFModules()
     with evaluation_mode(adapter.model), Tracer(adapter, hooks.values()) as tracer:
-        alone = tracer.trace(sample.alone(), hooks.values(), run=partial(run_model, adapter), modules=modules.modules)
+        parts = choose_parts(adapter) if isinstance(adapter, BridgeAdapter) and not has_own_hooks else {}
+        with recorded_calls(parts) as calls:
+            run = partial(run_model, adapter)
+            alone = tracer.trace(sample.alone(), hooks.values(), run=run, modules=modules.modules)
         if has_own_hooks:
             yield Finding("sites", "", None, "not checkable", note="hooks of your own are on the model")
         else:
             by_site = [*check_residual_stream(adapter, alone, hooks)]
             if isinstance(adapter, BridgeAdapter):
                 by_site += check_modules(adapter, alone, hooks, modules)
+                yield from check_components(adapter, calls)
             yield from (finding for finding in by_site if not only or (finding.site, finding.layer) in wanted)
             yield from check_logits(adapter, alone, last_residual(alone, hooks, adapter.n_layers))
         yield from check_invariance(tracer, sample, wanted, alone, left=not only)
@@ -145,7 +152,7 @@ def _sample(adapter: Adapter, table: PromptTable | None, tokenizer: Any) -> Samp
     if table is not None:
         rows = list(table.tokenize(tokenizer, max_length=adapter.max_length).ids[:4])
     elif tokenizer is not None:
-        rows = [np.asarray(tokenizer(TEXT).input_ids, dtype=np.int64)]
+        rows = [np.asarray(tokenizer(TEXTS[0]).input_ids, dtype=np.int64)]
     else:
         rows = [random_row(vocabulary)]
     if adapter.embedding_rows is not None:

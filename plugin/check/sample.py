@@ -13,7 +13,12 @@ from torch import Tensor
 LENGTH = 12  # tokens; a pass over a few tokens takes as long as it takes to read the weights
 PADDING = 4
 
-TEXT = "The river rose for three days, and then the bridge near the old mill was closed to all traffic."
+TEXTS = (
+    "The river rose for three days, and then the bridge near the old mill was closed to all traffic.",
+    "Marie Curie was born in Warsaw and worked in Paris.",
+    "Two plus two is four.",
+    "Rain again.",
+)
 
 
 @dataclass(frozen=True)

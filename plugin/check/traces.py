@@ -107,7 +107,7 @@ class Tracer(AbstractContextManager["Tracer"]):
 
         def watch(name: str) -> Callable[..., None]:
             def copy(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-                for side, value in (("input", _first_tensor(args, kwargs)), ("output", _first_tensor((output,), {}))):
+                for side, value in (("input", first_tensor(args, kwargs)), ("output", first_tensor((output,), {}))):
                     if value is not None:
                         result.modules[name, side] = value.detach().clone()  # type: ignore[index]
 
@@ -124,7 +124,7 @@ class Tracer(AbstractContextManager["Tracer"]):
         return result
 
 
-def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Return the first floating-point tensor among arguments or in an output, which is the hidden state."""
     for value in (*args, *(kwargs[name] for name in ("hidden_states", "input", "x") if name in kwargs)):
         if isinstance(value, tuple | list):

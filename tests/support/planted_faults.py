@@ -79,6 +79,12 @@ def cache_changes_values() -> Planted:
     return model, None
 
 
+def other_computation() -> Planted:
+    model = models.bridge("llama")
+    model.blocks[0].mlp.register_forward_hook(lambda module, args, output: 1.01 * output)
+    return model, None
+
+
 def mask_replaces_the_causal_mask() -> Planted:
     model = models.bridge("llama")
 
@@ -124,6 +130,12 @@ FAULTS = (
         "a hook holds the input of its block instead of the output",
         ("residual sum", "next block", "Hugging Face module"),
         other_hook(f"{BLOCK}hook_resid_post", f"{BLOCK}hook_resid_pre"),
+    ),
+    Fault(
+        "TransformerLens computes a part in another way than transformers",
+        ("same as transformers",),
+        other_computation,
+        "TransformerLens 3.9 does this to the attention of Cohere, DeepSeek and others",
     ),
     Fault(
         "keys under the name of queries",
