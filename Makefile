@@ -116,7 +116,7 @@ unit39: $(VENV39)/.dev
 docs: $(VENV)/.docs
 	rm -rf docs/_build docs/_generated docs/jupyter_execute
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -q -W --keep-going -j 2 -b html docs docs/_build
-	@echo "the documentation is in docs/_build/index.html"
+	@echo "the documentation is in docs/_build/index.html; pytest tests/docs/test_built_pages.py checks it in a browser"
 
 # The tools that we compare with have their own environment.
 $(BENCH)/.installed: dist/.wheel $(PINS) $(PEERS)

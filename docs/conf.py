@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from sphinx.util.inspect import TypeAliasForwardRef
 
@@ -16,6 +18,8 @@ TypeAliasForwardRef.__repr__ = lambda self: (
 )  # otherwise Sphinx shows its own object for an alias inside a Mapping
 
 HERE = Path(__file__).parent
+SCRIPT = re.compile(r"<script\b[^>]*>.*?</script>", re.DOTALL)
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # the modules of this folder, and the benchmarks
 
 project = "stratalens"
 author = "The stratalens developers"
@@ -26,10 +30,13 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
 ]
-extensions += ["sphinx_copybutton"] if importlib.util.find_spec("sphinx_copybutton") else []
+templates_path = ["_templates"]
+copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor output
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"  # every output on the pages comes from this build
@@ -40,7 +47,7 @@ nb_execution_timeout = 300
 nb_output_stderr = "remove"  # progress bars of loading weights
 nb_merge_streams = True
 nb_execution_excludepatterns = ["_build/*"]
-exclude_patterns = ["_build", "_generated/commands.md"]
+exclude_patterns = ["_build", "_generated/commands.md", "_generated/extra"]
 root_doc = "index"
 suppress_warnings = ["toc.empty_glob", "mystnb.unknown_mime_type"]  # plots also have forms for a live kernel
 nitpicky = False
@@ -57,7 +64,7 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_static_path = ["_static"]
-html_extra_path = ["llms.txt"]
+html_extra_path = ["llms.txt", "_generated/extra"]  # extra: notebooks of the pages and live figures
 html_css_files = ["outputs.css"]
 html_title = f"stratalens {release}"
 html_copy_source = False
@@ -82,13 +89,28 @@ def make_example() -> None:
 
 def make_gallery() -> None:
     """Draw the figures of the gallery and write its page, from the code that the page shows."""
-    spec = importlib.util.spec_from_file_location("gallery", HERE / "gallery.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gallery"] = module
-    spec.loader.exec_module(module)
-    module.write(HERE / "_generated" / "gallery")
+    import gallery
+
+    gallery.write(HERE / "_generated" / "gallery", HERE / "_generated" / "extra" / "live")
+
+
+def make_benchmarks() -> None:
+    """Draw the charts of the benchmarks and write their page, from benchmarks/results."""
+    from benchmarks.harness import charts
+
+    charts.write(HERE / "_generated" / "benchmarks")
+
+
+def make_notebooks() -> dict[str, str]:
+    """Write the notebooks of the executed pages, copy examples/ to be executed as pages, and return all by page."""
+    import notebooks
+
+    extra = HERE / "_generated" / "extra" / "notebooks"
+    written = notebooks.write(extra)
+    for folder in (HERE / "_generated" / "examples", extra / "examples"):
+        shutil.copytree(HERE.parent / "examples", folder, dirs_exist_ok=True)
+    examples = (path.name for path in sorted((extra / "examples").glob("*.ipynb")))
+    return written | {f"_generated/examples/{Path(name).stem}": f"examples/{name}" for name in examples}
 
 
 def make_commands() -> None:
@@ -116,6 +138,45 @@ def make_commands() -> None:
     target.write_text("\n".join(parts), encoding="utf-8")
 
 
+def make_inventories() -> dict[str, tuple[str, str]]:
+    """Write the inventories of other projects, so that links to their pages need no network."""
+    import inventories
+
+    return inventories.write(HERE / "_generated" / "inventories")
+
+
+def reference_context() -> dict[str, Any]:
+    """Return the examples and pictures of the pages that autosummary writes, one for each public name."""
+    import reference_pages
+
+    import stratalens as sl
+
+    sys.modules.setdefault("stratalens.plots", sl.plots)  # autodoc looks for `stratalens.plots.NAME` in such a module
+    return reference_pages.context()
+
+
+def finish_body(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Remove scripts that would load others from a server, and put a link to the page's notebook below its title.
+
+    Such scripts are outputs that prepare a live notebook for HoloViews; the pages show the images of the figures.
+    """
+    if "body" in context:
+        context["body"] = SCRIPT.sub(lambda match: "" if "://cdn." in match[0] else match[0], context["body"])
+    if page in NOTEBOOKS and "body" in context:
+        target = f"{'../' * page.count('/')}notebooks/{NOTEBOOKS[page]}"
+        link = f'<p class="notebook-link"><a href="{target}" download>Download this page as a notebook</a></p>'
+        context["body"] = context["body"].replace("</h1>", f"</h1>\n{link}", 1)
+
+
+def setup(app: Any) -> None:
+    """Connect the hooks of this file."""
+    app.connect("html-page-context", finish_body)
+
+
 make_example()
 make_gallery()
+make_benchmarks()
 make_commands()
+NOTEBOOKS = make_notebooks()
+intersphinx_mapping = make_inventories()
+autosummary_context = reference_context()

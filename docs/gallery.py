@@ -177,8 +177,21 @@ def loss_curves(ds: xr.Dataset) -> Any:
     return sl.plots.loss_curves(losses)
 
 
-def write(folder: Path) -> Path:
-    """Draw every figure as SVG and write the page that shows them with their code."""
+LIVE = ("layer_sweep", "centroid_map")  # figures that the page shows with their sliders
+
+
+def live_frame(figure: Any, name: str, title: str, live: Path) -> str:
+    """Save a figure as a page with sliders and return the frame that shows it in the gallery."""
+    live.mkdir(parents=True, exist_ok=True)
+    sl.plots.save(figure, live / f"{name}.html")
+    return (
+        f'```{{raw}} html\n<iframe class="live" loading="lazy" title="{title}, with sliders" '
+        f'src="../../live/{name}.html"></iframe>\n```'
+    )
+
+
+def write(folder: Path, live: Path) -> Path:
+    """Draw every figure as SVG, some of them with sliders into `live`, and write the page with figures and code."""
     folder.mkdir(parents=True, exist_ok=True)
     ds = planted()
     sections, thumbs = [], []
@@ -191,7 +204,8 @@ def write(folder: Path) -> Path:
         alt = f"{title}: {figure.stratalens_spec.heading(figure.stratalens_spec.default_values())}"
         target = f"gallery-{name.replace('_', '-')}"
         thumbs.append(f":::{{container}} thumb\n\n[![{title}]({name}.svg)](#{target})\n\n[{title}](#{target})\n:::\n")
-        sections.append(f"({target})=\n\n## {title}\n\n```{{code-block}} python\n{code}\n```\n\n![{alt}]({name}.svg)\n")
+        image = live_frame(figure, name, title, live) if name in LIVE else f"![{alt}]({name}.svg)"
+        sections.append(f"({target})=\n\n## {title}\n\n```{{code-block}} python\n{code}\n```\n\n{image}\n")
     start = (
         "# Gallery\n\nEvery plot of a small synthetic data set, with its code. `ds` is the Dataset that "
         "`sl.open_store` returns.\nThe numbers have no meaning.\n"

@@ -19,7 +19,7 @@ from benchmarks.harness.document import FORMAT, THEMES, constants, number, shown
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
-HEAD = """# Benchmarks
+HEAD = """# Full tables of the benchmarks
 
 `make bench` runs the benchmarks and writes documents, from which `benchmarks/harness/page.py` writes this page.
 Competing methods alternate within one run, and ratios are taken round by round. Each median is followed by the smallest

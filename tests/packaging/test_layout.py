@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
@@ -69,6 +70,33 @@ def test_the_source_distribution_contains_every_file_of_the_package(built: Path)
     names = [PurePosixPath(*PurePosixPath(member.name).parts[1:]) for member in members]
     packaged = {str(name.relative_to("src/stratalens")) for name in names if name.is_relative_to("src/stratalens")}
     assert packaged == product_files()
+
+
+def test_the_package_index_would_take_both_distributions(built: Path) -> None:
+    """Valid metadata, and a long description that renders."""
+    pytest.importorskip("twine")
+    pytest.importorskip("comrak")  # renders Markdown
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *map(str, sorted(built.iterdir()))],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
+
+
+def test_the_metadata_say_who_can_use_the_package(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+        metadata = message_from_bytes(archive.read(name))
+    classifiers = set(metadata.get_all("Classifier", []))
+    versions = {c.rsplit(" ", 1)[1] for c in classifiers if c.startswith("Programming Language :: Python :: 3.")}
+    assert metadata["Requires-Python"] == f">={min(versions, key=lambda v: int(v.split('.')[1]))}"
+    assert {"Framework :: Jupyter", "Programming Language :: Python :: 3 :: Only", "Typing :: Typed"} <= classifiers
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert not any(c.startswith("License ::") for c in classifiers)  # an error next to a license expression
 
 
 def test_every_folder_of_code_is_a_package() -> None:
