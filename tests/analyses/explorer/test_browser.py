@@ -81,6 +81,7 @@ class Opened:
     def __init__(self, browser: Any, address: str, width: int = 1366, scheme: str = "light") -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(60_000)  # a busy machine
         self.asked: list[str] = []
         self.complaints: list[str] = []
         self.page.on("request", lambda r: self.asked.append(r.url))
@@ -256,7 +257,7 @@ def test_a_lost_connection_is_shown(browser: Any, address: str) -> None:
 
 
 def test_probes_are_computed_shown_and_kept(opened: Opened, browser: Any, address: str) -> None:
-    opened.page.get_by_role("button", name="Compute").click()
+    opened.page.get_by_role("button", name="Compute", exact=True).click()
     opened.says("Done: 3 of 3.")
     opened.says("Probe accuracy by layer")
     sentence = opened.says("s1 v s3: accuracy").inner_text()
@@ -267,7 +268,7 @@ def test_probes_are_computed_shown_and_kept(opened: Opened, browser: Any, addres
     opened.page.locator(".x-rows thead", has_text="score s1 v s3").wait_for()
     other = Opened(browser, address)  # another reader gets the same results
     other.says("Probe accuracy by layer")
-    other.page.get_by_role("button", name="Compute").click()
+    other.page.get_by_role("button", name="Compute", exact=True).click()
     other.says("All results are computed already")
     other.context.close()
 
@@ -275,12 +276,12 @@ def test_probes_are_computed_shown_and_kept(opened: Opened, browser: Any, addres
 def test_a_computation_ends_within_a_second(opened: Opened) -> None:
     opened.page.get_by_label("Analysis").select_option(label="order (projection)")
     opened.page.get_by_label("Where").select_option(label="all layers and all stages")
-    opened.page.get_by_role("button", name="Compute").click()
+    opened.page.get_by_role("button", name="Compute", exact=True).click()
     opened.says("Computing")
     opened.page.get_by_role("button", name="Cancel").click()
     status = opened.says("done; these results are kept")
     assert re.match(r"Cancelled: \d of 12 done", status.inner_text())
-    opened.page.get_by_role("button", name="Compute", disabled=False).wait_for()
+    opened.page.get_by_role("button", name="Compute", exact=True, disabled=False).wait_for()
 
 
 def test_errors_are_shown_in_the_page_and_it_continues(opened: Opened) -> None:

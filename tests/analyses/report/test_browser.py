@@ -140,9 +140,9 @@ def test_the_table_of_numbers_follows_the_slider(opened: Opened) -> None:
 
 def test_a_dim_of_two_values_has_two_buttons_and_the_address_keeps_the_sliders(browser: Any, page_file: Path) -> None:
     it, one, other = Opened(browser, page_file), "fig-order-centroid-path", "fig-separable-pair-matrix"
-    it.page.locator(f"#{other}-token input").first.focus()
+    it.page.locator(f"#{other}-token input:checked").focus()
     assert it.page.locator(f"#{other}-token label").count() == 2
-    it.page.keyboard.press("ArrowRight")
+    it.page.keyboard.press("ArrowLeft")
     chosen = it.page.locator(f"#{one}-token input:checked").evaluate("(e) => e.parentElement.innerText")
     assert chosen == it.page.locator(f"#{other}-token input:checked").evaluate("(e) => e.parentElement.innerText")
     it.slide(one, "stage", 1)
