@@ -16,6 +16,7 @@ import pandas as pd
 import xarray as xr
 
 import stratalens as sl
+from stratalens.analyses.directions.effects import summarise_effects
 
 DRAWN: list[tuple[str, Callable[..., Any]]] = []
 
@@ -71,6 +72,27 @@ def planted(entities: int = 120, width: int = 24, seed: int = 0) -> xr.Dataset:
             "habitat": ("entity", habitats[habitat]),
         },
     )
+
+
+def effects(ds: xr.Dataset) -> xr.Dataset:
+    """Return synthetic effects with the layout of `sl.intervene`: one direction acts, more in deeper layers."""
+    rng = np.random.default_rng(0)
+    doses, layers, rows, random = np.array([-4.0, -2.0, 0.0, 2.0, 4.0]), 6, 60, 20
+    acts = np.array([0.12, 0.0])[None, None, :, None, None] * np.arange(layers)[None, :, None, None, None]
+    moved = acts * doses[:, None] + 0.02 * abs(doses)[:, None] * rng.standard_normal((1, layers, 2, 1, 1))
+    clean = rng.gamma(4, 0.5, (1, rows))
+    noise = 0.3 * rng.standard_normal((1, layers, 2, len(doses), rows)) * (doses != 0)[:, None]
+    null = 0.05 * doses[:, None] * rng.standard_normal((1, layers, random, 1, 1)) + 0 * noise[:, :, :1]
+    outcome = xr.DataArray(
+        clean[:, None, None, None] + moved + noise,
+        dims=("stage", "layer", "direction", "dose", "entity"),
+        coords={"stage": ["s4"], "layer": range(layers), "direction": ["s1 v s4", "habitat"], "dose": doses},
+    )
+    attrs = {"kind": "steer", "outcome": "answer_loss", "unit": "nats per token", "site": "resid_post"}
+    attrs |= {"positions": "last", "null_kind": "of the same length"}
+    before = xr.DataArray(clean, dims=("stage", "entity"))
+    own = clean[:, None, None, None] + null
+    return summarise_effects(outcome, before, own, units=np.arange(rows), attrs=attrs)
 
 
 @drawn("Centroids of held-out entities")
@@ -157,6 +179,16 @@ def stage_drift(ds: xr.Dataset) -> Any:
 @drawn("Forgetting against recency")
 def forgetting(ds: xr.Dataset) -> Any:
     return sl.plots.forgetting(ds, by="trained_stage", statistic="loss")
+
+
+@drawn("Effect of an intervention by dose")
+def dose_response(ds: xr.Dataset) -> Any:
+    return sl.plots.dose_response(effects(ds))
+
+
+@drawn("Effect of an intervention by layer")
+def intervention_map(ds: xr.Dataset) -> Any:
+    return sl.plots.intervention_map(effects(ds))
 
 
 @drawn("Norms, losses and confidence by group")

@@ -2,6 +2,7 @@
 
 centroids       centroids() and project()
 projection      order and straightness from inner products
+steps           lengths of steps between groups, and angles between successive steps
 order_test      the order of the inner groups against random orders
 slab            both functions on one slab
 resampling      resampled sums without reading rows again

@@ -150,6 +150,12 @@ def project(
         - r2_corrected (stage, layer, token): float64, the same for the expected centroids, without their noise, which
           pulls r2 towards that of random points: from products of centroids of different entities. NaN where more than
           half of the squared deviation of the held-out centroids is noise.
+        - step_square (stage, layer, token, group): float64, squared length of the step from the group before to this
+          one, of the expected centroids: unbiased, so negative at times. NaN for the first group.
+        - step_cosine (stage, layer, token, group): float64, cosine of the steps to and from a group: 1 straight on, 0 a
+          right angle, -1 back. From products of centroids of different entities; those of the same entities pull it
+          towards -1/2. NaN for the ends, and where more than .7 of the squared length of a step is noise.
+        - step_cosine_mean (stage, layer, token): float64, mean of step_cosine weighted by the product of both lengths.
         - coordinate (stage, layer, token, group, component): float64, held-out centroids along component = w1, w2,
           centred on their mean.
         - <name>_low, <name>_high: float64, 95 % interval of each variable above but inner_rank, with the same dims: a

@@ -25,6 +25,7 @@ from stratalens.analyses.centroids.projection import (
     statistics,
 )
 from stratalens.analyses.centroids.resampling import Halves, Slots, halves
+from stratalens.analyses.centroids.steps import STEP_STATISTICS, step_geometry
 from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.slabs import Slab
 from stratalens.analyses.stats.bootstrap import LEVEL, interval
@@ -34,7 +35,13 @@ from stratalens.store.errors import InputError
 SUM_ROWS = 512  # rows that are summed in float32 before they are added in float64
 COORDINATE_DRAWS = 250  # most bootstrap samples for intervals of coordinates, which cost most
 LEAST_SIGNAL = 0.5  # least share of the squared deviation of centroids that is not noise, for a straightness without it
-DIMS = {"coordinate": ("token", "group", "component"), "inner_rank": ("token", "group")}
+LEAST_STEP = 0.3  # least share of the squared length of a step that is not noise, for its angle to the next one
+DIMS = {
+    "coordinate": ("token", "group", "component"),
+    "inner_rank": ("token", "group"),
+    "step_square": ("token", "group"),
+    "step_cosine": ("token", "group"),
+}
 
 
 @dataclass
@@ -116,7 +123,7 @@ class Projection:
     seed: int
     ordered: bool = True
     principal: bool = False
-    version: int = 4
+    version: int = 5
 
     def __call__(self, slab: Slab) -> xr.Dataset:
         """Compute all estimates (token), their intervals, p-values and null means, and coordinates of one slab."""
@@ -189,6 +196,10 @@ class Projection:
             elif name == "r2_corrected":  # often 1, which is on no logit scale
                 half = float(ndtri((1 + LEVEL) / 2)) * error
                 out[name] = (np.clip(estimate - half, 0, 1), np.clip(estimate + half, 0, 1))
+            elif name in STEP_STATISTICS:
+                half = float(ndtri((1 + LEVEL) / 2)) * error
+                most = np.inf if name == "step_square" else 1.0
+                out[name] = (np.clip(estimate - half, -most, most), np.clip(estimate + half, -most, most))
             elif name == "r2":
                 out[name] = share_bounds(estimate, error)
             else:
@@ -205,6 +216,10 @@ class Projection:
         out: dict[str, tuple[tuple[str, ...], Array]] = {
             name + end: (("token",), np.full(tokens, np.nan)) for name in ORDER_STATISTICS for end in ends
         }
+        for name in STEP_STATISTICS:
+            dims = DIMS.get(name, ("token",))
+            empty = np.full((tokens, self.groups)[: len(dims)], np.nan)
+            out |= {name + end: (dims, empty) for end in ("", "_low", "_high") if not end or self.bootstrap}
         return out | {"inner_rank": (DIMS["inner_rank"], np.full((tokens, self.groups), np.nan))}
 
     def _measure(
@@ -227,7 +242,7 @@ class Projection:
             with_ranks: include the mean ranks of the inner groups, and the orientation of principal components; these
                 are the sums of the sample itself.
             reference: orientation of principal components (1, tokens, groups, 2); None = that of these sums.
-            corrected: include the straightness without the noise of centroids.
+            corrected: include the straightness and the steps without the noise of centroids.
 
         Returns:
             Every statistic (draws, tokens), coordinate (draws, tokens, groups, 2), inner_rank (draws, tokens, groups)
@@ -244,6 +259,8 @@ class Projection:
             values = statistics(inner, *self.axis, ordered=self.ordered)
             if corrected:
                 values["r2_corrected"] = corrected_straightness(inner, LEAST_SIGNAL if with_ranks else 0.0)
+                if self.ordered:
+                    values |= step_geometry(inner, LEAST_STEP if with_ranks else 0.0)
             if with_ranks and self.ordered:
                 values["inner_rank"] = inner_ranks(inner, *self.axis)
             if with_coordinates and self.principal:

@@ -21,7 +21,7 @@ _PLACES = ("stage", "layer")
 # Dims of a caller's array that name directions, and are no features.
 _NAMES = ("direction", "entity", "random", "dose")
 _FEATURE_DIM = re.compile(r"d_\w+|head|kv_head|\w+_dim\d*")
-_LISTS = ("entities",)
+_LISTS = ("entities", "shuffled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +204,8 @@ def directions(
         site: short name of the site, or its full TransformerLens name; None takes that of `x`.
         pairs: of centroids: "all" pairs of groups, or a list of (from, to).
         name: name of the direction where `x` has a single one without a label.
-        entities: values of `entity_id` whose activations made `x`. An intervention then scores the other entities.
+        entities: values of `entity_id` whose activations made `x`; None takes those of a probe. An intervention then
+            scores the other entities.
 
     Returns:
         Directions. Dims stage and layer stay. The other labels are joined into the dim `direction`, whose names are
@@ -232,6 +233,8 @@ def directions(
     if x.attrs.get("tokens") == "joint":
         raise InputError("a probe of joint tokens has no direction at one position; fit it with tokens='each'")
     attrs: dict[str, Any] = {**carried_attrs(x), "site": _site(x, site)}
+    if "shuffled" in x.attrs:
+        attrs["shuffled"] = x.attrs["shuffled"]
     lengths: xr.DataArray | None = None
     if isinstance(x, xr.Dataset) and "centroid" in x and "coef" not in x:
         array, features = _differences(x, pairs)
@@ -240,10 +243,26 @@ def directions(
         features = _feature_dims(array, listed)
         if isinstance(x, xr.Dataset) and "vector" in x and "variance" in x:
             lengths = x["variance"] ** 0.5
+    if entities is None and isinstance(x, xr.Dataset):
+        entities = _fitted_entities(x)
     if entities is not None:
         attrs["entities"] = sorted({str(entity) for entity in entities})
     data = _arrange(array, features, lengths, name)
     return Directions(data.assign_attrs({k: v for k, v in attrs.items() if k in (*SOURCE_ATTRS, *_LISTS)}))
+
+
+def _fitted_entities(probes: xr.Dataset) -> list[str] | None:
+    """Entities that a probe was fitted on; None of another result. Of pairs of groups, those of these groups."""
+    if not {"entity_fold", "entity_id"} <= set(probes.variables):
+        return None
+    fitted = probes["entity_fold"].values >= 0
+    target = str(probes.attrs.get("target", ""))
+    if target in probes.coords and {"pair_first", "pair_second"} <= set(probes.coords):
+        labels = probes[target].values.astype(str)
+        ends = {str(g) for side in ("pair_first", "pair_second") for g in np.atleast_1d(probes[side].values)}
+        if ends <= set(labels.tolist()):  # not those of one group against the rest
+            fitted = fitted & np.isin(labels, sorted(ends))
+    return [str(entity) for entity in probes["entity_id"].values[fitted]]
 
 
 def _site(x: Data, site: Any) -> str:

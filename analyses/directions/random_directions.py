@@ -13,6 +13,7 @@ NULLS = {
     "covariance": "of the same length and from the covariance of the activations",
     "isotropic": "of the same length, isotropic",
     "orthogonal": "of the same length, from the covariance of the activations and orthogonal to the directions",
+    "own": "of the same length, passed as null=",
 }
 NullKind = Literal["covariance", "isotropic", "orthogonal"]
 

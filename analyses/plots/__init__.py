@@ -5,6 +5,7 @@ sliders work without Python.
 
 centroids          centroids of held-out entities and single rows in a plane of group means
 centroid_map       centroids of groups without an order, in their principal components
+interventions      effect of interventions by dose, and by layer and direction
 group_recall       share of each group's rows that a probe of all groups recognises
 probes             probe scores by layer; a probe next to its controls
 matrices           heat maps of pairs, cosines and scalars
@@ -33,6 +34,7 @@ from stratalens.analyses.plots.colors import stage_colors
 from stratalens.analyses.plots.distributions import loss_curves, statistic_distributions
 from stratalens.analyses.plots.forgetting import forgetting
 from stratalens.analyses.plots.group_recall import group_recall
+from stratalens.analyses.plots.interventions import dose_response, intervention_map
 from stratalens.analyses.plots.matrices import cosine_matrix, layer_token_map, pair_matrix, stage_layer_map
 from stratalens.analyses.plots.probes import control_comparison, layer_sweep
 from stratalens.analyses.plots.save import save
@@ -45,9 +47,11 @@ __all__ = [
     "control_comparison",
     "cosine_matrix",
     "direction_drift",
+    "dose_response",
     "entity_scatter",
     "forgetting",
     "group_recall",
+    "intervention_map",
     "layer_sweep",
     "layer_token_map",
     "loss_curves",

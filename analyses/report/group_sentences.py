@@ -62,6 +62,32 @@ def path_sentence(projection: xr.Dataset, spec: FigureSpec) -> Sentence:
     return sentence
 
 
+def straightness_sentence(projection: xr.Dataset) -> str:
+    """Describe the straightness without noise at the last stage, deepest layer and last token; "" if unknown."""
+    if "r2_corrected" not in projection:  # a result of an older version
+        return ""
+    dims = [dim for dim in ("stage", "layer", "token") if dim in projection["r2_corrected"].dims]
+    here = projection.isel(dict.fromkeys(dims, -1))
+    place = ", ".join(f"{dim} {plain_text(here[dim].item())}" for dim in dims if dim in here.coords)
+    start = f"At {place}, " if place else ""
+    if not np.isfinite(float(here["r2_corrected"])):
+        return f"{start}most of the distances between the centroids is noise, so their straightness is not known."
+
+    def number(name: str) -> str:
+        value = f"{float(here[name]):z.2f}"
+        if f"{name}_low" not in here or not np.isfinite(float(here[f"{name}_low"])):
+            return value
+        return f"{value} (95 % {float(here[f'{name}_low']):z.2f} to {float(here[f'{name}_high']):z.2f})"
+
+    text = (
+        f"{start}without the noise of the centroids a straight line explains {number('r2_corrected')} of the squared "
+        "distances between the groups"
+    )
+    if "step_cosine_mean" in here and np.isfinite(float(here["step_cosine_mean"])):
+        text += f"; the mean cosine of successive steps is {number('step_cosine_mean')}, where 1 is straight on"
+    return (text[0].upper() + text[1:]) + "."
+
+
 def _order_claim(projection: xr.Dataset, words: GroupWords, count: int) -> Sentence:
     """Describe the inner rank correlation with its p under random orders of the inner groups."""
     name = "inner_rank_correlation"

@@ -45,7 +45,9 @@ RESULT_NAMES = (
     "losses",
     "tokens",
     "control_table",
+    "statistic_sets",
     "forgetting",
+    "interventions",
 )
 
 # Figures of the first screen, the first one that the page has: of ordered groups, and of groups without an order.
@@ -81,8 +83,10 @@ def report(
             once), probes (`sl.probe`), cosines, centroids, statistics_probe, matched_probe, weighted_probe,
             conditional_test, residual_probe,
             generalise, statistics (result of `statistic_quantiles`), losses (DataFrame: stage, step, loss),
-            control_table, tokens (`sl.probe` of one pair at many tokens, for its own map), forgetting (results of
-            `forgetting_table` by name). For an absent result the page names the function that computes it.
+            control_table, statistic_sets (DataFrame: what each set of statistics leaves of an effect, with the columns
+            statistics, control, bins, accuracy, left and support), tokens (`sl.probe` of one pair at many tokens, for
+            its own map), forgetting (results of `forgetting_table` by name), interventions (results of `intervene` by
+            name). For an absent result the page names the function that computes it.
         path: HTML file; it is written under a temporary name and then renamed.
         store_info: entries of the header: model, path, dims, sites, stages, tokens, bytes, completeness
             {stage: {site: share}}, versions, machine, date, groups {name: rows}. The page shows unknown keys unchanged.

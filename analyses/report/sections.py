@@ -17,6 +17,7 @@ from stratalens.analyses.plots.distributions import loss_curves_spec, statistic_
 from stratalens.analyses.plots.forgetting import forgetting_spec
 from stratalens.analyses.plots.group_recall import group_recall_spec
 from stratalens.analyses.plots.html_page import PageFigure
+from stratalens.analyses.plots.interventions import dose_response_spec, intervention_map_spec
 from stratalens.analyses.plots.matrices import accuracy_limits, cosine_matrix_spec, pair_matrix_spec, scalar_map_spec
 from stratalens.analyses.plots.probes import (
     comparison_rows,
@@ -33,7 +34,7 @@ from stratalens.analyses.plots.stages import (
     stage_drift_spec,
 )
 from stratalens.analyses.plots.wording import GroupWords, group_words
-from stratalens.analyses.report import control_sentences, group_sentences, sentences
+from stratalens.analyses.report import control_sentences, group_sentences, intervention_sentences, sentences
 from stratalens.analyses.report.caveats import caveats, control_rows, time_control_sentence
 from stratalens.analyses.report.phrases import name_intervals_once
 from stratalens.analyses.stats.estimates import estimate, pair_mean
@@ -108,6 +109,7 @@ def build_sections(
         controls_section(results),
         directions_section(results),
         *forgetting_sections(results),
+        *intervention_sections(results),
         *([Section("numbers", "Headline numbers", points=list(numbers))] if numbers else []),
         Section("unknown", "Limitations", points=[*caveats(results), *notes]),
         recorded_section(results, known),
@@ -169,6 +171,9 @@ def order_section(results: Results) -> Section:
         label = "rank correlation of inner groups" if name == inner else "rank correlation of the groups"
         reading = "A stage before training is a control: no order exists there yet."
         section.add(*_map_figure(rank, "stage", "layer", label, (-1.0, 1.0), 0.0), reading)
+    straightness = group_sentences.straightness_sentence(projection)
+    if straightness:
+        section.points.append(straightness)
     return section
 
 
@@ -285,6 +290,8 @@ def controls_section(results: Results) -> Section:
         section.missing = "sl.statistics_probe, sl.weighted_probe, sl.matched_probe and sl.residual_probe"
     if results.get("control_table") is not None:
         section.tables.append(control_table(results["control_table"]))
+    if isinstance(results.get("statistic_sets"), pd.DataFrame):
+        section.tables.append(statistic_set_table(results["statistic_sets"]))
     time_control = time_control_sentence(results.get("probes"))
     if time_control:
         section.points.append(time_control)
@@ -349,6 +356,26 @@ def forgetting_sections(results: Results) -> list[Section]:
     return [section] if section.figures else []
 
 
+def intervention_sections(results: Results) -> list[Section]:
+    """Build the section on interventions, if the run has any."""
+    effects: Mapping[str, xr.Dataset] = results.get("interventions") or {}
+    section = Section("interventions", "Does the model use it?")
+    for result in effects.values():
+        spec = dose_response_spec(result)
+        section.add(
+            spec,
+            intervention_sentences.dose_sentence(result, spec),
+            "An effect counts if it is outside the grey band of random directions. The sentences below judge the "
+            "largest effect over all places and doses.",
+        )
+        if result["effect"].sizes.get("layer", 1) > 1:
+            spec = intervention_map_spec(result)
+            reading = 'White is no effect; "n.s." is no stronger than random directions. The places are not corrected.'
+            section.add(spec, intervention_sentences.map_sentence(result, spec), reading)
+        section.points += str(result.attrs.get("verdict", "")).splitlines()
+    return [section] if section.figures else []
+
+
 def control_table(table: xr.Dataset) -> Table:
     """Tabulate the effect that remains under each control.
 
@@ -384,6 +411,32 @@ def control_table(table: xr.Dataset) -> Table:
         caption += ". The classes are unequal, so effects are AUC above 0.50"
         lost = "AUC lost"
     return Table(caption, ("control", "accuracy", lost, "remaining share of the effect"), tuple(rows))
+
+
+def statistic_set_table(table: pd.DataFrame) -> Table:
+    """Tabulate what each set of statistics leaves of the effect of the first against the last group.
+
+    Args:
+        table: columns statistics, control, bins, accuracy, accuracy_low, accuracy_high, null, left, left_low,
+            left_high, support.
+    """
+    rows = []
+    for entry in table.to_dict("records"):
+        label = str(entry["control"]) + (f", {entry['bins']} bins" if entry["bins"] else "")
+        numbers = [
+            f"{entry[key]:z.2f} ({entry[f'{key}_low']:z.2f} to {entry[f'{key}_high']:z.2f})"
+            if np.isfinite(entry[key])
+            else "not known"
+            for key in ("accuracy", "left")
+        ]
+        null, support = (f"{entry[key]:z.2f}" if np.isfinite(entry[key]) else "" for key in ("null", "support"))
+        rows.append((plain_text(str(entry["statistics"]) or "none"), plain_text(label), *numbers, null, support))
+    caption = (
+        "What sets of statistics leave of the effect; 95 % intervals over entities. Matching has a random subsample of "
+        "the same size next to it. Without common support nothing is known"
+    )
+    columns = ("statistics", "control", "accuracy", "remaining share of the effect", "null", "common support")
+    return Table(caption, columns, tuple(rows))
 
 
 def _cell(row: xr.Dataset, key: str) -> str:

@@ -78,7 +78,8 @@ def capture(
         stages: one hooked model (its stage is called "model"), or, in training order, {name: model | function
             returning one | checkpoint folder | Checkpoint | Revision | LoraAdapter}.
         table: the prompts.
-        path: folder of the store, or an fsspec URL (s3://bucket/run.zarr).
+        path: folder or fsspec URL (s3://bucket/run.zarr) of the store. An object store has leases instead of locks:
+            run one writer at a time there (docs/howto/remote.md).
         sites: short names (`resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `mlp_post`, `z`, `q`, `k`,
             `v`, `embed`, `ln_final`; in encoder-decoders with `encoder_` or `decoder_` in front, such as
             `decoder_resid_post`) or full TransformerLens names.

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -147,7 +147,9 @@ def capture(
 
     Keys: prompts, store, stages or model; and sites, layers, positions, dtype,
     compression, batch_size, device, statistics, prepend_bos, allow_same_weights,
-    by. The complete run file is written next to the store."""
+    by. The complete run file is written next to the store. A store may be a
+    URL such as s3://bucket/run.zarr; an object store has leases instead of
+    locks, so run one writer at a time there."""
     from stratalens.plugin.cli.capture_jobs import capture_run
     from stratalens.plugin.cli.run_file import read_run_file
 
@@ -285,6 +287,57 @@ def report(
     print_status(f"wrote {page}")
     if as_json:
         emit_json({"store": store, "report": page, "bytes": page.stat().st_size})
+
+
+def _kind(name: str) -> Literal["steer", "ablate"]:
+    if name == "steer" or name == "ablate":
+        return name
+    from stratalens.store.errors import InputError, suggest
+
+    raise InputError(f"--kind {name}: {suggest(name, ('steer', 'ablate'))}")
+
+
+@command("steer run.zarr --pair 'week1 v week2' --doses=-4,-2,2,4")
+def steer(
+    store: StorePath,
+    by: LabelColumn = None,
+    pair: Annotated[
+        str | None, typer.Option(metavar="'A v B'", help="Groups of the direction; default: the first and the last.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="steer (add dose x direction) or ablate (project it out).")] = "steer",
+    stage: Annotated[list[str] | None, typer.Option(help="Stage, one an option; default: the last one.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Block, one an option; default: all recorded ones.")] = None,
+    doses: Annotated[str, typer.Option(help="Lengths of the added vector, separated by commas.")] = "-2,-1,1,2",
+    outcome: Annotated[
+        str, typer.Option(help="answer_loss, answer_difference, answer_probability or text.")
+    ] = "answer_loss",
+    against: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Label column with the other answer, for answer_difference.")
+    ] = "other_answer",
+    position: Annotated[str, typer.Option(help="A recorded position, or all.")] = "last",
+    site: Site = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts to score; default: those of the run file.")] = None,
+    random: Annotated[int, typer.Option(help="Random directions of the null.", min=0)] = 20,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: STORE.results/interventions.zarr.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change activations along the difference of two groups, and say whether the model uses it.
+
+    Half of the entities make the direction, the others are scored. The
+    models and prompts are those of the run file next to the store. An
+    interrupted job resumes with the same command."""
+    from stratalens.plugin.cli.steer_job import steer_store
+
+    result, path = steer_store(
+        store, by=by, pair=pair, kind=_kind(kind), stages=stage or [], layers=layer or [], doses=doses, outcome=outcome,
+        against=against, position=position, site=site, prompts=prompts, random=random, seed=seed, out=out,
+    )  # fmt: skip
+    print_status(f"wrote {path}")
+    if as_json:
+        emit_json({"store": store, "effects": path, "verdict": result.attrs["verdict"].splitlines()})
+    else:
+        emit_text(result.attrs["verdict"])
 
 
 @command("explore run.zarr --port 5010 --show")

@@ -87,7 +87,7 @@ def analyze_store(
     note_incomplete(info(store))
     with _cluster(scheduler):
         suite = _run_suite(ds, store, by, verbs=verbs, **options)
-    folder = out if out is not None else _results(store) / "latest"
+    folder = out if out is not None else results_folder(store) / "latest"
     write_results(suite.results, folder)
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     return {"store": store, "folder": folder, "results": names, **answer_of(suite)}
@@ -97,7 +97,7 @@ def _run_suite(ds: xr.Dataset, store: str, by: str | None, permutations: int | N
     """Run the standard analyses; messages name options of the command line."""
     from stratalens.analyses.suite import default_permutations, run_suite
 
-    column = _by(ds, store, by)
+    column = choose_column(ds, store, by)
     chosen = {name: options[name] for name in ("site", "order", "pairs", "folds") if name in options}
     nulls: dict[str, Any] = {"probe_permutations": default_permutations(ds, column, **chosen)}
     if permutations is not None:
@@ -118,7 +118,7 @@ def note_incomplete(facts: Mapping[str, Any]) -> None:
         print_status(f"{facts['path']} is {state_in_words(facts)}; run the capture again to record the rest")
 
 
-def _results(store: str) -> Path:
+def results_folder(store: str) -> Path:
     """Return the results folder: next to the store, or in the working directory if the store is a URL."""
     name = store.rstrip("/")
     return Path(f"{name.rsplit('/', 1)[1] if is_url(name) else name}.results")
@@ -126,6 +126,8 @@ def _results(store: str) -> Path:
 
 def report_store(store: str, out: Path, *, by: str | None, title: str | None = None, **options: Any) -> Path:
     """Write the report of a store; reuse analyses whose results are cached next to it.
+
+    Results of `intervene` in the results folder next to the store get a section of their own.
 
     Args:
         store: path or URL of the store.
@@ -135,6 +137,7 @@ def report_store(store: str, out: Path, *, by: str | None, title: str | None = N
         options: other arguments of `run_suite`.
     """
     from stratalens.analyses.accessor import open_store
+    from stratalens.analyses.directions.effect_files import read_effects
     from stratalens.analyses.report.report import report
     from stratalens.store.state.info import info
 
@@ -146,7 +149,10 @@ def report_store(store: str, out: Path, *, by: str | None, title: str | None = N
         title = title or run.title
         model = run.model or _common_folder([stage.path for stage in run.stages])
         facts = facts | ({"model": model} if model else {})  # the store names the model of its last stage
-    return report(suite.results, out, store_info=facts, notes=suite.skipped, title=title)
+    results: dict[str, Any] = dict(suite.results)
+    if effects := read_effects(results_folder(store)):
+        results["interventions"] = effects
+    return report(results, out, store_info=facts, notes=suite.skipped, title=title)
 
 
 def _common_folder(paths: Sequence[Path | None]) -> str | None:
@@ -212,7 +218,7 @@ def _fit_of(store: str, seed: int | None) -> dict[str, Any]:
     return fit if seed is None else fit | {"seed": seed}
 
 
-def _by(ds: xr.Dataset, store: str, by: str | None) -> str:
+def choose_column(ds: xr.Dataset, store: str, by: str | None) -> str:
     """Return the label column: the argument, else that of the run file, else the only one with groups of entities.
 
     Raises:

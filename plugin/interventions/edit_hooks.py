@@ -82,11 +82,7 @@ class Intervention:
         self._positions.read_call(args, kwargs, getattr(self._adapter.tokenizer, "pad_token_id", None))
 
     def _apply(self, edit: Edit, name: str, value: Any, *, hook: Any) -> Tensor:
-        if not isinstance(value, Tensor) or value.ndim < 3:
-            raise InputError(f"{name} has no positions: its activation is no tensor of shape (batch, position, ...)")
-        width = value[0, 0].numel() if value.shape[0] and value.shape[1] else self._width
-        if width != self._width:
-            raise InputError(f"{name} has {width} features, the directions have {self._width}; use those of this model")
+        check_activation(value, name, self._width)
         flat = value.flatten(2)
         selected = self._positions.select(value, name)
         if selected is None:
@@ -100,6 +96,26 @@ class Intervention:
             changed = flat.clone()
             changed[rows, tokens] = after
         return changed.view(value.shape)
+
+
+def check_activation(value: Any, name: str, width: int) -> None:
+    """Check that an activation has positions, and the features of the directions.
+
+    Args:
+        value: activation of a hook point.
+        name: name of the hook point.
+        width: features of the directions, flattened.
+
+    Raises:
+        InputError: it has another shape.
+    """
+    if not isinstance(value, Tensor) or value.ndim < 3:
+        raise InputError(
+            f"{name} has no positions: its activation is no tensor of shape (batch, position, ...); use a site that has"
+        )
+    own = value[0, 0].numel() if value.shape[0] and value.shape[1] else width
+    if own != width:
+        raise InputError(f"{name} has {own} features, the directions have {width}; use those of this model")
 
 
 def _callers(adapter: Adapter) -> list[nn.Module]:

@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,6 +87,28 @@ class Replace:
             return source
         basis = self.basis.to(x.device, x.dtype)
         return x + _component(source - x, basis)
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """Several edits in one batch, which has all its rows once for each of them.
+
+    Attributes:
+        edits: edits of activations at named positions.
+        rows: rows of the batch for each edit.
+    """
+
+    edits: Sequence[Edit]
+    rows: int
+
+    def __call__(self, x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        """Return what each edit makes of its own rows."""
+        assert rows is not None
+        assert columns is not None
+        ends = torch.bincount(rows // self.rows, minlength=len(self.edits)).cumsum(0)[:-1].tolist()
+        own = (tensor.tensor_split(ends) for tensor in (x, rows, columns))
+        parts = zip(self.edits, *own, strict=True)
+        return torch.cat([edit(part, row % self.rows, column) for edit, part, row, column in parts])
 
 
 def _component(x: Tensor, basis: Tensor) -> Tensor:

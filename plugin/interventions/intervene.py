@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,9 +21,12 @@ from stratalens.analyses.directions.random_directions import NULLS, NullKind
 from stratalens.plugin.check.sample import TEXTS
 from stratalens.plugin.interventions.job import Plan, StageJob
 from stratalens.plugin.interventions.model_fit import check_width, refuse_training, site_hooks, stage_of_weights
-from stratalens.plugin.interventions.outcomes import OUTCOMES, Outcome, OutcomeFunction, make_outcome
+from stratalens.plugin.interventions.outcome_argument import OutcomeArgument, make_outcome
+from stratalens.plugin.interventions.outcomes import OUTCOMES, Outcome
 from stratalens.plugin.interventions.partial_results import PartialResults, identity_of
+from stratalens.plugin.interventions.passes import Way
 from stratalens.plugin.interventions.steer import PositionNames, finite_number, recorded_values
+from stratalens.plugin.interventions.text_outcome import TextOutcome
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
@@ -33,9 +36,10 @@ from stratalens.plugin.prompts.positions import resolve as resolve_positions
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts
 from stratalens.plugin.stages.stage import loaded_model, parse_stages
-from stratalens.store.errors import InputError, MismatchError, join_names, suggest
+from stratalens.store.errors import InputError, MismatchError, NonFiniteError, join_names, suggest
 
 KINDS = ("steer", "ablate", "patch")
+_REUSE: dict[str, Way] = {"auto": "positions", "blocks": "blocks", "nothing": "all"}
 
 
 def intervene(
@@ -44,12 +48,12 @@ def intervene(
     directions: Directions | Data,
     kind: Literal["steer", "ablate", "patch"] = "steer",
     doses: Sequence[float] = (-2.0, -1.0, 1.0, 2.0),
-    outcome: str | OutcomeFunction = "answer_loss",
+    outcome: OutcomeArgument = "answer_loss",
     positions: PositionNames = "all",
     random: int = 20,
     seed: int = 0,
     *,
-    null: NullKind = "covariance",
+    null: NullKind | Directions | Data = "covariance",
     against: str = "other_answer",
     to: float | None = None,
     source: xr.Dataset | None = None,
@@ -57,6 +61,8 @@ def intervene(
     source_rows: Sequence[int] | Sequence[str] | None = None,
     unrelated: PromptTable | Sequence[str] | None = None,
     other_stage: bool = False,
+    overlap: Literal["exclude", "refuse", "allow"] = "exclude",
+    reuse: Literal["auto", "blocks", "nothing"] = "auto",
     path: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     forward: ForwardFunction | None = None,
@@ -66,9 +72,13 @@ def intervene(
 ) -> xr.Dataset:
     """Measure what an intervention along directions does to the output of a model.
 
-    Every layer of the directions is changed alone. The same intervention along random directions is the null. Where an
-    architecture allows it, the blocks below the intervention run once for each batch; the results are equal bit for
-    bit, which the first pass of every batch checks.
+    Every layer of the directions is changed alone. The same intervention along random directions is the null.
+
+    Most of the work is shared, where an architecture allows it. The blocks below the intervention run once for each
+    batch; the results are equal bit for bit. The tokens before the first changed one run once too, and later passes
+    read their keys and values; the results are equal within rounding (1e-4 of the outcome). Four sequences are run both
+    ways at every layer before the first batch. Where they differ, everything is computed. The attributes `computed`,
+    `computed_positions` and `computed_difference` of the result say which it was.
 
     Args:
         stages: as for `capture`: one hooked model, or {name: model, function or checkpoint folder}.
@@ -80,12 +90,16 @@ def intervene(
         doses: for steer: lengths of the added vector. The other kinds have the one dose 1.
         outcome: "answer_loss" (nats per token of the answer), "answer_difference" (log probability of `answer` minus
             that of `against`, in nats), "answer_probability", or a function `(logits, batch) -> (rows,)` of logits
-            (rows, positions, vocabulary); `batch` has rows, ids, lengths and table.
+            (rows, positions, vocabulary); `batch` has rows, ids, lengths and table. "text" or `GeneratedText(...)`
+            generates text, keeps it, and counts how often it has the answer. The result of `probe`, selected to one
+            layer, token and pair, gives the score of that probe, which has to be above the intervention.
         positions: "all", or names as for `capture`.
         random: number of random directions, at least 19 for a verdict.
         seed: of the random directions.
         null: "covariance" draws them from the covariance of the clean activations at these positions, "isotropic"
-            without it, "orthogonal" from the covariance but orthogonal to the tested directions.
+            without it, "orthogonal" from the covariance but orthogonal to the tested directions. Directions of your
+            own, such as the result of `shuffled_probes`, take the place of the random ones; `random` is then their
+            number.
         against: label column with the other answer.
         to: for ablate: the coordinate along the direction; None projects it out.
         source: for patch: result of `open_store`, with the same site and positions.
@@ -94,6 +108,9 @@ def intervene(
         unrelated: prompts for the price of the intervention, the KL divergence of the next token after them; None
             takes four English sentences where the positions exist in them.
         other_stage: accept directions of another checkpoint than the model's.
+        overlap: what happens to prompts of entities that made the directions, as far as these are known: "exclude" does
+            not score them, "refuse" raises an error, "allow" scores them.
+        reuse: "auto", "blocks" for results that are equal bit for bit, or "nothing".
         path: folder that ends in .zarr for the result. An interrupted job resumes with the same call; a complete one is
             opened.
         tokenizer: None takes the model's.
@@ -114,17 +131,24 @@ def intervene(
         - p_max (stage, layer, direction): p of the largest effect over the doses, controlled over stages,
           layers and doses.
         - kl (stage, layer, direction, dose): nats, the price on unrelated prompts.
+        - text (stage, layer, direction, dose, entity), clean_text (stage, entity): generated text, where the outcome
+          is text.
 
         The attribute `verdict` says in one sentence for each direction what was tested and what it showed.
 
     Raises:
-        InputError: an argument is invalid; prompts have no answers; a dose makes an activation NaN or infinite.
-            Nothing is written to `path` then.
+        InputError: an argument is invalid; prompts have no answers; every entity has made the directions; a dose makes
+            an activation NaN or infinite. Nothing is written to `path` then.
         MismatchError: the directions do not fit a model, or `path` belongs to another job.
     """
     parsed = parse_stages(stages)
     chosen = make_directions(directions)
-    numbers = _check_arguments(kind, doses, random, null, to, source, source_rows, table)
+    own_null = None if isinstance(null, str) else _own_null(null, chosen)
+    null_kind: NullKind | Literal["own"] = "own" if own_null is not None else null  # type: ignore[assignment]
+    numbers = _check_arguments(kind, doses, random, null_kind, to, source, source_rows, table)
+    fastest = _choice(reuse, "reuse", _REUSE)
+    _choice(overlap, "overlap", dict.fromkeys(("exclude", "refuse", "allow")))
+    scored = _scored(table, chosen, own_null, overlap)
     job: _Job | None = None
     for number, stage in enumerate(parsed):
         with loaded_model(stage, tokenizer, device) as model:
@@ -137,7 +161,7 @@ def intervene(
             own_tokenizer = tokenizer if tokenizer is not None else adapter.tokenizer
             with evaluation_mode(adapter.model):
                 if job is None:
-                    measured = make_outcome(outcome, table, own_tokenizer, adapter.max_length, against)
+                    measured = make_outcome(outcome, table, own_tokenizer, adapter.max_length, against, chosen)
                     where = resolve_positions(positions, table, measured.variants[0])
                     names = ("all",) if where.is_all else tuple(str(name) for name in where.labels)
                     recorded = None
@@ -151,11 +175,12 @@ def intervene(
                     price = _price(unrelated, positions, own_tokenizer, adapter, kind)
                     plan = Plan(
                         kind=kind, directions=chosen, doses=numbers, positions=names, index=index, outcome=measured,
-                        random=random, null=null, seed=seed, target=to, source=recorded, batch_size=batch_size,
-                        price=price,
+                        random=random if own_null is None else len(own_null), null=null_kind, seed=seed, target=to,
+                        source=recorded, batch_size=batch_size, price=price, compute=fastest, own_null=own_null,
                     )  # fmt: skip
                     stages_named = [s.name for s in parsed]
-                    job = _Job(plan, table, stages_named, PartialResults(path, _identity(plan, stages_named, table)))
+                    identity = _identity(plan, stages_named, table)
+                    job = _Job(plan, table, stages_named, PartialResults(path, identity), scored)
                 if (finished := job.finished(number, fingerprint)) is None:
                     job.run(adapter, hooks, tested, fingerprint, progress)
     assert job is not None
@@ -186,7 +211,7 @@ def _check_arguments(
             f"table is {type(table).__name__}; pass a PromptTable, such as PromptTable.read('prompts.csv')"
         )
     if null not in NULLS:
-        raise InputError(f"null={null!r}: {suggest(str(null), NULLS)}")
+        raise InputError(f"null={null!r}: {suggest(str(null), [n for n in NULLS if n != 'own'])}, or directions")
     if isinstance(random, bool) or not isinstance(random, int | np.integer) or random < 0:
         raise InputError(f"random={random!r} is not a number of random directions, from 0; 20 or more give a verdict")
     if to is not None:
@@ -207,6 +232,52 @@ def _check_arguments(
     if not numbers or len(set(numbers)) < len(numbers):
         raise InputError(f"doses={listed!r} is empty or names a dose twice; give different numbers")
     return numbers
+
+
+def _choice(value: Any, name: str, valid: Mapping[str, Any]) -> Any:
+    if value not in valid:
+        raise InputError(f"{name}={value!r}: {suggest(str(value), valid)}")
+    return valid[value]
+
+
+def _own_null(null: Any, tested: Directions) -> Directions:
+    """Directions in the place of random ones; they need the places of the tested ones."""
+    own = make_directions(null)
+    if own.site != tested.site or own.feature_shape != tested.feature_shape:
+        raise InputError(
+            f"null= has directions of {own.site} with {own.feature_shape} features, and those to test are of "
+            f"{tested.site} with {tested.feature_shape}; make both at one site"
+        )
+    if missing := [layer for layer in tested.layer if layer not in own.layer]:
+        raise InputError(f"null= has no directions at layer {missing[0]}; it has layers {join_names(own.layer)}")
+    if missing_stages := [stage for stage in tested.stage if own.stage and stage not in own.stage]:
+        raise InputError(f"null= has no directions of stage {missing_stages[0]!r}; it has {join_names(own.stage)}")
+    if (not own.stage and tested.stage) or (not tested.stage and len(own.stage) > 1):
+        raise InputError("null= and directions= must both have stages, or neither of them")
+    return own
+
+
+def _scored(table: PromptTable, directions: Directions, null: Directions | None, overlap: str) -> NDArray[np.bool_]:
+    """Rows whose outcome is scored: those of entities that did not make the directions.
+
+    Raises:
+        InputError: there are none, or entities overlap and overlap="refuse".
+    """
+    entity = np.array([str(name) for name in table.labels()["entity_id"]])
+    sources = directions.entities | (null.entities if null is not None else frozenset())
+    seen = np.isin(entity, sorted(sources)) if sources else np.zeros(len(entity), bool)
+    names = join_names(np.unique(entity[seen]).tolist(), 5)
+    remedy = (
+        "Make the directions from other entities, such as half of them (ds.isel(entity=half)), or pass prompts about "
+        "others; overlap='allow' scores them nevertheless"
+    )
+    if seen.any() and overlap == "refuse":
+        raise InputError(
+            f"{len(np.unique(entity[seen]))} entities of the prompts made the directions: {names}. {remedy}"
+        )
+    if seen.all() and overlap == "exclude":
+        raise InputError(f"every entity of the prompts made the directions ({names}), so none can be scored. {remedy}")
+    return np.ones(len(entity), bool) if overlap == "allow" else ~seen
 
 
 def _price(
@@ -246,6 +317,7 @@ def _identity(plan: Plan, stages: list[str], table: PromptTable) -> str:
             "index": plan.index if plan.index is not None else "all",
             "outcome": plan.outcome.digest,
             "random": [plan.random, plan.null, plan.seed],
+            **({} if plan.own_null is None else {"null": plan.own_null.vectors.values}),
             "to": plan.target,
             "source": plan.source if plan.source is not None else "",
             "price": plan.price[0].digest if plan.price is not None else "",
@@ -265,17 +337,20 @@ class _Job:
         table: the prompts.
         stages: names of the stages.
         parts: what is finished.
+        scored: rows whose outcome is scored, bool array of shape (rows,).
     """
 
     plan: Plan
     table: PromptTable
     stages: list[str]
     parts: PartialResults
+    scored: NDArray[np.bool_]
     fingerprints: list[str] = field(default_factory=list)
     outcomes: list[Array] = field(default_factory=list)
     cleans: list[Array] = field(default_factory=list)
     prices: list[Array | None] = field(default_factory=list)
-    skipped: bool = True
+    texts: list[tuple[Array, Array]] = field(default_factory=list)
+    reuse: list[Array] = field(default_factory=list)
 
     def finished(self, number: int, fingerprint: str) -> xr.Dataset | None:
         """Result of an earlier call, or None.
@@ -305,19 +380,30 @@ class _Job:
         shape = (len(hooks), len(plan.directions) + plan.random, len(plan.doses), sequences)
         values, clean = self.parts.array(f"{name}-values", shape), self.parts.array(f"{name}-clean", (sequences,))
         kl = None if plan.price is None else self.parts.array(f"{name}-kl", (shape[0], len(plan.directions), shape[2]))
-        job = StageJob(plan, adapter, hooks, tested, values, clean, kl, self.parts.flush)
+        reuse = self.parts.array(f"{name}-reuse", (2,))
+        tokens, stage = None, self.stages[len(self.outcomes)]
+        if isinstance(plan.outcome, TextOutcome):
+            each = (sequences, plan.outcome.new_tokens)
+            tokens = (
+                self.parts.array(f"{name}-tokens", (shape[0], len(plan.directions), shape[2], *each)),
+                self.parts.array(f"{name}-clean-tokens", each),
+            )
+        job = StageJob(plan, adapter, hooks, stage, tested, values, clean, kl, tokens, reuse, self.parts.flush)
         total = shape[0] * sequences
         try:
-            with Progress(self.stages[len(self.outcomes)], total - job.todo(), total, progress) as bar:
+            with Progress(stage, total - job.todo(), total, progress) as bar:
                 job.run(bar)
-        except InputError:
+        except (InputError, NonFiniteError):
             self.parts.discard()  # the same input will be refused again
             raise
         self.fingerprints.append(fingerprint)
         self.outcomes.append(plan.outcome.combine(_untested(job.values)))
         self.cleans.append(plan.outcome.combine(np.array(job.clean)))
         self.prices.append(None if kl is None else _untested(kl))
-        self.skipped &= job.skipped
+        if tokens is not None:
+            assert isinstance(plan.outcome, TextOutcome)
+            self.texts.append((plan.outcome.texts(tokens[0]), plan.outcome.texts(tokens[1])))
+        self.reuse.append(np.nan_to_num(np.array(reuse)))
 
     def result(self) -> xr.Dataset:
         """Compute the effects, and write them where the caller gave a path."""
@@ -345,24 +431,28 @@ class _Job:
         tested = tested.assign_coords(coords)
         clean = xr.DataArray(np.stack(self.cleans), dims=("stage", "entity"))
         entity = np.array([str(name) for name in labels["entity_id"]])
+        scored = self.scored
         seen = np.isin(entity, sorted(chosen.entities)) if chosen.entities else np.zeros(len(entity), bool)
-        scored = ~seen if not seen.all() else np.ones(len(entity), bool)
+        least = min(int(values[0]) for values in self.reuse)  # of all stages
         attrs = {
             "kind": plan.kind,
             "site": chosen.site,
             "positions": join_names(plan.positions),
             "outcome": plan.outcome.name,
             "unit": OUTCOMES.get(plan.outcome.name, ""),
-            "null_kind": NULLS[plan.null],
+            "null_kind": _null_words(plan),
             "random": plan.random,
             "seed": plan.seed,
             "interval": "95 % over the entities whose outcome is scored",
-            "computed": "blocks above the intervention" if self.skipped else "all blocks",
+            "computed": "all blocks" if least == 0 else "blocks above the intervention",
+            "computed_positions": "from the first changed token on" if least == 2 else "all positions",
+            "computed_difference": float(max(values[1] for values in self.reuse)),
         }
         attrs |= {
             k: v for k, v in chosen.data.attrs.items() if k in ("method", "target", "by", "stratalens_key", "model")
         }
         attrs["entities_that_made_the_directions"] = len(np.unique(entity[seen]))
+        attrs["overlap"] = _overlap_words(chosen, seen, scored)
         units = np.unique(entity, return_inverse=True)[1]
         kl = None
         if all(price is not None for price in self.prices):
@@ -371,9 +461,31 @@ class _Job:
         result = summarise_effects(
             tested, clean, values[:, :, count:], units=units, scored=scored, attrs=attrs, price=kl
         )
+        if self.texts:
+            texts, clean_texts = (np.stack(parts) for parts in zip(*self.texts, strict=True))
+            result["text"] = (dims, texts) if chosen.layer else (tested.dims, texts[:, 0])
+            result["clean_text"] = (("stage", "entity"), clean_texts)
         return result.assign_coords(
             scored=("entity", scored), weights_fingerprint=("stage", np.array(self.fingerprints, object))
         )
+
+
+def _null_words(plan: Plan) -> str:
+    """Words for the directions of the null."""
+    if plan.own_null is not None and "shuffled" in plan.own_null.data.attrs:
+        return f"of the same length, from shuffled {plan.own_null.data.attrs['shuffled']}"
+    return NULLS[plan.null]
+
+
+def _overlap_words(directions: Directions, seen: NDArray[np.bool_], scored: NDArray[np.bool_]) -> str:
+    """Say whether entities that are scored made the directions."""
+    if not directions.entities:
+        return "not known: the directions do not say which entities made them"
+    if not seen.any():
+        return "none: no entity of the prompts made the directions"
+    if (seen & scored).any():
+        return "entities that made the directions are scored too"
+    return "entities that made the directions are not scored"
 
 
 def _untested(values: Array) -> Array:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor
 from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.directions.direction_set import Directions
 from stratalens.analyses.directions.random_directions import NullKind, random_directions
-from stratalens.plugin.capture.batching import BatchSize, length_buckets
-from stratalens.plugin.interventions.block_outputs import BlockOutputs
-from stratalens.plugin.interventions.edit_hooks import Intervention
-from stratalens.plugin.interventions.edited_positions import EditedPositions
+from stratalens.plugin.capture.batching import BatchSize, free_memory, length_buckets
+from stratalens.plugin.interventions.edit_hooks import check_activation
 from stratalens.plugin.interventions.edits import Add, Edit, Replace, SetCoordinate
-from stratalens.plugin.interventions.outcomes import Outcome, OutputReader
+from stratalens.plugin.interventions.outcomes import Outcome
+from stratalens.plugin.interventions.output_readers import DivergenceReader, Reader
+from stratalens.plugin.interventions.passes import WAYS, Batch, NamedEdit, Passes, Way
 from stratalens.plugin.models.adapters import Adapter
 from stratalens.plugin.models.hooks import observed
 from stratalens.plugin.progress import Progress
@@ -49,6 +50,8 @@ class Plan:
         source: recorded activations for patch, float32 array of shape (layers, rows, positions, features).
         batch_size: sequences in a forward pass, or "auto".
         price: unrelated prompts, for the KL divergence, with the index of their positions.
+        compute: how much of a clean pass may be reused.
+        own_null: directions in the place of random ones; None draws them.
     """
 
     kind: str
@@ -58,12 +61,14 @@ class Plan:
     index: Ids | None
     outcome: Outcome
     random: int
-    null: NullKind
+    null: NullKind | Literal["own"]
     seed: int
     target: float | None
     source: Array | None
     batch_size: int | str
     price: tuple[TokenizedPrompts, Ids | None] | None
+    compute: Way = "positions"
+    own_null: Directions | None = None
 
 
 @dataclass(eq=False)
@@ -74,44 +79,49 @@ class StageJob:
         plan: what to do.
         adapter: the model.
         hooks: hook of each layer.
+        stage: name of the stage.
         tested: stage whose directions are used, or None.
         values: float64 array of shape (layers, directions + random, doses, sequences), filled in place; NaN = to do.
         clean: float64 array of shape (sequences,), filled in place.
         kl: float64 array of shape (layers, directions, doses), filled in place; None without unrelated prompts.
+        tokens: float64 array of shape (layers, directions, doses, sequences, tokens) of generated token ids, filled in
+            place, and one of shape (sequences, tokens) of the clean model; None where no text is generated.
+        reuse: float64 array of shape (2,), filled in place: how much of a clean pass was reused, as index into `WAYS`,
+            and the largest difference from whole passes in the check before the first batch.
         flush: called after every finished batch.
-        skipped: whether the blocks below the intervention were left out, at every layer where it was possible.
     """
 
     plan: Plan
     adapter: Adapter
     hooks: dict[int | None, str]
+    stage: str
     tested: str | None
     values: NDArray[np.float64]
     clean: NDArray[np.float64]
     kl: NDArray[np.float64] | None
+    tokens: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+    reuse: NDArray[np.float64]
     flush: Callable[[], None]
-    skipped: bool = True
-    _reader: OutputReader = field(init=False)
+    _reader: Reader = field(init=False)
+    _passes: Passes = field(init=False)
 
     def __post_init__(self) -> None:
-        self._reader = OutputReader(self.adapter)
-        # A mask or ids of a function's outcome need all logits, those of answers a few rows.
-        self._output: Any = "none" if self._reader.split and self.plan.outcome.function is None else "logits"
+        plan = self.plan
+        self._reader = plan.outcome.reader(self.adapter, self.stage, self.tested)
+        width = math.prod(plan.directions.feature_shape)
+        self._passes = Passes(self.adapter, self._reader, self.hooks, plan.positions, width)
 
     def run(self, progress: Progress) -> None:
-        """Fill `values`, `clean` and `kl`."""
+        """Fill `values`, `clean`, `kl` and `tokens`."""
         with self._reader.attached():
             sample = self._clean_pass()
-            prices = self._price_logits(None) if self.plan.price is not None else None
-            for number, (layer, hook) in enumerate(self.hooks.items()):
-                vectors = self._vectors(layer, sample.get(hook))
-                for sequences, pad_to in self._batches(np.isnan(self.values[number]).any(axis=(0, 1))):
-                    self._run_batch(number, layer, hook, vectors, sequences, pad_to)
-                    self.flush()
-                    progress.advance(len(sequences))
-                if prices is not None and self.kl is not None and np.isnan(self.kl[number]).any():
-                    self._measure_price(number, hook, vectors, prices)
-                    self.flush()
+            vectors = [self._vectors(layer, sample.get(hook)) for layer, hook in self.hooks.items()]
+            wanted = np.asarray(np.isnan(self.values).any(axis=(1, 2)))
+            self._choose(vectors, wanted)
+            for sequences, pad_to in self._batches(np.asarray(wanted.any(axis=0))):
+                self._run_batch(vectors, sequences, pad_to, wanted[:, sequences].sum(axis=1), progress)
+        if self.kl is not None and np.isnan(self.kl).any():
+            self._measure_price(vectors)
 
     def todo(self) -> int:
         """Sequences times layers that are not computed yet."""
@@ -120,8 +130,12 @@ class StageJob:
     def _batches(self, wanted: NDArray[np.bool_]) -> list[tuple[Ids, int]]:
         """Batches of the wanted sequences; a sequence is padded to the same length whatever was done before."""
         lengths = self.plan.outcome.lengths
-        width = max(self.adapter.size("d_mlp") or 0, 4 * (self.adapter.size("d_model") or 1024))
-        size = BatchSize(self.plan.batch_size, self.adapter, 8 * width * torch.finfo(self.adapter.dtype).bits // 8)
+        adapter = self.adapter
+        width = max(adapter.size("d_mlp") or 0, 4 * (adapter.size("d_model") or 1024))
+        numbers = 8 * width
+        if self.plan.compute == "positions":  # keys and values of every block
+            numbers += 2 * (adapter.n_layers or 1) * (adapter.size("d_model") or 1024)
+        size = BatchSize(self.plan.batch_size, adapter, numbers * torch.finfo(adapter.dtype).bits // 8)
         batches = []
         for bucket in length_buckets(np.arange(len(lengths)), lengths):
             rows = bucket.rows[wanted[bucket.rows]]
@@ -129,17 +143,37 @@ class StageJob:
             batches += [(rows[start : start + step], bucket.pad_to) for start in range(0, len(rows), step)]
         return batches
 
-    def _run(self, ids: Tensor, mask: Tensor) -> Any:
-        device = self.adapter.device
-        return self.adapter.run(ids.to(device), mask.to(device), self._output)
+    def _batch(self, sequences: Ids, pad_to: int) -> Batch:
+        plan = self.plan
+        index = None if plan.index is None else plan.index[sequences % plan.outcome.rows]
+        return Batch(sequences, *plan.outcome.batch(sequences, pad_to), index)
 
-    def _score(self, sequences: Ids, ids: Tensor, mask: Tensor) -> NDArray[np.float64]:
-        return self.plan.outcome.score(self._reader, self._run(ids, mask), sequences, ids)
+    def _choose(self, vectors: list[Tensor], wanted: NDArray[np.bool_]) -> None:
+        """Check on the two shortest and the two longest sequences how much of a clean pass can be reused."""
+        lengths = self.plan.outcome.lengths
+        order = np.argsort(lengths, kind="stable")
+        few = np.unique(np.concatenate([order[:2], order[-2:]]))
+        batch = self._batch(few, int(lengths.max()))
+        edits = {}
+        for number, (layer, own) in enumerate(zip(self.hooks, vectors, strict=True)):
+            usable = torch.isfinite(own).all(dim=1).nonzero().flatten().tolist()
+            if not usable or not wanted[number].any():
+                continue
+            largest = max(self.plan.doses, key=abs)
+            pairs = {(usable[0], largest), (usable[-1], min(self.plan.doses))}
+            edits[layer] = [
+                NamedEdit(self._edit(number, own[v], dose, few % self.plan.outcome.rows), self._what(v, dose, layer))
+                for v, dose in sorted(pairs)
+            ]
+        if edits:
+            self._passes.choose(batch, edits, self.plan.compute)
+            used = np.array([WAYS.index(self._passes.way), self._passes.difference])
+            self.reuse[:] = np.fmax(self.reuse, used)  # also what an interrupted call has used
 
     def _clean_pass(self) -> dict[str, Array]:
         """Fill `clean`, and sample the activations at the edited positions, by hook."""
         plan = self.plan
-        needs_sample = plan.random > 0 and plan.null != "isotropic"
+        needs_sample = plan.random > 0 and plan.null not in ("isotropic", "own")
         rows = plan.outcome.rows
         each = max(1, SAMPLE_ROWS // rows)
         sample: dict[str, list[Array]] = {hook: [] for hook in self.hooks.values()}
@@ -150,9 +184,10 @@ class StageJob:
         wanted = np.ones(len(self.clean), bool) if needs_sample else np.isnan(self.clean)
         gathered: dict[tuple[str, int], Array] = {}
         for sequences, pad_to in self._batches(wanted):
-            ids, mask = plan.outcome.batch(sequences, pad_to)
+            batch = self._batch(sequences, pad_to)
 
             def gather(hook: str, value: Tensor, sequences: Ids = sequences) -> None:
+                check_activation(value, hook, math.prod(plan.directions.feature_shape))
                 for i, sequence in enumerate(sequences.tolist()):
                     if sequence in picks:
                         chosen = value[i if value.shape[0] > 1 else 0].flatten(1)[torch.from_numpy(picks[sequence])]
@@ -164,7 +199,9 @@ class StageJob:
                 else []
             )
             with observed(functions):
-                scores = self._score(sequences, ids, mask)
+                scores = self._passes.clean_scores(batch)
+            if self.tokens is not None:
+                self.tokens[1][sequences] = self._generated()
             if not np.isfinite(scores).all():
                 raise NonFiniteError(f"outcome {plan.outcome.name!r} is NaN or infinite without an intervention")
             self.clean[sequences] = scores
@@ -186,19 +223,18 @@ class StageJob:
 
     def _vectors(self, layer: int | None, sample: Array | None) -> Tensor:
         """Tested and random unit vectors at one layer, float32 tensor of shape (directions + random, features)."""
-        tested = self.plan.directions.at(self.tested, layer)
-        if not self.plan.random:
+        plan = self.plan
+        tested = plan.directions.at(self.tested, layer)
+        if not plan.random:
             return torch.from_numpy(tested)
         if not np.isfinite(tested).all(axis=1).any():  # nothing is tested here, so no null is needed
-            return torch.full((len(tested) + self.plan.random, tested.shape[1]), torch.nan)
+            return torch.full((len(tested) + plan.random, tested.shape[1]), torch.nan)
+        if plan.own_null is not None:
+            own = plan.own_null.at(self._stage_of(plan.own_null), layer)
+            return torch.from_numpy(np.concatenate([tested, own]))
         activations = sample if sample is not None else np.zeros((1, tested.shape[1]), np.float32)
-        drawn = random_directions(
-            activations,
-            self.plan.random,
-            self.plan.seed,
-            self.plan.null,
-            tested,
-        )
+        assert plan.null != "own"
+        drawn = random_directions(activations, plan.random, plan.seed, plan.null, tested)
         if not np.isfinite(drawn).all():
             raise InputError(
                 f"the activations at {'layer ' + str(layer) if layer is not None else 'this site'} and these positions "
@@ -206,6 +242,9 @@ class StageJob:
                 "null='isotropic', or select other layers"
             )
         return torch.from_numpy(np.concatenate([tested, drawn.astype(np.float32)]))
+
+    def _stage_of(self, null: Directions) -> str | None:
+        return self.tested if null.stage else None
 
     def _edit(self, number: int, vector: Tensor, dose: float, rows: Ids | None) -> Edit:
         plan = self.plan
@@ -217,75 +256,99 @@ class StageJob:
         assert rows is not None
         return Replace(torch.from_numpy(plan.source[number][rows]), vector[None])
 
+    def _what(self, v: int, dose: float, layer: int | None) -> str:
+        """Words for an edit, for messages."""
+        plan = self.plan
+        name = repr(plan.directions.names[v]) if v < len(plan.directions) else "a random direction"
+        return f"dose {dose:g} of {name}" if plan.kind == "steer" else f"{plan.kind} along {name}"
+
     def _run_batch(
-        self, number: int, layer: int | None, hook: str, vectors: Tensor, sequences: Ids, pad_to: int
+        self, vectors: list[Tensor], sequences: Ids, pad_to: int, todo: NDArray[np.int64], progress: Progress
     ) -> None:
-        """Run all directions and doses on one batch."""
-        plan, rows = self.plan, sequences % self.plan.outcome.rows
-        ids, mask = plan.outcome.batch(sequences, pad_to)
-        index = None if plan.index is None else plan.index[rows]
-        below = BlockOutputs(self.adapter, layer)
-        if below.can_skip and self.skipped:
-            with below.recorded():
-                self._score(sequences, ids, mask)
-        checked = False
+        """Run all layers, directions and doses on one batch."""
+        batch, layers = self._batch(sequences, pad_to), list(self.hooks)
+        numbers = np.flatnonzero(todo).tolist()
+        together = self._layers_together(batch)
+        for first in range(0, len(numbers), together):
+            group = numbers[first : first + together]
+            self._passes.start(batch, [layers[number] for number in group])
+            for number in group:
+                self._run_layer(number, layers[number], vectors[number], batch)
+                self.flush()
+                progress.advance(int(todo[number]))
+        self._passes.clear()
+
+    def _layers_together(self, batch: Batch) -> int:
+        """Layers whose clean outputs fit into memory at a time."""
+        if self._passes.way != "blocks":
+            return len(self.hooks)
+        width = self.adapter.size("d_model") or 1024
+        each = batch.ids.numel() * width * torch.finfo(self.adapter.dtype).bits // 8
+        return max(1, free_memory(self.adapter.device) // 8 // each)
+
+    def _run_layer(self, number: int, layer: int | None, vectors: Tensor, batch: Batch) -> None:
+        plan, sequences = self.plan, batch.sequences
+        places: list[tuple[int, int]] = []
+        edits: list[NamedEdit] = []
         for v, vector in enumerate(vectors):
             for d, dose in enumerate(plan.doses):
                 if not bool(torch.isfinite(vector).all()):
                     self.values[number, v, d, sequences] = np.inf  # not tested: its length is zero here
-                    continue
-                if plan.kind == "steer" and dose == 0:
+                elif plan.kind == "steer" and dose == 0:
                     self.values[number, v, d, sequences] = self.clean[sequences]
-                    continue
-                name = plan.directions.names[v] if v < len(plan.directions) else "a random direction"
-                what = f"dose {dose:g} of {name!r}" if plan.kind == "steer" else f"{plan.kind} along {name!r}"
-                edit = self._edit(number, vector, dose, rows)
-                with self._edited(hook, edit, index, vectors.shape[1], what):
-                    if below.can_skip and self.skipped:
-                        with below.replayed():
-                            scores = self._score(sequences, ids, mask)
-                        if not checked:
-                            checked = True
-                            whole = self._score(sequences, ids, mask)
-                            if not np.array_equal(scores, whole):
-                                self.skipped, scores = False, whole
-                    else:
-                        scores = self._score(sequences, ids, mask)
-                if not np.isfinite(scores).all():
+                    if self.tokens is not None and v < len(plan.directions):
+                        self.tokens[0][number, v, d, sequences] = self.tokens[1][sequences]
+                else:
+                    places.append((v, d))
+                    edit = self._edit(number, vector, dose, sequences % plan.outcome.rows)
+                    edits.append(NamedEdit(edit, self._what(v, dose, layer)))
+        step = 1 if self.tokens is not None else max(1, len(edits))
+        for first in range(0, len(edits), step):
+            some = edits[first : first + step]
+            scores = self._passes.scores(batch, layer, some)
+            for (v, d), one, own in zip(places[first : first + step], some, scores, strict=True):
+                if not np.isfinite(own).all():
                     raise InputError(
-                        f"{what} at {hook} makes the outcome {plan.outcome.name!r} NaN or infinite; use a smaller dose"
+                        f"{one.what} at {self.hooks[layer]} makes the outcome {plan.outcome.name!r} NaN or infinite; "
+                        "use a smaller dose"
                     )
-                self.values[number, v, d, sequences] = scores
-        below.clear()
+                if self.tokens is not None and v < len(plan.directions):
+                    self.tokens[0][number, v, d, sequences] = self._generated()
+                self.values[number, v, d, sequences] = own
 
-    def _edited(self, hook: str, edit: Edit, index: Ids | None, width: int, what: str) -> Intervention:
-        positions = EditedPositions(self.plan.positions)
-        positions.set_index(index)
-        return Intervention(self.adapter, {hook: edit}, positions, width, what)
+    def _generated(self) -> NDArray[np.float64]:
+        """Token ids of the texts that were generated last."""
+        tokens: NDArray[np.float64] = self._reader.tokens  # type: ignore[attr-defined]
+        return tokens
 
-    def _price_logits(self, edited: tuple[str, Edit] | None) -> Tensor:
-        """Log probabilities of the token after each unrelated prompt, tensor of shape (prompts, vocabulary)."""
+    def _measure_price(self, vectors: list[Tensor]) -> None:
+        """Fill `kl`: mean KL divergence of the next token after unrelated prompts, clean from edited, in nats."""
+        assert self.kl is not None
         assert self.plan.price is not None
         tokenized, index = self.plan.price
         rows = np.arange(len(tokenized))
-        ids, mask = (torch.from_numpy(a) for a in tokenized.batch(rows, int(tokenized.lengths.max())))
-        if edited is None:
-            result = self._run(ids, mask)
-            logits = self._reader.logits(result, rows, tokenized.lengths - 1)
-        else:
-            hook, edit = edited
-            with self._edited(hook, edit, index, self.plan.directions.at(self.tested, None).shape[1], "the dose"):
-                result = self._run(ids, mask)
-                logits = self._reader.logits(result, rows, tokenized.lengths - 1)
-        return logits.log_softmax(dim=-1)
-
-    def _measure_price(self, number: int, hook: str, vectors: Tensor, clean: Tensor) -> None:
-        """Fill `kl`: mean KL divergence of the next token after unrelated prompts, clean from edited, in nats."""
-        assert self.kl is not None
-        for v in range(len(self.plan.directions)):
-            for d, dose in enumerate(self.plan.doses):
-                if not bool(torch.isfinite(vectors[v]).all()):
-                    self.kl[number, v, d] = np.inf
-                    continue
-                edited = self._price_logits((hook, self._edit(number, vectors[v], dose, None)))
-                self.kl[number, v, d] = float((clean.exp() * (clean - edited)).sum(dim=-1).mean())
+        arrays = tokenized.batch(rows, int(tokenized.lengths.max()))
+        batch = Batch(rows, torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), index)
+        reader = DivergenceReader(self.adapter, tokenized.lengths)
+        passes = Passes(self.adapter, reader, self.hooks, self.plan.positions, vectors[0].shape[1])
+        passes.way = self._passes.way
+        with reader.attached():
+            passes.clean_scores(batch)
+            numbers = [number for number in range(len(self.hooks)) if np.isnan(self.kl[number]).any()]
+            layers = list(self.hooks)
+            passes.start(batch, [layers[number] for number in numbers])
+            for number in numbers:
+                layer = layers[number]
+                for v in range(len(self.plan.directions)):
+                    if not bool(torch.isfinite(vectors[number][v]).all()):
+                        self.kl[number, v] = np.inf
+                        continue
+                    moved = [d for d, dose in enumerate(self.plan.doses) if self.plan.kind != "steer" or dose]
+                    self.kl[number, v] = 0
+                    edits = [
+                        NamedEdit(self._edit(number, vectors[number][v], dose, None), self._what(v, dose, layer))
+                        for dose in (self.plan.doses[d] for d in moved)
+                    ]
+                    if edits:
+                        self.kl[number, v, moved] = passes.scores(batch, layer, edits).mean(axis=1)
+                self.flush()

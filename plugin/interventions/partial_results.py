@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from stratalens.analyses.directions.effect_files import read_effect
 from stratalens.analyses.results import write_results
 from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.files import user_path, write_text_atomic
@@ -86,12 +87,7 @@ class PartialResults:
         """The result of an earlier call, or None."""
         if self.path is None or not self.path.exists():
             return None
-        result: xr.Dataset = xr.open_zarr(self.path, chunks=None, consolidated=False).load()
-        texts = {name: v.astype(object) for name, v in result.coords.items() if v.dtype.kind == "T"}
-        result = result.assign_coords(texts)
-        for variable in result.variables.values():
-            variable.encoding = {}
-        return result
+        return read_effect(self.path)
 
     def array(self, name: str, shape: tuple[int, ...]) -> Values:
         """An array of this job, with what earlier calls have computed; NaN elsewhere."""

@@ -66,6 +66,7 @@ class Adapter:
         n_layers: number of blocks, None if the hook names have no block index.
         final_norm: module whose output is the hidden state that the head reads, or None.
         can_stop: whether a forward pass may skip the last blocks.
+        can_cache: whether a forward pass may take the keys and values of earlier tokens.
         dry_run_result: (logits, final hidden state or None) of the last dry run, if its output
             is logits of the next token, else None.
         no_logits: why the output of the last dry run is not logits of the next token, or "".
@@ -74,6 +75,7 @@ class Adapter:
     kind = "HookedRootModule"
     final_norm: nn.Module | None = None
     can_stop = False
+    can_cache = False
     dry_run_result: tuple[Tensor, Tensor | None] | None = None
     no_logits = ""
     _dry_run_ids: Tensor
@@ -147,7 +149,9 @@ class Adapter:
                 return f"set_{flag}"
         return None
 
-    def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:
+    def run(
+        self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None, cache: Any = None
+    ) -> Any:
         """Run one forward pass.
 
         Args:
@@ -155,6 +159,7 @@ class Adapter:
             mask: int64 tensor of shape (batch, position), 1 on tokens and 0 on padding.
             output: "none" skips all work for logits that this kind of model can skip.
             stop_at_layer: first block to skip; needs `can_stop`.
+            cache: keys and values of earlier tokens in the form that this kind of model takes; needs `can_cache`.
         """
         with embedding_errors(ids):
             if self.forward is not None:
@@ -250,6 +255,11 @@ class BridgeAdapter(Adapter):
         self.final_norm = _final_norm(model)
         self.text_config: Any = self.hf.config.get_text_config() if hasattr(self.hf, "config") else None
         self._accepts = set(inspect.signature(self.hf.forward).parameters)
+        self.can_cache = (
+            self.can_stop
+            and {"use_cache", "past_key_values"} <= self._accepts
+            and not (self.shares_keys_and_values or self.is_encoder_decoder)
+        )
 
     @property
     def vocabulary_sizes(self) -> set[int]:
@@ -329,17 +339,27 @@ class BridgeAdapter(Adapter):
             **splicing_flags(self.spliced),
         }
 
-    def run(self, ids: Tensor, mask: Tensor | None, output: Output = "none", stop_at_layer: int | None = None) -> Any:
-        """Run a forward pass without a key-value cache; without logits the head gets no rows.
+    def run(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        output: Output = "none",
+        stop_at_layer: int | None = None,
+        cache: Any = None,
+    ) -> Any:
+        """Run a forward pass; without logits the head gets no rows.
 
-        A model that shares keys and values between blocks keeps its cache.
+        There is no key-value cache but that of the caller. A model that shares keys and values between blocks keeps
+        its own. The mask covers the tokens of the caller's cache too.
         """
         if self.forward is not None:
-            return self.forward(self.model, ids, mask)
+            return self.forward(self.model, ids, torch.ones_like(ids) if mask is None else mask)
         kwargs: dict[str, Any] = {}
         if stop_at_layer is not None:
             kwargs["stop_at_layer"] = stop_at_layer
-        if self.takes_cache and not self.shares_keys_and_values:
+        if cache is not None:
+            kwargs |= {"past_key_values": cache, "use_cache": True}
+        elif self.takes_cache and not self.shares_keys_and_values:
             kwargs["use_cache"] = False
         if output == "none" and "logits_to_keep" in self._accepts:
             # An empty index: no position reaches the head. The number 0 would mean all positions.
@@ -369,7 +389,7 @@ class HookedTransformerAdapter(Adapter):
     def __init__(self, model: nn.Module, forward: ForwardFunction | None = None) -> None:
         super().__init__(model, forward)
         self.n_layers = int(self.cfg.n_layers)
-        self.can_stop = forward is None
+        self.can_stop = self.can_cache = forward is None
         self.final_norm = _final_norm(model)
 
     @cached_property
@@ -377,12 +397,16 @@ class HookedTransformerAdapter(Adapter):
         """How the weights were processed at load time."""
         return {"kind": self.kind, **measured_processing(self.model), **splicing_flags(self.spliced)}
 
-    def run(self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None) -> Any:
-        """Run a forward pass; without logits it ends after the final norm."""
+    def run(
+        self, ids: Tensor, mask: Tensor, output: Output = "none", stop_at_layer: int | None = None, cache: Any = None
+    ) -> Any:
+        """Run a forward pass; without logits it ends after the final norm. The cache has a mask of its own tokens."""
         if self.forward is not None:
             return self.forward(self.model, ids, mask)
-        return_type = "logits" if output == "logits" else None
-        return self.model(ids, attention_mask=mask, return_type=return_type, stop_at_layer=stop_at_layer)
+        kwargs: dict[str, Any] = {"return_type": "logits" if output == "logits" else None}
+        if cache is not None:
+            kwargs["past_kv_cache"] = cache
+        return self.model(ids, attention_mask=mask, stop_at_layer=stop_at_layer, **kwargs)
 
     def head(self, hidden: Tensor) -> Tensor | None:
         """Apply W_U and b_U, then the softcap; hook points of the unembedding do not fire."""

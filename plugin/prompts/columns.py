@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratalens.store.errors import InputError
+from stratalens.store.errors import InputError, quote
 from stratalens.store.format.label_codec import check_utf8
 from stratalens.store.format.schema import RESERVED_NAMES
 
@@ -146,13 +146,14 @@ def text_values(column: pd.Series[Any], source: str, *, required: bool) -> NDArr
             values[row] = str(int(value))
         elif _is_chat(value):
             raise InputError(
-                f"{source}: {name_rows([row])}, column {name!r}: {value!r:.80} is a chat, not a text; make it a text "
-                f"with the chat template: df[{name!r}] = [tokenizer.apply_chat_template(chat, tokenize=False) for chat "
+                f"{source}: {name_rows([row])}, column {name!r}: {quote(value, 80)} is a chat, not a text; make it a "
+                f"text with the chat template: df[{name!r}] = "
+                "[tokenizer.apply_chat_template(chat, tokenize=False) for chat "
                 f"in df[{name!r}]]. Then pass prepend_bos=False where the template writes BOS itself"
             )
         else:
             raise InputError(
-                f"{source}: {name_rows([row])}, column {name!r}: {value!r} is a {type(value).__name__}, "
+                f"{source}: {name_rows([row])}, column {name!r}: {quote(value)} is a {type(value).__name__}, "
                 f"not a text; convert the column: df[{name!r}] = df[{name!r}].astype(str)"
             )
     _check_text(values, name, source)

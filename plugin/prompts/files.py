@@ -19,7 +19,7 @@ import pandas as pd
 
 from stratalens.plugin.prompts.columns import missing_rows, name_rows, typed_values
 from stratalens.plugin.prompts.spans import span_names
-from stratalens.store.errors import InputError, LabelWarning, suggest
+from stratalens.store.errors import InputError, LabelWarning, quote, suggest
 from stratalens.store.files import user_path
 from stratalens.store.names import check_distinct, parse_json
 
@@ -202,11 +202,29 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     try:
         check_distinct(parquet.read_schema(file).names, "column", str(file))
         data = parquet.read_table(file)
-        # Nullable dtypes as in the other formats. A file that pandas wrote keeps its dtypes in its metadata.
-        frame: pd.DataFrame = data.to_pandas(types_mapper=_nullable_dtypes(arrow).get)
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file} is not a readable parquet file: {str(error).splitlines()[0]}") from None
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{file} is not a readable parquet file: {_first_line(error)}") from None
+    # Nullable dtypes as in the other formats. A file that pandas wrote keeps its dtypes in its metadata.
+    mapper = _nullable_dtypes(arrow).get
+    try:
+        data.validate(full=True)  # text that is not UTF-8
+        frame: pd.DataFrame = data.to_pandas(types_mapper=mapper)
+    except (arrow.ArrowException, ValueError, OverflowError, TypeError, NotImplementedError) as error:
+        for name in data.column_names:
+            try:
+                data.select([name]).validate(full=True)
+                data.select([name]).to_pandas(types_mapper=mapper)
+            except Exception as cause:
+                raise InputError(
+                    f"{file}: column {quote(name)} of the type {data.schema.field(name).type} cannot be read: "
+                    f"{_first_line(cause)}; save it as UTF-8 text or as numbers"
+                ) from None
+        raise InputError(f"{file} is not a readable parquet file: {_first_line(error)}") from None
     return frame
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _nullable_dtypes(arrow: Any) -> dict[Any, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratalens.plugin.prompts.columns import missing_rows, name_rows
-from stratalens.store.errors import InputError
+from stratalens.store.errors import InputError, quote
 
 Spans = NDArray[np.int64]
 
@@ -73,7 +73,7 @@ def _integers(column: pd.Series[Any], source: str) -> Spans:
         is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
         if not is_number or not float(value).is_integer():
             raise InputError(
-                f"{source}: {name_rows([row])}, column {column.name!r}: {value!r} is not a whole number of "
+                f"{source}: {name_rows([row])}, column {column.name!r}: {quote(value)} is not a whole number of "
                 "characters; columns <name>_start and <name>_end hold positions in the prompt (rename the columns "
                 "if they are labels)"
             )

@@ -66,7 +66,7 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         InputError: a setting, table or model is wrong, as for the study itself.
     """
     sampled = settings.entities is None and settings.entities_per_stage > MAX_ENTITIES
-    counted = settings.model_copy(update={"entities_per_stage": SAMPLED_ENTITIES}) if sampled else settings
+    counted = _sample_settings(settings) if sampled else settings
     scale = settings.entities_per_stage / counted.entities_per_stage
     with TemporaryDirectory() as scratch:
         source = BaseModelSource(counted, Path(scratch) / "corpus", random_weights=True)
@@ -90,12 +90,12 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
             model = adapted.merge_and_unload()
 
         hooked = boot(model, scratch, None, settings.device)  # finds the tokenizer as a capture does
-        plans = stores.plan_stores(settings, corpus, source.contradicted, dict.fromkeys(checkpoints, Path()))
+        plans = stores.plan_stores(counted, corpus, source.contradicted, dict.fromkeys(checkpoints, Path()))
         forecasts = {
             name: forecast(
                 [Stage(f"stage{number}", number, hooked) for number in range(len(plan.stages))],
                 PromptTable.from_dataframe(plan.prompts),
-                rows=round(len(plan.prompts) * (1 if name == stores.CONFLICT_STORE else scale)),
+                rows=_count_rows(name, plan, settings, scale),
                 **plan.options,
             )
             for name, plan in plans.items()
@@ -125,6 +125,26 @@ def forecast_study(settings: StudySettings) -> dict[str, Any]:
         "all_seeds_bytes": seeds * (store_bytes + checkpoint_bytes),
         "sampled_entities": SAMPLED_ENTITIES * settings.stages if sampled else None,
     }
+
+
+def _sample_settings(settings: StudySettings) -> StudySettings:
+    """Copy the settings with fewer entities, of which the store of all stages also has a sample if it had one."""
+    record = settings.record
+    if record.sample is not None:
+        leaves_some_out = record.sample < settings.entities_per_stage
+        record = record.model_copy(update={"sample": SAMPLED_ENTITIES // 2 if leaves_some_out else None})
+    return settings.model_copy(update={"entities_per_stage": SAMPLED_ENTITIES, "record": record})
+
+
+def _count_rows(name: str, plan: stores.StorePlan, settings: StudySettings, scale: float) -> int:
+    """Count the rows of a store of the whole study, from its plan for sampled entities."""
+    if name == stores.CONFLICT_STORE:
+        return len(plan.prompts)
+    rows = round(len(plan.prompts) * scale)
+    if name == stores.STORE and settings.record.sample is not None:
+        entities = min(settings.record.sample, settings.entities_per_stage)
+        rows = entities * settings.stages * len(settings.record.templates)
+    return rows
 
 
 def flatten_forecast(forecast: dict[str, Any]) -> dict[str, Any]:

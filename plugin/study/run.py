@@ -5,20 +5,23 @@ Every step reuses the results of an earlier run with the same settings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.progress import PhaseProgress
-from stratalens.plugin.study.config.presets import DEMO_REASONS, get_preset
+from stratalens.plugin.study.config.presets import DEMO_REASONS, DEMO_RESULTS, DEMO_SEED, get_preset
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings, read_settings, write_settings
 from stratalens.plugin.study.corpus.balance import describe_largest_differences
 from stratalens.plugin.study.corpus.corpus import Corpus
+from stratalens.plugin.study.findings.headline import format_estimate
 from stratalens.plugin.study.forecast import check_device
 from stratalens.plugin.study.models.base_model import BaseModelSource
 from stratalens.plugin.study.models.smollm import find_gguf
 from stratalens.plugin.study.recording import stores
 from stratalens.plugin.study.recording.answers import ANSWERS_FOLDER, ask_checkpoints
+from stratalens.plugin.study.recording.interventions import run_interventions
 from stratalens.plugin.study.recording.self_report import run_self_report
 from stratalens.plugin.study.training.checkpoints import remove_unneeded_weights, retained_stages, stages_still_needed
 from stratalens.plugin.study.training.train import loss_curves, train_stages
@@ -66,7 +69,34 @@ def run_demo(out: str | Path = "demo", *, seed: int = 1, quick: bool = False) ->
     """
     find_gguf()  # before anything is written
     settings = get_preset("smoke" if quick else "demo", seed=seed)
-    return run_study(settings, out, notes=(QUICK_NOTE if quick else DEMO_REASONS,), smoke_test=quick)
+    outcome = run_study(settings, out, notes=(QUICK_NOTE if quick else DEMO_REASONS,), smoke_test=quick)
+    if not quick:
+        rows = json.loads(outcome.summary.read_text(encoding="utf-8"))
+        for line in compare_with_documented(rows, seed):
+            PhaseProgress(SHARES).say(line)
+    return outcome
+
+
+def compare_with_documented(rows: Sequence[Mapping[str, Any]], seed: int) -> list[str]:
+    """Compare the numbers of a demo with those of its documented run, one line each.
+
+    Args:
+        rows: rows of summary.json.
+        seed: the seed of the demo.
+
+    Example:
+        >>> row = {"name": "first v last accuracy", "value": 0.64, "low": 0.6, "high": 0.68}
+        >>> compare_with_documented([row], 1)[1]
+        '  first v last accuracy: 0.64 (95 % interval 0.60 to 0.68), documented 0.67 (0.63 to 0.70)'
+    """
+    same = "the same seed" if seed == DEMO_SEED else f"seed {DEMO_SEED}, so other entities"
+    lines = [f"This run and the documented one ({same}; another processor changes the values by some .03):"]
+    for row in rows:
+        if row["name"] in DEMO_RESULTS and row["value"] is not None:
+            value, low, high = DEMO_RESULTS[row["name"]]
+            documented = f"documented {value:.2f} ({low:.2f} to {high:.2f})"
+            lines.append(f"  {row['name']}: {format_estimate(row)}, {documented}")
+    return lines
 
 
 def run_study(
@@ -176,7 +206,15 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
 
     with progress.phase("recording", "recording every stage on prompts never seen in training"):
         opened, answers = record(checkpoints)
-        ds = stores.with_order_of_run(opened[stores.STORE], (UNTRAINED, *settings.stage_names))
+        run_stages = (UNTRAINED, *settings.stage_names)
+        ds = stores.with_order_of_run(opened[stores.STORE], run_stages)
+        ends = None
+        if stores.ENDS_STORE in opened:
+            ends = stores.with_order_of_run(opened[stores.ENDS_STORE], run_stages)
+        interventions = None
+        if settings.interventions is not None:
+            contradicted = source.contradicted
+            interventions = run_interventions(settings, corpus, contradicted, checkpoints, ds, folder, progress)
         removed = remove_unneeded_weights(checkpoints, retained_stages(settings, list(checkpoints)))
         if removed:
             policy = f"keep_checkpoints: {settings.keep_checkpoints}"
@@ -185,12 +223,13 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
     from stratalens.plugin.study.findings.analyses import run_analyses
     from stratalens.plugin.study.findings.conflicts import CONFLICT_TABLE, add_conflict_results
     from stratalens.plugin.study.findings.forgetting import add_forgetting_results
+    from stratalens.plugin.study.findings.interventions import add_intervention_results
     from stratalens.plugin.study.findings.output import FinishedSeed
     from stratalens.plugin.study.findings.positions import add_after_results, add_token_results
     from stratalens.plugin.study.findings.self_report import describe_self_report, self_report_rows
 
     with progress.phase("analyses", "analysing all layers and stages"):
-        findings = run_analyses(ds, settings, progress)
+        findings = run_analyses(ds, settings, progress, ends)
         if stores.LAST_STORE in opened:
             add_token_results(findings, opened[stores.LAST_STORE], settings)
         add_after_results(findings, settings)
@@ -202,6 +241,8 @@ def _run_one_seed(settings: StudySettings, folder: Path, progress: PhaseProgress
             rows = self_report_rows(self_report, settings.seed)
             findings.rows += rows
             findings.sentences.append(describe_self_report(rows, self_report["groups"]))
+        if interventions is not None:
+            add_intervention_results(findings, interventions, settings.seed)
     model, limits = source.describe(checkpoints), describe_limits(settings, corpus)
     return FinishedSeed(settings, folder, ds, findings, losses, model, limits, progress)
 
@@ -257,7 +298,10 @@ def _claim_folder(folder: Path, settings: StudySettings, resume: bool) -> None:
     if not resume:
         raise InputError(f"{folder} holds a run already. Resume it with --resume, or give another folder.")
     earlier = read_settings(run_file)
-    if earlier != settings:
+    without = settings.model_copy(update={"interventions": None})
+    if earlier == without != settings:  # a finished run can be asked for interventions later
+        write_settings(settings, run_file)
+    elif earlier != settings:
         differences = [
             f"{name} was {getattr(earlier, name)!r}, now {getattr(settings, name)!r}"
             for name in StudySettings.model_fields

@@ -40,6 +40,7 @@ from .plugin.interventions.intervene import intervene as intervene
 from .plugin.interventions.steer import ablate as ablate
 from .plugin.interventions.steer import patch as patch
 from .plugin.interventions.steer import steer as steer
+from .plugin.interventions.text_outcome import GeneratedText as GeneratedText
 from .plugin.prompts.table import PromptTable as PromptTable
 from .plugin.stages.checkpoints import Checkpoint as Checkpoint
 from .plugin.stages.checkpoints import LoraAdapter as LoraAdapter

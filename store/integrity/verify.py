@@ -51,13 +51,9 @@ def verify_store(
         StoreBusyError: with `repair`, another process writes the store.
     """
     storage = storage_at(path)
-    roots, report = _check_metadata(storage)
+    roots, report, damaged_records = check_metadata(storage)
     if roots is not None:
         store = roots.store
-        metadata_checks.check_history(roots, report)
-        metadata_checks.check_lost_records(store, report)
-        report.notes = list_unused_files(roots)
-        damaged_records = metadata_checks.check_records(roots, report)
         files = _committed_files(store, report, damaged_records)
         _check_files(store, files, report, progress, workers or cores())
         report.missing += [f"stage {name!r}, planned and not started" for name in missing_stages(store)]
@@ -68,7 +64,25 @@ def verify_store(
     return report
 
 
-def _check_metadata(storage: Storage) -> tuple[Roots | None, VerifyReport]:
+def check_metadata(storage: Storage) -> tuple[Roots | None, VerifyReport, set[str]]:
+    """Check everything but the data files: documents, labels, history, commit records and unused files.
+
+    Args:
+        storage: of the store.
+
+    Returns:
+        The root documents, or None if none is readable; the report; the keys of the damaged commit records.
+    """
+    roots, report = _check_documents(storage)
+    if roots is None:
+        return roots, report, set()
+    metadata_checks.check_history(roots, report)
+    metadata_checks.check_lost_records(roots.store, report)
+    report.notes = list_unused_files(roots)
+    return roots, report, metadata_checks.check_records(roots, report)
+
+
+def _check_documents(storage: Storage) -> tuple[Roots | None, VerifyReport]:
     """Check documents, coordinates and labels against one state of the root.
 
     Repeat the check if a writer replaced the root meanwhile: what differs may belong to the new state.

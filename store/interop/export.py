@@ -8,6 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -22,6 +26,8 @@ from stratalens.store.storage.atomic_files import remove_file, replaced_file
 
 SUFFIXES = (".npy", ".safetensors")
 
+Tables = Mapping[Path, Callable[[BinaryIO], None]]
+
 _ROWS = 4096
 
 
@@ -34,9 +40,9 @@ def export_array(
     .safetensors file has the tensor `site`, with dims, stages, entities, tokens and hook name as JSON in its metadata.
     The same JSON is written next to a .npy file as `<file>.json`, with the bytes and the crc32c of the file.
 
-    A file is replaced atomically and durably. The two files of a .npy export cannot change at the same moment: the old
-    JSON is removed before the array is replaced, and the new one appears last. A JSON file therefore always describes
-    the array next to it; after an interruption it may be missing, and the same call writes it again.
+    Each file is replaced atomically and durably. Two files cannot change at the same moment: the old JSON is removed
+    before the array is replaced, and the new one appears last. A JSON file therefore always describes the array next to
+    it. After an interruption it may be missing, and the same call writes it again.
 
     Args:
         store: path of the store.
@@ -47,6 +53,34 @@ def export_array(
     Raises:
         InputError: unknown site, layer or suffix.
         NotRecordedError: some rows of a stage were never recorded; they are never written as zeros.
+    """
+    export_files(store, site=site, layer=layer, target=target)
+
+
+def export_files(
+    store: str | os.PathLike[str],
+    *,
+    site: str,
+    layer: int | None,
+    target: str | os.PathLike[str],
+    tables: Tables = MappingProxyType({}),
+) -> None:
+    """Write an array as `export_array` does, and tables of its rows next to it.
+
+    All new files are durable under temporary names before an old one changes. Then the old tables and the old JSON are
+    removed, the array is replaced, and the new tables and the new JSON appear, in this order. A file next to an array
+    therefore always belongs to it, and an export with all its files is complete.
+
+    Args:
+        store: path of the store.
+        site: a recorded site.
+        layer: block index; None for sites outside the blocks.
+        target: the array file.
+        tables: function that writes each further file, by its path.
+
+    Raises:
+        InputError: unknown site, layer or suffix.
+        NotRecordedError: some rows of a stage were never recorded.
     """
     target = user_path(target)
     if target.suffix not in SUFFIXES:
@@ -73,20 +107,23 @@ def export_array(
         "entity": [str(v) for v in ds["entity"].values],
         "token": [v.item() if isinstance(v, np.generic) else str(v) for v in ds["token"].values],
     }
-    if target.suffix == ".safetensors":
-        with replaced_file(target) as file:
-            _write(file, _safetensors_header(site, array, description), array)
-        return
-    # Two files cannot be replaced at once. While the array is replaced, no description exists that could be wrong.
+    described = target.suffix == ".npy"
+    header = _npy_header(array) if described else _safetensors_header(site, array, description)
     json_file = target.with_name(target.name + ".json")
-    with replaced_file(json_file) as description_file:
-        with replaced_file(target) as file:
-            checksum = _write(file, _npy_header(array), array)
-            file.flush()
-            os.fsync(file.fileno())
-            remove_file(json_file)
-        facts = {**description, "bytes": target.stat().st_size, "crc32c": f"{checksum:08x}"}
-        description_file.write(json.dumps(facts).encode())
+    with ExitStack() as stack:  # its files are renamed from the last to the first
+        next_to = {path: stack.enter_context(replaced_file(path)) for path in ([json_file] * described + [*tables])}
+        file = stack.enter_context(replaced_file(target))
+        checksum = _write(file, header, array)
+        for path, write in tables.items():
+            write(next_to[path])
+        if described:
+            facts = {**description, "bytes": file.tell(), "crc32c": f"{checksum:08x}"}
+            next_to[json_file].write(json.dumps(facts).encode())
+        for whole in (file, *next_to.values()):
+            whole.flush()
+            os.fsync(whole.fileno())
+        for path in next_to:
+            remove_file(path)
 
 
 def _select_layer(ds: xr.Dataset, site: str, layer: int | None) -> xr.DataArray:

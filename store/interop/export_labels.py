@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.store.errors import InputError
 from stratalens.store.files import user_path
-from stratalens.store.interop.export import export_array
+from stratalens.store.interop.export import export_array, export_files
 from stratalens.store.state.manifest import load
+from stratalens.store.storage.atomic_files import new_folder, remove_tree, replaced_file
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.writing.label_columns import read_labels
 
@@ -33,7 +34,9 @@ def export(
 ) -> list[Path]:
     """Write one site at one layer, all stages, with the labels and prompts of its rows.
 
-    Every file is complete or absent: it is written under a temporary name first.
+    Every file is complete or absent: it is written under a temporary name first. Where an array has files next to it,
+    the old ones are removed before the array is replaced, and the new ones appear after it. A file next to an array
+    therefore always belongs to it; after an interruption it may be missing, and the same call writes it again.
 
     Args:
         store: path or URL of the store.
@@ -71,16 +74,16 @@ def export(
     if target.is_dir() and (suffix in FORMATS or any(target.iterdir())):
         raise InputError(f"{target} is a folder that is not empty; choose another target")
     if suffix in (".npy", ".safetensors"):
-        export_array(store, site=site, layer=layer, target=target)
         labels = target.with_suffix(".csv")
-        with _complete_or_absent(labels) as temporary:
-            write_rows(temporary, label_table(store))
+        columns = label_table(store)
+        tables = {labels: lambda file: write_rows(file, columns)}
+        export_files(store, site=site, layer=layer, target=target, tables=tables)
         described = [target.with_name(target.name + ".json")] if suffix == ".npy" else []
         return [target, *described, labels]
     if suffix:
         writer = {".npz": _write_npz, ".parquet": _write_parquet}[suffix]
-        with _array_file(store, target, site, layer) as (array, axes), _complete_or_absent(target) as temporary:
-            writer(temporary, array, axes, label_table(store))
+        with replaced_file(target) as file, _array_file(store, target, site, layer) as (array, axes):
+            writer(file, array, axes, label_table(store))
         return [target]
     return _export_folder(store, target, site, layer)
 
@@ -95,56 +98,27 @@ def label_table(store: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     return {_TABLE_NAMES.get(name, name): values for name, values in columns.items()}
 
 
-def write_rows(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+def write_rows(file: BinaryIO, columns: Mapping[str, NDArray[Any]]) -> None:
     """Write label columns as csv, one line for each row; a missing number is an empty field."""
     lists = [values.tolist() for values in columns.values()]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(columns)
-        for values in zip(*lists, strict=True):
-            lines.writerow(["" if value is None or value != value else value for value in values])
-
-
-@contextmanager
-def _complete_or_absent(target: Path) -> Iterator[Path]:
-    """Yield a temporary name next to a file or folder; rename it, durably, if no error happens."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    _remove(temporary)
-    try:
-        yield temporary
-        for file in sorted(temporary.iterdir()) if temporary.is_dir() else [temporary]:
-            _sync(file)
-        _sync(temporary)
-        if temporary.is_dir() and target.is_dir():
-            target.rmdir()  # it is empty
-        temporary.replace(target)
-        _sync(target.absolute().parent)
-    finally:
-        _remove(temporary)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(columns)
+    for values in zip(*lists, strict=True):
+        lines.writerow(["" if value is None or value != value else value for value in values])
+    text.detach()  # flushes, and leaves the file open
 
 
 @contextmanager
 def _array_file(
     store: str | os.PathLike[str], target: Path, site: str, layer: int | None
 ) -> Iterator[tuple[NDArray[Any], dict[str, Any]]]:
-    """Yield the exported array, mapped from a temporary file next to the target, and its axes."""
-    folder = target.with_name(f".{target.name}.{os.getpid()}.array")
-    _remove(folder)
+    """Yield the exported array, mapped from a temporary file next to the target, and its axes.
+
+    Only the process that holds the lock of the target calls this.
+    """
+    folder = target.with_name(f".{target.name}.array")
+    remove_tree(folder)
     try:
         folder.mkdir()
         file = folder / "array.npy"
@@ -152,20 +126,20 @@ def _array_file(
         axes = json.loads(file.with_name("array.npy.json").read_text(encoding="utf-8"))
         yield np.load(file, mmap_mode="r"), axes
     finally:
-        _remove(folder)
+        remove_tree(folder)
 
 
 def _export_folder(store: str | os.PathLike[str], target: Path, site: str, layer: int | None) -> list[Path]:
     names = [f"{site}.npy", "rows.csv", "README.md"]
     columns = label_table(store)
-    with _complete_or_absent(target) as temporary:
-        temporary.mkdir()
+    with new_folder(target) as temporary:
         array = temporary / names[0]
         export_array(store, site=site, layer=layer, target=array)
         description = array.with_name(array.name + ".json")
         axes = json.loads(description.read_text(encoding="utf-8"))
         description.unlink()  # README.md has the same
-        write_rows(temporary / names[1], columns)
+        with (temporary / names[1]).open("wb") as file:
+            write_rows(file, columns)
         shape = np.load(array, mmap_mode="r").shape
         (temporary / names[2]).write_text(_readme(store, axes, shape, list(columns)), encoding="utf-8")
     return [target / name for name in names]
@@ -196,21 +170,23 @@ rows = pd.read_csv("rows.csv")
 """
 
 
-def _write_npz(path: Path, array: NDArray[Any], axes: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]) -> None:
+def _write_npz(
+    file: BinaryIO, array: NDArray[Any], axes: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]
+) -> None:
     """Write an npz file; the array is copied a few rows at a time."""
     members = {"stage": np.array(axes["stage"]), "token": np.array(axes["token"])}
     members |= {name: values.astype(str) if values.dtype.hasobject else values for name, values in columns.items()}
     if axes["site"] in members:
         raise InputError(f"a label column has the name of the site, {axes['site']!r}; export to .npy instead")
-    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        with archive.open(f"{axes['site']}.npy", "w", force_zip64=True) as file:
+    with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        with archive.open(f"{axes['site']}.npy", "w", force_zip64=True) as member:
             header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
-            np.lib.format.write_array_header_2_0(file, header)
+            np.lib.format.write_array_header_2_0(member, header)
             for _, _, values in _row_blocks(array):
-                file.write(np.ascontiguousarray(values).data)
+                member.write(np.ascontiguousarray(values).data)
         for name, values in members.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, values, allow_pickle=False)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
 
 
 def _row_blocks(array: NDArray[Any]) -> Iterator[tuple[int, slice, NDArray[Any]]]:
@@ -222,7 +198,7 @@ def _row_blocks(array: NDArray[Any]) -> Iterator[tuple[int, slice, NDArray[Any]]
 
 
 def _write_parquet(
-    path: Path, array: NDArray[Any], axes: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]
+    file: BinaryIO, array: NDArray[Any], axes: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]
 ) -> None:
     """Write one line for each stage, row and token; features of heads are flattened, in C order."""
     try:
@@ -255,7 +231,7 @@ def _write_parquet(
             if writer is None:
                 described = {"stratalens": json.dumps({**{k: axes[k] for k in ("site", "layer", "hook", "dims")}})}
                 schema = batch.schema.with_metadata(described)
-                writer = parquet.ParquetWriter(path, schema)
+                writer = parquet.ParquetWriter(file, schema)
             writer.write_table(batch.cast(writer.schema))
     finally:
         if writer is not None:

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,6 +27,8 @@ from stratalens.store.format import metadata
 from stratalens.store.integrity.data_checks import check_file, chunk_damage
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.provenance import mismatch
+from stratalens.store.storage.atomic_files import fsync_tree, new_folder
+from stratalens.store.storage.disk import convert_write_errors
 from stratalens.store.storage.resolve import is_url, storage_at
 
 if TYPE_CHECKING:
@@ -41,7 +44,9 @@ _EQUAL_FIELDS = ("block_size", "entities", "layers", "tokens", "groups", "labels
 def commit_stages(store: Path, repository: Path | icechunk.Storage) -> list[str]:
     """Commit every complete stage that the repository does not have.
 
-    Stages are committed in the order in which the store added them.
+    Stages are committed in the order in which the store added them. Icechunk does not fsync. In a local folder this
+    function does, at its end: a commit is durable once this returns. A loss of power during a commit may leave a
+    repository that does not open; remove it and commit again from the store.
 
     Args:
         store: folder or URL of a store.
@@ -57,6 +62,7 @@ def commit_stages(store: Path, repository: Path | icechunk.Storage) -> list[str]
         DamagedError: a file of the store differs from its checksum; its stage was not committed.
     """
     source = load(storage_at(store))
+    started = time.time_ns() - 10**9  # times of files are coarser than the clock
     repo = _repository(repository, create=True)
     committed = _committed_stages(repo, source)
     new = []
@@ -67,6 +73,9 @@ def commit_stages(store: Path, repository: Path | icechunk.Storage) -> list[str]
         committed.append(entry.name)
         _commit(repo, _with_stages(source, committed), index)
         new.append(entry.name)
+    if new and isinstance(repository, str | os.PathLike) and not is_url(os.fspath(repository)):
+        with convert_write_errors(pathlib.Path(repository)):
+            fsync_tree(pathlib.Path(repository), since=started)
     return new
 
 
@@ -144,7 +153,12 @@ def _open_repository(icechunk: Any, storage: Any, place: Any, *, create: bool) -
         return icechunk.Repository.open(storage)
     if not create:
         raise InputError(f"there is no icechunk repository at {place}: commit_stages(store, {str(place)!r}) makes one")
-    return icechunk.Repository.create(storage)
+    if not isinstance(place, str | os.PathLike) or is_url(os.fspath(place)):
+        return icechunk.Repository.create(storage)
+    # A killed creation would leave a folder in which no repository can be created.
+    with new_folder(pathlib.Path(place)) as temporary:
+        icechunk.Repository.create(icechunk.local_filesystem_storage(os.fspath(temporary)))
+    return icechunk.Repository.open(storage)
 
 
 def _committed_stages(repo: Any, source: Store) -> list[str]:

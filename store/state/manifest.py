@@ -135,6 +135,11 @@ class Store:
         """Number of the group of each variable."""
         return {v.name: number for number, group in enumerate(self.groups) for v in group}
 
+    @cached_property
+    def _alternate(self) -> frozenset[str]:
+        """The label columns of `alternate_label_files`; thousands of columns are looked up one by one."""
+        return frozenset(self.alternate_label_files)
+
     @property
     def label_chunk(self) -> int:
         """Number of labels in one chunk file."""
@@ -145,7 +150,7 @@ class Store:
 
         A column has two sets of file names; a change of labels writes to the set that is not in use.
         """
-        return f"{column}/{number}" if column in self.alternate_label_files else f"{column}/c.{number}"
+        return f"{column}/{number}" if column in self._alternate else f"{column}/c.{number}"
 
     def stage_index(self, name: str) -> int | None:
         """Return the position of a stage along the stage axis on disk, or None if it is not recorded."""
@@ -204,7 +209,7 @@ class Store:
                 {"ordered_categories": list(self.label_orders[name])} if name in self.label_orders else {}
             )
             documents[name] = metadata.label_metadata("entity", self.entities, self.label_chunk, dtype, attributes)
-            if name in self.alternate_label_files:
+            if name in self._alternate:
                 documents[name]["chunk_key_encoding"] = metadata.ALTERNATE_KEYS
         for name, layout in self.layouts.items():
             documents[name] = metadata.variable_metadata(layout, len(self.stages), self.entities)

@@ -136,6 +136,17 @@ class FileLock:
         return self._descriptor >= 0
 
 
+def try_flock(descriptor: int) -> bool:
+    """Lock an open file or folder exclusively without waiting; return whether that succeeded."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

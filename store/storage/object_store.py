@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from stratalens.store.errors import InputError, StratalensError
+from stratalens.store.errors import DamagedError, InputError, StratalensError
 from stratalens.store.storage.base import OBJECT_LIMIT, PRIVATE, TEMPORARY, Buffer, ByteRange, Kind
 from stratalens.store.storage.leases import LeaseLock
 from stratalens.store.storage.local_locks import wait_for_lock
@@ -120,14 +120,14 @@ class RemoteStorage:
     def _put(self, key: str, data: bytes) -> None:
         try:
             self._fs.pipe_file(self._at(key), data)
-        except OSError as error:
+        except Exception as error:  # clients raise their own errors, too
             raise self._failed("writing to", key, error) from error
 
     def create(self, key: str, data: bytes) -> bool:
         """Put an object unless the key exists; return whether it was put."""
         try:
             self._fs.pipe_file(self._at(key), data, mode="create")
-        except OSError as error:
+        except Exception as error:  # clients raise their own errors, too
             if self.get(key) is None:  # the object does not exist, so another writer was not the reason
                 raise self._failed("writing to", key, error) from error
         # A client that retries after a lost response gets its own object back.
@@ -147,7 +147,7 @@ class RemoteStorage:
                 self._fs.rm_file(self._at(key))
             except (FileNotFoundError, KeyError):
                 continue
-            except OSError as error:
+            except Exception as error:  # clients raise their own errors, too
                 raise self._failed("removing from", key, error) from error
 
     def remove_temporaries(self, own_only: bool) -> None:
@@ -155,13 +155,23 @@ class RemoteStorage:
 
     # -- reading ----------------------------------------------------------------------------
     def get(self, key: str, limit: int = OBJECT_LIMIT) -> bytes | None:
-        """Return the content of an object, or None if it does not exist."""
+        """Return the content of an object, or None if it does not exist.
+
+        One request asks for one byte more than `limit`, so a larger object is not read.
+        """
         try:
-            return cast("bytes", self._fs.cat_file(self._at(key)))
+            content = cast("bytes", self._fs.cat_file(self._at(key), start=0, end=limit + 1))
         except (FileNotFoundError, IsADirectoryError):
             return None
-        except OSError as error:
+        except Exception as error:  # clients raise their own errors, too
+            if self.size(key) == 0:  # S3 refuses every range of an empty object
+                return b""
             raise self._failed("reading", key, error) from error
+        if len(content) > limit:
+            raise DamagedError(
+                f"{self.path(key)} has more than the {limit} bytes that an object of its kind can have; it was not read"
+            )
+        return content
 
     def _entries(self, folder: str) -> dict[str, dict[str, Any]]:
         base = self._at(folder).rstrip("/")
@@ -169,7 +179,7 @@ class RemoteStorage:
             entries = self._fs.ls(base, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except OSError as error:
+        except Exception as error:  # clients raise their own errors, too
             raise self._failed("listing", folder, error) from error
         prefix = base.lstrip("/") + "/"
         named = [(entry["name"].strip("/"), entry) for entry in entries]
@@ -188,7 +198,7 @@ class RemoteStorage:
             return cast("dict[str, Any]", self._fs.info(self._at(key)))
         except FileNotFoundError:
             return None
-        except OSError as error:
+        except Exception as error:  # clients raise their own errors, too
             raise self._failed("reading", key, error) from error
 
     def size(self, key: str) -> int | None:
@@ -207,6 +217,8 @@ class RemoteStorage:
             return cast("datetime", self._fs.modified(self._at(key)))
         except FileNotFoundError:
             return None
+        except Exception as error:
+            raise self._failed("reading", key, error) from error
 
     def open_read(self, key: str) -> RemoteHandle:
         """Open an object for positioned reads; if it does not exist, the first read raises FileNotFoundError."""
@@ -221,7 +233,7 @@ class RemoteStorage:
             return cast("Sequence[bytes]", self._fs.cat_ranges(paths, starts, stops, on_error="raise"))
         except FileNotFoundError:
             raise
-        except OSError as error:
+        except Exception as error:  # clients raise their own errors, too
             size = self.size(key)
             if size is None or max(starts) < size:  # S3 refuses a range that starts after the end of the object
                 raise self._failed("reading", key, error) from error
@@ -250,7 +262,14 @@ class RemoteStorage:
         with wait_for_lock(lock, self.root, self.guards):
             yield
 
-    def _failed(self, action: str, key: str, error: OSError) -> StratalensError:
+    def _failed(self, action: str, key: str, error: Exception) -> StratalensError:
+        if isinstance(error, StratalensError):
+            return error
+        if type(error).__name__ in ("ParamValidationError", "NoCredentialsError", "PartialCredentialsError"):
+            return InputError(
+                f"{self.path(key)} cannot be used: {' '.join(str(error).split())}. Check the URL, and the credentials "
+                "and the endpoint in FSSPEC_S3 or in the environment variables of the service"
+            )
         return StratalensError(
             f"{action} {self.path(key)} failed: {error}. Committed data is safe; run the same call again to resume."
         )

@@ -84,9 +84,8 @@ def relabel(
             changed = changed_columns(current, stored, merged, orders)
             if not changed and not drop:
                 return {}
-            moved = {
-                name for name in current.label_types if (name in current.alternate_label_files) != (name in changed)
-            }
+            alternate = frozenset(current.alternate_label_files)
+            moved = {name for name in current.label_types if (name in alternate) != (name in changed)}
             relabelled = replace(
                 current,
                 label_types={name: labels.data_type(column) for name, column in merged.items()},

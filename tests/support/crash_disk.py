@@ -67,7 +67,7 @@ def _write(content: bytearray, write: tuple[Any, ...]) -> None:
 
 
 class Disk:
-    """A disk that begins with the files of a folder, all of them durable."""
+    """A disk that starts with the files of a folder, all of them durable."""
 
     def __init__(self, start: Path) -> None:
         self.top = Node(True)

@@ -33,10 +33,18 @@ class Recorder:
             ("open", number, key, create, truncate), ("write", number, offset or -1 for the end, bytes),
             ("truncate", number, size), ("fsync", number), ("fsync_folder", key), ("rename", key, key),
             ("link", key, key), ("unlink", key), ("mkdir", key), ("ack", name of a call that has returned).
+
+    Args:
+        root: the folder.
+        unseen: whether a library changes the folder without Python, as object stores on a disk do: it writes files
+            under temporary names, renames them, and never calls fsync. Its changes are taken from the tree before each
+            change that Python makes, in the order of the times of the files.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, unseen: bool = False) -> None:
         self.root = os.path.realpath(root)
+        self._unseen = unseen
+        self._tree: dict[str, bytes | None] = {}
         self.log: list[Operation] = []
         self._gate = threading.RLock()
         self._open: dict[int, Descriptor] = {}
@@ -45,7 +53,52 @@ class Recorder:
     def ack(self, what: str) -> None:
         """Note that a call has returned, so that a later crash must not undo it."""
         with self._gate:
+            self._catch_up()
             self.log.append(("ack", what))
+
+    def _catch_up(self) -> None:
+        """Log what the tree has that no change in the log has put there."""
+        if not self._unseen:
+            return
+        times, tree = self._scan()
+        self.log += [("mkdir", key) for key in sorted(tree) if tree[key] is None and key not in self._tree]
+        for key in sorted(times, key=lambda key: times[key]):
+            content = tree[key]
+            if content is not None and self._tree.get(key) != content:
+                self._count += 1
+                half = len(content) // 2
+                self.log += [
+                    ("open", self._count, f"{key}#1", True, True),
+                    ("write", self._count, 0, content[:half]),
+                    ("write", self._count, half, content[half:]),
+                    ("rename", f"{key}#1", key),
+                ]
+        self._tree = tree
+
+    def _scan(self) -> tuple[dict[str, int], dict[str, bytes | None]]:
+        times: dict[str, int] = {}
+        tree: dict[str, bytes | None] = {}
+        for folder, folders, files in os.walk(self.root):
+            tree |= {self._name(folder, name): None for name in folders}
+            for name in files:
+                path = f"{folder}/{name}"
+                number = self._real_open(path, os.O_RDONLY)
+                with io.FileIO(number) as file:
+                    tree[self._name(folder, name)] = file.readall()
+                    times[self._name(folder, name)] = os.fstat(number).st_ctime_ns
+        return times, tree
+
+    def _name(self, folder: str, name: str) -> str:
+        return f"{folder}/{name}"[len(self.root) + 1 :]
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Enclose a change that Python makes."""
+        with self._gate:
+            self._catch_up()
+            yield
+            if self._unseen:
+                self._tree = self._scan()[1]
 
     def _key(self, path: Any) -> str | None:
         """Return a path relative to the folder, or None if it is elsewhere."""
@@ -62,6 +115,9 @@ class Recorder:
         names = "open close write pwrite fsync fdatasync ftruncate rename replace unlink remove mkdir rmdir link"
         real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in names.split()}
         real_open = builtins.open
+        self._real_open = real["open"]
+        if self._unseen:
+            self._tree = self._scan()[1]
         patched = self._replacements(real, real_open)
         try:
             for name, function in patched.items():
@@ -73,13 +129,14 @@ class Recorder:
             for name, function in real.items():
                 setattr(os, name, function)
             builtins.open = io.open = real_open
+            self._catch_up()
 
     def _replacements(self, real: dict[str, Any], real_open: Callable[..., Any]) -> dict[str, Any]:
         def os_open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
             key = self._key(path) if dir_fd is None else None
             if key is None:
                 return int(real["open"](path, flags, mode, dir_fd=dir_fd))
-            with self._gate:
+            with self._change():
                 number = int(real["open"](path, flags, mode))
                 self._count += 1
                 is_folder = stat.S_ISDIR(os.fstat(number).st_mode)
@@ -103,6 +160,11 @@ class Recorder:
                     file.offset += count if offset is None else 0
                 return count
 
+        def seek(number: int, offset: int, whence: int) -> int:
+            with self._gate:
+                self._open[number].offset = os.lseek(number, offset, whence)
+                return self._open[number].offset
+
         def os_fsync(number: int) -> None:
             with self._gate:  # the real call would only cost time
                 if (file := self._open.get(number)) is not None:
@@ -117,7 +179,7 @@ class Recorder:
         def change(name: str, kind: str, paths: int = 1) -> Callable[..., None]:
             def call(*arguments: Any, **options: Any) -> None:
                 keys = [self._key(path) for path in arguments[:paths]]
-                with self._gate:
+                with self._change():
                     real[name](*arguments, **options)
                     if None not in keys and not any(options.values()):
                         self.log.append((kind, *keys))
@@ -128,7 +190,7 @@ class Recorder:
             if isinstance(file, int) or not set(mode) & set("wax+") or self._key(file) is None:
                 return real_open(file, mode, *arguments, **options)
             how = {"w": os.O_CREAT | os.O_TRUNC, "a": os.O_CREAT | os.O_APPEND, "x": os.O_CREAT | os.O_EXCL, "r": 0}
-            raw = RecordedFile(os_open(file, os.O_RDWR | how[mode.strip("bt+")], 0o666), os_write, os_close)
+            raw = RecordedFile(os_open(file, os.O_RDWR | how[mode.strip("bt+")], 0o666), os_write, seek, os_close)
             whole = io.BufferedWriter(raw)
             return whole if "b" in mode else io.TextIOWrapper(whole, options.get("encoding"))
 
@@ -152,13 +214,25 @@ class Recorder:
 
 
 class RecordedFile(io.RawIOBase):
-    """A file for sequential writing whose bytes the recorder sees."""
+    """A file for writing whose bytes the recorder sees."""
 
-    def __init__(self, number: int, write: Callable[[int, Any], int], close: Callable[[int], None]) -> None:
-        self._number, self._write, self._close = number, write, close
+    def __init__(
+        self,
+        number: int,
+        write: Callable[[int, Any], int],
+        seek: Callable[[int, int, int], int],
+        close: Callable[[int], None],
+    ) -> None:
+        self._number, self._write, self._seek, self._close = number, write, seek, close
 
     def writable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._seek(self._number, offset, whence)
 
     def fileno(self) -> int:
         return self._number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +14,19 @@ from unittest import mock
 
 import ml_dtypes
 import numpy as np
+import pandas as pd
 import xarray as xr
+import zarr
+from safetensors.numpy import load_file
 
 import stratalens as sl
 from stratalens.analyses.sweep import cache as sweep_cache
 from stratalens.store import open_store, relabel, verify_store
 from stratalens.store.errors import DamagedError, InputError
+from stratalens.store.format.checksum import crc32c
 from stratalens.store.format.schema import site_variable, statistic_variables
-from stratalens.store.interop.export import export_array
+from stratalens.store.interop.export_labels import export
+from stratalens.store.interop.icechunk import commit_stages, open_commits
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.storage.resolve import storage_at
 from stratalens.store.writing.create import create
@@ -173,6 +179,8 @@ class Scenario:
         act: the operation; it acknowledges what has returned. Called again after a crash, it has to finish.
         check: judges a folder after a crash, with the acknowledgements before it.
         files: contents that must be those of a run without a crash in the end.
+        unseen: whether a library without fsync makes changes that Python does not see. Then power is lost only after
+            the end of the operation, and kills come at any change.
     """
 
     name: str
@@ -180,9 +188,11 @@ class Scenario:
     act: Callable[[Path, Ack], None]
     check: Callable[[Path, Collection[str]], None]
     files: Callable[[Path], Mapping[str, bytes]] = contents
+    unseen: bool = False
 
 
 COMPLETE = ("created", *(f"complete {name}" for name in STAGES))
+EXPORTS = {"x.npy": ("x.npy.json", "x.csv"), "x.safetensors": ("x.csv",), "x.npz": (), "x.parquet": ()}
 NEW_STAGES, SPLIT = [f"n{i}" for i in range(ROWS)], [str(i) for i in range(ROWS)]
 
 
@@ -265,22 +275,104 @@ def uncompacted(root: Path) -> None:
         finished(root)
 
 
-def export(layer: int) -> Callable[[Path, Ack], None]:
+def export_to(name: str, layer: int) -> Callable[[Path, Ack], None]:
     def act(root: Path, ack: Ack) -> None:
-        export_array(store_of(root), site="resid_post", layer=layer, target=root / "x.npy")
+        export(store_of(root), root / name, site="resid_post", layer=layer)
         ack("exported")
 
     return act
 
 
-def check_export(root: Path, acks: Collection[str]) -> None:
-    stored, json_file = np.load(root / "x.npy"), root / "x.npy.json"
-    exported = [_layer(root, layer) for layer in range(LAYERS)]
-    layers = [layer for layer in range(LAYERS) if np.array_equal(stored, exported[layer])]
-    require(layers, "the exported array is no layer")
-    if json_file.exists():
-        require(json.loads(json_file.read_text())["layer"] in layers, "the JSON file describes another array")
-    require("exported" not in acks or (layers == [1] and json_file.exists()), "an export that returned is lost")
+def export_folder(root: Path, ack: Ack) -> None:
+    if (root / "layer1").is_dir():
+        return  # a folder that is complete is not replaced
+    export(store_of(root), root / "layer1", site="resid_post", layer=1)
+    ack("exported")
+
+
+def exported_files(root: Path) -> dict[str, bytes]:
+    """Return the exported folder; a second name of it that a loss of power leaves is not removed."""
+    return {key: content for key, content in contents(root).items() if not key.startswith(".layer1.part/")}
+
+
+def check_export(name: str, whole: Collection[str]) -> Callable[[Path, Collection[str]], None]:
+    """Return a check of an array, and that every file next to it belongs to it.
+
+    Args:
+        name: of the array file. The first export had layer 0 and the old labels, the second layer 1 and the new ones.
+        whole: names of all files of the export.
+    """
+
+    def check(root: Path, acks: Collection[str]) -> None:
+        path = root / name
+        values, place = _read_export(path), path.with_name(path.name + ".json")
+        exported = [_layer(root, layer) for layer in range(LAYERS)]
+        layers = [layer for layer in range(LAYERS) if np.array_equal(values, exported[layer])]
+        require(len(layers) == 1, "the exported array is no layer")
+        if place.exists():
+            facts = json.loads(place.read_text())
+            require(facts["layer"] == layers[0], "the JSON file describes another array")
+            require(facts["crc32c"] == f"{crc32c(path.read_bytes()):08x}", "the checksum is that of another array")
+        if (table := path.with_suffix(".csv")).exists():
+            expected = "\n".join(["trained_stage", *(NEW_STAGES if layers[0] else labels()["trained_stage"])])
+            stored = "\n".join(line.rpartition(",")[2] for line in table.read_text().splitlines())
+            require(stored == expected, "the table describes another array")
+        complete = layers[0] == 1 and all((root / file).exists() for file in whole)
+        require("exported" not in acks or complete, "an export that returned is lost")
+
+    return check
+
+
+def _read_export(path: Path) -> np.ndarray[Any, Any]:
+    if path.suffix == ".safetensors":
+        return np.asarray(load_file(path)["resid_post"])
+    if path.suffix == ".parquet":
+        column = pd.read_parquet(path)["resid_post"]
+        return np.stack(list(column)).reshape(len(STAGES), ROWS, 1, WIDTH)
+    stored = np.load(path)
+    return np.asarray(stored if path.suffix == ".npy" else stored["resid_post"])
+
+
+def check_folder(root: Path, acks: Collection[str]) -> None:
+    folder = root / "layer1"
+    require("exported" not in acks or folder.exists(), "an export that returned is lost")
+    if folder.exists() and any(folder.iterdir()):
+        names = sorted(path.name for path in folder.iterdir())
+        require(names == ["README.md", "resid_post.npy", "rows.csv"], f"the folder has {names}")
+        require(np.array_equal(np.load(folder / "resid_post.npy"), _layer(root, 1)), "the exported array is wrong")
+        require(len((folder / "rows.csv").read_text().splitlines()) == ROWS + 1, "the table is cut")
+
+
+def commit(root: Path, ack: Ack) -> None:
+    commit_stages(store_of(root), root / "run.icechunk")
+    ack("committed")
+
+
+def commit_one(root: Path) -> None:
+    record(store_of(root), stages=STAGES[:1])
+    commit(root, ignore)
+    finished(root)
+
+
+def check_commits(complete: Collection[str]) -> Callable[[Path, Collection[str]], None]:
+    def check(root: Path, acks: Collection[str]) -> None:
+        check_store(store_of(root), COMPLETE)
+        expected = STAGES if "committed" in acks else complete
+        try:
+            ds = open_commits(root / "run.icechunk")
+        except (InputError, FileNotFoundError, zarr.errors.GroupNotFoundError):
+            require(not expected, "a commit is lost")
+            return
+        stages = [str(name) for name in ds["stage"].values]
+        require(set(expected) <= set(stages), "a commit is lost")
+        store = load(storage_at(store_of(root)))
+        for name in stages:
+            for block in range(store.geometry.blocks):
+                rows = slice(*store.geometry.rows(block))
+                values = ds["resid_post"].sel(stage=name).transpose("layer", "entity", ...).values[:, rows]
+                require(np.array_equal(values, true_values("resid_post", name, block, store)), f"wrong {name}")
+
+    return check
 
 
 def _layer(root: Path, layer: int) -> np.ndarray[Any, Any]:
@@ -318,9 +410,13 @@ def scenarios() -> Iterator[Scenario]:
         finished(root)
         first_change(root, ignore)
 
-    def exported(root: Path) -> None:
-        finished(root)
-        export(0)(root, ignore)
+    def exported(name: str) -> Callable[[Path], None]:
+        def prepare(root: Path) -> None:
+            finished(root)
+            export_to(name, 0)(root, ignore)
+            relabelling({"trained_stage": NEW_STAGES})(root, ignore)
+
+        return prepare
 
     yield Scenario("create", nothing, create_store, checked())
     yield Scenario("record float32", nothing, recording(), checked())
@@ -343,5 +439,11 @@ def scenarios() -> Iterator[Scenario]:
         "stage/c.0",
     ):
         yield Scenario(f"repair {key}", damaged(key), repair, check_repair)
-    yield Scenario("export", exported, export(1), check_export)
+    for name, more in EXPORTS.items():
+        yield Scenario(f"export {name}", exported(name), export_to(name, 1), check_export(name, [name, *more]))
+    yield Scenario("export a folder", finished, export_folder, check_folder, exported_files)
     yield Scenario("cached results", finished, sweep, lambda root, acks: sweep(root, ignore), lambda root: {})
+    if importlib.util.find_spec("icechunk") is not None:
+        for title, prepare, complete in (("first", finished, ()), ("second", commit_one, STAGES[:1])):
+            check = check_commits(complete)
+            yield Scenario(f"icechunk, {title} commit", prepare, commit, check, lambda root: {}, unseen=True)

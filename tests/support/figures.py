@@ -32,6 +32,8 @@ FIGURES: dict[str, Callable[[], Any]] = {
     "layer_token_map": lambda: plots.layer_token_map(planted.projection(STAGES, 2)["r2"], "r2"),
     "direction_drift": lambda: plots.direction_drift(planted.probes(STAGES, 2, TOKEN)),
     "forgetting": lambda: plots.forgetting(planted.recorded_store(STAGES, 1, TOKEN)),
+    "dose_response": lambda: plots.dose_response(planted.effects(layers=2)),
+    "intervention_map": lambda: plots.intervention_map(planted.effects()),
     "loss_curves": lambda: plots.loss_curves(planted.losses(STAGES, 4)),
     "entity_scatter": lambda: plots.entity_scatter(planted.recorded_store(STAGES, 1, TOKEN)),
     "message": lambda: plots.stage_drift(planted.centroids(("model",), 1)),

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from stratalens.analyses.directions.effects import summarise_effects
+
 STAGES = ("base", "s1", "s2", "s3", "s4", "s5", "s6")
 TOKENS = ("entity_last", "last")
 
@@ -225,6 +227,28 @@ def recorded_store(
         },
         attrs={"site": "resid_post"},
     )
+
+
+def effects(
+    stages: Sequence[str] = ("s3",), layers: int = 4, doses: Sequence[float] = (-2.0, 1.0, 2.0), random: int = 20
+) -> xr.Dataset:
+    """Effects as of `intervene`: "acts" changes the outcome by .5 for each unit of dose in layer 2, "idle" nowhere."""
+    rng, rows, dose = np.random.default_rng(0), 12, np.array(doses)
+    size = np.zeros((len(stages), layers, 2))
+    size[:, min(2, layers - 1), 0] = 0.5
+    noise = 0.01 * rng.standard_normal((len(stages), layers, 2 + random, len(dose), rows)) * dose[:, None]
+    clean = rng.normal(3, 1, (len(stages), rows))
+    values = clean[:, None, None, None] + noise
+    values[:, :, :2] += size[..., None, None] * dose[:, None]
+    outcome = xr.DataArray(
+        values[:, :, :2],
+        dims=("stage", "layer", "direction", "dose", "entity"),
+        coords={"stage": _strings(stages), "layer": range(layers), "direction": ["acts", "idle"], "dose": dose},
+    )
+    attrs = {"kind": "steer" if len(dose) > 1 else "ablate", "outcome": "answer_loss", "unit": "nats per token"}
+    attrs |= {"site": "resid_post", "positions": "last", "null_kind": "of the same length"}
+    before = xr.DataArray(clean, dims=("stage", "entity"))
+    return summarise_effects(outcome, before, values[:, :, 2:], units=np.arange(rows), attrs=attrs)
 
 
 def losses(stages: Sequence[str] = STAGES, steps: int = 40) -> pd.DataFrame:

@@ -57,6 +57,7 @@ class TrainSettings(_Block):
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
+    packing: bool = False  # several texts a row, without attention between them and almost without padding
     # auto: bfloat16 mixed precision where the processor multiplies it in hardware, else float32
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     save: Literal["no", "epoch"] = "no"  # epoch: an interrupted stage resumes after its last complete epoch
@@ -111,6 +112,30 @@ class SelfReportSettings(_Block):
     batch_size: PositiveInt | None = None
 
 
+Dose = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class InterventionSettings(_Block):
+    """Steering and ablation along the recency axis; the outcomes are the self-report and contradicting answers."""
+
+    layers: tuple[NonNegativeInt, ...] | None = None  # None: the middle and the last block
+    positions: tuple[str, ...] = ("last", "entity_last")  # of record.positions; where the axis is made and applied
+    # in distances between the centroids of the first and the last group
+    doses: Annotated[tuple[Dose, ...], Field(min_length=1)] = (-4, -2, -1, 1, 2, 4)
+    null_doses: Annotated[tuple[Dose, ...], Field(min_length=2)] = (-2, 2)  # for directions without a meaning, too
+    random: Annotated[int, Field(ge=20)] = 20  # directions of each null
+
+    @model_validator(mode="after")
+    def _check_doses(self) -> InterventionSettings:
+        for name in ("layers", "positions", "doses", "null_doses"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"interventions.{name}: list each value once")
+        if 0 in (*self.doses, *self.null_doses):
+            raise ValueError("interventions: a dose of 0 changes nothing; leave it out")
+        return self
+
+
 def check_template_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names if each is a template.
 
@@ -144,6 +169,9 @@ class RecordSettings(_Block):
     positions: tuple[str, ...] = ("last", "entity_last")
     dtype: StoreDtype = "auto"
     stages: Literal["all", "ends"] = "all"  # ends: only the untrained and the last stage
+    # entities of each stage that are recorded at all stages; None: all. The untrained and the last stage are then also
+    # recorded with all entities, in ends.zarr, from which the headline numbers come
+    sample: Annotated[int, Field(ge=12)] | None = None
     statistics: bool = True
     # questions that every checkpoint answers, out of all answers: one of every entity, all of them, or none
     answers: Literal["one", "all", "none"] = "one"
@@ -160,6 +188,9 @@ class AnalysisSettings(_Block):
     sweep_permutations: NonNegativeInt = 200  # of the projection, at every stage, layer and token
     probe_permutations: NonNegativeInt = 200  # of the probes, for the headline numbers
     bins: Annotated[int, Field(ge=2)] = 5
+    statistic_sets: bool = False  # what each set of statistics leaves of the effect (controls.csv)
+    matching_bins: tuple[Annotated[int, Field(ge=2)], ...] = (2, 3, 5, 8)  # of each statistic, for statistic_sets
+    set_permutations: PositiveInt = 100  # labels drawn from the statistics, for statistic_sets
 
 
 class StudySettings(_Block):
@@ -185,6 +216,7 @@ class StudySettings(_Block):
     after: tuple[AfterSettings, ...] = ()
     self_report: SelfReportSettings | None = None
     conflict: ConflictSettings | None = None
+    interventions: InterventionSettings | None = None
     record: RecordSettings = RecordSettings()
     analysis: AnalysisSettings = AnalysisSettings()
     # weights that a finished run keeps: of all checkpoints, of the last ones, or of none; the run removes the others
@@ -206,6 +238,8 @@ class StudySettings(_Block):
         for key, pair in (("self_report", reported), ("conflict", contradicted)):
             if len(set(pair)) < len(pair):
                 raise ValueError(f"{key}.stages: give two different stages, not {pair[0]!r} twice")
+        if self.interventions is not None:
+            self._check_interventions(self.interventions)
         order = [self.stage_names.index(name) for name in contradicted if name in self.stage_names]
         if order != sorted(order):
             raise ValueError(f"conflict.stages: {', '.join(contradicted)} are not in training order; swap them")
@@ -214,6 +248,20 @@ class StudySettings(_Block):
             if name not in self.stage_names:
                 raise ValueError(f"there is no stage {name!r}: {suggest(name, self.stage_names)}")
         return self
+
+    def _check_interventions(self, own: InterventionSettings) -> None:
+        if self.self_report is None and self.conflict is None:
+            raise ValueError(
+                "interventions: they change the self-report and contradicting answers; add self_report or conflict"
+            )
+        if "resid_post" not in self.record.sites:
+            raise ValueError("interventions: the axis is made from resid_post; add it to record.sites")
+        for position in own.positions:
+            if position not in self.record.positions:
+                raise ValueError(
+                    f"interventions.positions: {position!r} is not recorded: "
+                    f"{suggest(position, self.record.positions)}; add it to record.positions"
+                )
 
     @property
     def stage_names(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ Row = dict[str, Any]
 INNER_ORDER = "rank correlation of held-out centroids without the ends of the axis"
 # Order of all stages; its p is under permuted labels, whose null is that the stages do not differ.
 ORDER = "rank correlation of held-out centroids"
+STEP_COSINE = "mean cosine of successive steps between centroids"
 LEAST_ORDERS = 20  # with fewer orders, no order can have p <= .05
 ROW_KEYS = ("stage", "layer", "token", "value", "low", "high", "null", "p", "n", "site")
 
@@ -167,6 +168,42 @@ def _describe_order(row: Mapping[str, Any]) -> str:
         else "no evidence that stages differ"
     )
     return _describe_row(row, f"{verdict} (this p says nothing about their order)", "permuted labels")
+
+
+def describe_steps(results: Mapping[str, xr.Dataset]) -> list[str]:
+    """Describe the straightness of the expected centroids and the angles of their steps, one sentence a place.
+
+    Args:
+        results: results of `stratalens.project`: plane (last block) and norm plane (after the final norm), if present.
+    """
+    sentences = []
+    for key, where in (("plane", "at the last block"), ("norm plane", "after the final norm")):
+        plane = results.get(key)
+        if plane is None or "step_cosine" not in plane:
+            continue
+        here = plane.squeeze()
+        text = f"Straightness {where}, without the noise of centroids: "
+        names = ("r2_corrected", "step_cosine_mean")
+        value, cosine = (
+            {"value": float(here[name]), "low": float(here[f"{name}_low"]), "high": float(here[f"{name}_high"])}
+            for name in names
+        )
+        if math.isfinite(value["value"]):
+            text += f"a straight line explains {format_estimate(value)} of the squared distances between stages."
+        else:
+            text += "not known, because most of the distances between the centroids is noise."
+        if math.isfinite(cosine["value"]):
+            text += f" The mean cosine of successive steps is {format_estimate(cosine)}; 1 is straight on."
+        known = [str(name) for name in here.group.values if math.isfinite(float(here.step_cosine.sel(group=name)))]
+        if known:
+            angles = (math.degrees(math.acos(float(here.step_cosine.sel(group=name)))) for name in known)
+            listed = ", ".join(f"{angle:z.0f} at {name}" for angle, name in zip(angles, known, strict=True))
+            text += f" The path turns by these angles in degrees: {listed}."
+        missing = len(here.group) - 2 - len(known)
+        if missing:
+            text += f" At {missing} stages a step is too short for an angle."
+        sentences.append(text)
+    return sentences
 
 
 def _describe_row(row: Mapping[str, Any], verdict: str, null_name: str = "shuffled labels") -> str:

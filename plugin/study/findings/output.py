@@ -16,7 +16,15 @@ from stratalens.analyses.stats.quantiles import statistic_quantiles
 from stratalens.plugin.progress import PhaseProgress, format_duration
 from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.findings.analyses import BY, Findings
-from stratalens.plugin.study.findings.headline import INNER_ORDER, ORDER, Row, describe_headline, headline_row
+from stratalens.plugin.study.findings.headline import (
+    INNER_ORDER,
+    ORDER,
+    STEP_COSINE,
+    Row,
+    describe_headline,
+    describe_steps,
+    headline_row,
+)
 from stratalens.plugin.study.recording.stores import STORE
 from stratalens.store.files import write_text_atomic
 from stratalens.store.state.info import info
@@ -26,6 +34,8 @@ PROJECTION_ROWS = (  # variable, name and chance level
     ("rank_correlation", ORDER, 0.0),
     ("exact_order", "share of splits in exact training order", None),
     ("r2", "straightness (r2) of held-out centroids", None),
+    ("r2_corrected", "straightness (r2) of centroids without noise", None),
+    ("step_cosine_mean", STEP_COSINE, None),
 )
 
 
@@ -53,10 +63,10 @@ def headline_rows(findings: Findings, ds: xr.Dataset, settings: StudySettings) -
                     rows.append(headline_row(name + norm + suffix, result, "accuracy", n, 0.5, **place))
             plane = results.get(prefix + "plane" + suffix)
             if plane is not None:
-                rows += [
-                    headline_row(name + norm + suffix, plane, variable, everyone, chance, **place)
-                    for variable, name, chance in PROJECTION_ROWS
-                ]
+                for variable, name, chance in PROJECTION_ROWS:
+                    rows.append(headline_row(name + norm + suffix, plane, variable, everyone, chance, **place))
+                    if f"{variable}_null" not in plane and chance is None:
+                        rows[-1]["null"] = None  # permuted labels leave no distances to measure
     place = {"stage": final, "layer": block, "token": token}
     alone = "first v last accuracy from norms, losses and confidence alone"
     regressed_out = "first v last accuracy with norms, losses and confidence regressed out"
@@ -141,12 +151,18 @@ class FinishedSeed:
                 results,
                 folder / "report.html",
                 store_info={**info(str(store)), **self.model},
-                numbers=[*describe_headline(rows, self.settings.stages), *self.findings.sentences],
+                numbers=[
+                    *describe_headline(rows, self.settings.stages),
+                    *describe_steps(self.findings.headline),
+                    *self.findings.sentences,
+                ],
                 notes=(*self.limits, *notes),
                 title="Do the activations of a model encode its training order?",
                 quick=smoke_test,
                 highlights=highlights,
             )
+            for name, table in self.findings.tables.items():
+                write_text_atomic(self.folder / name, table.to_csv(index=False))
             summary = write_text_atomic(folder / "summary.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
         seconds = {name: round(value, 1) for name, value in self.progress.seconds.items()}
         (self.folder / "seconds.json").write_text(json.dumps(seconds) + "\n", encoding="utf-8")

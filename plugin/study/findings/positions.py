@@ -9,8 +9,13 @@ import xarray as xr
 
 import stratalens as sl
 from stratalens.plugin.study.config.settings import AfterSettings, StudySettings
-from stratalens.plugin.study.findings.analyses import BY, Findings, select_template
+from stratalens.plugin.study.findings.analyses import BY, SITE, Findings, select_template
 from stratalens.plugin.study.findings.headline import Row, headline_row, make_row
+from stratalens.plugin.study.findings.statistic_sets import (
+    describe_statistic_sets,
+    measure_statistic_sets,
+    statistic_set_rows,
+)
 
 
 def add_token_results(findings: Findings, wide: xr.Dataset, settings: StudySettings) -> None:
@@ -62,6 +67,13 @@ def add_token_results(findings: Findings, wide: xr.Dataset, settings: StudySetti
                 if row["value"] is not None
             )
             sentence += f" Controls on {test!r}: {listed}."
+            if a.statistic_sets:
+                table = measure_statistic_sets(block.sel(token=token), settings, test={"template": test})
+                findings.rows += statistic_set_rows(table, f", template {test}", n, site=SITE, token=token[0], **place)
+                findings.sentences.append(
+                    describe_statistic_sets(table, f"template {test!r}, on which nothing was fitted")
+                )
+                findings.tables[f"controls-{test}.csv"] = table
     findings.sentences.append(sentence)
 
 

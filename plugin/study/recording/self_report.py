@@ -23,7 +23,7 @@ from stratalens.plugin.compat import eager_attention
 from stratalens.plugin.study.config.settings import UNTRAINED, SelfReportSettings, StudySettings
 from stratalens.plugin.study.config.templates import GROUP_ANSWERS
 from stratalens.plugin.study.corpus.corpus import Corpus
-from stratalens.plugin.study.corpus.questions import split_for_self_report
+from stratalens.plugin.study.corpus.questions import SelfReportSplit, split_for_self_report
 from stratalens.plugin.study.recording.answers import answer_log_probabilities
 from stratalens.plugin.study.training.checkpoints import RECORD, require_weights
 from stratalens.plugin.study.training.lora import ensure_adapter, load_stage
@@ -71,20 +71,9 @@ def run_self_report(
         if earlier.get("identity") == identity:
             return earlier
     halves = split_for_self_report(corpus, stages, settings.seed)
-    shuffled = np.random.default_rng([5, settings.seed]).permutation(halves.taught_group)
-    starts = {
-        "true": (last, halves.taught_group),
-        "shuffled": (last, shuffled),
-        "untrained": (UNTRAINED, halves.taught_group),
-    }
-    scratch = folder / ".self-report.trainer"
     conditions: dict[str, list[dict[str, Any]]] = {}
-    for number, (condition, (start, groups)) in enumerate(starts.items(), 1):
-        require_weights(checkpoints[start], "the self-report")
-        model, tokenizer = load_stage(checkpoints[start], checkpoints[UNTRAINED])
-        if settings.train.method == "lora":
-            model = ensure_adapter(model, settings.train.lora, settings.seed, checkpoints[UNTRAINED])
-        teach_groups(model, tokenizer, halves.taught, groups, settings, own, scratch, number, progress)
+    for condition in CONDITIONS:
+        model, tokenizer = teach_condition(condition, settings, halves, checkpoints, folder, progress)
         scores = group_log_odds(model, tokenizer, [prompt for _, prompt in halves.asked])
         conditions[condition] = [
             {"entity_id": entity, "group": int(group), "score": round(float(score), 5)}
@@ -93,6 +82,44 @@ def run_self_report(
     report = {"identity": identity, "stage": last, "groups": list(stages), "conditions": conditions}
     write_text_atomic(target, json.dumps(report, indent=1) + "\n")
     return report
+
+
+def teach_condition(
+    condition: str,
+    settings: StudySettings,
+    halves: SelfReportSplit,
+    checkpoints: Mapping[str, Path],
+    folder: Path,
+    progress: ProgressFunction | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Fine-tune a model under one condition.
+
+    Args:
+        condition: one of `CONDITIONS`.
+        settings: the settings of the study.
+        halves: the taught and the asked entities.
+        checkpoints: {stage: folder}.
+        folder: of the run, for the files of the Trainer.
+        progress: called after every step.
+
+    Returns:
+        The fine-tuned model and its tokenizer; the same in every call.
+    """
+    own = settings.self_report
+    assert own is not None
+    start = UNTRAINED if condition == "untrained" else settings.stage_names[-1]
+    groups = halves.taught_group
+    if condition == "shuffled":
+        groups = np.random.default_rng([5, settings.seed]).permutation(groups)
+    require_weights(checkpoints[start], "the self-report")
+    model, tokenizer = load_stage(checkpoints[start], checkpoints[UNTRAINED])
+    if settings.train.method == "lora":
+        model = ensure_adapter(model, settings.train.lora, settings.seed, checkpoints[UNTRAINED])
+    number = CONDITIONS.index(condition) + 1
+    teach_groups(
+        model, tokenizer, halves.taught, groups, settings, own, folder / ".self-report.trainer", number, progress
+    )
+    return model, tokenizer
 
 
 def teach_groups(

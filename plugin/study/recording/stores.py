@@ -1,4 +1,9 @@
-"""The stores of a study: all stages, the last stage at more tokens and templates, and contradicted entities."""
+"""The stores of a study.
+
+run.zarr has all stages, of a sample of the entities if the settings say so; ends.zarr then has the untrained and the
+last stage of all entities. last.zarr has the last stage at more tokens and templates, conflict.zarr contradicted
+entities.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +21,14 @@ import xarray as xr
 import stratalens as sl
 from stratalens.plugin.progress import PhaseProgress, suppress_progress_bars
 from stratalens.plugin.stages.stage import Stage
-from stratalens.plugin.study.config.settings import StudySettings
+from stratalens.plugin.study.config.settings import UNTRAINED, StudySettings
 from stratalens.plugin.study.corpus.conflicts import ContradictedEntity, conflict_prompts
 from stratalens.plugin.study.corpus.corpus import Corpus
 from stratalens.plugin.study.training.checkpoints import has_weights, require_weights
 from stratalens.store.errors import LabelWarning
 
 STORE = "run.zarr"
+ENDS_STORE = "ends.zarr"
 LAST_STORE = "last.zarr"
 CONFLICT_STORE = "conflict.zarr"
 
@@ -42,6 +48,24 @@ class StorePlan:
     prompts: pd.DataFrame
     options: dict[str, Any]
     run: tuple[str, ...]
+
+
+def sample_prompts(prompts: pd.DataFrame, entities: int | None) -> pd.DataFrame:
+    """Select the prompts of the first entities of each stage; their partition into stages is random.
+
+    Args:
+        prompts: prompts with the columns trained_stage and entity_id.
+        entities: number of entities of each stage; None takes all.
+
+    Example:
+        >>> frame = pd.DataFrame({"trained_stage": ["s1", "s1", "s2"], "entity_id": ["a", "b", "c"]})
+        >>> sample_prompts(frame, 1)["entity_id"].tolist()
+        ['a', 'c']
+    """
+    if entities is None:
+        return prompts
+    first = prompts.drop_duplicates("entity_id").groupby("trained_stage", sort=False, observed=True).head(entities)
+    return prompts[prompts["entity_id"].isin(first["entity_id"])].reset_index(drop=True)
 
 
 def recorded_stages(settings: StudySettings, checkpoints: Mapping[str, Path]) -> dict[str, Path]:
@@ -67,12 +91,18 @@ def plan_stores(
         checkpoints: {stage: folder} of all checkpoints so far, in order.
 
     Returns:
-        {name of the store: plan}: all stages on the prompts of `record.templates`, the last stage as `record.last`
-        says, and contradicted entities at every checkpoint, if there are any.
+        {name of the store: plan}: all stages on the prompts of `record.templates`, the ends on those of all entities
+        if `record.sample` leaves some out, the last stage as `record.last` says, and contradicted entities at every
+        checkpoint, if there are any.
     """
     record, final, run = settings.record, settings.stage_names[-1], tuple(checkpoints)
     options = record.model_dump(include={"sites", "positions", "dtype", "statistics"})
-    plans = {STORE: StorePlan(recorded_stages(settings, checkpoints), corpus.prompts(), options, run)}
+    prompts = corpus.prompts()
+    sample = sample_prompts(prompts, record.sample)
+    plans = {STORE: StorePlan(recorded_stages(settings, checkpoints), sample, options, run)}
+    if len(sample) < len(prompts):
+        ends = {name: checkpoints[name] for name in (UNTRAINED, final) if name in checkpoints}
+        plans[ENDS_STORE] = StorePlan(ends, prompts, options, run)
     if record.last is not None and final in checkpoints:
         options = record.last.model_dump(include={"sites", "positions", "dtype"})
         options["statistics"] = record.statistics  # for the controls

@@ -42,6 +42,8 @@ def stage_identity(
     train = settings.model_dump(mode="json")
     if settings.method == "full":  # checkpoints from before train.method existed stay valid
         del train["method"], train["lora"]
+    if not settings.packing:  # as do those from before train.packing
+        del train["packing"]
     identity = {"corpus": digest.hexdigest(), "seed": seed, "base": json.loads(json.dumps(dict(base))), "train": train}
     return {**identity, "stage_epochs": dict(stage_epochs)} if stage_epochs else identity
 
@@ -55,6 +57,8 @@ def course_identity(identity: Mapping[str, Any], course: Course) -> dict[str, An
     """
     digest = hashlib.sha256("\0".join(course.texts).encode()).hexdigest()
     settings = course.settings.model_dump(mode="json")
+    if not course.settings.packing:  # checkpoints from before train.packing existed stay valid
+        del settings["packing"]
     return {**identity, "after": {"texts": digest, "parts": len(course.checkpoints), **settings}}
 
 

@@ -6,12 +6,11 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,7 +22,8 @@ from transformers import (
 
 from stratalens.plugin.compat import cpu_has_avx512_bf16
 from stratalens.plugin.study.config.settings import TrainSettings
-from stratalens.store.errors import StratalensError
+from stratalens.plugin.study.training.packing import collate_packed, collate_padded
+from stratalens.store.errors import InputError, StratalensError
 
 
 class DivergedError(StratalensError):
@@ -65,7 +65,7 @@ def make_trainer(
     device: str | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Trainer:
-    """Set up a Trainer that batches texts of similar length, so that padding is small.
+    """Set up a Trainer. Batches have texts of similar length; packed batches (`settings.packing`) have any texts.
 
     Args:
         model: the model to train.
@@ -77,8 +77,17 @@ def make_trainer(
         device: None takes a GPU if there is one.
         prompts: one for every text; the loss is then over the tokens after the
             prompt only. None takes the loss over every token.
+
+    Raises:
+        InputError: packed texts are longer than the attention window of the model.
     """
     ids = tokenizer(list(texts))["input_ids"]
+    window, longest = getattr(model.config, "sliding_window", None), max(map(len, ids))
+    if settings.packing and window is not None and longest > window:
+        raise InputError(
+            f"train.packing: a text has {longest} tokens, and this model attends to the last {window} only, which the "
+            "mask of packed texts does not represent. Set train.packing: false."
+        )
     starts = [0] * len(ids)
     if prompts is not None:
         heads = tokenizer(list(prompts))["input_ids"]
@@ -89,11 +98,13 @@ def make_trainer(
     ]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and has_bfloat16_hardware(device))
-    grouped: dict[str, Any] = (
-        {"train_sampling_strategy": "group_by_length"}
-        if "train_sampling_strategy" in inspect.signature(TrainingArguments).parameters
-        else {"group_by_length": True}
-    )
+    grouped: dict[str, Any] = {}
+    if not settings.packing:  # packed rows need no texts of equal length, so every batch has all kinds of questions
+        grouped = (
+            {"train_sampling_strategy": "group_by_length"}
+            if "train_sampling_strategy" in inspect.signature(TrainingArguments).parameters
+            else {"group_by_length": True}
+        )
     optimizers = {"adafactor": "adafactor", "adamw": "adamw_torch", "sgd": "sgd"}
     arguments = TrainingArguments(
         output_dir=str(scratch),
@@ -121,14 +132,7 @@ def make_trainer(
     )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
-    def collate(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-        tokens, labels = ([torch.tensor(row[key]) for row in examples] for key in ("input_ids", "labels"))
-        return {
-            "input_ids": pad_sequence(tokens, batch_first=True, padding_value=pad),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
-        }
-
+    collate = partial(collate_packed if settings.packing else collate_padded, pad=pad)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
     trainer.remove_callback(PrinterCallback)  # it prints every loss to standard output
     return trainer

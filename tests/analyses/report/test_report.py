@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from stratalens.analyses.plots.forgetting import forgetting_table
 from stratalens.analyses.report.report import report
 from stratalens.analyses.stats.quantiles import statistic_quantiles
 from stratalens.store.errors import InputError
-from support.results import planted_results, store_info
+from support.results import effects, planted_results, store_info
 
 TITLES = [
     "Is there an order?",
@@ -104,6 +105,19 @@ def test_figures_of_one_kind_have_different_ids_and_the_untrained_model_is_separ
     assert words in said["fig-forgetting-forgetting"][0]
     ids = re.findall(r' id="([^"]*)"', page.split("<script")[0])
     assert len(ids) == len(set(ids))
+
+
+def test_interventions_have_a_section_with_their_verdicts(tmp_path: Path) -> None:
+    steered, ablated = effects(), effects(doses=(1.0,), layers=1)
+    page = write(tmp_path, {"interventions": {"steer": steered, "ablate": ablated}})
+    said = sentences(page)
+    assert "0 of 20 random directions are as strong" in " ".join(said["fig-interventions-dose-response"])
+    assert "fig-interventions-dose-response-nr-2" in said
+    assert "&#39;acts&#39; at" in page or "'acts' at" in page
+    assert "fig-interventions-intervention-map-nr-2" not in page  # one layer has no map
+    for line in [*steered.attrs["verdict"].splitlines(), *ablated.attrs["verdict"].splitlines()]:
+        assert html.unescape(page).count(line) == 1
+    assert "Does the model use it?" not in write(tmp_path, {})
 
 
 def test_headline_numbers_are_not_among_the_limitations(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from stratalens.analyses.plots.forgetting import forgetting_table
 from stratalens.analyses.report.report import report
 from stratalens.analyses.report.sections import build_sections
 from stratalens.analyses.stats.quantiles import statistic_quantiles
-from support.results import planted_results, store_info
+from support.results import effects, planted_results, store_info
 
 ENDS = (("", 0.0), ("_low", -0.01), ("_high", 0.01))
 
@@ -22,6 +22,7 @@ def test_labels_of_axes_fit_their_figures() -> None:
     store = results.pop("store")
     results["statistics"] = statistic_quantiles(store)
     results["forgetting"] = {"answer_loss": forgetting_table(store, statistic="answer_loss")}
+    results["interventions"] = {"axis": effects()}
     specs = [figure.spec for section in build_sections(results) for figure in section.figures]
     assert len(specs) > 12
     for spec in specs:  # in letters of six pixels; a phone leaves 290 pixels next to the ticks

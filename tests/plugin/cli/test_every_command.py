@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from typer.main import get_command
@@ -35,6 +36,10 @@ TABLE: dict[str, tuple[list[str], set[str]]] = {
     "verify": (["STORE"], {"ok", "damaged", "missing"}),
     "analyze": (["STORE", "--verbs", "centroids", "-o", "OUT/results"], {"store", "folder", "results"}),
     "report": (["STORE", "--permutations", "0", "-o", "OUT/report.html"], {"store", "report", "bytes"}),
+    "steer": (
+        ["STORE", "--prompts", "OUT/answers.csv", "--stage", "s3", "--layer", "1", "--random", "2", "-o", "OUT/e.zarr"],
+        {"store", "effects", "verdict"},
+    ),
     "export": (
         ["STORE", "--site", "resid_post", "--layer", "1", "--to", "OUT/a.npy"],
         {"store", "site", "layer", "file", "files", "bytes"},
@@ -70,6 +75,8 @@ def words(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     """A function that returns the command line of a command in the table, with paths filled in."""
     out = tmp_path_factory.mktemp("out")
     np.save(out / "x.npy", np.ones((3, 36, 4), np.float32))
+    answers = pd.read_csv(recorded.parent / "prompts.csv").assign(answer=" me")
+    answers.to_csv(out / "answers.csv", index=False)
     study = out / "study.yaml"
     study.write_text(yaml.safe_dump({"model": str(save_base(out / "base")), **SMALL}))
     places = {"STORE": recorded, "RUN": recorded.parent / "run.yaml", "STUDY": study, "OUT": out}

@@ -12,6 +12,7 @@ from stratalens.plugin.study.config.settings import (
     AnalysisSettings,
     ConflictSettings,
     EntitiesSettings,
+    InterventionSettings,
     LastSettings,
     LoraSettings,
     RecordSettings,
@@ -21,6 +22,7 @@ from stratalens.plugin.study.config.settings import (
     read_settings,
 )
 from stratalens.plugin.study.forecast import flatten_forecast, forecast_study
+from stratalens.plugin.study.recording.interventions import read_interventions
 from stratalens.plugin.study.run import run_study
 from stratalens.store.state.info import info
 from support.tiny_study import save_base
@@ -54,6 +56,7 @@ def settings(tmp_path_factory):
         after=(AfterSettings(name="mixed", epochs=2, checkpoints=2), AfterSettings(name="again", train_on=("s1",))),
         self_report=SelfReportSettings(epochs=1),
         conflict=ConflictSettings(stages=("s1", "s3"), entities=6),
+        interventions=InterventionSettings(layers=(0,), positions=("last",), doses=(1,), null_doses=(-1, 1)),
         record=RecordSettings(last=LastSettings(templates=("who", "mean"), positions=("last", "-2", "entity_last"))),
         analysis=ANALYSIS,
     )
@@ -93,6 +96,10 @@ def test_the_report_and_the_summary_cover_all_results(done):
         "first v last accuracy on template mean from probes of the others, matched on these: matched",
         "answer accuracy",
         "answer accuracy, entities of s1",
+        "self-report: change per dose of the recency axis",
+        "self-report of shuffled groups: change per dose of the recency probe",
+        "self-report: accuracy with the recency axis ablated",
+        "contradictions: change per dose of the recency axis",
         "rank correlation of recency score and answer accuracy within stages",
         "rank correlation of recency score and answer loss within stages, prompt loss partialled out",
     ):
@@ -106,6 +113,7 @@ def test_the_report_and_the_summary_cover_all_results(done):
         "Contradictions:",
         "Tokens of the prompt</h2>",
         "Forgetting</h2>",
+        "Does the model use it?</h2>",
     ):
         assert words in page, words
     assert {row["stage"] for row in rows if row["name"] == "early v late accuracy"} == {"s3"}
@@ -134,6 +142,18 @@ def test_contradicted_entities_are_taught_both_answers_and_are_in_no_stage(done)
     at = ds.sel(stage="s2").answer_loss.values
     prefers = at[ds.which.values == "first"] - at[ds.which.values == "second"]
     np.testing.assert_allclose(table[table.stage == "s2"]["later_answer"], prefers, rtol=1e-5)
+
+
+def test_interventions_start_from_the_answers_of_the_self_report(done):
+    report = json.loads((done.folder / "self-report.json").read_text())
+    results = read_interventions(done.folder)
+    for condition, file in (("true", "self_report"), ("shuffled", "shuffled_report")):
+        steer = results.jobs[f"{file}-layer0-last-doses"].load()
+        score = {answer["entity_id"]: answer["score"] for answer in report["conditions"][condition]}
+        expected = [score[name] for name in steer.entity_id.values.astype(str)]
+        np.testing.assert_allclose(steer.clean.values[0], expected, atol=2e-4)
+    contradictions = results.jobs["contradictions-layer0-last-doses"]
+    assert set(contradictions.entity_id.values.astype(str)) == {f"c{number:05d}" for number in range(6)}
 
 
 def test_a_second_run_trains_and_records_nothing(settings, done):

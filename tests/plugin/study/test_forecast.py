@@ -45,6 +45,19 @@ def test_a_forecast_from_a_sample_is_that_of_all_entities(settings, monkeypatch)
     )
 
 
+def test_a_forecast_counts_both_stores_of_a_run_with_a_sample(settings, monkeypatch):
+    record = RecordSettings(positions=("last",), sample=12)
+    sampled = settings.model_copy(update={"entities_per_stage": 14, "record": record})
+    whole = forecast_study(sampled)
+    rows = {name: store["rows"] for name, store in whole["stores"].items()}
+    assert rows == {"run.zarr": 4 * 36, "ends.zarr": 2 * 42}
+    monkeypatch.setattr(forecasting, "MAX_ENTITIES", 5)
+    monkeypatch.setattr(forecasting, "SAMPLED_ENTITIES", 7)
+    part = forecast_study(sampled)
+    assert {name: store["rows"] for name, store in part["stores"].items()} == rows
+    assert part["store_bytes"] == whole["store_bytes"]
+
+
 def test_a_preset_for_a_gpu_is_refused_without_one(settings, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert get_preset("paper").gpu

@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 
 import stratalens as sl
-from stratalens.plugin.study.config.settings import AnalysisSettings, RecordSettings, StudySettings, TrainSettings
+from stratalens.plugin.study.config.settings import (
+    AnalysisSettings,
+    InterventionSettings,
+    RecordSettings,
+    SelfReportSettings,
+    StudySettings,
+    TrainSettings,
+    read_settings,
+)
 from stratalens.plugin.study.recording.stores import with_order_of_run
-from stratalens.plugin.study.run import run_study
+from stratalens.plugin.study.run import _claim_folder, run_study
 from stratalens.store.errors import InputError
 from support.tiny_study import save_base
 
@@ -102,8 +110,39 @@ def test_other_settings_in_the_same_folder_are_refused(settings, done):
         run_study(settings, done.folder, resume=False)
 
 
+def test_interventions_are_added_to_a_finished_run_and_stay(settings, tmp_path):
+    plain = settings.model_copy(update={"self_report": SelfReportSettings()})
+    more = plain.model_copy(update={"interventions": InterventionSettings()})
+    _claim_folder(tmp_path / "out", plain, True)
+    _claim_folder(tmp_path / "out", more, True)
+    assert read_settings(tmp_path / "out" / "run.yaml") == more
+    with pytest.raises(InputError, match="interventions was"):
+        _claim_folder(tmp_path / "out", plain, True)
+    with pytest.raises(InputError, match="seed was 0, now 1"):
+        _claim_folder(tmp_path / "out", more.model_copy(update={"seed": 1}), True)
+
+
 def test_a_folder_with_other_things_is_left_alone(settings, tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(InputError, match=r"no run\.yaml"):
         run_study(settings, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_sample_is_recorded_at_all_stages_and_all_entities_at_the_ends(settings, tmp_path):
+    """The headline numbers come from all entities, also if weights are removed after every stage."""
+    record = RecordSettings(positions=("last",), sample=12)
+    analysis = ANALYSIS.model_copy(update={"statistic_sets": True, "matching_bins": (2,), "set_permutations": 5})
+    sampled = settings.model_copy(update={"record": record, "keep_checkpoints": "last", "analysis": analysis})
+    done = run_study(sampled, tmp_path / "out", quiet=True)
+    ds, ends = sl.open_store(done.store), sl.open_store(done.folder / "ends.zarr")
+    assert ds.sizes["entity"] == 36
+    assert (ends.sizes["entity"], ends.stage.values.tolist()) == (48, ["untrained", "s3"])
+    assert set(ds.entity_id.values) < set(ends.entity_id.values)
+    assert bool(ds.recorded.all() & ends.recorded.all())
+    rows = {row["name"]: row for row in json.loads(done.summary.read_text())}
+    last = with_order_of_run(ends, ("untrained", "s1", "s2", "s3")).sel(stage=["s3"], token=["last"]).isel(layer=[-1])
+    probes = sl.probe(last, target="trained_stage", pairs=[("s1", "s3")], C=0.1, folds=5, seed=0, progress=False)
+    assert rows["first v last accuracy"]["value"] == pytest.approx(float(probes.accuracy_mean.squeeze()))
+    table = (done.folder / "controls.csv").read_text()
+    assert "loss over the name,weighted" in table

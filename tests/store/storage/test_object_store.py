@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 
 from stratalens.store import ActivationWriter, info, open_store, relabel, verify_store
-from stratalens.store.errors import DamagedError, InputError, StoreBusyError, StoreExistsError
+from stratalens.store.errors import DamagedError, InputError, StoreBusyError, StoreExistsError, StratalensError
 from stratalens.store.state.manifest import load
 from stratalens.store.storage import leases as leases_module
 from stratalens.store.storage.object_store import RemoteStorage
@@ -227,3 +227,43 @@ def test_labels_are_changed(url: str) -> None:
         assert relabel(url, {"entity": ds.entity.values, "trained_stage": [value] * 22, "note": [value] * 22})
         assert set(open_store(url).trained_stage.values) == set(xr.open_zarr(url).note.values) == {value}
         assert verify_store(url).ok
+
+
+@quiet
+def test_an_object_that_is_too_large_is_not_read(url: str) -> None:
+    storage = RemoteStorage(url)
+    for content_of in (b"", b"abcdef"):
+        storage.put("a", content_of)
+        assert storage.get("a") == storage.get("a", 6) == content_of
+    with pytest.raises(DamagedError, match=r"/a has more than the 5 bytes.*not read"):
+        storage.get("a", 5)
+
+
+class NoCredentialsError(Exception):
+    """As that of botocore, which is no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(NoCredentialsError("none"), InputError), (KeyError("x"), StratalensError)]
+)
+def test_every_error_of_a_client_is_one_of_ours(
+    error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = RemoteStorage(f"memory://{uuid.uuid4().hex}")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    for name in ("pipe_file", "cat_file", "ls", "info", "modified", "cat_ranges"):
+        monkeypatch.setattr(storage._fs, name, fail)
+    for call in (
+        lambda: storage.put("a", b""),
+        lambda: storage.get("a"),
+        lambda: storage.list("a"),
+        lambda: storage.size("a"),
+        lambda: storage.modified("a"),
+        lambda: storage.read_ranges("a", [(0, 1)]),
+        lambda: storage.create("a", b""),
+    ):
+        with pytest.raises(kind, match="memory://"):
+            call()

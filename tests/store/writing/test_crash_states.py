@@ -15,7 +15,7 @@ from support.crash_recorder import Recorder
 from support.crash_scenarios import Scenario, scenarios
 from support.crash_states import find_faults
 
-STATES = int(os.environ.get("STRATALENS_CRASH_STATES", "12"))
+STATES = int(os.environ.get("STRATALENS_CRASH_STATES", "10"))
 
 SCENARIOS = list(scenarios())
 

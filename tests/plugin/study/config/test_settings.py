@@ -57,9 +57,15 @@ def test_the_run_files_on_the_page_about_the_study_are_valid():
         ({"after": [{"name": "m", "train_on": ["s9"]}]}, "no stage 's9'"),
         ({"after": [{"name": "m"}, {"name": "m"}]}, "names must differ"),
         ({"stage_epochs": {"s7": 2}}, "no stage 's7'"),
+        ({"interventions": {}}, "add self_report or conflict"),
+        ({"interventions": {"positions": ["lst"]}, "self_report": {}}, "'lst' is not recorded: did you mean 'last'"),
+        ({"interventions": {}, "self_report": {}, "record": {"sites": ["ln_final"]}}, "add it to record.sites"),
+        ({"interventions": {"doses": [0, 1]}, "self_report": {}}, "a dose of 0"),
+        ({"interventions": {"null_doses": [2, 2]}, "self_report": {}}, "list each value once"),
+        ({"interventions": {"random": 19}, "self_report": {}}, "interventions.random"),
     ],
 )
-def test_wrong_courses_are_refused(values, words):
+def test_wrong_courses_and_interventions_are_refused(values, words):
     assert StudySettings().after == ()
     with pytest.raises(InputError, match=words):
         validate_settings(values, "here")

@@ -1,8 +1,13 @@
 """Sentences about order: the order of the inner stages leads, and a p-value is called what it tests."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from stratalens.plugin.study.config.presets import DEMO_RESULTS
 from stratalens.plugin.study.findings.headline import INNER_ORDER, ORDER, describe_headline, make_row
+from stratalens.plugin.study.run import compare_with_documented
 
 PLACE = {"stage": "s6", "layer": 5, "token": "last", "site": "resid_post", "n": 90, "low": 0.3, "high": 1.0}
 
@@ -38,3 +43,16 @@ def test_only_the_test_of_inner_orders_claims_an_order(inner, p, stages, verdict
 def test_stages_that_do_not_differ_are_called_so():
     row = make_row(ORDER, value=0.2, null=0.01, p=0.3, **PLACE)
     assert "no evidence that stages differ" in describe_headline([row], 6)[0]
+
+
+def test_the_demo_prints_the_values_of_its_documented_run():
+    """The constants are the rounded values of docs/study-results/demo-seed-1."""
+    folder = Path(__file__).parents[4] / "docs" / "study-results" / "demo-seed-1"
+    rows = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    documented = {row["name"]: (row["value"], row["low"], row["high"]) for row in rows}
+    for name, values in DEMO_RESULTS.items():
+        assert values == pytest.approx(documented[name], abs=0.0051), name
+    lines = compare_with_documented(rows, 1)
+    assert len(lines) == 1 + len(DEMO_RESULTS)
+    assert "documented 0.70 (0.66 to 0.73)" in lines[2] + lines[3]
+    assert "seed 1, so other entities" in compare_with_documented(rows, 2)[0]
