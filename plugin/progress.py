@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self
 
-from tqdm.auto import tqdm
-
+from stratalens.analyses.sweep.progress_bar import tqdm
 from stratalens.plugin.compat import hide_gguf_progress
 from stratalens.store.display import in_notebook
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from stratalens.analyses.data.array_types import Array, Codes, Mask
 from stratalens.analyses.data.slabs import Slab
 from stratalens.store.errors import InputError
 
+MAX_FITTED = 2000  # rows of the fitting half, evenly spaced, on which a caller's axes are fitted
 MAX_SAMPLE = 500  # rows of the fitting half that define the second axis of two groups
 MEMORY_BYTES = 256 * 2**20  # a slab up to this size stays in memory between the two passes, a larger one is read twice
 
@@ -36,7 +37,15 @@ class RowPlane:
     left_out: int
 
 
-def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int, ordered: bool = True) -> RowPlane:
+def row_plane(
+    slab: Slab,
+    codes: Codes,
+    units: Codes,
+    count: int,
+    seed: int,
+    ordered: bool = True,
+    fit: Callable[[Array, Codes], Array] | None = None,
+) -> RowPlane:
     """Project the rows of one half of the entities into the plane fitted on the other half.
 
     For ordered groups w1 = unit(mean of last group - mean of first group), and w2 = first principal component of the
@@ -51,6 +60,8 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int, ord
         count: number of groups, at least two.
         seed: of the choice of the fitting half.
         ordered: whether the groups have an order.
+        fit: axes in place of those above: from activations of shape (n, features) and groups of shape (n,), both of
+            at most `MAX_FITTED` rows of the fitting half, to axes of shape (2, features).
 
     Raises:
         InputError: a group has no entity in the fitting half, the first and the last centroid of ordered groups
@@ -60,6 +71,11 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int, ord
         raise InputError(f"the plane is of one token position, this data has {slab.shape[1]}; choose one of them")
     in_memory = list(_finite_blocks(slab)) if np.prod(slab.shape) * 4 <= MEMORY_BYTES else None
     fitting = choose_half(units, seed)
+    sampled = np.zeros(len(codes), dtype=bool)
+    if fit is not None:
+        usable = slab.rows[fitting[slab.rows] & (codes[slab.rows] >= 0)]
+        sampled[usable[:: max(1, -(-len(usable) // MAX_FITTED))]] = True
+    fitted: list[tuple[Array, Codes]] = []
 
     def blocks() -> Iterator[tuple[Array, Array]]:
         yield from in_memory if in_memory is not None else _finite_blocks(slab)
@@ -70,6 +86,8 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int, ord
         if count == 2 and len(sample) < MAX_SAMPLE:
             sample = np.concatenate([sample, values[fitting[rows] & (codes[rows] >= 0)]])[:MAX_SAMPLE]
         finite += len(rows)
+        if fit is not None:
+            fitted.append((values[sampled[rows]], codes[rows][sampled[rows]]))
         member = (codes[rows][None] == np.arange(count)[:, None]) & fitting[rows][None]
         sums += member.astype(np.float32) @ values
         sizes += member.sum(axis=1)
@@ -78,9 +96,12 @@ def row_plane(slab: Slab, codes: Codes, units: Codes, count: int, seed: int, ord
             f"{slab.where}: {int((sizes == 0).sum())} of {count} groups have no entity in the half that defines the "
             "axes; choose another seed, or a column with larger groups"
         )
-    axes = (plane_axes if ordered else principal_axes)(sums / sizes[:, None], slab.where)
-    if count == 2:
-        axes[1] = widest_across(axes[0], sample)
+    if fit is not None:
+        axes = fit(np.concatenate([v for v, _ in fitted]), np.concatenate([c for _, c in fitted]))
+    else:
+        axes = (plane_axes if ordered else principal_axes)(sums / sizes[:, None], slab.where)
+        if count == 2:
+            axes[1] = widest_across(axes[0], sample)
     held_out: list[Array] = []
     points: list[Array] = []
     for rows, values in blocks():

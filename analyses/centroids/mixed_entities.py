@@ -15,6 +15,7 @@ import scipy.sparse
 from stratalens.analyses.centroids.jackknife import Jackknife
 from stratalens.analyses.centroids.resampling import BATCH_BYTES, Halves
 from stratalens.analyses.data.array_types import Array, Codes
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 from stratalens.analyses.data.splits import entity_strata
 from stratalens.analyses.data.targets import shuffled_labels
 from stratalens.analyses.stats.bootstrap import bootstrap_weights
@@ -63,6 +64,7 @@ class MixedSlots:
     def weighted(self, table: Array, weights: Array | Jackknife) -> Iterator[Array]:
         """Slot sums of weighted entities, in batches (b, Q, G * C, features), from weights (draws, entities)."""
         for start in range(0, len(weights), size := self._batch_size(table)):
+            raise_if_cancelled()
             of_rows = weights[start : start + size][:, self.units]
             slots = np.broadcast_to(self.slots, (len(of_rows), *self.slots.shape))
             yield self._sums(slots, of_rows, table)
@@ -79,6 +81,7 @@ class MixedSlots:
         small = draws * self.slots.size * 4 <= BATCH_BYTES
         in_memory = _permuted_slots(*permute.args, range(draws)) if small else None
         for start in range(0, draws, size):
+            raise_if_cancelled()
             numbers = range(start, min(start + size, draws))
             slots = in_memory[start : numbers.stop] if in_memory is not None else permute(numbers)
             yield self._sums(slots, np.ones((len(slots), len(self.units)), np.float32), table)

@@ -12,6 +12,7 @@ import numpy as np
 
 from stratalens.analyses.centroids.resampling import Halves
 from stratalens.analyses.data.array_types import Array
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 
 ORDER_STATISTICS = ("rank_correlation", "kendall", "inner_rank_correlation", "exact_order")
 STATISTICS = ("r2", "rank_correlation", "kendall", "inner_rank_correlation", "exact_order")
@@ -277,6 +278,7 @@ def largest_eigenvalue(matrices: Array) -> Array:
     out = np.empty(len(flat))
     size = max(1, BATCH_NUMBERS // (n * n))
     for start in range(0, len(flat), size):
+        raise_if_cancelled()
         batch = np.ascontiguousarray(flat[start : start + size].T).reshape(n, n, -1)  # matrices side by side
         trace = np.einsum("iib->b", batch)
         scale = np.where(trace > 0, trace, 1.0)

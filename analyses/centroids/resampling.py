@@ -16,6 +16,7 @@ import numpy as np
 
 from stratalens.analyses.centroids.jackknife import Jackknife
 from stratalens.analyses.data.array_types import Array
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 from stratalens.store.errors import InputError
 
 BLOCK_ENTITIES = 10  # entities that move together inside one batch of permutations
@@ -138,6 +139,7 @@ class Slots:
         size = self._batch_size(sums.shape[1])
         ordered = [np.ascontiguousarray(sums[order]) for order in self.orders]
         for start in range(0, len(weights), size):
+            raise_if_cancelled()
             batch = weights[start : start + size]
             out = np.empty((len(self.orders), len(self.slot_sizes), len(batch), sums.shape[1]), np.float32)
             for q, order in enumerate(self.orders):
@@ -174,6 +176,7 @@ class Slots:
         slot_of_block = np.repeat(np.arange(slots), blocks_of_slot)
         slot_of_single = np.repeat(np.arange(slots), singles_of_slot)
         for start in range(0, draws, size):
+            raise_if_cancelled()
             b = min(size, draws - start)
             order = rng.permutation(self.entities)
             units = np.empty((blocks + singles, sums.shape[1]), np.float32)

@@ -7,4 +7,5 @@ targets         pairs of groups as targets of probes
 splits          folds and halves over entities
 slabs           the slabs of one site
 results         vectors and variables of a result
+cancellation    cancellation of a running analysis from another thread
 """

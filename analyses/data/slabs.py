@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.data.array_types import Array, Data, Mask
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 from stratalens.analyses.data.groups import check_data, plain_entities
 from stratalens.analyses.data.results import RESULT_DIMS, find_variable
 from stratalens.store.compat import is_in_memory
@@ -94,6 +95,7 @@ class Slab:
             values: float32 array of shape (n, tokens, features), read-only.
         """
         for start, stop in self._edges():
+            raise_if_cancelled()
             first, last = np.searchsorted(self.rows, (start, stop))
             if first == last:
                 continue

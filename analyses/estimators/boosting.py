@@ -8,6 +8,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from stratalens.analyses.data.array_types import Codes, Floats, Mask, Signs
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 
 BOOSTING = "boosting"
 
@@ -33,6 +34,7 @@ def boosted_scores(
     with threadpool_limits(1, user_api="openmp"):
         for p in range(signs.shape[1]):
             for k in range(folds):
+                raise_if_cancelled()
                 train = trainable & (fold != k) & (signs[:, p] != 0)
                 model = HistGradientBoostingClassifier(max_iter=60, early_stopping=False, random_state=seed)
                 model.fit(X[train], signs[train, p] > 0)

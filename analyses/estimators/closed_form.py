@@ -9,6 +9,7 @@ import numpy as np
 from scipy import linalg
 
 from stratalens.analyses.data.array_types import Codes, Doubles, Floats, Signs
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 from stratalens.analyses.estimators.backend import Backend
 from stratalens.analyses.estimators.gram import Rows
 from stratalens.analyses.estimators.gram_gpu import DeviceGrams, solve_on_device
@@ -98,6 +99,7 @@ def _fit_contrasts(
     together = _use_whole_labels(signs, labels) and (n_pairs == 1 or not (rotate and fewest_rows < X.shape[1]))
     for chosen in [slice(None)] if together else [slice(p, p + 1) for p in range(n_pairs)]:
         for sets in [slice(None)] if together else _consistent_sets(signs[:, chosen]):
+            raise_if_cancelled()
             targets = signs[:, chosen, sets]
             rows = slice(None) if together else np.flatnonzero(targets.any(axis=(1, 2)))
             targets, codes = targets[rows], labels[rows]

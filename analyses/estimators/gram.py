@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from stratalens.analyses.data.array_types import Codes, Doubles, Floats, Mask
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 
 CELL_BYTES = 2**29  # largest size of the Gram matrices of all cells, or of all labels, that stay in memory
 PRODUCT_ROWS = 4096  # rows of a float32 product, before it is added to others
@@ -184,6 +185,7 @@ def _gram(x: Floats, out: Floats | None = None) -> Floats:
     first = x[:PRODUCT_ROWS]
     total: Floats = np.matmul(first.T, first, out=out)
     for start in range(PRODUCT_ROWS, len(x), PRODUCT_ROWS):
+        raise_if_cancelled()
         rows = x[start : start + PRODUCT_ROWS]
         total += rows.T @ rows
     return total

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from stratalens.analyses.data.array_types import Codes, Doubles, Mask
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 from stratalens.analyses.estimators.backend import namespace, to_numpy
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -117,6 +118,7 @@ def minimise(
     goal = tol * np.clip(first / SMALL_GRADIENT, 1e-6, 1)
 
     for iteration in range(max_iter + 1):
+        raise_if_cancelled()
         now = to_numpy(objective.norm(gradient)).astype(np.float64)
         stalled = np.where(now < best, 0, stalled + 1)
         best = np.minimum(now, best)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import linalg
 
 from stratalens.analyses.data.array_types import Codes, Doubles, Floats, Mask, Signs
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 from stratalens.analyses.estimators.gram import Rows
 
 MAX_ITER = 40
@@ -80,6 +81,7 @@ def conjugate_gradients(
     goal = np.square(tol) * size
     done = size <= goal
     for _ in range(max_iter):
+        raise_if_cancelled()
         if done.all():
             break
         image = product(direction)
@@ -130,6 +132,7 @@ class Systems:
         size = max(1, FACTOR_BYTES // (d * d * self.rows.X.itemsize))
         grams_of: Callable[[int], Floats] | None = None
         for start in range(0, len(remaining), size):
+            raise_if_cancelled()
             batch = _SystemBatch(self, remaining[start : start + size])
             grams_of = grams_of or self.rows.grams()
             solution, done = batch.solve(self._own_factors(batch.indices, grams_of))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stratalens.analyses.data.array_types import Codes, Doubles, Floats, Mask
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 from stratalens.analyses.estimators.backend import Backend, logistic_estimator, resolve_backend, to_numpy
 from stratalens.analyses.estimators.lbfgs import Minimum, minimise
 from stratalens.store.errors import InputError
@@ -147,6 +148,7 @@ def fit_softmax(
     intercept = np.zeros((n_classes, n_sets))
     n_iter = np.zeros(n_sets, dtype=np.int64)
     for k in range(n_sets):
+        raise_if_cancelled()
         rows = np.flatnonzero(inside[:, k])
         train = X[rows].astype(np.float64)
         mean = train.mean(axis=0)

@@ -10,6 +10,7 @@ on_demand          the panel that computes probes and projections
 result_cache       their results
 background_task    a thread that computes with progress and can be cancelled
 data               what the page reads from the store
+axes               axes of the scatter by choice, and regions of the group means
 address            state of the page in its address
 """
 

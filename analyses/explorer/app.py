@@ -18,6 +18,7 @@ import panel as pn
 import xarray as xr
 
 from stratalens.analyses.explorer.address import requested_state, show_in_address, state_of
+from stratalens.analyses.explorer.axes import AXES
 from stratalens.analyses.explorer.data import DIMS, ExplorerData, GroupPlane, Rows, ViewState
 from stratalens.analyses.explorer.on_demand import AnalysisPanel
 from stratalens.analyses.explorer.result_cache import ResultCache
@@ -63,27 +64,36 @@ class Explorer:
         texts = list(self._columns)
         self.by = drop_down("Groups (label column)", texts, texts[0])
         self.by.disabled_options = [text for text in unusable if text != texts[0]]
+        self.axes = drop_down("Axes", {text: key for key, text in AXES.items()}, "groups")
+        self.x, self.y = drop_down("Horizontal direction", [], None), drop_down("Vertical direction", [], None)
         self.sliders = {dim: ValueSlider(label=dim, sizing_mode="stretch_width") for dim in DIMS}
         self._update_sliders()
-        self._apply(requested_state())
+        self._update_directions()
+        state = requested_state()
+        self._apply(state)
         self.status, self.legend, self.theme = StatusLine(sizing_mode="stretch_width"), Legend(), ThemeButton()
         self.table = RowTable(caption=HINT, sizing_mode="stretch_width")
         self.find = text_field("Find rows (prompt, entity or label; press Enter)", "text of a prompt, a name, a label")
-        self.clear = button("Clear selection")
+        self.clear, self.zoom = button("Clear selection"), button("Zoom to the means")
+        self._asked = state.get("find", "")  # a search of the address; it runs once the first plane is shown
         self.save = file_button("Save as CSV", "selected-rows.csv", self._selected_csv)
-        self.selected = NO_ROWS
+        self.selected, self._searched = NO_ROWS, ""
         self.scatter = Scatter(self.select, self._hover_texts)
         self.analyses = AnalysisPanel(cache, self.view, self._run_in_page, self._update_table)
         self._shown: ViewState | None = None
         self._reading = self._closed = False
         self.analyses.set_ordered(data.ordered(self.column))
         self.site.param.watch(self._site_changed, "value")
-        self.by.param.watch(lambda event: self.analyses.set_ordered(data.ordered(self.column)), "value")
-        for widget in (self.by, *self.sliders.values()):
+        self.by.param.watch(self._column_changed, "value")
+        self.axes.param.watch(lambda event: self._show_directions(), "value")
+        for widget in (self.by, self.axes, self.x, self.y, *self.sliders.values()):
             widget.param.watch(lambda event: self.refresh(), "value")
         self.theme.param.watch(lambda event: self._run_in_page(partial(self._set_theme, event.new)), "value")
         self.find.param.watch(lambda event: self._run_in_page(partial(self._search, event.new)), "value")
         self.clear.on_click(lambda event: self._run_in_page(partial(self.select, NO_ROWS)))
+        self.zoom.on_click(lambda event: self._run_in_page(self._toggle_zoom))
+        self.legend.param.watch(lambda event: self._run_in_page(partial(self._isolate, event.new)), "isolated")
+        self.analyses.map.param.watch(lambda event: self._run_in_page(partial(self._go_to, event.new)), "chosen")
         self.table.param.watch(lambda event: self._run_in_page(partial(self._highlight, event.new)), "focus")
 
     @property
@@ -98,7 +108,9 @@ class Explorer:
         for dim, slider in self.sliders.items():
             values = self.data.values(self.site.value, dim)
             chosen[dim] = values[slider.value] if values else None
-        return ViewState(self.site.value, self.column, chosen["stage"], chosen["layer"], chosen["token"])
+        directions = (self.x.value or "", self.y.value or "") if self.axes.value == "directions" else ("", "")
+        position = (chosen["stage"], chosen["layer"], chosen["token"])
+        return ViewState(self.site.value, self.column, *position, self.axes.value, *directions, self.data.seed)
 
     def refresh(self) -> None:
         """Show the current state of the widgets.
@@ -141,20 +153,25 @@ class Explorer:
     def _show(self, plane: GroupPlane) -> None:
         colors, trained = self.data.colors(plane)
         if self.scatter.plane is not None and self.scatter.plane.view.by != plane.view.by:
-            self.selected = NO_ROWS
+            self.selected, self._searched = NO_ROWS, ""
+            self.legend.isolated = -1
         self.scatter.show(plane, colors, trained)
-        show_in_address(self._location, state_of(plane.view))
+        self._update_address()
         self._update_legend()
+        self._update_zoom()
         rows = plane.rows
         text = (
             f"{len(rows.rows):,} of {plane.total:,} rows, {plane.view.description()}. These are the rows of one half "
             f"of the entities; the other half defines the axes. Diamonds are the means of the "
-            f"groups{', joined in order' if plane.ordered else ''}."
+            f"groups{', joined in order' if plane.ordered else ''}, ellipses their 95 % regions over entities."
         )
         text += f" {rows.left_out:,} rows do not have this token position." if rows.left_out else ""
         self.status.set_message(text)
         self._update_table()
         self.analyses.draw(self.theme.value)
+        if self._asked:
+            text, self._asked = self._asked, ""
+            self.find.value = text
 
     # -- widgets ----------------------------------------------------------------
     def _update_legend(self) -> None:
@@ -165,6 +182,47 @@ class Explorer:
         self.scatter.set_theme(theme)
         self._update_legend()
         self.analyses.draw(theme)
+
+    def _update_zoom(self) -> None:
+        self.zoom.label = "Show all rows" if self.scatter.zoomed else "Zoom to the means"
+
+    def _toggle_zoom(self) -> None:
+        self.scatter.set_zoom(not self.scatter.zoomed)
+        self._update_zoom()
+
+    def _isolate(self, group: int) -> None:
+        self.scatter.isolate(group if group >= 0 else None)
+
+    def _go_to(self, chosen: list[int]) -> None:
+        """Move the sliders to a cell of the map; an empty cell is also computed."""
+        if not chosen:
+            return
+        cell = chosen[0]
+        empty = self.analyses.map.values[cell] is None
+        row, column = divmod(cell, len(self.analyses.map.columns))
+        for dim, position in (("token", row), ("layer", column)):
+            if self.sliders[dim].options:
+                self.sliders[dim].value = position
+        if empty:
+            self.analyses.compute("here")
+
+    def _update_address(self) -> None:
+        if self.scatter.plane is not None:
+            show_in_address(self._location, state_of(self.scatter.plane.view, self._searched))
+
+    def _column_changed(self, event: Any) -> None:
+        self._update_directions()
+        self.analyses.set_ordered(self.data.ordered(self.column))
+
+    def _update_directions(self) -> None:
+        """Offer the directions between the groups of the column."""
+        options, start = self.data.directions(self.column)
+        for widget, value in zip((self.x, self.y), start, strict=True):
+            widget.param.update(options=options, value=value or None)
+        self._show_directions()
+
+    def _show_directions(self) -> None:
+        self.x.visible = self.y.visible = self.axes.value == "directions"
 
     def _update_sliders(self) -> None:
         """Set the values of the sliders for the current site.
@@ -185,6 +243,13 @@ class Explorer:
         texts = {name: text for text, name in self._columns.items() if text not in self.by.disabled_options}
         if state.get("by") in texts:
             self.by.value = texts[state["by"]]
+            self._update_directions()
+        if state.get("axes") in AXES:
+            self.axes.value = state["axes"]
+        for name, widget in (("x", self.x), ("y", self.y)):
+            if state.get(name) in widget.options:
+                widget.value = state[name]
+        self._show_directions()
         for dim, slider in self.sliders.items():
             if state.get(dim) in slider.options:
                 slider.value = slider.options.index(state[dim])
@@ -194,9 +259,16 @@ class Explorer:
         self.refresh()
 
     # -- selected rows ------------------------------------------------------------
-    def select(self, rows: Rows) -> None:
-        """Select rows of the store: rings in the figure, rows in the table."""
+    def select(self, rows: Rows, searched: str = "") -> None:
+        """Select rows of the store: rings in the figure, rows in the table.
+
+        Args:
+            rows: int64 array of shape (n,), positions along `entity`.
+            searched: text whose search selected the rows; it becomes part of the address.
+        """
         self.selected = np.asarray(rows, dtype=np.int64)
+        self._searched = searched
+        self._update_address()
         self.scatter.select(self.selected)
         self.scatter.highlight(None)
         self._show_errors(self._update_table)
@@ -204,7 +276,7 @@ class Explorer:
     def _update_table(self) -> None:
         self.save.disabled = not len(self.selected)
         if not len(self.selected):
-            self.table.param.update(columns=[], rows=[], caption=HINT, focus=-1)
+            self.table.param.update(columns=[], rows=[], ids=[], caption=HINT, focus=-1)
             return
         view, listed = self.view(), self.selected[:MAX_LISTED_ROWS]
         columns, table = self.data.row_details(view, listed.tolist())
@@ -217,7 +289,8 @@ class Explorer:
         more = "" if len(self.selected) <= MAX_LISTED_ROWS else f", the first {MAX_LISTED_ROWS} listed"
         caption = f"{plural(len(self.selected), 'row')} selected{more}; statistics of {view.description()}"
         caption += f". {self._group_counts()}"
-        self.table.param.update(columns=columns, rows=table, caption=caption, focus=-1)
+        ids = self.data.label_texts("entity", self.selected)
+        self.table.param.update(columns=columns, rows=table, ids=ids, caption=caption, focus=-1)
 
     def _group_counts(self) -> str:
         """Return the number of selected rows by group, the largest groups first."""
@@ -240,7 +313,7 @@ class Explorer:
         if not text.strip():
             return
         rows = self.data.search(text.strip(), self.data.ds.sizes["entity"])
-        self.select(rows)
+        self.select(rows, text.strip())
         if not len(rows):
             self.table.caption = f"No row contains {plain_text(text, 60)!r}."
 
@@ -291,14 +364,15 @@ class Explorer:
         template.add_variable("description", f"{plain_text(str(path), 200)} · {dims}")
         template.add_panel("theme", self.theme)
         wide = {"sizing_mode": "stretch_width"}
-        flex = {"flex": "1 1 13rem"}
+        flex = {"flex": "1 1 11.5rem"}
         columns = [
-            pn.Column(w, visible=w.param.visible, min_width=190, styles=flex, margin=0)
-            for w in (self.site, self.by, *self.sliders.values())
+            pn.Column(w, visible=w.param.visible, min_width=150, styles=flex, margin=0)
+            for w in (self.site, self.by, self.axes, self.x, self.y, *self.sliders.values())
         ]
         template.add_panel("view", pn.FlexBox(*columns, align_items="end", gap="0.2rem 1.2rem", **wide))
         figure = pn.pane.Bokeh(self.scatter.figure, height=470, **wide)
-        template.add_panel("rows", pn.Column(self.status, figure, self.legend, **wide))
+        template.add_panel("rows", pn.Column(self.status, figure, self.legend, self.zoom, **wide))
+        template.add_panel("map", pn.Column(self.analyses.map, self.analyses.fill, **wide))
         field = pn.Column(self.find, min_width=220, styles={"flex": "1 1 14rem"}, margin=0)  # wraps on a phone
         find = pn.FlexBox(field, self.clear, self.save, align_items="end", **wide)
         template.add_panel("selected", pn.Column(find, self.table, **wide))

@@ -1,13 +1,15 @@
-"""Background work as a list of small steps, with progress; it can be cancelled between two steps."""
+"""Background work as a list of small steps, with progress; it can be cancelled at any time."""
 
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stratalens.analyses.data.cancellation import AnalysisCancelled, cancel_when
 from stratalens.store.errors import StratalensError
 
 TaskState = Literal["running", "done", "cancelled", "failed"]
@@ -21,12 +23,14 @@ class Progress:
         state: running | done | cancelled | failed.
         done, total: numbers of steps.
         error: message of a failure, for the page.
+        seconds_left: forecast from the mean time of a step; None before the first one.
     """
 
     state: TaskState
     done: int
     total: int
     error: str = ""
+    seconds_left: float | None = None
 
 
 class BackgroundTask:
@@ -60,7 +64,7 @@ class BackgroundTask:
         return self
 
     def cancel(self) -> None:
-        """Start no further step; results so far are kept."""
+        """End the current step at its next check, and start no further one; results of finished steps remain."""
         self._cancelled.set()
 
     def join(self, seconds: float | None = None) -> None:
@@ -73,16 +77,20 @@ class BackgroundTask:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        done, total = 0, len(self.keys)
+        done, total, start = 0, len(self.keys), time.monotonic()
         try:
             for key in self.keys:
                 if self._cancelled.is_set():
-                    self._on_progress(Progress("cancelled", done, total))
-                    return
-                self._on_result(key, self._function(key))
+                    raise AnalysisCancelled
+                with cancel_when(self._cancelled.is_set):
+                    result = self._function(key)
+                self._on_result(key, result)
                 done += 1
                 if done < total:
-                    self._on_progress(Progress("running", done, total))
+                    seconds = (time.monotonic() - start) / done * (total - done)
+                    self._on_progress(Progress("running", done, total, seconds_left=seconds))
+        except AnalysisCancelled:
+            self._on_progress(Progress("cancelled", done, total))
         except StratalensError as error:
             self._on_progress(Progress("failed", done, total, str(error)))
         except Exception as error:  # no one waits for this thread, so the page must show the error

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from stratalens.analyses.centroids.entities import RowPlane
-from stratalens.analyses.data.groups import TRAINED_STAGE, groups
+from stratalens.analyses.data.groups import TRAINED_STAGE, Groups, clusters, groups
 from stratalens.analyses.data.label_columns import MAX_GROUPS, describe_label_columns
 from stratalens.analyses.data.training_order import result_order
+from stratalens.analyses.explorer.axes import axis_titles, default_directions, direction_names, fit_axes, mean_regions
 from stratalens.analyses.plots.centroids import axis_labels, row_plane_at
 from stratalens.analyses.plots.colors import group_colors
 from stratalens.analyses.plots.spec import plain_text, values_of
@@ -36,14 +37,22 @@ DIMS = ("stage", "layer", "token")
 
 @dataclass(frozen=True)
 class ViewState:
-    """The state of the widgets: one slab, and the column that groups its rows."""
+    """The state of the widgets: one slab, the column that groups its rows, and the axes of the scatter."""
 
     site: str
     by: str
     stage: Hashable = None
     layer: Hashable = None
     token: Hashable = None
+    axes: str = "groups"
+    x: str = ""
+    y: str = ""
     seed: int = 0
+
+    @property
+    def position(self) -> tuple[Hashable, Hashable, Hashable]:
+        """Stage, layer and token."""
+        return self.stage, self.layer, self.token
 
     def coordinates(self) -> dict[str, Hashable]:
         """Return stage, layer and token, where the site has them."""
@@ -66,6 +75,7 @@ class GroupPlane:
         ordered: the groups have a known order.
         rows: coordinates of the rows.
         total: number of rows in the store.
+        regions: array of shape (groups, 3), see `mean_regions`.
     """
 
     view: ViewState
@@ -73,10 +83,13 @@ class GroupPlane:
     ordered: bool
     rows: RowPlane
     total: int
+    regions: npt.NDArray[np.float64]
 
     def axis_labels(self) -> tuple[str, str]:
         """Return the labels of the two axes."""
-        return axis_labels(self.ordered, len(self.groups))
+        view = self.view
+        titles = axis_titles(view.axes, view.x, view.y, len(self.groups))
+        return titles or axis_labels(self.ordered, len(self.groups))
 
 
 class ExplorerData:
@@ -85,13 +98,14 @@ class ExplorerData:
     Args:
         ds: result of `open_store`.
         by: label column at the start; None = the most useful one.
+        seed: of halves, folds and shuffles.
 
     Raises:
         InputError: the store has no site or no label column.
     """
 
-    def __init__(self, ds: xr.Dataset, by: str | None = None) -> None:
-        self.ds = ds
+    def __init__(self, ds: xr.Dataset, by: str | None = None, seed: int = 0) -> None:
+        self.ds, self.seed = ds, seed
         self.sites = [str(k) for k, v in ds.data_vars.items() if v.attrs.get("kind") == "site"]
         if not self.sites:
             raise InputError("this Dataset has no recorded site; open a store with stratalens.open_store")
@@ -122,6 +136,16 @@ class ExplorerData:
                 self._ordered[by] = False
         return self._ordered[by]
 
+    def directions(self, by: str) -> tuple[list[str], tuple[str, str]]:
+        """Return the directions between the groups of a column, and the two at the start; empty without groups."""
+        try:
+            names = [str(n) for n in groups(self.ds, by).names]
+        except InputError:  # the plane says why
+            names = []
+        if not 2 <= len(names) <= MAX_GROUPS:
+            return [], ("", "")
+        return direction_names(names), default_directions(names)
+
     def values(self, site: str, dim: str) -> list[Hashable]:
         """Return the values of stage (in training order), layer or token.
 
@@ -145,9 +169,16 @@ class ExplorerData:
             raise InputError(
                 f"{view.by!r} has {count} groups, at most {MAX_GROUPS} can be shown; choose another column"
             )
-        label_groups, rows, _ = row_plane_at(self.ds, view.by, view.site, view.seed, view.coordinates())
+
+        def fit(label_groups: Groups, values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+            return fit_axes(view.axes, view.x, view.y, [str(n) for n in label_groups.names], values, codes)
+
+        chosen = fit if view.axes != "groups" else None
+        label_groups, rows, _ = row_plane_at(self.ds, view.by, view.site, view.seed, view.coordinates(), chosen)
         names = tuple(plain_text(n) for n in label_groups.names)
-        plane = GroupPlane(view, names, label_groups.ordered, rows, self.ds.sizes["entity"])
+        units = np.asarray(clusters(self.ds))[rows.rows]
+        regions = mean_regions(rows.coordinate, rows.codes, units, len(names))
+        plane = GroupPlane(view, names, label_groups.ordered, rows, self.ds.sizes["entity"], regions)
         with self._lock:
             self._planes[view] = plane
             while len(self._planes) > 1 and sum(len(p.rows.rows) for p in self._planes.values()) > MAX_CACHED_ROWS:
@@ -174,13 +205,13 @@ class ExplorerData:
             rows: rows of the entity dim.
 
         Returns:
-            (column names, one list a row): entity, group and prompt as text; statistics as float, None where
-            unknown; then the other labels.
+            (column names, one list a row): entity, group, prompt and the other labels as text; then statistics as
+            float, None where unknown.
         """
         index = np.asarray(list(rows), dtype=np.int64)
         first = [n for n in dict.fromkeys(("entity", view.by, "prompt")) if n in self.ds.coords]
         others = [n for n in self.columns if n in self.ds.coords and n not in first]
-        names = [*first, *self.statistic_names(view.site), *others]
+        names = [*first, *others, *self.statistic_names(view.site)]
         columns: list[list[Any]] = []
         for name in names:
             if name in self.ds.coords:

@@ -1,6 +1,7 @@
 """The figure of single rows: points, or an image of their density while too many are in view.
 
-A box or a lasso selects rows by position, so it works on points and on the image. Datashader draws the image when
+The view starts at the means of the groups, with their 95 % regions, if these are small next to the cloud of rows. A
+box or a lasso selects rows by position, so it works on points and on the image. Datashader draws the image when
 more than `MAX_POINTS` rows are in view; after zooming in, the rows are points again.
 """
 
@@ -33,6 +34,8 @@ IMAGE_SIZE = (700, 480)
 MAX_BOLD_RINGS = 60  # more bold rings would hide the points inside them
 MAX_RINGS = 500  # of more selected rows, the others fade instead
 FADED = 0.12  # opacity of rows outside a selection of more than `MAX_RINGS`
+ZOOM_SHARE = 0.2  # means that take less of both axes than this are zoomed to at the start
+ZOOMED_ALPHA = 0.3  # opacity of rows while the view is zoomed to the means
 NO_ROWS: Rows = np.empty(0, np.int64)
 
 
@@ -56,11 +59,14 @@ class Scatter:
         self._colors: list[str] = []
         self._selection = NO_ROWS
         self._highlighted: int | None = None
+        self._isolated: int | None = None
+        self.zoom: bool | None = None  # to the means; None = where they are small next to the rows
         self.points = _source("x", "y", "color", "row", "group", "label")
         self.image = _source("image", "x", "y", "dw", "dh")
         self.rings = _source("x", "y", "color")
         self.pointed = _source("x", "y", "text")
         self.means = _source("x", "y", "color", "name")
+        self.regions = _source("x", "y", "width", "height", "angle", "color")
         self.path = _source("x", "y")
         self.figure = self._create_figure()
         self.set_theme("light")
@@ -82,6 +88,9 @@ class Scatter:
         )
         fig.toolbar.logo = None
         self._density = fig.image_rgba("image", "x", "y", "dw", "dh", source=self.image, name="density")
+        shape = {"x": "x", "y": "y", "width": "width", "height": "height", "angle": "angle"}
+        style = {"fill_color": "color", "fill_alpha": 0.18, "line_color": "color", "line_width": 1.5}
+        fig.ellipse(**shape, source=self.regions, name="regions", **style)
         fig.line("x", "y", source=self.path, line_width=2.5, name="path")
         dots = {"size": 6, "fill_color": "color", "fill_alpha": 0.6, "line_color": None}
         self._points = points = fig.scatter("x", "y", source=self.points, name="points", **dots)
@@ -120,7 +129,7 @@ class Scatter:
         self.plane, self._trained, self._colors = plane, trained, list(colors)
         self.figure.xaxis.axis_label, self.figure.yaxis.axis_label = plane.axis_labels()
         if not same_groups:
-            self._selection, self._highlighted = NO_ROWS, None
+            self._selection, self._highlighted, self._isolated = NO_ROWS, None, None
         self._reset()
 
     def set_theme(self, theme: str) -> None:
@@ -145,6 +154,38 @@ class Scatter:
         self._selection = np.asarray(rows, dtype=np.int64)
         self._draw_rings()
 
+    def isolate(self, group: int | None) -> None:
+        """Show the rows of one group alone, None for all groups."""
+        self._isolated = group
+        self._fill()
+
+    @property
+    def zoomed(self) -> bool:
+        """Whether the view starts at the means instead of all rows."""
+        if self.plane is None or not len(self._xy()):
+            return False
+        if self.zoom is not None:
+            return self.zoom
+        limits = self._mean_limits()
+        spans = np.ptp(self._xy(), axis=0)
+        return limits is not None and bool((np.ptp(limits, axis=1) < ZOOM_SHARE * spans).all())
+
+    def set_zoom(self, zoom: bool) -> None:
+        """Show the surroundings of the means, or all rows."""
+        self.zoom = zoom
+        self._reset()
+
+    def _mean_limits(self) -> np.ndarray | None:
+        """Return limits of shape (2, 2) around means and regions, by axis; None without means."""
+        if self.plane is None:
+            return None
+        means = self.plane.rows.centroid
+        known = np.isfinite(means).all(axis=1)
+        if not known.any():
+            return None
+        radius = np.nan_to_num(self.plane.regions[known, 0] / 2)[:, None]
+        return np.stack([(means[known] - radius).min(axis=0), (means[known] + radius).max(axis=0)], axis=1)
+
     def highlight(self, row: int | None, text: str = "") -> None:
         """Highlight one row of the store with a label."""
         self._highlighted = row
@@ -155,7 +196,14 @@ class Scatter:
         """Return the positions in the plane of the rows inside the axis ranges."""
         xy, x, y = self._xy(), self.figure.x_range, self.figure.y_range
         x0, x1, y0, y1 = sorted((x.start, x.end)) + sorted((y.start, y.end))
-        return np.flatnonzero((xy[:, 0] >= x0) & (xy[:, 0] <= x1) & (xy[:, 1] >= y0) & (xy[:, 1] <= y1))
+        inside = (xy[:, 0] >= x0) & (xy[:, 0] <= x1) & (xy[:, 1] >= y0) & (xy[:, 1] <= y1)
+        return np.flatnonzero(inside & self._shown())
+
+    def _shown(self) -> npt.NDArray[np.bool_]:
+        """Return a bool array of shape (rows of the plane,): of the isolated group, where there is one."""
+        if self.plane is None or self._isolated is None:
+            return np.ones(len(self._xy()), dtype=bool)
+        return np.asarray(self.plane.rows.codes == self._isolated)
 
     def _xy(self) -> np.ndarray:
         return np.empty((0, 2), np.float32) if self.plane is None else self.plane.rows.coordinate
@@ -173,8 +221,11 @@ class Scatter:
 
     def _reset(self) -> None:
         ranges = (self.figure.x_range, self.figure.y_range)
-        for axis_range, v in zip(ranges, self._xy().T, strict=True):
+        limits = self._mean_limits() if self.zoomed else None
+        for c, (axis_range, v) in enumerate(zip(ranges, self._xy().T, strict=True)):
             low, high = pad_limits(float(v.min()), float(v.max()), 0.05) if len(v) else (0.0, 1.0)
+            if limits is not None:
+                low, high = pad_limits(float(limits[c, 0]), float(limits[c, 1]), 0.6)
             axis_range.update(start=low, end=high, reset_start=low, reset_end=high)
         self._fill()
 
@@ -184,7 +235,7 @@ class Scatter:
         colors = theme_colors(self._colors, self._trained, self.theme)
         groups, rows = self.plane.groups, self.plane.rows
         xy, codes = rows.coordinate, rows.codes
-        view = self.in_view() if len(xy) > MAX_POINTS else np.arange(len(xy))
+        view = self.in_view() if len(xy) > MAX_POINTS else np.flatnonzero(self._shown())
         as_image = len(view) > MAX_POINTS
         drawn = NO_ROWS if as_image else view
         self.points.data = {
@@ -206,6 +257,13 @@ class Scatter:
             "color": [colors[g] for g in known],
             "name": [groups[g] for g in known],
         }
+        drawn_regions = np.flatnonzero(np.isfinite(self.plane.regions).all(axis=1) & np.isfinite(means).all(axis=1))
+        self.regions.data = {
+            "x": means[drawn_regions, 0],
+            "y": means[drawn_regions, 1],
+            **{n: self.plane.regions[drawn_regions, c] for c, n in enumerate(("width", "height", "angle"))},
+            "color": [colors[g] for g in drawn_regions],
+        }
         self._draw_rings()
         self.highlight(self._highlighted, (self.pointed.data["text"] or [""])[0])
 
@@ -225,8 +283,9 @@ class Scatter:
             line_alpha=0.0 if fade else 0.7 if many else 1.0,
             fill_alpha=0.7 if fade else 0.0,
         )
-        self._points.glyph.fill_alpha = FADED if fade else 0.6
-        self._density.glyph.global_alpha = 2 * FADED if fade else 1.0
+        plain = ZOOMED_ALPHA if self.zoomed else 0.6
+        self._points.glyph.fill_alpha = FADED if fade else plain
+        self._density.glyph.global_alpha = 2 * FADED if fade else plain / 0.6
         colors = theme_colors(self._colors, self._trained, self.theme)
         codes = np.empty(0, np.int64) if self.plane is None else self.plane.rows.codes[drawn]
         self.rings.data = {"x": xy[:, 0], "y": xy[:, 1], "color": [colors[g] for g in codes]}
@@ -256,7 +315,7 @@ class Scatter:
     def _select_enclosed(self, event: Any) -> None:
         if self.plane is None or not event.final:
             return
-        self._on_select(self.plane.rows.rows[enclosed_points(self._xy(), event.geometry)])
+        self._on_select(self.plane.rows.rows[enclosed_points(self._xy(), event.geometry) & self._shown()])
 
     def _select_tapped(self, event: Any) -> None:
         if self.plane is None or event.x is None or not len(self._xy()):

@@ -23,6 +23,9 @@ def explore(
     show: bool = False,
     block: bool = True,
     by: str | None = None,
+    seed: int = 0,
+    C: float = 0.1,
+    folds: int = 5,
     tell: Callable[[str], None] | None = None,
 ) -> Any:
     """Serve the live page of a store on 127.0.0.1 until an interrupt.
@@ -33,6 +36,9 @@ def explore(
         show: open the page in the system's browser.
         block: False returns at once; the caller then runs the event loop, which already runs in a notebook.
         by: label column at the start; None = trained_stage, else the most useful one.
+        seed: of halves, folds and shuffles; with that of a report, the page has the numbers of the report.
+        C: inverse strength of the penalty of logistic probes.
+        folds: number of folds over entities.
         tell: called with a message that has the address; with block=True it is called once the page is reachable.
 
     Returns:
@@ -49,8 +55,8 @@ def explore(
     from stratalens.analyses.explorer.result_cache import ResultCache
 
     port = free_port(port)
-    data = ExplorerData(ds, by)
-    shared = data, ResultCache(data)
+    data = ExplorerData(ds, by, seed)
+    shared = data, ResultCache(data, C=C, folds=folds)
 
     def session() -> Any:
         explorer = page(ds, shared)

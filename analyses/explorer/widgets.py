@@ -40,6 +40,7 @@ class RowTable(PageWidget):
     columns = param.List()
     rows = param.List()
     caption = param.String()
+    ids = param.List(doc="ids of all selected rows, for the clipboard")
     focus = param.Integer(default=-1)
     _esm = ASSETS / "rows.js"
 
@@ -47,7 +48,7 @@ class RowTable(PageWidget):
 class StatusLine(PageWidget):
     """A status message of kind "info", "busy" or "error".
 
-    It has a progress bar if `share` (0 to 1) is not negative.
+    It has a progress bar if `share` (0 to 1) is not negative; at 0 the bar moves without a value.
     """
 
     text = param.String()
@@ -61,11 +62,30 @@ class StatusLine(PageWidget):
 
 
 class Legend(PageWidget):
-    """Names and colours of the groups."""
+    """Names and colours of the groups; `isolated` is the group that is shown alone, -1 for all."""
 
     names = param.List()
     colors = param.List()
+    isolated = param.Integer(default=-1)
     _esm = ASSETS / "legend.js"
+
+
+class PositionMap(PageWidget):
+    """A table of buttons, one a layer and token, with one number each.
+
+    `values` has one number a cell, row by row; None = not computed. `current` is the cell of the view. A press of a
+    button sets `chosen` to [cell, number of presses].
+    """
+
+    columns = param.List()
+    rows = param.List()
+    values = param.List()
+    colors = param.List()
+    text_colors = param.List()
+    current = param.Integer(default=0)
+    chosen = param.List()
+    caption = param.String()
+    _esm = ASSETS / "map.js"
 
 
 class FigureCaption(PageWidget):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 
 import numpy as np
 import xarray as xr
@@ -272,11 +273,16 @@ def entity_plane(
 
 
 def row_plane_at(
-    ds: xr.Dataset, by: str, site: str, seed: int, coordinates: Mapping[str, Hashable]
+    ds: xr.Dataset,
+    by: str,
+    site: str,
+    seed: int,
+    coordinates: Mapping[str, Hashable],
+    fit: Callable[[Groups, np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> tuple[Groups, RowPlane, SliderValues]:
     """Return the groups, the projected rows and their stage, layer and token.
 
-    The arguments are those of `entity_plane`.
+    The arguments are those of `entity_plane`; `fit` takes groups, activations and groups of rows, see `row_plane`.
     """
     if site not in ds:
         raise no_site_error(site, site_names(ds))
@@ -301,4 +307,5 @@ def row_plane_at(
     source = SiteData(narrow, site)
     (slab,) = source.slabs(source.rows(wanted=wanted))
     codes, ordered = np.asarray(label_groups.codes), label_groups.ordered
-    return label_groups, row_plane(slab, codes, units, len(label_groups), seed, ordered), chosen
+    axes = None if fit is None else partial(fit, label_groups)
+    return label_groups, row_plane(slab, codes, units, len(label_groups), seed, ordered, axes), chosen

@@ -44,6 +44,26 @@ DIVERGING: tuple[str, ...] = tuple(
 SEQUENTIAL: tuple[str, ...] = tuple(interp_palette(("#f7f7f7", "#cfcbe6", "#8073ac", "#2d004b"), 255))
 
 
+# The same on a dark page: the neutral colour is that of the page, and both ends are lighter.
+DIVERGING_DARK: tuple[str, ...] = tuple(
+    interp_palette(("#ffd9a0", "#f0a04b", "#7d5a2c", "#262a32", "#544c8c", "#9a8ee6", "#dcd6ff"), 255)
+)
+SEQUENTIAL_DARK: tuple[str, ...] = tuple(interp_palette(("#262a32", "#544c8c", "#9a8ee6", "#dcd6ff"), 255))
+NOT_A_NUMBER_DARK = "#4a4f59"
+PAPER_DARK = "#1a1d23"  # background of figures on a dark page
+
+
+def heat_palette(diverging: bool, theme: str = "light") -> tuple[str, ...]:
+    """Return the palette of a heat map for a light or a dark page.
+
+    >>> heat_palette(True)[127], heat_palette(True, "dark")[127]
+    ('#f7f7f7', '#262a32')
+    """
+    if theme == "dark":
+        return DIVERGING_DARK if diverging else SEQUENTIAL_DARK
+    return DIVERGING if diverging else SEQUENTIAL
+
+
 def ramp(n: int, dark: bool = False) -> list[str]:
     """Return `n` colours ordered from early to late, for a light or a dark page.
 
@@ -153,6 +173,19 @@ def style_axes(figure: Any, theme: str) -> None:
     figure.grid.grid_line_color = AXIS_LINE[theme]
 
 
+def _darken_cells(figure: Any, renderer: Any, mapper: Any) -> None:
+    """Give the cells of a heat map the palette of the dark page, and their labels a readable colour."""
+    mapper.palette = list(heat_palette(tuple(mapper.palette) == DIVERGING, "dark"))
+    mapper.nan_color = NOT_A_NUMBER_DARK
+    renderer.glyph.line_color = PAPER_DARK
+    values = np.asarray([np.nan if v is None else v for v in renderer.data_source.data["value"]], dtype=float)
+    colors = text_colors_on(values, mapper.low, mapper.high, tuple(mapper.palette))
+    for label in figure.center:
+        data = label.source.data if hasattr(label, "source") else {}
+        if len(data.get("text_color", ())) == len(colors):
+            data["text_color"] = colors
+
+
 def apply_theme(figure: Any, trained: Sequence[str], theme: str) -> None:
     """Recolour a Bokeh figure that was drawn for the light page."""
     style_axes(figure, theme)
@@ -167,6 +200,8 @@ def apply_theme(figure: Any, trained: Sequence[str], theme: str) -> None:
             value = getattr(renderer.glyph, name, None)
             if isinstance(value, str):
                 setattr(renderer.glyph, name, dark.get(value, value))
+            elif (mapper := getattr(value, "transform", None)) is not None:
+                _darken_cells(figure, renderer, mapper)
     for label in figure.center:
         if getattr(label, "text_color", None) == FOREGROUND["light"]:
             label.text_color = FOREGROUND["dark"]

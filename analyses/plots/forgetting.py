@@ -30,6 +30,8 @@ from stratalens.analyses.plots.spec import (
 from stratalens.analyses.plots.stages import in_training_order
 from stratalens.store.errors import InputError, suggest
 
+FAR_SHARE = 2  # an untrained model that makes the figure this many times as high is left out
+
 _STATISTIC_DIMS = {"stage", "layer", "entity", "token"}
 
 
@@ -92,12 +94,15 @@ def forgetting_spec(data: xr.Dataset, by: str = "trained_stage", statistic: str 
             },
         }
 
+    trained_only = _leave_out_untrained(table)
+
     def limits(slider_values: SliderValues) -> Limits:
-        y = np.concatenate([r(slider_values).ravel() for r in read.values()])
+        y = np.concatenate([r(slider_values)[:, trained_only].ravel() for r in read.values()])
         y = y[np.isfinite(y)]
         low, high = pad_limits(float(y.min()), float(y.max())) if y.size else (0.0, 1.0)
         return (float(x.min()) - 0.5, float(x.max()) + 0.5, low, high)
 
+    outside = "" if trained_only.all() else "; untrained model outside"
     ticks = [(float(v), f"{v:+g}" if v else "0") for v in np.unique(x)]
     unit = f"{plain_text(table.attrs['units'])}; " if table.attrs.get("units") else ""
     hover = {"group": "group", "at": "at stage", "x": "stages since training", "y": name}
@@ -105,7 +110,7 @@ def forgetting_spec(data: xr.Dataset, by: str = "trained_stage", statistic: str 
         name="forgetting",
         title=title,
         x=Axis("stages since training (negative: before)", ticks=ticks[:: max(1, len(ticks) // 14)]),
-        y=Axis(f"mean {name} ({unit}dashed: before training)"),
+        y=Axis(f"mean {name} ({unit}dashed: before training{outside})"),
         marks=[
             Mark("before", "segments", role="foreground", width=1.5, dash="dashed"),
             Mark("now", "segments", role="muted", width=1),
@@ -120,6 +125,22 @@ def forgetting_spec(data: xr.Dataset, by: str = "trained_stage", statistic: str 
         site=site_of(table),
         legend={plain_text(g): colors_of[g] for g in groups},
     )
+
+
+def _leave_out_untrained(table: xr.Dataset) -> np.ndarray:
+    """Return a bool array of shape (stage,): the stages that set the limits of the figure.
+
+    An untrained model may be so far from all others that these would be one line; its values then leave the figure.
+    """
+    stages, values = [str(s) for s in table["stage"].values], table["value"].transpose("stage", ...).values
+    trained = ~np.isin(stages, result_order(table)[1])
+    if trained.all() or not trained.any():
+        return np.ones(len(stages), dtype=bool)
+    numbers = [part[np.isfinite(part)] for part in (values[trained], values)]
+    if not numbers[0].size:
+        return np.ones(len(stages), dtype=bool)
+    far = np.ptp(numbers[1]) > FAR_SHARE * max(float(np.ptp(numbers[0])), 1e-12)
+    return trained if far else np.ones(len(stages), dtype=bool)
 
 
 def forgetting_table(ds: xr.Dataset, by: str = "trained_stage", statistic: str = "loss") -> xr.Dataset:

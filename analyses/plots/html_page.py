@@ -15,7 +15,18 @@ from bokeh.resources import Resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from stratalens.analyses.plots.colors import AXIS_LINE, DIVERGING, FOREGROUND, MUTED, SEQUENTIAL, dark_colors
+from stratalens.analyses.plots.colors import (
+    AXIS_LINE,
+    DIVERGING,
+    FOREGROUND,
+    MUTED,
+    NOT_A_NUMBER,
+    NOT_A_NUMBER_DARK,
+    PAPER_DARK,
+    SEQUENTIAL,
+    dark_colors,
+    heat_palette,
+)
 from stratalens.analyses.plots.render_bokeh import bokeh_json, page_frames
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 
@@ -48,7 +59,10 @@ def render_page(template: str, figures: Mapping[str, PageFigure], known: Sequenc
         name: {"foreground": FOREGROUND[name], "muted": MUTED[name], "axis": AXIS_LINE[name]}
         for name in ("light", "dark")
     }
-    block = json_block({"figures": data, "dark": dark_colors(known), "theme": theme})
+    theme["light"] |= {"paper": "#ffffff", "unknown": NOT_A_NUMBER}
+    theme["dark"] |= {"paper": PAPER_DARK, "unknown": NOT_A_NUMBER_DARK}
+    palettes = {kind: list(heat_palette(kind == "diverging", "dark")) for kind in ("diverging", "sequential")}
+    block = json_block({"figures": data, "dark": dark_colors(known), "theme": theme, "palettes": palettes})
     policy = (
         "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; font-src data:; "
         f"base-uri 'none'; form-action 'none'; script-src {' '.join(_hash(s) for s in page_scripts())}"
@@ -103,6 +117,7 @@ def figure_data(figure: PageFigure, identity: str) -> dict[str, Any]:
         "frames": page_frames(spec),
         "sentences": [spec.message or figure.sentence(values) for values in spec.all_slider_values()],
         "hover": {m.name: dict(m.hover) for m in spec.marks if m.hover},
+        "palette": {DIVERGING: "diverging", SEQUENTIAL: "sequential"}.get(tuple(spec.palette), ""),
     }
 
 
@@ -129,6 +144,8 @@ def _color_bar(spec: FigureSpec) -> dict[str, Any] | None:
     """Return the colour bar of a heat map as a CSS gradient."""
     if spec.clim is None:
         return None
-    palette = spec.palette or (DIVERGING if spec.clim[0] < 0 else SEQUENTIAL)
-    stops = ", ".join(palette[round(i * (len(palette) - 1) / 8)] for i in range(9))
-    return {"low": f"{spec.clim[0]:g}", "high": f"{spec.clim[1]:g}", "stops": stops, "label": spec.colorbar}
+    palette = tuple(spec.palette or (DIVERGING if spec.clim[0] < 0 else SEQUENTIAL))
+    dark = heat_palette(palette == DIVERGING, "dark") if palette in (DIVERGING, SEQUENTIAL) else palette
+    stops, dark_stops = (", ".join(p[round(i * (len(p) - 1) / 8)] for i in range(9)) for p in (palette, dark))
+    ends = {"low": f"{spec.clim[0]:g}", "high": f"{spec.clim[1]:g}"}
+    return ends | {"stops": stops, "dark": dark_stops, "label": spec.colorbar}

@@ -349,7 +349,7 @@ def _squares(columns: np.ndarray, rows: np.ndarray) -> Table:
 
 
 def _cell_labels(columns: np.ndarray, rows: np.ndarray, values: np.ndarray) -> Table:
-    return {"x": columns, "y": rows, "text": [f"{v:z.2f}" for v in values]}
+    return {"x": columns, "y": rows, "text": [f"{v:z.2f}" if np.isfinite(v) else "" for v in values]}
 
 
 def _positions_of(data: xr.DataArray, dim: str, values: Sequence[Hashable]) -> list[int]:

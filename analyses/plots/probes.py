@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ from stratalens.store.errors import InputError
 
 MEAN_OF_PAIRS = "mean of all pairs"
 OTHER_PAIRS = "single pairs"
+LABEL_WIDTH = 22  # letters of a line of a row's name
 
 Curve = Mapping[str, np.ndarray]  # value, low, high, null and p at every layer
 Readers = Mapping[str, Callable[[SliderValues], np.ndarray]]
@@ -286,12 +288,9 @@ def control_comparison_spec(
     singles = [_readers(_one_pair(estimate(d, name), chosen), fixed) for d in rows.values()]
     gap = 0.14 if with_mean and chosen is not None else 0.0
     pair_color = _pair_color(max(complete.values(), key=lambda d: d[name].size), chosen)
-    # Names are above their rows: on a narrow page, tick labels would leave no room for the figure.
-    row_labels: Table = {
-        "x": np.full(len(labels), 0.36),
-        "y": heights + 0.38,
-        "text": [plain_text(v, 44) for v in rows],
-    }
+    # Names are broken into short lines: on a narrow page, long tick labels would leave no room for the figure.
+    names = ["\n".join(textwrap.wrap(plain_text(v, 72), LABEL_WIDTH)) for v in rows]
+    lines = max(name.count("\n") + 1 for name in names)
 
     def row_tables(
         readers: Sequence[Readers], slider_values: SliderValues, y: np.ndarray, color: str
@@ -313,8 +312,7 @@ def control_comparison_spec(
     def tables(slider_values: SliderValues) -> dict[str, Table]:
         null = np.array([read["null"](slider_values) for read in means])
         result: dict[str, Table] = {
-            "null": {"x0": null, "y0": heights - 0.42, "x1": null, "y1": heights + 0.2},
-            "rows": row_labels,
+            "null": {"x0": null, "y0": heights - 0.5, "x1": null, "y1": heights + 0.5},
         }
         if with_mean:
             result["mean"], result["mean_bars"] = row_tables(means, slider_values, heights - gap, HIGHLIGHT)
@@ -334,21 +332,20 @@ def control_comparison_spec(
         if shown:
             marks.append(Mark(f"{row}_bars", "segments", width=5, alpha=0.35))
             marks.append(Mark(row, "points", hover=hover, size=9))
-    marks.append(Mark("rows", "labels", role="foreground", size=9, align="left"))
     legend = {plain_text(chosen): pair_color} if chosen is not None else {}
     legend |= {MEAN_OF_PAIRS: HIGHLIGHT} if with_mean else {}
     return FigureSpec(
         name="control_comparison",
         title=title,
         x=Axis(f"held-out {plain_measure(name)} (dashed: chance or null)"),
-        y=Axis("", ticks=[]),
+        y=Axis("", ticks=list(zip(heights.tolist(), names, strict=True))),
         marks=marks,
         tables=tables,
-        limits=lambda slider_values: (0.35, 1.02, heights[-1] - 0.55, 0.65),
+        limits=lambda slider_values: (0.35, 1.02, heights[-1] - 0.5, 0.5),
         sliders=sliders,
         fixed=fixed,
         site=site_of(widest),
-        height=max(220, 80 + 52 * len(labels)),
+        height=max(220, 80 + max(34, 16 * lines + 6) * len(labels)),
         legend=legend,
     )
 

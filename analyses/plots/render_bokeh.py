@@ -115,7 +115,7 @@ def bokeh_figure(spec: FigureSpec) -> Any:
         border_fill_color=None,
         outline_line_color=None,
     )
-    fig.toolbar_inner = True
+    fig.toolbar_location = "above"  # inside the frame it would cover the last column
     fig.toolbar.autohide = True
     fig.toolbar.logo = None
     tables = spec.tables(slider_values)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from stratalens.analyses.data.array_types import Doubles, Floats
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 from stratalens.analyses.data.slabs import Slab
 from stratalens.analyses.data.targets import MULTICLASS
 from stratalens.analyses.estimators.boosting import BOOSTING, boosted_scores
@@ -243,5 +244,6 @@ def _null(X: Floats, plan: Plan, settings: Settings, prepare: Prepare | None) ->
 
 
 def _shuffled_quality(X: Floats, shuffled: Plan, settings: Settings, prepare: Prepare | None) -> dict[str, Doubles]:
+    raise_if_cancelled()
     _, score = _fit_and_score(X, shuffled, settings, prepare, refit=False)
     return quality_values(score, shuffled)

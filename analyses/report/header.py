@@ -74,11 +74,12 @@ def provenance_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     It has the fields that a resumed capture compares, and the fingerprints of the stages.
     """
     rows = []
-    # The header shows the recorded versions, unless the run adds its own.
-    for key in ("provenance", "recorded_with") if info.get("versions") else ("provenance",):
+    shown = set() if info.get("versions") else set(_recorded_versions(info))  # by the header
+    for key in ("provenance", "recorded_with"):
         value = info.get(key)
         if isinstance(value, Mapping):
-            rows += [(str(k), strip_local_paths(_text(v))) for k, v in value.items()]
+            hidden = shown | {"model"} if key == "recorded_with" else set()
+            rows += [(str(k), strip_local_paths(_text(v))) for k, v in value.items() if k not in hidden]
     for stage in info.get("stages", []):
         if isinstance(stage, Mapping) and stage.get("fingerprint"):
             rows.append((f"weights of {_name(stage)}", str(stage["fingerprint"])))
@@ -148,7 +149,8 @@ def _text(value: Any) -> str:
 
 def _recorded_versions(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return the versions that recorded the store; the model has its own row."""
-    return {k: v for k, v in (info.get("recorded_with") or {}).items() if k != "model"}
+    recorded = info.get("recorded_with") or {}
+    return {k: v for k, v in recorded.items() if k != "model" and not isinstance(v, Mapping)}
 
 
 def _versions() -> dict[str, str]:

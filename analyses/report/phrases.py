@@ -37,6 +37,16 @@ def value_with_interval(numbers: Numbers) -> str:
     return text
 
 
+def name_intervals_once(text: str) -> str:
+    """Return a statement whose first interval alone is called one of 95 %.
+
+    >>> name_intervals_once("0.64 (95 % 0.60 to 0.68); 0.55 (95 % 0.50 to 0.60)")
+    '0.64 (95 % 0.60 to 0.68); 0.55 (0.50 to 0.60)'
+    """
+    first, mark, rest = text.partition("(95 % ")
+    return first + mark + rest.replace(mark, "(") if mark else text
+
+
 def p_text(p: float, permutations: int | None = None) -> str:
     """Return a permutation p as text; the smallest possible p is a bound."""
     if not np.isfinite(p):

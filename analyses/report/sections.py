@@ -36,6 +36,7 @@ from stratalens.analyses.plots.stages import (
 from stratalens.analyses.plots.wording import GroupWords, group_words
 from stratalens.analyses.report import control_sentences, group_sentences, intervention_sentences, sentences
 from stratalens.analyses.report.caveats import caveats, control_rows, time_control_sentence
+from stratalens.analyses.report.phrases import name_intervals_once
 from stratalens.analyses.stats.estimates import estimate, pair_mean
 
 Results = Mapping[str, Any]
@@ -86,7 +87,7 @@ class Section:
 
     def add(self, spec: FigureSpec, sentence: Callable[[SliderValues], str], reading: str) -> None:
         """Add a figure with its statement and a line on how to read it."""
-        self.figures.append(PageFigure(spec, sentence, reading))
+        self.figures.append(PageFigure(spec, lambda values: name_intervals_once(sentence(values)), reading))
 
 
 def build_sections(

@@ -7,4 +7,5 @@ cache        finished slabs next to the store
 cache_files  their files, checksums and verification
 cache_checks verification of cached results
 threads      number of workers, BLAS threads
+progress_bar the progress bar
 """

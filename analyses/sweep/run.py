@@ -10,18 +10,19 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from tqdm.auto import tqdm
 
 from stratalens.analyses.data.array_types import Array, Data
 from stratalens.analyses.data.slabs import SiteData, Slab
 from stratalens.analyses.sweep import threads
 from stratalens.analyses.sweep.assemble import Layout, ResultBuffer, as_dataset, noise_slab, unwrap
 from stratalens.analyses.sweep.cache import SlabCache, digest
+from stratalens.analyses.sweep.progress_bar import tqdm
 from stratalens.analyses.sweep.tasks import SharedContext, run_slab_task, run_slab_tasks
 from stratalens.store.errors import InputError, suggest
 from stratalens.store.reading.dask_arrays import default_dask_client
@@ -246,7 +247,9 @@ def _on_threads(function: SlabFunction, slabs: Sequence[Slab], workers: int) -> 
         stack.callback(lambda: pool.shutdown(wait=True, cancel_futures=True))
         while True:
             while len(running) < workers and (slab := next(queue, None)) is not None:
-                running[pool.submit(run_slab_task, function, slab)] = slab
+                # The context tells a slab whether its caller has cancelled.
+                context = copy_context()
+                running[pool.submit(context.run, run_slab_task, function, slab)] = slab
             if not running:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -81,13 +81,17 @@ def report(
     permutations: Permutations = None,
     skip_missing: SkipMissing = False,
     seed: Seed = 0,
+    title: Annotated[
+        str | None, typer.Option(help="Heading of the page; default: `title` of the run file, else a question.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one standalone HTML page; run the analyses that have no results yet."""
     from stratalens.plugin.cli.store_jobs import report_store
 
     options = suite_options(order, pairs, folds, groups, skip_missing)
-    page = report_store(store, out, by=by, site=site, seed=seed, permutations=permutations, **options)
+    options |= {"site": site, "seed": seed, "permutations": permutations}
+    page = report_store(store, out, by=by, title=title, **options)
     print_status(f"wrote {page}")
     if as_json:
         emit_json({"store": store, "report": page, "bytes": page.stat().st_size})

@@ -216,12 +216,15 @@ def explore(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes any free one.")] = 5006,
     show: Annotated[bool, typer.Option("--show", help="Open the page in the system's browser.")] = False,
     by: LabelColumn = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of halves and folds; default: that of the study, else 0.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve a live page on a store, to this machine only: rows, prompts, probes on demand. Ctrl-C ends it."""
     from stratalens.plugin.cli.store_jobs import explore_store
 
-    explore_store(store, port=port, show=show, by=by, on_start=emit_json if as_json else None)
+    explore_store(store, port=port, show=show, by=by, seed=seed, on_start=emit_json if as_json else None)
 
 
 @command("export run.zarr --site resid_post --layer 12 --to layer12")

@@ -216,6 +216,7 @@ def run_file_text(
         "",
         "# The label column that analyze and report compare.",
         f"by: {_quoted(by)}" if by else "# by: COLUMN",
+        "# title: Habitats            # heading of the report; without this line, a question",
     ]
     return "\n".join(lines) + "\n"
 

@@ -87,6 +87,7 @@ class RunFile(BaseModel):
     prepend_bos: bool | None = None
     allow_same_weights: bool = False
     by: str = "trained_stage"
+    title: str | None = None  # heading of the report
 
     def capture_options(self) -> CaptureOptions:
         """Return the options of the capture that this file describes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -69,6 +69,9 @@ def steer_store(
     from stratalens.plugin.prompts.table import PromptTable
     from stratalens.store.format.schema import site_names
 
+    if kind not in ("steer", "ablate"):
+        raise InputError(f"--kind {kind}: {suggest(kind, ('steer', 'ablate'))}")
+    operation: Literal["steer", "ablate"] = "steer" if kind == "steer" else "ablate"
     ds = open_store(store)
     run = _run_of(store)
     numbers = _doses(doses)
@@ -96,7 +99,7 @@ def steer_store(
     try:
         with suppress_progress_bars(downloads=False), print_warnings():
             result = intervene(
-                sources, table, directions, kind, numbers, outcome, position, random, seed, against=against,
+                sources, table, directions, operation, numbers, outcome, position, random, seed, against=against,
                 batch_size=run.batch_size, device=run.device, path=path, progress=progress,
             )  # fmt: skip
     finally:

@@ -124,7 +124,7 @@ def results_folder(store: str) -> Path:
     return Path(f"{name.rsplit('/', 1)[1] if is_url(name) else name}.results")
 
 
-def report_store(store: str, out: Path, *, by: str | None, **options: Any) -> Path:
+def report_store(store: str, out: Path, *, by: str | None, title: str | None = None, **options: Any) -> Path:
     """Write the report of a store; reuse analyses whose results are cached next to it.
 
     Results of `intervene` in the results folder next to the store get a section of their own.
@@ -133,6 +133,7 @@ def report_store(store: str, out: Path, *, by: str | None, **options: Any) -> Pa
         store: path or URL of the store.
         out: the page.
         by: label column; None = that of the run file, else `default_label_column`.
+        title: heading of the page; None = that of the run file, else a question about the groups.
         options: other arguments of `run_suite`.
     """
     from stratalens.analyses.accessor import open_store
@@ -143,10 +144,25 @@ def report_store(store: str, out: Path, *, by: str | None, **options: Any) -> Pa
     ds, facts = open_store(store), info(store)
     note_incomplete(facts)
     suite = _run_suite(ds, store, by, **options)
+    run = read_run_file_of(store)
+    if run is not None:
+        title = title or run.title
+        model = run.model or _common_folder([stage.path for stage in run.stages])
+        facts = facts | ({"model": model} if model else {})  # the store names the model of its last stage
     results: dict[str, Any] = dict(suite.results)
     if effects := read_effects(results_folder(store)):
         results["interventions"] = effects
-    return report(results, out, store_info=facts, notes=suite.skipped)
+    return report(results, out, store_info=facts, notes=suite.skipped, title=title)
+
+
+def _common_folder(paths: Sequence[Path | None]) -> str | None:
+    """Return the name of the folder that holds the checkpoints of all stages; None if there is no single one.
+
+    >>> _common_folder([Path("runs/animals/step0"), Path("runs/animals/step60")]), _common_folder([None])
+    ('animals', None)
+    """
+    folders = {path.parent for path in paths if path is not None}
+    return folders.pop().name or None if len(folders) == 1 and len(paths) > 1 else None
 
 
 def explore_store(
@@ -155,6 +171,7 @@ def explore_store(
     port: int,
     show: bool,
     by: str | None = None,
+    seed: int | None = None,
     on_start: Callable[[dict[str, str]], None] | None = None,
 ) -> None:
     """Serve the live page of a store until Ctrl-C.
@@ -166,6 +183,7 @@ def explore_store(
         port: port on 127.0.0.1; 0 takes any free one.
         show: open the page in the system's browser.
         by: label column at the start; None = that of the run file, else the most useful one.
+        seed: of halves, folds and shuffles; None = that of the study whose folder has the store, else 0.
         on_start: called with {store, url} when the page is ready.
     """
     from stratalens.analyses.accessor import open_store
@@ -180,8 +198,24 @@ def explore_store(
             on_start({"store": store, "url": f"http://{ADDRESS}:{port}"})
 
     with suppress(KeyboardInterrupt):
-        explore(ds, port, show=show, by=_preferred(ds, store, by), tell=announce)
+        explore(ds, port, show=show, by=_preferred(ds, store, by), tell=announce, **_fit_of(store, seed))
     print_status("the explorer has ended")
+
+
+def _fit_of(store: str, seed: int | None) -> dict[str, Any]:
+    """Return seed, C and folds of the study in whose folder the store is, so that the page repeats its report."""
+    from stratalens.plugin.study.config.settings import is_study_file, read_settings
+
+    fit: dict[str, Any] = {}
+    path = Path(store).parent / "run.yaml"
+    if not is_url(store) and path.is_file() and is_study_file(path):
+        try:
+            settings = read_settings(path)
+        except InputError:  # another program's file
+            return {} if seed is None else {"seed": seed}
+        fit = {"seed": settings.seed, "C": settings.analysis.C, "folds": settings.analysis.folds}
+        print_status(f"probes use the settings of the study: {', '.join(f'{k} {v:g}' for k, v in fit.items())}")
+    return fit if seed is None else fit | {"seed": seed}
 
 
 def choose_column(ds: xr.Dataset, store: str, by: str | None) -> str:

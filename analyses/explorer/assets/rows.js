@@ -1,6 +1,26 @@
 /* A table of rows; all data is inserted as text. The button of a row, or a click anywhere in it, highlights the row. */
 export function render({ model }) {
-  const box = document.createElement("div");
+  const whole = document.createElement("div"), line = document.createElement("p"), copied = document.createElement("span");
+  const copy = document.createElement("button"), box = document.createElement("div");
+  line.className = "x-rows-caption";
+  copy.type = "button";
+  copy.className = "switch";
+  copy.textContent = "Copy ids";
+  copied.setAttribute("role", "status");
+  copy.addEventListener("click", async () => {
+    const text = model.ids.join("\n");
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch (error) { /* no permission for the clipboard */
+      const area = document.createElement("textarea");
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    copied.textContent = ` Copied ${model.ids.length} ids.`;
+  });
   box.className = "x-rows";
   box.tabIndex = 0;
   box.setAttribute("role", "region");
@@ -8,8 +28,6 @@ export function render({ model }) {
   const draw = () => {
     box.setAttribute("aria-label", model.caption);
     const table = document.createElement("table");
-    const caption = table.createCaption();
-    caption.textContent = model.caption;
     const head = table.createTHead().insertRow();
     for (const name of model.columns) {
       const th = document.createElement("th");
@@ -40,12 +58,11 @@ export function render({ model }) {
       });
       tr.addEventListener("click", () => { model.focus = model.focus === i ? -1 : i; });
     });
-    if (model.rows.length) box.replaceChildren(table);
-    else {
-      const hint = document.createElement("p");
-      hint.textContent = model.caption;
-      box.replaceChildren(hint);
-    }
+    line.textContent = model.caption;
+    copied.textContent = "";
+    copy.hidden = !model.ids.length;
+    box.hidden = !model.rows.length;
+    box.replaceChildren(table);
   };
   const highlight = () => {
     box.querySelectorAll("tbody tr").forEach((tr, i) => {
@@ -56,5 +73,6 @@ export function render({ model }) {
   for (const name of ["columns", "rows", "caption"]) model.on(name, draw);
   model.on("focus", highlight);
   draw();
-  return box;
+  whole.append(line, copy, copied, box);
+  return whole;
 }

@@ -10,7 +10,8 @@ export function render({ model }) {
     line.textContent = model.text;
     bar.setAttribute("aria-label", "progress");
     bar.hidden = model.share < 0;
-    if (model.share >= 0) bar.value = model.share;
+    if (model.share > 0) bar.value = model.share;
+    else bar.removeAttribute("value");  /* the bar moves until the first step is done */
     box.hidden = !model.text && model.share < 0;
   };
   for (const name of ["text", "kind", "share"]) model.on(name, show);

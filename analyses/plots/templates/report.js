@@ -6,6 +6,30 @@
   const figures = new Map();
   let theme = "light";
 
+  function dark(palette) {
+    /* The palette of a heat map on this page; both lead from one end over a neutral colour, or from it, to the other. */
+    return theme === "dark" ? data.palettes[palette] : null;
+  }
+
+  function luminance(color) {
+    const part = (i) => { const v = parseInt(color.slice(i, i + 2), 16) / 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
+    return 0.2126 * part(1) + 0.7152 * part(3) + 0.0722 * part(5);
+  }
+
+  function cellTexts(state, count) {
+    /* Readable colours on the cells of a dark heat map, where a label belongs to each cell. */
+    const cells = state.cells;
+    if (!cells || theme !== "dark") return null;
+    const values = columns(state, cells.mark).value;
+    if (!values || values.length !== count) return null;
+    const { low, high, palette } = cells.mapper;
+    return values.map((v) => {
+      if (v === null) return "#ffffff";
+      const i = Math.round(Math.min(1, Math.max(0, (v - low) / (high - low || 1))) * (palette.length - 1));
+      return luminance(palette[i]) > 0.179 ? "#000000" : "#ffffff";
+    });
+  }
+
   function themeColor(color) { return theme === "dark" && data.dark[color] ? data.dark[color] : color; }
 
   function frameIndex(state) {
@@ -30,6 +54,8 @@
       for (const name in now) {
         data[name] = name === "color" ? now[name].map(themeColor) : now[name].map((v) => (v === null ? NaN : v));
       }
+      const texts = data.text_color && cellTexts(state, data.text_color.length);
+      if (texts) data.text_color = texts;
       state.sources[mark].data = data;
     }
     const limits = state.spec.frames.limits, box = limits[limits.length === 1 ? 0 : index];
@@ -114,25 +140,69 @@
     if (i < 0) return false;
     const slider = state.spec.frames.sliders[i], index = slider.values.indexOf(value);
     if (index < 0) return false;
-    const input = state.element.querySelector('input[data-dim="' + dim + '"]');
-    input.value = String(index);
-    input.setAttribute("aria-valuetext", value);
-    state.element.querySelector('output[for="' + input.id + '"]').textContent = value;
+    const control = state.element.querySelector('[data-dim="' + dim + '"]');
+    if (control.tagName === "FIELDSET") control.querySelectorAll("input")[index].checked = true;
+    else {
+      control.value = String(index);
+      control.setAttribute("aria-valuetext", value);
+      state.element.querySelector('output[for="' + control.id + '"]').textContent = value;
+    }
     if (state.at[i] === index) return false;
     state.at[i] = index;
     show(state);
     return true;
   }
 
+  /* The address holds the sliders that the reader moved: #SECTION&stage=s6&layer=1. */
+  function address() {
+    const parts = window.location.hash.slice(1).split("&").filter((part) => part);
+    const section = parts.length && !parts[0].includes("=") ? parts.shift() : "";
+    const places = new Map();
+    for (const part of parts) {
+      const at = part.indexOf("=");
+      try { if (at > 0) places.set(decodeURIComponent(part.slice(0, at)), decodeURIComponent(part.slice(at + 1))); } catch (error) { /* not ours */ }
+    }
+    return { section, places };
+  }
+
+  const moved = new Map();
+
+  function writeAddress(section) {
+    const parts = [...moved].map(([dim, value]) => encodeURIComponent(dim) + "=" + encodeURIComponent(value));
+    const hash = [...(section ? [section] : []), ...parts].join("&");
+    try { window.history.replaceState(null, "", "#" + hash); } catch (error) { /* a page inside another page has no address */ }
+  }
+
+  function remember(dim, value) {
+    moved.set(dim, value);
+    writeAddress(address().section);
+  }
+
+  function followAddress() {
+    const { section, places } = address();
+    for (const [dim, value] of places) {
+      let known = false;
+      for (const state of figures.values()) {
+        const slider = state.spec.frames.sliders.find((s) => s.dim === dim);
+        if (slider && slider.values.includes(value)) { known = true; move(state, dim, value); }
+      }
+      if (known) moved.set(dim, value);
+    }
+    const target = section && places.size ? document.getElementById(section) : null;
+    if (target) target.scrollIntoView();
+    if (section && moved.size && !places.size) writeAddress(section);  /* a link of the contents keeps the sliders */
+  }
+
   function connectControls(state) {
-    state.element.querySelectorAll("input[type=range]").forEach((input) => {
+    state.element.querySelectorAll(".slider input").forEach((input) => {
       input.addEventListener("input", () => {
-        const dim = input.dataset.dim;
+        const dim = input.closest("[data-dim]").dataset.dim;
         const slider = state.spec.frames.sliders.find((s) => s.dim === dim);
         const value = slider.values[Number(input.value)];
         const link = document.getElementById("link-all"), linked = link !== null && link.checked;
         move(state, dim, value);
         if (linked) for (const other of figures.values()) if (other !== state) move(other, dim, value);
+        if (linked) remember(dim, value);
       });
     });
     const details = state.element.querySelector("details");
@@ -155,6 +225,12 @@
       } else if (model.type === "GlyphRenderer") {
         const glyph = model.glyph;
         if (glyph.type === "Scatter") glyph.setv({ line_color: { value: colors.foreground } });
+        if (glyph.type === "Quad" && glyph.fill_color.transform) {
+          const mapper = glyph.fill_color.transform;
+          if (!state.cells) state.cells = { mapper, mark: model.name, light: mapper.palette, kind: state.spec.palette };
+          mapper.setv({ palette: (state.spec.palette && dark(state.spec.palette)) || state.cells.light, nan_color: colors.unknown });
+          glyph.setv({ line_color: { value: colors.paper } });
+        }
         if (model.tags[0] === "foreground" || model.tags[0] === "muted") glyph.setv({ line_color: { value: colors[model.tags[0]] } });
       }
     }
@@ -208,6 +284,8 @@
     });
     window.addEventListener("afterprint", () => setTheme(screenTheme));
     for (const id of Object.keys(data.figures)) await draw(id);
+    window.addEventListener("hashchange", followAddress);
+    followAddress();
     window.stratalens = { figures };
     root.dataset.ready = "true";
   }

@@ -10,6 +10,7 @@ import pytest
 from stratalens.analyses.explorer.address import state_of
 from stratalens.analyses.explorer.app import HINT, Explorer, error_message, page
 from stratalens.analyses.explorer.on_demand import IDLE
+from stratalens.analyses.plots.colors import DIVERGING
 from stratalens.store import open_store
 from support.stores import make_store
 from support.unordered import unordered_store
@@ -160,7 +161,7 @@ def test_a_state_of_an_address_sets_the_widgets_that_it_knows(explorer: Explorer
 
 
 def test_many_selected_rows_fade_the_others_and_few_have_rings(tmp_path: Path) -> None:
-    path = make_store(tmp_path / "run.zarr", 3, 1, 2400, ("last",), 4, planted=2.0)
+    path = make_store(tmp_path / "run.zarr", 3, 1, 1500, ("last",), 4, planted=3.0)
     many = page(open_store(path))
     many.refresh()
     rows = many.scatter.plane.rows.rows
@@ -173,3 +174,72 @@ def test_many_selected_rows_fade_the_others_and_few_have_rings(tmp_path: Path) -
     assert len(many.scatter.rings.data["color"]) == 700
     many.select(rows[:0])
     assert many.scatter._points.glyph.fill_alpha == 0.6
+
+
+def test_axes_by_choice_show_the_half_that_fitted_none_of_them(explorer: Explorer) -> None:
+    shown = explorer.scatter.plane.rows.rows
+    names = {}
+    for axes in ("pca", "lda", "directions", "groups"):
+        explorer.axes.value = axes
+        assert explorer.status.kind == "info"
+        plane = explorer.scatter.plane
+        assert plane.view.axes == axes
+        np.testing.assert_array_equal(plane.rows.rows, shown)
+        np.testing.assert_allclose(np.linalg.norm(plane.rows.axes, axis=1), 1, rtol=1e-6)
+        names[axes] = explorer.scatter.figure.xaxis.axis_label
+        assert explorer.x.visible == (axes == "directions")
+    assert names["directions"] == "direction s1 v s3 (activation units)"
+    assert len(set(names.values())) == 4
+    explorer.axes.value = "directions"
+    assert explorer.x.options == ["s1 v s2", "s1 v s3", "s2 v s3", "s1 v the rest", "s2 v the rest", "s3 v the rest"]
+    explorer.y.value = "s3 v the rest"
+    state = state_of(explorer.view())
+    assert (state["axes"], state["x"], state["y"]) == ("directions", "s1 v s3", "s3 v the rest")
+    again = Explorer(explorer.data, explorer.analyses.cache)
+    again._apply(state)
+    assert again.view() == explorer.view()
+
+
+def test_a_cell_of_the_map_leads_there_and_is_computed(explorer: Explorer) -> None:
+    places = explorer.analyses.map
+    assert (places.rows, places.columns, places.values) == (["first", "last"], ["0", "1", "2"], [None] * 6)
+    assert places.current == 5
+    places.chosen = [1, 1]
+    explorer.analyses.task.join(120)
+    assert explorer.view().coordinates() == {"stage": "s3", "layer": 1, "token": "first"}
+    assert [v is None for v in places.values] == [True, False, True, True, True, True]
+    assert places.current == 1
+    result = explorer.analyses.cache.get(explorer.analyses.request(), explorer.view().position)
+    assert places.values[1] == pytest.approx(float(result["accuracy_mean"].mean()), abs=1e-4)
+    assert places.caption.endswith("1 of 6 computed. Choose a cell to go there; an empty cell is computed.")
+    explorer.theme.value = "dark"
+    assert places.colors[1] not in DIVERGING
+    places.chosen = [1, 2]  # known: nothing is computed again
+    assert explorer.analyses.status.text == "Done: 1 of 1."
+
+
+def test_the_view_starts_at_means_that_are_small_beside_the_rows(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "run.zarr", 4, 1, 600, ("last",), 16, planted=0.3)
+    page_ = page(open_store(path))
+    page_.refresh()
+    scatter = page_.scatter
+    assert page_.zoom.label == "Show all rows"
+    inside = scatter.in_view()
+    assert 0 < len(inside) < 0.6 * len(scatter.plane.rows.rows)
+    assert scatter._points.glyph.fill_alpha < 0.6
+    assert len(scatter.regions.data["x"]) == 3
+    page_.zoom.param.trigger("clicks")
+    assert page_.zoom.label == "Zoom to the means"
+    assert len(scatter.in_view()) == len(scatter.plane.rows.rows)
+    page_.legend.isolated = 1
+    assert set(scatter.points.data["group"]) == {"s2"}
+    page_.legend.isolated = -1
+    assert set(scatter.points.data["group"]) == {"s1", "s2", "s3"}
+
+
+def test_ids_of_all_selected_rows_can_be_copied_and_a_search_is_in_the_address(explorer: Explorer) -> None:
+    explorer.find.value = "r00000"
+    assert explorer.table.ids == [f"r00000{i}" for i in range(10)]
+    assert state_of(explorer.view(), explorer._searched)["find"] == "r00000"
+    explorer.select(np.arange(2))
+    assert explorer._searched == ""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stratalens.analyses.plots.centroids import centroid_path_spec
-from stratalens.analyses.plots.colors import UNTRAINED, colors_at, ramp, stage_colors, text_color_on
+from stratalens.analyses.plots.colors import UNTRAINED, colors_at, heat_palette, ramp, stage_colors, text_color_on
 from stratalens.analyses.plots.palettes import QUALITATIVE, QUALITATIVE_DARK
 from stratalens.analyses.plots.probes import layer_sweep_spec
 from stratalens.analyses.plots.stages import stage_drift_spec
@@ -96,6 +96,21 @@ def test_six_stages_are_distinct_for_colour_blind_readers(vision: str, dark: boo
 @pytest.mark.parametrize("palette", [QUALITATIVE, QUALITATIVE_DARK])
 def test_five_groups_without_an_order_are_distinct_for_colour_blind_readers(palette: tuple, vision: str) -> None:
     assert nearest(list(palette[:5]), vision) > 15
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_heat_maps_are_read_by_colour_blind_readers(vision: str, theme: str) -> None:
+    """The two sides of the null differ from it and from each other; lightness tells the distance from it."""
+    palette = heat_palette(True, theme)
+    assert nearest([palette[0], palette[63], palette[127], palette[191], palette[-1]], vision) > 20
+    low, high = (float(np.linalg.norm(lab(palette[i], vision) - lab(palette[127], vision))) for i in (0, -1))
+    assert 0.5 < low / high < 2
+    for side in (palette[127:], palette[127::-1]):
+        steps = [abs(float(lab(c, vision)[0] - lab(side[0], vision)[0])) for c in side[::16]]
+        assert np.diff(steps).min() > 0
+    sequence = [float(lab(c, vision)[0]) for c in heat_palette(False, theme)[::32]]
+    assert abs(np.diff(sequence)).min() > 3
 
 
 def test_stages_have_the_contrast_of_graphics() -> None:

@@ -7,8 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from stratalens.analyses.plots.colors import DIVERGING_DARK, text_colors_on
 from stratalens.analyses.report.report import report
 from stratalens.analyses.stats.quantiles import statistic_quantiles
 from support.browser import NEEDS_CHROMIUM, chromium  # noqa: F401 - the fixture `browser`
@@ -65,7 +67,9 @@ class Opened:
 
     def slide(self, figure: str, dim: str, index: int) -> None:
         self.page.evaluate(
-            """([id, v]) => { const e = document.getElementById(id); e.value = String(v);
+            """([id, v]) => { const e = document.getElementById(id);
+                if (e.tagName === "FIELDSET") return e.querySelectorAll("input")[v].click();
+                e.value = String(v);
                 e.dispatchEvent(new Event("input", {bubbles: true})); }""",
             [f"{figure}-{dim}", index],
         )
@@ -132,6 +136,52 @@ def test_the_table_of_numbers_follows_the_slider(opened: Opened) -> None:
     assert before.startswith("s3")
     opened.slide(figure, "stage", 0)
     assert opened.page.locator(f"#{figure} tbody tr").nth(2).inner_text() != before
+
+
+def test_a_dim_of_two_values_has_two_buttons_and_the_address_keeps_the_sliders(browser: Any, page_file: Path) -> None:
+    it, one, other = Opened(browser, page_file), "fig-order-centroid-path", "fig-separable-pair-matrix"
+    it.page.locator(f"#{other}-token input:checked").focus()
+    assert it.page.locator(f"#{other}-token label").count() == 2
+    it.page.keyboard.press("ArrowLeft")
+    chosen = it.page.locator(f"#{one}-token input:checked").evaluate("(e) => e.parentElement.innerText")
+    assert chosen == it.page.locator(f"#{other}-token input:checked").evaluate("(e) => e.parentElement.innerText")
+    it.slide(one, "stage", 1)
+    it.page.get_by_role("link", name="Controls").click()
+    it.page.wait_for_function("() => window.location.hash.startsWith('#controls&')")
+    link = it.page.url
+    said = it.page.locator(f"#{other}-sentence").inner_text()
+    assert "stage=s1" in link
+    assert f"token={chosen}" in link
+    again = Opened(browser, page_file)
+    again.page.goto(link)
+    again.page.reload()
+    again.page.wait_for_selector("html[data-ready]")
+    assert again.page.locator(f"#{other}-sentence").inner_text() == said
+    assert again.page.evaluate("document.getElementById('controls').getBoundingClientRect().top") < 200
+    again.page.goto(f"{page_file.as_uri()}#controls&stage=%E0%A4%A&layer=99&<b>=1")  # nothing of this exists
+    again.page.reload()
+    again.page.wait_for_selector("html[data-ready=true]")
+    for opened_page in (it, again):
+        assert (opened_page.complaints, opened_page.remote()) == ([], [])
+        opened_page.context.close()
+
+
+def test_heat_maps_of_a_dark_page_are_dark_with_readable_numbers(browser: Any, page_file: Path) -> None:
+    it, figure = Opened(browser, page_file), "fig-separable-pair-matrix"
+    cells = """(id) => { const c = window.stratalens.figures.get(id).cells;
+      return [c.mapper.palette[Math.floor(c.mapper.palette.length / 2)], c.mapper.low, c.mapper.high]; }"""
+    assert it.page.evaluate(cells, figure)[0] == "#f7f7f7"
+    light = it.column(figure, "numbers", "text_color")
+    it.page.locator("#theme").click()
+    neutral, low, high = it.page.evaluate(cells, figure)
+    values = np.array(it.column(figure, "pairs", "value"), dtype=float)
+    assert neutral == DIVERGING_DARK[127]
+    assert it.column(figure, "numbers", "text_color") == text_colors_on(values, low, high, DIVERGING_DARK)
+    it.page.locator("#theme").click()
+    assert it.column(figure, "numbers", "text_color") == light
+    assert it.page.evaluate(cells, figure)[0] == "#f7f7f7"
+    assert it.complaints == []
+    it.context.close()
 
 
 WIDER = """() => [...document.querySelectorAll("main *")].filter(e => !e.closest(".scroll")

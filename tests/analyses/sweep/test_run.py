@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -251,3 +253,20 @@ def test_a_function_that_fails_on_noise_gets_a_note_about_the_template() -> None
     assert "template=" in caught.value.__notes__[0]
     now = sweep(ds, positive, compute=True)
     xr.testing.assert_allclose(now, sweep(ds, positive, template=positive(ds.resid_post[0, 0]).compute()).compute())
+
+
+def test_a_notebook_without_widgets_has_no_warning() -> None:
+    """tqdm warns where it is imported in a notebook without ipywidgets; text needs no warning."""
+    script = """
+import sys, types, warnings
+warnings.simplefilter("error")
+class ZMQInteractiveShell: ...
+sys.modules["ipykernel.zmqshell"] = types.ModuleType("zmqshell")
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=ZMQInteractiveShell)
+sys.modules["ipywidgets"] = None
+from stratalens.analyses.sweep.progress_bar import tqdm
+print(tqdm.__mro__[1].__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "notebook" not in done.stdout
