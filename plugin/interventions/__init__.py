@@ -1,5 +1,6 @@
 """Interventions: steer, ablate and patch activations along directions, and measure what changes.
 
+arguments          the arguments of intervene() that need no model
 edits              changes of activations at selected positions: add, set a coordinate, replace, interchange
 edited_positions   which positions of a forward pass an edit changes
 edit_hooks         hooks that apply edits while a context is open

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,13 +19,14 @@ from stratalens.analyses.directions.direction_set import directions as make_dire
 from stratalens.analyses.directions.effects import summarise_effects
 from stratalens.analyses.directions.random_directions import NULLS, NullKind
 from stratalens.plugin.check.sample import TEXTS
+from stratalens.plugin.interventions.arguments import check_arguments, choice_of, own_null, scored_rows
 from stratalens.plugin.interventions.job import Plan, StageJob
 from stratalens.plugin.interventions.model_fit import check_width, refuse_training, site_hooks, stage_of_weights
 from stratalens.plugin.interventions.outcome_argument import OutcomeArgument, make_outcome
 from stratalens.plugin.interventions.outcomes import OUTCOMES, Outcome
 from stratalens.plugin.interventions.partial_results import PartialResults, identity_of
 from stratalens.plugin.interventions.passes import Way
-from stratalens.plugin.interventions.steer import PositionNames, finite_number, recorded_values
+from stratalens.plugin.interventions.steer import PositionNames, recorded_values
 from stratalens.plugin.interventions.text_outcome import TextOutcome
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
@@ -36,9 +37,8 @@ from stratalens.plugin.prompts.positions import resolve as resolve_positions
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import TokenizedPrompts
 from stratalens.plugin.stages.stage import loaded_model, parse_stages
-from stratalens.store.errors import InputError, MismatchError, NonFiniteError, join_names, suggest
+from stratalens.store.errors import InputError, MismatchError, NonFiniteError, join_names
 
-KINDS = ("steer", "ablate", "patch")
 _REUSE: dict[str, Way] = {"auto": "positions", "blocks": "blocks", "nothing": "all"}
 
 
@@ -143,12 +143,12 @@ def intervene(
     """
     parsed = parse_stages(stages)
     chosen = make_directions(directions)
-    own_null = None if isinstance(null, str) else _own_null(null, chosen)
-    null_kind: NullKind | Literal["own"] = "own" if own_null is not None else null  # type: ignore[assignment]
-    numbers = _check_arguments(kind, doses, random, null_kind, to, source, source_rows, table)
-    fastest = _choice(reuse, "reuse", _REUSE)
-    _choice(overlap, "overlap", dict.fromkeys(("exclude", "refuse", "allow")))
-    scored = _scored(table, chosen, own_null, overlap)
+    own = None if isinstance(null, str) else own_null(null, chosen)
+    null_kind: NullKind | Literal["own"] = "own" if own is not None else null  # type: ignore[assignment]
+    numbers = check_arguments(kind, doses, random, null_kind, to, source, source_rows, table)
+    fastest = choice_of(reuse, "reuse", _REUSE)
+    choice_of(overlap, "overlap", dict.fromkeys(("exclude", "refuse", "allow")))
+    scored = scored_rows(table, chosen, own, overlap)
     job: _Job | None = None
     for number, stage in enumerate(parsed):
         with loaded_model(stage, tokenizer, device) as model:
@@ -175,8 +175,8 @@ def intervene(
                     price = _price(unrelated, positions, own_tokenizer, adapter, kind)
                     plan = Plan(
                         kind=kind, directions=chosen, doses=numbers, positions=names, index=index, outcome=measured,
-                        random=random if own_null is None else len(own_null), null=null_kind, seed=seed, target=to,
-                        source=recorded, batch_size=batch_size, price=price, compute=fastest, own_null=own_null,
+                        random=random if own is None else len(own), null=null_kind, seed=seed, target=to,
+                        source=recorded, batch_size=batch_size, price=price, compute=fastest, own_null=own,
                     )  # fmt: skip
                     stages_named = [s.name for s in parsed]
                     identity = _identity(plan, stages_named, table)
@@ -191,93 +191,6 @@ def _dry_run(adapter: Adapter, hooks: dict[int | None, str], measured: Outcome) 
     """Run a few tokens: the site must fire, and the output layer may turn out to run separately."""
     ids = torch.from_numpy(np.concatenate([measured.variants[0].ids[0]] * 4))
     resolve_sites(adapter, [next(iter(hooks.values()))], None, ids)
-
-
-def _check_arguments(
-    kind: str,
-    doses: Any,
-    random: Any,
-    null: str,
-    to: float | None,
-    source: Any,
-    source_rows: Any,
-    table: Any,
-) -> tuple[float, ...]:
-    """Check what no model is needed for; return the doses."""
-    if kind not in KINDS:
-        raise InputError(f"kind={kind!r}: {suggest(str(kind), KINDS)}")
-    if not isinstance(table, PromptTable):
-        raise InputError(
-            f"table is {type(table).__name__}; pass a PromptTable, such as PromptTable.read('prompts.csv')"
-        )
-    if null not in NULLS:
-        raise InputError(f"null={null!r}: {suggest(str(null), [n for n in NULLS if n != 'own'])}, or directions")
-    if isinstance(random, bool) or not isinstance(random, int | np.integer) or random < 0:
-        raise InputError(f"random={random!r} is not a number of random directions, from 0; 20 or more give a verdict")
-    if to is not None:
-        finite_number(to, "to")
-        if kind != "ablate":
-            raise InputError(f"to={to!r} is the coordinate that ablation sets; leave it out for kind={kind!r}")
-    if kind == "patch":
-        if source is None or source_rows is None:
-            raise InputError("kind='patch' needs source= (a store) and source_rows= (its row for every prompt)")
-        if len(source_rows) != len(table):
-            raise InputError(f"source_rows has {len(source_rows)} rows for {len(table)} prompts; give one for each")
-    elif source is not None or source_rows is not None:
-        raise InputError(f"source= is for kind='patch', not for kind={kind!r}")
-    if kind != "steer":
-        return (1.0,)
-    listed = [doses] if isinstance(doses, int | float | str) else list(doses)
-    numbers = tuple(finite_number(dose, "doses") for dose in listed)
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise InputError(f"doses={listed!r} is empty or names a dose twice; give different numbers")
-    return numbers
-
-
-def _choice(value: Any, name: str, valid: Mapping[str, Any]) -> Any:
-    if value not in valid:
-        raise InputError(f"{name}={value!r}: {suggest(str(value), valid)}")
-    return valid[value]
-
-
-def _own_null(null: Any, tested: Directions) -> Directions:
-    """Directions in the place of random ones; they need the places of the tested ones."""
-    own = make_directions(null)
-    if own.site != tested.site or own.feature_shape != tested.feature_shape:
-        raise InputError(
-            f"null= has directions of {own.site} with {own.feature_shape} features, and those to test are of "
-            f"{tested.site} with {tested.feature_shape}; make both at one site"
-        )
-    if missing := [layer for layer in tested.layer if layer not in own.layer]:
-        raise InputError(f"null= has no directions at layer {missing[0]}; it has layers {join_names(own.layer)}")
-    if missing_stages := [stage for stage in tested.stage if own.stage and stage not in own.stage]:
-        raise InputError(f"null= has no directions of stage {missing_stages[0]!r}; it has {join_names(own.stage)}")
-    if (not own.stage and tested.stage) or (not tested.stage and len(own.stage) > 1):
-        raise InputError("null= and directions= must both have stages, or neither of them")
-    return own
-
-
-def _scored(table: PromptTable, directions: Directions, null: Directions | None, overlap: str) -> NDArray[np.bool_]:
-    """Rows whose outcome is scored: those of entities that did not make the directions.
-
-    Raises:
-        InputError: there are none, or entities overlap and overlap="refuse".
-    """
-    entity = np.array([str(name) for name in table.labels()["entity_id"]])
-    sources = directions.entities | (null.entities if null is not None else frozenset())
-    seen = np.isin(entity, sorted(sources)) if sources else np.zeros(len(entity), bool)
-    names = join_names(np.unique(entity[seen]).tolist(), 5)
-    remedy = (
-        "Make the directions from other entities, such as half of them (ds.isel(entity=half)), or pass prompts about "
-        "others; overlap='allow' scores them nevertheless"
-    )
-    if seen.any() and overlap == "refuse":
-        raise InputError(
-            f"{len(np.unique(entity[seen]))} entities of the prompts made the directions: {names}. {remedy}"
-        )
-    if seen.all() and overlap == "exclude":
-        raise InputError(f"every entity of the prompts made the directions ({names}), so none can be scored. {remedy}")
-    return np.ones(len(entity), bool) if overlap == "allow" else ~seen
 
 
 def _price(

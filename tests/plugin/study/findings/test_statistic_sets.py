@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from stratalens.analyses.report.sections import statistic_set_table
+from stratalens.analyses.report.control_tables import statistic_set_table
 from stratalens.plugin.study.config.settings import AnalysisSettings, StudySettings
 from stratalens.plugin.study.findings.statistic_sets import (
     TOGETHER,
