@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,17 +59,28 @@ def recorded_calls(parts: dict[str, tuple[int, nn.Module]]) -> Iterator[PartCall
     """Keep arguments and output of every part in the pass inside the `with`."""
     result = PartCalls(parts)
 
-    def hook_of(name: str) -> Any:
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    before: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def keep_input(name: str) -> Any:
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # A key-value cache is among the arguments of some parts, and grows when the part runs.
+            with suppress(TypeError, RuntimeError):  # an argument that cannot be copied: the part is not compared
+                before[name] = copy.deepcopy((args, kwargs))
+
+        return keep
+
+    def keep_output(name: str) -> Any:
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             value = first_tensor((output,), {})
-            if value is not None:
-                result.calls[name] = (*_copied(args, kwargs), value.detach().clone())
+            if value is not None and name in before:
+                result.calls[name] = (*before[name], value.detach().clone())
 
         return keep
 
     with ExitStack() as stack:
         for name, (_, module) in parts.items():
-            stack.callback(module.register_forward_hook(hook_of(name), with_kwargs=True).remove)
+            stack.callback(module.register_forward_pre_hook(keep_input(name), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(keep_output(name)).remove)
         yield result
 
 
@@ -91,10 +102,3 @@ def check_components(adapter: BridgeAdapter, calls: PartCalls) -> Iterator[Findi
             note = f"not what {type(module.original_component).__name__} of transformers gives"
             finding = compare(CHECK, name.rpartition(".")[2], layer, value, original, adapter.dtype)
             yield finding if finding.verdict != "different" else Finding(**{**vars(finding), "note": note})
-
-
-def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Copy the tensors among arguments, because the pass may change them; other objects are copied whole."""
-    copies = [value.detach().clone() if isinstance(value, Tensor) else copy.copy(value) for value in args]
-    named = {k: v.detach().clone() if isinstance(v, Tensor) else copy.copy(v) for k, v in kwargs.items()}
-    return tuple(copies), named
