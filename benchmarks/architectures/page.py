@@ -88,11 +88,10 @@ def cells(row: Row) -> list[str]:
 
 
 def _failed_checks(check: str | list[str]) -> str:
-    """Return "ok", or each check that fails with the number of its sites."""
+    """Return "ok", or the checks that fail."""
     if isinstance(check, str):
         return check
-    counts = Counter(failure.partition(": ")[0] for failure in check)
-    return ", ".join(f"**{name}: {count} sites**" for name, count in sorted(counts.items()))
+    return ", ".join(f"**{name}**" for name in sorted({failure.partition(": ")[0] for failure in check}))
 
 
 def reason_letter(reason: str) -> str:
@@ -109,8 +108,9 @@ def merge(rows: Sequence[tuple[str, Row | None]]) -> list[str]:
     """Return the cells of an architecture over the lines that have it; a cell has both where they differ."""
     by_line = [(line, cells(row)) for line, row in rows if row is not None]
     merged = []
+    recorded = [line for line, row in rows if row is not None and row["status"] == "recorded"]
     for column in range(len(COLUMNS)):
-        texts = {line: own[column] for line, own in by_line}
+        texts = {line: own[column] for line, own in by_line if column == 0 or line in recorded}
         if len(set(texts.values())) == 1:
             merged.append(next(iter(texts.values())))
         else:
@@ -152,18 +152,19 @@ def _summary(rows: dict[str, dict[str, Row]]) -> str:
     for line, own in rows.items():
         recorded = [row for row in own.values() if row["status"] == "recorded"]
         verdicts = Counter(site["verdict"] for row in recorded for site in row["sites"].values())
-        sentences.append(
+        paragraph = (
             f"With TransformerLens {line}, stratalens records {len(recorded)} of {len(own)} text architectures. Of "
             f"{sum(verdicts.values())} sites, {verdicts['equal']} equal `run_with_cache` bit for bit, "
             f"{verdicts['rounding']} within rounding, and {verdicts['different']} differ."
         )
         wrong = sorted(name for name, row in own.items() if row["status"] == "recorded" and row["check"] != "ok")
         if wrong:
-            sentences.append(
-                f"`sl.check` says that values are wrong in {', '.join(wrong)}, and `capture` refuses "
+            paragraph += (
+                f" `sl.check` says that values are wrong in {', '.join(wrong)}. `capture` refuses "
                 f"{'them' if len(wrong) > 1 else 'it'}."
             )
-    return " ".join(sentences)
+        sentences.append(paragraph)
+    return "\n\n".join(sentences)
 
 
 def _versions(documents: dict[str, dict[str, Any]]) -> str:
