@@ -177,7 +177,10 @@ def _not_run(documents: dict[str, dict[str, Any]]) -> str:
     for document in documents.values():
         for name, reason in document["not_run"].items():
             reasons.setdefault(reason, set()).add(name)
-    lines = [f"- {reason}: {', '.join(sorted(names, key=str.lower))}." for reason, names in sorted(reasons.items())]
+    lines = [
+        f"- {reason}: {', '.join(sorted(names, key=lambda name: (name.lower(), name)))}."
+        for reason, names in sorted(reasons.items())
+    ]
     return "## Not tried\n\nTransformerLens also knows these names:\n\n" + "\n".join(lines)
 
 
