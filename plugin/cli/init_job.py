@@ -226,7 +226,8 @@ def _quoted(text: str | None) -> str:
     import yaml
 
     value = str(text)
-    plain = re.fullmatch(r"[A-Za-z0-9_./~-]+", value) is not None
+    # "..." and "---" are markers of YAML; a text without letters and digits gets quotes.
+    plain = re.fullmatch(r"[./~_-]*[A-Za-z0-9][A-Za-z0-9_./~-]*", value) is not None
     return value if plain and yaml.safe_load(value) == value else json.dumps(value, ensure_ascii=False)
 
 

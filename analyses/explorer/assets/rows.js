@@ -70,7 +70,7 @@ export function render({ model }) {
       tr.querySelector("button").setAttribute("aria-pressed", String(i === model.focus));
     });
   };
-  for (const name of ["columns", "rows", "caption"]) model.on(name, draw);
+  for (const name of ["columns", "rows", "caption", "ids"]) model.on(name, draw);
   model.on("focus", highlight);
   draw();
   whole.append(line, copy, copied, box);

@@ -189,7 +189,7 @@
       if (known) moved.set(dim, value);
     }
     const target = section && places.size ? document.getElementById(section) : null;
-    if (target) target.scrollIntoView();
+    if (target) target.scrollIntoView({ behavior: "instant" });  /* at once, also where the page scrolls smoothly */
     if (section && moved.size && !places.size) writeAddress(section);  /* a link of the contents keeps the sliders */
   }
 

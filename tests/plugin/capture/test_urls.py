@@ -11,7 +11,7 @@ import xarray as xr
 
 from stratalens.plugin.cli.capture_jobs import capture_run
 from stratalens.plugin.cli.run_file import read_run_file, read_run_file_of, run_file_of
-from stratalens.plugin.cli.store_jobs import _by, _results, verify_job
+from stratalens.plugin.cli.store_jobs import choose_column, results_folder, verify_job
 from stratalens.store import open_store
 from stratalens.store.errors import InputError, StoreExistsError
 from support import s3
@@ -57,7 +57,7 @@ def test_a_run_file_records_to_a_url(tmp_path: Path, url: str) -> None:
     assert verify_job(url, repair=False)["ok"]
     # The complete run file next to the store names the column to group by.
     assert read_run_file_of(url) == run
-    assert _by(ds, url, None) == "group"
+    assert choose_column(ds, url, None) == "group"
     assert read_run_file_of(tmp_path / "local.zarr") == local
     assert not list(tmp_path.glob("s3*"))
     assert not list(tmp_path.glob("memory*"))
@@ -65,8 +65,8 @@ def test_a_run_file_records_to_a_url(tmp_path: Path, url: str) -> None:
 
 def test_paths_next_to_a_store() -> None:
     assert run_file_of("s3://b/run.zarr/") == "s3://b/run.zarr.run.yaml"
-    assert _results("s3://b/run.zarr") == Path("run.zarr.results")
-    assert _results("runs/run.zarr/") == Path("runs/run.zarr.results")
+    assert results_folder("s3://b/run.zarr") == Path("run.zarr.results")
+    assert results_folder("runs/run.zarr/") == Path("runs/run.zarr.results")
     assert read_run_file_of(f"memory://{uuid.uuid4().hex}/run.zarr") is None
 
 

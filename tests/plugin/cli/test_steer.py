@@ -64,10 +64,10 @@ def test_it_is_intervene_along_the_difference_of_half_of_the_entities(store: Pat
 
 
 BAD = {
-    "pair": (("--pair", "s1 v s9"), "'s9' is no group of trained_stage: did you mean"),
+    "pair": (("--pair", "s1 v s9"), "'s9' is no group of trained_stage: Valid: s1, s2, s3"),
     "pair text": (("--pair", "s1"), "write two groups as 'A v B'"),
     "kind": (("--kind", "stear"), "did you mean 'steer'"),
-    "stage": (("--stage", "s7"), "--stage s7: did you mean"),
+    "stage": (("--stage", "s7"), "--stage s7: Valid: "),
     "layer": (("--layer", "9"), "layer=9 is not among the directions"),
     "doses": (("--doses", "two"), "give numbers, separated by commas"),
     "infinite dose": (("--doses", "inf"), "not a finite number"),

@@ -150,10 +150,10 @@ def test_interventions_start_from_the_answers_of_the_self_report(done):
     for condition, file in (("true", "self_report"), ("shuffled", "shuffled_report")):
         steer = results.jobs[f"{file}-layer0-last-doses"].load()
         score = {answer["entity_id"]: answer["score"] for answer in report["conditions"][condition]}
-        expected = [score[name] for name in steer.entity_id.values.astype(str)]
+        expected = [score[name] for name in steer.entity_id.values.astype(object)]
         np.testing.assert_allclose(steer.clean.values[0], expected, atol=2e-4)
     contradictions = results.jobs["contradictions-layer0-last-doses"]
-    assert set(contradictions.entity_id.values.astype(str)) == {f"c{number:05d}" for number in range(6)}
+    assert set(contradictions.entity_id.values.astype(object)) == {f"c{number:05d}" for number in range(6)}
 
 
 def test_a_second_run_trains_and_records_nothing(settings, done):

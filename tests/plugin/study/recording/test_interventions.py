@@ -93,7 +93,7 @@ def test_the_effects_add_up(planted):
 def test_no_scored_entity_made_a_direction(planted):
     _, corpus, results, _, rows = planted
     steer = results.jobs["self_report-layer0-last-steer_random"].load()
-    scored = set(steer["entity_id"].values[steer["scored"].values].astype(str))
+    scored = set(steer["entity_id"].values[steer["scored"].values].astype(object))
     taught = {e.entity_id for e in corpus.entities if e.trained_stage in ("s1", "s3")} - scored
     assert len(scored) == len(taught) == STAGE_SIZE
     assert int(steer.attrs["entities_that_made_the_directions"]) == 0
