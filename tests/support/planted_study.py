@@ -75,7 +75,9 @@ def planted_study(folder: Path, causal: bool) -> tuple[Corpus, dict[str, Path], 
     for token in sorted(set(occurring)):
         embedding[token] = torch.tensor(rng.normal(size=WIDTH), dtype=torch.float32)
     embedding[sorted(set(occurring))] -= embedding[occurring].mean(dim=0)  # else one letter is likelier for all names
-    embedding += 0.005 * torch.tensor(rng.normal(size=(size, WIDTH)), dtype=torch.float32)
+    # The norm makes all tokens equally long; those of the template must not say a letter.
+    noise = 0.005 * torch.tensor(rng.normal(size=(size, WIDTH)), dtype=torch.float32)
+    embedding += noise - (noise @ frame[:2].T) @ frame[:2]
     score = {name: float((embedding[tokens] @ axis).mean()) for name, tokens in names.items()}
     with torch.no_grad():
         for layer in model.model.layers:

@@ -15,7 +15,7 @@ from stratalens.plugin.study.findings.statistic_sets import (
     statistic_sets,
 )
 
-ROWS = 110  # of each stage
+ROWS = 150  # of each stage
 SETTINGS = StudySettings(
     stages=3, entities_per_stage=ROWS, analysis=AnalysisSettings(matching_bins=(3, 200), set_permutations=12)
 )
@@ -70,7 +70,7 @@ def test_a_statistic_without_the_stage_leaves_the_whole_effect(table):
 
 def test_a_statistic_that_carries_part_of_the_effect_leaves_the_rest(table):
     name = "loss over the name"
-    assert entry(table, name, "alone")["accuracy_low"] > 0.58  # .596 with this number of rows
+    assert entry(table, name, "alone")["accuracy_low"] > 0.6
     for control in ("weighted", "labels drawn from them"):
         row = entry(table, name, control)
         assert 0.1 < row["left"] < 0.9, control

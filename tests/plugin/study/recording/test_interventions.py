@@ -65,7 +65,7 @@ def test_steering_and_ablation_show_what_the_answer_reads(planted):
         assert steering["value"] > 0
         assert steering["p"] == pytest.approx(1 / 21)
         assert has_effect(control)
-        assert rows["self-report: accuracy"]["low"] > 0.7
+        assert rows["self-report: accuracy"]["low"] > 0.6
         assert rows["self-report: accuracy with the recency axis ablated"]["value"] < 0.75
     figures = findings.report["interventions"]
     said = figures["self-report"].attrs["verdict"]
