@@ -50,7 +50,7 @@ def check(
       plain PyTorch hook (TransformerBridge only).
     - same as transformers: attention, MLP and norms of a block give what the classes of transformers give for the same
       input (TransformerBridge only; the first, the middle and the last block, and the first of each layer type).
-    - padded = unpadded, batch = single (with another row and without an attention mask), twice = once, cache on = off
+    - padded = unpadded, batch = single, twice = once, cache on = off
       (key-value cache), mask respected (tokens on the padding change nothing), left padding (the same on the left).
 
     Args:

@@ -65,8 +65,7 @@ def check_invariance(
         again = tracer.trace(sample.alone(), hooks.values(), run=run)
         yield from _compare("twice = once", hooks, dtype, again.values, alone.values)
         del again
-    unmasked = partial(_run_without_mask, adapter, output=needed_output(hooks))
-    stacked = tracer.trace(sample.stacked(), hooks.values(), run=unmasked)
+    stacked = tracer.trace(sample.stacked(), hooks.values(), run=run)
     yield from _compare("batch = single", hooks, dtype, {h: v[0] for h, v in stacked.values.items()}, single)
     del stacked
     if left:
@@ -101,16 +100,6 @@ def _every_block_attends(adapter: Adapter) -> bool:
 
 def run_model(adapter: Adapter, ids: Tensor, mask: Tensor, output: Output = "logits") -> Any:
     """Run one pass."""
-    return adapter.run(ids, mask, output)
-
-
-def _run_without_mask(adapter: Adapter, ids: Tensor, mask: Tensor, output: Output = "logits") -> Any:
-    """Run one pass over rows without padding, without an attention mask where a bridge allows that.
-
-    A mask of ones must change nothing. In some architectures it replaces the causal mask.
-    """
-    if isinstance(adapter, BridgeAdapter) and adapter.forward is None:
-        return adapter.run(ids, None, output)
     return adapter.run(ids, mask, output)
 
 

@@ -342,7 +342,7 @@ class BridgeAdapter(Adapter):
     def run(
         self,
         ids: Tensor,
-        mask: Tensor | None,
+        mask: Tensor,
         output: Output = "none",
         stop_at_layer: int | None = None,
         cache: Any = None,
@@ -353,7 +353,7 @@ class BridgeAdapter(Adapter):
         its own. The mask covers the tokens of the caller's cache too.
         """
         if self.forward is not None:
-            return self.forward(self.model, ids, torch.ones_like(ids) if mask is None else mask)
+            return self.forward(self.model, ids, mask)
         kwargs: dict[str, Any] = {}
         if stop_at_layer is not None:
             kwargs["stop_at_layer"] = stop_at_layer

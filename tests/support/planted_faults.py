@@ -165,10 +165,11 @@ FAULTS = (
         on_output(lambda x: x + 0.01 * torch.randn_like(x)),
     ),
     Fault(
-        "an attention mask replaces the causal mask, so that tokens see later ones",
-        ("batch = single",),
+        "an attention mask replaces the causal mask of the whole model, so that tokens see later ones",
+        (),
         mask_replaces_the_causal_mask,
-        "TransformerLens 4.3 does this to GPT-1",
+        "Every pass of the check has a mask. Where TransformerLens does this to an attention, as to GPT-1, "
+        "*same as transformers* finds it.",
     ),
     Fault(
         "a row depends on the other rows of its batch",

@@ -9,7 +9,7 @@ from stratalens.plugin.check.check import check
 from stratalens.store.errors import InputError
 from support import models
 from support.paths import ROOT
-from support.planted_faults import FAULTS, Fault, mask_replaces_the_causal_mask, table
+from support.planted_faults import FAULTS, Fault, other_computation, table
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.text for fault in FAULTS])
@@ -21,10 +21,10 @@ def test_the_checks_that_find_a_fault(fault: Fault) -> None:
     assert bool(failures) == bool(fault.found_by), str(report)
 
 
-def test_capture_refuses_a_mask_that_replaces_the_causal_mask(tmp_path: Path) -> None:
-    model, _ = mask_replaces_the_causal_mask()
-    with pytest.raises(InputError, match="check 'batch = single'"):
-        capture(model, models.table(4), tmp_path / "run.zarr", sites=("resid_post",), statistics=False)
+def test_capture_refuses_what_transformers_computes_in_another_way(tmp_path: Path) -> None:
+    model, _ = other_computation()
+    with pytest.raises(InputError, match="check 'same as transformers'"):
+        capture(model, models.table(4), tmp_path / "run.zarr", sites=("resid_pre",), statistics=False)
     assert not (tmp_path / "run.zarr").exists()
 
 
