@@ -82,6 +82,11 @@ def steer_store(
     names = [str(name) for name in ds["stage"].values]
     if unknown := [name for name in stages if name not in names]:
         raise InputError(f"--stage {unknown[0]}: {suggest(unknown[0], names)}")
+    recorded = ds["layer"].values.tolist() if "layer" in ds.dims else []
+    if absent := [number for number in layers if number not in recorded]:  # before anything is computed and kept
+        raise InputError(
+            f"--layer: layer={absent[0]} is not among the directions; the store has {join_names(recorded)}"
+        )
     chosen = list(stages) or names[-1:]
     directions: Directions = _directions(ds, column, pair, site or sites[0], position, seed).sel(stage=chosen)
     if layers:
