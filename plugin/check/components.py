@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,7 +58,6 @@ def choose_parts(adapter: BridgeAdapter) -> dict[str, tuple[int, nn.Module]]:
 def recorded_calls(parts: dict[str, tuple[int, nn.Module]]) -> Iterator[PartCalls]:
     """Keep arguments and output of every part in the pass inside the `with`."""
     result = PartCalls(parts)
-
     before: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def keep_input(name: str) -> Any:
@@ -101,4 +100,4 @@ def check_components(adapter: BridgeAdapter, calls: PartCalls) -> Iterator[Findi
         if original is not None and original.shape == value.shape:
             note = f"not what {type(module.original_component).__name__} of transformers gives"
             finding = compare(CHECK, name.rpartition(".")[2], layer, value, original, adapter.dtype)
-            yield finding if finding.verdict != "different" else Finding(**{**vars(finding), "note": note})
+            yield replace(finding, note=note) if finding.verdict == "different" else finding

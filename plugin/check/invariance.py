@@ -42,7 +42,7 @@ def check_invariance(
         "mask respected" and "left padding".
     """
     adapter, dtype = tracer.adapter, tracer.adapter.dtype
-    run = partial(run_model, adapter, output=needed_output(hooks))
+    run = partial(run_model, adapter, output=_needed_output(hooks))
     single = {hook: value[0] for hook, value in alone.values.items()}
     padded = sample.padded()
     recorded = tracer.trace(padded, hooks.values(), run=run)
@@ -72,7 +72,7 @@ def check_invariance(
         yield from _check_left_padding(tracer, sample, hooks)
 
 
-def needed_output(hooks: Hooks) -> Output:
+def _needed_output(hooks: Hooks) -> Output:
     """Return "logits" if a site is at the output layer."""
     return "logits" if any("unembed" in hook for hook in hooks.values()) else "none"
 
@@ -80,7 +80,7 @@ def needed_output(hooks: Hooks) -> Output:
 def _check_left_padding(tracer: Tracer, sample: Sample, hooks: Hooks) -> Iterator[Finding]:
     """Compare two fillings of padding on the left; positions are the same in both, so only the mask matters."""
     adapter = tracer.adapter
-    run = partial(run_model, adapter, output=needed_output(hooks))
+    run = partial(run_model, adapter, output=_needed_output(hooks))
     batch = sample.padded("left")
     recorded = tracer.trace(batch, hooks.values(), run=run)
     first, second = (recorded.at_tokens(batch, [row]) for row in (0, 1))

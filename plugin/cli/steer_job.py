@@ -82,11 +82,6 @@ def steer_store(
     names = [str(name) for name in ds["stage"].values]
     if unknown := [name for name in stages if name not in names]:
         raise InputError(f"--stage {unknown[0]}: {suggest(unknown[0], names)}")
-    recorded = ds["layer"].values.tolist() if "layer" in ds.dims else []
-    if absent := [number for number in layers if number not in recorded]:  # before anything is computed and kept
-        raise InputError(
-            f"--layer: layer={absent[0]} is not among the directions; the store has {join_names(recorded)}"
-        )
     chosen = list(stages) or names[-1:]
     directions: Directions = _directions(ds, column, pair, site or sites[0], position, seed).sel(stage=chosen)
     if layers:
@@ -162,7 +157,8 @@ def _directions(ds: xr.Dataset, column: str, pair: str | None, site: str, positi
     units = clusters(ds)
     shuffled = np.random.default_rng(seed).permutation(int(units.max()) + 1)
     half = ds.isel(entity=np.flatnonzero(np.isin(units, shuffled[: len(shuffled) // 2])))
-    means = centroids(half, by=column, site=site, progress=False).sel(token=token)
+    # Not kept: options that are wrong for the models are seen later, and then nothing may be left.
+    means = centroids(half, by=column, site=site, progress=False, cache=False).sel(token=token)
     if not set(ends) <= {str(name) for name in means["group"].values}:
         raise InputError(f"half of the entities have no row of {ends[0]} or of {ends[1]}; choose larger groups")
     ids = half["entity_id"].values if "entity_id" in half.coords else half["entity"].values
