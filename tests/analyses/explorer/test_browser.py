@@ -321,8 +321,7 @@ DIM = """() => { const bad = [];
     for (let p = e; p && !back; p = up(p)) back = rgb(getComputedStyle(p).backgroundColor);
     const a = lum(rgb(getComputedStyle(e).color) || [0, 0, 0]), b = lum(back || [255, 255, 255]);
     const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    const least = e.classList.contains("bk-tool-overflow") ? 3 : 4.5;  // a symbol of Bokeh, and no text
-    if (ratio < least) bad.push([e.tagName, e.className, e.textContent.slice(0, 40), ratio]); } };
+    if (ratio < 4.5) bad.push([e.tagName, e.className, e.textContent.slice(0, 40), ratio]); } };
   walk(document.body); return bad; }"""
 
 
