@@ -140,7 +140,7 @@ class AnalysisPanel:
         self.figures[:] = [_draw_figure(spec, sentence, trained, theme) for spec, sentence in specs]
         if specs and self.status.text == IDLE:
             self.status.set_message("")
-        elif not specs and not self._running() and self.status.kind == "info":
+        elif not specs and not self._running() and self.status.kind == "info" and self._reported != (request, view):
             self.status.set_message(IDLE)
 
     def scores(self, rows: Rows) -> tuple[str, list[float | None]] | None:

@@ -17,7 +17,6 @@ from bokeh.models import (
     BoxSelectTool,
     ColumnDataSource,
     HoverTool,
-    InlineStyleSheet,
     LassoSelectTool,
     Range1d,
     TapTool,
@@ -88,8 +87,6 @@ class Scatter:
             outline_line_color=None,
         )
         fig.toolbar.logo = None
-        # Bokeh draws the sign for further tools in a grey that is hard to read.
-        fig.toolbar.stylesheets = [InlineStyleSheet(css=".bk-tool-overflow.bk-tool-overflow{color:var(--foreground)}")]
         self._density = fig.image_rgba("image", "x", "y", "dw", "dh", source=self.image, name="density")
         shape = {"x": "x", "y": "y", "width": "width", "height": "height", "angle": "angle"}
         style = {"fill_color": "color", "fill_alpha": 0.18, "line_color": "color", "line_width": 1.5}

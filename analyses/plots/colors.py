@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from bokeh.models import InlineStyleSheet
 from bokeh.palettes import Plasma256, interp_palette
 
 from stratalens.analyses.data.training_order import group_names, is_ordered, result_order
@@ -166,11 +167,14 @@ def theme_colors(colors: Sequence[str], trained: Sequence[str], theme: str) -> l
 
 
 def style_axes(figure: Any, theme: str) -> None:
-    """Colour the axes and the grid of a Bokeh figure for `theme`."""
+    """Colour the axes, the grid and the toolbar of a Bokeh figure for `theme`."""
     for axis in figure.axis:
         axis.major_label_text_color = axis.axis_label_text_color = FOREGROUND[theme]
         axis.axis_line_color = axis.major_tick_line_color = AXIS_LINE[theme]
     figure.grid.grid_line_color = AXIS_LINE[theme]
+    # Bokeh draws the button for hidden tools in a grey with too little contrast.
+    css = f".bk-tool-overflow.bk-tool-overflow {{ color: {FOREGROUND[theme]}; }}"
+    figure.toolbar.stylesheets = [InlineStyleSheet(css=css)]
 
 
 def _darken_cells(figure: Any, renderer: Any, mapper: Any) -> None:

@@ -264,6 +264,7 @@ def _on_cluster(client: Any, context: SharedContext, slabs: Sequence[Slab]) -> S
     # A task, not scattered data: if a worker is lost, the scheduler runs it again on another one.
     shared = client.submit(_identity, context, pure=False)
     futures: dict[Any, Sequence[Slab]] = {}
+    suspects: list[Slab] = []
     try:
         for start in range(0, len(slabs), size):  # workers start while this process still packs tasks
             bundle = slabs[start : start + size]
@@ -272,12 +273,23 @@ def _on_cluster(client: Any, context: SharedContext, slabs: Sequence[Slab]) -> S
         for future in _distributed().as_completed(list(futures), loop=client.loop):
             try:
                 results = future.result()
-            except _distributed().KilledWorker as error:  # raised by the scheduler, so that no note names the slabs yet
-                where = "; ".join(slab.where for slab in futures[future])
-                error.add_note(f"while working on {where}: every worker that ran this task died")
-                raise
+            except _distributed().KilledWorker:
+                suspects.extend(futures[future])
+                continue
             yield from zip(futures[future], results, strict=True)
             future.release()
+        # The scheduler also blames tasks that were only waiting on a worker that died. One slab at a time shows which
+        # slab kills its workers; the others are computed.
+        for slab in suspects:
+            again = client.submit(_identity, context, pure=False)
+            future = client.submit(run_slab_tasks, [context.pack(slab)], context=again, pure=False)
+            futures |= {again: (), future: (slab,)}
+            try:
+                (result,) = future.result()
+            except _distributed().KilledWorker as error:  # raised by the scheduler, so that no note names the slab yet
+                error.add_note(f"while working on {slab.where}: every worker that ran this task died")
+                raise
+            yield slab, result
     finally:
         client.cancel([*futures, shared])
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stratalens.analyses.data.cancellation import raise_if_cancelled
 from stratalens.analyses.explorer.address import state_of
 from stratalens.analyses.explorer.app import HINT, Explorer, error_message, page
 from stratalens.analyses.explorer.on_demand import IDLE
-from stratalens.analyses.plots.colors import DIVERGING
+from stratalens.analyses.plots.colors import DIVERGING, FOREGROUND
 from stratalens.store import open_store
 from support.stores import make_store
 from support.unordered import unordered_store
@@ -60,6 +62,34 @@ def test_a_failure_is_shown_until_the_request_changes(explorer: Explorer) -> Non
     assert explorer.analyses.status.kind == "error"
     explorer.by.value = "trained_stage (3)"
     assert (explorer.analyses.status.kind, explorer.analyses.status.text) == ("info", IDLE)
+
+
+def test_a_computation_cancelled_before_its_first_result_says_so(
+    explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyses, events = explorer.analyses, []
+    monkeypatch.setattr(analyses, "_run_in_page", events.append)  # the page is busy until the thread has ended
+    cancelled = threading.Event()
+    monkeypatch.setattr(analyses.cache, "compute", lambda *request: (cancelled.wait(60), raise_if_cancelled()))
+    analyses.compute()
+    analyses.cancel()
+    cancelled.set()
+    analyses.task.join(60)
+    for event in events:
+        event()
+    assert analyses.status.text == "Cancelled: 0 of 3 done; these results are kept."
+
+
+def test_every_figure_of_the_page_has_a_readable_toolbar(explorer: Explorer) -> None:
+    explorer.analyses.scope.value = "here"
+    explorer.analyses.compute()
+    explorer.analyses.task.join(120)
+    (figure,) = (column[1].object for column in explorer.analyses.figures)
+    for toolbar in (figure.toolbar, explorer.scatter.figure.toolbar):
+        assert [FOREGROUND["light"] in sheet.css for sheet in toolbar.stylesheets] == [True]
+    explorer.analyses.draw("dark")
+    (figure,) = (column[1].object for column in explorer.analyses.figures)
+    assert [FOREGROUND["dark"] in sheet.css for sheet in figure.toolbar.stylesheets] == [True]
 
 
 def test_rings_leave_the_points_to_be_seen(explorer: Explorer) -> None:
