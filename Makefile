@@ -21,12 +21,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Runs two targets at a time and prints the output of each when it ends; make before 4.0 mixes their output.
 PARALLEL := $(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help demo test lint types walls doctest unit unit39 docs bench calibration constraints clean
+.PHONY: help demo test test-all lint types walls doctest unit unit39 docs bench calibration constraints clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         install into .venv, run the study's small version on a real model, write demo/"
 	@echo "make test         install what it needs, then lint, types, doctests and all tests (both TransformerLens lines)"
+	@echo "make test-all     all of that, with the long forms of tests that make test shortens; before a release"
 	@echo "make lint|types|walls|doctest|unit|unit39   run one part of it"
 	@echo "make docs         build the documentation into docs/_build (warnings are errors)"
 	@echo "make bench        compare with other tools and write docs/benchmarks.md; QUICK=1 takes under ten minutes,"
@@ -90,6 +91,9 @@ test:
 	@+$(PARALLEL) $(VENV)/.dev $(VENV39)/.dev
 	@+$(PARALLEL) unit39 types doctest walls lint || { echo "make test: a part failed, see *** above"; exit 1; }
 	@+$(MAKE) --no-print-directory unit
+
+test-all: export STRATALENS_THOROUGH := 1
+test-all: test
 
 # --- parts of the test ------------------------------------------------------
 

@@ -59,14 +59,12 @@ class GroupWriter:
         root["attributes"]["checksum"] = _seal(root, files)
         self.files = files
         self.root = json.dumps(root, ensure_ascii=False).encode()
+        self._arrays = dict(zarr.open_group(store, mode="r+", use_consolidated=False).arrays())
 
     def chunk(self, name: str, stage: int, values: Array) -> dict[str, bytes]:
         """Encode the values of one variable at one stage; return the files by key."""
         with zarr.config.set({"array.write_empty_chunks": True}):
-            array = zarr.open_group(MemoryStore(self._memory), mode="r+", use_consolidated=False)[name]
-            if not isinstance(array, zarr.Array):
-                raise TypeError(f"{name!r} is not an array")
-            array[stage] = values
+            self._arrays[name][stage] = values
         keys = [key for key in self._memory if key.startswith(f"{name}/c/")]
         return {key: self._memory.pop(key).to_bytes() for key in keys}
 

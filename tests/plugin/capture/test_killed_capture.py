@@ -12,8 +12,9 @@ import pytest
 from stratalens.store import open_store, verify_store
 from support.paths import TESTS
 from support.synthetic_writer import content
+from support.thorough import THOROUGH
 
-KILLS = int(os.environ.get("STRATALENS_CAPTURE_KILLS", "20"))
+KILLS = int(os.environ.get("STRATALENS_CAPTURE_KILLS", "20" if THOROUGH else "8"))
 
 
 @pytest.mark.slow

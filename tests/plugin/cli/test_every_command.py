@@ -21,6 +21,7 @@ import yaml
 from typer.main import get_command
 
 from stratalens.plugin.cli.app import app
+from support.thorough import THOROUGH
 from support.tiny_study import save_base
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but line feed and tab
@@ -60,6 +61,7 @@ ELSEWHERE = {
 # environment variables that change how output is drawn
 DRAWING = {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "CI", "GITHUB_ACTIONS", "PY_COLORS", "HF_HUB_DISABLE_PROGRESS_BARS"}
 NEEDS = {"commit": "icechunk"}
+SLOW = ("study", "report")  # the test of `--json` runs them
 SMALL = {
     "stages": 3,
     "entities_per_stage": 12,
@@ -109,7 +111,8 @@ def test_json_is_one_object(command: str, words: Callable[[str], list[str]], inv
 
 
 def test_output_in_a_pipe_is_plain_text(words: Callable[[str], list[str]]) -> None:
-    lines = [words(name) for name in TABLE if name not in NEEDS]
+    without = NEEDS if THOROUGH else (*NEEDS, *SLOW)
+    lines = [words(name) for name in TABLE if name not in without]
     done = subprocess.run(_in_one_process([*lines, ["--help"]]), env=_environment({}), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert CONTROL.findall(done.stdout + done.stderr) == [], done.stdout + done.stderr
@@ -130,8 +133,7 @@ def test_a_failing_command_prints_no_partial_object(command: str, tmp_path: Path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_no_color_removes_colour_on_a_terminal(words: Callable[[str], list[str]]) -> None:
-    slow = ("study", "analyze", "report")  # the test above has them
-    lines = [words(name) for name in TABLE if name not in (*slow, *NEEDS)]
+    lines = [words(name) for name in ("forecast", "info", "capture", "verify")]  # the test of a pipe has the others
     helps = [*([name, "--help"] for name in COMMANDS), ["--help"]]
     plain = _on_a_terminal(_in_one_process([*lines, *helps]), {"NO_COLOR": "1"})
     assert COLOUR.findall(plain) == []

@@ -15,6 +15,7 @@ from stratalens.plugin.study.config.settings import (
     TrainSettings,
 )
 from stratalens.plugin.study.run import run_study
+from support.thorough import thorough
 from support.tiny_study import study_tokenizer
 
 ANALYSIS = AnalysisSettings(repeats=2, permutations=10, sweep_permutations=5, probe_permutations=3, bins=2)
@@ -40,7 +41,12 @@ def save(folder, kind):
     return folder
 
 
-CASES = [("gpt2", "full", "used"), ("gpt2", "lora", "full"), ("neox", "full", "used"), ("qwen2", "lora", "used")]
+CASES = [
+    ("gpt2", "lora", "full"),
+    pytest.param("gpt2", "full", "used", marks=thorough),
+    pytest.param("neox", "full", "used", marks=thorough),
+    pytest.param("qwen2", "lora", "used", marks=thorough),
+]
 
 
 @pytest.mark.parametrize(("kind", "method", "vocabulary"), CASES)

@@ -25,6 +25,7 @@ from stratalens.plugin.study.forecast import flatten_forecast, forecast_study
 from stratalens.plugin.study.recording.interventions import read_interventions
 from stratalens.plugin.study.run import run_study
 from stratalens.store.state.info import info
+from support.thorough import thorough
 from support.tiny_study import save_base
 
 pytestmark = pytest.mark.slow
@@ -156,6 +157,7 @@ def test_interventions_start_from_the_answers_of_the_self_report(done):
     assert set(contradictions.entity_id.values.astype(object)) == {f"c{number:05d}" for number in range(6)}
 
 
+@thorough
 def test_a_second_run_trains_and_records_nothing(settings, done):
     before = {p: p.stat().st_mtime_ns for p in done.folder.rglob("*.safetensors")}
     rows = json.loads(done.summary.read_text())

@@ -16,6 +16,7 @@ from stratalens.plugin.study.config.settings import (
 from stratalens.plugin.study.recording.stores import with_order_of_run
 from stratalens.plugin.study.run import _claim_folder, run_study
 from stratalens.store.errors import InputError
+from support.thorough import THOROUGH
 from support.tiny_study import save_base
 
 ANALYSIS = AnalysisSettings(repeats=3, permutations=20, sweep_permutations=10, probe_permutations=4, bins=2)
@@ -99,8 +100,9 @@ def test_a_study_that_records_only_the_ends_knows_the_order_of_all_stages(settin
     assert projection.group.values.tolist() == ["s1", "s2", "s3"]
     assert projection.attrs["ordered"]
     assert projection.exposure.values.tolist() == [[-1, -2, -3], [2, 1, 0]]
-    resumed = run_study(ends, done.folder, quiet=True)
-    assert json.loads(resumed.summary.read_text()) == rows
+    if THOROUGH:
+        resumed = run_study(ends, done.folder, quiet=True)
+        assert json.loads(resumed.summary.read_text()) == rows
 
 
 def test_other_settings_in_the_same_folder_are_refused(settings, done):

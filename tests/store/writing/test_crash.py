@@ -28,8 +28,9 @@ from support import synthetic_writer
 from support.crashing_storage import CountingDisk, DyingDisk, forked
 from support.paths import TESTS
 from support.synthetic_writer import committed_files, content, never_shows_what_was_not_written, stream
+from support.thorough import THOROUGH
 
-KILLS = int(os.environ.get("STRATALENS_KILLS", "40"))
+KILLS = int(os.environ.get("STRATALENS_KILLS", "40" if THOROUGH else "15"))
 
 
 def start(path: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -22,6 +22,7 @@ from stratalens.store.writing.writer import ActivationWriter
 from support import synthetic_writer
 from support.crashing_storage import CountingDisk, DyingDisk, forked
 from support.synthetic_writer import content, stream
+from support.thorough import some
 
 Change = Callable[[LocalStorage], object]
 
@@ -58,11 +59,12 @@ CHANGES: dict[str, Change] = {"stage": add_stage, "variable": add_variable, "lab
 
 def seen(path: Path) -> dict[str, Any]:
     """Return names and coordinates; open_store and xr.open_zarr must agree on them."""
-    ours, plain = open_store(path), xr.open_zarr(path)
+    ours, plain = open_store(path), xr.open_zarr(path, chunks=None)
     names = [str(name) for name in ours.coords if name in plain.coords or name in plain.variables]
-    assert {n: plain[n].values.tolist() for n in names} == {n: ours[n].values.tolist() for n in names}
+    values = {name: ours[name].values.tolist() for name in names}
+    assert {name: plain[name].values.tolist() for name in names} == values
     np.testing.assert_array_equal(plain.embed.values, ours.embed.values)
-    return {"variables": sorted(map(str, ours.data_vars)), **{n: ours[n].values.tolist() for n in names}}
+    return {"variables": sorted(map(str, ours.data_vars)), **values}
 
 
 def flip(path: Path, generator: random.Random) -> None:
@@ -97,7 +99,7 @@ def test_killed_at_every_change_of_the_disk(tmp_path: Path, what: str, times: in
     old, new, whole = seen(clean), seen(path), content(path)
     assert old != new
     states, unfinished = [], 0
-    for moment in range(1, counting.changes + 1):
+    for moment in some(range(1, counting.changes + 1), 3):  # odd and even ones
         shutil.rmtree(path)
         shutil.copytree(clean, path)
         assert forked(lambda m=moment: change(LocalStorage(path, DyingDisk(m, half=m % 2 == 0))))
@@ -125,7 +127,7 @@ def test_killed_at_every_change_of_the_disk(tmp_path: Path, what: str, times: in
         if state == old:
             change(LocalStorage(path))
         assert (seen(path), content(path)) == (new, whole)
-    assert unfinished > 5
+    assert unfinished > 2
     assert states == sorted(states)  # once new, the state stays new
     assert set(states) == {False, True}
 

@@ -17,6 +17,7 @@ from stratalens.plugin.study.config.settings import (
 from stratalens.plugin.study.findings.seeds import describe_seeds, summarize_seeds
 from stratalens.plugin.study.run import run_study
 from stratalens.store.errors import InputError
+from support.thorough import thorough
 from support.tiny_study import save_base
 
 ANALYSIS = AnalysisSettings(repeats=2, permutations=10, sweep_permutations=5, probe_permutations=3, bins=2)
@@ -74,6 +75,7 @@ def test_removed_weights_are_gone_and_all_recordings_are_there(done):
     assert {path.stem for path in (folder / "answers").glob("*.json")} == {"untrained", "s1", "s2", "s3"}
 
 
+@thorough
 def test_a_second_run_gives_the_same_numbers_without_those_weights(settings, done):
     before, weights = json.loads(done.summary.read_text()), done.folder / "seed-4" / "checkpoints" / "s3"
     modified = (weights / "model.safetensors").stat().st_mtime_ns
