@@ -148,6 +148,9 @@ def _wrap_line(line: str, width: int) -> str:
     return textwrap.fill(line, width, subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False)
 
 
+REUSED_PACE = 0.1  # a phase this much faster than the slowest one has reused its results
+
+
 class PhaseProgress:
     """Progress of a run in named phases.
 
@@ -196,13 +199,30 @@ class PhaseProgress:
         line = f"      {description}"
         if done > start_done:
             seconds_per_unit = (now - start_time) / (done - start_done)
-            left = seconds_per_unit * (total - done)
-            phase_seconds = max(seconds_per_unit * total, now - self._phase_start + left)
-            phases = list(self.shares)
-            later_share = sum(self.shares[name] for name in phases[phases.index(self._phase) + 1 :])
-            left += phase_seconds * later_share / self.shares[self._phase]
+            left = self._seconds_left(now - self._phase_start, seconds_per_unit * total, seconds_per_unit * (total - done))
             line += f"; about {format_duration(left)} left in all"
         self.say(line)
+
+    def _seconds_left(self, elapsed: float, counted: float, count_left: float) -> float:
+        """Estimate the time left from this count, and from the earlier phases by their shares.
+
+        The earlier phases also say how long this phase takes, because another count may follow in it.
+
+        Args:
+            elapsed: seconds since the start of the phase.
+            counted: seconds of the whole count.
+            count_left: seconds of the rest of the count.
+        """
+        share = self.shares[self._phase]
+        paces = {name: seconds / self.shares[name] for name, seconds in self.seconds.items()}
+        # A phase whose results come from an earlier run says nothing about the others.
+        measured = [name for name, pace in paces.items() if pace > REUSED_PACE * max(paces.values())]
+        seconds, shares = sum(self.seconds[name] for name in measured), sum(self.shares[name] for name in measured)
+        expected = share * seconds / shares if shares >= share else 0.0  # a short phase says little about a long one
+        phase = max(counted, elapsed + count_left, expected)
+        phases = list(self.shares)
+        later = sum(self.shares[name] for name in phases[phases.index(self._phase) + 1 :])
+        return phase - elapsed + later * (seconds + phase) / (shares + share)
 
     def say(self, line: str) -> None:
         """Print one line at once, wrapped to the width of the terminal."""

@@ -105,7 +105,14 @@ class Groups:
             raise InputError("pairs is empty; give 'all' or at least one pair of group names")
         return indices
 
-    def require(self, classes: int = 2, per_class: int = 1, units: Codes | None = None, why: str = "") -> None:
+    def require(
+        self,
+        classes: int = 2,
+        per_class: int = 1,
+        units: Codes | None = None,
+        why: str = "",
+        for_numbers: str = "",
+    ) -> None:
         """Refuse too few groups, or groups that are too small.
 
         Args:
@@ -113,6 +120,7 @@ class Groups:
             per_class: least number of rows (or of units, e.g. entities) in each group.
             units: int64 array of shape (entity,), codes of the units to count; None counts rows.
             why: reason for these numbers, for the message (e.g. "5 folds").
+            for_numbers: remedy for labels that are numbers, for the message.
 
         Raises:
             InputError: names every group that is too small, with its size.
@@ -129,6 +137,7 @@ class Groups:
         if not small:
             return
         kind = "rows" if units is None else "entities"
+        instead = f". {for_numbers}" if for_numbers and self.names.dtype != object else ""
         if self.names.dtype != object and len(small) > MOST_FRACTIONAL_GROUPS:
             raise InputError(
                 f"{self.by!r} has {len(self)} values on {int(sizes.sum())} {kind}; {len(small)} of them have fewer "
@@ -136,7 +145,7 @@ class Groups:
             )
         raise InputError(
             f"too few {kind} in {self.by!r}: {join_names(small)}; each group needs at least "
-            f"{per_class}{reason}. Leave these groups out with order=[...], or lower the requirement"
+            f"{per_class}{reason}. Leave these groups out with order=[...], or lower the requirement{instead}"
         )
 
     def sizes(self, units: Codes | None = None) -> Codes:

@@ -68,6 +68,31 @@ def carried_attrs(source: Data) -> dict[str, Any]:
     return {k: source.attrs[k] for k in SOURCE_ATTRS if k in source.attrs}
 
 
+def replace_place(result: xr.Dataset, finer: xr.Dataset) -> xr.Dataset:
+    """Return a result with the numbers of one place from a longer computation, so that both agree.
+
+    Args:
+        result: numbers of many places (stage, layer, token).
+        finer: the same analysis of the same data at one place, for example with more permutations.
+
+    Returns:
+        A copy of `result`. The p of a maximum over places (`_p_max`) and variables without a place stay.
+
+    Example:
+        >>> many = xr.Dataset({"r2": ("layer", [0.1, 0.2])}, coords={"layer": [0, 1]})
+        >>> replace_place(many, xr.Dataset({"r2": ("layer", [0.3])}, coords={"layer": [1]})).r2.values.tolist()
+        [0.1, 0.3]
+    """
+    out = result.copy(deep=True)
+    for name, better in finer.data_vars.items():
+        place = {dim: better[dim].values[0] for dim in ("stage", "layer", "token") if better.sizes.get(dim) == 1}
+        if name in out and place and set(better.dims) == set(out[name].dims) and not str(name).endswith("_p_max"):
+            out[name].loc[place] = better.isel(dict.fromkeys(place, 0)).transpose(
+                *(dim for dim in out[name].dims if dim not in place)
+            )
+    return out
+
+
 def boosting_result(result: xr.Dataset) -> xr.Dataset | None:
     """Select the boosting of a result of model="both", under the names of a result of its own.
 

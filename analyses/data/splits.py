@@ -109,7 +109,8 @@ def require_folds(groups: Groups, units: Codes, folds: int) -> None:
     Raises:
         InputError: names every group that is too small, with its number of entities.
     """
-    groups.require(2, folds, units, f"{folds} folds of whole entities")
+    numbers = "Merge rare numbers into wider classes, for example with pandas.cut; pairs='ordinal' uses their order"
+    groups.require(2, folds, units, f"{folds} folds of whole entities", numbers)
 
 
 def assert_disjoint(units: Codes, train: Mask, test: Mask) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import panel as pn
 import xarray as xr
 
-from stratalens.analyses.explorer.address import requested_state, show_in_address, state_of
+from stratalens.analyses.explorer.address import requested_state, rows_of_text, rows_text, show_in_address, state_of
 from stratalens.analyses.explorer.axes import AXES
 from stratalens.analyses.explorer.data import DIMS, ExplorerData, GroupPlane, Rows, ViewState
 from stratalens.analyses.explorer.on_demand import AnalysisPanel
@@ -39,6 +39,7 @@ from stratalens.analyses.plots.spec import plain_text
 from stratalens.store.errors import StratalensError
 
 MAX_LISTED_ROWS = 100
+LABEL_FILE = "selection-labels.csv"
 MAX_COUNTED_GROUPS = 8  # groups whose counts the caption of a selection names
 
 HINT = "Draw a box or a lasso around points, tap a point, or search rows by text. The selected rows are listed here."
@@ -76,8 +77,11 @@ class Explorer:
         self.find = text_field("Find rows (prompt, entity or label; press Enter)", "text of a prompt, a name, a label")
         self.clear, self.zoom = button("Clear selection"), button("Zoom to the means")
         self._asked = state.get("find", "")  # a search of the address; it runs once the first plane is shown
+        self._asked_rows = rows_of_text(state.get("rows", ""), data.ds.sizes["entity"])  # the same of a selection
         self.save = file_button("Save as CSV", "selected-rows.csv", self._selected_csv)
-        self.selected, self._searched = NO_ROWS, ""
+        self.labels = file_button("Save as labels", LABEL_FILE, self._selection_labels)
+        self.save.disabled = self.labels.disabled = True
+        self.selected, self._searched, self._in_address = NO_ROWS, "", ""
         self.scatter = Scatter(self.select, self._hover_texts)
         self.analyses = AnalysisPanel(cache, self.view, self._run_in_page, self._update_table)
         self._shown: ViewState | None = None
@@ -153,7 +157,7 @@ class Explorer:
     def _show(self, plane: GroupPlane) -> None:
         colors, trained = self.data.colors(plane)
         if self.scatter.plane is not None and self.scatter.plane.view.by != plane.view.by:
-            self.selected, self._searched = NO_ROWS, ""
+            self.selected, self._searched, self._in_address = NO_ROWS, "", ""
             self.legend.isolated = -1
         self.scatter.show(plane, colors, trained)
         self._update_address()
@@ -172,6 +176,9 @@ class Explorer:
         if self._asked:
             text, self._asked = self._asked, ""
             self.find.value = text
+        elif len(self._asked_rows):
+            rows, self._asked_rows = self._asked_rows, NO_ROWS
+            self.select(rows)
 
     # -- widgets ----------------------------------------------------------------
     def _update_legend(self) -> None:
@@ -208,7 +215,8 @@ class Explorer:
 
     def _update_address(self) -> None:
         if self.scatter.plane is not None:
-            show_in_address(self._location, state_of(self.scatter.plane.view, self._searched))
+            view = self.scatter.plane.view
+            show_in_address(self._location, state_of(view, self._searched, self._in_address))
 
     def _column_changed(self, event: Any) -> None:
         self._update_directions()
@@ -268,6 +276,7 @@ class Explorer:
         """
         self.selected = np.asarray(rows, dtype=np.int64)
         self._searched = searched
+        self._in_address = "" if searched else rows_text(self.selected, self.data.ds.sizes["entity"])
         self._update_address()
         self.scatter.select(self.selected)
         self.scatter.highlight(None)
@@ -275,22 +284,30 @@ class Explorer:
 
     def _update_table(self) -> None:
         self.save.disabled = not len(self.selected)
+        self.labels.disabled = self.save.disabled or "prompt" not in self.data.ds.coords  # a prompt table needs them
         if not len(self.selected):
-            self.table.param.update(columns=[], rows=[], ids=[], caption=HINT, focus=-1)
+            self.table.param.update(columns=[], rows=[], means=[], ids=[], caption=HINT, focus=-1)
             return
         view, listed = self.view(), self.selected[:MAX_LISTED_ROWS]
         columns, table = self.data.row_details(view, listed.tolist())
-        scores = self.analyses.scores(listed)
+        means = self.data.row_means(view, self.selected, columns)
+        scores = self.analyses.scores(self.selected)
         if scores is not None:
             name, values = scores
             columns.insert(2, name)
-            for row, value in zip(table, values, strict=True):
+            known = [value for value in values if value is not None]
+            means.insert(2, sum(known) / len(known) if known else None)
+            for row, value in zip(table, values[: len(listed)], strict=True):
                 row.insert(2, value)
         more = "" if len(self.selected) <= MAX_LISTED_ROWS else f", the first {MAX_LISTED_ROWS} listed"
         caption = f"{plural(len(self.selected), 'row')} selected{more}; statistics of {view.description()}"
+        caption += ", star: their mean in the figure" if len(self.selected) > 1 else ""
         caption += f". {self._group_counts()}"
+        if not self._searched and not self._in_address:
+            caption += ". These are too many single rows for the address of the page, so a reload clears the selection"
         ids = self.data.label_texts("entity", self.selected)
-        self.table.param.update(columns=columns, rows=table, ids=ids, caption=caption, focus=-1)
+        means = means if len(self.selected) > 1 else []
+        self.table.param.update(columns=columns, rows=table, means=means, ids=ids, caption=caption, focus=-1)
 
     def _group_counts(self) -> str:
         """Return the number of selected rows by group, the largest groups first."""
@@ -307,6 +324,20 @@ class Explorer:
         writer.writerow(columns)
         writer.writerows(table)
         text.seek(0)
+        return text
+
+    def _selection_labels(self) -> StringIO:
+        """Return a label column of the selection as CSV, for `stratalens label`: all rows of the store.
+
+        The caption of the table then has the command.
+        """
+        table = self.data.selection_labels(self.selected, "selection")
+        text = StringIO(newline="")
+        table.to_csv(text, index=False)
+        text.seek(0)
+        command = f"stratalens label {plain_text(self.data.path, 200)} {LABEL_FILE}"
+        note = f"{LABEL_FILE} has a column `selection` for all rows. Add it to the store: {command}"
+        self._run_in_page(lambda: self.table.param.update(caption=note))
         return text
 
     def _search(self, text: str) -> None:
@@ -374,7 +405,7 @@ class Explorer:
         template.add_panel("rows", pn.Column(self.status, figure, self.legend, self.zoom, **wide))
         template.add_panel("map", pn.Column(self.analyses.map, self.analyses.fill, **wide))
         field = pn.Column(self.find, min_width=220, styles={"flex": "1 1 14rem"}, margin=0)  # wraps on a phone
-        find = pn.FlexBox(field, self.clear, self.save, align_items="end", **wide)
+        find = pn.FlexBox(field, self.clear, self.save, self.labels, align_items="end", **wide)
         template.add_panel("selected", pn.Column(find, self.table, **wide))
         template.add_panel("analyses", self.analyses.panel())
         return template

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from stratalens.analyses.plots.centroids import axis_labels, row_plane_at
 from stratalens.analyses.plots.colors import group_colors
 from stratalens.analyses.plots.spec import plain_text, values_of
 from stratalens.store.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Rows = npt.NDArray[np.int64]
 
@@ -221,6 +224,45 @@ class ExplorerData:
                 columns.append([float(v) if np.isfinite(v) else None for v in values])
         titles = ["row" if name == "entity" else name for name in names]
         return titles, [list(row) for row in zip(*columns, strict=True)]
+
+    def row_means(self, view: ViewState, rows: Rows, columns: Sequence[str]) -> list[float | None]:
+        """Return the mean of each statistic over some rows.
+
+        Args:
+            view: site, stage, layer and token.
+            rows: rows of the entity dim.
+            columns: names of the columns, from `row_details`.
+
+        Returns:
+            One number a column; None for labels, and for statistics that no row has.
+        """
+        means: list[float | None] = []
+        statistics = set(self.statistic_names(view.site))
+        for name in columns:
+            values = self.statistic_values(name, view, rows) if name in statistics else np.empty(0)
+            values = values[np.isfinite(values)]
+            means.append(float(values.mean()) if len(values) else None)
+        return means
+
+    def selection_labels(self, rows: Rows, name: str) -> pd.DataFrame:
+        """Return a table for `stratalens label` with one label column that names the selected rows.
+
+        Args:
+            rows: selected rows of the entity dim.
+            name: name of the column.
+
+        Returns:
+            One row for each row of the store: prompt_id, prompt if the store has prompts, and the column with the
+            values "selected" and "other".
+        """
+        import pandas as pd
+
+        selected = np.full(self.ds.sizes["entity"], "other", dtype=object)
+        selected[rows] = "selected"
+        columns: dict[str, Any] = {"prompt_id": self.ds["entity"].values}
+        if "prompt" in self.ds.coords:
+            columns["prompt"] = self.ds["prompt"].values
+        return pd.DataFrame({**columns, name: selected})
 
     def label_texts(self, name: str, rows: Rows, limit: int = 300) -> list[str]:
         """Return a label of some rows as text.

@@ -65,6 +65,7 @@ class Scatter:
         self.image = _source("image", "x", "y", "dw", "dh")
         self.rings = _source("x", "y", "color")
         self.pointed = _source("x", "y", "text")
+        self.center = _source("x", "y", "rows")
         self.means = _source("x", "y", "color", "name")
         self.regions = _source("x", "y", "width", "height", "angle", "color")
         self.path = _source("x", "y")
@@ -98,6 +99,8 @@ class Scatter:
         self._rings = fig.scatter("x", "y", source=self.rings, name="rings", **circles)
         diamonds = {"size": 17, "marker": "diamond", "fill_color": "color", "line_width": 1.5}
         means = fig.scatter("x", "y", source=self.means, name="means", **diamonds)
+        star = {"size": 20, "marker": "star", "line_width": 2, "fill_color": None}
+        center = fig.scatter("x", "y", source=self.center, name="selection mean", **star)
         fig.scatter("x", "y", source=self.pointed, size=20, fill_color=None, line_width=3, name="pointed")
         label = LabelSet(x="x", y="y", text="text", source=self.pointed, x_offset=12, y_offset=8, name="name")
         label.text_font = {"value": FONT}
@@ -105,6 +108,7 @@ class Scatter:
         fig.add_tools(
             HoverTool(renderers=[points], tooltips=[("row", "@row"), ("group", "@group"), ("prompt", "@label")]),
             HoverTool(renderers=[means], tooltips=[("mean of", "@name"), ("x", "@x"), ("y", "@y")]),
+            HoverTool(renderers=[center], tooltips=[("mean of the selection", "@rows rows"), ("x", "@x"), ("y", "@y")]),
         )
         for tool in fig.select({"type": (BoxSelectTool, LassoSelectTool, TapTool)}):
             tool.renderers = []  # the rings show the selection; Bokeh would change the colour of all other points
@@ -138,7 +142,7 @@ class Scatter:
         foreground = FOREGROUND[theme]
         style_axes(self.figure, theme)
         for renderer in self.figure.renderers:
-            if renderer.name in ("path", "rings", "means", "pointed"):
+            if renderer.name in ("path", "rings", "means", "pointed", "selection mean"):
                 renderer.glyph.line_color = foreground
         self.figure.select_one({"name": "name"}).text_color = foreground
         if self.plane is not None:
@@ -150,7 +154,7 @@ class Scatter:
         return groups, theme_colors(self._colors, self._trained, self.theme)
 
     def select(self, rows: Rows) -> None:
-        """Draw rings around these rows of the store, where the plane has them."""
+        """Draw rings around these rows of the store, and a star at their mean, where the plane has them."""
         self._selection = np.asarray(rows, dtype=np.int64)
         self._draw_rings()
 
@@ -289,6 +293,8 @@ class Scatter:
         colors = theme_colors(self._colors, self._trained, self.theme)
         codes = np.empty(0, np.int64) if self.plane is None else self.plane.rows.codes[drawn]
         self.rings.data = {"x": xy[:, 0], "y": xy[:, 1], "color": [colors[g] for g in codes]}
+        mean = self._xy()[positions].mean(axis=0, keepdims=True) if len(positions) > 1 else np.empty((0, 2))
+        self.center.data = {"x": mean[:, 0], "y": mean[:, 1], "rows": [len(positions)] * len(mean)}
 
     def _density_image(self, plane: GroupPlane, view: np.ndarray, colors: Sequence[str]) -> dict[str, list[Any]]:
         """Draw all rows in view with datashader: opacity is density, colour is group."""

@@ -35,10 +35,11 @@ class ValueSlider(PageWidget):
 
 
 class RowTable(PageWidget):
-    """A table of rows; `focus` is the highlighted row, -1 for none."""
+    """A table of rows; `focus` is the highlighted row, -1 for none. `means` has the mean of each column, or is empty."""
 
     columns = param.List()
     rows = param.List()
+    means = param.List()
     caption = param.String()
     ids = param.List(doc="ids of all selected rows, for the clipboard")
     focus = param.Integer(default=-1)

@@ -48,10 +48,16 @@ def name_intervals_once(text: str) -> str:
 
 
 def p_text(p: float, permutations: int | None = None) -> str:
-    """Return a permutation p as text; the smallest possible p is a bound."""
+    """Return a permutation p as text; the smallest possible p is a bound.
+
+    A smaller one comes from more permutations at its place.
+
+    >>> p_text(1 / 201, 200), p_text(1 / 1001, 200)
+    (', p ≤ 0.005', ', p = 0.001')
+    """
     if not np.isfinite(p):
         return ""
-    if permutations and p <= 1.0001 / (permutations + 1):
+    if permutations and 0.9999 / (permutations + 1) <= p <= 1.0001 / (permutations + 1):
         return f", p ≤ {1 / (permutations + 1):.2g}"
     return f", p = {p:.2g}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from transformers.utils import logging
 from stratalens.plugin import progress as module
 from stratalens.plugin.cli import output as console
 from stratalens.plugin.progress import PhaseProgress, suppress_progress_bars
+from stratalens.plugin.study.run import SHARES
 
 LINE = "      balance between stages, largest difference of shares: 0.16 (occupation = politician)"
 
@@ -47,6 +49,36 @@ def test_a_second_count_within_a_phase_has_its_own_pace(
     output = capsys.readouterr().err
     assert "100 of 100; about 20 s left in all" in output
     assert "1 of 4; about 1 min 30 s left in all" in output  # 3 more of 10 s, then analyses for 60 s
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_the_time_left_is_known_before_the_second_count_of_a_phase(
+    reused: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {  # seconds of the counts of each phase, as in the demo
+        "corpus": [12],
+        "training": [1 if reused else 420],
+        "recording": [66, 66],
+        "analyses": [50],
+        "report": [6],
+    }
+    now, errors = [0.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    progress = PhaseProgress(SHARES)
+    end = sum(sum(counts[name]) for name in SHARES)
+    for name, seconds in counts.items():
+        with progress.phase(name, name):
+            for count in seconds:
+                start = now[0]
+                for step in range(7):
+                    now[0] = start + count * step / 6
+                    progress.update(name, step, 6)
+                    minutes = re.search(r"about (?:(\d+) min ?)?(?:(\d+) s )?left in all", capsys.readouterr().err)
+                    if minutes and name not in ("corpus", "training" if reused else ""):
+                        left = 60 * int(minutes[1] or 0) + int(minutes[2] or 0)
+                        errors.append(left - (end - now[0]))
+    assert len(errors) >= 12
+    assert max(map(abs, errors)) < (60 if reused else 30)
 
 
 @pytest.mark.parametrize("downloads", [True, False])

@@ -35,6 +35,16 @@ export function render({ model }) {
       th.textContent = name;
       head.append(th);
     }
+    if (model.means.length) {
+      const means = table.tHead.insertRow();
+      model.means.forEach((value, j) => {
+        const cell = document.createElement(j === 0 ? "th" : "td");
+        cell.textContent = j === 0 ? "mean of all" : value === null ? "" : format(value);
+        if (j === 0) cell.scope = "row";
+        if (typeof value === "number") cell.className = "number";
+        means.append(cell);
+      });
+    }
     const body = table.createTBody();
     model.rows.forEach((row, i) => {
       const tr = body.insertRow();
@@ -70,7 +80,7 @@ export function render({ model }) {
       tr.querySelector("button").setAttribute("aria-pressed", String(i === model.focus));
     });
   };
-  for (const name of ["columns", "rows", "caption", "ids"]) model.on(name, draw);
+  for (const name of ["columns", "rows", "means", "caption", "ids"]) model.on(name, draw);
   model.on("focus", highlight);
   draw();
   whole.append(line, copy, copied, box);

@@ -16,6 +16,7 @@ import xarray as xr
 
 import stratalens as sl
 from stratalens.analyses.controls.controls import BASELINES
+from stratalens.analyses.data.results import replace_place
 from stratalens.plugin.progress import PhaseProgress
 from stratalens.plugin.study.config.settings import StudySettings
 from stratalens.plugin.study.findings.headline import Row
@@ -88,6 +89,8 @@ def run_analyses(
     start_step("projection of the centroids of held-out entities")
     results["projection"] = sl.project(ds, permutations=a.sweep_permutations, bootstrap=a.sweep_permutations, **plane)
     headline["plane"] = sl.project(top, permutations=a.permutations, **plane)
+    if ends is None:  # report and summary have one interval and one p of the same number
+        results["projection"] = replace_place(results["projection"], headline["plane"])
     start_step("probes of all pairs of stages, at every stage and layer")
     results["probes"] = sl.probe(ds, target=BY, pairs="all", **fit)
     headline["ends"] = sl.probe(top, **pair, **null)

@@ -8,6 +8,7 @@ import xarray as xr
 
 import stratalens as sl
 from stratalens.analyses.data.groups import clusters, exposure, groups, labels_by_cluster
+from stratalens.analyses.data.splits import require_folds
 from stratalens.analyses.data.training_order import is_ordered
 from stratalens.store.errors import InputError
 from support.planted import planted
@@ -216,6 +217,14 @@ def test_many_small_groups_of_numbers_are_a_measurement() -> None:
     names = groups(labelled([f"n{i}" for i in range(30)]), "x")
     with pytest.raises(InputError, match=r"n6 \(1\), n7 \(1\) and 22 more; each group needs at least 5"):
         names.require(per_class=5)
+
+
+def test_small_groups_of_numbers_have_the_remedy_of_numbers() -> None:
+    labels, units = np.arange(3).repeat(4), np.arange(12)
+    with pytest.raises(InputError, match=r"5 folds of whole entities.*Merge rare numbers.*pairs='ordinal'"):
+        require_folds(groups(labelled(labels), "x"), units, 5)
+    with pytest.raises(InputError, match="or lower the requirement$"):
+        require_folds(groups(labelled([f"n{v}" for v in labels]), "x"), units, 5)
 
 
 def test_a_missing_site_is_refused_with_how_to_record_it() -> None:

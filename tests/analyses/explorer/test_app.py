@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stratalens.analyses.data.cancellation import raise_if_cancelled
-from stratalens.analyses.explorer.address import state_of
+from stratalens.analyses.explorer.address import MAX_ROWS_TEXT, rows_of_text, rows_text, state_of
 from stratalens.analyses.explorer.app import HINT, Explorer, error_message, page
 from stratalens.analyses.explorer.on_demand import IDLE
 from stratalens.analyses.plots.colors import DIVERGING, FOREGROUND
@@ -177,10 +177,64 @@ def test_a_selection_is_counted_by_group_and_saved_with_all_rows(explorer: Explo
     lines = explorer._selected_csv().read().splitlines()
     assert len(lines) == 61
     assert lines[0].startswith("row,trained_stage,")
+    assert explorer.table.rows[0][0] == "r000000"
+    loss = explorer.table.columns.index("loss")
+    values = explorer.data.ds["loss"].sel(stage="s3", token="last").values
+    assert explorer.table.means[loss] == pytest.approx(float(np.nanmean(values)))
+    assert explorer.table.means[:2] == [None, None]
+    plane = explorer.scatter.plane.rows.coordinate
+    np.testing.assert_allclose(explorer.scatter.center.data["x"], plane[:, :1].mean(axis=0), rtol=1e-5)
     explorer.select(np.arange(1))
     assert explorer.table.caption.startswith("1 row selected; ")
     explorer.select(np.empty(0, np.int64))
     assert explorer.save.disabled
+
+
+def test_a_selection_becomes_a_label_column_of_the_store(explorer: Explorer, tmp_path: Path) -> None:
+    from stratalens.plugin.capture.store import relabel
+    from stratalens.plugin.prompts.table import PromptTable
+
+    assert explorer.labels.disabled
+    explorer.select(np.array([3, 7, 59]))
+    assert not explorer.labels.disabled
+    file = tmp_path / "selection-labels.csv"
+    file.write_text(explorer._selection_labels().read(), encoding="utf-8")
+    assert f"stratalens label {tmp_path / 'run.zarr'} selection-labels.csv" in explorer.table.caption
+    assert relabel(tmp_path / "run.zarr", PromptTable.read(file)) == {"selection": 60}
+    again = open_store(tmp_path / "run.zarr")
+    assert np.flatnonzero(again.selection.values == "selected").tolist() == [3, 7, 59]
+    assert again.trained_stage.values.tolist() == explorer.data.ds.trained_stage.values.tolist()
+
+
+def test_a_selection_is_part_of_the_address_until_it_is_too_large(
+    explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = explorer.data.ds.sizes["entity"]
+    chosen = np.array([0, 8, 31, 59])
+    explorer.select(chosen)
+    sent = state_of(explorer.view(), "", explorer._in_address)["rows"]
+    np.testing.assert_array_equal(rows_of_text(sent, count), chosen)
+    assert "reload" not in explorer.table.caption
+    for wrong in ("", "60", "60.", "60.!", "61" + sent[2:], sent[:-4], "60." + "A" * 90):
+        assert rows_of_text(wrong, count).tolist() == []
+
+    everything = rows_text(np.arange(1_000_000), 1_000_000)  # regular ones of very many rows fit, random ones do not
+    assert len(everything) < MAX_ROWS_TEXT
+    assert len(rows_of_text(everything, 1_000_000)) == 1_000_000
+    rng = np.random.default_rng(0)
+    assert len(rows_text(np.flatnonzero(rng.random(20_000) < 0.5), 20_000)) > 3000
+    assert rows_text(np.flatnonzero(rng.random(100_000) < 0.5), 100_000) == ""
+
+    monkeypatch.setattr("stratalens.analyses.explorer.address.MAX_ROWS_TEXT", 5)
+    explorer.select(chosen)
+    assert "rows" not in state_of(explorer.view(), "", explorer._in_address)
+    assert explorer.table.caption.endswith("so a reload clears the selection")
+
+    monkeypatch.setattr("stratalens.analyses.explorer.app.requested_state", lambda: {"rows": sent, "layer": "1"})
+    linked = Explorer(explorer.data, explorer.analyses.cache)
+    linked.refresh()
+    np.testing.assert_array_equal(linked.selected, chosen)
+    assert linked.view().layer == 1
 
 
 def test_a_state_of_an_address_sets_the_widgets_that_it_knows(explorer: Explorer) -> None:

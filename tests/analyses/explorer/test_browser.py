@@ -162,6 +162,17 @@ def test_a_box_selects_rows_and_a_row_points_back(opened: Opened) -> None:
     opened.says("rows selected; statistics of resid_post at stage s3, layer 0, token last")
     opened.until("rings", "x", f"v.length === {rows}")  # the same rows, where they are at this layer
     assert table.count() == rows
+    assert opened.page.locator(".x-rows thead tr", has_text="mean of all").count() == 1
+    with opened.page.expect_download() as download:
+        opened.page.get_by_text("Save as labels").click()
+    text = Path(download.value.path()).read_text(encoding="utf-8")
+    assert text.splitlines()[0] == "prompt_id,prompt,selection"
+    assert len(re.findall(r",selected$", text, re.MULTILINE)) == rows
+    opened.says("Add it to the store: stratalens label")
+    opened.page.wait_for_url("**rows=80.**")
+    opened.page.reload()  # the box is part of the address
+    opened.says(f"{rows} rows selected; statistics of resid_post at stage s3, layer 0, token last")
+    opened.until("rings", "x", f"v.length === {rows}")
 
 
 def test_rows_are_found_by_their_text_and_never_become_markup(opened: Opened) -> None:
