@@ -61,12 +61,12 @@ def rows_of_text(text: str, count: int) -> npt.NDArray[np.int64]:
     number, _, packed = text.partition(".")
     if number != str(count):
         return nothing
+    length, reader = (count + 7) // 8, zlib.decompressobj()
     try:
-        data = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
-        bits = zlib.decompressobj().decompress(data, (count + 7) // 8)
+        bits = reader.decompress(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)), length + 1)
     except (ValueError, binascii.Error, zlib.error):
         return nothing
-    if len(bits) != (count + 7) // 8:
+    if not reader.eof or len(bits) != length:
         return nothing
     return np.flatnonzero(np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=count)).astype(np.int64)
 

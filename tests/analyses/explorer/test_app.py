@@ -13,7 +13,8 @@ from stratalens.analyses.explorer.address import MAX_ROWS_TEXT, rows_of_text, ro
 from stratalens.analyses.explorer.app import HINT, Explorer, error_message, page
 from stratalens.analyses.explorer.on_demand import IDLE
 from stratalens.analyses.plots.colors import DIVERGING, FOREGROUND
-from stratalens.store import open_store
+from stratalens.plugin.prompts.table import PromptTable
+from stratalens.store import open_store, relabel
 from support.stores import make_store
 from support.unordered import unordered_store
 
@@ -191,16 +192,16 @@ def test_a_selection_is_counted_by_group_and_saved_with_all_rows(explorer: Explo
 
 
 def test_a_selection_becomes_a_label_column_of_the_store(explorer: Explorer, tmp_path: Path) -> None:
-    from stratalens.plugin.capture.store import relabel
-    from stratalens.plugin.prompts.table import PromptTable
-
     assert explorer.labels.disabled
     explorer.select(np.array([3, 7, 59]))
     assert not explorer.labels.disabled
     file = tmp_path / "selection-labels.csv"
     file.write_text(explorer._selection_labels().read(), encoding="utf-8")
     assert f"stratalens label {tmp_path / 'run.zarr'} selection-labels.csv" in explorer.table.caption
-    assert relabel(tmp_path / "run.zarr", PromptTable.read(file)) == {"selection": 60}
+    table = PromptTable.read(file)  # as `stratalens label` does
+    assert not table.names_entities
+    columns = {name: values for name, values in table.labels().items() if name != "entity_id"}
+    assert relabel(tmp_path / "run.zarr", columns) == {"selection": 60}
     again = open_store(tmp_path / "run.zarr")
     assert np.flatnonzero(again.selection.values == "selected").tolist() == [3, 7, 59]
     assert again.trained_stage.values.tolist() == explorer.data.ds.trained_stage.values.tolist()
