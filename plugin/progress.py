@@ -199,7 +199,9 @@ class PhaseProgress:
         line = f"      {description}"
         if done > start_done:
             seconds_per_unit = (now - start_time) / (done - start_done)
-            left = self._seconds_left(now - self._phase_start, seconds_per_unit * total, seconds_per_unit * (total - done))
+            left = self._seconds_left(
+                now - self._phase_start, seconds_per_unit * total, seconds_per_unit * (total - done)
+            )
             line += f"; about {format_duration(left)} left in all"
         self.say(line)
 

@@ -6,6 +6,7 @@ server             serves the page on this machine
 app                the page: what the widgets do
 widgets            the page's own widgets
 scatter            the figure of single rows
+selection          caption and files of the selected rows
 on_demand          the panel that computes probes and projections
 result_cache       their results
 background_task    a thread that computes with progress and can be cancelled

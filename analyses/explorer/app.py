@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from io import StringIO
@@ -23,6 +21,15 @@ from stratalens.analyses.explorer.data import DIMS, ExplorerData, GroupPlane, Ro
 from stratalens.analyses.explorer.on_demand import AnalysisPanel
 from stratalens.analyses.explorer.result_cache import ResultCache
 from stratalens.analyses.explorer.scatter import NO_ROWS, Scatter
+from stratalens.analyses.explorer.selection import (
+    LABEL_FILE,
+    MAX_LISTED_ROWS,
+    label_command,
+    labels_csv,
+    plural,
+    rows_csv,
+    selection_caption,
+)
 from stratalens.analyses.explorer.widgets import (
     ASSETS,
     Legend,
@@ -37,10 +44,6 @@ from stratalens.analyses.explorer.widgets import (
 )
 from stratalens.analyses.plots.spec import plain_text
 from stratalens.store.errors import StratalensError
-
-MAX_LISTED_ROWS = 100
-LABEL_FILE = "selection-labels.csv"
-MAX_COUNTED_GROUPS = 8  # groups whose counts the caption of a selection names
 
 HINT = "Draw a box or a lasso around points, tap a point, or search rows by text. The selected rows are listed here."
 
@@ -299,46 +302,19 @@ class Explorer:
             means.insert(2, sum(known) / len(known) if known else None)
             for row, value in zip(table, values[: len(listed)], strict=True):
                 row.insert(2, value)
-        more = "" if len(self.selected) <= MAX_LISTED_ROWS else f", the first {MAX_LISTED_ROWS} listed"
-        caption = f"{plural(len(self.selected), 'row')} selected{more}; statistics of {view.description()}"
-        caption += ", star: their mean in the figure" if len(self.selected) > 1 else ""
-        caption += f". {self._group_counts()}"
-        if not self._searched and not self._in_address:
-            caption += ". These are too many single rows for the address of the page, so a reload clears the selection"
+        caption = selection_caption(self.data, view, self.selected, bool(self._searched or self._in_address))
         ids = self.data.label_texts("entity", self.selected)
         means = means if len(self.selected) > 1 else []
         self.table.param.update(columns=columns, rows=table, means=means, ids=ids, caption=caption, focus=-1)
 
-    def _group_counts(self) -> str:
-        """Return the number of selected rows by group, the largest groups first."""
-        texts = Counter(self.data.label_texts(self.column, self.selected, 40)).most_common()
-        words = [f"{name} {count:,}" for name, count in texts[:MAX_COUNTED_GROUPS]]
-        more = len(texts) - len(words)
-        return f"By {plain_text(self.column)}: {', '.join(words)}{f' and {more:,} more' if more > 0 else ''}"
-
     def _selected_csv(self) -> StringIO:
         """Return the selected rows with labels and statistics as CSV."""
-        columns, table = self.data.row_details(self.view(), self.selected.tolist())
-        text = StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(columns)
-        writer.writerows(table)
-        text.seek(0)
-        return text
+        return rows_csv(self.data, self.view(), self.selected)
 
     def _selection_labels(self) -> StringIO:
-        """Return a label column of the selection as CSV, for `stratalens label`: all rows of the store.
-
-        The caption of the table then has the command.
-        """
-        table = self.data.selection_labels(self.selected, "selection")
-        text = StringIO(newline="")
-        table.to_csv(text, index=False)
-        text.seek(0)
-        command = f"stratalens label {plain_text(self.data.path, 200)} {LABEL_FILE}"
-        note = f"{LABEL_FILE} has a column `selection` for all rows. Add it to the store: {command}"
-        self._run_in_page(lambda: self.table.param.update(caption=note))
-        return text
+        """Return the selection as a label column; the caption of the table then has the command that adds it."""
+        self._run_in_page(lambda: self.table.param.update(caption=label_command(self.data)))
+        return labels_csv(self.data, self.selected)
 
     def _search(self, text: str) -> None:
         if not text.strip():
@@ -409,15 +385,6 @@ class Explorer:
         template.add_panel("selected", pn.Column(find, self.table, **wide))
         template.add_panel("analyses", self.analyses.panel())
         return template
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun.
-
-    >>> plural(1, "row"), plural(1200, "row")
-    ('1 row', '1,200 rows')
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def page(ds: xr.Dataset, shared: tuple[ExplorerData, ResultCache] | None = None, by: str | None = None) -> Explorer:

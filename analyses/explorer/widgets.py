@@ -35,7 +35,10 @@ class ValueSlider(PageWidget):
 
 
 class RowTable(PageWidget):
-    """A table of rows; `focus` is the highlighted row, -1 for none. `means` has the mean of each column, or is empty."""
+    """A table of rows.
+
+    `focus` is the highlighted row, -1 for none. `means` has the mean of each column, or is empty.
+    """
 
     columns = param.List()
     rows = param.List()

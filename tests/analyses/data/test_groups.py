@@ -223,7 +223,7 @@ def test_small_groups_of_numbers_have_the_remedy_of_numbers() -> None:
     labels, units = np.arange(3).repeat(4), np.arange(12)
     with pytest.raises(InputError, match=r"5 folds of whole entities.*Merge rare numbers.*pairs='ordinal'"):
         require_folds(groups(labelled(labels), "x"), units, 5)
-    with pytest.raises(InputError, match="or lower the requirement$"):
+    with pytest.raises(InputError, match=r"or lower the requirement$"):
         require_folds(groups(labelled([f"n{v}" for v in labels]), "x"), units, 5)
 
 
