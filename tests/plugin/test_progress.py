@@ -78,7 +78,9 @@ def test_the_time_left_is_known_before_the_second_count_of_a_phase(
                         left = 60 * int(minutes[1] or 0) + int(minutes[2] or 0)
                         errors.append(left - (end - now[0]))
     assert len(errors) >= 12
-    assert max(map(abs, errors)) < (60 if reused else 30)
+    assert max(map(abs, errors)) < (
+        90 if reused else 30
+    )  # a run that reuses its training cannot expect the second count
 
 
 @pytest.mark.parametrize("downloads", [True, False])
