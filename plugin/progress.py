@@ -216,12 +216,14 @@ class PhaseProgress:
             count_left: seconds of the rest of the count.
         """
         share = self.shares[self._phase]
+        counted = max(counted, elapsed + count_left)
         paces = {name: seconds / self.shares[name] for name, seconds in self.seconds.items()}
+        slowest = max([counted / share, *paces.values()])
         # A phase whose results come from an earlier run says nothing about the others.
-        measured = [name for name, pace in paces.items() if pace > REUSED_PACE * max(paces.values())]
+        measured = [name for name, pace in paces.items() if pace > REUSED_PACE * slowest]
         seconds, shares = sum(self.seconds[name] for name in measured), sum(self.shares[name] for name in measured)
         expected = share * seconds / shares if shares >= share else 0.0  # a short phase says little about a long one
-        phase = max(counted, elapsed + count_left, expected)
+        phase = max(counted, expected)
         phases = list(self.shares)
         later = sum(self.shares[name] for name in phases[phases.index(self._phase) + 1 :])
         return phase - elapsed + later * (seconds + phase) / (shares + share)

@@ -56,7 +56,7 @@ def test_the_time_left_is_known_before_the_second_count_of_a_phase(
     reused: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = {  # seconds of the counts of each phase, as in the demo
-        "corpus": [12],
+        "corpus": [1 if reused else 12],
         "training": [1 if reused else 420],
         "recording": [66, 66],
         "analyses": [50],
