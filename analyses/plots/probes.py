@@ -119,7 +119,7 @@ def layer_sweep_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
         Mark("null", "segments", role="foreground", width=1.5, dash="dashed"),
         Mark("pairs", "segments", width=1, alpha=0.35),
         Mark("pair_points", "points", hover=hover, size=4, alpha=0.5),
-        Mark("intervals", "segments", width=5, alpha=0.3),
+        Mark("intervals", "segments", width=11, alpha=0.3),  # wider than the point, which would hide a short one
         Mark("main", "segments", width=2.5),
         Mark("main_points", "points", hover=hover, size=8),
     ]

@@ -63,7 +63,15 @@ def _select_backend() -> None:
 def attach_spec(obj: Any, spec: FigureSpec) -> Any:
     """Attach the spec to a HoloViews object, because `save` needs it to write a page; add the image of a notebook."""
     obj.stratalens_spec = spec
+    obj.stratalens_options = applied_options(obj)
     return attach_image(obj, lambda: draw_overlay(spec, spec.default_values()))
+
+
+def applied_options(obj: Any) -> tuple[object, ...]:
+    """Return a value that changes when `.opts(...)` changes a figure: the options that HoloViews keeps for it."""
+    if isinstance(obj, hv.DynamicMap):
+        return (obj.callback,)
+    return tuple(frame.id for frame in obj.values()) if isinstance(obj, hv.HoloMap) else (obj.id,)
 
 
 def draw_overlay(spec: FigureSpec, slider_values: SliderValues) -> Any:

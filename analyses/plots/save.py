@@ -17,7 +17,7 @@ from stratalens.analyses.plots.figure_style import (
     styled_spec,
 )
 from stratalens.analyses.plots.matplotlib_backend import MATPLOTLIB_LOCK, MATPLOTLIB_SETTINGS, load_matplotlib
-from stratalens.analyses.plots.render_holoviews import draw_overlay
+from stratalens.analyses.plots.render_holoviews import applied_options, draw_overlay
 from stratalens.analyses.plots.spec import FigureSpec, SliderValues
 from stratalens.store.errors import InputError
 from stratalens.store.files import user_path
@@ -60,7 +60,8 @@ def save(
         The path written.
 
     Raises:
-        InputError: the suffix, a slider value, a size or the legend is not valid, or Matplotlib is not installed.
+        InputError: the suffix, a slider value, a size or the legend is not valid, `.opts(...)` changed the figure, or
+            Matplotlib is not installed.
 
     Example:
         >>> figure = sl.plots.layer_sweep(probes)  # doctest: +SKIP
@@ -75,6 +76,12 @@ def save(
     style = FigureOptions(title, fontsize, width, height, legend)
     style.check(is_page=suffix == ".html")
     spec = getattr(obj, "stratalens_spec", None)
+    if isinstance(spec, FigureSpec) and applied_options(obj) != obj.stratalens_options:
+        raise InputError(
+            "save: .opts(...) changed this figure, and a file would not show it. Pass title=, fontsize=, width=, height= "
+            "or legend= to save. For other options, make the figure again and change one frame of it: "
+            "figure[slider values].opts(..., backend='matplotlib')"
+        )
     if place and not isinstance(spec, FigureSpec):
         obj = _at_place(obj, place)
     if suffix != ".html":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.user_hooks import user_hooks
 from stratalens.plugin.models.weights import weights_fingerprint
-from stratalens.plugin.progress import Progress, ProgressFunction
+from stratalens.plugin.progress import Progress, ProgressFunction, is_interactive, suppress_progress_bars
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.checkpoints import Checkpoint, check_checkpoint
 from stratalens.plugin.stages.label_warnings import warn_about_label_typos
@@ -153,7 +153,10 @@ def capture_stages(
 @contextmanager
 def _load(stage: Stage, options: CaptureOptions) -> Iterator[Adapter]:
     """Load the model of a stage, and free its memory afterwards; the caller's own model stays."""
-    with loaded_model(stage, options.tokenizer, options.device) as model:
+    shown = is_interactive() if options.progress is None else options.progress is True
+    with ExitStack() as stack:
+        with nullcontext() if shown or isinstance(stage.source, nn.Module) else suppress_progress_bars(downloads=False):
+            model = stack.enter_context(loaded_model(stage, options.tokenizer, options.device))
         yield adapt(model, options.forward)
         del model
     if not isinstance(stage.source, nn.Module):

@@ -54,6 +54,25 @@ def test_a_page_of_one_figure_is_complete(tmp_path: Path) -> None:
     assert "Centroids of held-out entities" in page
 
 
+@pytest.mark.parametrize("kind", ["HoloMap", "DynamicMap", "Overlay"])
+@pytest.mark.parametrize("backend", ["bokeh", "matplotlib"])
+def test_options_that_a_file_would_not_show_are_refused(tmp_path: Path, kind: str, backend: str) -> None:
+    pytest.importorskip("matplotlib", reason="HoloViews knows the backend if Matplotlib is installed")
+    probes = few_probes()
+    one = {dim: [probes[dim].values[-1]] for dim in ("stage", "token") if dim in probes.dims}
+    figure = plots.layer_sweep(probes.sel(one) if kind == "Overlay" else probes, dynamic=kind == "DynamicMap")
+    assert type(figure).__name__ == kind
+    plots.save(figure, tmp_path / "whole.html")
+    hv.Store.set_current_backend("bokeh")
+    figure = figure.opts(title="mine", backend=backend)
+    for name in ("a.pdf", "a.html"):
+        with pytest.raises(InputError, match=r"\.opts.*title="):
+            plots.save(figure, tmp_path / name)
+    if kind == "HoloMap":
+        plots.save(plots.layer_sweep(probes).last.opts(title="mine", backend="matplotlib"), tmp_path / "b.svg")
+        assert "mine" in (tmp_path / "b.svg").read_text(encoding="utf-8")
+
+
 def test_what_save_refuses(tmp_path: Path) -> None:
     obj = plots.pair_matrix(few_probes())
     with pytest.raises(InputError, match=r"unknown suffix '\.gif'.*\.pdf"):

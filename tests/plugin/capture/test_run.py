@@ -243,10 +243,12 @@ def test_processing_flags_must_match(tmp_path: Path) -> None:
         capture({"b": folded}, table(3), tmp_path / "run.zarr", statistics=False)
 
 
-def test_checkpoint_folders_and_functions(tmp_path: Path) -> None:
+def test_checkpoint_folders_and_functions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_checkpoint(tmp_path / "s1", seed=1)
     stages = {"base": bridge("llama", 0), "s1": folder, "s2": lambda: bridge("llama", 2)}
-    ds = capture(stages, table(5), tmp_path / "run.zarr", statistics=("l2",))
+    capsys.readouterr()
+    ds = capture(stages, table(5), tmp_path / "run.zarr", statistics=("l2",), progress=False)
+    assert capsys.readouterr().err == ""  # no bar of transformers either
     for index, seed in enumerate((0, 1, 2)):
         alone = capture(bridge("llama", seed), table(5), tmp_path / f"{seed}.zarr", statistics=("l2",))
         np.testing.assert_array_equal(ds.resid_post.values[index], alone.resid_post.values[0])
