@@ -78,8 +78,8 @@ def save(
     spec = getattr(obj, "stratalens_spec", None)
     if isinstance(spec, FigureSpec) and applied_options(obj) != obj.stratalens_options:
         raise InputError(
-            "save: .opts(...) changed this figure, and a file would not show it. Pass title=, fontsize=, width=, height= "
-            "or legend= to save. For other options, make the figure again and change one frame of it: "
+            "save: .opts(...) changed this figure, and a file would not show it. Pass title=, fontsize=, width=, "
+            "height= or legend= to save. For other options, make the figure again and change one frame of it: "
             "figure[slider values].opts(..., backend='matplotlib')"
         )
     if place and not isinstance(spec, FigureSpec):

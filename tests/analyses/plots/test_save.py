@@ -62,7 +62,7 @@ def test_options_that_a_file_would_not_show_are_refused(tmp_path: Path, kind: st
     one = {dim: [probes[dim].values[-1]] for dim in ("stage", "token") if dim in probes.dims}
     figure = plots.layer_sweep(probes.sel(one) if kind == "Overlay" else probes, dynamic=kind == "DynamicMap")
     assert type(figure).__name__ == kind
-    plots.save(figure, tmp_path / "whole.html")
+    plots.save(figure, tmp_path / "whole.png", dpi=30)  # loads the backend
     hv.Store.set_current_backend("bokeh")
     figure = figure.opts(title="mine", backend=backend)
     for name in ("a.pdf", "a.html"):
