@@ -80,7 +80,7 @@ def layer_sweep_spec(probes: xr.Dataset, name: str | None = None) -> FigureSpec:
     result, mean = estimate(probes, name), pair_mean(probes, name)
     result = result if "pair" in result.dims else result.expand_dims(pair=pairs)
     if is_multiclass(probes):
-        pairs = [multiclass_label(probes, float(mean["null"].mean()))]
+        pairs = [multiclass_label(probes, name)]
         result = result.assign_coords(pair=pairs)
     ordered = is_ordered(probes)
     main = pairs[0] if len(pairs) == 1 else main_pair(probes)
@@ -178,11 +178,15 @@ def is_multiclass(probes: xr.Dataset) -> bool:
     return [str(pair) for pair in values_of(probes, "pair")] == [MULTICLASS]
 
 
-def multiclass_label(probes: xr.Dataset, chance: float | None) -> str:
-    """Return the name of a multi-class series: "habitat, 4 groups (chance 0.25)"."""
+def multiclass_label(probes: xr.Dataset, measure: str) -> str:
+    """Return the name of a multi-class series with its chance level: "habitat, 4 groups (chance 0.25)"."""
     name, count = column_of(probes) or "all groups", probes.sizes.get("group", 0)
     name = f"{name}, {count} groups" if count else name
-    return name if chance is None else f"{name} (chance {chance:.2g})"
+    if measure == "accuracy" and "chance" in probes:
+        return f"{name} (chance {float(probes['chance'].mean()):.2g})"
+    if measure == "balanced_accuracy" and count:
+        return f"{name} (chance {1 / count:.2g})"
+    return f"{name} (chance {float(pair_mean(probes, measure)['null'].mean()):.2g})"
 
 
 def main_pair(probes: xr.Dataset | xr.DataArray) -> str | None:

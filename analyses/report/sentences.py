@@ -116,7 +116,7 @@ def sweep_sentence(probes: xr.Dataset, spec: FigureSpec) -> Sentence:
     measure = plain_measure(str(result.attrs["measured"]))
     subject = plain_text(pair) if pair else f"mean over {len(pairs)} pairs of groups"
     if multiclass:
-        subject = multiclass_label(probes, float(mean["null"].mean()))
+        subject = multiclass_label(probes, str(result.attrs["measured"]))
 
     def sentence(slider_values: SliderValues) -> str:
         last = read_single({**slider_values, "layer": last_layer})

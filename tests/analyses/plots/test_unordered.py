@@ -53,6 +53,14 @@ def test_a_multiclass_series_has_its_groups_and_its_chance_in_its_name() -> None
     assert bottom < 0.25 < top
 
 
+def test_the_chance_in_a_name_is_not_the_mean_of_a_null() -> None:
+    result = multiclass_result()
+    with_null = result.assign(accuracy_null=result["accuracy_mean"] * 0 + 0.22)  # a null of few permutations
+    spec = layer_sweep_spec(with_null)
+    assert list(spec.legend) == ["habitat, 4 groups (chance 0.25)"]
+    assert set(spec.tables({"stage": "step600"})["null"]["y0"]) == {0.22}
+
+
 def test_recall_is_the_share_of_right_rows_of_each_group() -> None:
     table = recall_by_group(multiclass_result())
     np.testing.assert_allclose(table["recall"].isel(stage=0, layer=0, token=0), [1, 0.5, 0.5, 0.5], atol=0.11)
