@@ -112,10 +112,10 @@ doctest: $(VENV)/.dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --doctest-modules --pyargs stratalens
 
 unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu" --durations=15
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" --durations=15
 
 unit39: $(VENV39)/.dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN39)/python -m pytest -q -n 2 --dist worksteal -m "not gpu" $(LINES)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN39)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" $(LINES)
 
 docs: $(VENV)/.docs
 	rm -rf docs/_build docs/_generated docs/jupyter_execute
