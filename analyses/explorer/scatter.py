@@ -99,7 +99,7 @@ class Scatter:
         self._rings = fig.scatter("x", "y", source=self.rings, name="rings", **circles)
         diamonds = {"size": 17, "marker": "diamond", "fill_color": "color", "line_width": 1.5}
         means = fig.scatter("x", "y", source=self.means, name="means", **diamonds)
-        star = {"size": 20, "marker": "star", "line_width": 2, "fill_color": None}
+        star = {"size": 22, "marker": "star", "line_width": 2}
         center = fig.scatter("x", "y", source=self.center, name="selection mean", **star)
         fig.scatter("x", "y", source=self.pointed, size=20, fill_color=None, line_width=3, name="pointed")
         label = LabelSet(x="x", y="y", text="text", source=self.pointed, x_offset=12, y_offset=8, name="name")
@@ -144,6 +144,8 @@ class Scatter:
         for renderer in self.figure.renderers:
             if renderer.name in ("path", "rings", "means", "pointed", "selection mean"):
                 renderer.glyph.line_color = foreground
+            if renderer.name == "selection mean":  # seen on the colours of all groups
+                renderer.glyph.fill_color = FOREGROUND["light" if theme == "dark" else "dark"]
         self.figure.select_one({"name": "name"}).text_color = foreground
         if self.plane is not None:
             self._fill()
