@@ -180,8 +180,8 @@ class Explorer:
             text, self._asked = self._asked, ""
             self.find.value = text
         elif len(self._asked_rows):
-            rows, self._asked_rows = self._asked_rows, NO_ROWS
-            self.select(rows)
+            asked, self._asked_rows = self._asked_rows, NO_ROWS
+            self.select(asked)
 
     # -- widgets ----------------------------------------------------------------
     def _update_legend(self) -> None:
@@ -313,8 +313,11 @@ class Explorer:
 
     def _selection_labels(self) -> StringIO:
         """Return the selection as a label column; the caption of the table then has the command that adds it."""
-        self._run_in_page(lambda: self.table.param.update(caption=label_command(self.data)))
+        self._run_in_page(self._show_label_command)
         return labels_csv(self.data, self.selected)
+
+    def _show_label_command(self) -> None:
+        self.table.caption = label_command(self.data)
 
     def _search(self, text: str) -> None:
         if not text.strip():
