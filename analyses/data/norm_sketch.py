@@ -21,7 +21,7 @@ BUCKETS = math.ceil(2 * -LOG_LOWEST / LOG_GAMMA)
 
 
 def bucket_values() -> Doubles:
-    """The value that stands for each bucket: float64 array of shape (BUCKETS,)."""
+    """Representative value of each bucket: float64 array of shape (BUCKETS,)."""
     upper = np.exp(LOG_LOWEST + LOG_GAMMA * np.arange(1, BUCKETS + 1))
     return np.asarray(2 * upper / (1 + math.exp(LOG_GAMMA)))
 

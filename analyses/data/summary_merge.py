@@ -138,12 +138,14 @@ def _write_merged(folder: Path, root: Mapping[str, Any], parts: Sequence[xr.Data
     for site in root["identity"]["sites"]:
         layers = len(root["identity"]["layers"]) if site["in_blocks"] else 1
         name, d = site["name"], int(np.prod(site["feature_shape"]))
+        own_variables = [str(n) for n in parts[0].data_vars if str(n).startswith((f"{name}_", "sample_"))] + ["count"]
+        own_variables = [n for n in own_variables if n != f"{name}_norm_quantile"]
         moments: dict[tuple[int, int, int], RowMoments] = {}
         rows: dict[tuple[int, int, int], Array] = {}
         norms, buckets = np.zeros((layers, tokens, len(groups), 2)), None
         for layer, token in np.ndindex(layers, tokens):
             places = {"layer": layer, "token": token} if site["in_blocks"] else {"token": token}
-            cells = [part.isel(places) for part in parts]
+            cells = [part[own_variables].isel(places).load() for part in parts]
             sums, drawn = [cell_moments(c, name) for c in cells], [cell_samples(c, name) for c in cells]
             for g, group in enumerate(groups):
                 own = [(p, index[group]) for p, index in enumerate(where) if group in index]

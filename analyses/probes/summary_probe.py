@@ -90,7 +90,7 @@ def summary_probe(
     used = _matrices(method)
     wanted = [n for n in wanted if n.removeprefix(f"{site}_") not in {"scatter", "cross", "squares"} - used]
     for place in np.ndindex(*sizes):
-        cell = data[["count", *wanted]].isel(dict(zip(lead, place, strict=True)))
+        cell = data[["count", *wanted]].isel(dict(zip(lead, place, strict=True))).load()
         moments = cell_moments(cell, site)
         coef[place], intercept[place] = fit.all_rows(moments)
         if scores:
@@ -116,8 +116,8 @@ def summary_probe(
         count = data["count"].values
         sides = [count @ (targets.signs == side) for side in (-1, 1)]
         out["chance"] = (("stage", "token", "pair"), np.maximum(*sides) / (sides[0] + sides[1]))
-    kept = {n: data[n] for n in (*lead, *features) if n in data.coords}
-    out = out.assign_coords(kept).assign_coords({n: data[n] for n in ("stage_order", "weights_fingerprint")})
+    coordinates = {n: data[n] for n in (*lead, *features) if n in data.coords}
+    out = out.assign_coords(coordinates).assign_coords({n: data[n] for n in ("stage_order", "weights_fingerprint")})
     return out.assign_attrs(
         site=site,
         target=data.attrs["by"],

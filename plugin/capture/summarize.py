@@ -17,11 +17,12 @@ from stratalens.plugin.capture.forecast import forecast_spec
 from stratalens.plugin.capture.options import CaptureOptions, Positions
 from stratalens.plugin.capture.run import ForwardPasses, bytes_per_token, loaded_adapter
 from stratalens.plugin.capture.spec import CaptureSpec
-from stratalens.plugin.capture.store import check_stage_model
+from stratalens.plugin.capture.store import check_stage_model, warn_about_missing_entities
 from stratalens.plugin.capture.summary_plan import SummaryPlan, TokenClasses, make_plan
 from stratalens.plugin.capture.summary_size import rows_for_one_percent, summary_size
 from stratalens.plugin.capture.summary_state import StageSums, SummaryFolder, process_rows, row_blocks
 from stratalens.plugin.capture.summary_sums import DeviceModel
+from stratalens.plugin.capture.tokens import warn_about_repeated_tokens
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.user_hooks import user_hooks
@@ -120,6 +121,9 @@ def summarize(
         with loaded_adapter(first, options) as adapter:
             spec = CaptureSpec.from_model(prompts, adapter, options)
             check_before_recording(adapter, spec, None)
+            warn_about_repeated_tokens(prompts, spec.tokenized, spec.tokenizer)
+            if prompts is table:
+                warn_about_missing_entities(prompts)
             rows, blocks = process_rows(len(prompts), block_size, rank)
             plan = make_plan(prompts, spec, parsed, by, order, probes, sample, seed, rows)
             folder = stack.enter_context(SummaryFolder(path, plan, adapter, sample, seed, (*rank, blocks)))
@@ -241,7 +245,7 @@ def forecast_summary(
 
     Returns:
         bytes, working_bytes, device_bytes, stored_bytes, share and rows_for_one_percent as from `summary_size`, over
-        all sites, where rows are prompts; and rows, tokens and seconds of `stratalens forecast`. The seconds are those
+        all sites, where rows are prompts; and rows, and tokens and seconds of `stratalens forecast`. The seconds are those
         of the forward passes alone, from one timed batch.
 
     Raises:
@@ -258,6 +262,7 @@ def forecast_summary(
         spec = CaptureSpec.from_model(prompts, adapter, options)
         capture_forecast = forecast_spec(adapter, spec, len(parsed), rows)
     process, _ = process_rows(len(prompts), None, (0, 1))
+    count = len(prompts) if rows is None else rows
     plan = make_plan(prompts, spec, parsed, by, order, probes, sample, seed, process)
     per_prompt = float((spec.index >= 0).sum()) / len(prompts) / (1 if plan.pooled else len(plan.tokens))
     total: dict[str, Any] = dict.fromkeys(("bytes", "working_bytes", "device_bytes", "stored_bytes"), 0)
@@ -265,7 +270,7 @@ def forecast_summary(
         size = summary_size(
             layers=len(spec.selection.layers) if site.in_blocks else 1,
             features=int(torch.Size(site.feature_shape).numel()),
-            rows=max(1, round(per_prompt * capture_forecast["rows"])),
+            rows=max(1, round(per_prompt * count)),
             groups=len(plan.names),
             tokens=len(plan.tokens),
             stages=len(parsed),
@@ -278,8 +283,8 @@ def forecast_summary(
     return {
         **total,
         "share": total["bytes"] / total["stored_bytes"],
-        "rows_for_one_percent": rows_for_one_percent(total["bytes"], total["stored_bytes"] / capture_forecast["rows"]),
-        "rows": capture_forecast["rows"],
+        "rows_for_one_percent": rows_for_one_percent(total["bytes"], total["stored_bytes"] / count),
+        "rows": count,
         "tokens": capture_forecast["tokens"],
         "seconds": capture_forecast["seconds"],
     }

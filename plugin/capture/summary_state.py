@@ -1,4 +1,4 @@
-"""The folder of a summary that is being made: its lock, its stages, and the saved sums of an unfinished stage."""
+"""The folder of an unfinished summary: its lock, its stages, and the saved sums of an unfinished stage."""
 
 from __future__ import annotations
 

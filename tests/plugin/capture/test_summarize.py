@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from stratalens.analyses.estimators.closed_form import fit_closed_form
 from stratalens.store.errors import InputError, MismatchError, NonFiniteError, StoreBusyError
 from stratalens.store.storage.local_locks import FileLock
 from support.models import TwoLayers, bridge, run_two_layers, table, tokenizer
+from support.paths import TESTS
+from support.thorough import thorough
 
 SITES = ("layers.{layer}.hook_state",)
 SITE = "state"
@@ -77,8 +82,8 @@ def test_it_is_the_stored_run(stored: xr.Dataset, whole: xr.Dataset) -> None:
         quantiles = np.moveaxis(np.quantile(norm, own.q, axis=2, method="lower"), 0, -1)
         np.testing.assert_allclose(own[f"{site}_norm_quantile"], quantiles, rtol=1.01 * ACCURACY)
     for method in METHODS:
-        for pairs in ("all", "rest", *(("ordinal",) if method == "ridge" else ())):
-            own = sl.summary_probe(whole, site, pairs, method)
+        for pairs in ("all", *(("rest",) if method == "lda" else ("ordinal",) if method == "ridge" else ())):
+            own = sl.summary_probe(whole, site, pairs, method, folds=0)
             direct = sl.probe(stored, "group", site, pairs, method, progress=False, cache=False, resamples=1)
             assert own.pair.values.tolist() == direct.pair.values.tolist()
             # The probes of a store are solved in float32, to 2e-5 of their length.
@@ -106,7 +111,6 @@ def test_accuracies_come_from_entities_that_the_probe_never_saw(stored: xr.Datas
     assert own.attrs["accuracies"] == "from a sample of the rows"
     assert (own.sample_rows == 24).all()  # 12 of each group, one row an entity
     assert ((own.sample_accuracy_low <= own.sample_accuracy) & (own.sample_accuracy <= own.sample_accuracy_high)).all()
-    assert (own.sample_accuracy > 0.3).all()  # nothing distinguishes the groups
     place = {"stage": 1, "layer": 0, "token": 1}
     sampled, values = whole.sample_entity.isel(stage=1, token=1).values, whole[f"{SITE}_sample"].isel(place).values
     x, codes = stored[SITE].isel(place).values, stored["group"].values
@@ -360,3 +364,13 @@ def test_what_the_sums_and_groups_allow(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least 2 are needed"):
         sl.summary_probe(plain, SITE)
     pd.testing.assert_index_equal(plain.indexes["layer"], pd.Index([0, 1], name="layer"))
+
+
+@thorough
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "support.killed_summary", str(tmp_path)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    same(sl.open_summary(tmp_path / "whole"), sl.open_summary(tmp_path / "run"))
