@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.norm_sketch import sketch_quantiles
 from stratalens.analyses.data.row_moments import RowMoments, unpack
 from stratalens.analyses.data.row_sample import RowSample
-from stratalens.store.errors import DamagedError, InputError, NotRecordedError, join_names, no_site_error, suggest
+from stratalens.store.errors import DamagedError, InputError, NotRecordedError, join_names, no_site_error
 from stratalens.store.files import user_path, write_text_atomic
 from stratalens.store.storage.atomic_files import new_folder
 
@@ -29,6 +29,8 @@ ROOT = "summary.json"
 FORMAT = 1
 CELL = ("layer", "token", "group")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+VECTORS = ("mean", "variance", "third_moment", "fourth_moment")
+MATRICES = ("scatter", "cross", "squares")
 PACKED = {"scatter": "feature_pair", "squares": "feature_pair"}
 
 
@@ -224,16 +226,11 @@ def require_summary(data: Any, site: str, function: str, instead: str) -> xr.Dat
     return data
 
 
-def group_index(data: xr.Dataset, name: object) -> int:
-    """Index of a group of a summary.
-
-    Raises:
-        InputError: there is no such group.
-    """
-    names = [str(g) for g in data.group.values]
-    if str(name) not in names:
-        raise InputError(f"no group {name!r} in {data.attrs['by']!r}: {suggest(str(name), names)}")
-    return names.index(str(name))
+def cell_variables(data: xr.Dataset, site: str, matrices: Collection[str] = MATRICES) -> list[str]:
+    """Names of the variables that `cell_moments` and `cell_samples` read, with these matrices among those there are."""
+    own = [f"{site}_{name}" for name in (*VECTORS, *(m for m in MATRICES if m in matrices), "sample")]
+    shared = ["count", *(f"sample_{name}" for name in ("entity", "prompt", "position", "limit"))]
+    return [name for name in (*shared, *own) if name in data]
 
 
 def cell_moments(cell: xr.Dataset, site: str) -> list[RowMoments]:
@@ -249,18 +246,18 @@ def cell_moments(cell: xr.Dataset, site: str) -> list[RowMoments]:
         if variable is None:
             return None
         values = np.asarray(variable.isel(group=group).values, dtype=np.float64)
-        return values if name in ("scatter", "cross", "squares") else values.reshape(-1)
+        return values if name in MATRICES else values.reshape(-1)
 
     out = []
     for group, count in enumerate(cell["count"].values.tolist()):
         mean = read("mean", group)
-        variance, third, fourth = (read(n, group) for n in ("variance", "third_moment", "fourth_moment"))
+        variance, third, fourth = (read(n, group) for n in VECTORS[1:])
         assert mean is not None
         assert variance is not None
         assert third is not None
         assert fourth is not None
         sums = (count * variance, count * third, count * fourth)
-        matrices = (read(n, group) for n in ("scatter", "cross", "squares"))
+        matrices = (read(n, group) for n in MATRICES)
         out.append(RowMoments(count, mean, np.zeros_like(mean), *sums, *matrices))
     return out
 

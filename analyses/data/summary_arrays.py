@@ -10,10 +10,9 @@ import numpy as np
 from stratalens.analyses.data.array_types import Array, Codes
 from stratalens.analyses.data.row_moments import RowMoments, pack
 from stratalens.analyses.data.row_sample import RowSample
-from stratalens.analyses.data.summary import CELL, PACKED
+from stratalens.analyses.data.summary import CELL, MATRICES, PACKED, VECTORS
 
 Arrays = dict[str, tuple[tuple[str, ...], Array]]
-MATRICES = ("scatter", "cross", "squares")
 
 
 def site_arrays(
@@ -67,7 +66,7 @@ def site_arrays(
     more |= {"cross": ("row_feature", "column_feature"), "norm_mean": (), "norm_std": (), "norm_counts": ("bucket",)}
     out: Arrays = {}
     for name, value in values.items():
-        if name in ("mean", "variance", "third_moment", "fourth_moment", "sample"):
+        if name in (*VECTORS, "sample"):
             value = value.reshape(*value.shape[:-1], *shape)
         own_dims = ("sample", *dims) if name == "sample" else more.get(name, dims)
         lead = CELL if site["in_blocks"] else CELL[1:]

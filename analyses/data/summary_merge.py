@@ -15,8 +15,10 @@ from stratalens.analyses.data.array_types import Array
 from stratalens.analyses.data.row_moments import RowMoments, join
 from stratalens.analyses.data.row_sample import RowSample, join_samples
 from stratalens.analyses.data.summary import (
+    MATRICES,
     cell_moments,
     cell_samples,
+    cell_variables,
     open_summary,
     read_root,
     stage_folder,
@@ -138,14 +140,13 @@ def _write_merged(folder: Path, root: Mapping[str, Any], parts: Sequence[xr.Data
     for site in root["identity"]["sites"]:
         layers = len(root["identity"]["layers"]) if site["in_blocks"] else 1
         name, d = site["name"], int(np.prod(site["feature_shape"]))
-        own_variables = [str(n) for n in parts[0].data_vars if str(n).startswith((f"{name}_", "sample_"))] + ["count"]
-        own_variables = [n for n in own_variables if n != f"{name}_norm_quantile"]
+        wanted = [*cell_variables(parts[0], name), *(f"{name}_norm_{n}" for n in ("mean", "std", "counts"))]
         moments: dict[tuple[int, int, int], RowMoments] = {}
         rows: dict[tuple[int, int, int], Array] = {}
         norms, buckets = np.zeros((layers, tokens, len(groups), 2)), None
         for layer, token in np.ndindex(layers, tokens):
             places = {"layer": layer, "token": token} if site["in_blocks"] else {"token": token}
-            cells = [part[own_variables].isel(places).load() for part in parts]
+            cells = [part[wanted].isel(places).load() for part in parts]
             sums, drawn = [cell_moments(c, name) for c in cells], [cell_samples(c, name) for c in cells]
             for g, group in enumerate(groups):
                 own = [(p, index[group]) for p, index in enumerate(where) if group in index]
@@ -174,5 +175,5 @@ def _write_merged(folder: Path, root: Mapping[str, Any], parts: Sequence[xr.Data
 def _empty(moments: RowMoments) -> RowMoments:
     """Sums of no row, whose mean is not NaN."""
     zero = np.zeros_like(moments.centre)
-    matrices = {n: np.zeros_like(m) for n in ("scatter", "cross", "squares") if (m := getattr(moments, n)) is not None}
+    matrices = {n: np.zeros_like(m) for n in MATRICES if (m := getattr(moments, n)) is not None}
     return RowMoments(0, zero, zero, zero, zero, zero, **matrices)

@@ -12,7 +12,7 @@ from stratalens.analyses.data.array_types import Codes, Doubles, Signs
 from stratalens.analyses.data.groups import Groups
 from stratalens.analyses.data.row_moments import ORDERS, RowMoments
 from stratalens.analyses.data.row_sample import RowSample
-from stratalens.analyses.data.summary import cell_moments, cell_samples, require_summary
+from stratalens.analyses.data.summary import cell_moments, cell_samples, cell_variables, require_summary
 from stratalens.analyses.data.targets import ORDINAL, Contrasts, Pairs, contrasts
 from stratalens.analyses.estimators.moment_probes import NEEDS, fit_from_moments
 from stratalens.analyses.stats.intervals import share_interval
@@ -85,12 +85,9 @@ def summary_probe(
     intercept = np.full((*sizes, n_pairs), np.nan)
     scores = {n: np.full(intercept.shape, np.nan) for n in SAMPLE_VARIABLES} if fit.folds else {}
     mixed = bool(data.attrs["entities_in_several_groups"])
-    own = [str(v) for v in data.data_vars if str(v).startswith((f"{site}_", "sample_"))]
-    wanted = [n for n in own if not n.startswith(f"{site}_norm")]
-    used = _matrices(method)
-    wanted = [n for n in wanted if n.removeprefix(f"{site}_") not in {"scatter", "cross", "squares"} - used]
+    wanted = data[cell_variables(data, site, _matrices(method))]
     for place in np.ndindex(*sizes):
-        cell = data[["count", *wanted]].isel(dict(zip(lead, place, strict=True))).load()
+        cell = wanted.isel(dict(zip(lead, place, strict=True))).load()
         moments = cell_moments(cell, site)
         coef[place], intercept[place] = fit.all_rows(moments)
         if scores:

@@ -245,8 +245,8 @@ def forecast_summary(
 
     Returns:
         bytes, working_bytes, device_bytes, stored_bytes, share and rows_for_one_percent as from `summary_size`, over
-        all sites, where rows are prompts; and rows, and tokens and seconds of `stratalens forecast`. The seconds are those
-        of the forward passes alone, from one timed batch.
+        all sites, where rows are prompts. Then rows, tokens of all stages, and seconds of the forward passes alone,
+        from one timed batch.
 
     Raises:
         InputError: as `summarize`.
