@@ -164,11 +164,13 @@ def _write_merged(folder: Path, root: Mapping[str, Any], parts: Sequence[xr.Data
                     buckets[place] += counts
                     if n := sums[p][i].count:
                         mean, std = float(cell[f"{name}_norm_mean"]), float(cell[f"{name}_norm_std"])
-                        norms[place] += n * mean, n * (std**2 + mean**2)
+                        norms[place] += np.array([n * mean, n * (std**2 + mean**2)])
         assert buckets is not None
         sample = pad_samples([rows[place] for place in np.ndindex(layers, tokens, len(groups))], d)
         sample = sample.reshape(layers, tokens, len(groups), -1, d)
-        arrays |= site_arrays(site, lambda *place, m=moments: m[place], norms, buckets, sample)
+        arrays |= site_arrays(
+            site, lambda layer, token, group, own=moments: own[layer, token, group], norms, buckets, sample
+        )
     write_stage(folder, arrays | row_arrays(count, samples))
 
 

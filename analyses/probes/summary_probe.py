@@ -12,7 +12,7 @@ from stratalens.analyses.data.array_types import Codes, Doubles, Signs
 from stratalens.analyses.data.groups import Groups
 from stratalens.analyses.data.row_moments import ORDERS, RowMoments
 from stratalens.analyses.data.row_sample import RowSample
-from stratalens.analyses.data.summary import cell_moments, cell_samples, cell_variables, require_summary
+from stratalens.analyses.data.summary import MATRICES, cell_moments, cell_samples, cell_variables, require_summary
 from stratalens.analyses.data.targets import ORDINAL, Contrasts, Pairs, contrasts
 from stratalens.analyses.estimators.moment_probes import NEEDS, fit_from_moments
 from stratalens.analyses.stats.intervals import share_interval
@@ -112,7 +112,7 @@ def summary_probe(
     if fit.folds:
         count = data["count"].values
         sides = [count @ (targets.signs == side) for side in (-1, 1)]
-        out["chance"] = (("stage", "token", "pair"), np.maximum(*sides) / (sides[0] + sides[1]))
+        out["chance"] = (("stage", "token", "pair"), np.maximum(sides[0], sides[1]) / (sides[0] + sides[1]))
     coordinates = {n: data[n] for n in (*lead, *features) if n in data.coords}
     out = out.assign_coords(coordinates).assign_coords({n: data[n] for n in ("stage_order", "weights_fingerprint")})
     return out.assign_attrs(
@@ -131,7 +131,7 @@ def summary_probe(
 
 def _matrices(method: str) -> set[str]:
     """The matrices that a method reads."""
-    return {"vectors": set(), "scatter": {"scatter"}, "squares": {"scatter", "cross", "squares"}}[NEEDS[method]]
+    return set(MATRICES[: (0, 1, 3)[ORDERS.index(NEEDS[method])]])
 
 
 def _targets(data: xr.Dataset, pairs: Pairs, order: Sequence[object] | None) -> tuple[Contrasts, Codes]:

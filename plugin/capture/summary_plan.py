@@ -127,7 +127,9 @@ def make_plan(
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
         raise InputError(f"sample={sample!r} is not valid. Pass the number of rows to keep, from 0.")
     labels = table.labels()
-    row_group, id_group = None, None
+    row_group: NDArray[np.int64] | None = None
+    id_group: NDArray[np.int64] | None = None
+    names: list[Any]
     if by is None:
         name, names, ordering = "", ["all"], "first appearance"
         row_group = np.zeros(len(table), dtype=np.int64)

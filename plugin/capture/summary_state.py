@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -258,7 +259,7 @@ class SummaryFolder(AbstractContextManager["SummaryFolder"]):
         remove_file(self._state(number))
         return True
 
-    def _state(self, number: int) -> Any:
+    def _state(self, number: int) -> Path:
         return self.path / f"stage-{number:03d}.state"
 
     def restore(self, number: int, sums: StageSums) -> int:
@@ -281,8 +282,9 @@ class SummaryFolder(AbstractContextManager["SummaryFolder"]):
 
     def save(self, number: int, sums: StageSums, blocks: int) -> None:
         """Save the sums of a stage durably, in place of those saved before."""
+        arrays: dict[str, Any] = {"blocks": np.int64(blocks), **sums.state()}
         with replaced_file(self._state(number)) as file:
-            np.savez(file, blocks=np.int64(blocks), **sums.state())  # type: ignore[arg-type]  # names are arrays
+            np.savez(file, **arrays)
 
     def saver(self, number: int, sums: StageSums, seconds: float) -> Callable[[int], None]:
         """Function to call after every block, which saves the sums now and then."""

@@ -20,7 +20,11 @@ from stratalens.plugin.models.sites import Site
 
 _ELEMENTS = 2**24  # largest float64 copy of activations, in elements
 _VECTORS = ("first", "second", "third", "fourth")
-_MATRICES = {"vectors": (), "scatter": ("scatter",), "squares": ("scatter", "cross", "squares")}
+_MATRICES: dict[str, tuple[str, ...]] = {
+    "vectors": (),
+    "scatter": ("scatter",),
+    "squares": ("scatter", "cross", "squares"),
+}
 
 
 class DeviceModel(HookedModel):

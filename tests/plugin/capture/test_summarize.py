@@ -114,7 +114,7 @@ def test_accuracies_come_from_entities_that_the_probe_never_saw(stored: xr.Datas
     place = {"stage": 1, "layer": 0, "token": 1}
     sampled, values = whole.sample_entity.isel(stage=1, token=1).values, whole[f"{SITE}_sample"].isel(place).values
     x, codes = stored[SITE].isel(place).values, stored["group"].values
-    numbers = np.unique(sampled[:2])
+    numbers = np.unique(sampled)
     right = []
     for k in range(2):
         test = [np.isin(sampled[g], numbers[k::2]) for g in (0, 1)]
