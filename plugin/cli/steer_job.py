@@ -100,7 +100,7 @@ def steer_store(
         with suppress_progress_bars(downloads=False), print_warnings():
             result = intervene(
                 sources, table, directions, operation, numbers, outcome, position, random, seed, against=against,
-                batch_size=run.batch_size, device=run.device, path=path, progress=progress,
+                batch_size=run.batch_size, device=run.device, prepend_bos=run.prepend_bos, path=path, progress=progress,
             )  # fmt: skip
     finally:
         if is_new:
@@ -115,11 +115,6 @@ def _run_of(store: str) -> RunFile:
         raise InputError(
             f"{run_file_of(store)} does not exist, so that the models and prompts of {store} are not known; use the "
             "Python function stratalens.intervene"
-        )
-    if run.prepend_bos is not None:
-        raise InputError(
-            f"{store} was recorded with prepend_bos: {str(run.prepend_bos).lower()}, but interventions use the tokens "
-            "of tokenizer(prompt); add or remove the BOS token in the prompts"
         )
     return run
 

@@ -31,6 +31,7 @@ from stratalens.plugin.interventions.text_outcome import TextOutcome
 from stratalens.plugin.models.adapters import Adapter, ForwardFunction, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
+from stratalens.plugin.models.tokenizers import own_tokenizer
 from stratalens.plugin.models.weights import weights_fingerprint
 from stratalens.plugin.progress import Progress, ProgressFunction
 from stratalens.plugin.prompts.positions import resolve as resolve_positions
@@ -65,6 +66,7 @@ def intervene(
     reuse: Literal["auto", "blocks", "nothing"] = "auto",
     path: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
+    prepend_bos: bool | None = None,
     forward: ForwardFunction | None = None,
     batch_size: int | Literal["auto"] = "auto",
     device: str | torch.device | None = None,
@@ -113,7 +115,9 @@ def intervene(
         reuse: "auto", "blocks" for results that are equal bit for bit, or "nothing".
         path: folder that ends in .zarr for the result. An interrupted job resumes with the same call; a complete one is
             opened.
-        tokenizer: None takes the model's.
+        tokenizer: None takes the checkpoint's.
+        prepend_bos: as for `capture`: True for one BOS token in front of every prompt, False for none, None for what
+            the tokenizer adds. Use that of the store whose directions are tested.
         forward: your own forward function, as in `capture`.
         batch_size: sequences in a forward pass, or "auto" by memory.
         device: where models run; None leaves them where they are.
@@ -158,10 +162,10 @@ def intervene(
             check_width(adapter, chosen)
             fingerprint = weights_fingerprint(adapter)
             tested = stage_of_weights(adapter, chosen, other_stage, fingerprint)
-            own_tokenizer = tokenizer if tokenizer is not None else adapter.tokenizer
+            used = tokenizer if tokenizer is not None else own_tokenizer(adapter)
             with evaluation_mode(adapter.model):
                 if job is None:
-                    measured = make_outcome(outcome, table, own_tokenizer, adapter.max_length, against, chosen)
+                    measured = make_outcome(outcome, table, used, adapter.max_length, against, chosen, prepend_bos)
                     where = resolve_positions(positions, table, measured.variants[0])
                     names = ("all",) if where.is_all else tuple(str(name) for name in where.labels)
                     recorded = None
@@ -172,7 +176,7 @@ def intervene(
                 _dry_run(adapter, hooks, measured)
                 if job is None:
                     index = None if where.is_all else where.index
-                    price = _price(unrelated, positions, own_tokenizer, adapter, kind)
+                    price = _price(unrelated, positions, used, adapter, kind, prepend_bos)
                     plan = Plan(
                         kind=kind, directions=chosen, doses=numbers, positions=names, index=index, outcome=measured,
                         random=random if own is None else len(own), null=null_kind, seed=seed, target=to,
@@ -194,7 +198,12 @@ def _dry_run(adapter: Adapter, hooks: dict[int | None, str], measured: Outcome) 
 
 
 def _price(
-    unrelated: PromptTable | Sequence[str] | None, positions: PositionNames, tokenizer: Any, adapter: Adapter, kind: str
+    unrelated: PromptTable | Sequence[str] | None,
+    positions: PositionNames,
+    tokenizer: Any,
+    adapter: Adapter,
+    kind: str,
+    prepend_bos: bool | None,
 ) -> tuple[TokenizedPrompts, NDArray[np.int64] | None] | None:
     """Tokenise the unrelated prompts; None where there are none, or default ones without these positions."""
     if kind == "patch" or adapter.dry_run_result is None:
@@ -205,7 +214,7 @@ def _price(
         prompts = PromptTable.from_dataframe(pd.DataFrame({"prompt": list(unrelated)}))
     own = prompts if prompts is not None else PromptTable.from_dataframe(pd.DataFrame({"prompt": list(TEXTS)}))
     try:
-        tokenized = own.tokenize(tokenizer, max_length=adapter.max_length)
+        tokenized = own.tokenize(tokenizer, max_length=adapter.max_length, prepend_bos=prepend_bos)
         where = resolve_positions(positions, own, tokenized)
     except InputError:
         if prompts is None:

@@ -30,6 +30,7 @@ def make_outcome(
     max_length: int | None,
     against: str,
     directions: Directions,
+    prepend_bos: bool | None = None,
 ) -> Outcome:
     """Check an outcome against a table, and tokenise what it needs.
 
@@ -40,11 +41,12 @@ def make_outcome(
         max_length: context of the model in tokens.
         against: label column with the other answer, for answer_difference.
         directions: the tested directions; a probe has to be above them.
+        prepend_bos: as for `stratalens.capture`.
 
     Raises:
         InputError: an unknown outcome, or prompts without the answers that it needs.
     """
-    tokenized = table.tokenize(tokenizer, max_length=max_length)
+    tokenized = table.tokenize(tokenizer, max_length=max_length, prepend_bos=prepend_bos)
     if isinstance(outcome, xr.Dataset):
         return make_probe_outcome(outcome, table, tokenized, directions.site, directions.layer)
     if isinstance(outcome, GeneratedText) or outcome == "text":
@@ -68,7 +70,9 @@ def make_outcome(
             f"{suggest(against, table.label_names)}. Pass against= to name another column"
         )
     others = [str(text) for text in table.labels()[against]]
-    second = tokenize(table.prompts, others, tokenizer, max_length=max_length, source=table.source)
+    second = tokenize(
+        table.prompts, others, tokenizer, max_length=max_length, source=table.source, prepend_bos=prepend_bos
+    )
     _require_answers(second.answer_lengths, outcome, against, table)
     return Outcome(outcome, None, table, (tokenized, second))
 

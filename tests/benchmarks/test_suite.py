@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from support.paths import ROOT
+from support.thorough import thorough
 
 FOLDER = ROOT / "benchmarks"
 SMALLEST = {
@@ -75,7 +76,7 @@ def test_a_benchmark_writes_a_complete_document(documents: Path, name: str) -> N
     assert str(Path.home()) not in json.dumps(document), "a path of this machine in the document"
 
 
-@pytest.mark.parametrize("name", ON_THE_HOST)
+@pytest.mark.parametrize("name", [pytest.param("capture_gpu", marks=thorough), "analyses_gpu_probes"])
 def test_gpu_benchmarks_also_run_on_the_cpu(name: str, tmp_path: Path) -> None:
     done = run(module_of(name), "--quick", *ON_THE_HOST[name], "--json", str(tmp_path / "document.json"))
     assert done.returncode == 0, done.stderr

@@ -61,7 +61,7 @@ def intervention_table(results: InterventionResults) -> xr.Dataset:
     table = table.sel(outcome=outcomes, token=tokens, direction=names)
     for name in ("slope", "ablated"):
         if name in table:
-            table[f"{name}_p"] = _largest_p(table[name], table[f"null_{name}"])
+            table[f"{name}_p"] = p_of_each_null(table[name], table[f"null_{name}"]).max("null_kind")
     return table.assign_attrs(site=SITE, stage=results.stage, pair=list(results.pair))
 
 
@@ -91,15 +91,22 @@ def _labelled(result: xr.Dataset) -> xr.Dataset:
     return at.assign_coords({name: v.astype(object) for name, v in at.coords.items() if v.dtype.kind == "T"})
 
 
-def _largest_p(value: xr.DataArray, null: xr.DataArray) -> xr.DataArray:
-    """Compute the largest p of the nulls, each over all places of an outcome.
+def p_of_each_null(value: xr.DataArray, null: xr.DataArray) -> xr.DataArray:
+    """Compute the p of each null, over all places of an outcome.
 
     P is the share of directions of a null, the tested one counted, whose effect at any place is as large in size
     (Westfall and Young, 1993).
+
+    Args:
+        value: effects over outcome, layer, token and direction; NaN where nothing was measured.
+        null: effects over outcome, layer, token, null_kind and draw.
+
+    Returns:
+        P over the dims of `value` and null_kind.
     """
     largest = abs(null).max(["layer", "token"])
     at_least = (largest >= abs(value) * (1 - 1e-9)).sum("draw")
-    return ((1 + at_least) / (1 + null.sizes["draw"])).max("null_kind").where(np.isfinite(value))
+    return ((1 + at_least) / (1 + null.sizes["draw"])).where(np.isfinite(value))
 
 
 def add_intervention_results(findings: Findings, results: InterventionResults, seed: int) -> None:

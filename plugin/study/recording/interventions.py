@@ -37,6 +37,7 @@ from stratalens.plugin.study.recording.recency_axis import (
     make_recency_axis,
 )
 from stratalens.plugin.study.recording.self_report import teach_condition
+from stratalens.plugin.study.recording.stores import prepend_bos_of
 from stratalens.plugin.study.training.checkpoints import RECORD, has_weights, require_weights, save_stage
 from stratalens.plugin.study.training.trainer import Step
 from stratalens.store.errors import InputError, join_names
@@ -131,12 +132,15 @@ class _Asked:
         table: the questions with their answers under steering.
         true: the same under ablation; None for contradictions.
         recorded: activations of a fine-tuned model on the questions about all entities; None for contradictions.
+        prepend_bos: as for `stratalens.capture`: contradictions are asked as the store was recorded, a self-report as
+            it was taught.
     """
 
     model: Any
     table: sl.PromptTable
     true: sl.PromptTable | None = None
     recorded: xr.Dataset | None = None
+    prepend_bos: bool | None = None
 
 
 def read_interventions(folder: Path) -> InterventionResults:
@@ -227,7 +231,8 @@ class _Jobs:
         if outcome == CONTRADICTIONS:
             entities = tuple(e.entity_id for e in self.corpus.entities if e.trained_stage in self.pair)
             with self._loaded(self.checkpoints[self.stage]) as model:
-                asked = _Asked(model, contradiction_table(self.contradicted))
+                bos = prepend_bos_of(self.checkpoints[self.stage])
+                asked = _Asked(model, contradiction_table(self.contradicted), prepend_bos=bos)
                 return [self._run_place(outcome, layer, token, entities, asked) for layer, token in grid]
         assert self.halves is not None
         folder = self._teach(outcome)
@@ -313,6 +318,7 @@ class _Jobs:
                     null=null,
                     unrelated=self._unrelated(UNRELATED if name == "doses" else 1),
                     path=self.folder / "results" / f"{place.file}-{name}.zarr",
+                    prepend_bos=asked.prepend_bos,
                     device=self.device,
                     progress=lambda _, done, total: self._say(f"{what}, {done} of {total} rows", done / max(total, 1)),
                 )

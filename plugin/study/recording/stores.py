@@ -145,13 +145,13 @@ def record_store(plan: StorePlan, path: Path, settings: StudySettings, progress:
         warnings.simplefilter("ignore", LabelWarning)
         options: dict[str, Any] = {
             "device": settings.device,
-            "prepend_bos": _prepend_bos(stages[0].source),
+            "prepend_bos": prepend_bos_of(stages[0].source),
             **plan.options,
         }
         return sl.capture(stages, table, path, progress=report_rows, **options)
 
 
-def _prepend_bos(folder: Path) -> bool | None:
+def prepend_bos_of(folder: Path) -> bool | None:
     """Return True if the tokenizer of a checkpoint has a BOS token: studies record prompts with BOS in front.
 
     The published results were recorded so. Training and answers use the tokenizer alone, which may add no BOS.

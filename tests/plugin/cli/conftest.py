@@ -46,7 +46,7 @@ def workplace(tmp_path, checkpoints):
         path.write_text(yaml.safe_dump({key: value for key, value in keys.items() if value is not None}))
         return path
 
-    run_file.folder = tmp_path
+    run_file.folder, run_file.checkpoints = tmp_path, checkpoints
     return run_file
 
 

@@ -15,6 +15,7 @@ import stratalens as sl
 from stratalens.store import ActivationWriter, create
 from stratalens.store.format.schema import site_variable
 from support.stores import HOOK, make_labels, make_store
+from support.thorough import thorough
 
 
 def test_capture_writes_a_complete_store_and_its_run_file(recorded):
@@ -218,6 +219,21 @@ def test_a_capture_prints_progress_and_info_names_missing_stages(workplace, invo
     description = invoke("info", store).stdout
     assert "run.zarr: not complete: 1 of 4 stages complete; not started: s1, s2, s3\n" in description
     assert "s2\t\tnot started\t0%" in description
+    again = invoke("capture", path)
+    assert again.exit_code == 0, again.output
+    assert "base (1 of 4): complete, skipped\ns1 (2 of 4): 0 of 36 rows\n" in again.stderr
+    assert f"recorded {store}" in again.stderr
+    assert invoke("info", store).stdout.startswith(f"# {store}: complete\n")
+
+
+@thorough
+def test_a_report_says_what_the_store_lacks(workplace, invoke):
+    store = workplace.folder / "run.zarr"
+    table = pd.read_csv(workplace.folder / "prompts.csv")
+    table.assign(colour=["red", "blue"] * 18).to_csv(workplace.folder / "prompts.csv", index=False)
+    stages = [{"name": "base", "path": str(workplace.checkpoints / "base")}]
+    assert invoke("capture", workplace(stages=stages)).exit_code == 0
+    (store / ".stratalens" / "planned.json").write_text('["base", "s1", "s2", "s3"]')
     page = workplace.folder / "report.html"
     shown = invoke("report", store, "--by", "colour", "-o", page)
     assert shown.exit_code == 0, shown.output
@@ -225,11 +241,6 @@ def test_a_capture_prints_progress_and_info_names_missing_stages(workplace, invo
     assert f"{state}; run the capture again to record the rest" in shown.stderr
     assert f"The store {state}." in page.read_text()
     assert str(workplace.folder) not in re.sub("<script.*?</script>", "", page.read_text(), flags=re.S)
-    again = invoke("capture", path)
-    assert again.exit_code == 0, again.output
-    assert "base (1 of 4): complete, skipped\ns1 (2 of 4): 0 of 36 rows\n" in again.stderr
-    assert f"recorded {store}" in again.stderr
-    assert invoke("info", store).stdout.startswith(f"# {store}: complete\n")
 
 
 def test_labels_are_corrected_in_a_store(workplace, invoke):

@@ -134,7 +134,7 @@ def test_a_folder_with_other_things_is_left_alone(settings, tmp_path):
 def test_a_sample_is_recorded_at_all_stages_and_all_entities_at_the_ends(settings, tmp_path):
     """The headline numbers come from all entities, also if weights are removed after every stage."""
     record = RecordSettings(positions=("last",), sample=12)
-    analysis = ANALYSIS.model_copy(update={"statistic_sets": True, "matching_bins": (2,), "set_permutations": 5})
+    analysis = ANALYSIS.model_copy(update={"statistic_sets": THOROUGH, "matching_bins": (2,), "set_permutations": 5})
     sampled = settings.model_copy(update={"record": record, "keep_checkpoints": "last", "analysis": analysis})
     done = run_study(sampled, tmp_path / "out", quiet=True)
     ds, ends = sl.open_store(done.store), sl.open_store(done.folder / "ends.zarr")
@@ -146,5 +146,5 @@ def test_a_sample_is_recorded_at_all_stages_and_all_entities_at_the_ends(setting
     last = with_order_of_run(ends, ("untrained", "s1", "s2", "s3")).sel(stage=["s3"], token=["last"]).isel(layer=[-1])
     probes = sl.probe(last, target="trained_stage", pairs=[("s1", "s3")], C=0.1, folds=5, seed=0, progress=False)
     assert rows["first v last accuracy"]["value"] == pytest.approx(float(probes.accuracy_mean.squeeze()))
-    table = (done.folder / "controls.csv").read_text()
-    assert "loss over the name,weighted" in table
+    if THOROUGH:
+        assert "loss over the name,weighted" in (done.folder / "controls.csv").read_text()

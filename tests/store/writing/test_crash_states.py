@@ -14,9 +14,8 @@ from support.crash_disk import Disk
 from support.crash_recorder import Recorder
 from support.crash_scenarios import Scenario, scenarios
 from support.crash_states import find_faults
-from support.thorough import THOROUGH
 
-STATES = int(os.environ.get("STRATALENS_CRASH_STATES", "10" if THOROUGH else "4"))
+STATES = int(os.environ.get("STRATALENS_CRASH_STATES", "10"))
 
 SCENARIOS = list(scenarios())
 

@@ -14,6 +14,7 @@ from stratalens.plugin.study.findings.interventions import (
     add_intervention_results,
     describe_interventions,
     intervention_table,
+    p_of_each_null,
 )
 from stratalens.plugin.study.recording.interventions import InterventionResults, Place
 
@@ -78,6 +79,17 @@ def test_effects_are_per_distance_of_the_groups_and_p_is_over_all_places():
     largest = np.maximum(np.abs(np.linspace(-0.3, 0.3, DRAWS)), np.abs(np.linspace(-0.2, 0.5, DRAWS)))
     assert p[1] == pytest.approx((1 + (largest >= 0.4).sum()) / 21)
     assert bool(np.isnan(table.slope.sel(outcome="contradictions", direction="answer direction")).all())
+
+
+def test_each_null_has_its_own_p_and_the_largest_counts():
+    table = intervention_table(planted((0.6, 0.4, 0.0)))
+    null = table.null_slope.copy()
+    null.loc[{"null_kind": "shuffled"}] *= 0.1
+    p = p_of_each_null(table.slope, null).sel(outcome="self-report", layer=5, token="last", direction="recency axis")
+    assert p.sel(null_kind="shuffled") == pytest.approx(1 / 21)
+    assert p.sel(null_kind="random") == p.sel(null_kind="orthogonal") == p.max() > 1 / 21
+    own = table.slope_p.sel(outcome="self-report", layer=5, token="last", direction="recency axis")
+    assert own == pytest.approx(float(p.max()))
     assert bool(np.isnan(table.ablated.sel(outcome="contradictions")).all())
 
 
