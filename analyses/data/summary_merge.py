@@ -141,8 +141,8 @@ def _write_merged(folder: Path, root: Mapping[str, Any], parts: Sequence[xr.Data
         layers = len(root["identity"]["layers"]) if site["in_blocks"] else 1
         name, d = site["name"], int(np.prod(site["feature_shape"]))
         wanted = [*cell_variables(parts[0], name), *(f"{name}_norm_{n}" for n in ("mean", "std", "counts"))]
-        moments: dict[tuple[int, int, int], RowMoments] = {}
-        rows: dict[tuple[int, int, int], Array] = {}
+        moments: dict[tuple[int, ...], RowMoments] = {}
+        rows: dict[tuple[int, ...], Array] = {}
         norms, buckets = np.zeros((layers, tokens, len(groups), 2)), None
         for layer, token in np.ndindex(layers, tokens):
             places = {"layer": layer, "token": token} if site["in_blocks"] else {"token": token}
@@ -168,9 +168,7 @@ def _write_merged(folder: Path, root: Mapping[str, Any], parts: Sequence[xr.Data
         assert buckets is not None
         sample = pad_samples([rows[place] for place in np.ndindex(layers, tokens, len(groups))], d)
         sample = sample.reshape(layers, tokens, len(groups), -1, d)
-        arrays |= site_arrays(
-            site, lambda layer, token, group, own=moments: own[layer, token, group], norms, buckets, sample
-        )
+        arrays |= site_arrays(site, lambda *place, own=moments: own[place], norms, buckets, sample)
     write_stage(folder, arrays | row_arrays(count, samples))
 
 

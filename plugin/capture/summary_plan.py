@@ -124,7 +124,7 @@ def make_plan(
     Raises:
         InputError: an argument is invalid, or the label has a single group.
     """
-    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
+    if not _is_count(sample):
         raise InputError(f"sample={sample!r} is not valid. Pass the number of rows to keep, from 0.")
     labels = table.labels()
     row_group: NDArray[np.int64] | None = None
@@ -154,6 +154,10 @@ def make_plan(
     )
     samples, mixed = _draw(plan, rows, entity, draw_numbers(labels["entity"], 0), sample)
     return SummaryPlan(**{**vars(plan), "samples": samples, "mixed": mixed})
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _label_groups(
