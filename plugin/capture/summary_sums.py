@@ -25,10 +25,6 @@ _MATRICES: dict[str, tuple[str, ...]] = {
     "scatter": ("scatter",),
     "squares": ("scatter", "cross", "squares"),
 }
-    "vectors": (),
-    "scatter": ("scatter",),
-    "squares": ("scatter", "cross", "squares"),
-}
 
 
 class DeviceModel(HookedModel):
