@@ -125,7 +125,7 @@ def test_accuracies_come_from_entities_that_the_probe_never_saw(stored: xr.Datas
         )
         for g in (0, 1):
             right += (((values[g][test[g]] @ coef[0] + intercept[0]) > 0) == (g == 1)).tolist()
-    assert float(own.sample_accuracy.isel(place, pair=0)) == pytest.approx(np.mean(right))
+    assert float(own.sample_accuracy.isel({**place, "pair": 0})) == pytest.approx(np.mean(right))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
