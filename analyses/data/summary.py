@@ -27,6 +27,7 @@ from stratalens.store.storage.atomic_files import new_folder
 POOLED = "all"  # the token of sums over all tokens
 ROOT = "summary.json"
 FORMAT = 1
+SMALL_BYTES = 2**27
 CELL = ("layer", "token", "group")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 VECTORS = ("mean", "variance", "third_moment", "fourth_moment")
@@ -224,6 +225,11 @@ def require_summary(data: Any, site: str, function: str, instead: str) -> xr.Dat
     if site not in data.attrs["sites"]:
         raise no_site_error(site, data.attrs["sites"], "this summary")
     return data
+
+
+def in_memory(data: xr.Dataset) -> xr.Dataset:
+    """Read small data at once, because every lazy read of a place costs milliseconds; large data stays lazy."""
+    return data.load() if data.nbytes <= SMALL_BYTES else data
 
 
 def cell_variables(data: xr.Dataset, site: str, matrices: Collection[str] = MATRICES) -> list[str]:

@@ -19,6 +19,7 @@ from stratalens.analyses.data.summary import (
     cell_moments,
     cell_samples,
     cell_variables,
+    in_memory,
     open_summary,
     read_root,
     stage_folder,
@@ -127,6 +128,7 @@ def _join_groups(roots: Sequence[Mapping[str, Any]]) -> tuple[list[Any], str]:
 
 def _write_merged(folder: Path, root: Mapping[str, Any], parts: Sequence[xr.Dataset]) -> None:
     """Join one stage of all parts."""
+    parts = [in_memory(part) for part in parts]
     groups, size = [str(name) for name in root["groups"]], int(root["identity"]["sample"])
     tokens = parts[0].sizes["token"]
     where = [{str(name): i for i, name in enumerate(part.group.values)} for part in parts]

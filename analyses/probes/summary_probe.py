@@ -12,7 +12,14 @@ from stratalens.analyses.data.array_types import Codes, Doubles, Signs
 from stratalens.analyses.data.groups import Groups
 from stratalens.analyses.data.row_moments import ORDERS, RowMoments
 from stratalens.analyses.data.row_sample import RowSample
-from stratalens.analyses.data.summary import MATRICES, cell_moments, cell_samples, cell_variables, require_summary
+from stratalens.analyses.data.summary import (
+    MATRICES,
+    cell_moments,
+    cell_samples,
+    cell_variables,
+    in_memory,
+    require_summary,
+)
 from stratalens.analyses.data.targets import ORDINAL, Contrasts, Pairs, contrasts
 from stratalens.analyses.estimators.moment_probes import NEEDS, fit_from_moments
 from stratalens.analyses.stats.intervals import share_interval
@@ -85,7 +92,7 @@ def summary_probe(
     intercept = np.full((*sizes, n_pairs), np.nan)
     scores = {n: np.full(intercept.shape, np.nan) for n in SAMPLE_VARIABLES} if fit.folds else {}
     mixed = bool(data.attrs["entities_in_several_groups"])
-    wanted = data[cell_variables(data, site, _matrices(method))]
+    wanted = in_memory(data[cell_variables(data, site, _matrices(method))])
     for place in np.ndindex(*sizes):
         cell = wanted.isel(dict(zip(lead, place, strict=True))).load()
         moments = cell_moments(cell, site)

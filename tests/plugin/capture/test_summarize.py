@@ -50,7 +50,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
-    return summarize(tmp_path_factory.mktemp("whole") / "run.summary", sample=12)
+    return summarize(tmp_path_factory.mktemp("whole") / "run.summary", sample=12).load()
 
 
 def reference(x: np.ndarray, codes: np.ndarray, signs: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +210,7 @@ def test_summaries_of_ranks_and_of_shards_merge_in_any_order(whole: xr.Dataset, 
     parts = [tmp_path / f"rank{r}" for r in range(3)]
     for r, part in enumerate(parts):
         summarize(part, sample=12, rank=(r, 3))
-    merged = sl.merge_summaries(parts, tmp_path / "merged")
+    merged = sl.merge_summaries(parts, tmp_path / "merged").load()
     same(merged, sl.merge_summaries(parts[::-1], tmp_path / "reversed"))
     nested = sl.merge_summaries(
         [sl.merge_summaries(parts[1:], tmp_path / "two").attrs["path"], parts[0]], tmp_path / "n"
