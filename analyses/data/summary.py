@@ -167,7 +167,8 @@ def open_summary(path: str | os.PathLike[str]) -> xr.Dataset:
         "entities_in_several_groups": int(any(part["mixed"] for part in root["parts"])),
         "model": root["model"],
     }
-    return joined.sortby("stage_order").assign_attrs(attrs)
+    ordered_stages: xr.Dataset = joined.sortby("stage_order").assign_attrs(attrs)
+    return ordered_stages
 
 
 def _with_matrices(data: xr.Dataset, site: Mapping[str, Any]) -> xr.Dataset:

@@ -55,10 +55,10 @@ def site_arrays(
             if name not in values:
                 values[name] = np.empty((*cells, *value.shape), value.dtype)
             values[name][place] = value
-    n = np.maximum(count, 1)
-    mean = norms[..., 0] / n
+    rows = np.maximum(count, 1)
+    mean = norms[..., 0] / rows
     values["norm_mean"] = np.where(count > 0, mean, np.nan)
-    values["norm_std"] = np.where(count > 0, np.sqrt(np.maximum(norms[..., 1] / n - mean**2, 0)), np.nan)
+    values["norm_std"] = np.where(count > 0, np.sqrt(np.maximum(norms[..., 1] / rows - mean**2, 0)), np.nan)
     values["norm_counts"] = buckets
     values["sample"] = sample
     dims = tuple(site["feature_dims"])

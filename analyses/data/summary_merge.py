@@ -26,7 +26,7 @@ from stratalens.analyses.data.summary import (
     write_root,
     write_stage,
 )
-from stratalens.analyses.data.summary_arrays import pad_samples, row_arrays, site_arrays
+from stratalens.analyses.data.summary_arrays import Arrays, pad_samples, row_arrays, site_arrays
 from stratalens.store.errors import InputError, MismatchError, StoreExistsError, join_names, quote
 from stratalens.store.files import user_path
 from stratalens.store.storage.atomic_files import new_folder
@@ -138,7 +138,7 @@ def _write_merged(folder: Path, root: Mapping[str, Any], parts: Sequence[xr.Data
             if name in index:
                 count[:, g] += part["count"].values[:, index[name]]
     samples: dict[tuple[int, int], RowSample] = {}
-    arrays = {}
+    arrays: Arrays = {}
     for site in root["identity"]["sites"]:
         layers = len(root["identity"]["layers"]) if site["in_blocks"] else 1
         name, d = site["name"], int(np.prod(site["feature_shape"]))

@@ -249,7 +249,7 @@ def _accuracy(scored: Sequence[tuple[Codes, Doubles, int]]) -> Doubles:
     sign = np.concatenate([np.full(len(e), s) for e, _, s in scored])
     right = np.concatenate([(score > 0) == (s > 0) for _, score, s in scored])
     units, code = np.unique(entity, return_inverse=True)
-    hits = np.bincount(code, right, len(units))
+    hits = np.bincount(code, right.astype(np.float64), len(units)).astype(np.float64)
     rows = np.bincount(code, minlength=len(units)).astype(np.float64)
     strata = (np.bincount(code, sign, len(units)) > 0).astype(np.int64)
     low, high = share_interval(hits[None], rows[None], strata)
