@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from stratalens.analyses.data.summary import require_summary
-from stratalens.analyses.data.training_order import group_orders, stage_orders
+from stratalens.analyses.data.training_order import label_text, stage_orders
 
 
 def summary_centroids(summary: xr.Dataset, site: str = "resid_post") -> xr.Dataset:
@@ -32,9 +32,9 @@ def summary_centroids(summary: xr.Dataset, site: str = "resid_post") -> xr.Datas
     centroid = data[f"{site}_mean"].astype(np.float32).load().rename("centroid")
     out = xr.Dataset({"centroid": centroid, "count": data["count"].load()})
     if data.attrs["ordering"] == "stage_order":
-        orders = group_orders(data, data.attrs["by"], data.group.values)
-        own = np.array(list((stage_orders(data) or {}).values()))
-        out["exposure"] = (("stage", "group"), own[:, None] - orders)
+        order_of = stage_orders(data) or {}
+        trained = np.array([order_of.get(label_text(name), np.nan) for name in data.group.values])
+        out["exposure"] = (("stage", "group"), data.stage_order.values[:, None] - trained)
     names = ("by", "ordering", "ordered", "model")
     attrs = {name: data.attrs[name] for name in names}
     attrs["ordered"] = bool(attrs["ordered"])
