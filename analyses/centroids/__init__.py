@@ -7,6 +7,7 @@ order_test      the order of the inner groups against random orders
 slab            both functions on one slab
 resampling      resampled sums without reading rows again
 mixed_entities  the same for entities with rows in several groups
+summary_centroids  centroids from a summary
 entities        single rows in the plane
 pca             pca()
 """

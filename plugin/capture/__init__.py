@@ -18,5 +18,10 @@ site_hooks      SiteHooks: gathers activations at the recorded positions
 output_hooks    OutputHooks: losses and statistics of the next-token distribution
 statistics      statistics and losses as torch functions
 batching        length buckets, batch size, out-of-memory handling
+summarize       summarize(): statistics while the model runs, without a store; its forecast
+summary_plan    groups and sampled rows of a summary
+summary_sums    sums of activations on the model's device
+summary_state   the folder of a summary, its saved sums and finished stages
+summary_size    bytes of a summary next to those of a store
 forecast        bytes, files, tokens and seconds of a capture before it runs
 """

@@ -14,7 +14,7 @@ import torch
 from stratalens.plugin.capture.options import CaptureOptions
 from stratalens.plugin.capture.spec import CaptureSpec
 from stratalens.plugin.capture.store import store_size
-from stratalens.plugin.models.adapters import adapt
+from stratalens.plugin.models.adapters import Adapter, adapt
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.stage import Stage, loaded_model, parse_stages
@@ -66,20 +66,25 @@ def forecast_capture(
     with loaded_model(parsed[0], options.tokenizer, options.device) as model:
         adapter = adapt(model, options.forward)
         spec = CaptureSpec.from_model(table, adapter, options)
-        lengths = spec.lengths
-        timed = lengths.argsort()[len(lengths) // 2 :][:_SAMPLE]  # of median length and above
-        width = int(lengths[timed].max())
-        ids, mask = (
-            torch.from_numpy(array).to(adapter.device)
-            for array in spec.tokenized.batch(timed, width, answers=spec.runs_answers)
-        )
-        output: Literal["none", "logits"] = "logits" if spec.outputs else "none"
-        with torch.no_grad(), evaluation_mode(adapter.model):
-            start = time.perf_counter()
-            adapter.run(ids, mask, output, None)
-            seconds = time.perf_counter() - start
-    size = store_size(spec, len(parsed), rows)
-    tokens = round(int(lengths.sum()) * (1 if rows is None else rows / len(lengths))) * len(parsed)
+        return forecast_spec(adapter, spec, len(parsed), rows)
+
+
+def forecast_spec(adapter: Adapter, spec: CaptureSpec, stages: int, rows: int | None = None) -> dict[str, Any]:
+    """Forecast the recording of a specification by the model that it was made from; see `forecast`."""
+    lengths = spec.lengths
+    timed = lengths.argsort()[len(lengths) // 2 :][:_SAMPLE]  # of median length and above
+    width = int(lengths[timed].max())
+    ids, mask = (
+        torch.from_numpy(array).to(adapter.device)
+        for array in spec.tokenized.batch(timed, width, answers=spec.runs_answers)
+    )
+    output: Literal["none", "logits"] = "logits" if spec.outputs else "none"
+    with torch.no_grad(), evaluation_mode(adapter.model):
+        start = time.perf_counter()
+        adapter.run(ids, mask, output, None)
+        seconds = time.perf_counter() - start
+    size = store_size(spec, stages, rows)
+    tokens = round(int(lengths.sum()) * (1 if rows is None else rows / len(lengths))) * stages
     return {
         "bytes": size.nbytes,
         "files": size.files,

@@ -138,20 +138,20 @@ def capture_stages(
             check_checkpoint(user_path(stage.source.folder))
     first, *others = parsed
     with ExitStack() as stack:
-        with _load(first, options) as adapter:
+        with loaded_adapter(first, options) as adapter:
             run = stack.enter_context(_CaptureRun(_open_store(path, table, adapter, options, parsed), options))
             run.plan(parsed, named=not isinstance(stages, list))
             run.record(first, adapter)
             del adapter  # else this model would stay in memory while the next one is loaded
         for stage in others:
-            with _load(stage, options) as adapter:
+            with loaded_adapter(stage, options) as adapter:
                 run.record(stage, adapter)
                 del adapter
     return open_store(path)
 
 
 @contextmanager
-def _load(stage: Stage, options: CaptureOptions) -> Iterator[Adapter]:
+def loaded_adapter(stage: Stage, options: CaptureOptions) -> Iterator[Adapter]:
     """Load the model of a stage, and free its memory afterwards; the caller's own model stays."""
     shown = is_interactive() if options.progress is None else options.progress is True
     with ExitStack() as stack:
@@ -250,13 +250,13 @@ class _CaptureRun(AbstractContextManager["_CaptureRun"]):
             done = total - sum(len(b) for b in blocks)
             with Progress(stage.name, done, total, self.options.progress) as bar:
                 if blocks:
-                    passes = _ForwardPasses(hooked_model, stage.name, size)
+                    passes = ForwardPasses(hooked_model, stage.name, size)
                     with hooked_model, evaluation_mode(adapter.model):
                         for block in blocks:
                             passes.record_block(writer, block, bar)
 
 
-class _ForwardPasses:
+class ForwardPasses:
     """Forward passes over one stage; they run no more of the model than the store needs."""
 
     def __init__(self, hooked_model: HookedModel, stage: str, size: BatchSize) -> None:

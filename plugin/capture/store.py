@@ -81,11 +81,7 @@ class RecordingStore(AbstractContextManager["RecordingStore"]):
             InputError: the model has no such site or layer.
         """
         if adapter is not self.first:
-            selection, ids = self.spec.selection, sample_ids(self.spec.tokenized.ids)
-            block = selection.layers[0] if selection.layers else 0
-            names = [s.name if s.hook in SHORT_NAMES.get(s.name, ()) else s.hook_at(block) for s in selection.sites]
-            sites = resolve_sites(adapter, names, selection.layers or None, ids)
-            self.spec.check_model(adapter, sites, stage)
+            check_stage_model(self.spec, adapter, stage)
         self.first = None
         return HookedModel(adapter, self.spec)
 
@@ -95,6 +91,19 @@ class RecordingStore(AbstractContextManager["RecordingStore"]):
 
     def __exit__(self, *error: Any) -> None:
         self.writer.__exit__(*error)
+
+
+def check_stage_model(spec: CaptureSpec, adapter: Adapter, stage: str) -> None:
+    """Check that the model of a further stage fits a specification.
+
+    Raises:
+        MismatchError: the model does not fit what is recorded.
+        InputError: the model has no such site or layer.
+    """
+    selection, ids = spec.selection, sample_ids(spec.tokenized.ids)
+    block = selection.layers[0] if selection.layers else 0
+    names = [s.name if s.hook in SHORT_NAMES.get(s.name, ()) else s.hook_at(block) for s in selection.sites]
+    spec.check_model(adapter, resolve_sites(adapter, names, selection.layers or None, ids), stage)
 
 
 def create_store(

@@ -3,6 +3,7 @@ from .analyses.accessor import open_store as open_store
 from .analyses.centroids.centroids import centroids as centroids
 from .analyses.centroids.centroids import project as project
 from .analyses.centroids.pca import pca as pca
+from .analyses.centroids.summary_centroids import summary_centroids as summary_centroids
 from .analyses.controls.conditional_test import conditional_test as conditional_test
 from .analyses.controls.control_table import control_table as control_table
 from .analyses.controls.controls import baseline_probe as baseline_probe
@@ -11,6 +12,8 @@ from .analyses.controls.matched_probe import matched_probe as matched_probe
 from .analyses.controls.residual_probe import residual_probe as residual_probe
 from .analyses.controls.statistics_probe import statistics_probe as statistics_probe
 from .analyses.controls.weighted_probe import weighted_probe as weighted_probe
+from .analyses.data.summary import open_summary as open_summary
+from .analyses.data.summary_merge import merge_summaries as merge_summaries
 from .analyses.directions.alignment import principal_angles as principal_angles
 from .analyses.directions.alignment import procrustes as procrustes
 from .analyses.directions.direction_set import Directions as Directions
@@ -23,6 +26,7 @@ from .analyses.explorer.server import explore as explore
 from .analyses.probes.generalise import generalise as generalise
 from .analyses.probes.probe import probe as probe
 from .analyses.probes.shuffled_probes import shuffled_probes as shuffled_probes
+from .analyses.probes.summary_probe import summary_probe as summary_probe
 from .analyses.report.report import report as report
 from .analyses.stats.permutation import fdr as fdr
 from .analyses.sweep.cache import clear_results as clear_results
@@ -32,6 +36,9 @@ from .plugin.capture.recorder import Recorder as Recorder
 from .plugin.capture.run import capture as capture
 from .plugin.capture.store import create_store as create_store
 from .plugin.capture.store import relabel as relabel
+from .plugin.capture.summarize import forecast_summary as forecast_summary
+from .plugin.capture.summarize import summarize as summarize
+from .plugin.capture.summary_size import summary_size as summary_size
 from .plugin.check.check import check as check
 from .plugin.interop.convert import to_activation_cache as to_activation_cache
 from .plugin.interop.convert import torch_dataset as torch_dataset

@@ -37,7 +37,11 @@ def test_every_public_analysis_is_there() -> None:
         "clear_results",
         "report",
         "explore",
-    }  # they take several results or a path, or open a page
+        "open_summary",
+        "merge_summaries",
+        "summary_centroids",
+        "summary_probe",
+    }  # they take several results, a path or a summary, or open a page
     assert analyses - others == set(dir(planted().strata)) - {"best"}
 
 
