@@ -44,7 +44,7 @@ def url(request: pytest.FixtureRequest) -> str:
     return f"{request.param}://strata/{uuid.uuid4().hex}/run.zarr"
 
 
-# The server on loopback takes ten times as long as the memory; other tests here have shown that both behave alike.
+# The server on loopback takes ten times as long as the memory; other tests here have shown that both give the same.
 mostly_in_memory = pytest.mark.parametrize("url", ["memory", pytest.param("s3", marks=thorough)], indirect=True)
 
 
