@@ -5,10 +5,11 @@ at several doses, and the loss of the answer is measured. *Plain loop* is what p
 forward pass of whole sequences for every layer, dose and batch, with logits of all positions. *Nothing reused* is
 intervene() that does the same but reads the answers only. Otherwise intervene() starts at the changed block, and with
 the cached prefix at the changed token. The methods alternate on a part of the sweep, a few layers and doses of some of
-the prompts, and their results are compared. The whole sweep runs once with intervene(); the time of the plain loop is
-extrapolated from the part, since each of its passes costs the same.
+the prompts, and their results are compared. The whole sweep at the last position runs once with intervene(). The time
+of the plain loop is extrapolated from the part, since each of its passes costs the same; so is that of the sweep over
+all positions, for the short questions of the study and for the longer prompts.
 
-    python -m benchmarks.interventions.sweep [--prompts 200] [--part 32] [--rounds 3] [--positions last] [--no-whole]
+    python -m benchmarks.interventions.sweep [--prompts 200] [--part 8] [--rounds 3] [--no-whole]
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 
@@ -105,72 +107,91 @@ def doses_of(count: int) -> list[float]:
     return [d for d in np.linspace(-10, 10, count + 1).tolist() if d][:count]
 
 
-def part_runs(options: argparse.Namespace, report: Report, model: Any) -> list[Timing]:
-    """Alternate the methods on a part of the sweep; return the timings of the plain loop."""
-    table, axis = table_of(options.part), direction([1, 15, 28][: options.layers])
-    doses = doses_of(2)
+def part_runs(
+    options: argparse.Namespace, report: Report, model: Any, table: sl.PromptTable, doses: list[float], positions: str
+) -> dict[str, list[Timing]]:
+    """Alternate the methods on a part of the sweep; return the timings by method."""
+    axis = direction([1, 15, 28][: options.layers])
     results: dict[str, Any] = {}
 
     def keep(name: str, value: Any) -> None:
         results[name] = value
 
     methods: dict[str, Callable[[], None]] = {
-        PLAIN: lambda: keep(PLAIN, plain_loop(model, table, axis, doses, options.positions)),
-        NOTHING: lambda: keep(NOTHING, sweep(model, table, axis, doses, options.positions, "nothing")),
-        OURS: lambda: keep(OURS, sweep(model, table, axis, doses, options.positions)),
+        PLAIN: lambda: keep(PLAIN, plain_loop(model, table, axis, doses, positions)),
+        NOTHING: lambda: keep(NOTHING, sweep(model, table, axis, doses, positions, "nothing")),
+        OURS: lambda: keep(OURS, sweep(model, table, axis, doses, positions)),
     }
     runs: dict[str, list[Timing]] = {name: [] for name in methods}
     for turn in range(options.rounds):
         for name, method in list(methods.items())[:: 1 if turn % 2 else -1]:
             runs[name].append(time_once(method))
         print(f"  round {turn + 1} of {options.rounds}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
-    passes = len(axis.layer) * len(doses)
-    title = f"Part of the sweep: {options.part} prompts, layers {', '.join(map(str, axis.layer))}, {len(doses)} doses"
-    report.timings("part", title, runs, PLAIN, ours=[OURS], amount=passes * options.part, unit="prompts")
-    expected = results[PLAIN]
+    count, tokens = len(axis.layer) * len(doses) * len(table), mean_tokens(table, model)
+    layers = ", ".join(map(str, axis.layer))
+    title = f"{len(table)} prompts of {tokens:.0f} tokens, layers {layers}, {len(doses)} doses, positions {positions}"
+    report.timings(f"part-{positions}-{tokens:.0f}", title, runs, PLAIN, ours=[OURS], amount=count, unit="prompts")
     own = results[OURS].outcome.squeeze().transpose("layer", "dose", "entity").values
-    largest = float(np.abs(own - expected).max())
+    largest = float(np.abs(own - results[PLAIN]).max())
     report.note(
-        f"The largest difference of an answer's loss from the plain loop is {largest:.1e} nats; reused: "
+        f"{title}: the largest difference of an answer's loss from the plain loop is {largest:.1e} nats; reused: "
         f"{results[OURS].attrs['computed']}, {results[OURS].attrs['computed_positions']}"
     )
-    report.note(
-        "The part has two doses a layer. What runs once a layer and job (a clean pass, the check, the side effect) "
-        "counts more in it than in the whole sweep"
-    )
-    report.target("time of the plain loop relative to intervene", ratios(runs[PLAIN], runs[OURS]), at_least=3)
-    report.target("difference from the plain loop [nats]", largest, at_most=1e-3)
-    return runs[PLAIN]
+    report.target(f"difference from the plain loop [nats], positions {positions}", largest, at_most=1e-3)
+    return runs
 
 
-def whole_run(options: argparse.Namespace, report: Report, model: Any, plain: list[Timing]) -> None:
+def mean_tokens(table: sl.PromptTable, model: Any) -> float:
+    """Mean number of tokens of a prompt with its answer."""
+    lengths = table.tokenize(own_tokenizer(adapt(model))).total_lengths
+    return float(np.mean(lengths))
+
+
+def questions_of(count: int) -> sl.PromptTable:
+    """The short questions of the study, with the same answers."""
+    names = [str(name).title() for name in prompts(count).frame["entity"]]
+    frame = pd.DataFrame({"prompt": [f"Q: Who is {name}?\nA:" for name in names], "entity": names})
+    return sl.PromptTable.from_dataframe(frame.assign(answer=np.resize(np.array(ANSWERS, object), count)))
+
+
+def all_positions(options: argparse.Namespace, report: Report, model: Any) -> None:
+    """Extrapolate the sweep of all positions, whose passes all cost about the same, from a part of it."""
+    passes = 30 * options.doses * options.prompts
+    for table in (questions_of(options.part), table_of(options.part)):
+        doses = doses_of(4)
+        runs = part_runs(options, report, model, table, doses, "all")
+        done = min(3, options.layers) * len(doses) * options.part
+        minutes = [run.wall / done * passes / 60 for run in runs[OURS]]
+        text = f"minutes of the whole sweep, all positions, {mean_tokens(table, model):.0f} tokens, extrapolated"
+        report.target(text, minutes, at_most=30)
+
+
+def whole_run(options: argparse.Namespace, report: Report, model: Any, plain: list[Timing], doses_run: int) -> None:
     """Run the whole sweep once, and extrapolate the plain loop."""
     table, axis, doses = table_of(options.prompts), direction(list(range(30))), doses_of(options.doses)
     load = os.getloadavg()[0]
-    taken = time_once(lambda: sweep(model, table, axis, doses, options.positions))
-    size = len(axis.layer) * len(doses) * options.prompts / (min(3, options.layers) * 2 * options.part)
+    taken = time_once(lambda: sweep(model, table, axis, doses, "last"))
+    size = len(axis.layer) * len(doses) * options.prompts / (min(3, options.layers) * doses_run * options.part)
     scaled = [statistics.median(getattr(t, unit) for t in plain) * size for unit in ("wall", "cpu")]
     rows = Table(
         "whole",
-        f"{options.prompts} prompts, 30 layers, {len(doses)} doses, positions {options.positions}",
+        f"{options.prompts} prompts, 30 layers, {len(doses)} doses, last position",
         [Column("name", ""), Column("wall", "wall", "min"), Column("cpu", "CPU", "min")],
         note=f"load of the machine {load:.1f} before and {os.getloadavg()[0]:.1f} after the run",
     )
     rows.add(name=OURS, wall=taken.wall / 60, cpu=taken.cpu / 60)
     rows.add(name=f"{PLAIN}, extrapolated", wall=scaled[0] / 60, cpu=scaled[1] / 60)
     report.add(rows)
-    limit = 10 if options.positions == "last" else 30
-    report.target(f"minutes of the whole sweep, positions {options.positions}", taken.wall / 60, at_most=limit)
+    report.target("minutes of the whole sweep, last position", taken.wall / 60, at_most=10)
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--doses", type=int, default=11)
-    parser.add_argument("--part", type=int, default=32, help="prompts of the part that the methods share")
+    parser.add_argument("--part", type=int, default=8, help="prompts of the part that the methods share")
     parser.add_argument("--layers", type=int, default=3, help="layers of that part, up to 3")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--positions", choices=("last", "all"), default="last")
     parser.add_argument("--whole", action=argparse.BooleanOptionalAction, default=True)
     options = parse(parser, quick={"part": 4, "layers": 1, "rounds": 1, "whole": False})
     warnings.simplefilter("ignore")
@@ -179,9 +200,12 @@ def main() -> None:
             report.skip("interventions on SmolLM2-135M: its weights are not installed (see the Makefile)")
             return
         model = smollm2()
-        plain = part_runs(options, report, model)
+        doses = doses_of(options.doses if options.whole else 2)
+        runs = part_runs(options, report, model, table_of(options.part), doses, "last")
+        report.target("time of the plain loop relative to intervene", ratios(runs[PLAIN], runs[OURS]), at_least=3)
+        all_positions(options, report, model)
         if options.whole:
-            whole_run(options, report, model, plain)
+            whole_run(options, report, model, runs[PLAIN], len(doses))
         shutil.rmtree(model.tokenizer.name_or_path, ignore_errors=True)
 
 

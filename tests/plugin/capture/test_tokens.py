@@ -354,7 +354,7 @@ def test_a_run_file_says_prepend_bos(folders, tmp_path, capsys):
 
 
 def test_studies_record_with_bos_where_the_tokenizer_has_one(folders, tmp_path):
-    from stratalens.plugin.study.recording.stores import _prepend_bos
+    from stratalens.plugin.study.recording.stores import prepend_bos_of
 
-    assert [_prepend_bos(folders[name]) for name in ("BOS not added", "no BOS")] == [True, None]
-    assert _prepend_bos(tmp_path) is None
+    assert [prepend_bos_of(folders[name]) for name in ("BOS not added", "no BOS")] == [True, None]
+    assert prepend_bos_of(tmp_path) is None
