@@ -131,7 +131,7 @@ def part_runs(
     layers = ", ".join(map(str, axis.layer))
     title = f"{len(table)} prompts of {tokens:.0f} tokens, layers {layers}, {len(doses)} doses, positions {positions}"
     report.timings(f"part-{positions}-{tokens:.0f}", title, runs, PLAIN, ours=[OURS], amount=count, unit="prompts")
-    own = results[OURS].outcome.squeeze().transpose("layer", "dose", "entity").values
+    own = results[OURS].outcome.squeeze(["stage", "direction"]).transpose("layer", "dose", "entity").values
     largest = float(np.abs(own - results[PLAIN]).max())
     report.note(
         f"{title}: the largest difference of an answer's loss from the plain loop is {largest:.1e} nats; reused: "
@@ -157,10 +157,11 @@ def questions_of(count: int) -> sl.PromptTable:
 def all_positions(options: argparse.Namespace, report: Report, model: Any) -> None:
     """Extrapolate the sweep of all positions, whose passes all cost about the same, from a part of it."""
     passes = 30 * options.doses * options.prompts
-    for table in (questions_of(options.part), table_of(options.part)):
+    count = 4 * options.part  # a larger part, in which the fixed costs of a job weigh less
+    for table in (questions_of(count), table_of(count)):
         doses = doses_of(4)
         runs = part_runs(options, report, model, table, doses, "all")
-        done = min(3, options.layers) * len(doses) * options.part
+        done = min(3, options.layers) * len(doses) * count
         minutes = [run.wall / done * passes / 60 for run in runs[OURS]]
         text = f"minutes of the whole sweep, all positions, {mean_tokens(table, model):.0f} tokens, extrapolated"
         report.target(text, minutes, at_most=30)
