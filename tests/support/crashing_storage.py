@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -80,10 +80,12 @@ def forked(work: Callable[[], object]) -> bool:
     """Run a function in a forked process that may kill itself; return whether it did. The function must not fail."""
     child = os.fork()
     if child == 0:
-        with contextlib.suppress(BaseException):
+        try:
             work()
             os._exit(0)
-        os._exit(1)
+        except BaseException as error:
+            sys.stderr.write(f"{error!r}\n")
+            os._exit(1)
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL), "the process failed instead of being killed"
     return status != 0

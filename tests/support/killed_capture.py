@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from stratalens.plugin.capture.run import capture
 from stratalens.store.reading.open import open_store
 from stratalens.store.storage.disk import DiskOperations
+from support.crashing_storage import forked
 from support.models import TwoLayers, run_two_layers, table, tokenizer
 from support.synthetic_writer import committed_files, content
 
@@ -43,35 +45,25 @@ def record(path: Path) -> None:
     )
 
 
-def run_in_child(path: Path, moment: int, count_file: Path | None = None) -> bool:
-    """Record in a child that kills itself at its `moment`-th change of the disk; return whether it was killed."""
-    child = os.fork()
-    if child:
-        status = os.waitpid(child, 0)[1]
-        assert status in (0, signal.SIGKILL), f"the capture failed instead of being killed (status {status})"
-        return status != 0
-    try:
-        ticks = itertools.count(1)
-        last = [0]
+def record_or_die(path: Path, moment: int, count_file: Path | None = None) -> None:
+    """Record in this process, which kills itself at its `moment`-th change of the disk."""
+    ticks = itertools.count(1)
+    last = [0]
 
-        def counted_change(change: Callable[..., Any]) -> Callable[..., Any]:
-            def wrapper(*arguments: Any) -> Any:
-                last[0] = next(ticks)
-                if last[0] == moment:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return change(*arguments)
+    def counted_change(change: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any) -> Any:
+            last[0] = next(ticks)
+            if last[0] == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return change(*arguments)
 
-            return wrapper
+        return wrapper
 
-        for name in CHANGES:
-            setattr(DiskOperations, name, counted_change(getattr(DiskOperations, name)))
-        record(path)
-        if count_file is not None:
-            count_file.write_text(str(last[0]))
-        os._exit(0)
-    except BaseException as error:
-        sys.stderr.write(f"{error!r}\n")
-        os._exit(1)
+    for name in CHANGES:
+        setattr(DiskOperations, name, counted_change(getattr(DiskOperations, name)))
+    record(path)
+    if count_file is not None:
+        count_file.write_text(str(last[0]))
 
 
 def shows_only_what_was_recorded(path: Path, whole: Path) -> None:
@@ -91,13 +83,13 @@ def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # otherwise the first collection of every child visits all objects of torch
     whole, path, count_file = folder / "whole.zarr", folder / "run.zarr", folder / "changes"
-    assert not run_in_child(whole, 0, count_file)
+    assert not forked(partial(record_or_die, whole, 0, count_file))
     total = int(count_file.read_text())
     generator = random.Random(0)
     killed = 0
     committed: dict[str, tuple[int, int]] = {}
     while killed < kills:
-        complete = not run_in_child(path, generator.randint(1, total))
+        complete = not forked(partial(record_or_die, path, generator.randint(1, total)))
         committed_now = committed_files(path)
         assert committed.items() <= committed_now.items(), "a block was lost, or recorded twice"
         committed = committed_now
@@ -109,7 +101,7 @@ def main(folder: Path, kills: int) -> None:
         killed += 1
         if (path / "zarr.json").exists():
             shows_only_what_was_recorded(path, whole)
-    assert not run_in_child(path, 0)
+    assert not forked(partial(record_or_die, path, 0))
 
 
 if __name__ == "__main__":
