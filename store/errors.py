@@ -43,7 +43,10 @@ def quote(value: Any, limit: int = VALUE_LIMIT) -> str:
     short.maxlevel = 2  # ten entries a level: deeper ones would make millions
     short.maxstring = short.maxother = short.maxlong = limit
     short.maxlist = short.maxtuple = short.maxdict = short.maxset = short.maxfrozenset = short.maxarray = 10
-    text = short.repr(value)
+    try:
+        text = short.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return f"a {type(value).__name__} that cannot be shown"
     if len(text) > max(limit, 3):
         half = max(1, (limit - 3) // 2)
         text = f"{text[:half]}...{text[-half:]}"

@@ -45,7 +45,8 @@ def split_numbers(text: str | None, name: str) -> list[int] | None:
     numbers: list[int] = []
     for part in split_list(text, name) or []:
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        ends = (first, last) if dash else (first,)
+        if not all(end.isdecimal() and len(end) < 6 for end in ends):  # a longer range would fill the memory
             raise InputError(f"--{name} {text!r}: {part!r} is no block index; write 0,1,2 or 0-2")
         numbers += range(int(first), int(last if dash else first) + 1)
     return None if text is None else numbers

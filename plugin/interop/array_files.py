@@ -119,7 +119,7 @@ def _place(file: str, name: str, array: Any, prefix: str, stage: str, site: str 
     parts = prefix.split(":") if prefix else []
     if len(parts) > 3 or not all(parts):
         raise InputError(f"{prefix}={file}: write SITE=FILE, SITE:STAGE=FILE or SITE:STAGE:LAYER=FILE")
-    if len(parts) == 3 and not parts[2].isdecimal():
+    if len(parts) == 3 and not (parts[2].isdecimal() and len(parts[2]) < 10):
         raise InputError(f"{prefix}={file}: layer {parts[2]!r} is no block index")
     own_site, own_layer = site_of_name(name)
     if parts and own_layer is not None and own_site != parts[0]:
@@ -143,10 +143,10 @@ def site_of_name(name: str) -> tuple[str, int | None]:
     """
     templates = {hook: short for short, hooks in SHORT_NAMES.items() for hook in hooks} | {_BLOCK_OUTPUT: "resid_post"}
     for hook, short in templates.items():
-        match = re.fullmatch(re.escape(hook).replace(r"\{layer\}", r"(\d+)"), name)
+        match = re.fullmatch(re.escape(hook).replace(r"\{layer\}", r"(\d{1,9})"), name)
         if match:
             return short, int(match[1]) if match.groups() else None
-    match = re.fullmatch(r"(.+)\.(\d+)", name)
+    match = re.fullmatch(r"(.+)\.(\d{1,9})", name)
     return (match[1], int(match[2])) if match else (name, None)
 
 

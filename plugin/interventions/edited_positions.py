@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stratalens.store.errors import InputError, join_names
 
-_FROM_THE_END = re.compile(r"-[1-9][0-9]*")
+_FROM_THE_END = re.compile(r"-[1-9][0-9]{0,8}")
 
 
 class EditedPositions:

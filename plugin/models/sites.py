@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookPoint
 from stratalens.plugin.models.adapters import Adapter
 from stratalens.store.format.schema import AXES, COORDINATES, FEATURE_DIMS, OUTPUT_STATISTICS, STATISTICS
 
-_INDEX = re.compile(r"(^|\.)(\d+)(?=\.|$)")
+_INDEX = re.compile(r"(^|\.)(\d{1,9})(?=\.|$)")
 
 # The last component of the path of a stack of blocks, which every stack has.
 _GENERIC = re.compile(r"(?:^|[._])(?:blocks?|layers?|h)$")

@@ -54,6 +54,7 @@ def check_names(names: Sequence[Any], source: str) -> None:
             )
 
 
+LONGEST = 10**999  # Python writes no number of more than 4,300 digits
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _CONVERTERS: dict[str, Callable[[str], Any]] = {"Int64": int, "Float64": float, "boolean": lambda text: text == "True"}
 
@@ -143,6 +144,8 @@ def text_values(column: pd.Series[Any], source: str, *, required: bool) -> NDArr
         elif isinstance(value, str):
             values[row] = str(value)
         elif isinstance(value, int | np.integer) and not isinstance(value, bool):
+            if not -LONGEST < value < LONGEST:
+                raise InputError(f"{source}: {name_rows([row])}, column {name!r} holds a number of more than 999 digits")
             values[row] = str(int(value))
         elif _is_chat(value):
             raise InputError(

@@ -18,7 +18,7 @@ from stratalens.store.errors import InputError, suggest
 Index = NDArray[np.int64]
 
 
-_FROM_THE_END = re.compile(r"-[1-9][0-9]*")
+_FROM_THE_END = re.compile(r"-[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, eq=False)

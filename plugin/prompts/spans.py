@@ -62,6 +62,9 @@ def span_names(columns: Collection[str]) -> list[str]:
     return [name for name in names if name and f"{name}_end" in columns]
 
 
+LONGEST = 2**53  # no text is as long; whole numbers above it have no exact float
+
+
 def _integers(column: pd.Series[Any], source: str) -> Spans:
     values = np.full(len(column), -1, dtype=np.int64)
     missing = set(missing_rows(column))
@@ -71,7 +74,7 @@ def _integers(column: pd.Series[Any], source: str) -> Spans:
         if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value):
             value = float(value)  # pandas writes integers of a column with missing values as 3.0
         is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-        if not is_number or not float(value).is_integer():
+        if not is_number or not -LONGEST < value < LONGEST or not float(value).is_integer():
             raise InputError(
                 f"{source}: {name_rows([row])}, column {column.name!r}: {quote(value)} is not a whole number of "
                 "characters; columns <name>_start and <name>_end hold positions in the prompt (rename the columns "

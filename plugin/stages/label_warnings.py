@@ -17,7 +17,7 @@ from stratalens.store.errors import LabelWarning, join_names
 
 _NOT_LABELS = ("entity", "entity_id", "prompt", "entity_text", "answer")
 _COMPARED = 1000  # distinct values that are compared with the stage names
-_DIGITS = re.compile(r"\d+")
+_DIGITS = re.compile(r"\d{1,18}")  # whole numbers of 64 bits
 
 
 def warn_about_label_typos(columns: Mapping[str, NDArray[Any]], stages: Sequence[str]) -> None:

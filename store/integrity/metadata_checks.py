@@ -55,7 +55,7 @@ class Roots:
 
     def is_behind(self, record: str) -> bool:
         """Return whether only the copy has the stage and group of a commit record."""
-        stage, group = (int(number) if number.isdigit() else -1 for number in [*record.split("."), ""][:2])
+        stage, group = (int(number) if number.isdecimal() else -1 for number in [*record.split("."), ""][:2])
 
         def has(store: Store) -> bool:
             return 0 <= stage < len(store.stages) and 0 <= group < len(store.groups)

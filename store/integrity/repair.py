@@ -101,7 +101,7 @@ def _rebuild_records(store: Store, report: VerifyReport, repairs: list[str]) -> 
         if damage.stage or name == PRIVATE:
             continue  # a record that is missing, which is rebuilt already
         numbers = name.split(".")
-        known = all(n.isdigit() for n in numbers) and len(numbers) in (2, 3)
+        known = all(n.isdecimal() for n in numbers) and len(numbers) in (2, 3)
         if not known or int(numbers[0]) >= len(store.stages) or int(numbers[1]) >= len(store.groups):
             storage.delete([key])
             repairs.append(f"{name}, which belongs to nothing in this store, was removed")

@@ -135,7 +135,7 @@ def block_records(storage: Storage) -> dict[str, list[str]]:
     """
     names: dict[str, list[str]] = {}
     for name in storage.list(FOLDER):
-        if name.count(".") == 2 and name.replace(".", "").isdigit():
+        if name.count(".") == 2 and name.replace(".", "").isdecimal():
             names.setdefault(name.rpartition(".")[0], []).append(name)
     return names
 

@@ -132,7 +132,7 @@ class LeaseLock:
         old = self._others("x.")
         if any(self._alive(n) for n in [*old, *self._others("s.")]):
             return False
-        number = max((int(n[2:]) for n in old if n[2:].isdigit()), default=0) + 1
+        number = max((int(n[2:]) for n in old if n[2:].isdecimal()), default=0) + 1
         key = self._key(f"x.{number:06d}")
         started = clocks()
         if not self._objects.create(key, self._content()):

@@ -34,6 +34,8 @@ RUNS = {
     "missing prompts": ({"prompts": "nowhere.csv"}, ["nowhere.csv"]),
     "position beyond a short prompt": ({"positions": ["-60"]}, ["-60", "missing"]),
     "unknown position": ({"positions": ["entity_lst"]}, ["entity_lst", "entity_last"]),
+    "position of too many digits": ({"positions": ["-" + "9" * 5000]}, ["position", "entity_last"]),
+    "site of too many digits": ({"sites": ["blocks." + "9" * 5000 + ".hook_resid_post"]}, ["blocks.99", "resid_post"]),
     "unknown site": ({"sites": ["resid_pst"]}, ["resid_pst", "resid_post"]),
     "site that needs a set_use": ({"sites": ["blocks.0.attn.hook_result"]}, ["hook_result"]),
     "unknown layer": ({"layers": [99]}, ["99"]),

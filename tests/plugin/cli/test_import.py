@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from stratalens.plugin.cli.array_jobs import split_list, split_numbers
+from stratalens.plugin.interop.array_files import site_of_name
 from stratalens.store.errors import InputError
 from stratalens.store.interop.export_labels import export
 from stratalens.store.reading.open import open_store
@@ -107,3 +108,7 @@ def test_lists_of_options() -> None:
     assert split_numbers("2,5-7", "layers") == [2, 5, 6, 7]
     with pytest.raises(InputError, match="3-x"):
         split_numbers("3-x", "layers")
+    for many in ("0-999999999", "9" * 5000, "3-"):  # numbers that would fill the memory, or that Python cannot read
+        with pytest.raises(InputError, match="block index"):
+            split_numbers(many, "layers")
+    assert site_of_name("mine." + "9" * 5000)[1] is None

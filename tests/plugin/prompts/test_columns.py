@@ -13,6 +13,7 @@ P2 = ["is Ann", "is Bo"]
 HALF = pd.Series(["x", "y\udc00"], dtype=object)  # the first half of a surrogate pair is missing
 
 # case -> (columns, fragments of the message)
+HUGE = 10**5000  # Python refuses to write more than 4,300 digits
 BAD = {
     "no rows": ({"prompt": []}, ["no rows"]),
     "no columns": ({}, ["no column 'prompt'", "no columns"]),
@@ -74,6 +75,11 @@ BAD = {
     "date objects": ({"prompt": P2, "kind": [datetime.date(2020, 1, 1)] * 2}, ["'kind'", "date", "astype(str)"]),
     "complex label": ({"prompt": P2, "kind": [1j, 2j]}, ["'kind'", "complex128"]),
     "huge integer label": ({"prompt": P2, "kind": [2**70, 1]}, ["'kind'", "64 bits"]),
+    "integer label that Python cannot write": ({"prompt": P2, "kind": [HUGE, 1]}, ["'kind'", "64 bits"]),
+    "text that is a huge integer": ({"prompt": P2, "entity_id": [1, HUGE]}, ["row 1", "'entity_id'", "digits"]),
+    "span that is a huge integer": ({"prompt": P2, "x_start": [0, HUGE], "x_end": 2}, ["row 1", "'x_start'"]),
+    "span beyond 64 bits": ({"prompt": P2, "x_start": [0, 2**64], "x_end": 2}, ["row 1", "'x_start'"]),
+    "span that is a huge float": ({"prompt": P2, "x_start": 0, "x_end": [2, 1e300]}, ["row 1", "'x_end'", "1e+300"]),
     "surrogate in a label": ({"prompt": P2, "kind": HALF}, ["row 1", "'kind'", "surrogate"]),
     "label named as a dim": ({"prompt": P2, "layer": [1, 2]}, ["'layer'", "rename"]),
     "label named as a coordinate": ({"prompt": P2, "stage_order": [1, 2]}, ["'stage_order'", "rename"]),

@@ -37,6 +37,7 @@ def labelled(labels: list[str], **columns: Any) -> PromptTable:
         (["Week1", "Week2"] * 10, r"'Week1' .10 rows; is 'week1' meant.*'Week2'"),
         (["week1", "never"] * 10, r"'never' \(10 rows\) is no stage"),
         (["week1", "week22"] * 10, r"'week22' \(10 rows\) is no stage"),
+        (["week1", "week" + "9" * 5000] * 10, r"'week99.* \(10 rows\) is no stage"),  # Python reads no such number
         (["week1", "week3"] * 10, None),  # a stage that comes later
         (["week1", "week2"] * 10, None),
         (["week1", ""] * 10, None),

@@ -224,3 +224,10 @@ def test_a_backup_beside_a_coordinate_is_a_note(store: Path) -> None:
     shutil.copy(store / "stage/c.0", store / "stage/c.0.bak")
     record(store, dtype="bfloat16", compression="zstd")
     assert any("'c.0.bak'" in note for note in verify_store(store).notes)
+
+
+def test_digits_of_other_scripts_in_file_names(store: Path) -> None:
+    """"²".isdigit() is true, and int("²") is an error."""
+    for name in ("²", "0.²", "².0.0000000"):
+        (store / ".stratalens" / "commits" / name).write_bytes(b"{}")
+    assert [message for message in use(store) if "split" not in message] == []  # a column that the records lack
