@@ -145,7 +145,9 @@ def text_values(column: pd.Series[Any], source: str, *, required: bool) -> NDArr
             values[row] = str(value)
         elif isinstance(value, int | np.integer) and not isinstance(value, bool):
             if not -LONGEST < value < LONGEST:
-                raise InputError(f"{source}: {name_rows([row])}, column {name!r} holds a number of more than 999 digits")
+                raise InputError(
+                    f"{source}: {name_rows([row])}, column {name!r} holds a number of more than 999 digits"
+                )
             values[row] = str(int(value))
         elif _is_chat(value):
             raise InputError(
