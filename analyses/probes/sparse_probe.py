@@ -1,4 +1,4 @@
-"""Probes of a few features: which neurons tell the groups apart, at every stage, layer and token."""
+"""Probes of a few features: which neurons separate the groups, at every stage, layer and token."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def sparse_probe(
         folds: number of folds over entities, the same as those of `probe` with the same seed.
         groups: label column of the units that a split never divides.
         test: as in `probe`.
-        permutations: label shuffles over entities, for nulls and p-values; each selects and fits anew.
+        permutations: label shuffles over entities, for nulls and p-values; each repeats selection and fit.
         draws: numbers of sets of random features.
         seed: of folds, shuffles and random features.
         order: groups wanted, in order; None = all.
@@ -285,7 +285,7 @@ class SparseProbeSlab:
         return {name: np.reshape(v, shape).transpose(2, 1, 0) for name, v in values.items()}
 
     def _null(self, X: Floats, plan: Plan, out: Variables) -> Variables:
-        """Compare with shuffled labels, for which features are selected anew."""
+        """Compare with shuffled labels, for which features are selected again."""
         if not plan.permutations:
             return {}
         values: dict[str, list[Doubles]] = {name: [] for name in measures("binary")}

@@ -133,7 +133,7 @@ def test_several_feature_dims_missing_rows_and_constant_tokens() -> None:
         ({"C": "cv"}, "one positive number"),
         ({"C": -1.0}, "positive"),
         ({"draws": 0}, "draws=0"),
-        ({"target": "lable"}, "label"),
+        ({"target": "labels"}, "label"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], message: str) -> None:

@@ -102,7 +102,7 @@ def test_running_loss_is_recorded_on_request(tmp_path: Path) -> None:
     assert set(every) == {*default, "running_loss"}
     for name in default:
         np.testing.assert_array_equal(default[name].values, every[name].values)
-    # A store goes on with what it records.
+    # A store keeps what it records.
     assert "running_loss" not in capture(second, table(3), tmp_path / "a.zarr", layers=[0])
     assert np.isfinite(capture(second, table(3), tmp_path / "b.zarr", layers=[0]).running_loss.values).all()
 

@@ -230,4 +230,4 @@ def test_digits_of_other_scripts_in_file_names(store: Path) -> None:
     """ "²".isdigit() is true, and int("²") is an error."""
     for name in ("²", "0.²", "².0.0000000"):
         (store / ".stratalens" / "commits" / name).write_bytes(b"{}")
-    assert [message for message in use(store) if "split" not in message] == []  # a column that the records lack
+    assert [message for message in use(store) if "split" not in message] == []  # a column that the new table has not
