@@ -94,20 +94,19 @@ def axis_noise(run: Path, results: InterventionResults, place: Place) -> dict[st
 
 
 def number(value: float, decimals: int) -> str:
-    """Format a number without a zero in front of the point.
+    """Format a number; a zero has no sign.
 
-    >>> number(-0.25, 2), number(10.05, 2)
-    ('-.25', '10.05')
+    >>> number(-0.25, 2), number(-0.001, 2)
+    ('-0.25', '0.00')
     """
-    text = f"{value:z.{decimals}f}"
-    return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
+    return f"{value:z.{decimals}f}"
 
 
 def interval(value: float | None, low: float | None, high: float | None) -> str:
     """Format a value and its interval, with more decimals where it is small.
 
     >>> interval(0.0412, 0.0311, 0.0513), interval(3.1, 3.0, 3.2)
-    ('.041 (.031 to .051)', '3.10 (3.00 to 3.20)')
+    ('0.041 (0.031 to 0.051)', '3.10 (3.00 to 3.20)')
     """
     if value is None or low is None or high is None:
         return ""

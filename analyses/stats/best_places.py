@@ -107,7 +107,7 @@ def _note(data: xr.Dataset, measure: str, places: int) -> str:
             return ""
         return (
             f"{permutations} permutations cannot make the p of the maximum smaller than "
-            f"{min(1.0, families / (permutations + 1)):.2g}; a claim at .05 needs permutations={needed}"
+            f"{min(1.0, families / (permutations + 1)):.2g}; a claim at 0.05 needs permutations={needed}"
         )
     if f"{measure}_p" not in data or not permutations:
         remedy = f": a claim about the best place needs permutations={needed_permutations(1)} or more"
@@ -117,5 +117,5 @@ def _note(data: xr.Dataset, measure: str, places: int) -> str:
         return ""
     return (
         f"{permutations} permutations cannot make a p-value smaller than {1 / (permutations + 1):.2g}; a claim about "
-        f"one of {places} places at .05 needs permutations={needed}"
+        f"one of {places} places at 0.05 needs permutations={needed}"
     )

@@ -42,8 +42,8 @@ def fdr(
     Benjamini and Hochberg (1995) with method="bh" (independent or positively dependent tests, as layers are),
     Benjamini and Yekutieli (2001) with method="by" (any dependence). NaN stays NaN and does not count.
 
-    With P permutations no p is below 1 / (P + 1). A single place among m passes .05 from P = 20 m - 1 on. A UserWarning
-    says so where some p are as small as they can be and no adjusted one passes .05. The number of permutations comes
+    With P permutations no p is below 1 / (P + 1). A single place among m passes 0.05 from P = 20 m - 1 on. Where some p
+    are as small as they can be and no adjusted one passes 0.05, a UserWarning says so. The number of permutations comes
     from the attribute `permutations` of `p`.
 
     Args:
@@ -105,7 +105,7 @@ def _warn_of_few_permutations(p: xr.DataArray, adjusted: xr.DataArray, dims: lis
         return
     tests = int(p.notnull().sum(dims).max())
     warnings.warn(
-        f"no place passes the false discovery rate of .05, although some p-values are as small as {permutations} "
+        f"no place passes the false discovery rate of 0.05, although some p-values are as small as {permutations} "
         f"permutations can make them (1/{permutations + 1}); a single place among {tests} needs "
         f"permutations={needed_permutations(tests)}",
         stacklevel=3,

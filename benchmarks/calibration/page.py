@@ -25,12 +25,12 @@ sets whose truth is known, runs one analysis on each, and counts errors.
 
 ## How to read the tables
 
-- **Level.** The data has no effect. The level is the share of data sets with p <= .05. A test is valid if this share is
-  at most .05; the aim of .060 allows for the noise of the simulation. A test without ties, as that of the AUC, should
-  also come close to .05. Accuracy takes few values, so its level is below .05: the test is valid and finds less.
+- **Level.** The data has no effect. The level is the share of data sets with p <= 0.05. A test is valid if this share is
+  at most 0.05; the aim of 0.060 allows for the noise of the simulation. A test without ties, as that of the AUC, should
+  also come close to 0.05. Accuracy takes few values, so its level is below 0.05: the test is valid and finds less.
   Where an analysis has no p-value, the level is the share of data sets in which its 95 % interval leaves out the value
   without an effect.
-- **Power.** The data has an effect. The power is the share of data sets with p <= .05. Its size depends on the planted
+- **Power.** The data has an effect. The power is the share of data sets with p <= 0.05. Its size depends on the planted
   effect, so compare it between measures and not between tables. We set no target.
 - **Coverage.** The share of 95 % intervals that hold the truth. The truth is the expected value of the procedure with
   this number of entities. For probes of two groups and ordinal probes it is exact: the mean, over all data sets, of the
@@ -61,12 +61,12 @@ Document = dict[str, Any]
 
 
 def rate(value: float, error: float | None = None) -> str:
-    """Format a rate without its leading zero.
+    """Format a rate, with its Monte Carlo error.
 
     >>> rate(0.0475, 0.0106), rate(1.0)
-    ('.048 ± .011', '1.000')
+    ('0.048 ± 0.011', '1.000')
     """
-    text = f"{value:.3f}".removeprefix("0") if value < 0.9995 else f"{value:.3f}"
+    text = f"{value:.3f}"
     return text if error is None else f"{text} ± {rate(error)}"
 
 
@@ -74,7 +74,7 @@ def bounds(aim: Sequence[float] | None) -> str:
     """Describe an aim.
 
     >>> bounds((0.035, 0.06)), bounds((0.0, 0.06)), bounds((0.93, 1.0)), bounds(None)
-    ('.035 to .060', 'at most .060', 'at least .930', '')
+    ('0.035 to 0.060', 'at most 0.060', 'at least 0.930', '')
     """
     if aim is None:
         return ""

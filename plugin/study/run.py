@@ -90,7 +90,7 @@ def compare_with_documented(rows: Sequence[Mapping[str, Any]], seed: int) -> lis
         '  first v last accuracy: 0.64 (95 % interval 0.60 to 0.68), documented 0.67 (0.63 to 0.70)'
     """
     same = "the same seed" if seed == DEMO_SEED else f"seed {DEMO_SEED}, so other entities"
-    lines = [f"This run and the documented one ({same}; another processor changes the values by some .03):"]
+    lines = [f"This run and the documented one ({same}; another processor changes the values by some 0.03):"]
     for row in rows:
         if row["name"] in DEMO_RESULTS and row["value"] is not None:
             value, low, high = DEMO_RESULTS[row["name"]]
