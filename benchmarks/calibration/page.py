@@ -26,10 +26,10 @@ sets whose truth is known, runs one analysis on each, and counts errors.
 ## How to read the tables
 
 - **Level.** The data has no effect. The level is the share of data sets with p <= 0.05. A test is valid if this share
-  is at most 0.05; the aim of 0.060 allows for the noise of the simulation. A test without ties, as that of the AUC, should
-  also come close to 0.05. Accuracy takes few values, so its level is below 0.05: the test is valid and finds less.
-  Where an analysis has no p-value, the level is the share of data sets in which its 95 % interval leaves out the value
-  without an effect.
+  is at most 0.05; the aim of 0.060 allows for the noise of the simulation. A test without ties, as that of the AUC,
+  should also come close to 0.05. Accuracy takes few values, so its level is below 0.05: the test is valid and finds
+  less. Where an analysis has no p-value, the level is the share of data sets in which its 95 % interval leaves out the
+  value without an effect.
 - **Power.** The data has an effect. The power is the share of data sets with p <= 0.05. Its size depends on the planted
   effect, so compare it between measures and not between tables. We set no target.
 - **Coverage.** The share of 95 % intervals that hold the truth. The truth is the expected value of the procedure with
