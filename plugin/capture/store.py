@@ -23,6 +23,7 @@ from stratalens.plugin.capture.tokens import RULE, explain_other_tokens, warn_ab
 from stratalens.plugin.models.adapters import Adapter, BridgeAdapter, ForwardFunction, adapt
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import SHORT_NAMES
+from stratalens.plugin.models.weights import describe_quantization
 from stratalens.plugin.prompts.entity_warnings import entity_warning
 from stratalens.plugin.prompts.ids_of_store import with_ids_of_store
 from stratalens.plugin.prompts.table import PromptTable
@@ -188,6 +189,8 @@ def open_for_recording(
     verdict = check_before_recording(adapter, spec, existing)
     recorded_with: dict[str, Any] = {"model": adapter.name, RULE: spec.tokenized.describe(spec.tokenizer)}
     recorded_with |= batch_note(verdict)
+    if quantization := describe_quantization(adapter.weights_module):
+        recorded_with["quantization"] = quantization
     try:
         store = create(
             path,

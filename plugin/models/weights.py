@@ -8,6 +8,7 @@ Face model agree. Names of files and folders have no effect.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,23 @@ def weights_fingerprint(model: Adapter | nn.Module) -> str:
         shape = ",".join(map(str, tensor.shape))
         whole.update(f"{name}|{tensor.dtype!s}|{shape}|{digests[keys[name]]}\n".encode())
     return whole.hexdigest()
+
+
+def describe_quantization(module: nn.Module) -> dict[str, Any]:
+    """Return how the weights of a model are quantised: {} if they are not.
+
+    Returns:
+        {"weights": types of the quantised tensors, "config": quantization_config of the model, if it has one}.
+    """
+    tensors = _tensors(module.state_dict()).values()
+    kinds = {type(t).__name__ for t in tensors if hasattr(t, "__tensor_flatten__")}
+    kinds |= {str(t.dtype) for t in tensors if t.is_quantized}
+    config = getattr(getattr(module, "config", None), "quantization_config", None)
+    described = config.to_dict() if hasattr(config, "to_dict") else config
+    facts: dict[str, Any] = {"weights": sorted(kinds)} if kinds else {}
+    if described is not None:
+        facts["config"] = json.loads(json.dumps(described, default=str, sort_keys=True))
+    return facts
 
 
 def _own_state(module: nn.Module) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ import difflib
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,13 @@ class Checkpoint:
     Attributes:
         folder: the checkpoint.
         dtype: dtype to load in, "auto" for that of the weights.
+        model_kwargs: further arguments of transformers' `from_pretrained`, such as device_map, offload_folder,
+            max_memory, quantization_config or attn_implementation.
     """
 
     folder: str | Path
     dtype: str = "auto"
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def load(self, tokenizer: Any, device: str | torch.device | None) -> nn.Module:
         """Load the folder into a TransformerBridge.
@@ -61,7 +64,8 @@ class Checkpoint:
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             return LoraAdapter(folder, dtype=self.dtype).load(tokenizer, device)
         with translate_load_errors(folder):
-            return boot(_from_pretrained(str(folder), self.dtype), str(folder), tokenizer, device)
+            model = _from_pretrained(str(folder), self.dtype, _model_kwargs(self.model_kwargs, device))
+            return boot(model, str(folder), tokenizer, device)
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,13 @@ class Revision:
         model: name on the hub; a local folder has no revisions.
         revision: branch, tag or commit.
         dtype: dtype to load in, "auto" for that of the weights.
+        model_kwargs: as in `Checkpoint`.
     """
 
     model: str
     revision: str
     dtype: str = "auto"
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if Path(self.model).exists():
@@ -93,7 +99,8 @@ class Revision:
             UnreachableError: the hub did not answer, and the revision is not in the cache.
         """
         with translate_errors(f"revision {self.revision!r} of {self.model!r}"):
-            model = _from_pretrained(self.model, self.dtype, revision=self.revision)
+            own = _model_kwargs(self.model_kwargs, device)
+            model = _from_pretrained(self.model, self.dtype, own, revision=self.revision)
             return boot(model, self.model, tokenizer, device, revision=self.revision)
 
 
@@ -267,8 +274,30 @@ def _hub_unreachable(error: BaseException | None) -> bool:
     return False
 
 
-def _from_pretrained(name: str, dtype: str, **kwargs: Any) -> Any:
+def _model_kwargs(model_kwargs: Mapping[str, Any], device: str | torch.device | None) -> Mapping[str, Any]:
+    """Check the arguments of `from_pretrained` that a stage has.
+
+    Raises:
+        InputError: a place for the model is named twice, or an argument is one that a stage has of its own.
+    """
+    of_stage = {"dtype", "torch_dtype", "revision", "use_safetensors", "output_loading_info"}
+    if own := sorted(of_stage & set(model_kwargs)):
+        raise InputError(f"model_kwargs has {join_names(own)}, which a stage sets itself; leave it out.")
+    if device is not None and "device_map" in model_kwargs:
+        raise InputError(
+            f"device={str(device)!r} and model_kwargs={{'device_map': ...}} both place the model. Leave out device."
+        )
+    return model_kwargs
+
+
+def _from_pretrained(name: str, dtype: str, model_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
     """Load a language model; refuse weights that transformers would fill in at random.
+
+    Args:
+        name: folder, or name on the hub.
+        dtype: dtype, or "auto".
+        model_kwargs: arguments of the model alone, see `Checkpoint`.
+        **kwargs: arguments of the config too.
 
     Raises:
         InputError: the checkpoint has no value, or one of another shape, for a tensor of the model. The output layer
@@ -280,7 +309,12 @@ def _from_pretrained(name: str, dtype: str, **kwargs: Any) -> Any:
     config = AutoConfig.from_pretrained(name, **kwargs)
     kind: Any = AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
     with _quiet(logging):  # its report of missing tensors is repeated in the error below
-        options: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True, **kwargs}
+        options: dict[str, Any] = {
+            "use_safetensors": True,
+            "ignore_mismatched_sizes": True,
+            **kwargs,
+            **(model_kwargs or {}),
+        }
         loaded: Any = kind.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     model, loading = loaded
     _warn_about_blocks(name, model, loading["unexpected_keys"])
@@ -351,7 +385,8 @@ def boot(
     """Build a TransformerBridge around a Hugging Face model, in the model's own dtype.
 
     Args:
-        hf_model: the model; the bridge puts its hooks into this very object.
+        hf_model: the model; the bridge puts its hooks into this very object. One that Accelerate has placed on devices
+            (`device_map`) stays there.
         name: model name or folder, from which the tokenizer is loaded if `tokenizer` is None.
         tokenizer: the tokenizer, or None. It need not be saved anywhere, and it is not changed.
         device: device of the model; None takes a GPU where there is one.
@@ -376,7 +411,8 @@ def boot(
         )
     else:
         own, tokenizer = tokenizer, for_transformer_lens(tokenizer)
-    hf_model = hf_model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    if getattr(hf_model, "hf_device_map", None) is None:
+        hf_model = hf_model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     try:
         bridge: nn.Module = TransformerBridge.boot_transformers(
             name, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype

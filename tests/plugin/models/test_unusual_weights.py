@@ -125,6 +125,7 @@ def test_quantised_weights(tmp_path: Path, kind: str) -> None:
     assert fingerprint == weights_fingerprint(quantise(models.hf_model(kind)))
     ds = sl.capture(model, models.table(3), tmp_path / "run.zarr")
     assert ds.weights_fingerprint.values.tolist() == [fingerprint]
+    assert ds.attrs["recorded_with"]["quantization"] == {"weights": ["Int8Weight"]}
     ids = torch.tensor([models.tokenizer()(models.table(3).prompts[0]).input_ids])
     hidden = quantise(models.hf_model(kind))(ids, output_hidden_states=True).hidden_states[1]
     np.testing.assert_allclose(ds.resid_post.values[0, 0, 0, 0], hidden[0, -1].detach(), rtol=1e-4, atol=1e-5)
