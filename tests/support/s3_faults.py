@@ -113,7 +113,10 @@ class Runs:
 
     def call(self, function: Callable[..., object], *arguments: Any) -> int:
         """Run a function in a process and return its exit code."""
-        process = self.start(function, *arguments)
+        return self.wait(self.start(function, *arguments))
+
+    def wait(self, process: Any) -> int:
+        """Return the exit code of a process; 5 after five minutes, as a process that hangs."""
         process.join(300)
         if process.exitcode is None:
             process.kill()
@@ -189,13 +192,9 @@ class Runs:
                 pipe.send("continue")
             else:
                 codes = []
-            writer.join(60)
-            return [*codes, int(writer.exitcode)]
+            return [*codes, self.wait(writer)]
         shared = [(0, 2), (1, 2)] if kind == "two ranks" else [None, None]
-        writers = [self.start(finish, url, rank) for rank in shared]
-        for writer in writers:
-            writer.join(60)
-        return [int(writer.exitcode) for writer in writers]
+        return [self.wait(writer) for writer in [self.start(finish, url, rank) for rank in shared]]
 
 
 def finish(url: str, rank: tuple[int, int] | None = None) -> None:
