@@ -223,8 +223,8 @@ def download_checked(hub: Hub, repository: str, commit: str, files: dict[str, Hu
         if attempt < hub.attempts:
             hub.wait(min(2.0 ** (attempt - 1), 60.0))
     raise UnreachableError(
-        f"{', '.join(wrong)} of {repository} at {commit}: the bytes that arrive do not have the hash that the hub lists, "
-        f"after {hub.attempts} attempts. Repeat the call later. Everything recorded so far is safe."
+        f"{', '.join(wrong)} of {repository} at {commit}: the bytes do not have the hash that the hub lists, after "
+        f"{hub.attempts} attempts. Repeat the call later. Everything recorded so far is safe."
     )
 
 

@@ -34,7 +34,6 @@ _OPTIONAL = re.compile(
     r"position_ids)$"
 )
 
-HEADER_BYTES = 100_000  # read first: 97 % of headers are shorter (huggingface_hub)
 LONGEST_HEADER = 100_000_000  # the limit of safetensors
 
 
@@ -139,13 +138,11 @@ def _missing_by_name(kind: WeightFormat, weights: Sequence[str]) -> tuple[str, .
 def read_header(hub: Hub, repository: str, commit: str, file: HubFile) -> Header:
     """Read the header of a safetensors file by ranges, and compare it with the size of the file."""
     try:
-        start = hub.read(repository, commit, file.path, 0, min(HEADER_BYTES, file.size))
-        length = int.from_bytes(start[:8], "little")
-        if file.size < 8 or not 2 <= length <= LONGEST_HEADER or 8 + length > file.size:
+        length = int.from_bytes(hub.read(repository, commit, file.path, 0, 8), "little") if file.size >= 8 else 0
+        if not 2 <= length <= LONGEST_HEADER or 8 + length > file.size:
             return Header(problem=f"the {file.size:,} bytes are no safetensors file, or only its beginning")
-        if len(start) < 8 + length:
-            start += hub.read(repository, commit, file.path, len(start), 8 + length)
-        return parse_header(start[8 : 8 + length], file.size - 8 - length)
+        text = hub.read(repository, commit, file.path, 8, 8 + length)
+        return parse_header(text, file.size - 8 - length)
     except EntryNotFoundError:
         return Header(problem="the hub lists it and does not have it")
 
