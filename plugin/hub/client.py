@@ -65,7 +65,7 @@ class Hub:
         wait: function that waits for a number of seconds.
 
     Example:
-        >>> sl.Hub(attempts=12, workers=2)
+        >>> Hub(attempts=12, workers=2)
         Hub(endpoint=None, token=None, attempts=12, workers=2)
     """
 

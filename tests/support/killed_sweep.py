@@ -1,8 +1,8 @@
 """A sweep over revisions, killed at random requests and changes of the disk, and repeated until it is complete.
 
 `python -m support.killed_sweep FOLDER KILLS` serves a suite of tiny models, records `whole.zarr` without interruption
-and `run.zarr` with that many kills. One process imports torch and forks a child for each run, so that no run repeats the
-imports; the hub runs in a process of its own.
+and `run.zarr` with that many kills. One process imports torch and forks a child for each run, so that no run repeats
+the imports; the hub runs in a process of its own.
 """
 
 from __future__ import annotations
