@@ -1,7 +1,7 @@
 """A hub on this machine for the page about revisions, so that its code runs without a network.
 
-It serves the checkpoints of the example as revisions of EleutherAI/pythia-70m. `step1` has the weights of `step0`, as on
-the real hub.
+It serves the checkpoints of the example as revisions of EleutherAI/pythia-70m. `step1` has the weights of `step0`, as
+on the real hub.
 """
 
 from __future__ import annotations

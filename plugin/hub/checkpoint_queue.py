@@ -56,7 +56,7 @@ class Download:
 class CheckpointQueue(AbstractContextManager["CheckpointQueue"]):
     """Downloads checkpoints in order, one ahead, and deletes each one after its use.
 
-    Folders of a killed sweep are used again. So are files that were begun.
+    Folders of a killed sweep are used again. So are files that were started.
 
     Args:
         hub: the hub.

@@ -34,7 +34,7 @@ S = TypeVar("S")
 
 LONGEST_WAIT = 60.0  # seconds between two attempts, where the hub asks for no longer wait
 TIMEOUT = 30.0  # seconds without an answer
-_BUSY = (408, 425, 429)  # status codes after which the same request may succeed, besides those from 500 on
+_BUSY = (408, 425, 429)  # status codes after which the same request may succeed; so may those from 500 on
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Hub:
         return document if isinstance(document, dict) else {}
 
     def download(self, repository: str, commit: str, paths: Sequence[str], folder: Path) -> None:
-        """Download files of a revision to a folder; a file that was begun is resumed.
+        """Download files of a revision to a folder; a partial file is resumed.
 
         Raises:
             NoSpaceError: the disk is full.

@@ -200,7 +200,7 @@ class Gap:
     """Revisions that a regular suite should have and does not.
 
     Attributes:
-        first: name of the first missing revision; "*" stands for a number that cannot be known.
+        first: name of the first missing revision; "*" replaces a number that cannot be known.
         last: name of the last missing revision, which may be the first one.
         count: number of missing revisions.
         interval: training steps between two revisions of the suite.

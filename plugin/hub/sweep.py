@@ -22,17 +22,17 @@ from stratalens.plugin.hub.checkpoint_queue import CheckpointQueue, Download
 from stratalens.plugin.hub.client import Hub
 from stratalens.plugin.hub.preflight import FileRow, Inspection, inspect_repository
 from stratalens.plugin.hub.recorded_weights import complete_stages, note_weights
-from stratalens.plugin.hub.revisions import HubRevision, Revisions
+from stratalens.plugin.hub.revisions import HubRevision, Revisions, read_revision
 from stratalens.plugin.hub.sweep_progress import Say, SweepProgress, line_printer
 from stratalens.plugin.progress import format_duration, suppress_progress_bars
 from stratalens.plugin.prompts.table import PromptTable
 from stratalens.plugin.stages.checkpoints import Checkpoint
-from stratalens.plugin.stages.stage import Stage
+from stratalens.plugin.stages.stage import Stage, resolve_stage_order
 from stratalens.store.display import human_bytes
 from stratalens.store.errors import InputError, StoreExistsError, suggest
 from stratalens.store.files import user_path
 from stratalens.store.format.layout import forecast as store_forecast
-from stratalens.store.state.manifest import load
+from stratalens.store.state.manifest import StageEntry, load
 from stratalens.store.storage.resolve import is_url, storage_at
 
 Faults = Literal["raise", "skip_known", "skip", "record"]
@@ -218,7 +218,7 @@ def run_sweep(
         )
     if not missing:
         return open_store(path)
-    _Sweep(job, inspection, missing, path, options, say).run(table)
+    _Sweep(job, inspection, revisions, missing, path, options, say).run(table)
     return open_store(path)
 
 
@@ -229,16 +229,17 @@ class _Sweep:
         self,
         job: SweepJob,
         inspection: Inspection,
-        revisions: Sequence[HubRevision],
+        chosen: Sequence[HubRevision],
+        missing: Sequence[HubRevision],
         path: str | os.PathLike[str],
         options: CaptureOptions,
         say: Say,
     ) -> None:
         self._job, self._path, self._options, self._say = job, path, options, say
-        self._revisions = list(revisions)
-        self._files = {revision.stage: inspection.files[revision.name] for revision in revisions}
-        self._downloads = downloads_of(inspection, revisions)
-        self._stages = [revision.stage for revision in revisions]
+        self._chosen = chosen
+        self._files = {revision.stage: inspection.files[revision.name] for revision in missing}
+        self._downloads = downloads_of(inspection, missing)
+        self._stages = [revision.stage for revision in missing]
         self._reserve: dict[str, int] = {}
 
     def run(self, table: PromptTable) -> None:
@@ -251,7 +252,7 @@ class _Sweep:
         )
         folder = scratch_folder(self._path, self._job.scratch, self._job.repository)
         with ExitStack() as stack:
-            stack.enter_context(suppress_progress_bars())  # downloads run beside the recording
+            stack.enter_context(suppress_progress_bars())  # downloads run during the recording
             self._queue = stack.enter_context(
                 CheckpointQueue(
                     self._job.hub, self._job.repository, folder, self._downloads, self._note_used, self._say
@@ -262,15 +263,11 @@ class _Sweep:
             options = replace(self._options, progress=progress)
             capture_stages(self._capture_stages(), table, self._path, options)
 
-    def _capture_stages(self) -> Any:
-        """Return the stages with orders from their training steps, or only named where a store has other orders."""
+    def _capture_stages(self) -> list[Stage]:
+        """Return the stages to record, with their places in training."""
         store = existing_store(self._path)
-        orders = {entry.name: entry.order for entry in store.stages} if store is not None else {}
-        stages = [Stage(r.stage, r.order or 0, self._loader(r.stage)) for r in self._revisions]
-        by_step = {revision.stage: revision.order for revision in self._revisions}
-        if all(by_step.get(name, order) == order for name, order in orders.items()):
-            return stages
-        return {stage.name: stage.source for stage in stages}
+        orders = training_orders(self._chosen, store.stages if store is not None else ())
+        return [Stage(stage, orders[stage], self._loader(stage)) for stage in self._stages]
 
     def _loader(self, stage: str) -> Any:
         """Return a function that loads the model of a stage when it is recorded."""
@@ -280,7 +277,7 @@ class _Sweep:
             model = Checkpoint(folder).load(self._options.tokenizer, self._options.device)
             config: Any = getattr(model, "cfg", None)
             if hasattr(config, "model_name"):
-                config.model_name = self._job.repository  # the folder is gone when somebody reads the provenance
+                config.model_name = self._job.repository  # the folder is gone when the provenance is read
             return model
 
         return load_checkpoint
@@ -310,6 +307,30 @@ class _Sweep:
 
     def _note_used(self, stage: str) -> None:
         note_weights(self._path, stage, self._job.repository, self._files[stage])
+
+
+def training_orders(revisions: Sequence[HubRevision], stored: Sequence[StageEntry]) -> dict[str, int]:
+    """Return the place in training of every revision, by stage: its training step, unless the store counts otherwise.
+
+    Args:
+        revisions: all chosen revisions in training order.
+        stored: stages of the store.
+
+    Raises:
+        InputError: the store numbers its stages otherwise, and a revision belongs between two of them.
+
+    Example:
+        >>> training_orders([read_revision("step0"), read_revision("step8")], [])
+        {'step0': 0, 'step8': 8}
+        >>> training_orders([read_revision("step8"), read_revision("step9")], [StageEntry("step8", 0, "")])
+        {'step8': 0, 'step9': 1}
+    """
+    by_step = {revision.stage: revision.order or 0 for revision in revisions}
+    have_steps = all(read_revision(revision.name).order is not None for revision in revisions)
+    agree = all(by_step.get(entry.name, entry.order) == entry.order for entry in stored)
+    if not stored or (have_steps and agree):
+        return by_step
+    return resolve_stage_order([Stage(name, 0, None) for name in by_step], stored, named=True)
 
 
 def scratch_folder(path: str | os.PathLike[str], scratch: str | os.PathLike[str] | None, repository: str) -> Path:

@@ -120,8 +120,11 @@ def test_a_store_that_a_capture_began_keeps_its_orders(
 ) -> None:
     store = tmp_path / "run.zarr"
     sl.capture({step: folders[step] for step in SOUND[:2]}, table(6), store, progress=False, **OPTIONS)
-    ds = sl.sweep_hub(MODEL, SOUND, table(6), store, hub=served({MODEL: folders}).hub, **OPTIONS)
+    place = served({MODEL: folders})
+    ds = sl.sweep_hub(MODEL, SOUND, table(6), store, hub=place.hub, **OPTIONS)
     assert ds.stage_order.values.tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match="The store cannot insert step1 before 'step1000'"):
+        sl.sweep_hub(MODEL, "step*", table(6), store, faults="record", hub=place.hub, **OPTIONS)
 
 
 def test_a_flaky_hub_and_damaged_downloads_change_nothing(
