@@ -107,6 +107,7 @@ class CheckpointQueue(AbstractContextManager["CheckpointQueue"]):
         try:
             if error is None:
                 self._finish_current()
+            if error is None or not any(path.is_dir() for path in self._folder.iterdir()):
                 shutil.rmtree(self._folder)
                 with suppress(OSError):  # a folder with other files stays
                     self._folder.parent.rmdir()

@@ -18,25 +18,35 @@ class Twins:
     """Revisions with the same weight files.
 
     The last revision of a suite usually equals `main`. It then is the owner of its files, and the other revisions that
-    have them are not what they claim.
+    have them are not what they claim. Where it does not equal `main`, `main` counts as one more revision.
 
     Args:
-        revisions: revisions of the suite in training order, by name; `main` is only compared with the others.
+        revisions: revisions of the suite in training order, by name, and `main`.
+        run: names of all revisions of the suite in training order, also of those that were not read.
+
+    Attributes:
+        final: name of the last revision if it equals `main`, else "".
     """
 
-    def __init__(self, revisions: Mapping[str, RevisionFiles]) -> None:
+    def __init__(self, revisions: Mapping[str, RevisionFiles], run: Sequence[str]) -> None:
         self._revisions = {name: files for name, files in revisions.items() if files.weights}
+        self.final = self._find_final(revisions, run)
         self._owners: dict[str, list[str]] = {}
         for name, files in self._revisions.items():
-            if name != MAIN:
+            if name != MAIN or not self.final:
                 for digest in set(files.digests.values()):
                     self._owners.setdefault(digest, []).append(name)
-        steps = [name for name, files in self._revisions.items() if name != MAIN and files.revision.step is not None]
-        self.final = steps[-1] if steps and self._equals_main(steps[-1]) else ""
 
-    def _equals_main(self, name: str) -> bool:
+    def _find_final(self, revisions: Mapping[str, RevisionFiles], run: Sequence[str]) -> str:
         main = self._revisions.get(MAIN)
-        return main is not None and _content(main) == _content(self._revisions[name])
+        if main is None:
+            return ""
+        for name in reversed(run):
+            if name not in revisions:  # not read, so nothing is known about it
+                return ""
+            if revisions[name].format == main.format:
+                return name if _content(revisions[name]) == _content(main) else ""
+        return ""
 
     def identical(self, name: str) -> list[str]:
         """Return the other revisions whose weight files are all the same, in training order."""

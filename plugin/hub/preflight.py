@@ -22,6 +22,7 @@ from stratalens.plugin.hub.revisions import (
     find_gaps,
     read_revision,
     select_revisions,
+    training_order,
 )
 from stratalens.plugin.hub.sweep_progress import Say, line_printer
 from stratalens.plugin.hub.weight_files import (
@@ -186,7 +187,7 @@ def inspect_repository(
     inspection = Inspection(repository, chosen, {r.name: files[r.name] for r in chosen}, main=files.get(MAIN))
     inspection.notes = suite_notes(repository)
     reader = _Reader(hub, repository, files)
-    twins = Twins(files)
+    twins = Twins(files, [name for name in training_order(r.name for r in run) if name != MAIN])
     for revision in chosen:
         inspection.rows += _explained(repository, _rows(files[revision.name], reader, twins))
     if isinstance(revisions, str) and not revisions.startswith("log:"):
@@ -321,7 +322,8 @@ def _shared_note(path: str, sharing: Sequence[str], tensors: Sequence[str], whol
     others = join_names(sharing, 4)
     if whole:
         return f"All weights are the same bytes as those of {others}."
-    content = f", with {len(tensors)} tensors ({join_names(tensors, _TENSORS_SHOWN)})" if tensors else ""
+    count = "1 tensor" if len(tensors) == 1 else f"{len(tensors)} tensors"
+    content = f" with {count} ({join_names(tensors, _TENSORS_SHOWN)})" if tensors else ""
     return f"{path}{content} is the same file as in {others}; the other weight files are not."
 
 

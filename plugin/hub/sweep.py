@@ -251,6 +251,7 @@ class _Sweep:
             f"{format_duration(forecast['download_seconds'])} of downloads at 100 Mbit/s"
         )
         folder = scratch_folder(self._path, self._job.scratch, self._job.repository)
+        stages = self._capture_stages()
         with ExitStack() as stack:
             stack.enter_context(suppress_progress_bars())  # downloads run during the recording
             self._queue = stack.enter_context(
@@ -261,7 +262,7 @@ class _Sweep:
             other = self._options.progress if callable(self._options.progress) else None
             progress = SweepProgress(self._stages, self._say, other, self._prefetch)
             options = replace(self._options, progress=progress)
-            capture_stages(self._capture_stages(), table, self._path, options)
+            capture_stages(stages, table, self._path, options)
 
     def _capture_stages(self) -> list[Stage]:
         """Return the stages to record, with their places in training."""

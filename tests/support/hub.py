@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 Revisions = Mapping[str, Mapping[str, Path]]
 
-# What goes wrong with a request: a status code; no answer; half of the body; a body with another last byte.
+# What goes wrong with a request: a status code; no answer; half of the body; a whole file with another last byte.
 Trouble = int | Literal["drop", "cut", "wrong"] | None
 Troubles = Callable[[str, str, int], Trouble]  # of a method, a path and the number of earlier requests like this one
 
@@ -180,7 +180,7 @@ class _Hub(BaseHTTPRequestHandler):
             return
         if self.trouble == "cut":
             data, self.close_connection = data[: len(data) // 2], True
-        elif self.trouble == "wrong":
+        elif self.trouble == "wrong" and "Range" not in self.headers:
             data = data[:-1] + bytes([data[-1] ^ 1])
         self.wfile.write(data)
 
