@@ -31,11 +31,8 @@ class Served:
 
     def weights_read(self) -> list[str]:
         """Return the requests that read a weight file."""
-        return [
-            r
-            for r in self.requests
-            if r.startswith("GET") and (".safetensors" in r or ".bin" in r) and "index.json" not in r
-        ]
+        reads = [request for request in self.requests if request.startswith("GET") and "index.json" not in request]
+        return [request for request in reads if ".safetensors" in request or ".bin" in request]
 
     def whole_files(self) -> list[str]:
         """Return the requests for a whole weight file."""
