@@ -221,7 +221,7 @@ def find_gaps(revisions: Sequence[HubRevision]) -> list[Gap]:
         revisions: revisions of one series.
 
     Example:
-        >>> [g.first for g in find_gaps([read_revision(f"step{n}") for n in (0, 1, 10, 20, 30, 50, 60, 70)])]
+        >>> [g.first for g in find_gaps([read_revision(f"step{n}") for n in (0, 10, 20, 30, 50, 60, 70)])]
         ['step40']
     """
     run = sorted((r for r in revisions if r.step is not None), key=lambda r: r.step or 0)
@@ -229,7 +229,7 @@ def find_gaps(revisions: Sequence[HubRevision]) -> list[Gap]:
     if len(distances) < 4:
         return []
     usual, times = Counter(distances).most_common(1)[0]
-    if usual <= 0 or 2 * times < len(distances):
+    if usual <= 0 or 3 * times < 2 * len(distances):
         return []
     gaps = []
     for place, distance in enumerate(distances):
