@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 
+from stratalens.plugin.hub import sweep
 from stratalens.plugin.hub.checkpoint_queue import CheckpointQueue
 from stratalens.plugin.hub.client import Hub
-from stratalens.plugin.hub.sweep import sweep_hub
 from stratalens.store.storage.disk import DiskOperations
 from support.crashing_storage import forked
 from support.hub import hub
-from support.models import save_checkpoint, table
+from support.light_checkpoints import OPTIONS, LightCheckpoint, save_light
+from support.models import table
 from support.synthetic_writer import content
 
 MODEL = "EleutherAI/pythia-tiny"
@@ -44,15 +45,14 @@ def serve(folders: dict[str, Path], channel: Any) -> None:
 
 def record(path: Path, address: str) -> None:
     """Record all revisions."""
-    sweep_hub(
+    sweep.sweep_hub(
         MODEL,
         "step*",
         table(12),
         path,
         hub=Hub(endpoint=address, token=False, workers=2),
         block_size=4,
-        statistics=False,
-        check=False,
+        **OPTIONS,
     )
 
 
@@ -90,7 +90,8 @@ def record_or_die(path: Path, address: str, moment: int, count_file: Path | None
 def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
     constants.HF_HUB_OFFLINE = False
-    folders = {step: save_checkpoint(folder / "hub" / step, "neox", seed=n) for n, step in enumerate(STEPS)}
+    sweep.Checkpoint = LightCheckpoint  # type: ignore[misc,assignment]
+    folders = {step: save_light(folder / "hub" / step, n) for n, step in enumerate(STEPS)}
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("fork").Process(target=serve, args=(folders, there), daemon=True)
     server.start()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,43 @@ from stratalens.store.errors import (
     UnreachableError,
 )
 from support.hub_suite import pickle_weights
+from support.light_checkpoints import OPTIONS, LightCheckpoint, save_light
 from support.models import save_checkpoint, table
 
 MODEL = "EleutherAI/pythia-tiny"
 STEPS = ("step0", "step1", "step1000", "step2000")
 SOUND = ["step0", "step1000", "step2000"]
-OPTIONS: dict[str, Any] = {"statistics": False, "check": False, "positions": ("last", "entity_last")}
 Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A suite of tiny models; step1 has the weights of step0."""
+    """A suite of light models; step1 has the weights of step0."""
     root = tmp_path_factory.mktemp("hub")
-    return {step: save_checkpoint(root / step, "neox", seed=max(0, n - 1)) for n, step in enumerate(STEPS)}
+    return {step: save_light(root / step, max(0, n - 1)) for n, step in enumerate(STEPS)}
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load checkpoints in milliseconds; all around them is real."""
+    monkeypatch.setattr("stratalens.plugin.hub.sweep.Checkpoint", LightCheckpoint)
+
+
+def direct(folders: dict[str, Path], steps: Sequence[str], path: Path) -> Any:
+    """Record the folders without a hub."""
+    stages = {step: LightCheckpoint(folders[step]) for step in steps}
+    return sl.capture(
+        {step: partial(stage.load, None, None) for step, stage in stages.items()},
+        table(6),
+        path,
+        progress=False,
+        **OPTIONS,
+    )
+
+
+def values(ds: Any) -> Any:
+    """Return the recorded activations."""
+    return next(array.values for array in ds.data_vars.values() if array.attrs.get("kind") == "site")
 
 
 def checkpoints(store: Path) -> list[str]:
@@ -45,7 +69,19 @@ def checkpoints(store: Path) -> list[str]:
     return sorted(place.name.split("-")[0] for place in folder.glob("*/*") if place.is_dir())
 
 
-def test_a_sweep_records_what_a_capture_records_with_two_checkpoints_on_the_disk(
+def test_real_models_are_what_a_capture_of_their_folders_records(served: Callable[..., Any], tmp_path: Path) -> None:
+    steps = ("step0", "step1000")
+    folders = {step: save_checkpoint(tmp_path / step, "neox", seed=n) for n, step in enumerate(steps)}
+    options: dict[str, Any] = {"statistics": False, "check": False, "positions": ("last", "entity_last")}
+    ds = sl.sweep_hub(MODEL, "step*", table(6), tmp_path / "run.zarr", hub=served({MODEL: folders}).hub, **options)
+    other = sl.capture(dict(folders), table(6), tmp_path / "direct.zarr", progress=False, **options)
+    np.testing.assert_array_equal(ds.resid_post.values, other.resid_post.values)
+    assert ds.weights_fingerprint.values.tolist() == other.weights_fingerprint.values.tolist()
+    assert ds.attrs["recorded_with"]["model"] == MODEL, "not the folder, which is gone"
+
+
+@pytest.mark.usefixtures("light")
+def test_a_sweep_downloads_one_ahead_and_deletes(
     served: Callable[..., Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:
     place, store = served({MODEL: folders}), tmp_path / "run.zarr"
@@ -55,15 +91,11 @@ def test_a_sweep_records_what_a_capture_records_with_two_checkpoints_on_the_disk
         if done == total:
             seen.append(checkpoints(store))
 
-    ds = sl.sweep_hub(MODEL, "step*", table(10), store, faults="skip_known", hub=place.hub, progress=watch, **OPTIONS)
+    ds = sl.sweep_hub(MODEL, "step*", table(6), store, faults="skip_known", hub=place.hub, progress=watch, **OPTIONS)
     assert ds.stage.values.tolist() == SOUND
     assert ds.stage_order.values.tolist() == [0, 1000, 2000]
-    direct = sl.capture(
-        {step: folders[step] for step in SOUND}, table(10), tmp_path / "direct.zarr", progress=False, **OPTIONS
-    )
-    np.testing.assert_array_equal(ds.resid_post.values, direct.resid_post.values)
-    assert ds.weights_fingerprint.values.tolist() == direct.weights_fingerprint.values.tolist()
-    assert ds.attrs["recorded_with"]["model"] == MODEL, "not the folder, which is gone"
+    expected = direct(folders, SOUND, tmp_path / "direct.zarr")
+    np.testing.assert_array_equal(values(ds), values(expected))
     assert all(len(names) <= 2 for names in seen)
     assert seen[-1] == ["step2000"]
     assert not store.with_name("run.zarr.checkpoints").exists()
@@ -82,30 +114,32 @@ def test_a_faulty_revision_stops_the_sweep_before_any_weights_move(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("light")
 def test_a_repeated_sweep_downloads_nothing_and_later_revisions_find_their_place(
     served: Callable[..., Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:
     place, store = served({MODEL: folders}), tmp_path / "run.zarr"
-    sl.sweep_hub(MODEL, ["step0", "step2000"], table(8), store, hub=place.hub, **OPTIONS)
-    before = {p: p.stat().st_mtime_ns for p in (store / "resid_post").rglob("c*") if p.is_file()}
+    sl.sweep_hub(MODEL, ["step0", "step2000"], table(6), store, hub=place.hub, **OPTIONS)
+    before = {p: p.stat().st_mtime_ns for p in store.rglob("c.*") if p.is_file()}
     count = len(place.whole_files())
-    sl.sweep_hub(MODEL, ["step0", "step2000"], table(8), store, hub=place.hub, **OPTIONS)
+    sl.sweep_hub(MODEL, ["step0", "step2000"], table(6), store, hub=place.hub, **OPTIONS)
     assert len(place.whole_files()) == count
-    ds = sl.sweep_hub(MODEL, SOUND, table(8), store, hub=place.hub, **OPTIONS)
+    ds = sl.sweep_hub(MODEL, SOUND, table(6), store, hub=place.hub, **OPTIONS)
     assert len(place.whole_files()) == count + 1
     assert ds.stage.values.tolist() == SOUND, "step1000 is between the two"
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    with pytest.raises(MismatchError, match="has 8 prompts, and they are not the 9 of this table"):
+    with pytest.raises(MismatchError, match="has 6 prompts, and they are not the 9 of this table"):
         sl.sweep_hub(MODEL, SOUND, table(9), store, hub=place.hub, **OPTIONS)
     with pytest.raises(MismatchError, match="positions differs"):
-        sl.sweep_hub(MODEL, SOUND, table(8), store, hub=place.hub, **{**OPTIONS, "positions": ("last",)})
-    more = sl.sweep_hub(MODEL, SOUND, table(8), store, hub=place.hub, **{**OPTIONS, "sites": ("resid_post", "embed")})
-    assert bool(np.isfinite(more.embed.values).all())
+        sl.sweep_hub(MODEL, SOUND, table(6), store, hub=place.hub, **{**OPTIONS, "positions": ("-2",)})
+    sites = ("layers.{layer}.hook_state", "embed")
+    more = sl.sweep_hub(MODEL, SOUND, table(6), store, hub=place.hub, **{**OPTIONS, "sites": sites})
+    assert bool(np.isfinite(more.embed.values).all()), "another site needs every checkpoint again"
     with pytest.raises(MismatchError, match=r"'step2000' .* has other weights on the hub than when stage"):
         sl.sweep_hub(
             MODEL,
             SOUND,
-            table(8),
+            table(6),
             store,
             faults="record",
             hub=served({MODEL: {**folders, "step2000": folders["step1000"]}}).hub,
@@ -113,11 +147,12 @@ def test_a_repeated_sweep_downloads_nothing_and_later_revisions_find_their_place
         )
 
 
+@pytest.mark.usefixtures("light")
 def test_a_store_that_a_capture_began_keeps_its_orders(
     served: Callable[..., Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:
     store = tmp_path / "run.zarr"
-    sl.capture({step: folders[step] for step in SOUND[:2]}, table(6), store, progress=False, **OPTIONS)
+    direct(folders, SOUND[:2], store)
     place = served({MODEL: folders})
     ds = sl.sweep_hub(MODEL, SOUND, table(6), store, hub=place.hub, **OPTIONS)
     assert ds.stage_order.values.tolist() == [0, 1, 2]
@@ -125,6 +160,7 @@ def test_a_store_that_a_capture_began_keeps_its_orders(
         sl.sweep_hub(MODEL, "step*", table(6), store, faults="record", hub=place.hub, **OPTIONS)
 
 
+@pytest.mark.usefixtures("light")
 def test_a_flaky_hub_and_damaged_downloads_change_nothing(
     served: Callable[..., Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -137,14 +173,12 @@ def test_a_flaky_hub_and_damaged_downloads_change_nothing(
 
     place, store = served({MODEL: folders}, trouble=trouble, attempts=9), tmp_path / "run.zarr"
     ds = sl.sweep_hub(MODEL, ["step0", "step1000"], table(6), store, hub=place.hub, **OPTIONS)
-    direct = sl.capture(
-        {step: folders[step] for step in SOUND[:2]}, table(6), tmp_path / "direct.zarr", progress=False, **OPTIONS
-    )
-    np.testing.assert_array_equal(ds.resid_post.values, direct.resid_post.values)
+    np.testing.assert_array_equal(values(ds), values(direct(folders, SOUND[:2], tmp_path / "direct.zarr")))
     assert place.waits
     assert max(place.waits) <= 60
 
 
+@pytest.mark.usefixtures("light")
 def test_bytes_that_stay_wrong_are_refused_and_a_later_call_resumes(
     served: Callable[..., Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -163,6 +197,7 @@ class StopSweepError(Exception):
     """Stops a sweep."""
 
 
+@pytest.mark.usefixtures("light")
 def test_a_stopped_sweep_keeps_its_checkpoints_and_the_next_call_uses_them(
     served: Callable[..., Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -184,6 +219,7 @@ def test_a_stopped_sweep_keeps_its_checkpoints_and_the_next_call_uses_them(
     assert checkpoints(store) == []
 
 
+@pytest.mark.usefixtures("light")
 def test_a_small_disk_has_one_checkpoint_at_a_time_or_none(
     served: Callable[..., Any],
     folders: dict[str, Path],
@@ -214,6 +250,7 @@ def test_a_small_disk_has_one_checkpoint_at_a_time_or_none(
         sl.sweep_hub(MODEL, SOUND, table(6), tmp_path / "other.zarr", hub=place.hub, **OPTIONS)
 
 
+@pytest.mark.usefixtures("light")
 def test_faulty_revisions_are_skipped_or_recorded_on_request(
     served: Callable[..., Any], folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +270,7 @@ def test_faulty_revisions_are_skipped_or_recorded_on_request(
     assert ds.stage.values.tolist() == ["step0", "step1", "step1000", "step2000"]
 
 
+@pytest.mark.usefixtures("light")
 def test_a_revision_without_tokenizer_takes_that_of_main(
     served: Callable[..., Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -240,9 +278,10 @@ def test_a_revision_without_tokenizer_takes_that_of_main(
     shutil.copytree(folders["step1000"], bare)
     for path in [*bare.glob("tokenizer*"), *bare.glob("special*"), *bare.glob("vocab*"), *bare.glob("merges*")]:
         path.unlink()
-    models = {MODEL: {"step1000": bare, "step2000": folders["step2000"]}}
-    ds = sl.sweep_hub(MODEL, "step*", table(6), tmp_path / "run.zarr", hub=served(models).hub, **OPTIONS)
+    place = served({MODEL: {"step1000": bare, "step2000": folders["step2000"]}})
+    ds = sl.sweep_hub(MODEL, "step1000", table(6), tmp_path / "run.zarr", hub=place.hub, **OPTIONS)
     assert ds.recorded.values.all()
+    assert len([r for r in place.requests if r.startswith("GET") and r.endswith("tokenizer.json")]) == 1
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
