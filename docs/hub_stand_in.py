@@ -22,11 +22,11 @@ def start(checkpoints: str = "checkpoints") -> None:
 
     tests = str(Path(__file__).resolve().parents[1] / "tests")
     sys.path.insert(0, tests)
-    from support.hub import hub
+    from support.hub import endpoint_constants, hub
 
     folders = {revision: Path(checkpoints).resolve() / name for revision, name in REVISIONS.items()}
     address, _ = _open.enter_context(hub({MODEL: folders}))
-    for name, value in (("ENDPOINT", address), ("HF_HUB_OFFLINE", False)):
+    for name, value in {**endpoint_constants(address), "HF_HUB_OFFLINE": False}.items():
         _open.callback(setattr, constants, name, getattr(constants, name))
         setattr(constants, name, value)
     _open.callback(sys.path.remove, tests)

@@ -7,6 +7,7 @@ its real client, cache and error messages.
 
 import hashlib
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -185,6 +186,21 @@ class _Hub(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+def endpoint_constants(address: str) -> dict[str, str]:
+    """Return the values of `huggingface_hub.constants` that make an address the default one of a running process."""
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    return {"ENDPOINT": address, "HUGGINGFACE_CO_URL_TEMPLATE": template}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print nothing about clients that were killed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def hub(
     models: Revisions,
@@ -212,8 +228,7 @@ def hub(
         "gate": threading.Lock(),
     }
     handler = type("Hub", (_Hub,), members)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from stratalens.plugin.cli.run_file import read_run_file
 from stratalens.store import info
 from stratalens.store.errors import InputError
-from support.hub import hub
+from support.hub import endpoint_constants, hub
 from support.hub_suite import copy_weights, suite
 from support.models import save_checkpoint
 
@@ -33,7 +33,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], list[str]
     def start(models: Any) -> list[str]:
         running.append(hub(models))
         address, requests = running[-1].__enter__()
-        monkeypatch.setattr(constants, "ENDPOINT", address)
+        for name, value in endpoint_constants(address).items():
+            monkeypatch.setattr(constants, name, value)
         return requests  # type: ignore[no-any-return]
 
     yield start

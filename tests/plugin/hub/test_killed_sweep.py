@@ -14,7 +14,7 @@ from support.paths import TESTS
 from support.synthetic_writer import content
 from support.thorough import THOROUGH
 
-KILLS = 40 if THOROUGH else 6
+KILLS = 40 if THOROUGH else 4
 
 
 @pytest.mark.slow
