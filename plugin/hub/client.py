@@ -124,10 +124,14 @@ class Hub:
         return self.request(f"{path} of {repository} at {commit}", body)
 
     def read_json(self, repository: str, commit: str, path: str) -> dict[str, Any]:
-        """Read a JSON object; an empty one where the file is none."""
+        """Read a JSON object; an empty one where the file is none, or the hub lists it and does not have it."""
         try:
             document = json.loads(self.read(repository, commit, path))
-        except ValueError:
+        except EntryNotFoundError:
+            return {}
+        except ValueError as error:
+            if isinstance(error, StratalensError):
+                raise
             return {}
         return document if isinstance(document, dict) else {}
 

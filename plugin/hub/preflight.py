@@ -284,6 +284,8 @@ def _rows(files: RevisionFiles, reader: _Reader, twins: Twins) -> Iterator[FileR
         yield replace(base, verdict="missing", note="The revision has no weights.")
     for path in files.missing:
         yield replace(base, file=path, verdict="missing", note=f"{path} is one of the shards, and it does not exist.")
+    if files.index and not files.tensors_of:
+        yield replace(base, file=files.index, verdict="incomplete", note=f"{files.index} names no shards.")
     if files.format == "safetensors" and len(files.weights) > 1 and not files.index:
         yield replace(base, verdict="incomplete", note="There are several shards, and no model.safetensors.index.json.")
     identical = twins.identical(revision.name) if files.weights else []

@@ -174,8 +174,9 @@ def test_reported_faults_that_hashes_do_not_show(served: Callable[..., Any], tmp
         (1, lambda f: (f / "config.json").unlink(), "missing", "no config.json"),
         (2, lambda f: (f / SHARD.format(2, 2)).unlink(), "missing", "is one of the shards, and it does not exist"),
         (2, lambda f: (f / "model.safetensors.index.json").unlink(), "incomplete", "several shards, and no model.saf"),
+        (2, lambda f: (f / "model.safetensors.index.json").write_text("<html>"), "incomplete", "names no shards"),
     ],
-    ids=["truncated", "pointer", "empty", "tensor", "config", "shard", "index"],
+    ids=["truncated", "pointer", "empty", "tensor", "config", "shard", "index", "damaged index"],
 )
 def test_an_incomplete_revision_is_named(
     shards: int, plant: Callable[[Path], None], verdict: str, words: str, served: Callable[..., Any], tmp_path: Path
