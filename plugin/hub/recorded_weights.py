@@ -104,9 +104,12 @@ def _records_all(store: Store, options: CaptureOptions) -> bool:
         options.dtype
     }:
         return False
-    if isinstance(options.statistics, bool):
-        return options.statistics or not recorded_statistics(store)
-    return set(options.statistics) == recorded_statistics(store)
+    statistics = options.statistics
+    if isinstance(statistics, bool):
+        return statistics or not recorded_statistics(store)
+    if statistics == "all":
+        return "running_loss" in recorded_statistics(store)
+    return set([statistics] if isinstance(statistics, str) else statistics) == recorded_statistics(store)
 
 
 def _check_prompts(store: Store, table: PromptTable) -> None:
