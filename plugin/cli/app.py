@@ -135,11 +135,14 @@ def capture(
 ) -> None:
     """Record the activations of every stage of a run file.
 
-    Keys: prompts, store, stages or model; and sites, layers, positions, dtype,
+    Keys: prompts, store, stages or model; and model_kwargs, sites, layers, positions, dtype,
     compression, batch_size, device, statistics, prepend_bos, allow_same_weights,
-    by. The complete run file is written next to the store. A store may be a
-    URL such as s3://bucket/run.zarr; an object store has leases instead of
-    locks, so run one writer at a time there."""
+    by. With `revisions` ("step*", "log:16" or names), `model` is a suite on the
+    Hugging Face hub, whose checkpoints are downloaded, recorded and deleted one
+    after the other; `faults` and `scratch` belong to it. The complete run file
+    is written next to the store. A store may be a URL such as
+    s3://bucket/run.zarr; an object store has leases instead of locks, so run
+    one writer at a time there."""
     from stratalens.plugin.cli.capture_jobs import capture_run
     from stratalens.plugin.cli.run_file import read_run_file
 
@@ -168,6 +171,34 @@ def check(
     else:
         emit_text(str(report))
     if not report.ok:
+        raise typer.Exit(1)
+
+
+@command("preflight EleutherAI/pythia-70m 'step*'")
+def preflight(
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="Name of a model on the Hugging Face hub.")],
+    revisions: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[REVISION...]", help="Patterns or names, or log:16; default: 'step*'."),
+    ] = None,
+    compare: Annotated[
+        str, typer.Option(help="all: with every revision of the same run; selected: with each other.")
+    ] = "all",
+    as_json: AsJson = False,
+) -> None:
+    """Name the revisions of a suite that are not what they claim; no weights move.
+
+    From the hashes, sizes and headers on the hub: revisions with the weights of
+    another one, shared shards, missing and incomplete files. The exit code is 1
+    if a revision is faulty."""
+    from stratalens.plugin.cli.hub_jobs import run_preflight, show_preflight
+
+    result = run_preflight(repository, revisions or [], compare)
+    if as_json:
+        emit_json(result)
+    else:
+        show_preflight(result)
+    if not result["ok"]:
         raise typer.Exit(1)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.cli.output import print_status, print_warnings
-from stratalens.plugin.cli.run_file import RunFile, StageEntry, run_file_of, write_run_file
+from stratalens.plugin.cli.run_file import RunFile, StageEntry, make_parent, run_file_of, write_run_file
 from stratalens.plugin.progress import suppress_progress_bars
 from stratalens.store.errors import InputError
 
@@ -47,13 +47,15 @@ def _source(run: RunFile, entry: StageEntry) -> Source:
     from stratalens.plugin.stages.checkpoints import Checkpoint, LoraAdapter, Revision
 
     if entry.path is not None:
-        return Checkpoint(entry.path)
+        return Checkpoint(entry.path, model_kwargs=run.model_kwargs)
     if entry.adapter is not None:
         return LoraAdapter(entry.adapter, base=run.model)
     assert run.model is not None  # RunFile refuses a stage without a path if there is no model
     if entry.revision is not None:
-        return Revision(run.model, entry.revision)
-    return Checkpoint(run.model) if Path(run.model).is_dir() else Revision(run.model, "main")
+        return Revision(run.model, entry.revision, model_kwargs=run.model_kwargs)
+    if Path(run.model).is_dir():
+        return Checkpoint(run.model, model_kwargs=run.model_kwargs)
+    return Revision(run.model, "main", model_kwargs=run.model_kwargs)
 
 
 def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> str | Path:
@@ -71,25 +73,13 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
         InputError: the table, the stages or the settings are wrong.
         StoreExistsError: the store exists and `resume` is False.
     """
-    from stratalens.plugin.capture.run import capture_stages
-    from stratalens.plugin.progress import StageLines, is_interactive
-    from stratalens.plugin.prompts.table import PromptTable
-
-    table = PromptTable.read(run.prompts)
-    stages = run_stages(run)
-    if isinstance(run.store, Path):
-        run.store.parent.mkdir(parents=True, exist_ok=True)
-    # A mapping has no numbers: the capture then places new stages by name among those of the store.
-    has_numbers = any(entry.order is not None for entry in run.stages)
     before = _state(run.store)
-    progress = None if is_interactive() else StageLines([stage.name for stage in stages], print_status)
-    with suppress_progress_bars(downloads=False), print_warnings():
-        capture_stages(
-            stages if has_numbers else {stage.name: stage.source for stage in stages},
-            table,
-            run.store,
-            replace(run.capture_options(), resume=resume, force=force, progress=progress),
-        )
+    if run.revisions is not None:
+        from stratalens.plugin.cli.hub_jobs import sweep_run
+
+        sweep_run(run, resume=resume, force=force)
+    else:
+        _record_stages(run, resume=resume, force=force)
     write_run_file(run, run_file_of(run.store))
     if _state(run.store) == before:
         print_status(
@@ -99,6 +89,26 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     else:
         print_status(f"recorded {run.store}")
     return run.store
+
+
+def _record_stages(run: RunFile, *, resume: bool, force: bool) -> None:
+    from stratalens.plugin.capture.run import capture_stages
+    from stratalens.plugin.progress import StageLines, is_interactive
+    from stratalens.plugin.prompts.table import PromptTable
+
+    table = PromptTable.read(run.prompts)
+    stages = run_stages(run)
+    make_parent(run.store)
+    # A mapping has no numbers: the capture then places new stages by name among those of the store.
+    has_numbers = any(entry.order is not None for entry in run.stages)
+    progress = None if is_interactive() else StageLines([stage.name for stage in stages], print_status)
+    with suppress_progress_bars(downloads=False), print_warnings():
+        capture_stages(
+            stages if has_numbers else {stage.name: stage.source for stage in stages},
+            table,
+            run.store,
+            replace(run.capture_options(), resume=resume, force=force, progress=progress),
+        )
 
 
 def check_model(model: str, prompts: Path | None, device: str | None) -> CheckReport:
@@ -158,8 +168,12 @@ def study_settings(run_file: Path | None, preset_name: str | None, seed: int | N
 def forecast_run(run: RunFile) -> dict[str, Any]:
     """Forecast the bytes, files, tokens, memory and time of a capture.
 
-    The forecast loads the model and writes nothing.
+    The forecast loads the model and writes nothing. With `revisions`, it forecasts the downloads and loads nothing.
     """
+    if run.revisions is not None:
+        from stratalens.plugin.cli.hub_jobs import forecast_sweep
+
+        return forecast_sweep(run)
     from stratalens.plugin.capture.forecast import forecast_capture
     from stratalens.plugin.prompts.table import PromptTable
 

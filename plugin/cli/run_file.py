@@ -75,7 +75,11 @@ class RunFile(BaseModel):
     prompts: Path
     store: Path | str  # a folder, or an fsspec URL such as s3://bucket/run.zarr
     model: str | None = None  # a hub name or a folder; not needed if every stage has a path
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)  # of from_pretrained, such as device_map: auto
     stages: tuple[StageEntry, ...] = ()
+    revisions: str | tuple[str, ...] | None = None  # of the model on the hub: "step*", "log:16" or names
+    faults: Literal["raise", "skip_known", "skip", "record"] = "raise"  # revisions that are not what they claim
+    scratch: Path | None = None  # folder for the checkpoints of `revisions`
     sites: tuple[str, ...] = ("resid_post",)
     layers: tuple[int, ...] | None = None
     positions: tuple[str, ...] | Literal["all"] = ("last",)
@@ -115,7 +119,7 @@ class RunFile(BaseModel):
         _checked_path(value)
         return str(value) if is_url(str(value)) else Path(str(value).removeprefix("file://"))
 
-    @field_validator("prompts", mode="before")
+    @field_validator("prompts", "scratch", mode="before")
     @classmethod
     def _check_prompts(cls, value: Any) -> Any:
         return _checked_path(value)
@@ -136,6 +140,17 @@ class RunFile(BaseModel):
         if self.model is None and (without or not self.stages):
             reason = f"stage {without[0]!r} has no path" if without else "there are no stages with a path"
             raise ValueError(f"model: missing, and {reason}; add a line `model: NAME or FOLDER`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_revisions(self) -> RunFile:
+        if self.revisions is None:
+            if self.faults != "raise" or self.scratch is not None:
+                raise ValueError("faults and scratch are about `revisions`, which is missing; add it or remove them")
+        elif self.stages:
+            raise ValueError("stages and revisions: keep one of them; `revisions` names stages of the model on the hub")
+        elif not self.revisions:
+            raise ValueError('revisions: is empty; write a pattern such as "step*", "log:16", or a list of names')
         return self
 
     @model_validator(mode="after")
@@ -194,6 +209,12 @@ def write_run_file(run: RunFile, path: str | Path) -> None:
         write_text_atomic(path, text)
 
 
+def make_parent(store: str | Path) -> None:
+    """Create the folder of a local store."""
+    if isinstance(store, Path):
+        store.parent.mkdir(parents=True, exist_ok=True)
+
+
 def run_file_of(store: str | Path) -> str | Path:
     """Return the path of the run file of a store.
 
@@ -229,6 +250,7 @@ def _anchored(run: RunFile, folder: Path) -> RunFile:
         "model": model,
         "stages": stages,
         "prompts": absolute(run.prompts),
+        "scratch": absolute(run.scratch),
         "store": absolute(run.store) if isinstance(run.store, Path) else run.store,
     }
     return run.model_copy(update=update)

@@ -2,5 +2,6 @@
 
 stage           Stage; parsing, ordering, naming and loading of stages
 checkpoints     Checkpoint, Revision and LoraAdapter: stored models
+hub_errors      did the Hugging Face hub refuse, or did it not answer?
 label_warnings  warnings about labels that look like misspelled stage names
 """

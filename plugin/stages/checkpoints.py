@@ -18,24 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from stratalens.plugin.compat import for_transformer_lens, mark_headless, mark_tokenizer
+from stratalens.plugin.stages.hub_errors import HTTP_ERROR, hub_unreachable
 from stratalens.plugin.stages.label_warnings import caller_level
 from stratalens.store.errors import CheckWarning, InputError, StratalensError, UnreachableError, join_names
 from stratalens.store.files import user_path
-
-# The root of all errors of the HTTP library that huggingface_hub uses. That library differs between its versions
-# (requests, httpx, ...), but the hub's own HTTP error always derives from it.
-HTTP_ERROR: type[Exception] = [kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins"][-1]
 
 
 @dataclass(frozen=True)
@@ -250,7 +241,7 @@ def translate_errors(subject: str) -> Iterator[None]:
         yield
     except (OSError, HTTP_ERROR) as error:
         reason = " ".join(str(error).split())
-        if _hub_unreachable(error):
+        if hub_unreachable(error):
             raise UnreachableError(
                 f"{subject} is not in the cache (HF_HOME), and the hub did not answer: {reason} "
                 "Recorded stages are safe. Repeat the same call to resume."
@@ -259,19 +250,6 @@ def translate_errors(subject: str) -> Iterator[None]:
             f"{subject} could not be loaded: {reason} Pass a branch or tag that the model's page on the hub lists; "
             "without a network, only revisions in the cache (HF_HOME) can be loaded."
         ) from error
-
-
-def _hub_unreachable(error: BaseException | None) -> bool:
-    """Decide whether a download failed because of the network; the outermost error that tells decides."""
-    while error is not None and not constants.HF_HUB_OFFLINE:
-        if isinstance(error, LocalEntryNotFoundError):  # neither the hub nor the cache gave the file
-            return True
-        if isinstance(error, HfHubHTTPError | OfflineModeIsEnabled):  # the hub answered, or was not asked
-            return False
-        if isinstance(error, (ConnectionError, TimeoutError, HTTP_ERROR)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _model_kwargs(model_kwargs: Mapping[str, Any], device: str | torch.device | None) -> Mapping[str, Any]:

@@ -41,6 +41,9 @@ from .plugin.capture.summarize import forecast_summary as forecast_summary
 from .plugin.capture.summarize import summarize as summarize
 from .plugin.capture.summary_size import summary_size as summary_size
 from .plugin.check.check import check as check
+from .plugin.hub.client import Hub as Hub
+from .plugin.hub.preflight import preflight as preflight
+from .plugin.hub.sweep import sweep_hub as sweep_hub
 from .plugin.interop.convert import to_activation_cache as to_activation_cache
 from .plugin.interop.convert import torch_dataset as torch_dataset
 from .plugin.interop.from_arrays import from_arrays as from_arrays

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "check",  # takes a model; it has its own test in test_check.py
     "demo",  # `study` with a preset; its weights have a hundred megabytes
     "explore",  # serves until Ctrl-C; has its own test below
+    "preflight",  # needs a hub; it has its own test in test_hub_command.py
 }
 # environment variables that change how output is drawn
 DRAWING = {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "CI", "GITHUB_ACTIONS", "PY_COLORS", "HF_HUB_DISABLE_PROGRESS_BARS"}

@@ -9,13 +9,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from stratalens.plugin.capture.run import capture
-from stratalens.plugin.stages.checkpoints import (
-    HTTP_ERROR,
-    Checkpoint,
-    LoraAdapter,
-    Revision,
-    translate_errors,
-)
+from stratalens.plugin.stages.checkpoints import Checkpoint, LoraAdapter, Revision, translate_errors
+from stratalens.plugin.stages.hub_errors import HTTP_ERROR
 from stratalens.store.errors import InputError, UnreachableError
 from support.models import hf_model, save_checkpoint, table, tokenizer
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import stratalens as sl
+from stratalens.plugin.cli.capture_jobs import run_stages
+from stratalens.plugin.cli.run_file import read_run_file
 from stratalens.store.errors import InputError, MismatchError
 from support import models
 
@@ -81,3 +83,14 @@ def test_quantised_weights_are_named_in_the_store(tmp_path: Path) -> None:
     np.testing.assert_allclose(ds.resid_post.values[0, 0, 0, 0], hidden[0, -1].detach(), rtol=1e-4, atol=1e-6)
     with pytest.raises(MismatchError, match="fingerprint"):  # the same folder with its own weights is another model
         sl.capture({"a": folder}, models.table(3), tmp_path / "run.zarr")
+
+
+def test_a_run_file_passes_them_on(tmp_path: Path) -> None:
+    folder = models.save_checkpoint(tmp_path / "a", "llama")
+    models.table(3).frame.to_csv(tmp_path / "prompts.csv", index=False)
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        "prompts: prompts.csv\nstore: run.zarr\nstages: {a: a}\nmodel_kwargs: {attn_implementation: eager}\n"
+    )
+    (stage,) = run_stages(read_run_file(run))
+    assert stage.source == sl.Checkpoint(folder, model_kwargs={"attn_implementation": "eager"})
