@@ -23,7 +23,8 @@ def places(kind: str) -> dict[str, str]:
     base, model = BASES[kind], models.hf_model(kind)
     named = {f"{base}.{name}": "cpu" for name, _ in getattr(model, base).named_children() if name != "layers"}
     blocks = {f"{base}.layers.{layer}": "disk" if layer else "cpu" for layer in range(models.LAYERS)}
-    return {"lm_head": "cpu", "embed_out": "cpu"} | named | blocks
+    head = next(name for name, _ in model.named_children() if name != base)
+    return {head: "cpu"} | named | blocks
 
 
 @pytest.mark.skipif(models.ON_39, reason="the bridge of TransformerLens 3.9 refuses weights on disk")
