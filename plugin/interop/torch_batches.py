@@ -51,7 +51,7 @@ class ShuffledBatches(IterableDataset[Sample]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the memory, which a worker allocates itself."""
-        return {**self.__dict__, "_buffers": []}
+        return {**self.__dict__, "_buffers": [], "_progress": None}
 
     @property
     def epoch(self) -> int:
@@ -138,8 +138,14 @@ class ShuffledBatches(IterableDataset[Sample]):
             state: result of `state_dict`, of the same store and the same arguments. `batch_size` may differ.
 
         Raises:
+            InputError: this is not the state of batches.
             MismatchError: the state is that of another data set or of other arguments; raised by the next iteration.
         """
+        if absent := {"epoch", "position", "entropy"} - set(state):
+            raise InputError(
+                f"not the state of batches, because {', '.join(sorted(absent))} is missing: pass the result of "
+                "batches.state_dict(); the state of a StatefulDataLoader belongs to the loader"
+            )
         self._shared[_EPOCH] = state["epoch"]
         self._progress = None
         self._resume = dict(state) if state["entropy"] is not None else None

@@ -115,7 +115,7 @@ class ActivationDataset(Samples, Dataset[Sample]):
 
         A crosscoder or SAE is trained on `x * scale`, so that the mean L2 norm of each stage and layer is the root of
         its width. This is the convention of Anthropic's crosscoders and of SAELens's `expected_average_only_in`. Others
-        subtract `mean` before, or divide by the root of `mean_square`.
+        subtract `feature_mean` before, or divide by the root of `mean_square`.
 
         Args:
             samples: read only this many samples of random blocks, instead of all.
@@ -125,7 +125,7 @@ class ActivationDataset(Samples, Dataset[Sample]):
         Returns:
             Dataset with the dims of one sample, each variable float64:
 
-            - mean, std (stage, layer, features): of each feature
+            - feature_mean, feature_std (stage, layer, features): of each feature
             - mean_norm (stage, layer): mean of the L2 norms
             - mean_square (stage, layer): mean of the squared L2 norms
             - variance (stage, layer): mean squared distance from the mean, what a reconstruction has to explain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import xarray as xr
@@ -46,9 +47,9 @@ def normalization(reader: ArrayReader, batches: Iterable[Sample], limit: int) ->
     variances = (squares - deviation.square()).clamp(min=0)
     per_part = variances.flatten(part_axes).sum(dim=-1) if reader.part_shape else variances
     mean_norm = norm.numpy()
-    variables = {
-        "mean": (reader.dims, (shift + deviation).numpy()),
-        "std": (reader.dims, variances.sqrt().numpy()),
+    variables: dict[str, Any] = {
+        "feature_mean": (reader.dims, (shift + deviation).numpy()),
+        "feature_std": (reader.dims, variances.sqrt().numpy()),
         "mean_norm": (reader.aligned, mean_norm),
         "mean_square": (reader.aligned, squared_norm.numpy()),
         "variance": (reader.aligned, per_part.numpy()),

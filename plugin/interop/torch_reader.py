@@ -177,7 +177,7 @@ class ArrayReader:
         """
         entities = self.shape[1]
         if self.stored is not None:
-            per_part = BLOCK_BYTES // len(self.parts)
+            per_part = BLOCK_BYTES // max(1, len(self.parts))
             sizes: Sequence[int] = self.stored.grid(per_part)[self.variable.dims.index("entity")]
         elif self.variable.chunks is not None:
             sizes = self.variable.chunksizes["entity"]

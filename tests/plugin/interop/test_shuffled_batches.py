@@ -15,9 +15,10 @@ from stratalens.plugin.interop.convert import torch_dataset
 from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.reading.open import open_store
 from support.stores import make_store
-from support.thorough import some
+from support.thorough import THOROUGH, some
 
 BLOCK, BLOCKS, MIXED = 32, 64, 8
+EPOCHS = 200 if THOROUGH else 40
 BUFFER = 2 * MIXED * BLOCK * 4  # bytes of two pools of eight blocks of 32 float32 numbers
 
 
@@ -128,6 +129,8 @@ def test_a_position_of_another_store_is_refused(data, tmp_path):
     other.load_state_dict(batches.state_dict())
     with pytest.raises(MismatchError, match="was reached with samples=80, and these batches have samples=30"):
         iter(other)
+    with pytest.raises(InputError, match=r"not the state of batches.*StatefulDataLoader"):
+        other.load_state_dict({"_snapshot": {}})
 
 
 def test_the_protocol_of_stateful_loaders(data):
@@ -200,13 +203,13 @@ def test_the_mixing_is_a_random_partition_into_pools_that_are_shuffled_completel
     """The order of the blocks and the order within a pool are uniform."""
     data = rows_in_memory(BLOCK * BLOCKS)
     assert data.batches(1, seed=0, buffer_bytes=BUFFER).mixed_blocks == (MIXED, BLOCKS)
-    epochs = np.array([block_numbers(data, seed) for seed in range(200)])  # (seed, pool, position)
+    epochs = np.array([block_numbers(data, seed) for seed in range(EPOCHS)])  # (seed, pool, position)
     placed = np.zeros((BLOCKS, BLOCKS // MIXED))
     for epoch in epochs:
         for number, pool in enumerate(epoch):
             placed[np.unique(pool), number] += 1
-    assert (placed.sum(axis=1) == 200).all()  # a block is in one pool
-    expected = 200 * MIXED / BLOCKS
+    assert (placed.sum(axis=1) == EPOCHS).all()  # a block is in one pool
+    expected = EPOCHS * MIXED / BLOCKS
     assert stats.chi2.sf(((placed - expected) ** 2 / expected).sum(), placed.size - BLOCKS) > 1e-3
     # Within a pool, the first half of the positions has half of each block: hypergeometric.
     half = MIXED * BLOCK // 2
@@ -215,7 +218,7 @@ def test_the_mixing_is_a_random_partition_into_pools_that_are_shuffled_completel
     assert abs(first.mean() - BLOCK / 2) < 1e-9
     assert abs(first.var() / variance - 1) < 0.05
     # Two samples of a batch are of one block as often as two random samples of the pool.
-    batch = epochs.reshape(200, -1, 16)
+    batch = epochs.reshape(EPOCHS, -1, 16)
     pairs = np.mean([(batch[..., i] == batch[..., j]).mean() for i in range(16) for j in range(i)])
     assert abs(pairs / ((BLOCK - 1) / (MIXED * BLOCK - 1)) - 1) < 0.03
 
@@ -231,7 +234,7 @@ def test_the_variance_of_batch_means_is_that_of_the_documentation():
     rng = np.random.default_rng(0)
     rho, size, data = 0.2, 64, rows_in_memory(BLOCK * BLOCKS)
     ratios = []
-    for seed in range(60):
+    for seed in range(EPOCHS):
         values = np.sqrt(rho) * np.repeat(rng.standard_normal(BLOCKS), BLOCK)
         values += np.sqrt(1 - rho) * rng.standard_normal(len(data))
         batches = data.batches(size, seed=seed, buffer_bytes=BUFFER)
