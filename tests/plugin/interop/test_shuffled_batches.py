@@ -151,6 +151,7 @@ def test_the_protocol_of_stateful_loaders(data):
     assert [numbers([batch]) for batch in iterator] == expected[7:]
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 with torch 2.13
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_stateful_loader_of_torchdata_resumes(data, workers):
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
