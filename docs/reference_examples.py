@@ -50,7 +50,8 @@ def to_activation_cache(ds: xr.Dataset) -> Any:
 
 def torch_dataset(ds: xr.Dataset) -> Any:
     samples = sl.torch_dataset(ds, layer=1, stage="week2", token="last")
-    return len(samples), samples[0].shape
+    pairs = sl.torch_dataset(ds, layer=1, stage=["week1", "week2"], aligned=True)  # for a crosscoder
+    return samples[0].shape, pairs[0].shape, pairs.normalization().scale.values
 
 
 def ablate(ds: xr.Dataset) -> Any:

@@ -10,8 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from stratalens.plugin.interop.torch_dataset import ActivationDataset
-from stratalens.plugin.interop.torch_reader import ArrayReader, as_tensor, is_nan
-from stratalens.store.errors import InputError, NotRecordedError, no_site_error, not_floats_error, suggest
+from stratalens.plugin.interop.torch_reader import ALIGNED, ArrayReader, as_tensor, is_nan
+from stratalens.store.errors import InputError, NotRecordedError, no_site_error, not_floats_error, quote, suggest
 from stratalens.store.format.schema import site_names
 from stratalens.store.reading.selection import stored_selection
 from stratalens.store.state.missing_rows import reasons_for
@@ -21,16 +21,18 @@ def torch_dataset(
     ds: xr.Dataset,
     *,
     site: str = "resid_post",
-    layer: int | None = None,
+    layer: int | Sequence[int] | None = None,
     stage: str | Sequence[str] | None = None,
     token: str | int | Sequence[str] | Sequence[int] | None = None,
     label: str | None = None,
     skip_missing: bool = False,
+    aligned: bool = False,
 ) -> ActivationDataset:
-    """Return the activations of one site and layer as a torch Dataset.
+    """Return the activations of a site as a torch Dataset.
 
-    A sample is the activation of one (stage, entity, token), a tensor of the site's
-    feature dims in the dtype of `open_store`. To select rows, use `ds.isel(entity=...)`
+    A sample is the activation of one (stage, entity, token) at one layer, a tensor of the site's
+    feature dims in the dtype of `open_store`. With `aligned`, a sample is one (entity, token) at several
+    stages and layers, as crosscoders and model diffing need it. To select rows, use `ds.isel(entity=...)`
     before. In stores of all positions, offsets before the start of a shorter prompt are
     not samples.
 
@@ -39,30 +41,54 @@ def torch_dataset(
         loader = DataLoader(batches, batch_size=None, num_workers=2)    # the same, read by other processes
         loader = DataLoader(data, batch_size=64, shuffle=True)          # random access
 
+        data = sl.torch_dataset(ds, stage=["base", "chat"], layer=12, aligned=True)
+        x = next(iter(data.batches(4096)))                            # (4096, 2, d_model): batch, stage, features
+        scale = data.normalization().scale                            # (stage,)
+
     Args:
         ds: result of `open_store`, or any Dataset with the same dims.
         site: variable with dims (stage, layer, entity, token, features...).
-        layer: block index; None if the Dataset has one layer, or the site has none.
-        stage: one or several; None takes all, as one long list of samples.
+        layer: block index; None if the Dataset has one layer, or the site has none. With `aligned`, also several, and
+            None takes all.
+        stage: one or several; None takes all. Without `aligned` they are one long list of samples.
         token: one or several of the recorded positions; None takes all.
         label: numeric label column; samples become (activations, label).
-        skip_missing: leave out rows that were not recorded instead of an error.
+        skip_missing: leave out rows that were not recorded instead of an error. A row that was not recorded at one of
+            the stages of aligned samples is left out at all of them.
+        aligned: samples have the dims stage and layer before the features. As in xarray, one label leaves its dim out
+            and a list keeps it.
 
     Raises:
         InputError: an unknown site, layer, stage, token or label.
-        NotRecordedError: rows that were not recorded, without `skip_missing`.
+        NotRecordedError: rows that were not recorded, without `skip_missing`, or no row that all stages have.
     """
     _check_site(ds, site)
-    ds = _select(_select(ds, "stage", stage), "token", token)
-    if "layer" in (*ds[site].dims, *ds[site].coords):
-        ds = _select_one(ds, "layer", layer)
-    elif layer is not None:
+    ds = _select(ds, "token", token)
+    has_layers = "layer" in (*ds[site].dims, *ds[site].coords)
+    if layer is not None and not has_layers:
         raise InputError(f"site {site!r} is outside the blocks and has no layers; leave layer={layer} out")
-    reader = ArrayReader(ds[site], f"{site} of {_source(ds)}")
-    recorded = _recorded_rows(ds, site, reader.shape[:2], skip_missing=skip_missing)
+    if aligned:
+        ds = _select_aligned(_select_aligned(ds, "stage", stage), "layer", layer)
+    elif np.ndim(layer) > 0:
+        raise InputError(
+            f"layer={quote(layer)}: a sample has one layer; for samples with several layers pass aligned=True"
+        )
+    else:
+        ds = _select(ds, "stage", stage)
+        ds = _select_one(ds, "layer", layer) if has_layers else ds
+    reader = ArrayReader(ds[site], f"{site} of {_source(ds)}", ALIGNED if aligned else ())
+    shape = (ds[site].sizes.get("stage", 1), ds[site].sizes["entity"])
+    recorded = _recorded_rows(ds, site, shape, skip_missing=skip_missing)
+    if recorded is not None and "stage" in reader.aligned:
+        recorded = recorded.all(axis=0, keepdims=True)
     # In stores of all positions, shorter prompts have no tokens at the first offsets. These are not missing rows.
     is_ragged = "token" in ds.coords and ds["token"].dtype.kind == "i"
     valid = _valid_samples(ds, reader, recorded) if is_ragged or skip_missing else None
+    if reader.aligned and valid is not None and not len(valid):
+        raise NotRecordedError(
+            f"{reader.description}: no row was recorded at all of the selected stages and layers; select fewer of them "
+            "with stage=[...], or record the missing rows"
+        )
     return ActivationDataset(reader, valid=valid, labels=_label_values(ds, label))
 
 
@@ -193,6 +219,17 @@ def _select_one(ds: xr.Dataset, dim: str, name: Any) -> xr.Dataset:
     return _select(ds, dim, name).squeeze(dim) if dim in ds.dims else _select(ds, dim, name)
 
 
+def _select_aligned(ds: xr.Dataset, dim: str, names: Any) -> xr.Dataset:
+    """Select labels of a dim of aligned samples: one label drops the dim, a list keeps it, None keeps all."""
+    if names is None:
+        return ds
+    if np.ndim(names) == 0:
+        return _select_one(ds, dim, names)
+    if not len(names):
+        raise InputError(f"{dim}=[] selects nothing; name at least one {dim}, or leave it out for all")
+    return _select(ds, dim, names)
+
+
 def _recorded_rows(
     ds: xr.Dataset, site: str, shape: tuple[int, ...], *, skip_missing: bool
 ) -> NDArray[np.bool_] | None:
@@ -229,7 +266,7 @@ def _valid_samples(ds: xr.Dataset, reader: ArrayReader, recorded: NDArray[np.boo
     """
     norms = ds.get(f"{reader.site}_l2")
     if norms is not None and norms.sizes["entity"] == reader.shape[1]:
-        tested = ArrayReader(norms, reader.description)
+        tested = ArrayReader(norms, reader.description, reader.aligned)
     else:
         tested = reader
     exists = np.ones(reader.shape, dtype=bool)
@@ -238,7 +275,8 @@ def _valid_samples(ds: xr.Dataset, reader: ArrayReader, recorded: NDArray[np.boo
     for stage, start, stop in tested.blocks():
         if exists[stage, start:stop].any():
             values = tested.read(stage, slice(start, stop))
-            exists[stage, start:stop] &= ~is_nan(values.reshape(*values.shape[:2], -1)).all(axis=-1)
+            is_absent = is_nan(values.reshape(*values.shape[:2], len(tested.parts), -1)).all(axis=-1)
+            exists[stage, start:stop] &= ~is_absent.any(axis=-1)  # a sample needs all of its parts
     return None if exists.all() else np.flatnonzero(exists)
 
 
