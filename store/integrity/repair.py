@@ -16,6 +16,7 @@ from stratalens.store.integrity.metadata_checks import read_roots
 from stratalens.store.integrity.report import VerifyReport
 from stratalens.store.state import commit_log as commits
 from stratalens.store.state.history import HISTORY, append_history, drop_torn_lines
+from stratalens.store.state.index import remove_index
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.missing_rows import lost_records
 from stratalens.store.state.publish import commit_root, sync_names
@@ -42,6 +43,7 @@ def repair_store(storage: Storage, report: VerifyReport) -> list[str]:
     storage.guards.append(lock.check)
     try:
         sync_names(storage)
+        remove_index(storage)
         repairs: list[str] = []
         store = _restore_root(storage, repairs)
         check_row_count(store)

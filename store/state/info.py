@@ -13,6 +13,7 @@ from stratalens.store.errors import join_names
 from stratalens.store.format.int8 import summarize_errors
 from stratalens.store.format.metadata import FORMAT_VERSION
 from stratalens.store.state.capture_plan import missing_stages
+from stratalens.store.state.index import attach_index
 from stratalens.store.state.manifest import load
 from stratalens.store.state.store_files import check_store_files
 from stratalens.store.storage.resolve import storage_at
@@ -42,6 +43,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         - provenance, recorded_with: fields that must match, and fields for information.
     """
     store = load(storage_at(path))
+    attach_index(store)
     check_store_files(store)
     state = store.commits()
     geometry = store.geometry

@@ -17,6 +17,7 @@ from stratalens.store.format import metadata
 from stratalens.store.format.shards import FileImage
 from stratalens.store.state import commit_log as commits
 from stratalens.store.state.history import append_history, drop_torn_lines
+from stratalens.store.state.index import remove_index
 from stratalens.store.state.manifest import StageEntry, Store, load
 from stratalens.store.state.provenance import check_stage
 from stratalens.store.state.publish import add_stage, commit_root, compact, sync_names
@@ -216,6 +217,7 @@ class ActivationWriter:
         """
         storage = self._storage
         check_store_files(load(storage))
+        remove_index(storage)
         sync_names(storage)
         storage.remove_temporaries(own_only=False)
         drop_torn_lines(storage)
