@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from stratalens.store.errors import DamagedError
@@ -31,41 +30,33 @@ _VERSION = 1
 _TEXTS = (PLANNED, HISTORY)  # with the commit records, the small objects that readers ask for
 
 
-@dataclass(frozen=True)
-class StoreIndex:
-    """The two objects of an index.
+def build_index(
+    store: Store, texts: Mapping[str, bytes], labels: Iterable[tuple[str, bytes]], sizes: Mapping[str, int]
+) -> dict[str, bytes]:
+    """Build the two objects of an index.
 
-    Attributes:
-        index: bytes of `INDEX`.
-        labels: bytes of `LABELS`: all label files, one after the other.
+    Args:
+        store: the store, with the root that readers will see.
+        texts: content of every commit record, of the history and of the capture plan, by key.
+        labels: key and content of every label file.
+        sizes: bytes of every file of a compressed variable, by key.
+
+    Returns:
+        Content of `LABELS` and of `INDEX`, by key, in the order in which they have to be written.
     """
-
-    index: bytes
-    labels: bytes
-
-
-def build_index(store: Store) -> StoreIndex:
-    """Build the index of a store from its files."""
-    storage = store.storage
-    texts = {}
-    for key in [*(f"{commits.FOLDER}/{name}" for name in storage.list(commits.FOLDER)), *_TEXTS]:
-        content = storage.get(key)
-        if content is not None:
-            texts[key] = content.decode()
-    labels: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     bundle = bytearray()
-    for name in sorted(store.label_types):
-        for number in range(-(-store.entities // store.label_chunk)):
-            key = store.label_key(name, number)
-            content = storage.get(key) or b""
-            labels[key] = [len(bundle), len(content), crc32c(content)]
-            bundle += content
-    sizes = {}
-    for name, layout in store.layouts.items():
-        if layout.compressed:
-            sizes.update({f"{name}/{file}": size for file, size in storage.sizes(name).items() if file != "zarr.json"})
-    document = {"version": _VERSION, "root": _identity(store), "texts": texts, "labels": labels, "sizes": sizes}
-    return StoreIndex(encode_document(document), bytes(bundle))
+    for key, content in labels:
+        places[key] = [len(bundle), len(content), crc32c(content)]
+        bundle += content
+    document = {
+        "version": _VERSION,
+        "root": _identity(store),
+        "texts": {key: content.decode() for key, content in texts.items()},
+        "labels": places,
+        "sizes": dict(sizes),
+    }
+    return {LABELS: bytes(bundle), INDEX: encode_document(document)}
 
 
 def encode_document(document: dict[str, Any]) -> bytes:
@@ -101,9 +92,10 @@ def attach_index(store: Store) -> None:
 
 def detach_records(storage: Storage) -> None:
     """Forget commit records that no index proves to belong together, so that later calls read them again."""
-    if isinstance(storage, RemoteStorage) and storage.snapshot is not None and not storage.snapshot.bundle:
-        if storage.lists_folders:
-            storage.snapshot = None
+    if not isinstance(storage, RemoteStorage) or storage.snapshot is None:
+        return
+    if storage.lists_folders and not storage.snapshot.bundle:
+        storage.snapshot = None
 
 
 def _read_index(store: Store, storage: RemoteStorage, names: Sequence[str] | None) -> Snapshot | None:
@@ -123,8 +115,8 @@ def _read_index(store: Store, storage: RemoteStorage, names: Sequence[str] | Non
         sizes = {str(key): int(n) for key, n in document["sizes"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         warnings.warn(
-            f"the index {storage.path(INDEX)} is damaged ({error}), so the store is opened without it, which takes more "
-            "requests. `stratalens push` writes it again",
+            f"the index {storage.path(INDEX)} is damaged ({error}), so opening takes more requests. "
+            "`stratalens push` writes it again",
             UserWarning,
             stacklevel=2,
         )

@@ -116,9 +116,7 @@ class HttpStorage(RemoteStorage):
                 f"{self.path(key)} cannot be read: the server {_REFUSED[status]} (HTTP {status}). A temporary link may "
                 "be over: get a new one and open the store again. Headers with credentials go into FSSPEC_HTTPS"
             )
-        reason = (
-            f"HTTP {status}" if status else f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        )
+        reason = f"HTTP {status}" if status else f"{type(error).__name__} {error}".strip()
         return UnreachableError(
             f"{self.path(key)} cannot be read ({reason}): check the address and the network, and repeat the call. "
             "Chunks in the local cache are not read again"

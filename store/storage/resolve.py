@@ -29,8 +29,8 @@ def storage_at(path: str | os.PathLike[str]) -> Storage:
 
 
 def _remote_storage(url: str) -> Storage:
-    from stratalens.store.storage.hub import HubStorage, is_hub_repository
     from stratalens.store.storage.http_server import HttpStorage
+    from stratalens.store.storage.hub import HubStorage, is_hub_repository
     from stratalens.store.storage.object_store import RemoteStorage
 
     if url.startswith(("http://", "https://")):
