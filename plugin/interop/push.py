@@ -11,6 +11,8 @@ from stratalens.plugin.interop.card import CARD, FIGURE, card_text
 from stratalens.store.errors import InputError, quote
 from stratalens.store.files import user_path
 
+_OTHERS = ["entity", "token"]  # the dims over which the norms of the figure are averaged
+
 
 def push(
     store: str | os.PathLike[str],
@@ -77,11 +79,12 @@ def push(
 def _norms_of(facts: dict[str, Any]) -> str:
     """Return the first statistic of norms with stage and layer; "" if the store has none."""
     names = [f"{site}_l2" for site in facts["sites"]]
-    return next((n for n in names if {"stage", "layer"} <= set(facts["variables"].get(n, {}).get("dims", ()))), "")
+    needed = {"stage", "layer", *_OTHERS}
+    return next((n for n in names if needed <= set(facts["variables"].get(n, {}).get("dims", ()))), "")
 
 
 def _figure_code(url: str, norms: str) -> str:
-    return f'sl.plots.stage_layer_map(sl.open_store("{url}").{norms}.mean("entity"), "mean norm")'
+    return f'sl.plots.stage_layer_map(sl.open_store("{url}").{norms}.mean({_OTHERS}), "mean norm")'
 
 
 def draw_norms(store: str | os.PathLike[str], norms: str) -> bytes | None:
@@ -94,16 +97,17 @@ def draw_norms(store: str | os.PathLike[str], norms: str) -> bytes | None:
     import tempfile
     from importlib.util import find_spec
 
-    import stratalens as sl
+    from stratalens.analyses import plots
+    from stratalens.store.reading.open import open_store
 
     if find_spec("matplotlib") is None:
         return None
-    means = sl.open_store(store)[norms].mean("entity").compute()
+    means = open_store(store)[norms].mean(_OTHERS).compute()
     if not bool(means.notnull().any()):
         return None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, FIGURE)
-        sl.plots.save(sl.plots.stage_layer_map(means, "mean norm"), file)
+        plots.save(plots.stage_layer_map(means, "mean norm"), file)
         return file.read_bytes()
 
 

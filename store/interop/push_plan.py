@@ -136,9 +136,7 @@ def _label_files(store: Store) -> Iterator[tuple[str, bytes]]:
 def check_data_file(plan: PushPlan, file: DataFile) -> None:
     """Raise DamagedError unless a data file is the intact one that was committed."""
     result = check_file(plan.store.storage, file.layout, file.key)
-    number, what = (
-        result.faults[0] if result.faults else (None, "the file is intact but not the one that was committed")
-    )
+    number, what = (*result.faults, (None, "the file is intact but not the one that was committed"))[0]
     if result.faults or result.digest != file.digest:
         damage = chunk_damage(plan.store, file.stage, file.block, file.layout, number, what)
         raise DamagedError(

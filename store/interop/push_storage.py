@@ -114,7 +114,7 @@ def _files_to_write(plan: PushPlan, target: Storage, existing: Store | None, res
 
 def _put_data(plan: PushPlan, target: Storage, files: list[DataFile], progress: Progress | None) -> int:
     total = plan.nbytes
-    kept = done = total - sum(file.nbytes for file in files)
+    done = start = total - sum(file.nbytes for file in files)
     batch: list[tuple[str, tuple[bytes]]] = []
     size = 0
     for number, file in enumerate(files, 1):
@@ -127,7 +127,7 @@ def _put_data(plan: PushPlan, target: Storage, files: list[DataFile], progress: 
             done, batch, size = done + size, [], 0
             if progress is not None:
                 progress(done, total)
-    return done - kept
+    return done - start
 
 
 def _put_all(target: Storage, files: Mapping[str, bytes]) -> None:

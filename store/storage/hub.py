@@ -73,11 +73,15 @@ class HubFiles:
 
     def cat_file(self, path: str, start: int = 0, end: int = 0) -> bytes:
         """Return a range of a file; FileNotFoundError if the repository does not have it."""
-        from huggingface_hub import hf_hub_url
+        from huggingface_hub import HfApi, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
         address = hf_hub_url(
-            self.address.repository, path, repo_type=self.address.kind, revision=self.revision or "main"
+            self.address.repository,
+            path,
+            repo_type=self.address.kind,
+            revision=self.revision or "main",
+            endpoint=HfApi().endpoint,
         )
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         retries: dict[str, Any] = {"max_retries": ATTEMPTS - 1, "base_wait_time": FIRST_WAIT}
