@@ -36,7 +36,7 @@ def card_text(
         license: identifier of a license, such as "cc-by-4.0"; None states none.
         figure_code: line of Python that draws the figure of the card; "" if it has none.
     """
-    name = title or re.split(r"[/@]", url.rstrip("/").removeprefix("hf://datasets/"))[-1].removesuffix(".zarr")
+    name = title or re.sub(r"@[^/]*", "", url.rstrip("/")).rsplit("/", 1)[-1].removesuffix(".zarr")
     header: dict[str, Any] = {"tags": ["stratalens", "activations", "interpretability"], "viewer": False}
     header["pretty_name"] = name
     if license:

@@ -23,6 +23,7 @@ from stratalens.store.state.publish import commit_root, sync_names
 from stratalens.store.state.store_files import check_row_count, has_private_folder
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Storage
 from stratalens.store.storage.local_locks import busy_error
+from stratalens.store.storage.resolve import check_writable
 from stratalens.store.writing.quantization_error import update_quantization_errors
 
 
@@ -35,6 +36,7 @@ def repair_store(storage: Storage, report: VerifyReport) -> list[str]:
     Raises:
         StoreBusyError: another process writes the store.
     """
+    check_writable(storage)
     rebuild = not has_private_folder(storage)
     storage.make_folders([TEMPORARY, commits.FOLDER, f"{PRIVATE}/claims"])
     lock = storage.writer_lock()

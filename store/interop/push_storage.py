@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 
-from stratalens.store.errors import InputError, StoreExistsError, join_names
+from stratalens.store.errors import StoreExistsError, join_names
 from stratalens.store.format import metadata
 from stratalens.store.interop.push_plan import DataFile, PushPlan, check_data_file, check_same_store
 from stratalens.store.state import commit_log as commits
@@ -13,6 +13,7 @@ from stratalens.store.state.index import remove_index
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Storage
 from stratalens.store.storage.local_locks import busy_error
+from stratalens.store.storage.resolve import check_writable
 
 Progress = Callable[[int, int], None]
 
@@ -40,8 +41,7 @@ def push_to_storage(
         StoreBusyError: another process writes to it.
         DamagedError: a file of the source is damaged.
     """
-    if target.read_only:
-        raise InputError(f"{target.root} cannot be written: {target.read_only}")
+    check_writable(target)
     existing = _existing_store(plan, target)
     target.make_folders([TEMPORARY, commits.FOLDER, f"{PRIVATE}/claims", *plan.store.arrays()])
     lock = target.writer_lock()

@@ -114,7 +114,6 @@ class RemoteStorage:
 
     def make_folders(self, keys: Iterable[str]) -> None:
         """Mark the URL as that of a store, so that an interrupted creation can resume; there are no folders."""
-        self._check_writable()
         if TEMPORARY in keys and not any(name != "leases" for name in self.list(PRIVATE)):
             self._put(f"{PRIVATE}/history.jsonl", b"")
 
@@ -124,13 +123,8 @@ class RemoteStorage:
     def sync_folders(self, keys: Iterable[str]) -> None:
         """Do nothing: an object is durable as soon as it is visible."""
 
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise InputError(f"{self.root} cannot be written: {self.read_only}")
-
     def check_guards(self, key: str) -> None:
         """Raise if a lock that this object holds was lost; every change but those of locks calls it first."""
-        self._check_writable()
         if not key.startswith(LEASES):
             for guard in list(self.guards):
                 guard()
@@ -165,7 +159,6 @@ class RemoteStorage:
 
     def create(self, key: str, data: bytes) -> bool:
         """Put an object unless the key exists; return whether it was put."""
-        self._check_writable()
         try:
             self._fs.pipe_file(self._at(key), data, mode="create")
         except Exception as error:  # clients raise their own errors, too

@@ -38,6 +38,12 @@ def _remote_storage(url: str) -> Storage:
     return HubStorage(url) if is_hub_repository(url) else RemoteStorage(url)
 
 
+def check_writable(storage: Storage) -> None:
+    """Raise InputError if nothing can be written to a storage."""
+    if storage.read_only:
+        raise InputError(f"{storage.root} cannot be written: {storage.read_only}")
+
+
 def no_store_error(storage: Storage) -> InputError:
     """Return the error for a path that contains no store."""
     root = storage.root

@@ -61,12 +61,18 @@ class Snapshot:
                 self._whole = True
                 total = max(end[0] + end[1] for end in self.labels.values())
                 if total <= BUNDLE_LIMIT:
-                    content = read(self.bundle, [(0, total)])[0]
+                    content = self._read(read, 0, total)
                     self._bundled = {k: content[o : o + n] for k, (o, n, _) in self.labels.items()}
             data = self._bundled.pop(key, None)
         if data is None:
-            data = read(self.bundle, [(offset, nbytes)])[0]
+            data = self._read(read, offset, nbytes)
         if len(data) == nbytes and crc32c.crc32c(data) == checksum:
             return data
         self.labels.clear()  # the bundle is damaged or newer: the label files themselves are read from now on
         return None
+
+    def _read(self, read: ReadRanges, offset: int, nbytes: int) -> bytes:
+        try:
+            return read(self.bundle, [(offset, nbytes)])[0]
+        except FileNotFoundError:
+            return b""

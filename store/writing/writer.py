@@ -24,7 +24,7 @@ from stratalens.store.state.publish import add_stage, commit_root, compact, sync
 from stratalens.store.state.store_files import check_store_files, has_private_folder, no_private_folder_error
 from stratalens.store.storage.base import PRIVATE, Lock, StagedWrite, Storage
 from stratalens.store.storage.local_locks import busy_error
-from stratalens.store.storage.resolve import storage_at
+from stratalens.store.storage.resolve import check_writable, storage_at
 from stratalens.store.threads import cores
 from stratalens.store.writing.buffers import Allocator, BlockBuffer, BlockMemory, RowBlock
 from stratalens.store.writing.quantization_error import update_quantization_errors
@@ -57,6 +57,7 @@ class ActivationWriter:
         self.store = store if isinstance(store, Store) else load(storage_at(store))
         self.shared = shared
         self._storage = self.store.storage
+        check_writable(self._storage)
         if not has_private_folder(self._storage):
             raise no_private_folder_error(self._storage)
         self._lock = self._take_lock()
