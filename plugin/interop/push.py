@@ -54,10 +54,11 @@ def push(
     Example:
         >>> sl.push("run.zarr", "hf://datasets/me/run", license="cc-by-4.0")  # doctest: +SKIP
     """
-    from stratalens.store.interop.push import push_store
+    from stratalens.store.interop.push import check_address, push_store
     from stratalens.store.state.info import info
 
     address = os.fspath(url)
+    check_address(address)
     facts = info(store)
     extra: dict[str, bytes] = {}
     code = ""

@@ -6,11 +6,19 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from stratalens.store.interop.push_hub import push_to_hub
+from stratalens.store.interop.push_hub import dataset_address, push_to_hub
 from stratalens.store.interop.push_plan import plan_push
 from stratalens.store.interop.push_storage import Progress, push_to_storage
 from stratalens.store.storage.hub import is_hub_repository
-from stratalens.store.storage.resolve import storage_at
+from stratalens.store.storage.resolve import check_writable, storage_at
+
+
+def check_address(url: str) -> None:
+    """Raise InputError if nothing can be pushed to a URL, whatever it holds."""
+    if is_hub_repository(url):
+        dataset_address(url)
+    else:
+        check_writable(storage_at(url))
 
 
 def push_store(
@@ -43,8 +51,9 @@ def push_store(
         UnreachableError: the hub does not answer.
         DamagedError: a file of the store is damaged; nothing of the copy is visible.
     """
-    plan = plan_push(storage_at(store))
     address = os.fspath(url)
+    check_address(address)
+    plan = plan_push(storage_at(store))
     if is_hub_repository(address):
         sent = push_to_hub(plan, address, extra or {}, private=private, progress=progress)
     else:

@@ -25,6 +25,14 @@ BATCH_FILES, BATCH_BYTES = 500, 4 << 30  # of one commit; the hub allows 128 com
 FOLDER_LIMIT = 10_000  # files in one folder of a repository
 
 
+def dataset_address(url: str) -> HubAddress:
+    """Return the parts of the URL of a dataset repository; raise InputError for another one."""
+    address = HubAddress(url)
+    if address.kind != "dataset":
+        raise InputError(f"{url} is no dataset repository: push to hf://datasets/{address.repository}")
+    return address
+
+
 def push_to_hub(
     plan: PushPlan, url: str, extra: Mapping[str, bytes], *, private: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -48,10 +56,8 @@ def push_to_hub(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    address = HubAddress(url)
+    address = dataset_address(url)
     source = plan.store.storage
-    if address.kind != "dataset":
-        raise InputError(f"{url} is no dataset repository: push to hf://datasets/{address.repository}")
     if not isinstance(source, LocalStorage):
         raise InputError(f"{source.root} is not on this machine: push from the folder of the store")
     _check_folder_sizes(plan)

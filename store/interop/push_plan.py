@@ -51,7 +51,7 @@ class PushPlan:
         root: bytes of its root document.
         data: its committed data files.
         documents: labels, coordinates and array metadata, by key.
-        records: commit records, by key, one for each stage and group with data.
+        records: commit records, by key: one for each complete stage and group, else one for each block.
         texts: history and capture plan, by key.
         index: the objects of the index, by key.
     """
@@ -99,15 +99,22 @@ def plan_push(storage: Storage) -> PushPlan:
         for group, variables in enumerate(store.groups):
             blocks = store.geometry.blocks
             digests = commits.read_stage(storage, stage, group, blocks, name=entry.name, singles=singles)
-            if any(digests.values()):
+            names = [variable.name for variable in variables]
+            committed = [b for b in range(blocks) if all(b in digests.get(name, {}) for name in names)]
+            if len(committed) == blocks:
                 record = commits.stage_record(stage, entry.name, group, digests, blocks)
                 records[commits.stage_key(stage, group)] = record
-            for variable in variables:
-                layout = store.layouts[variable.name]
-                for block, digest in sorted(digests.get(variable.name, {}).items()):
-                    name = layout.file_name(stage, block)
-                    nbytes = sizes[variable.name].get(name, 0) if layout.compressed else layout.file_nbytes
-                    data.append(DataFile(layout.key(stage, block), nbytes, stage, block, layout, digest))
+            else:  # the names of the records change with every block that is recorded later
+                for block in committed:
+                    files = {name: digests[name][block] for name in names}
+                    record = commits.block_record(stage, entry.name, block, group, files)
+                    records[commits.block_key(stage, block, group)] = record
+            for name in names:
+                layout = store.layouts[name]
+                for block in committed:
+                    file = layout.file_name(stage, block)
+                    nbytes = sizes[name].get(file, 0) if layout.compressed else layout.file_nbytes
+                    data.append(DataFile(layout.key(stage, block), nbytes, stage, block, layout, digests[name][block]))
     documents = {f"{name}/zarr.json": metadata.canonical(document) for name, document in store.arrays().items()}
     for name, coordinate in store.coordinates().items():
         documents |= {f"{name}/c.{number}": content for number, content in coordinate.files(0)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import threading
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from stratalens.store.interop.push import push_store
 from stratalens.store.state.index import INDEX
 from stratalens.store.storage import retries
 from stratalens.store.storage.http_server import HttpStorage
+from stratalens.store.storage.object_store import RemoteStorage
 from stratalens.store.writing.create import create
 from support.hub_datasets import Hub, commit_of, dataset_hub
 from support.range_server import Faults, range_server
@@ -120,6 +123,57 @@ def test_a_partial_store_is_read_with_and_without_index(folder: Path, tmp_path: 
             assert (len(counts.requests) < 10) == (name == "pushed.zarr")
 
 
+def test_blocks_are_requested_at_the_same_time(folder: Path) -> None:
+    together = threading.Barrier(ROWS // BLOCK, timeout=30)
+
+    def answer(path: str, number: int) -> str:
+        if "resid_post/c" in path:
+            together.wait()  # for a request for every block
+        return ""
+
+    with range_server(folder, Faults(answer)) as (address, _):
+        np.testing.assert_array_equal(first_slab(f"{address}/new.zarr"), first_slab(str(folder / "old.zarr")))
+
+
+def test_a_bucket_is_opened_with_few_requests_and_never_from_an_old_index(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    calls: list[str] = []
+
+    def counting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: (calls.append(name), real(*args, **options))[1]
+
+    for name in ("cat_file", "cat_ranges", "ls", "info"):
+        monkeypatch.setattr(MemoryFileSystem, name, counting(name, getattr(MemoryFileSystem, name)))
+    url = f"memory://{uuid.uuid4().hex}/run.zarr"
+    push_store(folder / "old.zarr", url)
+    calls.clear()
+    np.testing.assert_array_equal(first_slab(url), first_slab(str(folder / "old.zarr")))
+    requests = [name for name in calls if name != "cat_file"]  # MemoryFileSystem.cat_ranges calls cat_file
+    assert calls.count("ls") == 1
+    assert len(requests) <= 1 + 1 + ROWS // BLOCK  # commit records, labels, blocks; and root and index by cat_file
+
+    partial = f"memory://{uuid.uuid4().hex}/run.zarr"
+    store = create_small(partial)
+    with ActivationWriter(store) as writer, writer.stage("s0", order=0, fingerprint="f") as stage:
+        block = next(stage.pending())
+        stage.submit(fill_randomly(stage.buffer(block), writer.store, 0))
+    shared = f"memory://{uuid.uuid4().hex}/run.zarr"
+    push_store(partial, shared)
+    storage = RemoteStorage(shared)
+    index = storage.get(INDEX)
+    assert index is not None
+    assert open_store(shared).recorded.values.sum() == 6
+    with ActivationWriter(shared) as writer, writer.stage("s0", order=0, fingerprint="f") as stage:
+        assert storage.get(INDEX) is None
+        for block in stage.pending():
+            stage.submit(fill_randomly(stage.buffer(block), writer.store, 0))
+    storage.put(INDEX, index)  # as a writer of an older version would leave it
+    assert open_store(shared).recorded.values.all()
+
+
 @pytest.mark.parametrize("fault", ["cut", "500", "503", "429", "drop"])
 def test_passing_errors_are_repeated(folder: Path, fault: str) -> None:
     expected = first_slab(str(folder / "old.zarr"))
@@ -195,7 +249,7 @@ class TestTheCache:
             np.testing.assert_array_equal(ds.resid_post.sel(stage="s1", layer=2), expected)
             assert len([r for r in counts.requests if "resid_post/c" in r[1]]) == len(entries)
 
-    def test_a_store_that_changed_is_read_anew(self, folder: Path, tmp_path: Path) -> None:
+    def test_a_store_that_changed_is_read_again(self, folder: Path, tmp_path: Path) -> None:
         store = copy_of(folder / "small.zarr", tmp_path / "served" / "a.zarr")
         with range_server(tmp_path / "served") as (address, _):
             before = open_store(f"{address}/a.zarr").resid_post.values
@@ -221,7 +275,7 @@ class TestTheCache:
                 first_slab(f"{address}/new.zarr")
 
 
-def create_small(path: Path) -> Any:
+def create_small(path: Path | str) -> Any:
     from support import synthetic_writer
 
     return synthetic_writer.make(path)
@@ -395,7 +449,7 @@ REFUSALS: dict[str, tuple[Case, type[StratalensError], str]] = {
     ),
     "push no store": (lambda f, h: push_store(f, "hf://datasets/me/run"), InputError, "holds no store"),
     "record to the hub": (
-        lambda f, h: ActivationWriter(create_small("hf://datasets/me/run")),  # type: ignore[arg-type]
+        lambda f, h: ActivationWriter(create_small("hf://datasets/me/run")),
         InputError,
         "cannot be written: a repository of the hub",
     ),
