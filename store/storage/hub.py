@@ -20,7 +20,7 @@ from stratalens.store.storage.retries import ATTEMPTS, FIRST_WAIT, TRANSIENT
 T = TypeVar("T")
 
 _URL = re.compile(
-    r"hf://(?:(?P<kind>datasets|spaces)/)?(?P<repository>[\w.-]+/[\w.-]+)"
+    r"hf://(?:(?P<kind>datasets|spaces)/|(?!(?:datasets|spaces)/))(?P<repository>[\w.-]+/[\w.-]+)"
     r"(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<folder>.*))?"
 )
 _KINDS = {"datasets": "dataset", "spaces": "space", None: "model"}
@@ -73,15 +73,11 @@ class HubFiles:
 
     def cat_file(self, path: str, start: int = 0, end: int = 0) -> bytes:
         """Return a range of a file; FileNotFoundError if the repository does not have it."""
-        from huggingface_hub import HfApi, hf_hub_url
+        from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
         address = hf_hub_url(
-            self.address.repository,
-            path,
-            repo_type=self.address.kind,
-            revision=self.revision or "main",
-            endpoint=HfApi().endpoint,
+            self.address.repository, path, repo_type=self.address.kind, revision=self.revision or "main"
         )
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         retries: dict[str, Any] = {"max_retries": ATTEMPTS - 1, "base_wait_time": FIRST_WAIT}
