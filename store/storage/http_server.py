@@ -94,7 +94,7 @@ class HttpStorage(RemoteStorage):
     def _info(self, key: str) -> dict[str, Any] | None:
         try:
             return cast("dict[str, Any]", with_retries(lambda: self._fs.info(self._at(key))))
-        except FileNotFoundError:  # stands for every error
+        except FileNotFoundError:  # the client reports every error in this way
             try:
                 self._cat(key, 1)
             except FileNotFoundError:
