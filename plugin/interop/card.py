@@ -49,10 +49,9 @@ def card_text(
         "",
         f"# {_plain(name)}",
         "",
-        f"Activations of {_plain(recorded.get('model') or 'a model')}, recorded with "
-        f"[stratalens](https://pypi.org/project/stratalens/): {dims['stage']} stages, {dims['layer']} layers, "
-        f"{dims['entity']} prompts, {dims['token']} positions, {human_bytes(facts['bytes'])}. The store is "
-        f"{state_in_words(facts)}.",
+        f"Activations of {_plain(recorded.get('model') or 'a model')}, recorded with stratalens: {dims['stage']} "
+        f"stages, {dims['layer']} layers, {dims['entity']} prompts, {dims['token']} positions, "
+        f"{human_bytes(facts['bytes'])}. The store is {state_in_words(facts)}.",
         "",
         "```python",
         "import stratalens as sl",

@@ -20,7 +20,10 @@ WIDTH, ROWS, BLOCK = 512, 480, 96
 
 
 def make_shared_stores(root: Path) -> None:
-    """Write a store as it was recorded (old.zarr) and its shared copy (new.zarr), and both of a small store."""
+    """Write a store as it was recorded (old.zarr) and its shared copy (new.zarr).
+
+    The same of a small store (small.zarr, small-new.zarr) and of a compressed one (zstd.zarr, zstd-new.zarr).
+    """
     site = site_variable("resid_post", ["d_model"], [WIDTH], "bfloat16", "blocks.{layer}.hook_out")
     shape: dict[str, Any] = {"layers": range(4), "tokens": ["last"], "variables": [site], "block_size": BLOCK}
     with ActivationWriter(create(root / "old.zarr", entities=make_labels(ROWS, STAGES), **shape)) as writer:
@@ -29,6 +32,11 @@ def make_shared_stores(root: Path) -> None:
     push_store(root / "old.zarr", root / "new.zarr")
     synthetic_writer.stream(root / "small.zarr")
     push_store(root / "small.zarr", root / "small-new.zarr")
+    shape |= {"compression": "zstd", "block_size": 10, "layers": range(3)}
+    with ActivationWriter(create(root / "zstd.zarr", entities=make_labels(22, STAGES), **shape)) as writer:
+        for order, name in enumerate(STAGES):
+            add_stage(writer, name, order)
+    push_store(root / "zstd.zarr", root / "zstd-new.zarr")
 
 
 def add_stage(writer: ActivationWriter, name: str, order: int, seed: int | None = None) -> None:

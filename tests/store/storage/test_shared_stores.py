@@ -39,7 +39,7 @@ def test_the_first_slab_takes_few_requests_and_its_own_bytes(folder: Path) -> No
         np.testing.assert_array_equal(first_slab(f"{address}/new.zarr"), expected)
         assert len(counts.requests) == 3 + ROWS // BLOCK  # root, index, labels; one a block
         assert len(counts.requests) < 10
-        assert counts.nbytes < 1.05 * slab_nbytes + 16_000  # this store is small: root and labels are 16 kB
+        assert counts.nbytes < 1.05 * slab_nbytes
         data = [r for r in counts.requests if r[1].startswith("new.zarr/resid_post/")]
         assert sum(nbytes for *_, nbytes in data) < 1.001 * slab_nbytes
         counts.clear()
@@ -47,7 +47,7 @@ def test_the_first_slab_takes_few_requests_and_its_own_bytes(folder: Path) -> No
         assert {method for method, *_ in counts.requests} <= {"GET", "HEAD"}
 
 
-@pytest.mark.parametrize("name", ["small.zarr", "small-new.zarr"])
+@pytest.mark.parametrize("name", ["small.zarr", "small-new.zarr", "zstd.zarr", "zstd-new.zarr"])
 def test_a_web_server_shows_what_the_folder_has(folder: Path, name: str) -> None:
     with range_server(folder) as (address, _):
         url = f"{address}/{name}"
@@ -65,10 +65,9 @@ def test_a_web_server_shows_what_the_folder_has(folder: Path, name: str) -> None
 
 
 def check_values_at(url: str, path: Path) -> None:
-    for dtype in ("float32", "bits"):
-        for chunks in ("auto", None):
-            there = open_store(url, dtype=dtype, chunks=chunks)  # type: ignore[arg-type]
-            xr.testing.assert_equal(there, open_store(path, dtype=dtype))  # type: ignore[arg-type]
+    for dtype, chunks in (("float32", "auto"), ("bits", None)):
+        there = open_store(url, dtype=dtype, chunks=chunks)  # type: ignore[arg-type]
+        xr.testing.assert_equal(there, open_store(path, dtype=dtype))  # type: ignore[arg-type]
     some = {"entity": [1, 7, 20], "layer": [0, 2]}
     ds = open_store(url)
     for _ in range(2):  # chunks are checked the first time
