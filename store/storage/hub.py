@@ -8,7 +8,7 @@ several megabytes ahead.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -184,6 +184,7 @@ def hub_errors(address: HubAddress, request: Callable[[], T]) -> T:
         FileNotFoundError: the repository does not have the file.
         InputError: the repository or revision does not exist, or access is refused.
         UnreachableError: the hub does not answer, or with an error.
+        StratalensError: the hub does not take what is sent.
     """
     from huggingface_hub import errors
 
@@ -220,20 +221,25 @@ def hub_errors(address: HubAddress, request: Callable[[], T]) -> T:
                 f"{address.url}: the hub refuses access to {name} (HTTP {status}). `hf auth login` with a token that "
                 "has the right, or set HF_TOKEN"
             ) from error
-        raise _unreachable(address, error) from error
-    except StratalensError:
+        raise _unreachable(address, error, status) from error
+    except (StratalensError, FileNotFoundError):
         raise
-    except (FileNotFoundError, ValueError):
-        raise
+    except ValueError as error:  # as for files that the hub does not take
+        raise StratalensError(f"the hub refuses the files for {address.url}: {_first_line(error)}") from error
     except Exception as error:  # the errors of its HTTP library, which has changed between versions
         raise _unreachable(address, error) from error
 
 
-def _unreachable(address: HubAddress, error: Exception) -> UnreachableError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _unreachable(address: HubAddress, error: Exception, status: int | None = None) -> UnreachableError:
+    answer = f"answers HTTP {status}" if status else "does not answer"
     return UnreachableError(
-        f"the hub does not answer for {address.url} ({first}): check the network and https://status.huggingface.co, "
-        "and repeat the call. Chunks in the local cache and files that were pushed are not sent again"
+        f"the hub {answer} for {address.url} ({_first_line(error)}): check the network and "
+        "https://status.huggingface.co, and repeat the call. Chunks in the local cache and files that were pushed are "
+        "not sent again"
     )
 
 
@@ -244,6 +250,3 @@ def is_hub_repository(url: str) -> bool:
     (True, False)
     """
     return url.startswith("hf://") and not url.startswith("hf://buckets/")
-
-
-__all__: Sequence[str] = ["HubAddress", "HubFiles", "HubStorage", "hub_errors", "is_hub_repository"]

@@ -117,6 +117,11 @@ def without_private_folder(folder: Path, hub: Hub) -> None:
         open_store(f"{address}/new.zarr")
 
 
+def without_token(folder: Path, hub: Hub) -> None:
+    hub.fail[:] = [["/api/repos/create", 401, 9]]
+    push_store(folder / "small.zarr", "hf://datasets/me/run")
+
+
 def pushed(url: str, **changes: Any) -> Case:
     def case(folder: Path, hub: Hub) -> None:
         push_store(folder / "small.zarr", "hf://datasets/me/run")
@@ -144,7 +149,7 @@ REFUSALS: dict[str, tuple[Case, type[StratalensError], str]] = {
     "hub does not answer": (
         pushed("hf://datasets/me/run", fail=[["/resolve/", 503, 99]]),
         UnreachableError,
-        "the hub does not answer",
+        "the hub answers HTTP 503",
     ),
     "no name": (lambda f, h: open_store("hf://datasets/me"), InputError, "names no repository: give hf://datasets"),
     "push to a web server": (
@@ -157,6 +162,7 @@ REFUSALS: dict[str, tuple[Case, type[StratalensError], str]] = {
         InputError,
         "is no dataset repository",
     ),
+    "push without a token": (without_token, InputError, r"refuses access to me/run \(HTTP 401\).*HF_TOKEN"),
     "push no store": (lambda f, h: push_store(f, "hf://datasets/me/run"), InputError, "holds no store"),
     "record to the hub": (
         lambda f, h: ActivationWriter(create_small("hf://datasets/me/run")),
