@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -60,18 +61,18 @@ class HttpStorage(RemoteStorage):
         read = self._fs.cat_file
         return cast("bytes", with_retries(lambda: read(self._at(key), start=0, end=end, headers=self._headers())))
 
-    def _cat_ranges(self, key: str, starts: list[int], stops: list[int]) -> Sequence[bytes]:
+    def _cat_ranges(self, key: str, starts: Sequence[int], stops: Sequence[int]) -> Sequence[bytes]:
         asked = list(zip(starts, stops, strict=True))
         options = {"headers": self._headers()}
         address = self._at(key)
         if len(asked) == 1:
-            answers = [with_retries(lambda: self._fs.cat_file(address, *asked[0], **options))]
+            answers = [with_retries(partial(self._fs.cat_file, address, *asked[0], **options))]
         else:
             paths = [address] * len(asked)
-            answers = self._fs.cat_ranges(paths, starts, stops, on_error="return", **options)
+            answers = self._fs.cat_ranges(paths, [*starts], [*stops], on_error="return", **options)
             for number, (answer, (start, stop)) in enumerate(zip(answers, asked, strict=True)):
                 if isinstance(answer, Exception):  # again, with pauses
-                    answers[number] = with_retries(lambda s=start, e=stop: self._fs.cat_file(address, s, e, **options))
+                    answers[number] = with_retries(partial(self._fs.cat_file, address, start, stop, **options))
         return [self._range_of(answer, start, stop) for answer, (start, stop) in zip(answers, asked, strict=True)]
 
     def _range_of(self, answer: bytes, start: int, stop: int) -> bytes:

@@ -73,20 +73,20 @@ class HubFiles:
 
     def cat_file(self, path: str, start: int = 0, end: int = 0) -> bytes:
         """Return a range of a file; FileNotFoundError if the repository does not have it."""
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+        from huggingface_hub import hf_hub_url, utils
 
         address = hf_hub_url(
             self.address.repository, path, repo_type=self.address.kind, revision=self.revision or "main"
         )
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        library: Any = utils  # its types do not say what it exports
+        headers = {**library.build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         retries: dict[str, Any] = {"max_retries": ATTEMPTS - 1, "base_wait_time": FIRST_WAIT}
 
         def request() -> Any:
-            answer = http_backoff(
+            answer = library.http_backoff(
                 "GET", address, headers=headers, timeout=60, retry_on_status_codes=tuple(TRANSIENT), **retries
             )
-            hf_raise_for_status(answer)
+            library.hf_raise_for_status(answer)
             return answer
 
         answer = hub_errors(self.address, request)
@@ -213,7 +213,7 @@ def hub_errors(address: HubAddress, request: Callable[[], T]) -> T:
             f"{address.url} cannot be read: HF_HUB_OFFLINE is set. Unset it, or give the folder of a copy of the store"
         ) from error
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
+        status = getattr(error.response, "status_code", None)
         if status == 416:
             raise
         if status in (401, 403):

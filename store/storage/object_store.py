@@ -42,6 +42,7 @@ class RemoteStorage:
     high_latency = True
     lists_folders = True
     read_only = ""  # why nothing can be written, as the end of a message
+    _fs: Any
 
     def __init__(self, url: str) -> None:
         self._initialise(url.rstrip("/"))
@@ -59,7 +60,6 @@ class RemoteStorage:
     def _initialise(self, root: str) -> None:
         self.guards: list[Callable[[], None]] = []
         self.root = root
-        self._fs: Any = None
         self.snapshot: Snapshot | None = None
         self.cache: ChunkCache | None = None
         self.version = ""
@@ -302,9 +302,9 @@ class RemoteStorage:
                 raise self._failed("reading", key, error) from error
             return [self.read_ranges(key, [part])[0] if part[0] < size else b"" for part in ranges]
 
-    def _cat_ranges(self, key: str, starts: list[int], stops: list[int]) -> Sequence[bytes]:
+    def _cat_ranges(self, key: str, starts: Sequence[int], stops: Sequence[int]) -> Sequence[bytes]:
         paths = [self._at(key)] * len(starts)
-        return cast("Sequence[bytes]", self._fs.cat_ranges(paths, starts, stops, on_error="raise"))
+        return cast("Sequence[bytes]", self._fs.cat_ranges(paths, [*starts], [*stops], on_error="raise"))
 
     # -- locks --------------------------------------------------------------------------------
     def writer_lock(self) -> LeaseLock:
