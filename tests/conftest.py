@@ -16,6 +16,9 @@ MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
+# No test writes to the cache of the user; the tests of the cache set their own.
+os.environ["STRATALENS_CACHE_SIZE"] = "0"
+
 
 def pytest_collection_finish() -> None:
     """Exclude imported modules from garbage collection, which would visit their million objects every time."""

@@ -369,6 +369,34 @@ def commit(
         emit_json({"store": store, "repository": repository, "committed": committed})
 
 
+@command("push run.zarr hf://datasets/me/run --license cc-by-4.0")
+def push(
+    store: StorePath,
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="hf://datasets/USER/NAME[@BRANCH], s3://bucket/run.zarr, or a folder.")
+    ],
+    title: Annotated[str | None, typer.Option(help="Heading of the card; default: the name in the URL.")] = None,
+    citation: Annotated[str | None, typer.Option(help="How to cite the data.")] = None,
+    license: Annotated[str | None, typer.Option(help="License of the data, e.g. cc-by-4.0.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="PNG file for the card; default: the mean norm by stage and layer.")
+    ] = None,
+    no_figure: Annotated[bool, typer.Option("--no-figure", help="A card without a figure.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Share a store: copy it with an index and a card to a URL; an interrupted push resumes.
+
+    Every file is checked first. Colleagues open the URL with open_store, and
+    with stratalens info, analyze and report, and read only what they need."""
+    from stratalens.plugin.cli.store_jobs import push_job
+
+    picture: bool | Path = not no_figure if figure is None else figure
+    sent = push_job(store, url, title=title, citation=citation, license=license, figure=picture, private=private)
+    if as_json:
+        emit_json(sent)
+
+
 @command("label run.zarr prompts.csv")
 def label(
     store: StorePath,

@@ -56,6 +56,30 @@ def verify_job(store: str, *, repair: bool) -> dict[str, Any]:
     return report.to_json()
 
 
+def push_job(store: str, url: str, **options: Any) -> dict[str, Any]:
+    """Push a store with a progress bar and return the result of `push`.
+
+    Args:
+        store: folder of the store.
+        url: address of the shared copy.
+        options: other arguments of `push`.
+    """
+    from stratalens.plugin.interop.push import push
+
+    with tqdm(unit="B", unit_scale=True, desc="push", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        sent = push(store, url, progress=advance, **options)
+    print_status(
+        f"{url} has {store}: {sent['files']} of {sent['total_files']} data files were sent. Open it with "
+        f'stratalens.open_store("{url}")'
+    )
+    return sent
+
+
 def analyze_store(
     store: str,
     *,

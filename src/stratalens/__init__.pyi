@@ -47,6 +47,7 @@ from .plugin.hub.sweep import sweep_hub as sweep_hub
 from .plugin.interop.convert import to_activation_cache as to_activation_cache
 from .plugin.interop.convert import torch_dataset as torch_dataset
 from .plugin.interop.from_arrays import from_arrays as from_arrays
+from .plugin.interop.push import push as push
 from .plugin.interventions.intervene import intervene as intervene
 from .plugin.interventions.steer import ablate as ablate
 from .plugin.interventions.steer import patch as patch

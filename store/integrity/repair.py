@@ -16,12 +16,14 @@ from stratalens.store.integrity.metadata_checks import read_roots
 from stratalens.store.integrity.report import VerifyReport
 from stratalens.store.state import commit_log as commits
 from stratalens.store.state.history import HISTORY, append_history, drop_torn_lines
+from stratalens.store.state.index import remove_index
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.missing_rows import lost_records
 from stratalens.store.state.publish import commit_root, sync_names
 from stratalens.store.state.store_files import check_row_count, has_private_folder
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Storage
 from stratalens.store.storage.local_locks import busy_error
+from stratalens.store.storage.resolve import check_writable
 from stratalens.store.writing.quantization_error import update_quantization_errors
 
 
@@ -34,6 +36,7 @@ def repair_store(storage: Storage, report: VerifyReport) -> list[str]:
     Raises:
         StoreBusyError: another process writes the store.
     """
+    check_writable(storage)
     rebuild = not has_private_folder(storage)
     storage.make_folders([TEMPORARY, commits.FOLDER, f"{PRIVATE}/claims"])
     lock = storage.writer_lock()
@@ -42,6 +45,7 @@ def repair_store(storage: Storage, report: VerifyReport) -> list[str]:
     storage.guards.append(lock.check)
     try:
         sync_names(storage)
+        remove_index(storage)
         repairs: list[str] = []
         store = _restore_root(storage, repairs)
         check_row_count(store)

@@ -15,6 +15,8 @@ from stratalens.store.storage.base import PRIVATE
 _SHOWN = 5  # names in one note
 
 _PRIVATE_NAMES = {"root.json", "history.jsonl", "planned.json", "lock", "structure.lock", "leases"}
+_INDEX_NAMES = {"index.json", "labels.bin", "pushing.json"}
+_CARD_NAMES = {"README.md", "figure.png", ".gitattributes"}
 
 
 def list_unused_files(roots: Roots) -> list[str]:
@@ -36,11 +38,11 @@ def _documents(roots: Roots) -> set[str]:
 
 def _foreign_names(roots: Roots) -> Iterator[str]:
     storage = roots.store.storage
-    known = {*_documents(roots), PRIVATE, metadata.ROOT}
+    known = {*_documents(roots), PRIVATE, metadata.ROOT, *_CARD_NAMES}
     if names := [quote(name) for name in storage.list("") if name not in known]:
         yield f"{storage.root} also has {join_names(names, _SHOWN)}; no part of the store refers to it"
     folders = {"commits", "claims", "tmp"}
-    if names := [quote(n) for n in storage.list(PRIVATE) if n not in _PRIVATE_NAMES | folders]:
+    if names := [quote(n) for n in storage.list(PRIVATE) if n not in _PRIVATE_NAMES | _INDEX_NAMES | folders]:
         yield f"{storage.path(PRIVATE)} also has {join_names(names, _SHOWN)}; no part of the store refers to it"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from stratalens.store.reading.indexing import Selection, as_slice
 from stratalens.store.reading.slabs import SlabReader
 from stratalens.store.reading.staleness import StalenessCheck
 from stratalens.store.state.manifest import Store
+from stratalens.store.threads import run_tasks
 
 
 class LazyArray(BackendArray):
@@ -278,8 +280,20 @@ class LabelArray(LazyArray):
         rows = np.arange(self.shape[0])[selections[0]]
         out = np.empty(len(rows), dtype=self.dtype)
         keys = {int(n): self.store.label_key(self.name, int(n)) for n in np.unique(rows // self.chunk)}
-        raw = {number: self.store.storage.get(key) for number, key in keys.items()}
-        self.staleness.check(now=True)  # after the read: the bytes are labels of this store, not of a later one
+        storage = self.store.storage
+        pinned = all(storage.is_pinned(key) for key in keys.values())
+        raw: dict[int, bytes | None] = {}
+
+        def read(number: int) -> None:
+            raw[number] = storage.get(keys[number])
+
+        if storage.high_latency:
+            run_tasks([partial(read, number) for number in keys], high_latency=True)
+        else:
+            for number in keys:
+                read(number)
+        if not pinned or not all(storage.is_pinned(key) for key in keys.values()):
+            self.staleness.check(now=True)  # after the read: the bytes are labels of this store, not of a later one
         for number, key in keys.items():
             where = f"label column {self.name!r} ({self.store.storage.path(key)})"
             values = labels.decode_chunk(raw[number], self.data_type, where, self.chunk)

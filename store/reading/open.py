@@ -43,9 +43,11 @@ from stratalens.store.reading.lazy_arrays import (
 )
 from stratalens.store.reading.slabs import SlabReader
 from stratalens.store.reading.staleness import LabelsChangedError, StalenessCheck
+from stratalens.store.state.index import attach_index, detach_records
 from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.missing_rows import missing_rows
 from stratalens.store.state.store_files import check_store_files
+from stratalens.store.storage.object_store import RemoteStorage
 from stratalens.store.storage.resolve import is_url, storage_at
 
 EAGER_LABELS = 200_000
@@ -80,7 +82,8 @@ def open_store(
     Several stores of one run with different prompts are joined along entity.
 
     Args:
-        path: folder or fsspec URL of a store, or a list of them to join along entity.
+        path: folder or fsspec URL of a store (s3://..., https://..., hf://datasets/USER/NAME@REVISION), or a list of
+            them to join along entity. Chunks from a URL are kept in a local cache.
         chunks: "auto" returns dask arrays whose chunks are several blocks of one stage and layer. None returns xarray's
             own lazy arrays without dask, which are faster for a few rows.
         verify: compare every chunk that is read with its crc32c. The first read of a few rows reads their chunks whole.
@@ -98,7 +101,8 @@ def open_store(
         - exposure (stage, entity): float32, if there is a label column `trained_stage`.
 
     Raises:
-        InputError: there is no store at `path`, or a newer stratalens wrote it.
+        InputError: there is no store at `path`, a newer stratalens wrote it, or access to it is refused.
+        UnreachableError: the server of a URL does not answer.
         DamagedError: metadata or a commit record is damaged. Reading values later raises it for a damaged chunk; the
             message names stage, site, layer and entity rows.
         MismatchError: the stores do not belong together, or two of them have the same prompt id.
@@ -150,8 +154,10 @@ def _open_stores(paths: Sequence[Path], *, chunks: str | None, verify: bool, dty
 
 def _open_one(store: Store, *, verify: bool, dtype: str) -> _OpenedStore:
     """Return the lazy arrays of one store."""
+    attach_index(store)
     check_store_files(store)
     commits = store.commits()
+    detach_records(store.storage)
     stages = _stage_order(store)
     staleness = StalenessCheck(store)
     variables: dict[str, LazyArray] = {}
@@ -169,6 +175,8 @@ def _open_one(store: Store, *, verify: bool, dtype: str) -> _OpenedStore:
     flags = [variables[recorded_variable(group).name] for group in range(len(store.groups))]
     recorded = flags[0] if len(flags) == 1 else RecordedInAllGroups(flags)
     key = hashlib.sha256(f"{store.checksum} {commits.key}".encode()).hexdigest()
+    if isinstance(store.storage, RemoteStorage):
+        store.storage.use_cache(f"{store.storage.root} {key}")
     missing = [str(rows) for rows in missing_rows(store, commits)]
     return _OpenedStore(store, variables, columns, recorded, key, missing)
 

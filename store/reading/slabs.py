@@ -158,19 +158,24 @@ class SlabReader:
         if not self.committed[stage, block]:
             out[:, target] = np.float32(np.nan) if self.decode else layout.variable.fill
             return
-        handle = self.store.storage.open_read(layout.key(stage, block))
-        if handle is None:
-            raise self._missing_file_error(stage, block)
+        storage = self.store.storage
+        key, chunk = layout.key(stage, block), 0 if layout.compressed else layout.inner_stride
         valid = min(self.store.entities - block * layout.block_size, layout.block_size)
         checked = self._checked.setdefault((stage, block), set())
-        with handle:
-            file = ChunkFile(handle, layout, self.decode, self.verify, checked)
-            try:
-                file.read(layers, rows, tokens, out, target, valid)
-            except FileNotFoundError:
-                raise self._missing_file_error(stage, block) from None
-            except ChunkError as error:
-                raise self._damaged_error(stage, block, error.number, error.reason) from None
+        for last in (False, True) if storage.high_latency else (True,):  # a network may damage or cut an answer
+            handle = storage.open_read(key, chunk)
+            if handle is None:
+                raise self._missing_file_error(stage, block)
+            with handle:
+                file = ChunkFile(handle, layout, self.decode, self.verify, checked)
+                try:
+                    file.read(layers, rows, tokens, out, target, valid)
+                    return
+                except FileNotFoundError:
+                    raise self._missing_file_error(stage, block) from None
+                except ChunkError as error:
+                    if last:
+                        raise self._damaged_error(stage, block, error.number, error.reason) from None
 
     def _missing_file_error(self, stage: int, block: int) -> StratalensError:
         """Return the error for a committed file that is missing.
@@ -192,9 +197,11 @@ class SlabReader:
 
     def _damaged_error(self, stage: int, block: int, number: int | None, reason: str) -> DamagedError:
         where = chunk_name(self.store, stage, block, self.layout, number)
+        remedy = "Mark it as missing with `stratalens verify --repair`, then run the capture again to record it again."
+        if self.store.storage.read_only:
+            remedy = "Open the store again; if the error stays, its owner has to push it again."
         return DamagedError(
-            f"{where} is damaged: {reason} ({self.store.storage.path(self.layout.key(stage, block))}). "
-            "Mark it as missing with `stratalens verify --repair`, then run the capture again to record it again."
+            f"{where} is damaged: {reason} ({self.store.storage.path(self.layout.key(stage, block))}). {remedy}"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from stratalens.store.errors import InputError, MismatchError
 from stratalens.store.format import metadata
+from stratalens.store.state.index import attach_index
 from stratalens.store.state.manifest import Store, load
 
 SECONDS = 10.0  # between two looks over a network
@@ -27,7 +28,7 @@ class StalenessCheck:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._stamp: Any = ()
-        self._checked_at = float("-inf")
+        self._checked_at = time.monotonic()  # the root was just read
 
     def check(self, *, now: bool = False) -> None:
         """Raise unless the path still holds the opened store.
@@ -42,6 +43,8 @@ class StalenessCheck:
             MismatchError: its labels changed, or another store replaced it.
         """
         storage = self._store.storage
+        if storage.is_pinned(metadata.ROOT):
+            return
         if storage.high_latency and not now and time.monotonic() - self._checked_at < SECONDS:
             return
         stamp = storage.stamp(metadata.ROOT)
@@ -67,4 +70,5 @@ class StalenessCheck:
     def is_committed(self, variable: str, stage: int, block: int) -> bool:
         """Return whether a block is committed now."""
         store = load(self._store.storage)
+        attach_index(store)
         return bool(store.commits().present[store.group_of[variable]][stage, block])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from stratalens.store.errors import join_names
 from stratalens.store.format.int8 import summarize_errors
+from stratalens.store.format.layout import ArrayLayout
 from stratalens.store.format.metadata import FORMAT_VERSION
 from stratalens.store.state.capture_plan import missing_stages
-from stratalens.store.state.manifest import load
+from stratalens.store.state.index import attach_index
+from stratalens.store.state.manifest import Store, load
 from stratalens.store.state.store_files import check_store_files
 from stratalens.store.storage.resolve import storage_at
 
@@ -42,6 +44,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         - provenance, recorded_with: fields that must match, and fields for information.
     """
     store = load(storage_at(path))
+    attach_index(store)
     check_store_files(store)
     state = store.commits()
     geometry = store.geometry
@@ -54,8 +57,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         files = int(present.sum())
         nbytes = files * layout.file_nbytes
         if layout.compressed:
-            sizes = store.storage.sizes(name)
-            nbytes = sum(sizes.get(layout.file_name(int(s), int(b)), 0) for s, b in np.argwhere(present))
+            nbytes = _compressed_nbytes(store, layout, np.argwhere(present).tolist())
         total += nbytes
         nfiles += files
         variable = layout.variable
@@ -100,6 +102,15 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "provenance": dict(store.provenance),
         "recorded_with": dict(store.recorded_with),
     }
+
+
+def _compressed_nbytes(store: Store, layout: ArrayLayout, places: Sequence[Sequence[int]]) -> int:
+    """Return the bytes of the files of a compressed variable at some (stage, block)."""
+    storage = store.storage
+    if not storage.lists_folders:  # the index has the sizes, or there is a request for each
+        return sum(storage.size(layout.key(stage, block)) or 0 for stage, block in places)
+    sizes = storage.sizes(layout.variable.name)
+    return sum(sizes.get(layout.file_name(stage, block), 0) for stage, block in places)
 
 
 def state_in_words(facts: Mapping[str, Any]) -> str:

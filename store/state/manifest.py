@@ -328,7 +328,7 @@ def _store_fields(state: Json) -> dict[str, Any]:
 
 def _no_state_error(storage: Storage, problem: str) -> StratalensError:
     """Return the error for a root zarr.json that does not describe a store."""
-    if storage.get(metadata.ROOT_COPY) is not None:
+    if (storage.get(metadata.ROOT_COPY) or b"").startswith(b"{"):  # some web servers answer with a page for any address
         damage = f"was damaged or edited: {problem.split(' (')[0]}" if problem else "lost its `stratalens` attribute"
         return DamagedError(
             f"{storage.path(metadata.ROOT)} {damage}. `stratalens verify --repair` restores it from the copy that "

@@ -41,8 +41,16 @@ def check_row_count(store: Store) -> None:
     Raises:
         DamagedError: label files are missing.
     """
+    storage = store.storage
     needed = -(-store.entities // store.label_chunk)
-    if needed > 4 and len(store.storage.list("entity")) < needed:
+    if needed <= 4:
+        return
+    if storage.lists_folders:
+        complete = len(storage.list("entity")) >= needed
+    else:  # the last file, with one request
+        last = store.label_key("entity", needed - 1)
+        complete = storage.is_pinned(last) or storage.size(last) is not None
+    if not complete:
         raise DamagedError(
             f"the root metadata of {store.path} names {store.entities} rows, but the {needed} label files of 'entity' "
             "that these need do not exist: restore the store from a copy"

@@ -99,6 +99,17 @@ class Storage(Protocol):
     guards: list[Callable[[], None]]
 
     @property
+    def read_only(self) -> str:
+        """Why nothing can be written, as the end of a message; "" if it can."""
+
+    @property
+    def lists_folders(self) -> bool:
+        """Whether `list` and `sizes` work; a web server lists nothing."""
+
+    def is_pinned(self, key: str) -> bool:
+        """Return whether the bytes of an object are known to belong to the root that was read."""
+
+    @property
     def root(self) -> Any:
         """Path or URL of the store."""
 
@@ -166,10 +177,14 @@ class Storage(Protocol):
     def stamp(self, key: str) -> object:
         """Return a value that changes when the object is replaced, or None if it does not exist."""
 
-    def open_read(self, key: str) -> Handle | None:
+    def open_read(self, key: str, chunk: int = 0) -> Handle | None:
         """Open an object for positioned reads.
 
         If the object does not exist, return None, or let the first read raise FileNotFoundError.
+
+        Args:
+            key: key of the object.
+            chunk: bytes of a chunk, if the object consists of chunks of equal size from its start; else 0.
         """
 
     def writer_lock(self) -> Lock:

@@ -184,6 +184,8 @@ class LocalStorage:
     """
 
     high_latency = False
+    read_only = ""
+    lists_folders = True
 
     def __init__(self, root: str | os.PathLike[str], disk: DiskOperations | None = None) -> None:
         self.root = Path(root)
@@ -381,8 +383,12 @@ class LocalStorage:
         """Return a value that changes when the object is replaced, or None if it does not exist."""
         return self._read(key, _stamp, None)
 
-    def open_read(self, key: str) -> ReadHandle | None:
-        """Open an object for positioned reads; None if it does not exist."""
+    def is_pinned(self, key: str) -> bool:
+        """Return False: another process may replace any file."""
+        return False
+
+    def open_read(self, key: str, chunk: int = 0) -> ReadHandle | None:
+        """Open an object for positioned reads; None if it does not exist. The size of a chunk does not matter here."""
         return self._read(key, lambda path: ReadHandle(_open_regular(path), path, self._nowait), None)
 
     # -- locks ------------------------------------------------------------------------

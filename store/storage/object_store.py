@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stratalens.store.errors import DamagedError, InputError, StratalensError
 from stratalens.store.storage.base import OBJECT_LIMIT, PRIVATE, TEMPORARY, Buffer, ByteRange, Kind
+from stratalens.store.storage.chunk_cache import ChunkCache, cache_from_environment
 from stratalens.store.storage.leases import LeaseLock
 from stratalens.store.storage.local_locks import wait_for_lock
+from stratalens.store.storage.remote_handle import RemoteHandle, read_through_cache
+from stratalens.store.storage.snapshot import Snapshot
 
 LEASES = f"{PRIVATE}/leases"
 
@@ -27,30 +27,64 @@ LEASES = f"{PRIVATE}/leases"
 UPLOADS = 8  # at the same time
 
 
+_STAMPS = ("ETag", "etag", "LastModified", "Last-Modified", "created", "size")
+
+
 class RemoteStorage:
-    """A store on an fsspec URL."""
+    """A store on an fsspec URL.
+
+    Attributes:
+        snapshot: objects that are known already; only readers have one.
+        cache: keeps chunks on the local disk; only readers have one.
+        version: identifies the content of the store in the cache.
+    """
 
     high_latency = True
+    lists_folders = True
+    read_only = ""  # why nothing can be written, as the end of a message
+    _fs: Any
 
     def __init__(self, url: str) -> None:
-        self.guards: list[Callable[[], None]] = []
+        self._initialise(url.rstrip("/"))
         from fsspec.core import url_to_fs
 
-        self.root = url.rstrip("/")
         try:
             self._fs, base = url_to_fs(self.root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise InputError(
-                f"{url} cannot be opened ({error}): give a folder, or a URL that fsspec supports; "
-                'for s3:// run pip install "stratalens[s3]"'
+                f"{self.root} cannot be opened ({error}): give a folder, or a URL that fsspec supports; "
+                'for s3:// run pip install "stratalens[s3]", for https:// pip install aiohttp'
             ) from error
         self._base = base.rstrip("/")
+
+    def _initialise(self, root: str) -> None:
+        self.guards: list[Callable[[], None]] = []
+        self.root = root
+        self.snapshot: Snapshot | None = None
+        self.cache: ChunkCache | None = None
+        self.version = ""
 
     def __repr__(self) -> str:
         return f"RemoteStorage({self.root!r})"
 
-    def __reduce__(self) -> tuple[type[RemoteStorage], tuple[str]]:
-        return type(self), (self.root,)
+    def __reduce__(self) -> Any:
+        return _restore, (type(self), self._url(), self.version)
+
+    def _url(self) -> str:
+        return self.root
+
+    def use_cache(self, version: str) -> None:
+        """Keep the chunks that are read from now on, and look for them in the local cache.
+
+        Args:
+            version: identifies the content of the store; chunks of another version are never returned.
+        """
+        if getattr(self._fs, "protocol", "") != "memory":
+            self.version, self.cache = version, cache_from_environment()
+
+    def is_pinned(self, key: str) -> bool:
+        """Return whether the bytes of an object are known to belong to the root that was read."""
+        return self.snapshot is not None and key in self.snapshot.labels
 
     def path(self, key: str) -> str:
         """Return the URL of a key."""
@@ -159,12 +193,17 @@ class RemoteStorage:
 
         One request asks for one byte more than `limit`, so a larger object is not read.
         """
+        if self.snapshot is not None:
+            if self.snapshot.has(key):
+                return self.snapshot.files.get(key)
+            if (label := self.snapshot.read_label(key, self.read_chunks)) is not None:
+                return label
         try:
-            content = cast("bytes", self._fs.cat_file(self._at(key), start=0, end=limit + 1))
+            content = self._cat(key, limit + 1)
         except (FileNotFoundError, IsADirectoryError):
             return None
         except Exception as error:  # clients raise their own errors, too
-            if self.size(key) == 0:  # S3 refuses every range of an empty object
+            if self._may_be_empty(error) and self.size(key) == 0:
                 return b""
             raise self._failed("reading", key, error) from error
         if len(content) > limit:
@@ -172,6 +211,13 @@ class RemoteStorage:
                 f"{self.path(key)} has more than the {limit} bytes that an object of its kind can have; it was not read"
             )
         return content
+
+    def _cat(self, key: str, end: int) -> bytes:
+        return cast("bytes", self._fs.cat_file(self._at(key), start=0, end=end))
+
+    def _may_be_empty(self, error: Exception) -> bool:
+        """Return whether the object may be empty: S3 refuses every range of an empty object."""
+        return not isinstance(error, StratalensError)
 
     def _entries(self, folder: str) -> dict[str, dict[str, Any]]:
         base = self._at(folder).rstrip("/")
@@ -181,16 +227,21 @@ class RemoteStorage:
             return {}
         except Exception as error:  # clients raise their own errors, too
             raise self._failed("listing", folder, error) from error
-        prefix = base.lstrip("/") + "/"
+        prefix = base.lstrip("/") + "/" if base else ""
         named = [(entry["name"].strip("/"), entry) for entry in entries]
         return {name[len(prefix) :]: entry for name, entry in named if name.startswith(prefix)}
 
     def list(self, folder: str) -> list[str]:
         """List the names in a folder, sorted; empty if it does not exist."""
+        if self.snapshot is not None and folder in self.snapshot.folders:
+            return self.snapshot.list(folder)
         return sorted(self._entries(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of every object in a folder, by name."""
+        if self.snapshot is not None and self.snapshot.bundle:  # the index has the sizes that a reader needs
+            prefix = f"{folder}/"
+            return {k[len(prefix) :]: n for k, n in self.snapshot.sizes.items() if k.startswith(prefix)}
         return {name: int(e["size"]) for name, e in self._entries(folder).items() if e["type"] == "file"}
 
     def _info(self, key: str) -> dict[str, Any] | None:
@@ -203,13 +254,15 @@ class RemoteStorage:
 
     def size(self, key: str) -> int | None:
         """Return the bytes of an object, or None if it does not exist."""
+        if self.snapshot is not None and key in self.snapshot.sizes:
+            return self.snapshot.sizes[key]
         entry = self._info(key)
         return int(entry["size"]) if entry and entry["type"] == "file" else None
 
     def stamp(self, key: str) -> object:
         """Return a value that changes when the object is replaced, or None if it does not exist."""
         entry = self._info(key)
-        return entry and [str(entry.get(name)) for name in ("ETag", "etag", "LastModified", "created", "size")]
+        return entry and [str(entry.get(name)) for name in _STAMPS]
 
     def modified(self, key: str) -> datetime | None:
         """Return when an object was written, by the clock of the object store."""
@@ -220,24 +273,38 @@ class RemoteStorage:
         except Exception as error:
             raise self._failed("reading", key, error) from error
 
-    def open_read(self, key: str) -> RemoteHandle:
+    def open_read(self, key: str, chunk: int = 0) -> RemoteHandle:
         """Open an object for positioned reads; if it does not exist, the first read raises FileNotFoundError."""
-        return RemoteHandle(self, key)
+        return RemoteHandle(self, key, chunk)
+
+    def read_chunks(self, key: str, ranges: Sequence[ByteRange], chunk: int = 0) -> Sequence[bytes]:
+        """Read ranges of an object, from the local cache where it has them.
+
+        Args:
+            key: key of the object.
+            ranges: (offset, bytes) of each range.
+            chunk: bytes of a chunk, if the object consists of chunks of equal size from its start.
+        """
+        if self.cache is None:
+            return self.read_ranges(key, ranges)
+        return read_through_cache(self.cache, self.version, key, ranges, chunk, self.read_ranges)
 
     def read_ranges(self, key: str, ranges: Sequence[ByteRange]) -> Sequence[bytes]:
         """Request ranges of an object at the same time; a range that exceeds the object comes back shorter."""
-        paths = [self._at(key)] * len(ranges)
         starts = [offset for offset, _ in ranges]
-        stops = [offset + nbytes for offset, nbytes in ranges]
         try:
-            return cast("Sequence[bytes]", self._fs.cat_ranges(paths, starts, stops, on_error="raise"))
+            return self._cat_ranges(key, starts, [offset + nbytes for offset, nbytes in ranges])
         except FileNotFoundError:
             raise
         except Exception as error:  # clients raise their own errors, too
-            size = self.size(key)
+            size = self.size(key) if self._may_be_empty(error) else None
             if size is None or max(starts) < size:  # S3 refuses a range that starts after the end of the object
                 raise self._failed("reading", key, error) from error
             return [self.read_ranges(key, [part])[0] if part[0] < size else b"" for part in ranges]
+
+    def _cat_ranges(self, key: str, starts: Sequence[int], stops: Sequence[int]) -> Sequence[bytes]:
+        paths = [self._at(key)] * len(starts)
+        return cast("Sequence[bytes]", self._fs.cat_ranges(paths, [*starts], [*stops], on_error="raise"))
 
     # -- locks --------------------------------------------------------------------------------
     def writer_lock(self) -> LeaseLock:
@@ -285,54 +352,9 @@ class Uploaded:
         """Do nothing: readers ignore objects without a commit record, and the next writer replaces them."""
 
 
-class RemoteHandle:
-    """Ranged reads of one object; an announced range is fetched once."""
-
-    gap = 1 << 18
-
-    def __init__(self, storage: RemoteStorage, key: str) -> None:
-        self._storage, self._key = storage, key
-        self._fetched = (0, b"")
-
-    def __enter__(self) -> RemoteHandle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._fetched = (0, b"")
-
-    def size(self) -> int:
-        """Return the bytes of the object."""
-        size = self._storage.size(self._key)
-        if size is None:
-            raise FileNotFoundError(self._storage.path(self._key))
-        return size
-
-    def expect(self, offset: int, nbytes: int) -> None:
-        """Fetch a range that will be read in several steps."""
-        start, data = self._fetched
-        if offset < start or offset + nbytes > start + len(data):
-            self._fetched = (offset, self._storage.read_ranges(self._key, [(offset, nbytes)])[0])
-
-    def read_into(self, buffers: Sequence[NDArray[np.uint8]], offset: int) -> bool:
-        """Fill the buffers in order from `offset` on, with one request; return False if the object is too short."""
-        total = sum(b.nbytes for b in buffers)
-        if total == 0:
-            return True
-        start, data = self._fetched
-        if offset < start or offset + total > start + len(data):
-            start, data = offset, self._storage.read_ranges(self._key, [(offset, total)])[0]
-            if len(data) < total:
-                return False
-        position = offset - start
-        for buffer in buffers:
-            buffer[...] = np.frombuffer(data, dtype=np.uint8, count=buffer.nbytes, offset=position)
-            position += buffer.nbytes
-        return True
-
-    def read_pieces(self, memory: NDArray[np.uint8], ranges: Sequence[ByteRange]) -> bool:
-        """Fill `memory` with ranges of the object, one after the other; return False if the object is too short."""
-        parts = self._storage.read_ranges(self._key, ranges)
-        if any(len(data) < nbytes for data, (_, nbytes) in zip(parts, ranges, strict=True)):
-            return False
-        memory[...] = np.frombuffer(b"".join(parts), dtype=np.uint8)
-        return True
+def _restore(kind: type[RemoteStorage], url: str, version: str) -> RemoteStorage:
+    """Return an unpickled storage, which reads the same content as the pickled one."""
+    storage = kind(url)
+    if version:
+        storage.use_cache(version)
+    return storage

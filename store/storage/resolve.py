@@ -24,15 +24,34 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 def storage_at(path: str | os.PathLike[str]) -> Storage:
     """Return the storage of a folder or an fsspec URL; a leading ~ is the home folder."""
     if isinstance(path, str) and is_url(path):
-        from stratalens.store.storage.object_store import RemoteStorage
-
-        return RemoteStorage(path)
+        return _remote_storage(path)
     return LocalStorage(user_path(str(path).removeprefix("file://")))
+
+
+def _remote_storage(url: str) -> Storage:
+    from stratalens.store.storage.http_server import HttpStorage
+    from stratalens.store.storage.hub import HubStorage, is_hub_repository
+    from stratalens.store.storage.object_store import RemoteStorage
+
+    if url.startswith(("http://", "https://")):
+        return HttpStorage(url)
+    return HubStorage(url) if is_hub_repository(url) else RemoteStorage(url)
+
+
+def check_writable(storage: Storage) -> None:
+    """Raise InputError if nothing can be written to a storage."""
+    if storage.read_only:
+        raise InputError(f"{storage.root} cannot be written: {storage.read_only}")
 
 
 def no_store_error(storage: Storage) -> InputError:
     """Return the error for a path that contains no store."""
     root = storage.root
+    if storage.read_only:
+        return InputError(
+            f"there is no store at {root}: it has no zarr.json. Check the address; it is that of the folder that "
+            "contains zarr.json, not that of a page about it"
+        )
     kind = storage.kind()
     if kind == "nothing":
         return InputError(

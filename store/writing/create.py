@@ -32,7 +32,7 @@ from stratalens.store.state.provenance import check_axes, check_provenance, new_
 from stratalens.store.state.publish import add_group, commit_root, sync_names
 from stratalens.store.state.store_files import no_private_folder_error
 from stratalens.store.storage.base import PRIVATE, TEMPORARY, Storage
-from stratalens.store.storage.resolve import storage_at
+from stratalens.store.storage.resolve import check_writable, storage_at
 from stratalens.store.writing.label_columns import (
     Columns,
     check_case_collisions,
@@ -85,6 +85,7 @@ def create(
         StoreExistsError: `path` is something else, or a store and `exist_ok` is False; nothing was written.
     """
     storage = storage or storage_at(path)
+    check_writable(storage)
     columns = check_columns(entities)
     facts = metadata.plain(provenance or {}, "provenance")
     positions = _check_tokens(tokens)

@@ -17,13 +17,14 @@ from stratalens.store.format import metadata
 from stratalens.store.format.shards import FileImage
 from stratalens.store.state import commit_log as commits
 from stratalens.store.state.history import append_history, drop_torn_lines
+from stratalens.store.state.index import remove_index
 from stratalens.store.state.manifest import StageEntry, Store, load
 from stratalens.store.state.provenance import check_stage
 from stratalens.store.state.publish import add_stage, commit_root, compact, sync_names
 from stratalens.store.state.store_files import check_store_files, has_private_folder, no_private_folder_error
 from stratalens.store.storage.base import PRIVATE, Lock, StagedWrite, Storage
 from stratalens.store.storage.local_locks import busy_error
-from stratalens.store.storage.resolve import storage_at
+from stratalens.store.storage.resolve import check_writable, storage_at
 from stratalens.store.threads import cores
 from stratalens.store.writing.buffers import Allocator, BlockBuffer, BlockMemory, RowBlock
 from stratalens.store.writing.quantization_error import update_quantization_errors
@@ -56,6 +57,7 @@ class ActivationWriter:
         self.store = store if isinstance(store, Store) else load(storage_at(store))
         self.shared = shared
         self._storage = self.store.storage
+        check_writable(self._storage)
         if not has_private_folder(self._storage):
             raise no_private_folder_error(self._storage)
         self._lock = self._take_lock()
@@ -216,6 +218,7 @@ class ActivationWriter:
         """
         storage = self._storage
         check_store_files(load(storage))
+        remove_index(storage)
         sync_names(storage)
         storage.remove_temporaries(own_only=False)
         drop_torn_lines(storage)

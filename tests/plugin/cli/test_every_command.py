@@ -51,6 +51,7 @@ TABLE: dict[str, tuple[list[str], set[str]]] = {
     ),
     "init": (["OUT", "PROMPTS", "-o", "OUT/init.yaml", "--force"], {"run_file", "stages", "prompts", "by"}),
     "label": (["STORE", "PROMPTS"], {"store", "changed"}),
+    "push": (["STORE", "OUT/pushed.zarr", "--no-figure"], {"url", "files", "bytes", "total_files", "figure"}),
     "commit": (["STORE", "OUT/run.icechunk"], {"store", "repository", "committed"}),
 }
 ELSEWHERE = {
