@@ -35,9 +35,9 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from huggingface_hub import constants, snapshot_download
     from safetensors.numpy import save_file
-    from support.hub import hub
 
     import stratalens as sl
+    from support.hub import hub
 
     constants.HF_HUB_OFFLINE = False
 
