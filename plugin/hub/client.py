@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from stratalens.plugin.stages.hub_errors import HTTP_ERROR
 from stratalens.store.errors import InputError, NoSpaceError, StratalensError, UnreachableError
