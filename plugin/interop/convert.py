@@ -69,7 +69,7 @@ def torch_dataset(
         raise InputError(f"site {site!r} is outside the blocks and has no layers; leave layer={layer} out")
     if aligned:
         ds = _select_aligned(_select_aligned(ds, "stage", stage), "layer", layer)
-    elif np.ndim(layer) > 0:
+    elif layer is not None and np.ndim(layer) > 0:
         raise InputError(
             f"layer={quote(layer)}: a sample has one layer; for samples with several layers pass aligned=True"
         )
@@ -80,7 +80,7 @@ def torch_dataset(
     shape = (ds[site].sizes.get("stage", 1), ds[site].sizes["entity"])
     recorded = _recorded_rows(ds, site, shape, skip_missing=skip_missing)
     if recorded is not None and "stage" in reader.aligned:
-        recorded = recorded.all(axis=0, keepdims=True)
+        recorded = np.logical_and.reduce(recorded, axis=0, keepdims=True)
     # In stores of all positions, shorter prompts have no tokens at the first offsets. These are not missing rows.
     is_ragged = "token" in ds.coords and ds["token"].dtype.kind == "i"
     valid = _valid_samples(ds, reader, recorded) if is_ragged or skip_missing else None
