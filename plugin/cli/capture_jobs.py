@@ -5,6 +5,7 @@ Each library is imported when its command runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from stratalens.store.errors import InputError
 
 if TYPE_CHECKING:
     from stratalens.plugin.check.report import CheckReport
+    from stratalens.plugin.prompts.table import PromptTable
     from stratalens.plugin.stages.stage import Source, Stage
     from stratalens.plugin.study.config.settings import StudySettings
 
@@ -56,6 +58,27 @@ def _source(run: RunFile, entry: StageEntry) -> Source:
     return Checkpoint(run.model) if Path(run.model).is_dir() else Revision(run.model, "main")
 
 
+def read_prompts(path: Path, stages: Sequence[Stage], add_generation_prompt: bool = False) -> PromptTable:
+    """Read a prompt table; the chat template of a table of chats is that of the first stage.
+
+    Args:
+        path: file of the table.
+        stages: stages of the run, in training order.
+        add_generation_prompt: end each chat with the tokens that start the turn of the assistant.
+
+    Raises:
+        InputError: the table is not valid, or the tokenizer cannot be loaded.
+    """
+    from stratalens.plugin.prompts.table import PromptTable
+
+    def load() -> Any:
+        from stratalens.plugin.stages.checkpoints import load_tokenizer
+
+        return load_tokenizer(stages[0].source)
+
+    return PromptTable.read(path, tokenizer=load, add_generation_prompt=add_generation_prompt)
+
+
 def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> str | Path:
     """Record every stage of a run file, and write the complete run file next to the store.
 
@@ -73,10 +96,9 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
     """
     from stratalens.plugin.capture.run import capture_stages
     from stratalens.plugin.progress import StageLines, is_interactive
-    from stratalens.plugin.prompts.table import PromptTable
 
-    table = PromptTable.read(run.prompts)
     stages = run_stages(run)
+    table = read_prompts(run.prompts, stages, run.add_generation_prompt)
     if isinstance(run.store, Path):
         run.store.parent.mkdir(parents=True, exist_ok=True)
     # A mapping has no numbers: the capture then places new stages by name among those of the store.
@@ -110,13 +132,12 @@ def check_model(model: str, prompts: Path | None, device: str | None) -> CheckRe
         device: device of the model, or None.
     """
     from stratalens.plugin.check.check import check
-    from stratalens.plugin.prompts.table import PromptTable
     from stratalens.plugin.stages.checkpoints import Checkpoint, Revision
     from stratalens.plugin.stages.stage import Stage, loaded_model
 
-    table = PromptTable.read(prompts) if prompts is not None else None
-    source = Checkpoint(Path(model)) if Path(model).is_dir() else Revision(model, "main")
-    with suppress_progress_bars(downloads=False), loaded_model(Stage("model", 0, source), None, device) as loaded:
+    stage = Stage("model", 0, Checkpoint(Path(model)) if Path(model).is_dir() else Revision(model, "main"))
+    table = read_prompts(prompts, [stage]) if prompts is not None else None
+    with suppress_progress_bars(downloads=False), loaded_model(stage, None, device) as loaded:
         return check(loaded, table)
 
 
@@ -161,9 +182,9 @@ def forecast_run(run: RunFile) -> dict[str, Any]:
     The forecast loads the model and writes nothing.
     """
     from stratalens.plugin.capture.forecast import forecast_capture
-    from stratalens.plugin.prompts.table import PromptTable
 
     # The forecast runs on this machine, which may not have the device of the run.
     options = replace(run.capture_options(), device=None)
+    stages = run_stages(run)
     with suppress_progress_bars(downloads=False):
-        return forecast_capture(run_stages(run), PromptTable.read(run.prompts), options)
+        return forecast_capture(stages, read_prompts(run.prompts, stages, run.add_generation_prompt), options)

@@ -39,6 +39,7 @@ from .plugin.capture.store import relabel as relabel
 from .plugin.capture.summarize import forecast_summary as forecast_summary
 from .plugin.capture.summarize import summarize as summarize
 from .plugin.capture.summary_size import summary_size as summary_size
+from .plugin.capture.surprisal import surprisal as surprisal
 from .plugin.check.check import check as check
 from .plugin.interop.convert import to_activation_cache as to_activation_cache
 from .plugin.interop.convert import torch_dataset as torch_dataset
