@@ -15,16 +15,12 @@ from stratalens.store.errors import InputError, TokenWarning
 from support.thorough import THOROUGH, thorough
 from support.tokenizers import all_fast, byte_level, byte_level_with_bos, metaspace, pure_python
 
-WORDS = (
-    "who is the name of river Ann Smith painter from Norway village 2,850 km it's long. What? The brother;\n\n".split(
-        " "
-    )
-)
+TEXT = "who is the name of river Ann Smith painter from Norway village 2,850 km it's long. What? The brother;\n\n"
 TOKENIZERS = all_fast()
 
 
 def document(words, seed):
-    picked = np.random.default_rng(seed).choice(WORDS, words)
+    picked = np.random.default_rng(seed).choice(TEXT.split(" "), words)
     return " ".join(picked.tolist())
 
 
@@ -98,7 +94,7 @@ def test_documents_without_a_window_are_whole_and_read_once():
 
 def test_other_tokens_at_an_edge_are_said():
     with pytest.warns(TokenWarning, match="other tokens than their document"):
-        sl.PromptTable.from_documents(["Norway" * 50], byte_level(), window=8)
+        sl.PromptTable.from_documents(["Norway" * 50], metaspace(), window=8)
 
 
 def limited(tokens):

@@ -69,7 +69,7 @@ def test_groups_and_spans_limit_the_places():
         "5",
     ]
     animals = table().at_pattern(r"\d+ (?P<animal>[a-z]+)", group="animal", name="animal", missing="drop")
-    assert animals.labels()["animal_text"].tolist() == ["cats", "dogs"]
+    assert animals.labels()["animal_text"].tolist() == ["cats", "dogs", "or", "km"]
 
 
 def test_spans_by_name_and_by_list():
@@ -108,22 +108,33 @@ def test_chosen_tokens_such_as_surprising_ones():
 
 
 def test_a_capture_runs_equal_prompts_once_and_records_the_same(tmp_path):
-    """Each place has the values of a table that has this place alone."""
+    """Each place has the values of its token in a capture of all tokens of the prompts."""
     model, tokenizer = bridge("llama"), model_tokenizer()
-    numbers = table().at_pattern(r"\d+", name="number", missing="drop")
-    options = {"positions": ("number_first", "number_last", "last"), "tokenizer": tokenizer, "progress": False}
+    plain = table(entity_id=["a", "b", "c"])
+    numbers = plain.at_pattern(r"\d+", name="number", missing="drop")
+    options = {"tokenizer": tokenizer, "progress": False, "check": False}
+    complete = sl.capture(model, plain, tmp_path / "all.zarr", positions="all", **options)
     widths = []
-    handle = model.blocks[0].hook_out.register_forward_hook(lambda m, i, out: widths.append(out.shape[0]))
-    ds = sl.capture(model, numbers, tmp_path / "places.zarr", check=False, **options)
+    handle = model.blocks[0].hook_out.register_forward_hook(lambda module, inputs, out: widths.append(out.shape[0]))
+    places = sl.capture(model, numbers, tmp_path / "places.zarr", positions=("number_first", "number_last"), **options)
     handle.remove()
-    assert sum(widths[-len(widths) :]) < len(numbers)
-    for row in range(len(numbers)):
-        one = sl.PromptTable.from_dataframe(numbers.frame.iloc[[row]])
-        alone = sl.capture(model, one, tmp_path / f"{row}.zarr", check=False, **options)
-        here = ds.isel(entity=[row])
-        for name in ("resid_post", "loss", "entropy", "resid_post_l2"):
-            np.testing.assert_allclose(here[name].values, alone[name].values, rtol=2e-5, atol=2e-6)
-    assert np.isfinite(ds["loss"].values).all()
+    assert widths[-1] == 2 < len(numbers)  # two of the three prompts have numbers
+    tokens = numbers.tokenize(tokenizer)
+    index = resolve(("number_first", "number_last"), numbers, tokens).index
+    originals = plain.labels()["entity_id"].tolist()
+    for row, name in enumerate(numbers.labels()["entity_id"].tolist()):
+        same = complete.isel(entity=originals.index(name)).sel(token=index[row] - tokens.lengths[row])
+        for variable in ("resid_post", "loss", "entropy", "resid_post_l2"):
+            here = places[variable].isel(entity=row).values
+            np.testing.assert_allclose(here, same[variable].values, rtol=2e-5, atol=2e-6)
+    again = sl.PromptTable.from_dataframe(numbers.frame)  # a saved table extends the store
+    extended = {"model": model, "second": bridge("llama", seed=1)}
+    assert (
+        sl.capture(
+            extended, again, tmp_path / "places.zarr", positions=("number_first", "number_last"), **options
+        ).sizes["stage"]
+        == 2
+    )
 
 
 def test_surprisal_is_the_loss_of_each_token():
@@ -149,7 +160,7 @@ REFUSALS = {
     "an empty match": (lambda: table().at_pattern(r"\d*"), "matches an empty text in row 0"),
     "no expression": (lambda: table().at_pattern("("), "not a regular expression"),
     "an unknown group": (lambda: table().at_pattern("a", group=2), "has the groups [0]"),
-    "an unknown occurrence": (lambda: table().at_pattern("a", occurrence="frist"), "occurrence='frist'"),
+    "an unknown occurrence": (lambda: table().at_pattern("a", occurrence="next"), "occurrence='next'"),
     "an unknown outer span": (lambda: table().at_pattern("a", within="user"), "within='user'"),
     "missing= of capture": (lambda: table().at_pattern("a", missing="nan"), "missing='nan'"),
     "a name in use": (
