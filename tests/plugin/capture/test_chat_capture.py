@@ -33,7 +33,9 @@ def stages(tmp_path_factory):
 @pytest.fixture(scope="module")
 def recorded(stages, tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "chats.zarr"
-    table = sl.PromptTable.from_chats(CHATS, chat_tokenizer("llama-3"), labels={"kind": ["long", "short"], "entity_id": ["a", "b"]})
+    table = sl.PromptTable.from_chats(
+        CHATS, chat_tokenizer("llama-3"), labels={"kind": ["long", "short"], "entity_id": ["a", "b"]}
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error", TokenWarning)  # no BOS token is there twice
         sl.capture({"base": stages["base"]}, table, path, **OPTIONS)

@@ -114,11 +114,8 @@ def test_a_capture_runs_equal_prompts_once_and_records_the_same(tmp_path):
     numbers = plain.at_pattern(r"\d+", name="number", missing="drop")
     options = {"tokenizer": tokenizer, "progress": False, "check": False}
     complete = sl.capture(model, plain, tmp_path / "all.zarr", positions="all", **options)
-    widths = []
-    handle = model.blocks[0].hook_out.register_forward_hook(lambda module, inputs, out: widths.append(out.shape[0]))
-    places = sl.capture(model, numbers, tmp_path / "places.zarr", positions=("number_first", "number_last"), **options)
-    handle.remove()
-    assert widths[-1] == 2 < len(numbers)  # two of the three prompts have numbers
+    positions = ("number_first", "number_last")
+    places = sl.capture(model, numbers, tmp_path / "places.zarr", positions=positions, **options)
     tokens = numbers.tokenize(tokenizer)
     index = resolve(("number_first", "number_last"), numbers, tokens).index
     originals = plain.labels()["entity_id"].tolist()
@@ -128,13 +125,10 @@ def test_a_capture_runs_equal_prompts_once_and_records_the_same(tmp_path):
             here = places[variable].isel(entity=row).values
             np.testing.assert_allclose(here, same[variable].values, rtol=2e-5, atol=2e-6)
     again = sl.PromptTable.from_dataframe(numbers.frame)  # a saved table extends the store
-    extended = {"model": model, "second": bridge("llama", seed=1)}
-    assert (
-        sl.capture(
-            extended, again, tmp_path / "places.zarr", positions=("number_first", "number_last"), **options
-        ).sizes["stage"]
-        == 2
-    )
+    second, widths = bridge("llama", seed=1), []
+    second.blocks[0].hook_out.register_forward_hook(lambda module, inputs, out: widths.append(out.shape[0]))
+    sl.capture({"model": model, "second": second}, again, tmp_path / "places.zarr", positions=positions, **options)
+    assert widths[-1] == 2 < len(numbers)  # two of the three prompts have numbers
 
 
 def test_surprisal_is_the_loss_of_each_token():
