@@ -87,6 +87,12 @@ class Strata:
 
         return shuffled_probes(self._data, *args, **kwargs)
 
+    def sparse_probe(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        """Fit probes of the k best features; see `stratalens.sparse_probe`."""
+        from stratalens.analyses.probes.sparse_probe import sparse_probe
+
+        return sparse_probe(self._data, *args, **kwargs)
+
     def statistics_probe(self, *args: Any, **kwargs: Any) -> xr.Dataset:
         """Fit probes on norms, losses or confidence; see `stratalens.statistics_probe`."""
         from stratalens.analyses.controls.statistics_probe import statistics_probe

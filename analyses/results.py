@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import xarray as xr
 
 from stratalens.store.errors import InputError
 from stratalens.store.files import fsync_folder, user_path
+from stratalens.store.storage.disk import run_concurrently
 
 
 def write_results(results: Mapping[str, xr.Dataset | xr.DataArray], folder: str | os.PathLike[str]) -> Path:
@@ -50,8 +52,8 @@ def write_results(results: Mapping[str, xr.Dataset | xr.DataArray], folder: str 
 
 def _make_durable(group: Path) -> None:
     """Make the content and the names of all files of a group durable."""
-    for path in (group, *group.rglob("*")):
-        fsync_folder(path)  # a file, too: both are opened for reading
+    # Of files, too: both are opened for reading.
+    run_concurrently([partial(fsync_folder, path) for path in (group, *group.rglob("*"))])
 
 
 def read_results(folder: str | os.PathLike[str]) -> dict[str, xr.Dataset]:

@@ -6,8 +6,7 @@ forward pass of whole sequences for every layer, dose and batch, with logits of 
 intervene() that does the same but reads the answers only. Otherwise intervene() starts at the changed block, and with
 the cached prefix at the changed token. The methods alternate on a part of the sweep, a few layers and doses of some of
 the prompts, and their results are compared. The whole sweep at the last position runs once with intervene(). The time
-of the plain loop is extrapolated from the part, since each of its passes costs the same; so is that of the sweep over
-all positions, for the short questions of the study and for the longer prompts.
+of the plain loop is extrapolated from the part, since each of its passes costs the same.
 
     python -m benchmarks.interventions.sweep [--prompts 200] [--part 8] [--rounds 3] [--no-whole]
 """
@@ -27,7 +26,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 
@@ -147,26 +145,6 @@ def mean_tokens(table: sl.PromptTable, model: Any) -> float:
     return float(np.mean(lengths))
 
 
-def questions_of(count: int) -> sl.PromptTable:
-    """The short questions of the study, with the same answers."""
-    names = [str(name).title() for name in prompts(count).frame["entity"]]
-    frame = pd.DataFrame({"prompt": [f"Q: Who is {name}?\nA:" for name in names], "entity": names})
-    return sl.PromptTable.from_dataframe(frame.assign(answer=np.resize(np.array(ANSWERS, object), count)))
-
-
-def all_positions(options: argparse.Namespace, report: Report, model: Any) -> None:
-    """Extrapolate the sweep of all positions, whose passes all cost about the same, from a part of it."""
-    passes = 30 * options.doses * options.prompts
-    count = 4 * options.part  # a larger part, in which the fixed costs of a job weigh less
-    for table in (questions_of(count), table_of(count)):
-        doses = doses_of(4)
-        runs = part_runs(options, report, model, table, doses, "all")
-        done = min(3, options.layers) * len(doses) * count
-        minutes = [run.wall / done * passes / 60 for run in runs[OURS]]
-        text = f"minutes of the whole sweep, all positions, {mean_tokens(table, model):.0f} tokens, extrapolated"
-        report.target(text, minutes, at_most=30)
-
-
 def whole_run(options: argparse.Namespace, report: Report, model: Any, plain: list[Timing], doses_run: int) -> None:
     """Run the whole sweep once, and extrapolate the plain loop."""
     table, axis, doses = table_of(options.prompts), direction(list(range(30))), doses_of(options.doses)
@@ -204,7 +182,6 @@ def main() -> None:
         doses = doses_of(options.doses if options.whole else 2)
         runs = part_runs(options, report, model, table_of(options.part), doses, "last")
         report.target("time of the plain loop relative to intervene", ratios(runs[PLAIN], runs[OURS]), at_least=3)
-        all_positions(options, report, model)
         if options.whole:
             whole_run(options, report, model, runs[PLAIN], len(doses))
         shutil.rmtree(model.tokenizer.name_or_path, ignore_errors=True)

@@ -24,7 +24,7 @@ class CaptureOptions:
         layers: block indices, None for all.
         positions: position names, or "all".
         dtype: storage dtype, "auto" for the model's own.
-        statistics: True for all, False for none, or names.
+        statistics: True for all but `running_loss`, "all", False for none, or names.
         tokenizer: None takes the model's.
         prepend_bos: True for one BOS token in front of every prompt, False for none, None for what the tokenizer adds.
         missing: "raise" or "nan" for positions that a prompt does not have.

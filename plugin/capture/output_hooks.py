@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stratalens.plugin.capture.statistics import negative_log_likelihood, output_statistics
+from stratalens.plugin.capture.statistics import negative_log_likelihood, output_layer_loss, output_statistics
 from stratalens.plugin.models.adapters import Adapter
 from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.store.errors import InputError
@@ -139,12 +139,20 @@ class OutputHooks:
         recorded[row, batch.index[row, column]] = True
         distributions = recorded if set(self.names) - set(_LOSSES) else np.zeros_like(recorded)
         predicts = self._predicts(batch, recorded)
-        needed = np.flatnonzero(distributions | predicts)
         losses = torch.full(batch.ids.shape, torch.nan, device=flat.device).reshape(-1)
         following = np.zeros_like(batch.ids)
         following[:, :-1] = batch.ids[:, 1:]
+        needed = distributions | predicts
+        layer = self.adapter.output_layer() if self.split else None
+        if layer is not None:  # where only the loss is asked for, no row of logits is needed as a whole
+            places = np.flatnonzero(predicts & ~distributions)
+            at, token = (torch.from_numpy(x).to(flat.device) for x in (places, following.reshape(-1)[places]))
+            losses[at + 1] = output_layer_loss(flat[at], *layer, token, self.adapter.scale_logits)
+            needed = distributions
         chunks: dict[str, list[Tensor]] = {}
-        for chunk in np.array_split(needed, max(1, -(-len(needed) * self._vocabulary() // _CHUNK))):
+        places = np.flatnonzero(needed)
+        parts = -(-len(places) * self._vocabulary() // _CHUNK)
+        for chunk in np.array_split(places, parts) if parts else ():
             rows = torch.from_numpy(chunk).to(flat.device)
             states = flat[rows if batch.lines is None else torch.from_numpy(batch.source(chunk)).to(flat.device)]
             scores = (self.adapter.head(states) if self.split else states).float()  # type: ignore[union-attr]

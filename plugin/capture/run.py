@@ -91,9 +91,9 @@ def capture(
         batch_size: rows per forward pass, or "auto" by memory; halved when memory runs out. In dense models it changes
             no value on most devices. In mixtures of experts and in state-space models it changes the last bits (1e-7 to
             4e-6 of the value). `recorded_with["batch_size"]` of the store says what the check saw.
-        statistics: True for all (of an existing store: for those that it records), False for none, or names (see
-            `stratalens.plugin.capture.spec`). `running_loss` needs the output layer at every token, `entity_loss` at
-            the tokens of the entity, the others at the recorded positions only.
+        statistics: True for all but `running_loss` (of an existing store: for those that it records), "all", False for
+            none, or names (see `stratalens.plugin.capture.spec`). `running_loss` needs the output layer at every token,
+            `entity_loss` at the tokens of the entity, the others at the recorded positions only.
         resume: False refuses an existing store.
         tokenizer: None takes that of the first model's checkpoint. However the model came in, the token ids of a prompt
             are `tokenizer(prompt).input_ids`: the Hugging Face call with the special tokens that the tokenizer adds.

@@ -20,7 +20,6 @@ from stratalens.plugin.capture.store_defaults import (
 )
 from stratalens.plugin.capture.tokens import tokenize_table
 from stratalens.plugin.models.adapters import Adapter
-from stratalens.plugin.models.hooks import evaluation_mode
 from stratalens.plugin.models.processing import differing_flags
 from stratalens.plugin.models.site_resolution import resolve as resolve_sites
 from stratalens.plugin.models.sites import Site, SiteSelection
@@ -34,6 +33,7 @@ from stratalens.store.state.manifest import Store
 
 SITE_STATISTICS = tuple(schema.STATISTICS)
 OUTPUT_STATISTICS = schema.OUTPUT_STATISTICS
+BY_REQUEST = ("running_loss",)  # it needs the output layer at every token, a fifth of a forward pass
 STORE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 DTYPE_NAMES = {getattr(torch, name): name for name in ("float32", "bfloat16", "float16", "float64")}
 
@@ -107,20 +107,21 @@ class CaptureSpec:
         positions = resolve_positions(options.positions, table, tokenized, options.missing)
         ids = sample_ids(tokenized.ids)
         selection = resolve_sites(adapter, options.sites, options.layers, ids, recorded_names(existing))
-        with evaluation_mode(adapter.model):
-            adapter.confirm_logits()
+        adapter.confirm_logits()
         has_logits = adapter.dry_run_result is not None
         entity_tokens = tokens_of_entities(table, tokenized)
+        extend = options.statistics is True and existing is not None
         site_statistics, outputs = choose_statistics(
-            options.statistics,
+            "all" if extend else options.statistics,
             has_logits=has_logits,
             answers=tokenized.answer_ids is not None,
             entities=entity_tokens is not None,
             no_logits=adapter.no_logits,
         )
-        if options.statistics is True and existing is not None:
+        if extend and existing is not None:
             recorded = recorded_statistics(existing)
-            warn_about_statistics(existing, [name for name in (*site_statistics, *outputs) if name not in recorded])
+            missing = [name for name in (*site_statistics, *outputs) if name not in (*recorded, *BY_REQUEST)]
+            warn_about_statistics(existing, missing)
             site_statistics = tuple(name for name in site_statistics if name in recorded)
             outputs = tuple(name for name in outputs if name in recorded)
         return cls(
@@ -255,7 +256,7 @@ def choose_statistics(
     """Check the statistics that the caller asks for.
 
     Args:
-        statistics: True = all, False = none, or names.
+        statistics: True = all but `running_loss`, "all" = all, False = none, or names.
         has_logits: whether the model's forward pass ends in logits.
         answers: whether the prompts have answers.
         entities: whether the tokens of entities are known.
@@ -267,16 +268,18 @@ def choose_statistics(
     Raises:
         InputError: a name is unknown, or this model or table cannot provide the statistic.
     """
-    if isinstance(statistics, bool):
+    if isinstance(statistics, bool) or statistics == "all":
         if not statistics:
             return (), ()
-        known = {"answer_loss": answers, "entity_loss": entities}
+        known = {"answer_loss": answers, "entity_loss": entities, **dict.fromkeys(BY_REQUEST, statistics == "all")}
         return SITE_STATISTICS, tuple(n for n in OUTPUT_STATISTICS if has_logits and known.get(n, True))
     names = [statistics] if isinstance(statistics, str) else list(statistics)
     valid = (*SITE_STATISTICS, *OUTPUT_STATISTICS)
     for name in names:
         if name not in valid:
-            raise InputError(f"unknown statistic {name!r}: {suggest(str(name), valid, limit=10)}, True or False.")
+            raise InputError(
+                f"unknown statistic {name!r}: {suggest(str(name), valid, limit=10)}, 'all', True or False."
+            )
         if name in OUTPUT_STATISTICS and not has_logits:
             raise InputError(
                 f"statistic {name!r} needs logits of the next token, but {no_logits}. "

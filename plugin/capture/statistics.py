@@ -193,6 +193,11 @@ def _percentiles(z: Tensor) -> Tensor:
     return torch.where(fraction == 0, a, a + (b - a) * fraction).T
 
 
+# Logits in float32 at a time: many rows of a slice of the vocabulary, which on the CPU stay in the cache (16 MiB).
+_SLICE_CPU = 1 << 22
+_SLICE_DEVICE = 1 << 25
+_SLICE_ROWS = 1024
+
 # Logits converted to float32 at a time, which bounds the memory of a call.
 _LOSS_TILE_CPU = 1 << 22
 _LOSS_TILE_DEVICE = 1 << 25
@@ -224,3 +229,52 @@ def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
         chosen = z.gather(-1, target).squeeze(-1)
         losses.append(z.exp_().sum(dim=-1).log_().sub_(chosen))
     return torch.cat(losses).reshape(shape) if losses else logits.new_empty(shape, dtype=torch.float32)
+
+
+def output_layer_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale_logits: Callable[[Tensor], Tensor] = lambda logits: logits,
+) -> Tensor:
+    """Compute -log softmax(scale_logits(hidden weight^T + bias))[target], slice by slice of the vocabulary.
+
+    The logits of a row are never in memory as a whole. The normaliser is summed up over the slices, as in Milakov,
+    Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867, 2018.
+
+    Args:
+        hidden: tensor of shape (n, d_model), the input of the output layer.
+        weight: tensor of shape (vocabulary, d_model).
+        bias: tensor of shape (vocabulary,), or None.
+        targets: token ids, tensor of shape (n,).
+        scale_logits: a function that changes each logit on its own.
+
+    Returns:
+        float32 tensor of shape (n,), in nats.
+
+    Example:
+        >>> hidden, weight = torch.ones(2, 3), torch.zeros(4, 3)
+        >>> [round(loss, 4) for loss in output_layer_loss(hidden, weight, None, torch.tensor([2, 0])).tolist()]
+        [1.3863, 1.3863]
+    """
+    on_cpu = hidden.device.type == "cpu"
+    rows = _SLICE_ROWS if on_cpu else max(len(hidden), 1)
+    width = max((_SLICE_CPU if on_cpu else _SLICE_DEVICE) // max(min(rows, len(hidden)), 1), 256)
+    losses = []
+    for x, target in zip(torch.split(hidden.detach(), rows), torch.split(targets, rows), strict=True):
+        high = torch.full((len(x),), torch.finfo(torch.float32).min, device=x.device)
+        total, chosen = torch.zeros_like(high), torch.zeros_like(high)
+        for first in range(0, len(weight), width):
+            slice_bias = None if bias is None else bias[first : first + width]
+            z = scale_logits(torch.nn.functional.linear(x, weight[first : first + width], slice_bias)).float()
+            column = target - first
+            inside = (column >= 0) & (column < z.shape[-1])
+            picked = z.gather(-1, column.clamp(0, z.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
+            chosen = torch.where(inside, picked, chosen)
+            highest = torch.maximum(high, z.amax(dim=-1))
+            total = total * (high - highest).exp_() + z.sub_(highest.unsqueeze(-1)).exp_().sum(dim=-1)
+            high = highest
+        # The difference from the maximum first, so that a near-certain token keeps its digits.
+        losses.append(total.log_().sub_(chosen - high))
+    return torch.cat(losses) if losses else torch.empty(0, dtype=torch.float32, device=hidden.device)

@@ -83,7 +83,7 @@ class RunFile(BaseModel):
     compression: Literal["none", "zstd"] = "none"
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     device: str | None = None
-    statistics: bool | tuple[str, ...] = True
+    statistics: bool | Literal["all"] | tuple[str, ...] = True
     prepend_bos: bool | None = None
     add_generation_prompt: bool = False  # of tables of chats
     allow_same_weights: bool = False

@@ -167,7 +167,12 @@ class Adapter:
             return self.model(ids)
 
     def dry_run(self, ids: Tensor, output: Output) -> None:
-        """Run a short forward pass without padding; with logits, set `dry_run_result` and `no_logits`."""
+        """Run a short forward pass without padding; with logits, set `dry_run_result` and `no_logits`.
+
+        Args:
+            ids: int64 tensor of shape (batch, position); the rows differ in their last token alone.
+            output: as in `run`.
+        """
         norm_outputs: list[Any] = []
         handle = None
         if self.final_norm is not None:
@@ -199,18 +204,16 @@ class Adapter:
         return ""
 
     def confirm_logits(self) -> None:
-        """Set `no_logits` if the output of the last dry run depends on later tokens; runs one short pass.
+        """Set `no_logits` if the output of the last dry run depends on later tokens.
 
-        Logits of the next token do not. Encoders, which fill masked tokens, look in both directions.
+        Logits of the next token do not. Encoders, which fill masked tokens, look in both directions. The rows of a dry
+        run differ in their last token alone, so that one pass shows it.
         """
         if self.dry_run_result is None or self._dry_run_ids.shape[1] < 2:
             return
-        logits, ids = self.dry_run_result[0], self._dry_run_ids
-        changed = ids.clone()
-        changed[:, -1] = ids[:, 0]
-        other = self.run(changed, torch.ones_like(ids), "logits")
-        gap = (other[:, :-1].float() - logits[:, :-1].float()).abs().max()
-        if gap > 1e-3 * logits.float().abs().max().clamp_min(1e-6):
+        before = self.dry_run_result[0][:, :-1].float()
+        gap = (before - before[:1]).abs().max()
+        if gap > 1e-3 * before.abs().max().clamp_min(1e-6):
             self.no_logits = "this model looks at later tokens, so its output does not predict the next token"
             self.dry_run_result = None
 
@@ -237,6 +240,19 @@ class Adapter:
             Tensor of shape (n, vocab), or None if this kind of model does not allow it.
         """
         return None
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the parameters of an output layer that is one plain linear map.
+
+        Returns:
+            Weight, tensor of shape (vocab, d_model), and bias, tensor of shape (vocab,) or None; None if the output
+            layer is something else, or if someone listens to it. `scale_logits` of the map are the logits.
+        """
+        return None
+
+    def scale_logits(self, logits: Tensor) -> Tensor:
+        """Apply what follows the output layer, which changes each logit on its own."""
+        return logits
 
 
 class BridgeAdapter(Adapter):
@@ -372,7 +388,15 @@ class BridgeAdapter(Adapter):
         unembed = getattr(getattr(self.model, "unembed", None), "original_component", None)
         if not isinstance(unembed, nn.Module) or self.final_norm is None:
             return None
-        logits: Tensor = unembed(hidden)
+        return self.scale_logits(unembed(hidden))
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the parameters of the wrapped output layer."""
+        unembed = getattr(getattr(self.model, "unembed", None), "original_component", None)
+        return _linear_parameters(unembed) if self.final_norm is not None else None
+
+    def scale_logits(self, logits: Tensor) -> Tensor:
+        """Apply the logit scaling and softcapping of the config."""
         if isinstance(scale := getattr(self.text_config, "logit_scale", None), int | float):  # Cohere
             logits = logits * scale
         if isinstance(scaling := getattr(self.text_config, "logits_scaling", None), int | float):  # Granite
@@ -413,9 +437,25 @@ class HookedTransformerAdapter(Adapter):
         if self.final_norm is None:
             return None
         unembed: Any = self.model.unembed
-        logits = nn.functional.linear(hidden, unembed.W_U.T.contiguous(), unembed.b_U)
+        return self.scale_logits(nn.functional.linear(hidden, unembed.W_U.T.contiguous(), unembed.b_U))
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return W_U, transposed, and b_U."""
+        unembed: Any = self.model.unembed
+        return (unembed.W_U.T, unembed.b_U) if self.final_norm is not None else None
+
+    def scale_logits(self, logits: Tensor) -> Tensor:
+        """Apply the softcap."""
         cap = getattr(self.cfg, "output_logits_soft_cap", None)
         return cap * torch.tanh(logits / cap) if cap and cap > 0 else logits
+
+
+def _linear_parameters(module: Any) -> tuple[Tensor, Tensor | None] | None:
+    """Return weight and bias of a plain linear layer without hooks; None for everything else."""
+    if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:  # quantised weights are of other types
+        return None
+    listened = module._forward_hooks or module._forward_pre_hooks or nn.utils.parametrize.is_parametrized(module)
+    return None if listened or module.weight.is_meta else (module.weight, module.bias)
 
 
 def _final_norm(model: nn.Module) -> nn.Module | None:

@@ -288,8 +288,13 @@ def _has_empty(values: Sequence[Any]) -> bool:
 
 
 def _sample_batch(ids: Tensor, length: int) -> Tensor:
-    """Return two rows of valid token ids, int64 tensor of shape (2, length)."""
-    return ids[torch.arange(_BATCH * length) % len(ids)].reshape(_BATCH, length)
+    """Return two rows of valid token ids that differ in the last token alone, int64 tensor of shape (2, length)."""
+    row = ids[torch.arange(length) % len(ids)]
+    others = ids[ids != row[-1]]
+    last = others[0] if len(others) else int(row[-1] == 0)  # every vocabulary has the tokens 0 and 1
+    batch = row.repeat(_BATCH, 1)
+    batch[1:, -1] = last
+    return batch
 
 
 def _observe(adapter: Adapter, hooks: Sequence[str], ids: Tensor, length: int, output: Output) -> dict[str, list[Any]]:

@@ -26,6 +26,7 @@ from .analyses.explorer.server import explore as explore
 from .analyses.probes.generalise import generalise as generalise
 from .analyses.probes.probe import probe as probe
 from .analyses.probes.shuffled_probes import shuffled_probes as shuffled_probes
+from .analyses.probes.sparse_probe import sparse_probe as sparse_probe
 from .analyses.probes.summary_probe import summary_probe as summary_probe
 from .analyses.report.report import report as report
 from .analyses.stats.permutation import fdr as fdr

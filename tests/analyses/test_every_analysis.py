@@ -34,6 +34,7 @@ ANALYSES: dict[str, Callable[..., Any]] = {
     "multiclass": partial(sl.probe, pairs="multiclass", **FEW),
     "ordinal": partial(sl.probe, pairs="ordinal", **FEW),
     "lda": partial(sl.probe, method="lda", **FEW),
+    "sparse_probe": partial(sl.sparse_probe, k=[1, 3], draws=2, **QUIET),
     "statistics_probe": partial(sl.statistics_probe, statistics=OWN, **FEW),
     "matched_probe": partial(sl.matched_probe, statistics=OWN, bins=2, small="nan", **FEW),
     "residual_probe": partial(sl.residual_probe, statistics=OWN, **FEW),

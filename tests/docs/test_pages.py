@@ -1,8 +1,9 @@
 """Every Python block of the documentation, run as it is written, page by page; run files are read as run files.
 
-Cells (`{code-cell}`) are also run, and their output shown, where the pages are built (docs/conf.py); other blocks are
-run here alone. A block that cannot be run without a hub or a GPU is a `code-block` directive, and the text before it
-says so. docs/sweep.md has a test of its own.
+Cells (`{code-cell}`) are also run, and their output shown, where the pages are built (docs/conf.py), and an error ends
+the build. Pages that have nothing else are run here in the long suite only. Other blocks are run here alone. A block
+that cannot be run without a hub or a GPU is a `code-block` directive, and the text before it says so. docs/sweep.md has
+a test of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 
 from support.models import save_checkpoint
 from support.paths import DOCS
+from support.thorough import THOROUGH
 
 OTHERS = {"sweep.md", "quickstart.md"}  # tests of their own
 BLOCK = re.compile(r"^```(?:\{code-cell\} python\n(?::tags:([^\n]*)\n\n)?|python\n)(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -31,6 +33,7 @@ PAGES = [
     for page in READERS
     if page.name not in OTHERS and BLOCK.search(page.read_text(encoding="utf-8"))
 ]
+RUN_HERE = [page for page in PAGES if THOROUGH or "```python\n" in (DOCS / page).read_text(encoding="utf-8")]
 WIDTH = 100  # characters of a printed line that a page shows without being moved sideways
 NEEDS = {"howto/cluster.md": "distributed", "howto/lora.md": "peft", "howto/paper.md": "matplotlib"}
 
@@ -49,7 +52,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # peft asks transformers in a way that is going out of use
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", RUN_HERE)
 def test_the_code_of_a_page_runs_as_written(
     page: str,
     example: Path,

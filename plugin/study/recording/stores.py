@@ -148,6 +148,8 @@ def record_store(plan: StorePlan, path: Path, settings: StudySettings, progress:
             "prepend_bos": prepend_bos_of(stages[0].source),
             **plan.options,
         }
+        if options["statistics"] is True and not path.exists():  # a store that exists goes on with what it records
+            options["statistics"] = "all"  # the loss over the prompt is one of the sets of statistics
         return sl.capture(stages, table, path, progress=report_rows, **options)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stratalens.plugin.capture.output_hooks import OutputHooks, head_is_separable
+from stratalens.plugin.capture.output_hooks import OutputHooks, Sequences, head_is_separable
 from stratalens.plugin.capture.run import capture
 from stratalens.plugin.capture.spec import sample_ids
 from stratalens.plugin.models import site_resolution as sites
@@ -91,6 +91,49 @@ def test_answers_leave_the_prompts_activations_alone(tmp_path: Path) -> None:
     without = capture(model, prompts, tmp_path / "b.zarr", statistics=("l2",))
     np.testing.assert_allclose(with_answers.resid_post.values, without.resid_post.values, rtol=2e-5, atol=2e-6)
     assert "answer_loss" not in without
+
+
+def test_running_loss_is_recorded_on_request(tmp_path: Path) -> None:
+    first, second = {"a": bridge("llama")}, {"a": bridge("llama"), "b": bridge("llama", 1)}
+    default = capture(first, table(3), tmp_path / "a.zarr", layers=[0])
+    assert {"loss", "entity_loss", "entropy", "resid_post_l2"} < set(default)
+    assert "running_loss" not in default
+    every = capture(first, table(3), tmp_path / "b.zarr", layers=[0], statistics="all")
+    assert set(every) == {*default, "running_loss"}
+    for name in default:
+        np.testing.assert_array_equal(default[name].values, every[name].values)
+    # A store goes on with what it records.
+    assert "running_loss" not in capture(second, table(3), tmp_path / "a.zarr", layers=[0])
+    assert np.isfinite(capture(second, table(3), tmp_path / "b.zarr", layers=[0]).running_loss.values).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_need_no_whole_row_of_logits(kind: str) -> None:
+    adapter = adapt(make(kind))
+    prompts = table(4)
+    tokenized = prompts.tokenize(adapter.model.tokenizer)
+    sites.resolve(adapter, "resid_post", [0], sample_ids(tokenized.ids))
+    hooks = OutputHooks(adapter, ("loss", "running_loss"))
+    assert hooks.split is SPLIT.get(kind, True)
+    layer = adapter.output_layer()
+    if not hooks.split:
+        return
+    assert layer is not None
+    hidden = adapter.dry_run_result[1][0]  # type: ignore[index]
+    separate = adapter.scale_logits(torch.nn.functional.linear(hidden, *layer))
+    torch.testing.assert_close(separate, adapter.head(hidden))
+    asked: list[int] = []
+    adapter.head = lambda rows: asked.append(len(rows))  # type: ignore[method-assign]
+    hooks.attach()
+    ids, mask = tokenized.batch(np.arange(4), int(tokenized.lengths.max()))
+    with torch.inference_mode():
+        adapter.run(torch.from_numpy(ids), torch.from_numpy(mask), "none")
+        last = tokenized.lengths[:, None] - 1
+        batch = Sequences(ids, np.zeros(4, np.int64), last, tokenized.lengths, tokenized.lengths)
+        values = hooks.statistics(batch)
+    hooks.detach()
+    assert not asked
+    assert bool(torch.isfinite(values["running_loss"]).all())
 
 
 def test_only_what_was_asked_for(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.nn.functional import cross_entropy
 
+from stratalens.plugin.capture import statistics as module
 from stratalens.plugin.capture.statistics import (
     ACTIVATION_STATISTICS,
     PERCENTILES,
     activation_statistics,
     negative_log_likelihood,
+    output_layer_loss,
     output_statistics,
 )
 from stratalens.store.format import schema
@@ -291,3 +293,43 @@ def test_sure_and_forbidden_tokens():
     assert negative_log_likelihood(logits, torch.tensor([1])).item() == 200
     assert negative_log_likelihood(logits, torch.tensor([2])).item() == torch.inf
     assert negative_log_likelihood(logits[:0], torch.tensor([], dtype=torch.long)).shape == (0,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 9),
+    vocabulary=st.integers(1, 700),
+    slices=st.tuples(st.integers(1, 4), st.sampled_from([1, 300, 4096])),
+    scale=st.sampled_from([0.1, 1.0, 40.0]),
+    cap=st.sampled_from([None, 5.0]),
+    bias=st.sampled_from([None, "random", "masked"]),
+    seed=st.integers(0, 99),
+)
+def test_loss_in_slices_of_the_vocabulary(rows, vocabulary, slices, scale, cap, bias, seed):
+    draw = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, 5, generator=draw) * scale
+    weight = torch.randn(5, vocabulary, generator=draw).T  # not contiguous, as W_U of TransformerLens
+    target = torch.randint(0, vocabulary, (rows,), generator=draw)
+    shift = None if bias is None else torch.randn(vocabulary, generator=draw)
+    if bias == "masked" and shift is not None:
+        shift[torch.rand(vocabulary, generator=draw) < 0.4] = -torch.inf  # a whole slice may have no token
+        shift[target] = 1.0
+
+    def scale_logits(logits):
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SLICE_ROWS", slices[0])
+        patch.setattr(module, "_SLICE_CPU", slices[1])
+        actual = output_layer_loss(hidden, weight, shift, target, scale_logits)
+    logits = hidden.double() @ weight.double().T + (0 if shift is None else shift.double())
+    expected = cross_entropy(scale_logits(logits), target, reduction="none") if rows else logits.new_empty(0)
+    assert actual.dtype == torch.float32
+    np.testing.assert_allclose(actual.numpy(), expected.numpy(), rtol=2e-6, atol=3e-6 * scale)
+
+
+def test_loss_of_a_token_that_is_nearly_certain_keeps_its_digits():
+    weight = torch.tensor([[0.0], [14.0], [-3.0]])
+    actual = output_layer_loss(torch.ones(1, 1), weight, None, torch.tensor([1]))
+    expected = np.log1p(np.exp(-14.0) + np.exp(-17.0))
+    np.testing.assert_allclose(actual.item(), expected, rtol=0.1)  # 8e-7, where 1 + 8e-7 has one digit left

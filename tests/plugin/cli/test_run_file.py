@@ -130,7 +130,7 @@ names = st.text(st.characters(categories=("L", "N", "P", "Z")), min_size=1, max_
     stages=st.lists(names, max_size=4, unique=True),
     layers=st.none() | st.lists(st.integers(0, 80), min_size=1, max_size=4, unique=True),
     positions=st.just("all") | st.lists(st.sampled_from(["last", "-2", "entity_last"]), min_size=1, unique=True),
-    statistics=st.booleans() | st.lists(st.sampled_from(["loss", "entropy"]), min_size=1, unique=True),
+    statistics=st.booleans() | st.just("all") | st.lists(st.sampled_from(["loss", "entropy"]), min_size=1, unique=True),
     batch=st.just("auto") | st.integers(1, 512),
 )
 def test_a_written_run_file_reads_back_equal(tmp_path, stages, layers, positions, statistics, batch):
