@@ -99,7 +99,8 @@ class _Chat:
         except InputError:  # a content that the template accepts only without marks
             return None
         places: dict[str, list[int]] = {}
-        pieces, start, length = [], 0, 0
+        pieces: list[str] = []
+        start = length = 0
         for match in re.finditer(f"[{''.join(marks)}]", marked):
             pieces.append(marked[start : match.start()])
             length += len(pieces[-1])

@@ -87,7 +87,7 @@ def document_frame(
     return pd.DataFrame(frame)
 
 
-def _listed(texts: Any) -> Iterable[str]:
+def _listed(texts: Any) -> Iterable[Any]:
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise InputError(
             f"from_documents takes a list or an iterator of texts, not {type(texts).__name__}; pass [text]"
@@ -95,7 +95,7 @@ def _listed(texts: Any) -> Iterable[str]:
     return texts
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def _batches(texts: Iterable[Any]) -> Iterator[list[str]]:
     """Yield documents in batches of about a million characters.
 
     Raises:

@@ -118,7 +118,8 @@ class PlaceRows:
         elif len(spans) != len(prompts):
             raise InputError(f"{self.source}: spans has {len(spans)} lists, but the table has {len(prompts)} rows")
         else:
-            places, subject = Places.of_rows([list(row) for row in spans]), f"span {name!r}"  # type: ignore[arg-type]
+            listed: list[Any] = [list(row) for row in spans]
+            places, subject = Places.of_rows(listed), f"span {name!r}"
             check_span(name, places.spans, prompts[places.rows], self.source, rows=places.rows)
         return self._at(places, name, subject, occurrence, within, at_most, missing)
 
@@ -240,7 +241,7 @@ class PlaceRows:
         content = {column: values[places.rows] for column, values in self._content.items()}
         numbers, edges = places.numbers(), places.spans.tolist()
         texts = [prompt[start:end] for prompt, (start, end) in zip(content["prompt"], edges, strict=True)]
-        labels = {f"{name}_number": numbers, f"{name}_text": np.array(texts, dtype=object)}
+        labels: dict[str, NDArray[Any]] = {f"{name}_number": numbers, f"{name}_text": np.array(texts, dtype=object)}
         if places.kinds is not None:
             labels[f"{name}_of"] = places.kinds
         self._check_new(name, list(labels))

@@ -181,7 +181,8 @@ def token_places(prompts: Sequence[str], tokenizer: Any, every: int, start: int 
     Raises:
         InputError: a number is not valid, or the tokenizer does not report the characters of its tokens.
     """
-    for name, value, least in (("every", every, 1), ("start", start, 0)):
+    numbers: tuple[tuple[str, Any, int], ...] = (("every", every, 1), ("start", start, 0))
+    for name, value, least in numbers:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise InputError(f"{name}={value!r}: pass a whole number from {least}")
     offsets = token_offsets(prompts, tokenizer, special=False)

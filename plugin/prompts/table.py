@@ -160,7 +160,9 @@ class PromptTable(PlaceRows):
             )
         tokenizer = tokenizer if hasattr(tokenizer, "apply_chat_template") else tokenizer()
         chats = [name for name in ("messages", "tools") if name in frame]
-        conversations = frame[chats].to_dict("records") if "tools" in chats else frame["messages"].tolist()
+        conversations: list[Any] = frame["messages"].tolist()
+        if "tools" in chats:
+            conversations = frame[chats].to_dict("records")
         columns = chat_frame(conversations, tokenizer, labels=frame.drop(columns=chats), **chat_options)
         return cls(columns, source=str(path))
 
