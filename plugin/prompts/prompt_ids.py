@@ -40,12 +40,13 @@ def hashed_ids(texts: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     ids = np.empty(rows, dtype=object)
     for row, values in enumerate(zip(*columns, strict=True)):
         content = "".join(f"{len(text)}:{text}" for text in values).encode()
-        number = counts.get(content, 0)
+        key = hashlib.blake2b(content, digest_size=16).digest()  # the contents of long prompts would take their memory
+        number = counts.get(key, 0)
         name = _hash(content, number)
         while name in used:
             number += 1
             name = _hash(content, number)
-        counts[content] = number + 1
+        counts[key] = number + 1
         used.add(name)
         ids[row] = name
     return ids
