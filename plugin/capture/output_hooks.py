@@ -58,8 +58,9 @@ class Sequences:
         """Return the places among all tokens of the sequences of places among all tokens of the rows."""
         if self.lines is None:
             return places
-        length = self.ids.shape[1]
-        return self.lines[places // length] * length + places % length
+        line, position = np.divmod(places, self.ids.shape[1])
+        sources: NDArray[np.int64] = self.lines[line] * self.ids.shape[1] + position
+        return sources
 
     def entity_targets(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the tokens of the entity that have a token before them, [first, stop) in each row."""
@@ -147,7 +148,8 @@ class OutputHooks:
         if layer is not None:  # where only the loss is asked for, no row of logits is needed as a whole
             places = np.flatnonzero(predicts & ~distributions)
             at, token = (torch.from_numpy(x).to(flat.device) for x in (places, following.reshape(-1)[places]))
-            losses[at + 1] = output_layer_loss(flat[at], *layer, token, self.adapter.scale_logits)
+            states = flat[at if batch.lines is None else torch.from_numpy(batch.source(places)).to(flat.device)]
+            losses[at + 1] = output_layer_loss(states, *layer, token, self.adapter.scale_logits)
             needed = distributions
         chunks: dict[str, list[Tensor]] = {}
         places = np.flatnonzero(needed)
