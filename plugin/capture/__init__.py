@@ -23,5 +23,6 @@ summary_plan    groups and sampled rows of a summary
 summary_sums    sums of activations on the model's device
 summary_state   the folder of a summary, its saved sums and finished stages
 summary_size    bytes of a summary next to those of a store
+surprisal       surprisal(): how unexpected each token of a table is to a model
 forecast        bytes, files, tokens and seconds of a capture before it runs
 """

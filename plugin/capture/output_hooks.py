@@ -7,7 +7,7 @@ shows whether the output layer can run separately in this architecture; if not, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Sequences:
     """The tokens of one batch, and the positions that output statistics refer to.
 
     Attributes:
-        ids: token ids, int64 array of shape (rows, positions).
+        ids: token ids, int64 array of shape (sequences, positions).
         start: first token of every row, int64 array of shape (rows,); 0 unless padded on the left.
         index: token index of the recorded positions, int64 array of shape (rows, tokens); -1 = missing.
         prompt_end: index after the last token of the prompt, int64 array of shape (rows,).
@@ -39,6 +39,7 @@ class Sequences:
             has no answer.
         entity: token index of the first token of the entity and after its last one, int64 array of shape (rows, 2);
             both 0 where a row has no entity. None if `entity_loss` is not computed.
+        lines: sequence of every row, int64 array of shape (rows,); None where each row is its own sequence.
     """
 
     ids: NDArray[np.int64]
@@ -47,6 +48,19 @@ class Sequences:
     prompt_end: NDArray[np.int64]
     answer_end: NDArray[np.int64]
     entity: NDArray[np.int64] | None = None
+    lines: NDArray[np.int64] | None = None
+
+    def by_row(self) -> Sequences:
+        """Return the same with the token ids of every row, where rows share a sequence."""
+        return self if self.lines is None else replace(self, ids=self.ids[self.lines])
+
+    def source(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the places among all tokens of the sequences of places among all tokens of the rows."""
+        if self.lines is None:
+            return places
+        line, position = np.divmod(places, self.ids.shape[1])
+        sources: NDArray[np.int64] = self.lines[line] * self.ids.shape[1] + position
+        return sources
 
     def entity_targets(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the tokens of the entity that have a token before them, [first, stop) in each row."""
@@ -120,6 +134,7 @@ class OutputHooks:
             )
         flat = source.detach().reshape(-1, source.shape[-1])
         self._hidden = None
+        batch = batch.by_row()
         recorded = np.zeros(batch.ids.shape, dtype=bool)
         row, column = np.nonzero(batch.index >= 0)
         recorded[row, batch.index[row, column]] = True
@@ -133,14 +148,16 @@ class OutputHooks:
         if layer is not None:  # where only the loss is asked for, no row of logits is needed as a whole
             places = np.flatnonzero(predicts & ~distributions)
             at, token = (torch.from_numpy(x).to(flat.device) for x in (places, following.reshape(-1)[places]))
-            losses[at + 1] = output_layer_loss(flat[at], *layer, token, self.adapter.scale_logits)
+            states = flat[at if batch.lines is None else torch.from_numpy(batch.source(places)).to(flat.device)]
+            losses[at + 1] = output_layer_loss(states, *layer, token, self.adapter.scale_logits)
             needed = distributions
         chunks: dict[str, list[Tensor]] = {}
         places = np.flatnonzero(needed)
         parts = -(-len(places) * self._vocabulary() // _CHUNK)
         for chunk in np.array_split(places, parts) if parts else ():
             rows = torch.from_numpy(chunk).to(flat.device)
-            scores = (self.adapter.head(flat[rows]) if self.split else flat[rows]).float()  # type: ignore[union-attr]
+            states = flat[rows if batch.lines is None else torch.from_numpy(batch.source(chunk)).to(flat.device)]
+            scores = (self.adapter.head(states) if self.split else states).float()  # type: ignore[union-attr]
             targets = np.flatnonzero(predicts.reshape(-1)[chunk])
             if len(targets):
                 at = torch.from_numpy(targets).to(flat.device)

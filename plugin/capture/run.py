@@ -41,6 +41,8 @@ from stratalens.store.storage.resolve import storage_at
 from stratalens.store.writing.buffers import RowBlock
 from stratalens.store.writing.writer import StageWriter
 
+_ROWS_PER_SEQUENCE = 32  # rows of a batch for each of its sequences, at most: bounds the memory of the gathered vectors
+
 
 def capture(
     stages: Any,
@@ -267,6 +269,7 @@ class ForwardPasses:
         adapter, selection = hooked_model.adapter, self.spec.selection
         all_logits = selection.needs_full_logits or (bool(self.spec.outputs) and not hooked_model.outputs.split)
         self._output: Literal["none", "logits"] = "logits" if all_logits else "none"
+        self._rows_per_sequence = _ROWS_PER_SEQUENCE  # where several rows have the same prompt
         self._stop = None if all_logits or self.spec.outputs else selection.stop_at_layer(adapter)
 
     def record_block(self, writer: StageWriter, block: RowBlock, bar: Progress) -> None:
@@ -289,7 +292,7 @@ class ForwardPasses:
         """
         start = 0
         while start < len(bucket.rows):
-            rows = bucket.rows[start : start + self.size.rows(bucket.pad_to)]
+            rows = self._next_rows(bucket.rows[start:], self.size.rows(bucket.pad_to))
             values = self._try_batch(rows, bucket.pad_to)
             if values is None:
                 # Here and not in the except clause, whose traceback still holds the tensors.
@@ -299,6 +302,14 @@ class ForwardPasses:
             yield rows, values
             start += len(rows)
 
+    def _next_rows(self, rows: NDArray[np.int64], sequences: int) -> NDArray[np.int64]:
+        """Return the first rows that have at most this many different prompts; equal prompts run once."""
+        if self.spec.repeats is None:
+            return rows[:sequences]
+        rows = rows[: sequences * self._rows_per_sequence]
+        firsts = np.sort(np.unique(self.spec.repeats[rows], return_index=True)[1])
+        return rows if len(firsts) <= sequences else rows[: firsts[sequences]]
+
     def _try_batch(self, rows: NDArray[np.int64], pad_to: int) -> dict[str, NDArray[Any]] | None:
         """Run one batch; None where it did not fit into memory and a smaller one may."""
         try:
@@ -306,6 +317,9 @@ class ForwardPasses:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+            if self.spec.repeats is not None and self._rows_per_sequence > 1:
+                self._rows_per_sequence //= 2
+                return None
             if not self.size.shrink(len(rows), pad_to):
                 error.add_note(
                     f"stage {self.stage!r}: a single row of {pad_to} tokens does not fit into memory. Use another "
@@ -316,18 +330,23 @@ class ForwardPasses:
 
     def _run_batch(self, rows: NDArray[np.int64], pad_to: int) -> dict[str, NDArray[Any]]:
         spec, adapter = self.spec, self.hooked_model.adapter
-        ids, mask = spec.tokenized.batch(rows, pad_to, answers=spec.runs_answers)
+        run, lines = rows, None
+        if spec.repeats is not None:
+            different, inverse = np.unique(spec.repeats[rows], return_inverse=True)
+            if len(different) < len(rows):
+                run, lines = different, inverse
+        ids, mask = spec.tokenized.batch(run, pad_to, answers=spec.runs_answers)
         index = spec.index[rows]
         if spec.positions.is_all:  # without the first columns, where no row of the batch has tokens
             index = index[:, int((index >= 0).any(axis=0).argmax()) :]
-        self.hooked_model.site_hooks.start_batch(rows, index)
+        self.hooked_model.site_hooks.start_batch(rows, index, lines)
         device = adapter.device
         result = adapter.run(
             torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), self._output, self._stop
         )
         end = spec.tokenized.lengths[rows]
         entity = None if spec.entity_tokens is None else spec.entity_tokens[rows]
-        batch = Sequences(ids, np.zeros_like(end), index, end, spec.lengths[rows], entity)
+        batch = Sequences(ids, np.zeros_like(end), index, end, spec.lengths[rows], entity, lines)
         return self.hooked_model.values(self.stage, rows, batch, result if isinstance(result, Tensor) else None)
 
 

@@ -34,6 +34,7 @@ class _Batch:
     Attributes:
         rows: table row of every sequence, int64 array of shape (rows,).
         index: token index of every position, int64 array of shape (rows, tokens); -1 = missing.
+        lines: sequence of every row, int64 array of shape (rows,); None where each row is its own sequence.
         values: activations gathered so far, by site.
         fired: how many hooks of each site have fired.
         offsets: indices of the gathered vectors, by device and shape of the activation.
@@ -41,9 +42,15 @@ class _Batch:
 
     rows: NDArray[np.int64]
     index: NDArray[np.int64]
+    lines: NDArray[np.int64] | None = None
     values: dict[str, Tensor] = field(default_factory=dict)
     fired: dict[str, int] = field(default_factory=dict)
     offsets: dict[tuple[torch.device, torch.Size], Tensor] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences that the model runs."""
+        return len(self.rows) if self.lines is None else int(self.lines.max()) + 1
 
 
 class SiteHooks:
@@ -68,14 +75,18 @@ class SiteHooks:
             for layer, point in enumerate(points[site.name])
         )
 
-    def start_batch(self, rows: NDArray[np.int64], index: NDArray[np.int64]) -> None:
+    def start_batch(
+        self, rows: NDArray[np.int64], index: NDArray[np.int64], lines: NDArray[np.int64] | None = None
+    ) -> None:
         """Announce the next forward pass.
 
         Args:
-            rows: table row of every sequence, int64 array of shape (rows,).
+            rows: table rows, int64 array of shape (rows,).
             index: token index of every position, int64 array of shape (rows, tokens); -1 = missing.
+            lines: sequence of every row, int64 array of shape (rows,), where rows with the same prompt run once; None
+                where each row is its own sequence.
         """
-        self._batch = _Batch(rows, index)
+        self._batch = _Batch(rows, index, lines)
 
     def abandon(self) -> None:
         """Drop the batch after a forward pass that failed."""
@@ -113,7 +124,7 @@ class SiteHooks:
                 return
             batch = self._announced()
             rows, columns = batch.index.shape
-            if value.shape[0] not in (1, rows) or value.ndim != 2 + len(site.feature_shape):
+            if value.shape[0] not in (1, batch.sequences) or value.ndim != 2 + len(site.feature_shape):
                 raise InputError(
                     f"site {site.name!r} has shape {list(value.shape)} in a batch announced with {rows} rows. "
                     "rec.batch(rows, ...) must list one table row per sequence."
@@ -146,7 +157,8 @@ class SiteHooks:
             token = np.maximum(batch.index, 0)
             if token.max(initial=0) >= value.shape[1]:
                 raise self._position_error(batch, value.shape[1])
-            row = np.arange(len(token))[:, None] if value.shape[0] == len(token) else 0
+            lines = np.arange(len(token)) if batch.lines is None else batch.lines
+            row = lines[:, None] if value.shape[0] == batch.sequences else 0
             batch.offsets[key] = torch.from_numpy((row * value.shape[1] + token).reshape(-1)).to(value.device)
         return batch.offsets[key]
 

@@ -53,6 +53,8 @@ class CaptureSpec:
         outputs: output statistics recorded, `answer_loss` and `entity_loss` among them.
         entity_tokens: token index of the first token of the entity and after its last one in every row, int64 array
             of shape (rows, 2), both 0 where a row has no entity; None if the table or the tokenizer has no spans.
+        repeats: number of the first row with the same prompt and answer, int64 array of shape (rows,); None if all rows
+            differ.
         options: the options of the capture.
         entities: prompt ids, for messages.
         processing: TransformerLens processing flags of the first model.
@@ -74,6 +76,7 @@ class CaptureSpec:
     model: Mapping[str, Any]
     known_processing: dict[str, Any] = field(default_factory=dict)
     tokenizer: Any = None
+    repeats: NDArray[np.int64] | None = None
 
     @classmethod
     def from_model(
@@ -135,6 +138,7 @@ class CaptureSpec:
             model=describe_model(adapter),
             known_processing=dict(adapter.processing),
             tokenizer=tokenizer,
+            repeats=table.repeated_prompts(),
         )
 
     @property

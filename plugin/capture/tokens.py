@@ -46,14 +46,20 @@ def tokenize_table(
     """
     first: tuple[TokenizedPrompts, Any] | None = None
     failure: InputError | None = None
-    tried: list[tuple[Any, bool | None]] = []
-    for load, prepend_bos in _rules(adapter, options, existing):
+    tried: list[tuple[Any, bool | None, bool]] = []
+    for load, prepend_bos, special in _rules(table, adapter, options, existing):
         try:
             tokenizer = load()
-            if any(tokenizer is other and prepend_bos == bos for other, bos in tried):
+            if any(tokenizer is other and rule == [prepend_bos, special] for other, *rule in tried):
                 continue
-            tried.append((tokenizer, prepend_bos))
-            tokens = table.tokenize(tokenizer, max_length=adapter.max_length, prepend_bos=prepend_bos)
+            tried.append((tokenizer, prepend_bos, special))
+            tokens = table.tokenize(
+                tokenizer,
+                max_length=adapter.max_length,
+                prepend_bos=prepend_bos,
+                add_special_tokens=special,
+                offsets=bool(table.spans),
+            )
         except InputError as error:
             failure = failure or error
             continue
@@ -67,21 +73,26 @@ def tokenize_table(
     return first  # the store refuses it, and names the difference
 
 
-def _rules(adapter: Adapter, options: CaptureOptions, existing: Store | None) -> Iterator[tuple[Any, bool | None]]:
-    """Yield functions that return a tokenizer, with `prepend_bos`: the rule of this call first, then older ones."""
+def _rules(
+    table: PromptTable, adapter: Adapter, options: CaptureOptions, existing: Store | None
+) -> Iterator[tuple[Any, bool | None, bool]]:
+    """Yield functions that return a tokenizer, with `prepend_bos` and `add_special_tokens`.
+
+    The rule of this call comes first, then those that the store may have been recorded with.
+    """
 
     def own() -> Any:
         return options.tokenizer if options.tokenizer is not None else own_tokenizer(adapter)
 
-    yield own, options.prepend_bos
+    yield own, options.prepend_bos, table.add_special_tokens
     if existing is None:
         return
     recorded = existing.recorded_with.get(RULE)
     if isinstance(recorded, Mapping):
-        if options.prepend_bos is None:
-            yield own, recorded.get("prepend_bos")
+        bos = recorded.get("prepend_bos") if options.prepend_bos is None else options.prepend_bos
+        yield own, bos, bool(recorded.get("add_special_tokens", True))
     else:  # recorded before there was a rule: with the tokenizer of TransformerLens, which adds BOS
-        yield lambda: adapter.tokenizer, options.prepend_bos
+        yield lambda: adapter.tokenizer, options.prepend_bos, True
 
 
 def _is_of_store(tokens: TokenizedPrompts, store: Store) -> bool:

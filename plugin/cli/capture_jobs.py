@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.cli.output import print_status, print_warnings
+from stratalens.plugin.cli.prompt_file import read_prompts
 from stratalens.plugin.cli.run_file import RunFile, StageEntry, make_parent, run_file_of, write_run_file
 from stratalens.plugin.progress import suppress_progress_bars
 from stratalens.store.errors import InputError
@@ -94,10 +95,9 @@ def capture_run(run: RunFile, *, resume: bool = True, force: bool = False) -> st
 def _record_stages(run: RunFile, *, resume: bool, force: bool) -> None:
     from stratalens.plugin.capture.run import capture_stages
     from stratalens.plugin.progress import StageLines, is_interactive
-    from stratalens.plugin.prompts.table import PromptTable
 
-    table = PromptTable.read(run.prompts)
     stages = run_stages(run)
+    table = read_prompts(run.prompts, stages, run.add_generation_prompt)
     make_parent(run.store)
     # A mapping has no numbers: the capture then places new stages by name among those of the store.
     has_numbers = any(entry.order is not None for entry in run.stages)
@@ -120,13 +120,12 @@ def check_model(model: str, prompts: Path | None, device: str | None) -> CheckRe
         device: device of the model, or None.
     """
     from stratalens.plugin.check.check import check
-    from stratalens.plugin.prompts.table import PromptTable
     from stratalens.plugin.stages.checkpoints import Checkpoint, Revision
     from stratalens.plugin.stages.stage import Stage, loaded_model
 
-    table = PromptTable.read(prompts) if prompts is not None else None
-    source = Checkpoint(Path(model)) if Path(model).is_dir() else Revision(model, "main")
-    with suppress_progress_bars(downloads=False), loaded_model(Stage("model", 0, source), None, device) as loaded:
+    stage = Stage("model", 0, Checkpoint(Path(model)) if Path(model).is_dir() else Revision(model, "main"))
+    table = read_prompts(prompts, [stage]) if prompts is not None else None
+    with suppress_progress_bars(downloads=False), loaded_model(stage, None, device) as loaded:
         return check(loaded, table)
 
 
@@ -175,9 +174,9 @@ def forecast_run(run: RunFile) -> dict[str, Any]:
 
         return forecast_sweep(run)
     from stratalens.plugin.capture.forecast import forecast_capture
-    from stratalens.plugin.prompts.table import PromptTable
 
     # The forecast runs on this machine, which may not have the device of the run.
     options = replace(run.capture_options(), device=None)
+    stages = run_stages(run)
     with suppress_progress_bars(downloads=False):
-        return forecast_capture(run_stages(run), PromptTable.read(run.prompts), options)
+        return forecast_capture(stages, read_prompts(run.prompts, stages, run.add_generation_prompt), options)

@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stratalens.plugin.cli.output import emit_table, emit_text, print_status, print_warnings
+from stratalens.plugin.cli.prompt_file import read_prompts
 from stratalens.plugin.cli.run_file import RunFile, make_parent
 from stratalens.plugin.progress import format_duration
 from stratalens.store.display import human_bytes
 
 if TYPE_CHECKING:
     from stratalens.plugin.hub.sweep import SweepJob
+    from stratalens.plugin.prompts.table import PromptTable
 
 
 def sweep_job(run: RunFile) -> SweepJob:
@@ -26,9 +28,8 @@ def sweep_job(run: RunFile) -> SweepJob:
 def sweep_run(run: RunFile, *, resume: bool, force: bool) -> None:
     """Record the revisions of a run file; arguments and errors are those of `capture_run`."""
     from stratalens.plugin.hub.sweep import run_sweep
-    from stratalens.plugin.prompts.table import PromptTable
 
-    table = PromptTable.read(run.prompts)
+    table = _read_table(run)
     make_parent(run.store)
     options = replace(run.capture_options(), resume=resume, force=force)
     with print_warnings():
@@ -42,11 +43,19 @@ def forecast_sweep(run: RunFile) -> dict[str, Any]:
         rows, checkpoints, download_bytes, checkpoint_disk_bytes and download_seconds.
     """
     from stratalens.plugin.hub.sweep import downloads_of, forecast_downloads
-    from stratalens.plugin.prompts.table import PromptTable
 
-    table = PromptTable.read(run.prompts)
+    table = _read_table(run)
     inspection, revisions = sweep_job(run).inspect(print_status)
     return {"rows": len(table) * len(revisions), **forecast_downloads(downloads_of(inspection, revisions))}
+
+
+def _read_table(run: RunFile) -> PromptTable:
+    """Read the prompts; the chat template of a table of chats is that of the main branch."""
+    from stratalens.plugin.stages.checkpoints import Revision
+    from stratalens.plugin.stages.stage import Stage
+
+    assert run.model is not None
+    return read_prompts(run.prompts, [Stage("model", 0, Revision(run.model, "main"))], run.add_generation_prompt)
 
 
 def run_preflight(repository: str, revisions: list[str], compare: str) -> dict[str, Any]:

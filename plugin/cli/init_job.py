@@ -56,7 +56,7 @@ def write_initial_run_file(folder: Path, table: Path | None, out: Path, *, force
         raise InputError(f"{out} is not a file in a folder that exists; choose another one with -o")
     checkpoints = list_checkpoints(folder)
     prompts = user_path(table) if table is not None else _only_table(folder)
-    columns = _columns(prompts)
+    columns = _columns(prompts, checkpoints[0])
     by = _label_column(columns, [c.name for c in checkpoints])
     base = out.absolute().parent
     text = run_file_text(
@@ -118,13 +118,18 @@ def _only_table(folder: Path) -> Path | None:
     return None
 
 
-def _columns(prompts: Path | None) -> Any:
-    """Return the prompt table; None where there is none."""
+def _columns(prompts: Path | None, first: CheckpointFolder) -> Any:
+    """Return the prompt table; None where there is none. The first checkpoint has the chat template of chats."""
     if prompts is None:
         return None
     from stratalens.plugin.prompts.table import PromptTable
 
-    return PromptTable.read(prompts)
+    def load() -> Any:
+        from stratalens.plugin.stages.checkpoints import Checkpoint, LoraAdapter, load_tokenizer
+
+        return load_tokenizer(LoraAdapter(first.path) if first.is_adapter else Checkpoint(first.path))
+
+    return PromptTable.read(prompts, tokenizer=load)
 
 
 def _label_column(table: Any, stages: Sequence[str]) -> str | None:
@@ -211,6 +216,7 @@ def run_file_text(
         "compression: none             # or zstd: smaller and slower",
         "batch_size: auto",
         "# prepend_bos: true           # one BOS token before each prompt; without this line, what the tokenizer adds",
+        "# add_generation_prompt: true # end chats with the start of the assistant's turn (tables with `messages`)",
         "# device: cuda                # a GPU is taken where there is one",
         "statistics: true              # norms, losses, entropy of every row, for the controls; all: with running_loss",
         "",

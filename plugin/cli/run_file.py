@@ -89,6 +89,7 @@ class RunFile(BaseModel):
     device: str | None = None
     statistics: bool | Literal["all"] | tuple[str, ...] = True
     prepend_bos: bool | None = None
+    add_generation_prompt: bool = False  # of tables of chats
     allow_same_weights: bool = False
     by: str = "trained_stage"
     title: str | None = None  # heading of the report

@@ -12,6 +12,7 @@ import xarray as xr
 
 from stratalens.plugin.cli.capture_jobs import run_stages
 from stratalens.plugin.cli.output import print_status, print_warnings
+from stratalens.plugin.cli.prompt_file import read_prompts
 from stratalens.plugin.cli.run_file import RunFile, read_run_file_of, run_file_of
 from stratalens.plugin.cli.store_jobs import choose_column, results_folder
 from stratalens.plugin.progress import StageLines, is_interactive, suppress_progress_bars
@@ -66,7 +67,6 @@ def steer_store(
     from stratalens.analyses.accessor import open_store
     from stratalens.analyses.directions.direction_set import Directions
     from stratalens.plugin.interventions.intervene import intervene
-    from stratalens.plugin.prompts.table import PromptTable
     from stratalens.store.format.schema import site_names
 
     if kind not in ("steer", "ablate"):
@@ -86,8 +86,9 @@ def steer_store(
     directions: Directions = _directions(ds, column, pair, site or sites[0], position, seed).sel(stage=chosen)
     if layers:
         directions = directions.sel(layer=list(layers))
-    table = PromptTable.read(prompts if prompts is not None else run.prompts)
-    sources = {stage.name: stage.source for stage in run_stages(run) if stage.name in chosen}
+    run_file_stages = run_stages(run)
+    table = read_prompts(prompts if prompts is not None else run.prompts, run_file_stages, run.add_generation_prompt)
+    sources = {stage.name: stage.source for stage in run_file_stages if stage.name in chosen}
     if missing := [name for name in chosen if name not in sources]:
         raise InputError(f"the run file has no stage {missing[0]!r}; it has {join_names(sources)}")
     path = out if out is not None else results_folder(store) / "interventions.zarr"

@@ -15,7 +15,6 @@ from stratalens.plugin.interventions.probe_outcome import make_probe_outcome
 from stratalens.plugin.interventions.text_outcome import GeneratedText, make_text_outcome
 from stratalens.plugin.prompts.columns import name_rows
 from stratalens.plugin.prompts.table import PromptTable
-from stratalens.plugin.prompts.tokenization import tokenize
 from stratalens.store.errors import InputError, suggest
 
 Ids = NDArray[np.int64]
@@ -70,9 +69,7 @@ def make_outcome(
             f"{suggest(against, table.label_names)}. Pass against= to name another column"
         )
     others = [str(text) for text in table.labels()[against]]
-    second = tokenize(
-        table.prompts, others, tokenizer, max_length=max_length, source=table.source, prepend_bos=prepend_bos
-    )
+    second = table.tokenize(tokenizer, max_length=max_length, prepend_bos=prepend_bos, answers=others)
     _require_answers(second.answer_lengths, outcome, against, table)
     return Outcome(outcome, None, table, (tokenized, second))
 

@@ -54,6 +54,59 @@ def check_names(names: Sequence[Any], source: str) -> None:
             )
 
 
+Labels = pd.DataFrame | Mapping[str, Sequence[Any]]
+
+
+def with_labels(
+    columns: Mapping[str, Any],
+    labels: Labels | None,
+    rows: int,
+    source: str,
+    unit: str,
+    repeat: NDArray[Any] | None = None,
+) -> dict[str, Any]:
+    """Return columns of a table with the labels of the caller.
+
+    Args:
+        columns: columns by name.
+        labels: label columns, one value for each conversation or document.
+        rows: number of conversations or documents.
+        source: name of the function, for messages.
+        unit: what one value belongs to, in the plural.
+        repeat: int64 array, number of the conversation or document of each row; None where they are the rows.
+
+    Raises:
+        InputError: another number of values, or a name that the table needs for itself.
+    """
+    if labels is None:
+        return dict(columns)
+    frame = labels if isinstance(labels, pd.DataFrame) else None
+    if frame is None:
+        if not isinstance(labels, Mapping):
+            raise InputError(
+                f"{source}: labels is {type(labels).__name__}; pass a DataFrame, or a dict of columns "
+                "{'label': [...]}"
+            )
+        lengths = {str(name): len(values) for name, values in labels.items()}
+        wrong = {name: length for name, length in lengths.items() if length != rows}
+        if wrong:
+            name, length = next(iter(wrong.items()))
+            raise InputError(f"{source}: label {name!r} has {length} values, but there are {rows} {unit}")
+        frame = pd.DataFrame({name: pd.Series(values) for name, values in labels.items()})
+    if len(frame.columns) and len(frame) != rows:
+        raise InputError(f"{source}: labels has {len(frame)} rows, but there are {rows} {unit}")
+    frame = frame.reset_index(drop=True)
+    taken = [str(name) for name in frame.columns if name in columns]
+    if taken:
+        raise InputError(
+            f"{source}: the label column {taken[0]!r} has the name of a column that {source} writes; rename it: "
+            f"labels.rename(columns={{{taken[0]!r}: 'my_{taken[0]}'}})"
+        )
+    if repeat is not None:
+        frame = frame.iloc[repeat].reset_index(drop=True)
+    return {**columns, **{name: frame[name] for name in frame.columns}}
+
+
 LONGEST = 10**999  # Python writes no number of more than 4,300 digits
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _CONVERTERS: dict[str, Callable[[str], Any]] = {"Int64": int, "Float64": float, "boolean": lambda text: text == "True"}
@@ -151,10 +204,9 @@ def text_values(column: pd.Series[Any], source: str, *, required: bool) -> NDArr
             values[row] = str(int(value))
         elif _is_chat(value):
             raise InputError(
-                f"{source}: {name_rows([row])}, column {name!r}: {quote(value, 80)} is a chat, not a text; make it a "
-                f"text with the chat template: df[{name!r}] = "
-                "[tokenizer.apply_chat_template(chat, tokenize=False) for chat "
-                f"in df[{name!r}]]. Then pass prepend_bos=False where the template writes BOS itself"
+                f"{source}: {name_rows([row])}, column {name!r}: {quote(value, 80)} is a chat, not a text; the chat "
+                f"template makes texts of chats: PromptTable.from_chats(df[{name!r}], tokenizer, "
+                f"labels=df.drop(columns={name!r}))"
             )
         else:
             raise InputError(

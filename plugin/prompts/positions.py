@@ -18,6 +18,7 @@ from stratalens.store.errors import InputError, suggest
 Index = NDArray[np.int64]
 
 
+_ROWS = 2048  # rows whose tokens are compared with spans at a time, which bounds the memory
 _FROM_THE_END = re.compile(r"-[1-9][0-9]{0,8}")
 
 
@@ -152,6 +153,14 @@ def tokens_of_spans(offsets: Sequence[Index], spans: Index) -> Index:
         >>> tokens_of_spans([np.array([[0, 0], [0, 3], [3, 7], [7, 8]])], np.array([[4, 8]])).tolist()
         [[2, 3]]
     """
+    edges = np.full((len(spans), 2), -1, dtype=np.int64)
+    for first in range(0, len(spans), _ROWS):
+        part = slice(first, first + _ROWS)
+        edges[part] = _tokens_of_spans(offsets[part], spans[part])
+    return edges
+
+
+def _tokens_of_spans(offsets: Sequence[Index], spans: Index) -> Index:
     edges = np.full((len(spans), 2), -1, dtype=np.int64)
     lengths = np.array([len(row) for row in offsets])
     row = np.repeat(np.arange(len(spans)), lengths)

@@ -46,7 +46,7 @@ def span_columns(
     for name in span_names(columns):
         pair = [_integers(columns[f"{name}_{edge}"], source) for edge in ("start", "end")]
         span = np.stack(pair, axis=1)
-        _check_span(name, span, prompts, source)
+        check_span(name, span, prompts, source)
         spans[name] = span
         used |= {f"{name}_start", f"{name}_end"}
     return spans, used
@@ -84,16 +84,29 @@ def _integers(column: pd.Series[Any], source: str) -> Spans:
     return values
 
 
-def _check_span(name: str, span: Spans, prompts: NDArray[Any], source: str) -> None:
-    for row, (start, end) in enumerate(span.tolist()):
+def check_span(name: str, span: Spans, prompts: NDArray[Any], source: str, rows: Spans | None = None) -> None:
+    """Check that spans are in their prompts.
+
+    Args:
+        name: name of the spans.
+        span: int64 array of shape (spans, 2), characters [start, end), -1 for none.
+        prompts: object array of shape (spans,), the prompt of each span.
+        source: name of the table, for messages.
+        rows: int64 array of shape (spans,), row of each span, for messages; None where it is its number.
+
+    Raises:
+        InputError: a span is empty or outside its prompt.
+    """
+    for number, (start, end) in enumerate(span.tolist()):
         if start == -1 and end == -1:
             continue
-        length = len(prompts[row])
+        length = len(prompts[number])
+        row = number if rows is None else int(rows[number])
         if not 0 <= start < end <= length:
             raise InputError(
                 f"{source}: {name_rows([row])}: the span {name} = [{start}, {end}) is "
                 f"{'empty' if start == end else 'outside the prompt'}, which has {length} characters "
-                f"({_shorten(prompts[row])}); valid is 0 <= {name}_start < {name}_end <= {length}, or both missing"
+                f"({_shorten(prompts[number])}); valid is 0 <= {name}_start < {name}_end <= {length}, or both missing"
             )
 
 

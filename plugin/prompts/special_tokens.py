@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stratalens.store.errors import InputError
+
+ADD_SPECIAL_TOKENS = "add_special_tokens"  # label column of tables whose prompts have their special tokens as text
 
 
 @dataclass(frozen=True)
@@ -114,3 +119,20 @@ def bos_token_id(tokenizer: Any) -> int | None:
 def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
     """Return the tokens of some ids as the vocabulary writes them."""
     return [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+
+
+def adds_special_tokens(column: NDArray[Any] | None, source: str) -> bool:
+    """Return the value of the column `add_special_tokens`; True without the column.
+
+    Raises:
+        InputError: the column has other values than True and False, or both.
+    """
+    if column is None:
+        return True
+    if column.dtype != np.bool_ or len(set(column.tolist())) > 1:
+        raise InputError(
+            f"{source}: column {ADD_SPECIAL_TOKENS!r} says whether the tokenizer adds special tokens, so it is True in "
+            "every row or False in every row. Record chats and plain prompts into two stores, or write the special "
+            "tokens of the plain prompts into their text"
+        )
+    return bool(column[0])

@@ -4,97 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, overload
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stratalens.plugin.prompts.columns import name_rows
+from stratalens.plugin.prompts.ragged_array import RaggedArray
 from stratalens.plugin.prompts.special_tokens import SpecialTokens, sample_ids, token_texts
 from stratalens.store.errors import InputError
 
-_BATCH = 4096  # prompts in one call of the tokenizer: limits its memory and costs no speed
+_BATCH = 4096  # prompts in one call of the tokenizer, and their characters: the limits bound its memory (about 100 MB)
+_BATCH_CHARACTERS = 1 << 20
 
 
 Ids = NDArray[np.int64]
-
-
-class RaggedArray(Sequence[Ids]):
-    """Rows of different lengths in one array; each row is a view.
-
-    Args:
-        chunks: arrays of shape (items, ...) that hold the items of all rows in order.
-        lengths: items of each row.
-
-    Example:
-        >>> rows = RaggedArray([np.array([5, 6, 7]), np.array([8])], [2, 1, 1])
-        >>> len(rows), rows[1].tolist(), [len(row) for row in rows]
-        (3, [7], [2, 1, 1])
-    """
-
-    def __init__(self, chunks: Sequence[Ids], lengths: Sequence[int]) -> None:
-        self._values: Ids = np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)
-        self._starts: Ids = np.cumsum([0, *lengths])
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    @overload
-    def __getitem__(self, row: int) -> Ids: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Ids]: ...
-    def __getitem__(self, row: int | slice) -> Ids | list[Ids]:
-        if isinstance(row, slice):
-            return [self[index] for index in range(len(self))[row]]
-        index = range(len(self))[row]
-        return self._values[self._starts[index] : self._starts[index + 1]]
-
-    def first_row_above(self, limit: int) -> tuple[int, int] | None:
-        """Find the first item above a limit: its row and its value, None if there is none.
-
-        Example:
-            >>> RaggedArray([np.array([5, 6, 7, 8])], [2, 1, 1]).first_row_above(6)
-            (1, 7)
-        """
-        places = np.flatnonzero(self._values > limit)
-        if not len(places):
-            return None
-        row = int(np.searchsorted(self._starts, places[0], side="right")) - 1
-        return row, int(self._values[places[0]])
-
-    def with_first(self, item: Any) -> RaggedArray:
-        """Return rows with an item in front of each.
-
-        >>> [row.tolist() for row in RaggedArray([np.array([5, 6, 7])], [2, 1]).with_first(1)]
-        [[1, 5, 6], [1, 7]]
-        """
-        lengths = np.diff(self._starts) + 1
-        return RaggedArray([np.insert(self._values, self._starts[:-1], item, axis=0)], lengths.tolist())
-
-    def without(self, index: int) -> RaggedArray:
-        """Return rows without the item at an index that every row has.
-
-        >>> [row.tolist() for row in RaggedArray([np.array([5, 6, 7, 8])], [2, 2]).without(0)]
-        [[6], [8]]
-        """
-        lengths = np.diff(self._starts) - 1
-        return RaggedArray([np.delete(self._values, self._starts[:-1] + index, axis=0)], lengths.tolist())
-
-    def rows_with(self, items: Sequence[int], start: int) -> Ids:
-        """Return the rows that have these items from index `start` on; a negative start counts from the end.
-
-        >>> RaggedArray([np.array([1, 1, 7, 1, 8])], [3, 2]).rows_with([1], 1).tolist()
-        [0]
-        """
-        lengths = np.diff(self._starts)
-        starts = np.where(start < 0, lengths, 0) + start
-        fits = np.flatnonzero((starts >= 0) & (starts + len(items) <= lengths))
-        places = (self._starts[:-1] + starts)[fits, None] + np.arange(len(items))
-        rows: Ids = fits[(self._values[places] == np.asarray(items)).all(axis=1)]
-        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +33,15 @@ class TokenizedPrompts:
         ids: for each prompt an int64 array of shape (length,): `tokenizer(prompt).input_ids`,
             unless `prepend_bos` says otherwise.
         offsets: for each prompt an int64 array of shape (length, 2), the characters
-            [start, end) of each token, (0, 0) for special tokens. None if the
-            tokenizer has no offsets (a pure Python one).
+            [start, end) of each token, (0, 0) for special tokens that the tokenizer adds. None if the
+            tokenizer has no offsets (a pure Python one), or if they were left out.
         answer_ids: for each answer an int64 array of shape (length,), without special
             tokens, empty for a row without an answer. None if the table has no `answer`.
         tokenizer_fingerprint: sha256 of everything that decides the ids (`fingerprint`).
         pad_id: token id of the padding after the end; attention never reaches it.
         special: the special tokens around every prompt.
         prepend_bos: whether a BOS token in front was asked for; None takes what the tokenizer adds.
+        add_special_tokens: whether the tokenizer adds its special tokens; False where a chat template has written them.
         lengths: int64 array of shape (rows,), tokens of each prompt.
         answer_lengths: int64 array of shape (rows,), tokens of each answer.
     """
@@ -124,6 +53,7 @@ class TokenizedPrompts:
     pad_id: int
     special: SpecialTokens = field(default_factory=SpecialTokens)
     prepend_bos: bool | None = None
+    add_special_tokens: bool = True
     lengths: Ids = field(init=False)
     answer_lengths: Ids = field(init=False)
 
@@ -169,8 +99,9 @@ class TokenizedPrompts:
     @property
     def rule(self) -> str:
         """The rule of the ids in words."""
+        call = "tokenizer(prompt)" if self.add_special_tokens else "tokenizer(prompt, add_special_tokens=False)"
         bos = {None: "", True: ", with one BOS token in front", False: ", without a BOS token in front"}
-        return f"tokenizer(prompt){bos[self.prepend_bos]}"
+        return f"{call}{bos[self.prepend_bos]}"
 
     def describe(self, tokenizer: Any) -> dict[str, Any]:
         """Describe the rule of the tokens and the first row, as JSON.
@@ -180,12 +111,13 @@ class TokenizedPrompts:
 
         Returns:
             rule (text), prepend_bos, first_row (at most 64 token ids), first_row_tokens (their texts) and
-            first_row_length.
+            first_row_length; add_special_tokens where it is False.
         """
         first = self.ids[0][:64].tolist()
         return {
             "rule": self.rule,
             "prepend_bos": self.prepend_bos,
+            **({} if self.add_special_tokens else {"add_special_tokens": False}),
             "first_row": first,
             "first_row_tokens": token_texts(tokenizer, first),
             "first_row_length": int(self.lengths[0]),
@@ -229,11 +161,13 @@ def tokenize(
     max_length: int | None = None,
     source: str = "prompts",
     prepend_bos: bool | None = None,
+    add_special_tokens: bool = True,
+    offsets: bool = True,
 ) -> TokenizedPrompts:
     """Tokenise all prompts and answers.
 
     Args:
-        prompts: one text per row; the tokenizer adds its default special tokens.
+        prompts: one text per row.
         answers: one text per row, '' for none, tokenised without special tokens and
             without changes. An answer that the model should read after a space
             starts with this space.
@@ -242,25 +176,32 @@ def tokenize(
             together; None checks nothing.
         source: name of the prompts, for messages.
         prepend_bos: True for one BOS token in front of every prompt, False for none, None for what the tokenizer adds.
+        add_special_tokens: whether the tokenizer adds its default special tokens. False for prompts that have all of
+            their special tokens as text, as a chat template writes them.
+        offsets: whether the characters of each token are needed; they take twice the memory of the ids.
 
     Raises:
         InputError: an object that is not a tokenizer, a prompt without tokens, or one
             longer than `max_length`.
     """
-    _check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
     is_fast = bool(getattr(tokenizer, "is_fast", False))
-    ids, offsets = _encode(prompts, tokenizer, special=True, offsets=is_fast)
+    ids, spans = encode(prompts, tokenizer, special=add_special_tokens, offsets=is_fast and offsets)
     own = SpecialTokens.from_tokenizer(tokenizer)
+    if not add_special_tokens:
+        own = SpecialTokens(_bos_in_text(ids, own.bos, source, prepend_bos), (), own.bos)
     special = own.changed_by(prepend_bos)
     if len(special.before) > len(own.before):
-        ids, offsets = ids.with_first(special.bos), None if offsets is None else offsets.with_first(0)
+        ids, spans = ids.with_first(special.bos), None if spans is None else spans.with_first(0)
     elif len(special.before) < len(own.before) and own.bos_index is not None:
-        ids, offsets = ids.without(own.bos_index), None if offsets is None else offsets.without(own.bos_index)
+        ids, spans = ids.without(own.bos_index), None if spans is None else spans.without(own.bos_index)
+    if not add_special_tokens and prepend_bos is not True:
+        special = SpecialTokens((), (), own.bos)  # a BOS token of the text is not added
     answer_ids = None
     if answers is not None:
-        answer_ids, _ = _encode(answers, tokenizer, special=False, offsets=False)
+        answer_ids, _ = encode(answers, tokenizer, special=False, offsets=False)
     tokenized = TokenizedPrompts(
-        ids, offsets, answer_ids, fingerprint(tokenizer), _pad_id(tokenizer), special, prepend_bos
+        ids, spans, answer_ids, fingerprint(tokenizer), _pad_id(tokenizer), special, prepend_bos, add_special_tokens
     )
     empty = np.flatnonzero(tokenized.lengths == 0)
     if len(empty):
@@ -273,7 +214,26 @@ def tokenize(
     return tokenized
 
 
-def _check_tokenizer(tokenizer: Any) -> None:
+def _bos_in_text(ids: RaggedArray, bos: int | None, source: str, prepend_bos: bool | None) -> tuple[int, ...]:
+    """Return the BOS token in front of prompts that have their special tokens as text; () if they have none.
+
+    Raises:
+        InputError: `prepend_bos` is to change the prompts, and some start with BOS and others do not.
+    """
+    if bos is None or prepend_bos is None:
+        return ()
+    starting = ids.rows_with([bos], 0)
+    if 0 < len(starting) < len(ids):
+        raise InputError(
+            f"{source}: {name_rows(starting)} of {len(ids)} start with a BOS token and the others do not, so "
+            f"prepend_bos={prepend_bos} has no one meaning. Leave prepend_bos out, or use one chat template for all "
+            "rows."
+        )
+    return (bos,) if len(starting) else ()
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise InputError unless an object is a Hugging Face tokenizer."""
     if tokenizer is None:
         raise InputError("the model has no tokenizer; pass one: tokenizer=AutoTokenizer.from_pretrained(...)")
     if not callable(tokenizer) or not hasattr(tokenizer, "convert_tokens_to_ids"):
@@ -283,15 +243,28 @@ def _check_tokenizer(tokenizer: Any) -> None:
         )
 
 
-def _encode(
+def encode(
     texts: Sequence[str], tokenizer: Any, *, special: bool, offsets: bool
 ) -> tuple[RaggedArray, RaggedArray | None]:
-    ids: list[Ids] = []
-    spans: list[Ids] = []
+    """Tokenise texts in batches of bounded size.
+
+    Args:
+        texts: one text per row.
+        tokenizer: a Hugging Face tokenizer.
+        special: whether the tokenizer adds its special tokens.
+        offsets: whether to return the characters of each token; needs a fast tokenizer.
+
+    Returns:
+        ids: for each text an array of shape (tokens,).
+        offsets: for each text an array of shape (tokens, 2), the characters [start, end) of each token; None without
+            `offsets`. Both are stored as int32.
+    """
+    ids: list[NDArray[np.int32]] = []
+    spans: list[NDArray[np.int32]] = []
     lengths: list[int] = []
-    for start in range(0, len(texts), _BATCH):
+    for start, stop in _batches(texts):
         encoded = tokenizer(
-            list(texts[start : start + _BATCH]),
+            list(texts[start:stop]),
             add_special_tokens=special,
             padding=False,
             truncation=False,
@@ -300,12 +273,25 @@ def _encode(
             return_token_type_ids=False,
             verbose=False,  # no warning about long texts: they raise an InputError later
         )
-        lengths += [len(row) for row in encoded["input_ids"]]
-        ids.append(np.array([token for row in encoded["input_ids"] for token in row], dtype=np.int64))
+        counts = [len(row) for row in encoded["input_ids"]]
+        lengths += counts
+        ids.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int32, count=sum(counts)))
         if offsets:
-            flat = [span for row in encoded["offset_mapping"] for span in row]
-            spans.append(np.array(flat, dtype=np.int64).reshape(-1, 2))
+            flat = chain.from_iterable(chain.from_iterable(encoded["offset_mapping"]))
+            spans.append(np.fromiter(flat, dtype=np.int32, count=2 * sum(counts)).reshape(-1, 2))
     return RaggedArray(ids, lengths), RaggedArray(spans, lengths) if offsets else None
+
+
+def _batches(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield slices [start, stop) of texts with few characters together; a longer text is a batch of its own."""
+    start = characters = 0
+    for stop, text in enumerate(texts):
+        if stop > start and (characters + len(text) > _BATCH_CHARACTERS or stop - start == _BATCH):
+            yield start, stop
+            start, characters = stop, 0
+        characters += len(text)
+    if start < len(texts):
+        yield start, len(texts)
 
 
 def _pad_id(tokenizer: Any) -> int:
@@ -325,7 +311,8 @@ def _check_lengths(tokenized: TokenizedPrompts, max_length: int, source: str) ->
     with_answers = " with their answers" if tokenized.answer_ids is not None else ""
     raise InputError(
         f"{source}: {name_rows(rows)}: longer{with_answers} than the model's context of {max_length} tokens "
-        f"({shown}{more}); shorten or drop them, nothing is truncated silently"
+        f"({shown}{more}); shorten or drop them, nothing is truncated silently. PromptTable.from_documents(texts, "
+        f"tokenizer, window={max_length}) cuts long texts into windows"
     )
 
 
@@ -339,7 +326,7 @@ def fingerprint(tokenizer: Any) -> str:
     does not count: loaders set it where it is missing, and it changes no id of a prompt.
     The fingerprint is stable across processes and across the loaders of TransformerLens.
     """
-    _check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state: dict[str, Any]
     rest = ""

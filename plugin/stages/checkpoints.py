@@ -128,11 +128,7 @@ class LoraAdapter:
                     f"{str(folder)!r} is not a PEFT adapter: it has no {needed}. "
                     "Save one with peft_model.save_pretrained(folder, safe_serialization=True)."
                 )
-        base = str(self.base or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or "")
-        if not base:
-            raise InputError(f"adapter {str(folder)!r} names no base model. Pass LoraAdapter(folder, base=...).")
-        if self.base is None and base.startswith(("./", "../")):  # a study writes the path from the adapter's folder
-            base = str((folder / base).resolve())
+        base = self.base_model(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
         if Path(base).is_dir():
             check_checkpoint(Path(base))
         with translate_errors(f"base model {base!r} of adapter {str(folder)!r}"):
@@ -146,8 +142,51 @@ class LoraAdapter:
                 merged = PeftModel.from_pretrained(plain, str(folder)).merge_and_unload()
             return boot(merged, base, tokenizer, device)
 
+    def base_model(self, named: str | None) -> str:
+        """Return the name or folder of the base model.
+
+        Args:
+            named: the base that the adapter names.
+
+        Raises:
+            InputError: there is none.
+        """
+        base, folder = str(self.base or named or ""), user_path(self.folder)
+        if not base:
+            raise InputError(f"adapter {str(folder)!r} names no base model. Pass LoraAdapter(folder, base=...).")
+        if self.base is None and base.startswith(("./", "../")):  # a study writes the path from the adapter's folder
+            return str((folder / base).resolve())
+        return base
+
 
 StoredModel = Checkpoint | Revision | LoraAdapter
+
+
+def load_tokenizer(source: StoredModel) -> Any:
+    """Load the tokenizer of a stored model without the model; a LoRA adapter has that of its base model.
+
+    Raises:
+        InputError: the folder has no tokenizer, or it cannot be loaded.
+        UnreachableError: the tokenizer is on the hub, which did not answer.
+    """
+    from transformers import AutoTokenizer
+
+    if isinstance(source, Checkpoint):
+        folder = user_path(source.folder)
+        check_checkpoint(folder)
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            source = LoraAdapter(folder)
+    if isinstance(source, LoraAdapter):
+        file = user_path(source.folder) / "adapter_config.json"
+        named = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.is_file() else None
+        name = source.base_model(named)
+    else:
+        name = source.model if isinstance(source, Revision) else str(user_path(source.folder))
+    if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
+        raise InputError(f"folder {name!r} has no tokenizer. Save one there, or pass tokenizer=.")
+    options = {"revision": source.revision} if isinstance(source, Revision) else {}
+    with translate_errors(f"the tokenizer of {name!r}"):
+        return AutoTokenizer.from_pretrained(name, **options)
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -40,6 +40,7 @@ from .plugin.capture.store import relabel as relabel
 from .plugin.capture.summarize import forecast_summary as forecast_summary
 from .plugin.capture.summarize import summarize as summarize
 from .plugin.capture.summary_size import summary_size as summary_size
+from .plugin.capture.surprisal import surprisal as surprisal
 from .plugin.check.check import check as check
 from .plugin.hub.client import Hub as Hub
 from .plugin.hub.preflight import preflight as preflight

@@ -126,3 +126,13 @@ def byte_level_with_eos(size: int = 400) -> Any:
         single="$A <|end|>", special_tokens=[("<|end|>", backend.token_to_id("<|end|>"))]
     )
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|end|>")
+
+
+def byte_level_with_eos_and_bos(size: int = 400) -> Any:
+    """Return byte-level BPE that adds <s> in front of every prompt, as in Llama; </s> ends a text and is not added."""
+    backend = _bpe(size)
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")

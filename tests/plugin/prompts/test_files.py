@@ -193,9 +193,9 @@ BAD_FILES = {
     "utf16be.jsonl": ('{"prompt": "\u00e9t\u00e9"}\n'.encode("utf-16-be"), ["is UTF-16", "save it as UTF-8"]),
     "chat.jsonl": (
         b'{"prompt": [{"role": "user", "content": "Who is Ann?"}]}\n',
-        ["row 0, column 'prompt'", "is a chat", "apply_chat_template", "prepend_bos=False"],
+        ["row 0, column 'prompt'", "is a chat", "PromptTable.from_chats(df['prompt'], tokenizer"],
     ),
-    "message.jsonl": (b'{"prompt": {"role": "user", "content": "a"}}\n', ["is a chat", "apply_chat_template"]),
+    "message.jsonl": (b'{"prompt": {"role": "user", "content": "a"}}\n', ["is a chat", "from_chats"]),
     "allwide.csv": (b"prompt,kind\na,b,c\nd,e,f\n", ["as many fields as the header"]),
     "quote.csv": (b'prompt,kind\n"a,b\n', ['written in "..."']),
     "twice.csv": (b"prompt,prompt_id\na,x\nb,x\n", ["'x' is listed twice (rows 0, 1)"]),
