@@ -78,7 +78,8 @@ def test_the_crosscoder_recovers_planted_features(tmp_path: Path, monkeypatch: p
     _, untrained = names["recover"](*names["train"](names["data"], 2, epochs=0), names["data"], 2)
     assert untrained < 0.3
     _, directions, kinds = names["plant"](5)
-    assert (names["kinds_of"](directions) == kinds)[kinds != "rotated"].all()
+    read = names["kinds_of"](directions + 1e-9)  # not zero where a feature does not exist
+    assert (read == kinds).all()
     for seed in range(3, 10) if THOROUGH else ():
         data = names["write"](seed)
         assert names["recover"](*names["train"](data, seed), data, seed)[1] >= 0.95, seed
