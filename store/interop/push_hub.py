@@ -91,15 +91,17 @@ def push_to_hub(
     for number, batch in enumerate(batches := _batches(absent), 1):
         for file in batch:
             check_data_file(plan, file)
-        operations = [CommitOperationAdd(address.key_in_repository(f.key), str(source.path(f.key))) for f in batch]
-        commit(operations, f"Data files, part {number} of {len(batches)}")
+        added = [CommitOperationAdd(address.key_in_repository(f.key), str(source.path(f.key))) for f in batch]
+        commit(added, f"Data files, part {number} of {len(batches)}")
         done += sum(file.nbytes for file in batch)
         if progress is not None:
             progress(done, total)
     files = {**plan.documents, **plan.texts, **plan.records, metadata.ROOT_COPY: plan.root, **extra, **plan.index}
     files[metadata.ROOT] = plan.root
     changed = {key: content for key, content in files.items() if not same(key, None, content, len(content))}
-    operations = [CommitOperationAdd(address.key_in_repository(key), content) for key, content in changed.items()]
+    operations: list[Any] = [
+        CommitOperationAdd(address.key_in_repository(key), content) for key, content in changed.items()
+    ]
     prefix = address.key_in_repository(commits.FOLDER) + "/"
     records = {address.key_in_repository(key) for key in plan.records}
     operations += [CommitOperationDelete(path) for path in remote if path.startswith(prefix) and path not in records]
@@ -126,7 +128,7 @@ def _has_content(entry: Any, path: Path | None, content: bytes | None) -> bool:
     if entry.lfs is not None:
         if path is not None:
             with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
+                return hashlib.file_digest(file, "sha256").hexdigest() == str(entry.lfs.sha256)
         return hashlib.sha256(content or b"").hexdigest() == str(entry.lfs.sha256)
     data = path.read_bytes() if path is not None else content or b""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == str(entry.blob_id)
