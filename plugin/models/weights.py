@@ -90,7 +90,7 @@ def describe_quantization(module: nn.Module) -> dict[str, Any]:
     tensors = _tensors(module.state_dict()).values()
     kinds = {type(t).__name__ for t in tensors if hasattr(t, "__tensor_flatten__")}
     kinds |= {str(t.dtype) for t in tensors if t.is_quantized}
-    config = getattr(getattr(module, "config", None), "quantization_config", None)
+    config: Any = getattr(getattr(module, "config", None), "quantization_config", None)
     described = config.to_dict() if hasattr(config, "to_dict") else config
     facts: dict[str, Any] = {"weights": sorted(kinds)} if kinds else {}
     if described is not None:
