@@ -53,7 +53,7 @@ class RemoteStorage:
         except (ImportError, ValueError) as error:
             raise InputError(
                 f"{self.root} cannot be opened ({error}): give a folder, or a URL that fsspec supports; "
-                'for s3:// run pip install "stratalens[s3]", for https:// pip install aiohttp'
+                'for s3:// run pip install "stratalens[s3]", for https:// "stratalens[http]"'
             ) from error
         self._base = base.rstrip("/")
 
