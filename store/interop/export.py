@@ -122,8 +122,9 @@ def export_files(
         for whole in (file, *next_to.values()):
             whole.flush()
             os.fsync(whole.fileno())
-        for path in next_to:
-            remove_file(path)
+        if not _is_file_of(target, file.tell(), checksum):
+            for path in next_to:  # they would describe another array
+                remove_file(path)
 
 
 def _select_layer(ds: xr.Dataset, site: str, layer: int | None) -> xr.DataArray:
@@ -154,6 +155,17 @@ def _write(file: BinaryIO, header: bytes, array: xr.DataArray) -> int:
             file.write(data.data)
             checksum = extend(checksum, data)
     return checksum
+
+
+def _is_file_of(path: Path, size: int, checksum: int) -> bool:
+    """Whether a file has this size and crc32c: an export that is repeated keeps the files next to its array."""
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    read = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            read = extend(read, np.frombuffer(block, dtype=np.uint8))
+    return read == checksum
 
 
 def _npy_header(array: xr.DataArray) -> bytes:
