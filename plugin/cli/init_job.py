@@ -218,6 +218,7 @@ def run_file_text(
         "# prepend_bos: true           # one BOS token before each prompt; without this line, what the tokenizer adds",
         "# add_generation_prompt: true # end chats with the start of the assistant's turn (tables with `messages`)",
         "# device: cuda                # a GPU is taken where there is one",
+        "# model_kwargs: {device_map: auto}  # arguments of from_pretrained, for models larger than one device",
         "statistics: true              # norms, losses, entropy of every row, for the controls; all: with running_loss",
         "",
         "# The label column that analyze and report compare.",

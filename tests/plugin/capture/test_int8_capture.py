@@ -34,6 +34,7 @@ def record(path: Path, dtype: str, **changes: Any) -> Any:
         forward=run_two_layers,
         block_size=8,
         dtype=dtype,
+        statistics="all",
         **changes,
     )
 
