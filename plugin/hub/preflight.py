@@ -130,8 +130,8 @@ def preflight(
 
     Args:
         repository: name of the model on the hub, such as "EleutherAI/pythia-70m".
-        revisions: a pattern such as "step*" or "stage1-*"; "log:16" for 16 revisions at about equal distances of the
-            logarithm of their step; or a list of names and patterns.
+        revisions: a pattern such as `"step*"` or `"stage1-*"`; "log:16" for 16 revisions at about equal distances of
+            the logarithm of their step; or a list of names and patterns.
         compare: "all" compares the chosen revisions with every revision of the same run, and with `main`; "selected"
             compares them with each other and with `main`, in fewer requests.
         hub: how to reach the hub; None takes the settings of huggingface_hub.
