@@ -21,8 +21,6 @@ every epoch; the host of a virtual machine may still cache them.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,8 +30,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import stratalens as sl
-from benchmarks.harness.document import Report, arguments, parse, ratios
-from benchmarks.harness.measure import alternate, drop_cache, scratch
+from benchmarks.harness.document import Report, ratios
+from benchmarks.harness.measure import alternate
+from benchmarks.store.torch_batches import as_it_is, in_memory_and_on_disk
 from stratalens.store import ActivationWriter, create
 from stratalens.store.format.schema import site_variable
 from stratalens.store.reading.chunks import bfloat16_to_float32
@@ -85,25 +84,8 @@ class Scattered(Dataset[torch.Tensor]):
         return torch.from_numpy(values)
 
 
-def as_it_is(batch: torch.Tensor) -> torch.Tensor:
-    return batch
-
-
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("folder", nargs="?", default=scratch())
-    parser.add_argument("--disk", default=tempfile.gettempdir(), help="a folder on a disk")
-    parser.add_argument("--blocks", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parse(parser, quick={"blocks": 4, "rounds": 2})
-    folders = [Path(tempfile.mkdtemp(prefix="bench-", dir=place)) for place in (options.folder, options.disk)]
-    try:
-        with Report(__file__, options, "torch", "xarray", folders=folders) as report:
-            measure(report, folders[0], "memory", options.blocks, options.rounds, None)
-            measure(report, folders[1], "disk", options.blocks, options.rounds, lambda: drop_cache(folders[1]))
-    finally:
-        for folder in folders:
-            shutil.rmtree(folder)
+    in_memory_and_on_disk(__file__, __doc__, measure, blocks=32, quick=4)
 
 
 def measure(

@@ -62,21 +62,29 @@ def as_it_is(batch: torch.Tensor) -> torch.Tensor:
     return batch
 
 
-def main() -> None:
-    parser = arguments(__doc__)
+Measure = Callable[[Report, Path, str, int, int, "Callable[[], object] | None"], None]
+
+
+def in_memory_and_on_disk(script: str, doc: str | None, measure: Measure, blocks: int, quick: int) -> None:
+    """Call a measurement with a folder in memory, and with one on a disk whose cache is emptied before each run."""
+    parser = arguments(doc)
     parser.add_argument("folder", nargs="?", default=scratch())
     parser.add_argument("--disk", default=tempfile.gettempdir(), help="a folder on a disk")
-    parser.add_argument("--blocks", type=int, default=128)
+    parser.add_argument("--blocks", type=int, default=blocks)
     parser.add_argument("--rounds", type=int, default=7)
-    options = parse(parser, quick={"blocks": 8, "rounds": 2})
+    options = parse(parser, quick={"blocks": quick, "rounds": 2})
     folders = [Path(tempfile.mkdtemp(prefix="bench-", dir=place)) for place in (options.folder, options.disk)]
     try:
-        with Report(__file__, options, "torch", "xarray", folders=folders) as report:
+        with Report(script, options, "torch", "xarray", folders=folders) as report:
             measure(report, folders[0], "memory", options.blocks, options.rounds, None)
             measure(report, folders[1], "disk", options.blocks, options.rounds, lambda: drop_cache(folders[1]))
     finally:
         for folder in folders:
             shutil.rmtree(folder)
+
+
+def main() -> None:
+    in_memory_and_on_disk(__file__, __doc__, measure, blocks=128, quick=8)
 
 
 def measure(
