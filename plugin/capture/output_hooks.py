@@ -147,16 +147,18 @@ class OutputHooks:
         layer = self.adapter.output_layer() if self.split else None
         if layer is not None:  # where only the loss is asked for, no row of logits is needed as a whole
             places = np.flatnonzero(predicts & ~distributions)
-            at, token = (torch.from_numpy(x).to(flat.device) for x in (places, following.reshape(-1)[places]))
-            states = flat[at if batch.lines is None else torch.from_numpy(batch.source(places)).to(flat.device)]
-            losses[at + 1] = output_layer_loss(states, *layer, token, self.adapter.scale_logits)
+            at, source, token = (
+                torch.from_numpy(x).to(flat.device)
+                for x in (places, batch.source(places), following.reshape(-1)[places])
+            )
+            losses[at + 1] = output_layer_loss(flat[source], *layer, token, self.adapter.scale_logits)
             needed = distributions
         chunks: dict[str, list[Tensor]] = {}
         places = np.flatnonzero(needed)
         parts = -(-len(places) * self._vocabulary() // _CHUNK)
         for chunk in np.array_split(places, parts) if parts else ():
             rows = torch.from_numpy(chunk).to(flat.device)
-            states = flat[rows if batch.lines is None else torch.from_numpy(batch.source(chunk)).to(flat.device)]
+            states = flat[torch.from_numpy(batch.source(chunk)).to(flat.device)]
             scores = (self.adapter.head(states) if self.split else states).float()  # type: ignore[union-attr]
             targets = np.flatnonzero(predicts.reshape(-1)[chunk])
             if len(targets):
